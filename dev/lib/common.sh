@@ -75,6 +75,13 @@ reserve_ports() (
   done
 )
 
+# release_ports: gives the ports of $STATE back.
+release_ports() {
+  local number
+  [[ -e $STATE/ports ]] || return 0
+  while IFS='=' read -r _ number; do rm -f "$CACHE/ports/$number"; done <"$STATE/ports"
+}
+
 # --- child processes -----------------------------------------------------------------------------------------------
 # A pid file holds "PID START": the start time tells our process from a later one that was given the same id.
 

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Sourced by every script that calls cargo, and by developers' shells (bash, zsh or plain sh):
 #   . dev/lib/env.sh
 # Cargo rebuilds everything when the flags differ between two calls, so the flags are chosen here and nowhere else.

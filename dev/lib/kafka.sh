@@ -13,8 +13,8 @@ kafka_services() {
 kafka_ports() {
   local service
   for service in $(kafka_services); do
-    echo "$service" "$service-controller"
-    if [[ $SECURE == yes ]]; then echo "$service-sasl" "$service-mtls"; fi
+    printf '%s\n' "$service" "$service-controller"
+    if [[ $SECURE == yes ]]; then printf '%s\n' "$service-sasl" "$service-mtls"; fi
   done
 }
 
@@ -44,7 +44,7 @@ kafka_cache() {
   (
     lock "$CACHE/kafka.lock" 600
     [[ -e $KAFKA_CACHE/complete ]] || kafka_fetch
-    [[ -e $(kafka_archive) ]] || kafka_train || : >"$(kafka_archive)"
+    [[ -e $(kafka_archive) ]] || (kafka_train) || : >"$(kafka_archive)"
   )
 }
 
@@ -82,10 +82,13 @@ END
 }
 
 # One broker is run and stopped with the class archive recorded. Without the archive all works too, only slower.
-kafka_train() (
+kafka_train() {
+  local archive STATE BROKERS=1 SECURE=no KAFKA_EXTRA=()
   archive=$(kafka_archive)
-  STATE=$(mktemp -d) BROKERS=1 SECURE=no KAFKA_EXTRA=()
-  trap 'kill_now kafka-1; rm -rf "$STATE"' EXIT
+  STATE=$(mktemp -d)
+  # At exit the function's variables are gone: the folder is written into the trap.
+  # shellcheck disable=SC2064
+  trap "STATE='$STATE'; kill_now kafka-1; release_ports; rm -rf '$STATE'" EXIT
   say "recording Kafka's class archive (once)"
   reserve_ports "$STATE" kafka-1 kafka-1-controller >"$STATE/ports"
   kafka_prepare kafka-1
@@ -96,8 +99,8 @@ kafka_train() (
   timeout 10 kcat -C -b "$(kafka_bootstrap '')" -t warm-up -o beginning -e -q >/dev/null || true
   kill "$(pid_of kafka-1)"
   wait_stopped kafka-1 60
-  if [[ -e $archive.new ]]; then mv "$archive.new" "$archive"; else : >"$archive"; fi
-)
+  mv "$archive.new" "$archive"
+}
 
 # kafka_prepare SERVICE: data folder (once) and server.properties (each time).
 kafka_prepare() {
@@ -119,7 +122,8 @@ kafka_properties() {
   local service=$1 id=${1#kafka-} node voters='' replicas=1 min_isr=1
   for node in $(kafka_services); do voters+=",${node#kafka-}@127.0.0.1:$(port "$node-controller")"; done
   if ((BROKERS >= 3)); then replicas=3 min_isr=2; fi
-  local listeners="PLAINTEXT://127.0.0.1:$(port "$service")" protocols=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+  local listeners protocols=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+  listeners="PLAINTEXT://127.0.0.1:$(port "$service")"
   if [[ $SECURE == yes ]]; then
     listeners+=",SASL://127.0.0.1:$(port "$service-sasl"),MTLS://127.0.0.1:$(port "$service-mtls")"
     protocols+=,SASL:SASL_SSL,MTLS:SSL

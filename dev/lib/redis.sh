@@ -3,7 +3,7 @@
 # Nothing is persisted while it runs, so that `kill` loses everything, as a cache may; a graceful stop keeps the data.
 
 redis_services() {
-  if [[ $REDIS == cluster ]]; then echo redis-1 redis-2 redis-3; else echo redis; fi
+  if [[ $REDIS == cluster ]]; then printf '%s\n' redis-1 redis-2 redis-3; else echo redis; fi
 }
 redis_ports() {
   local service
