@@ -159,7 +159,7 @@ wait_stopped() {
 # tail_log SERVICE: the end of its log, for an error message.
 tail_log() {
   say "--- end of $STATE/logs/$1.log"
-  tail -n 30 "$STATE/logs/$1.log" >&2 2>/dev/null || true
+  tail -n 15 "$STATE/logs/$1.log" >&2 2>/dev/null || true
   say "---"
 }
 

@@ -95,6 +95,7 @@ postgres_start() {
     major=$(<"$data/PG_VERSION")
     if [[ -x /usr/lib/postgresql/$major/bin/postgres ]]; then bin=/usr/lib/postgresql/$major/bin; fi
   fi
+  postgres_forget_dead "$data"
   # A socket's path has at most 107 bytes.
   local sockets=$data
   ((${#data} < 85)) || sockets=''
@@ -102,6 +103,17 @@ postgres_start() {
   launch postgres "${AS_POSTGRES[@]}" "$bin/postgres" -D "$data" -p "$(port postgres)" -c listen_addresses=127.0.0.1 \
     -c "unix_socket_directories=$sockets" -c max_connections=200 -c shared_buffers=128MB -c fsync=on \
     -c max_wal_size=2GB -c log_line_prefix='%m [%p] %d '
+}
+
+# postgres_forget_dead DATA: after kill -9 its lock files may name a zombie that nobody has reaped (in a container without an
+# init), or another process by now; Postgres would then refuse to start. Only a live postmaster of this folder counts.
+postgres_forget_dead() {
+  local pid
+  { read -r pid <"$1/postmaster.pid"; } 2>/dev/null || return 0
+  if start_time_of "$pid" >/dev/null && tr '\0' ' ' <"/proc/$pid/cmdline" | grep -qF -- "-D $1 "; then
+    die "another Postgres (pid $pid) runs on $1"
+  fi
+  rm -f "$1/postmaster.pid" "$1"/.s.PGSQL.*
 }
 
 postgres_answers() {
