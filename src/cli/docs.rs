@@ -1,0 +1,44 @@
+//! Tables in the docs that are generated from the code.
+
+use std::fs;
+
+use crate::{platform::config, platform::http::code, roles::Settings};
+
+/// Each generated part: the file, its marker, and what belongs there.
+fn parts() -> [(&'static str, &'static str, String); 2] {
+    [
+        ("docs/configuration.md", "configuration", config::markdown_table::<Settings>()),
+        ("docs/errors.md", "errors", code::markdown_table()),
+    ]
+}
+
+/// Replaces what stands between the markers, or fails where that would change anything.
+pub fn write_or_check(check: bool) -> Result<(), String> {
+    let mut stale = Vec::new();
+    for (file, marker, table) in parts() {
+        let text = fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
+        let fresh = replace(&text, marker, &table).ok_or_else(|| format!("{file} lacks the marker `{marker}`"))?;
+        if fresh == text {
+            continue;
+        }
+        stale.push(file);
+        if !check {
+            fs::write(file, fresh).map_err(|error| format!("{file}: {error}"))?;
+        }
+    }
+    match (check, stale.is_empty()) {
+        (_, true) => Ok(()),
+        (true, false) => Err(format!("stale: {}; run `make docs`", stale.join(", "))),
+        (false, false) => {
+            println!("wrote {}", stale.join(", "));
+            Ok(())
+        }
+    }
+}
+
+fn replace(text: &str, marker: &str, table: &str) -> Option<String> {
+    let (begin, end) = (format!("<!-- begin generated: {marker} -->\n"), format!("<!-- end generated: {marker} -->"));
+    let (head, rest) = text.split_once(&begin)?;
+    let (_, tail) = rest.split_once(&end)?;
+    Some(format!("{head}{begin}{table}{end}{tail}"))
+}

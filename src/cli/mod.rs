@@ -1,0 +1,127 @@
+//! The command line: parse, load the configuration, dispatch.
+
+mod docs;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    platform::{
+        config::{self, Loaded, Overrides},
+        postgres,
+    },
+    roles::{self, Role, Settings},
+};
+
+/// Events in over HTTP, kept in Kafka, carried to where they are wanted.
+///
+/// One program; its role comes from the configuration. To try it, with Kafka, Redis and Postgres
+/// running, do `postrider migrate` and then `postrider run`; `make run` in the repository does both
+/// and starts the three as well.
+#[derive(Parser)]
+#[command(version, after_long_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    sources: Sources,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Configuration comes from defaults < postrider.yaml < POSTRIDER_* < flags. A key `kafka.brokers` is
+POSTRIDER_KAFKA__BROKERS in the environment; a secret can be read from a file by adding _FILE.
+
+Examples:
+  postrider config show                       the merged result, and where each value came from
+  postrider run --role api                    serve HTTP only
+  postrider run --set http.listen=:8081       change one key
+  POSTRIDER_ROLE=processor postrider run      the role from the environment";
+
+#[derive(Args)]
+struct Sources {
+    /// Read this file instead of ./postrider.yaml
+    #[arg(long, global = true, env = "POSTRIDER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set one configuration key; may be repeated
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a role until SIGTERM or Ctrl-C
+    Run {
+        /// What this process does
+        #[arg(long, value_enum)]
+        role: Option<Role>,
+    },
+    /// Create or update the tables in Postgres; safe to repeat, and beside a running version
+    Migrate,
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Write the generated tables of the docs, or check that they are up to date
+    #[command(hide = true)]
+    Docs {
+        /// Fail when a table is stale instead of writing it
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Print the merged result, with the source of every value; secrets are masked
+    Show,
+    /// Say whether the configuration is valid
+    Check,
+    /// Print the JSON schema of postrider.yaml
+    Schema,
+}
+
+/// Parses the process's arguments and does what they say. The error is a sentence for the user.
+pub fn main() -> Result<(), String> {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Run { role } => roles::run(load(&cli.sources, role)?.settings),
+        Command::Migrate => migrate(&load(&cli.sources, None)?.settings),
+        Command::Config(ConfigCommand::Show) => {
+            print!("{}", config::show(&load(&cli.sources, None)?));
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Check) => {
+            let loaded = load(&cli.sources, None)?;
+            println!("valid; {} keys are set, role {}", loaded.sources.len(), loaded.settings.role);
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Schema) => {
+            print!("{}", config::schema::<Settings>());
+            Ok(())
+        }
+        Command::Docs { check } => docs::write_or_check(check),
+    }
+}
+
+fn load(sources: &Sources, role: Option<Role>) -> Result<Loaded<Settings>, String> {
+    let mut flags = Vec::new();
+    for pair in &sources.set {
+        let (key, value) = pair.split_once('=').ok_or_else(|| format!("--set {pair}: expected KEY=VALUE"))?;
+        flags.push((key.to_owned(), value.to_owned(), "--set"));
+    }
+    if let Some(role) = role {
+        flags.push(("role".to_owned(), role.to_string(), "--role"));
+    }
+    let overrides = Overrides { file: sources.config.clone(), flags };
+    config::load(&overrides, std::env::vars()).map_err(|error| error.to_string())
+}
+
+fn migrate(settings: &Settings) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let count = runtime.block_on(postgres::migrate(&settings.postgres)).map_err(|error| error.to_string())?;
+    println!("{count} migrations are applied in schema `{}`", settings.postgres.schema);
+    Ok(())
+}

@@ -1,0 +1,289 @@
+//! Routes of the gateway.
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{RawQuery, Request, State},
+    http::{HeaderValue, Response, header},
+    response::IntoResponse,
+};
+use futures_util::future::join_all;
+use serde::Serialize;
+use serde_json::{Value, json, value::RawValue};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    Gateway,
+    model::{ProduceRecord, Record, check_topic},
+    simulator, stream,
+};
+use crate::platform::{
+    http::{Code, Problem, ProblemBody, RequestContext, body, context::require_content_type, json},
+    kafka::{SendError, Stored, event::Event},
+};
+
+/// The type of events that come in as they are.
+const EVENT_TYPE: &str = "postrider.gateway.record";
+const ROUTE: &str = "/produce";
+/// Who writes, until there is authentication.
+pub(super) const PRINCIPAL: &str = "anonymous";
+pub(super) const NDJSON: &str = "application/x-ndjson";
+
+/// The gateway's routes with their descriptions.
+pub fn routes(gateway: Gateway) -> OpenApiRouter {
+    let simulate = gateway.inner.config.simulator.enabled;
+    let router = OpenApiRouter::new().routes(routes!(produce)).routes(routes!(health)).with_state(gateway.clone());
+    if simulate { router.merge(simulator::routes(&gateway)) } else { router }
+}
+
+/// The answer to one stored record.
+#[derive(Serialize, ToSchema)]
+pub struct Produced {
+    success: bool,
+    /// `Message delivered to topic …, partition …, offset …`
+    message: String,
+    topic: String,
+    partition: i32,
+    offset: i64,
+}
+
+/// Produce one record, a batch, or a stream
+///
+/// A JSON body is one record, or a batch in `records`. An `application/x-ndjson` body is a stream of
+/// records, one a line, answered by one line each, in order, while it is still being sent.
+#[utoipa::path(
+    post,
+    path = "/produce",
+    tag = "gateway",
+    params(
+        ("topic" = Option<String>, Query, description = "For records that name no topic"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Makes a retry write the same event"),
+    ),
+    request_body(content((ProduceRecord = "application/json"), (String = "application/x-ndjson"))),
+    responses(
+        (status = 200, description = "Stored on all in-sync replicas; for a batch, all of it", body = Produced),
+        (status = 207, description = "A batch of which some records failed; `results` has each"),
+        (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "Topic not allowed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "Unknown topic", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 415, description = "Neither JSON nor NDJSON", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+async fn produce(
+    State(gateway): State<Gateway>,
+    RawQuery(query): RawQuery,
+    context: RequestContext,
+    request: Request,
+) -> Response<Body> {
+    match gateway.produce(query.as_deref(), &context, request).await {
+        Ok(response) => response,
+        Err(problem) => failure(problem).into_response(),
+    }
+}
+
+/// Adds the members that the older clients read.
+pub(super) fn failure(problem: Problem) -> Problem {
+    let error = problem.detail.clone();
+    problem.with("success", false).with("error", error)
+}
+
+/// `?topic=`, percent-decoding not needed for legal names.
+fn default_topic(query: Option<&str>) -> Option<&str> {
+    query?.split('&').find_map(|pair| pair.strip_prefix("topic=")).filter(|topic| !topic.is_empty())
+}
+
+impl Gateway {
+    async fn produce(
+        &self,
+        query: Option<&str>,
+        context: &RequestContext,
+        request: Request,
+    ) -> Result<Response<Body>, Problem> {
+        let topic = default_topic(query);
+        if require_content_type(request.headers(), &["application/json", NDJSON])? == NDJSON {
+            return stream::respond(self.clone(), topic.map(str::to_owned), context.clone(), request.into_body());
+        }
+        let body: Bytes = body::read(request.into_body(), self.inner.http.limits()).await?;
+        let mut record: Record<'_> = json::parse(&body)?;
+        if let Some(records) = record.records.take() {
+            let topic = record.topic.as_deref().or(topic);
+            return self.produce_batch(&records, topic, context).await;
+        }
+        let (topic, stored) = self.produce_record(record, topic, context, None).await?;
+        Ok(json_response(200, produced(&topic, stored)))
+    }
+
+    /// Checks one record, hands it over and waits for the broker's answer.
+    pub(super) async fn produce_record(
+        &self,
+        record: Record<'_>,
+        default_topic: Option<&str>,
+        context: &RequestContext,
+        part: Option<u64>,
+    ) -> Result<(String, Stored), Problem> {
+        let checked = record.check(default_topic)?;
+        let topic = checked.topic.clone().into_owned();
+        self.inner.topics.permit(&topic)?;
+        if !self.inner.topics.is_known(&topic) {
+            self.inner.topics.ensure(&topic).await?;
+        }
+        let id = context.event_id(PRINCIPAL, ROUTE, part)?;
+        let event = Event { id, kind: EVENT_TYPE, source: "/gateway", trace: context.trace };
+        let receipt =
+            self.inner.producer.send(checked.outgoing(&event)).map_err(|error| self.explain(&error, &topic))?;
+        match receipt.stored(&topic).await {
+            Ok(stored) => Ok((topic, stored)),
+            Err(error) => Err(self.explain(&error, &topic)),
+        }
+    }
+
+    async fn produce_batch(
+        &self,
+        records: &[&RawValue],
+        topic: Option<&str>,
+        context: &RequestContext,
+    ) -> Result<Response<Body>, Problem> {
+        let limit = self.inner.config.max_batch_records;
+        if records.len() > limit {
+            return Err(Problem::new(
+                Code::InvalidRequest,
+                format!("`records` has {}, the limit is {limit}", records.len()),
+            ));
+        }
+        // First, so that records of one key are handed over in the order in which they stand here.
+        for raw in records {
+            self.look_up(raw.get().as_bytes(), topic).await;
+        }
+        let parts = records.iter().enumerate().map(|(part, raw)| self.produce_part(raw, topic, context, part as u64));
+        let results: Vec<Value> = join_all(parts).await;
+        let success = results.iter().all(|result| result["success"] == true);
+        Ok(json_response(
+            if success { 200 } else { 207 },
+            json!({"success": success, "results": results}).to_string().into_bytes(),
+        ))
+    }
+
+    /// One record of a batch or stream, answered by an object with its position or its error.
+    pub(super) async fn produce_part(
+        &self,
+        raw: &RawValue,
+        topic: Option<&str>,
+        context: &RequestContext,
+        part: u64,
+    ) -> Value {
+        let outcome = match json::parse::<Record<'_>>(raw.get().as_bytes()) {
+            Ok(record) => self.produce_record(record, topic, context, Some(part)).await,
+            Err(problem) => Err(problem),
+        };
+        part_result(outcome)
+    }
+
+    /// Looks up a record's topic ahead of the record itself. What is wrong is found again then.
+    pub(super) async fn look_up(&self, record: &[u8], default_topic: Option<&str>) {
+        #[derive(serde::Deserialize)]
+        struct TopicOnly<'a> {
+            #[serde(borrow)]
+            topic: Option<std::borrow::Cow<'a, str>>,
+        }
+        let named = serde_json::from_slice::<TopicOnly<'_>>(record).ok().and_then(|record| record.topic);
+        if let Some(topic) = named.as_deref().or(default_topic)
+            && self.inner.topics.permit(topic).is_ok()
+            && check_topic(topic).is_ok()
+            && !self.inner.topics.is_known(topic)
+        {
+            let _ = self.inner.topics.ensure(topic).await;
+        }
+    }
+
+    fn explain(&self, error: &SendError, topic: &str) -> Problem {
+        if matches!(error, SendError::UnknownTopic(_)) {
+            self.inner.topics.forget(topic);
+        }
+        let code = match error {
+            SendError::Full => Code::Overloaded,
+            SendError::Unavailable => Code::KafkaUnavailable,
+            SendError::UnknownTopic(_) => Code::UnknownTopic,
+            SendError::UnknownPartition => Code::InvalidRequest,
+            SendError::TooLarge => Code::BodyTooLarge,
+            SendError::Unknown => Code::OutcomeUnknown,
+            SendError::Rejected(_) => Code::KafkaRejected,
+        };
+        Problem::new(code, error.to_string())
+    }
+}
+
+/// The result object of one record.
+pub(super) fn part_result(outcome: Result<(String, Stored), Problem>) -> Value {
+    match outcome {
+        Ok((topic, stored)) => {
+            json!({"success": true, "topic": topic, "partition": stored.partition, "offset": stored.offset})
+        }
+        Err(problem) => json!({
+            "success": false, "code": problem.code.word(), "status": problem.code.status().as_u16(), "error": problem.detail,
+        }),
+    }
+}
+
+/// The answer to one record, written directly: topic names need no escaping.
+fn produced(topic: &str, stored: Stored) -> Vec<u8> {
+    let (mut partition, mut offset) = (itoa::Buffer::new(), itoa::Buffer::new());
+    let (partition, offset) = (partition.format(stored.partition), offset.format(stored.offset));
+    let mut out = Vec::with_capacity(160 + 2 * topic.len());
+    for piece in [
+        r#"{"success":true,"message":"Message delivered to topic "#,
+        topic,
+        ", partition ",
+        partition,
+        ", offset ",
+        offset,
+        r#"","topic":""#,
+        topic,
+        r#"","partition":"#,
+        partition,
+        r#","offset":"#,
+        offset,
+        "}",
+    ] {
+        out.extend_from_slice(piece.as_bytes());
+    }
+    out
+}
+
+fn json_response(status: u16, body: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = axum::http::StatusCode::from_u16(status).unwrap_or_default();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The state of the old health route.
+#[derive(Serialize, ToSchema)]
+pub struct HealthAnswer {
+    /// Always `healthy`: the process answers.
+    status: &'static str,
+}
+
+/// Say that the process answers
+#[utoipa::path(get, path = "/health", tag = "gateway", responses((status = 200, body = HealthAnswer)))]
+async fn health() -> axum::Json<HealthAnswer> {
+    axum::Json(HealthAnswer { status: "healthy" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_is_the_one_older_clients_read() {
+        let answer = produced("my-topic", Stored { partition: 2, offset: 41 });
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        let expected = json!({
+            "success": true, "message": "Message delivered to topic my-topic, partition 2, offset 41",
+            "topic": "my-topic", "partition": 2, "offset": 41,
+        });
+        assert_eq!(answer, expected);
+    }
+}

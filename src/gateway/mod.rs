@@ -1,0 +1,47 @@
+//! HTTP to Kafka: one record, a batch, or a stream of them, each answered with its partition and
+//! offset or its error. A success answer means that Kafka has the record, on all in-sync replicas.
+
+mod config;
+mod http;
+mod model;
+mod simulator;
+mod stream;
+mod topics;
+
+pub use config::{Config, Simulator, TopicRules};
+pub use http::routes;
+
+use std::sync::Arc;
+
+use crate::platform::{
+    http::Config as HttpConfig,
+    kafka::{Admin, Broker, Producer},
+};
+
+/// The room, built by the api role.
+#[derive(Clone)]
+pub struct Gateway {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    producer: Producer,
+    topics: topics::Topics,
+    config: Config,
+    http: HttpConfig,
+}
+
+impl Gateway {
+    /// `internal` are the full names of our own topics, refused unless listed.
+    pub fn new(
+        config: Config,
+        http: HttpConfig,
+        producer: Producer,
+        broker: Broker,
+        admin: Admin,
+        internal: Vec<String>,
+    ) -> Self {
+        let topics = topics::Topics::new(&config, broker, admin, internal);
+        Self { inner: Arc::new(Inner { producer, topics, config, http }) }
+    }
+}

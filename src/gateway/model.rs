@@ -1,0 +1,234 @@
+//! A record as clients send it, checked and ready for the producer.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use rdkafka::message::{Header, OwnedHeaders};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use crate::platform::{
+    clock,
+    http::{Code, Problem, json},
+    kafka::{Outgoing, event::Event},
+};
+
+/// One record to produce. Absent and empty keys are the same: no key.
+#[derive(Debug, Deserialize)]
+pub struct Record<'a> {
+    #[serde(borrow)]
+    pub topic: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    key: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    key_base64: Option<Cow<'a, str>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    payload: Option<&'a RawValue>,
+    #[serde(borrow)]
+    payload_base64: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    headers: Option<BTreeMap<Cow<'a, str>, Cow<'a, str>>>,
+    partition: Option<i32>,
+    #[serde(borrow)]
+    timestamp: Option<Timestamp<'a>>,
+    /// A batch: these records instead of one.
+    #[serde(borrow)]
+    pub records: Option<Vec<&'a RawValue>>,
+}
+
+/// Keeps `null` apart from absent: it is a payload like any other.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Timestamp<'a> {
+    Milliseconds(i64),
+    #[serde(borrow)]
+    Rfc3339(Cow<'a, str>),
+}
+
+/// Owned parts of a record that the producer borrows.
+#[derive(Debug)]
+pub struct Checked<'a> {
+    pub topic: Cow<'a, str>,
+    key: Option<Cow<'a, [u8]>>,
+    payload: Cow<'a, [u8]>,
+    headers: Option<BTreeMap<Cow<'a, str>, Cow<'a, str>>>,
+    partition: Option<i32>,
+    timestamp_ms: Option<i64>,
+}
+
+/// What is wrong with a record is a malformed request, 400 (contracts.md, Gateway).
+fn malformed(detail: impl Into<String>) -> Problem {
+    Problem::new(Code::InvalidRequest, detail)
+}
+
+impl<'a> Record<'a> {
+    /// Checks every field. `default_topic` stands in for a record without one.
+    pub fn check(self, default_topic: Option<&'a str>) -> Result<Checked<'a>, Problem> {
+        let topic = self.topic.or(default_topic.map(Cow::Borrowed)).unwrap_or_default();
+        check_topic(&topic)?;
+        let key = match (self.key, self.key_base64) {
+            (Some(_), Some(_)) => return Err(malformed("`key` and `key_base64` exclude each other")),
+            (Some(Cow::Borrowed(text)), None) => Some(Cow::Borrowed(text.as_bytes())),
+            (Some(Cow::Owned(text)), None) => Some(Cow::Owned(text.into_bytes())),
+            (None, Some(text)) => Some(Cow::Owned(decode(&text, "key_base64")?)),
+            (None, None) => None,
+        };
+        let payload = match (self.payload, self.payload_base64) {
+            (Some(_), Some(_)) => return Err(malformed("`payload` and `payload_base64` exclude each other")),
+            (Some(raw), None) => match json::minify(raw.get()) {
+                Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+                Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+            },
+            (None, Some(text)) => Cow::Owned(decode(&text, "payload_base64")?),
+            (None, None) => return Err(malformed("`payload` is required")),
+        };
+        let timestamp_ms = match self.timestamp {
+            None => None,
+            Some(Timestamp::Milliseconds(ms)) if ms >= 0 => Some(ms),
+            Some(Timestamp::Milliseconds(_)) => return Err(malformed("`timestamp` is before 1970")),
+            Some(Timestamp::Rfc3339(text)) => Some(
+                clock::parse_rfc3339(&text)
+                    .filter(|&ms| ms >= 0)
+                    .ok_or_else(|| malformed("`timestamp` is neither milliseconds nor an RFC 3339 time since 1970"))?,
+            ),
+        };
+        if self.partition.is_some_and(|partition| partition < 0) {
+            return Err(malformed("`partition` is negative"));
+        }
+        let reserved = |name: &str| name.is_empty() || name.starts_with("ce_") || name == "traceparent";
+        if let Some(name) = self.headers.iter().flat_map(BTreeMap::keys).find(|name| reserved(name)) {
+            return Err(malformed(format!(
+                "header `{name}` is empty or reserved: `ce_…` and `traceparent` are set by the gateway"
+            )));
+        }
+        Ok(Checked {
+            topic,
+            key: key.filter(|key| !key.is_empty()),
+            payload,
+            headers: self.headers,
+            partition: self.partition,
+            timestamp_ms,
+        })
+    }
+}
+
+impl Checked<'_> {
+    /// The record as the producer takes it.
+    pub fn outgoing(&self, event: &Event<'_>) -> Outgoing<'_> {
+        let own = self.headers.as_ref().map_or(0, BTreeMap::len);
+        let mut headers: OwnedHeaders = event.headers(own);
+        for (name, value) in self.headers.iter().flatten() {
+            headers = headers.insert(Header { key: name, value: Some(value.as_bytes()) });
+        }
+        Outgoing {
+            topic: &self.topic,
+            partition: self.partition,
+            key: self.key.as_deref(),
+            payload: Some(&self.payload),
+            headers: Some(headers),
+            timestamp_ms: self.timestamp_ms,
+        }
+    }
+}
+
+fn decode(text: &str, field: &str) -> Result<Vec<u8>, Problem> {
+    BASE64_STANDARD.decode(text).map_err(|error| malformed(format!("`{field}` is not base64: {error}")))
+}
+
+/// Kafka's own rule for names.
+pub fn check_topic(topic: &str) -> Result<(), Problem> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    match topic {
+        "" => Err(malformed("`topic` is required")),
+        "." | ".." => Err(malformed("`topic` is not a legal name")),
+        _ if topic.len() > 249 => Err(malformed("`topic` is longer than 249 characters")),
+        _ if !topic.bytes().all(legal) => Err(malformed("`topic` may have letters, digits, `.`, `_` and `-` only")),
+        _ => Ok(()),
+    }
+}
+
+/// One record, as documented.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the JSON; the handler reads a borrowed twin")]
+pub struct ProduceRecord {
+    /// Required, unless `?topic=` or the batch names one.
+    topic: Option<String>,
+    /// Chooses the partition; records of one key stay in order.
+    key: Option<String>,
+    /// A binary key, instead of `key`.
+    key_base64: Option<String>,
+    /// Any JSON value; stored minified, otherwise as written.
+    payload: Option<serde_json::Value>,
+    /// A binary payload, instead of `payload`.
+    payload_base64: Option<String>,
+    /// Record headers; `ce_…` and `traceparent` are reserved.
+    headers: Option<BTreeMap<String, String>>,
+    /// Instead of the one the key hashes to.
+    #[schema(minimum = 0)]
+    partition: Option<i32>,
+    /// Milliseconds since the epoch, or an RFC 3339 time.
+    timestamp: Option<serde_json::Value>,
+    /// A batch: these records instead of one.
+    records: Option<Vec<serde_json::Value>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<(String, Option<Vec<u8>>, Vec<u8>), Problem> {
+        let record: Record<'_> = json::parse(text.as_bytes())?;
+        let checked = record.check(None)?;
+        Ok((checked.topic.into_owned(), checked.key.map(Cow::into_owned), checked.payload.into_owned()))
+    }
+
+    #[test]
+    fn the_payload_is_kept_as_written_but_minified() {
+        let (_, _, payload) = check(r#"{"topic":"t","payload": { "b": 1.0, "a": [ 1e3 ] } }"#).unwrap();
+        assert_eq!(payload, br#"{"b":1.0,"a":[1e3]}"#);
+        let (_, _, payload) = check(r#"{"topic":"t","payload":null}"#).unwrap();
+        assert_eq!(payload, b"null", "null is a value like any other");
+    }
+
+    #[test]
+    fn binary_keys_and_payloads_are_decoded() {
+        let (_, key, payload) = check(r#"{"topic":"t","key_base64":"AP8=","payload_base64":"AQID"}"#).unwrap();
+        assert_eq!((key.unwrap(), payload), (vec![0, 255], vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn an_empty_key_is_no_key() {
+        assert_eq!(check(r#"{"topic":"t","key":"","payload":1}"#).unwrap().1, None);
+    }
+
+    #[test]
+    fn what_breaks_a_rule_is_named() {
+        for (body, word) in [
+            (r#"{"payload":1}"#, "topic"),
+            (r#"{"topic":"a b","payload":1}"#, "topic"),
+            (r#"{"topic":"..","payload":1}"#, "topic"),
+            (r#"{"topic":"t"}"#, "payload"),
+            (r#"{"topic":"t","payload":1,"payload_base64":"AA=="}"#, "payload_base64"),
+            (r#"{"topic":"t","payload_base64":"?"}"#, "payload_base64"),
+            (r#"{"topic":"t","payload":1,"partition":-1}"#, "partition"),
+            (r#"{"topic":"t","payload":1,"timestamp":"soon"}"#, "timestamp"),
+            (r#"{"topic":"t","payload":1,"headers":{"ce_id":"x"}}"#, "ce_id"),
+        ] {
+            let problem = check(body).unwrap_err();
+            assert_eq!(problem.code, Code::InvalidRequest, "{body}");
+            assert!(problem.detail.contains(word), "{body}: {}", problem.detail);
+        }
+    }
+
+    #[test]
+    fn wrong_types_are_refused() {
+        for body in [r#"{"topic":1,"payload":1}"#, r#"{"topic":"t","key":7,"payload":1}"#, "[]", "7", r#""x""#] {
+            assert_eq!(check(body).unwrap_err().code, Code::InvalidRequest, "{body}");
+        }
+    }
+}

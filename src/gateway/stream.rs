@@ -1,0 +1,159 @@
+//! Streams: newline-delimited records in, newline-delimited results out, in order, both at once.
+//!
+//! A window bounds the records in flight. When the client does not read its results the window
+//! fills, and the body is read no further: back pressure reaches the sender.
+
+use axum::{body::Body, http::HeaderValue, http::Response, http::header};
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
+use http_body_util::{BodyExt, BodyStream};
+use serde_json::value::RawValue;
+
+use super::{
+    Gateway,
+    http::{NDJSON, part_result},
+};
+use crate::platform::http::{Code, Problem, RequestContext, body, json};
+
+/// A line of the body, or what was wrong with it.
+type Line = Result<Bytes, Problem>;
+
+/// Answers at once; the results follow as the records are settled.
+pub fn respond(
+    gateway: Gateway,
+    topic: Option<String>,
+    context: RequestContext,
+    body: Body,
+) -> Result<Response<Body>, Problem> {
+    context.event_id("", "", None)?;
+    let window = gateway.inner.config.stream_window.max(1);
+    let lines = Lines::new(body, &gateway);
+    let results = stream::unfold(lines, |mut lines| async move { lines.next().await.map(|line| (line, lines)) })
+        .enumerate()
+        .then(move |(number, line)| {
+            let (gateway, topic, context) = (gateway.clone(), topic.clone(), context.clone());
+            async move {
+                // Before the records run side by side, so that they are handed over in order.
+                gateway.look_up(line.as_deref().unwrap_or_default(), topic.as_deref()).await;
+                async move { settle(&gateway, topic.as_deref(), &context, number as u64, line).await }
+            }
+        })
+        .buffered(window)
+        .map(Ok::<_, std::convert::Infallible>);
+    let mut response = Response::new(Body::from_stream(results));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON));
+    Ok(response)
+}
+
+async fn settle(gateway: &Gateway, topic: Option<&str>, context: &RequestContext, number: u64, line: Line) -> Bytes {
+    let result = match line {
+        Err(problem) => part_result(Err(problem)),
+        Ok(line) => match json::parse::<&RawValue>(&line) {
+            Err(problem) => part_result(Err(problem)),
+            Ok(raw) => gateway.produce_part(raw, topic, context, number).await,
+        },
+    };
+    Bytes::from(result.to_string() + "\n")
+}
+
+/// Splits a body into lines of bounded length. Empty lines are skipped.
+struct Lines {
+    body: BodyStream<Body>,
+    buffer: BytesMut,
+    /// How far the buffer holds no newline.
+    searched: usize,
+    /// The rest of a line that was too long is being thrown away.
+    skipping: bool,
+    ended: bool,
+    limits: body::Limits,
+}
+
+impl Lines {
+    fn new(body: Body, gateway: &Gateway) -> Self {
+        let limits = gateway.inner.http.limits();
+        Self {
+            body: BodyStream::new(body),
+            buffer: BytesMut::new(),
+            searched: 0,
+            skipping: false,
+            ended: false,
+            limits,
+        }
+    }
+
+    async fn next(&mut self) -> Option<Line> {
+        loop {
+            if let Some(line) = self.take_line() {
+                return Some(line);
+            }
+            if self.ended {
+                return None;
+            }
+            match tokio::time::timeout(self.limits.timeout, self.body.frame()).await {
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+                Ok(None) => self.ended = true,
+                Ok(Some(Err(error))) => {
+                    self.ended = true;
+                    self.buffer.clear();
+                    return Some(Err(Problem::new(Code::InvalidBody, error.to_string())));
+                }
+                Err(_) => {
+                    self.ended = true;
+                    self.buffer.clear();
+                    let seconds = self.limits.timeout.as_secs_f32();
+                    return Some(Err(Problem::new(Code::RequestTimeout, format!("no record within {seconds} s"))));
+                }
+            }
+        }
+    }
+
+    /// A whole line from the buffer, or the refusal of one that is too long.
+    fn take_line(&mut self) -> Option<Line> {
+        loop {
+            let newline =
+                self.buffer[self.searched..].iter().position(|&byte| byte == b'\n').map(|at| at + self.searched);
+            let line = match newline {
+                Some(at) => {
+                    let mut line = self.buffer.split_to(at + 1);
+                    line.truncate(at);
+                    line
+                }
+                None if self.ended && !self.buffer.is_empty() => self.buffer.split(),
+                None => {
+                    self.searched = self.buffer.len();
+                    return self.skip_overlong();
+                }
+            };
+            self.searched = 0;
+            if std::mem::take(&mut self.skipping) {
+                continue;
+            }
+            if line.len() > self.limits.max_bytes {
+                return Some(Err(body::too_large(self.limits.max_bytes)));
+            }
+            if !line.trim_ascii().is_empty() {
+                return Some(Ok(line.freeze()));
+            }
+        }
+    }
+
+    /// Throws away what a line has beyond the limit, and says so once.
+    fn skip_overlong(&mut self) -> Option<Line> {
+        if self.skipping {
+            self.buffer.clear();
+            self.searched = 0;
+            return None;
+        }
+        if self.buffer.len() <= self.limits.max_bytes {
+            return None;
+        }
+        self.skipping = true;
+        self.buffer.clear();
+        self.searched = 0;
+        Some(Err(body::too_large(self.limits.max_bytes)))
+    }
+}

@@ -1,0 +1,134 @@
+//! Which topics may be written to, and whether they exist.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{OnceCell, Semaphore};
+
+use super::Config;
+use crate::platform::{
+    http::{Code, Problem},
+    kafka::{Admin, Broker, TopicError},
+};
+
+/// How long a topic that was there is taken to be there.
+const REMEMBER: Duration = Duration::from_secs(60);
+/// Names remembered at most.
+const MAX_KNOWN: usize = 10_000;
+/// Questions to the brokers at the same time.
+const MAX_QUESTIONS: usize = 8;
+
+pub struct Topics {
+    allow: Vec<String>,
+    internal: HashSet<String>,
+    auto_create: bool,
+    known: RwLock<HashMap<String, Instant>>,
+    broker: Broker,
+    admin: Admin,
+    brokers_create: OnceCell<bool>,
+    questions: Semaphore,
+}
+
+impl Topics {
+    pub fn new(config: &Config, broker: Broker, admin: Admin, internal: Vec<String>) -> Self {
+        Self {
+            allow: config.topics.allow.clone(),
+            internal: internal.into_iter().collect(),
+            auto_create: config.auto_create_topics,
+            known: RwLock::default(),
+            broker,
+            admin,
+            brokers_create: OnceCell::new(),
+            questions: Semaphore::new(MAX_QUESTIONS),
+        }
+    }
+
+    /// 403 unless this topic may be written to.
+    pub fn permit(&self, topic: &str) -> Result<(), Problem> {
+        if permitted(&self.allow, self.internal.contains(topic), topic) {
+            return Ok(());
+        }
+        Err(Problem::new(Code::TopicForbidden, format!("topic `{topic}` may not be written to through the gateway")))
+    }
+
+    /// Whether the topic is known to exist, without asking anyone.
+    pub fn is_known(&self, topic: &str) -> bool {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(topic).is_some_and(|since| since.elapsed() < REMEMBER)
+    }
+
+    /// Makes sure that the topic exists: asks, and makes it where that is allowed. 404 at once otherwise.
+    pub async fn ensure(&self, topic: &str) -> Result<(), Problem> {
+        if !self.broker.is_up() {
+            return Err(Problem::new(Code::KafkaUnavailable, "no broker answers"));
+        }
+        let Ok(_turn) = self.questions.acquire().await else { return Ok(()) };
+        if self.is_known(topic) {
+            return Ok(());
+        }
+        let found = self.broker.partitions(topic).await.map_err(|error| {
+            self.broker.suspect();
+            Problem::new(Code::KafkaUnavailable, format!("the topic cannot be looked up: {error}"))
+        })?;
+        if found.is_none() {
+            self.create(topic).await?;
+        }
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_KNOWN {
+            known.clear();
+        }
+        known.insert(topic.to_owned(), Instant::now());
+        Ok(())
+    }
+
+    /// The topic turned out not to exist.
+    pub fn forget(&self, topic: &str) {
+        self.known.write().unwrap_or_else(PoisonError::into_inner).remove(topic);
+    }
+
+    async fn create(&self, topic: &str) -> Result<(), Problem> {
+        let unknown = || Problem::new(Code::UnknownTopic, format!("topic `{topic}` does not exist"));
+        if !self.auto_create {
+            return Err(unknown());
+        }
+        let allowed =
+            self.brokers_create.get_or_try_init(|| async { self.admin.broker_creates_topics().await.ok_or(()) });
+        if let Ok(false) = allowed.await {
+            return Err(unknown());
+        }
+        self.admin.create_with_defaults(topic).await.map_err(|error| match error {
+            TopicError::Refused(_, code) => unknown().with("reason", code.to_string()),
+            other => Problem::new(Code::KafkaUnavailable, other.to_string()),
+        })
+    }
+}
+
+/// Kafka's own topics never; ours by full name only; the rest by the list, or all without one.
+fn permitted(allow: &[String], internal: bool, topic: &str) -> bool {
+    if topic.starts_with("__") {
+        return false;
+    }
+    let named = allow.iter().any(|rule| rule == topic);
+    let matched = allow.iter().any(|rule| rule.strip_suffix('*').is_some_and(|prefix| topic.starts_with(prefix)));
+    named || (!internal && (matched || allow.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_and_kafkas_topics_are_refused_unless_listed() {
+        let rules = |list: &[&str]| list.iter().map(|rule| rule.to_string()).collect::<Vec<_>>();
+        assert!(permitted(&rules(&[]), false, "orders"));
+        assert!(!permitted(&rules(&[]), true, "messages"));
+        assert!(!permitted(&rules(&["*"]), true, "messages"), "a wildcard is not a name");
+        assert!(permitted(&rules(&["messages"]), true, "messages"));
+        assert!(!permitted(&rules(&["__consumer_offsets"]), false, "__consumer_offsets"));
+        assert!(permitted(&rules(&["team-*"]), false, "team-a"));
+        assert!(!permitted(&rules(&["team-*"]), false, "orders"));
+    }
+}

@@ -1,0 +1,154 @@
+//! What the view holds: an entry per key, and a marker per partition.
+//!
+//! An entry is `v<version>:<value>`, `e<version>:<ends at ms>:<value>`, or `d<version>:` for a key
+//! that was deleted, kept for a day so that nothing older brings it back. The version is the offset
+//! of the write. A marker is `L:<next>:<unix s>` when everything below `next` is in the view, or
+//! `R:<next>:<unix s>:<target>` while it is being rebuilt up to `target`.
+
+use crate::platform::clock;
+
+/// One key's entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry<'a> {
+    pub version: i64,
+    pub state: State<'a>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State<'a> {
+    Value { value: &'a [u8], expires_ms: Option<i64> },
+    Deleted,
+}
+
+impl<'a> Entry<'a> {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut number = itoa::Buffer::new();
+        let mut out = Vec::with_capacity(24);
+        let (kind, expires, value): (u8, Option<i64>, &[u8]) = match self.state {
+            State::Value { value, expires_ms: None } => (b'v', None, value),
+            State::Value { value, expires_ms } => (b'e', expires_ms, value),
+            State::Deleted => (b'd', None, &[]),
+        };
+        out.push(kind);
+        out.extend_from_slice(number.format(self.version).as_bytes());
+        out.push(b':');
+        if let Some(ms) = expires {
+            out.extend_from_slice(number.format(ms).as_bytes());
+            out.push(b':');
+        }
+        out.extend_from_slice(value);
+        out
+    }
+
+    pub fn decode(bytes: &'a [u8]) -> Option<Self> {
+        let (&kind, rest) = bytes.split_first()?;
+        let (version, rest) = number(rest)?;
+        let state = match kind {
+            b'v' => State::Value { value: rest, expires_ms: None },
+            b'e' => {
+                let (expires_ms, value) = number(rest)?;
+                State::Value { value, expires_ms: Some(expires_ms) }
+            }
+            b'd' => State::Deleted,
+            _ => return None,
+        };
+        Some(Self { version, state })
+    }
+
+    /// The value, unless it is deleted or has expired.
+    pub fn live_value(&self, now_ms: i64) -> Option<&'a [u8]> {
+        match self.state {
+            State::Value { value, expires_ms } if expires_ms.is_none_or(|expires| expires > now_ms) => Some(value),
+            _ => None,
+        }
+    }
+}
+
+/// Splits `123:rest`.
+fn number(bytes: &[u8]) -> Option<(i64, &[u8])> {
+    let colon = bytes.iter().position(|&byte| byte == b':')?;
+    let digits = std::str::from_utf8(&bytes[..colon]).ok()?;
+    Some((digits.parse().ok()?, &bytes[colon + 1..]))
+}
+
+/// How far the view of one partition is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marker {
+    /// Everything below this offset is in the view.
+    pub next: i64,
+    /// When it was written, in seconds since the epoch.
+    pub written_s: i64,
+    /// Where a rebuild ends; `None` when the view is complete.
+    pub target: Option<i64>,
+}
+
+impl Marker {
+    pub fn new(next: i64, target: Option<i64>) -> Self {
+        Self { next, written_s: clock::now_ms() / 1_000, target: target.filter(|&target| next < target) }
+    }
+
+    pub fn encode(&self) -> String {
+        match self.target {
+            None => format!("L:{}:{}", self.next, self.written_s),
+            Some(target) => format!("R:{}:{}:{target}", self.next, self.written_s),
+        }
+    }
+
+    pub fn decode(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok()?;
+        let mut parts = text.split(':');
+        let kind = parts.next()?;
+        let next = parts.next()?.parse().ok()?;
+        let written_s = parts.next()?.parse().ok()?;
+        let target = match (kind, parts.next()) {
+            ("L", None) => None,
+            ("R", Some(target)) => Some(target.parse().ok()?),
+            _ => return None,
+        };
+        Some(Self { next, written_s, target })
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.target.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn an_entry_reads_back_as_written(
+            version in 0..i64::MAX,
+            value in prop::collection::vec(any::<u8>(), 0..50),
+            expires_ms in prop::option::of(0..i64::MAX),
+            deleted: bool,
+        ) {
+            let state = if deleted { State::Deleted } else { State::Value { value: &value, expires_ms } };
+            let entry = Entry { version, state };
+            prop_assert_eq!(Entry::decode(&entry.encode()), Some(entry));
+        }
+
+        #[test]
+        fn a_marker_reads_back_as_written(next in 0..i64::MAX, written_s in 0..i64::MAX, target in prop::option::of(0..i64::MAX)) {
+            let marker = Marker { next, written_s, target };
+            prop_assert_eq!(Marker::decode(marker.encode().as_bytes()), Some(marker));
+        }
+    }
+
+    #[test]
+    fn what_has_expired_has_no_value() {
+        let entry = Entry { version: 1, state: State::Value { value: b"1", expires_ms: Some(100) } };
+        assert_eq!(entry.live_value(99), Some(&b"1"[..]));
+        assert_eq!(entry.live_value(100), None);
+    }
+
+    #[test]
+    fn a_rebuild_that_reached_its_target_is_complete() {
+        assert!(Marker::new(5, Some(5)).is_complete());
+        assert!(!Marker::new(4, Some(5)).is_complete());
+    }
+}

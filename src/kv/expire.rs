@@ -1,0 +1,40 @@
+//! What expires also gets a tombstone, so that the topic shrinks.
+
+use metrics::counter;
+
+use super::{
+    entry::Entry,
+    project::{Partition, Projector, unreachable},
+};
+use crate::platform::{clock, kafka::consumer::Failure};
+
+/// Values looked at in one go.
+const LIMIT: usize = 500;
+/// When a value is looked at again whose tombstone was written but is not back yet, in ms.
+const AGAIN_MS: i64 = 30_000;
+
+impl Projector {
+    /// Writes tombstones for values whose time is over. Reads hide them from the first moment.
+    pub(super) async fn expire(&self, partition: &Partition) -> Result<(), Failure> {
+        let mut redis = self.redis()?;
+        let now_ms = clock::now_ms();
+        loop {
+            let due = self.scripts.due(&mut redis, &partition.keys, now_ms, now_ms + AGAIN_MS, LIMIT).await;
+            let due = due.map_err(unreachable)?;
+            let mut receipts = Vec::with_capacity(due.len() / 2);
+            for pair in due.chunks_exact(2) {
+                if let Some(entry) = Entry::decode(&pair[1]) {
+                    receipts.push(self.restater.expire(partition.number, &pair[0], entry.version));
+                }
+            }
+            let written = receipts.len();
+            for receipt in receipts {
+                self.restater.stored(receipt).await?;
+            }
+            counter!("postrider_kv_expired_records_total").increment(written as u64);
+            if written < LIMIT {
+                return Ok(());
+            }
+        }
+    }
+}

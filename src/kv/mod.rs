@@ -1,0 +1,62 @@
+//! A key-value view: pushes go to the compacted topic `messages`, the processor projects them into
+//! Redis, pulls read from there. Redis may vanish at any moment and is rebuilt from the topic; until
+//! the view is complete a pull is 503, never a false 404, and a value never goes back.
+
+mod audit;
+mod config;
+mod entry;
+mod expire;
+mod http;
+mod keys;
+mod project;
+mod reader;
+mod restate;
+mod script;
+
+pub use config::{AuditMode, Config};
+pub use http::routes;
+pub use project::Projector;
+pub use reader::Reader;
+
+use crate::platform::kafka::{self, TopicSpec};
+
+/// The topic of pushes, before the prefix.
+pub const TOPIC: &str = "messages";
+/// The topic of reads, before the prefix.
+const AUDIT_TOPIC: &str = "audit";
+/// The consumer group of the projection, before the prefix.
+pub const GROUP: &str = "postrider-kv";
+
+/// The version of the write that a record repeats, when it is not a write of its own: the offset
+/// of that write. The newest version of a key wins, whatever order records arrive in.
+const VERSION_HEADER: &str = "postrider-version";
+/// When the value ends, in milliseconds since the epoch.
+const EXPIRES_HEADER: &str = "postrider-expires-at";
+
+/// The room's topics.
+pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
+    let setting = |name, value: &str| (name, value.to_owned());
+    vec![
+        TopicSpec {
+            name: kafka.topic(TOPIC),
+            partitions: config.partitions,
+            settings: vec![
+                setting("cleanup.policy", "compact"),
+                setting("message.timestamp.type", "LogAppendTime"),
+                // What a record repeats must still be readable when it is projected.
+                setting("min.compaction.lag.ms", "3600000"),
+                setting("delete.retention.ms", "86400000"),
+            ],
+            required: vec![("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime")],
+            remedy: "set `kv.partitions` to what the topic has and raise `kv.epoch`, which rebuilds the view"
+                .to_owned(),
+        },
+        TopicSpec {
+            name: kafka.topic(AUDIT_TOPIC),
+            partitions: config.audit_partitions,
+            settings: vec![setting("cleanup.policy", "delete"), setting("message.timestamp.type", "LogAppendTime")],
+            required: vec![],
+            remedy: "set `kv.audit_partitions` to what the topic has".to_owned(),
+        },
+    ]
+}

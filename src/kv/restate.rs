@@ -1,0 +1,76 @@
+//! Saying a key's newest value again, where the topic's last record of it is an older one.
+//!
+//! Compaction keeps a key's last record, so the last one must be the newest. It is not, when a late
+//! double of an older write, or the tombstone of an expired value, came after a newer write.
+
+use rdkafka::message::{Header, OwnedHeaders};
+use uuid::Uuid;
+
+use super::{
+    EXPIRES_HEADER, VERSION_HEADER,
+    entry::{Entry, State},
+};
+use crate::platform::{
+    kafka::{Outgoing, Producer, Receipt, SendError, consumer::Failure, event::Event},
+    trace_context::TraceContext,
+};
+
+/// Writes records that repeat what the view has.
+pub struct Restater {
+    producer: Producer,
+    topic: String,
+}
+
+impl Restater {
+    pub fn new(producer: Producer, topic: String) -> Self {
+        Self { producer, topic }
+    }
+
+    /// Writes the entry again, with its version, and waits until Kafka has it.
+    pub async fn restate(&self, partition: i32, key: &[u8], entry: &Entry<'_>) -> Result<(), Failure> {
+        let (value, expires_ms) = match entry.state {
+            State::Value { value, expires_ms } => (Some(value), expires_ms),
+            State::Deleted => (None, None),
+        };
+        let receipt = self.send("postrider.kv.restated", partition, key, value, entry.version, expires_ms);
+        self.stored(receipt).await
+    }
+
+    /// Writes the tombstone of a value that has expired. It deletes that version and no newer one.
+    pub fn expire(&self, partition: i32, key: &[u8], version: i64) -> Result<Receipt, SendError> {
+        self.send("postrider.kv.expired", partition, key, None, version, None)
+    }
+
+    pub async fn stored(&self, receipt: Result<Receipt, SendError>) -> Result<(), Failure> {
+        let outcome = match receipt {
+            Ok(receipt) => receipt.stored(&self.topic).await.map(|_| ()),
+            Err(error) => Err(error),
+        };
+        outcome.map_err(|error| Failure::Retry(format!("Kafka: {error}")))
+    }
+
+    fn send(
+        &self,
+        kind: &str,
+        partition: i32,
+        key: &[u8],
+        value: Option<&[u8]>,
+        version: i64,
+        expires_ms: Option<i64>,
+    ) -> Result<Receipt, SendError> {
+        let event = Event { id: Uuid::now_v7(), kind, source: "/kv", trace: TraceContext::root() };
+        let mut headers: OwnedHeaders =
+            event.headers(2).insert(Header { key: VERSION_HEADER, value: Some(&version.to_string()) });
+        if let Some(ms) = expires_ms {
+            headers = headers.insert(Header { key: EXPIRES_HEADER, value: Some(&ms.to_string()) });
+        }
+        self.producer.send(Outgoing {
+            topic: &self.topic,
+            partition: Some(partition),
+            key: Some(key),
+            payload: value,
+            headers: Some(headers),
+            timestamp_ms: None,
+        })
+    }
+}

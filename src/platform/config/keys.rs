@@ -1,0 +1,146 @@
+//! The flat list of known keys, derived from the JSON schema of the settings type.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
+
+/// What a value of a key looks like, as far as reading it from a plain string needs to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    String,
+    Secret,
+    Integer,
+    Number,
+    Boolean,
+    /// Strings, in the environment separated by commas.
+    List,
+    /// Free string keys below this one, for instance client properties.
+    Map,
+}
+
+impl Kind {
+    /// The word used in messages and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::String => "string",
+            Kind::Secret => "secret",
+            Kind::Integer => "integer",
+            Kind::Number => "number",
+            Kind::Boolean => "boolean",
+            Kind::List => "list",
+            Kind::Map => "map",
+        }
+    }
+}
+
+/// One configuration key.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// Dotted path, `kafka.brokers`.
+    pub path: String,
+    pub kind: Kind,
+    /// The words that a choice accepts; empty for anything else.
+    pub choices: Vec<String>,
+    pub default: Value,
+    /// The doc comment of the field.
+    pub description: String,
+}
+
+impl Key {
+    /// The environment variable that sets this key.
+    pub fn variable(&self) -> String {
+        format!("POSTRIDER_{}", self.path.replace('.', "__").to_uppercase())
+    }
+}
+
+/// All keys of a settings type, in the order of its fields.
+pub fn known_keys<T: JsonSchema + Serialize + Default>() -> Vec<Key> {
+    let schema = schemars::schema_for!(T).to_value();
+    let defaults = serde_json::to_value(T::default()).unwrap_or(Value::Null);
+    let mut keys = Vec::new();
+    collect(&schema, &schema, "", &defaults, &mut keys);
+    keys
+}
+
+fn collect(root: &Value, node: &Value, path: &str, default: &Value, keys: &mut Vec<Key>) {
+    let resolved = resolve(root, node);
+    if let Some(properties) = resolved.get("properties").and_then(Value::as_object) {
+        for (name, child) in properties {
+            let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            collect(root, child, &below, default.get(name).unwrap_or(&Value::Null), keys);
+        }
+        return;
+    }
+    keys.push(Key {
+        path: path.to_owned(),
+        kind: kind(resolved),
+        choices: choices(resolved),
+        default: default.clone(),
+        description: description(node).or_else(|| description(resolved)).unwrap_or_default(),
+    });
+}
+
+/// Follows `$ref` and the non-null branch of an optional value.
+fn resolve<'a>(root: &'a Value, node: &'a Value) -> &'a Value {
+    if let Some(pointer) = node.get("$ref").and_then(Value::as_str) {
+        let target = root.pointer(pointer.trim_start_matches('#')).unwrap_or(node);
+        return if std::ptr::eq(target, node) { node } else { resolve(root, target) };
+    }
+    if let Some(options) = node.get("anyOf").and_then(Value::as_array)
+        && let Some(some) = options.iter().find(|option| option.get("type").and_then(Value::as_str) != Some("null"))
+    {
+        return resolve(root, some);
+    }
+    node
+}
+
+fn kind(node: &Value) -> Kind {
+    let types: Vec<&str> = match node.get("type") {
+        Some(Value::String(one)) => vec![one.as_str()],
+        Some(Value::Array(many)) => many.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    };
+    let is = |name: &str| types.contains(&name);
+    match () {
+        () if is("integer") => Kind::Integer,
+        () if is("number") => Kind::Number,
+        () if is("boolean") => Kind::Boolean,
+        () if is("array") => Kind::List,
+        () if is("object") => Kind::Map,
+        () if node.get("format").and_then(Value::as_str) == Some("password") => Kind::Secret,
+        () => Kind::String,
+    }
+}
+
+fn choices(node: &Value) -> Vec<String> {
+    let words = |values: &Vec<Value>| values.iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>();
+    if let Some(values) = node.get("enum").and_then(Value::as_array) {
+        return words(values);
+    }
+    node.get("oneOf")
+        .and_then(Value::as_array)
+        .map(|variants| {
+            variants
+                .iter()
+                .flat_map(|variant| match (variant.get("const"), variant.get("enum").and_then(Value::as_array)) {
+                    (Some(Value::String(word)), _) => vec![word.clone()],
+                    (_, Some(values)) => words(values),
+                    _ => Vec::new(),
+                })
+                .collect()
+        })
+        .unwrap_or_default()
+}
+
+fn description(node: &Value) -> Option<String> {
+    node.get("description").and_then(Value::as_str).map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// The known key most like the given one, when it is near enough to be a slip of the hand.
+pub(super) fn nearest<'a>(keys: &'a [Key], wanted: &str) -> Option<&'a str> {
+    let (best, score) = keys
+        .iter()
+        .map(|key| (key.path.as_str(), strsim::jaro_winkler(&key.path, wanted)))
+        .max_by(|a, b| a.1.total_cmp(&b.1))?;
+    (score > 0.8).then_some(best)
+}

@@ -1,0 +1,244 @@
+//! Merging the layers: file, environment, flags, each checked against the known keys.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use figment::{
+    Figment,
+    providers::{Format, Serialized, Yaml},
+};
+use schemars::JsonSchema;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use super::{
+    Error,
+    keys::{Key, Kind, known_keys, nearest},
+};
+
+/// What a caller adds to the process's own environment.
+#[derive(Debug, Default, Clone)]
+pub struct Overrides {
+    /// The file to read; without it `postrider.yaml` in the working directory, if it is there.
+    pub file: Option<PathBuf>,
+    /// `key=value` pairs from flags, and the flag to name when one is wrong.
+    pub flags: Vec<(String, String, &'static str)>,
+}
+
+/// The merged settings, with the source of every key that is not at its default.
+#[derive(Debug)]
+pub struct Loaded<T> {
+    pub settings: T,
+    /// Dotted path → the source's name, such as `POSTRIDER_KAFKA__BROKERS` or `postrider.yaml`.
+    pub sources: BTreeMap<String, String>,
+}
+
+/// Reads and merges every layer. `environment` is usually `std::env::vars()`.
+pub fn load<T>(overrides: &Overrides, environment: impl Iterator<Item = (String, String)>) -> Result<Loaded<T>, Error>
+where
+    T: Default + Serialize + DeserializeOwned + JsonSchema,
+{
+    let keys = known_keys::<T>();
+    let mut layers = Layers { keys: &keys, values: Map::new(), sources: BTreeMap::new() };
+    layers.add_file(overrides)?;
+    layers.add_environment(environment)?;
+    for (path, text, flag) in &overrides.flags {
+        layers.put_text(path, text, flag)?;
+    }
+    // Extracted from the checked values alone: serialized defaults would carry masked secrets, and
+    // every settings type fills what is missing from its own `Default`.
+    let settings = Figment::from(Serialized::defaults(Value::Object(layers.values))).extract().map_err(Box::new)?;
+    Ok(Loaded { settings, sources: layers.sources })
+}
+
+struct Layers<'a> {
+    keys: &'a [Key],
+    values: Map<String, Value>,
+    sources: BTreeMap<String, String>,
+}
+
+impl Layers<'_> {
+    fn add_file(&mut self, overrides: &Overrides) -> Result<(), Error> {
+        let default = PathBuf::from("postrider.yaml");
+        let path = match &overrides.file {
+            Some(path) => path,
+            None if default.is_file() => &default,
+            None => return Ok(()),
+        };
+        let origin = path.display().to_string();
+        let text =
+            std::fs::read_to_string(path).map_err(|source| Error::Unreadable { path: origin.clone(), source })?;
+        let value: Value = match text.trim().is_empty() {
+            true => Value::Object(Map::new()),
+            false => Figment::from(Yaml::string(&text))
+                .extract()
+                .map_err(|error| Error::Invalid(format!("{origin} is not valid YAML: {error}")))?,
+        };
+        self.add_tree("", value, &origin)
+    }
+
+    /// Walks a file's tree down to the known keys.
+    fn add_tree(&mut self, path: &str, value: Value, origin: &str) -> Result<(), Error> {
+        if let Some(key) = self.key(path) {
+            return self.put(&key, value, origin);
+        }
+        match value {
+            Value::Object(map) if path.is_empty() || self.is_section(path) => {
+                for (name, child) in map {
+                    let below = if path.is_empty() { name } else { format!("{path}.{name}") };
+                    self.add_tree(&below, child, origin)?;
+                }
+                Ok(())
+            }
+            Value::Null if self.is_section(path) => Ok(()),
+            Value::String(file) if self.secret_file(path).is_some() => self.put_file(path, &file, origin),
+            _ if self.is_section(path) => Err(Error::BadValue {
+                key: path.to_owned(),
+                origin: origin.to_owned(),
+                problem: "a section, so it needs keys below it".to_owned(),
+            }),
+            _ => Err(self.unknown(path, origin)),
+        }
+    }
+
+    fn add_environment(&mut self, environment: impl Iterator<Item = (String, String)>) -> Result<(), Error> {
+        let mut variables: Vec<(String, String)> =
+            environment.filter(|(name, _)| name.starts_with("POSTRIDER_")).collect();
+        variables.sort();
+        for (name, text) in variables {
+            // For dev/stack and the command line, not settings.
+            if matches!(name.as_str(), "POSTRIDER_CONFIG" | "POSTRIDER_STACK") {
+                continue;
+            }
+            let path = name["POSTRIDER_".len()..].to_lowercase().replace("__", ".");
+            self.put_text(&path, &text, &name)?;
+        }
+        Ok(())
+    }
+
+    fn put_text(&mut self, path: &str, text: &str, origin: &str) -> Result<(), Error> {
+        if let Some(key) = self.key(path) {
+            let value = from_text(&key, text).map_err(|problem| bad(&key, origin, problem))?;
+            return self.put(&key, value, origin);
+        }
+        if self.secret_file(path).is_some() {
+            return self.put_file(path, text, origin);
+        }
+        if let Some((map, name)) = self.map_entry(path) {
+            let mut entries = self.get(&map).and_then(Value::as_object).cloned().unwrap_or_default();
+            entries.insert(name, Value::String(text.to_owned()));
+            insert(&mut self.values, &map, Value::Object(entries));
+            self.sources.insert(map, origin.to_owned());
+            return Ok(());
+        }
+        Err(self.unknown(path, origin))
+    }
+
+    /// `…_file` reads a secret from a mounted file, without the newline that editors add.
+    fn put_file(&mut self, path: &str, file: &str, origin: &str) -> Result<(), Error> {
+        let Some(key) = self.secret_file(path) else { return Err(self.unknown(path, origin)) };
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| Error::Unreadable { path: format!("{file} (named by {origin})"), source })?;
+        let value = Value::String(text.trim_end_matches(['\n', '\r']).to_owned());
+        self.put(&key, value, &format!("{file} (named by {origin})"))
+    }
+
+    fn put(&mut self, key: &Key, value: Value, origin: &str) -> Result<(), Error> {
+        check(key, &value).map_err(|problem| bad(key, origin, problem))?;
+        if value.is_null() {
+            return Ok(());
+        }
+        insert(&mut self.values, &key.path, value);
+        self.sources.insert(key.path.clone(), origin.to_owned());
+        Ok(())
+    }
+
+    fn key(&self, path: &str) -> Option<Key> {
+        self.keys.iter().find(|key| key.path == path).cloned()
+    }
+
+    fn secret_file(&self, path: &str) -> Option<Key> {
+        self.key(path.strip_suffix("_file")?).filter(|key| matches!(key.kind, Kind::Secret))
+    }
+
+    /// Splits `kafka.properties.linger.ms` into the map's path and the entry's name.
+    fn map_entry(&self, path: &str) -> Option<(String, String)> {
+        self.keys.iter().filter(|key| key.kind == Kind::Map).find_map(|key| {
+            let name = path.strip_prefix(&key.path)?.strip_prefix('.')?;
+            Some((key.path.clone(), name.to_owned()))
+        })
+    }
+
+    fn is_section(&self, path: &str) -> bool {
+        let prefix = format!("{path}.");
+        self.keys.iter().any(|key| key.path.starts_with(&prefix))
+    }
+
+    fn get(&self, path: &str) -> Option<&Value> {
+        let mut parts = path.split('.');
+        let first = self.values.get(parts.next()?)?;
+        parts.try_fold(first, |node, part| node.get(part))
+    }
+
+    fn unknown(&self, path: &str, origin: &str) -> Error {
+        let nearest = nearest(self.keys, path).map(str::to_owned);
+        Error::UnknownKey { key: path.to_owned(), origin: origin.to_owned(), nearest }
+    }
+}
+
+fn bad(key: &Key, origin: &str, problem: String) -> Error {
+    Error::BadValue { key: key.path.clone(), origin: origin.to_owned(), problem }
+}
+
+fn insert(values: &mut Map<String, Value>, path: &str, value: Value) {
+    match path.split_once('.') {
+        None => {
+            values.insert(path.to_owned(), value);
+        }
+        Some((head, rest)) => {
+            let child = values.entry(head).or_insert_with(|| Value::Object(Map::new()));
+            if let Value::Object(map) = child {
+                insert(map, rest, value);
+            }
+        }
+    }
+}
+
+fn from_text(key: &Key, text: &str) -> Result<Value, String> {
+    let parsed = match key.kind {
+        Kind::String | Kind::Secret => Some(Value::String(text.to_owned())),
+        Kind::Integer => text.trim().parse::<i64>().ok().map(Value::from),
+        Kind::Number => text.trim().parse::<f64>().ok().map(Value::from),
+        Kind::Boolean => match text.trim().to_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Some(Value::Bool(true)),
+            "false" | "0" | "no" | "off" => Some(Value::Bool(false)),
+            _ => None,
+        },
+        Kind::List => Some(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Value::from).collect()),
+        Kind::Map => serde_json::from_str(text).ok(),
+    };
+    parsed.ok_or_else(|| format!("`{text}`, which is not {}", expected(key)))
+}
+
+fn check(key: &Key, value: &Value) -> Result<(), String> {
+    let fits = match (key.kind, value) {
+        (_, Value::Null) => true,
+        (Kind::String, Value::String(word)) => key.choices.is_empty() || key.choices.contains(word),
+        (Kind::Secret, Value::String(_)) | (Kind::Boolean, Value::Bool(_)) | (Kind::List, Value::Array(_)) => true,
+        (Kind::Integer, Value::Number(number)) => number.is_i64() || number.is_u64(),
+        (Kind::Number, Value::Number(_)) => true,
+        (Kind::Map, Value::Object(entries)) => entries.values().all(Value::is_string),
+        _ => false,
+    };
+    let shown = if key.kind == Kind::Secret { "a value".to_owned() } else { format!("`{value}`") };
+    if fits { Ok(()) } else { Err(format!("{shown}, which is not {}", expected(key))) }
+}
+
+fn expected(key: &Key) -> String {
+    match key.kind {
+        _ if !key.choices.is_empty() => format!("one of {}", key.choices.join(", ")),
+        Kind::Integer => "a whole number".to_owned(),
+        Kind::List => "a list".to_owned(),
+        Kind::Map => "a map of strings".to_owned(),
+        kind => format!("a {}", kind.name()),
+    }
+}

@@ -1,0 +1,54 @@
+//! Showing settings: the merged result, the schema, and the table in the docs.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{keys::known_keys, layers::Loaded};
+
+/// The merged settings, one key a line, with the source of each. Secrets are masked.
+pub fn show<T: JsonSchema + Serialize + Default>(loaded: &Loaded<T>) -> String {
+    let values = serde_json::to_value(&loaded.settings).unwrap_or(Value::Null);
+    let mut lines = Vec::new();
+    for key in known_keys::<T>() {
+        let value = key.path.split('.').try_fold(&values, |node, part| node.get(part)).unwrap_or(&Value::Null);
+        let source = loaded.sources.get(&key.path).map_or("default", String::as_str);
+        lines.push(format!("{}: {}  # {source}", key.path, plain(value)));
+    }
+    lines.join("\n") + "\n"
+}
+
+/// The JSON schema of the configuration file.
+pub fn schema<T: JsonSchema>() -> String {
+    let schema = schemars::schema_for!(T).to_value();
+    serde_json::to_string_pretty(&schema).unwrap_or_default() + "\n"
+}
+
+/// The configuration table of the docs, as Markdown.
+pub fn markdown_table<T: JsonSchema + Serialize + Default>() -> String {
+    let mut table = "| key | type | default | what it does |\n| --- | --- | --- | --- |\n".to_owned();
+    for key in known_keys::<T>() {
+        let kind = match key.choices.is_empty() {
+            true => key.kind.name().to_owned(),
+            false => key.choices.join(" \\| "),
+        };
+        let default = match &key.default {
+            Value::Null => String::new(),
+            value if plain(value).is_empty() => String::new(),
+            value => format!("`{}`", plain(value)),
+        };
+        let text = key.description.replace('|', "\\|");
+        table.push_str(&format!("| `{}` | {kind} | {default} | {text} |\n", key.path));
+    }
+    table
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        Value::Object(map) if map.is_empty() => String::new(),
+        Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,111 @@
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::*;
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    /// Where it listens.
+    listen: Vec<String>,
+    store: Store,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Store {
+    /// Who opens it.
+    password: Secret,
+    size_bytes: u64,
+    mode: Mode,
+    properties: std::collections::BTreeMap<String, String>,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { password: Secret::default(), size_bytes: 7, mode: Mode::Quick, properties: Default::default() }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    Quick,
+    Thorough,
+}
+
+fn from_environment(pairs: &[(&str, &str)]) -> Result<Loaded<Settings>, Error> {
+    let none = Overrides { file: Some("/dev/null".into()), flags: Vec::new() };
+    load(&none, pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())))
+}
+
+fn scratch(name: &str, text: &str) -> std::path::PathBuf {
+    let path = std::env::temp_dir().join(format!("postrider-config-{}-{name}", std::process::id()));
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+#[test]
+fn the_environment_sets_every_kind_of_value() {
+    let loaded = from_environment(&[
+        ("POSTRIDER_LISTEN", "a:1, b:2"),
+        ("POSTRIDER_STORE__PASSWORD", "12345"),
+        ("POSTRIDER_STORE__SIZE_BYTES", "9"),
+        ("POSTRIDER_STORE__MODE", "thorough"),
+        ("POSTRIDER_STORE__PROPERTIES__LINGER.MS", "5"),
+    ])
+    .unwrap();
+    assert_eq!(loaded.settings.listen, ["a:1", "b:2"]);
+    assert_eq!(loaded.settings.store.password.expose(), "12345");
+    assert_eq!(loaded.settings.store.size_bytes, 9);
+    assert_eq!(loaded.settings.store.mode, Mode::Thorough);
+    assert_eq!(loaded.settings.store.properties["linger.ms"], "5");
+    assert_eq!(loaded.sources["store.size_bytes"], "POSTRIDER_STORE__SIZE_BYTES");
+}
+
+#[test]
+fn a_later_layer_wins_and_the_rest_stays_at_its_default() {
+    let file = scratch("layers.yaml", "store:\n  size_bytes: 1\n  mode: thorough\n");
+    let flags = vec![("store.size_bytes".to_owned(), "3".to_owned(), "--set")];
+    let overrides = Overrides { file: Some(file), flags };
+    let environment = [("POSTRIDER_STORE__SIZE_BYTES".to_owned(), "2".to_owned())];
+    let loaded = load::<Settings>(&overrides, environment.into_iter()).unwrap();
+    assert_eq!(loaded.settings.store.size_bytes, 3);
+    assert_eq!(loaded.settings.store.mode, Mode::Thorough);
+    assert!(loaded.settings.listen.is_empty());
+}
+
+#[test]
+fn an_unknown_key_names_the_nearest_known_one() {
+    let error = from_environment(&[("POSTRIDER_STORE__SIZE_BYTE", "9")]).unwrap_err().to_string();
+    assert!(error.contains("POSTRIDER_STORE__SIZE_BYTE") && error.contains("`store.size_bytes`"), "{error}");
+    let file = scratch("unknown.yaml", "stor:\n  size_bytes: 1\n");
+    let overrides = Overrides { file: Some(file), flags: Vec::new() };
+    let error = load::<Settings>(&overrides, std::iter::empty()).unwrap_err().to_string();
+    assert!(error.contains("unknown key `stor`") && error.contains("unknown.yaml"), "{error}");
+}
+
+#[test]
+fn a_bad_value_names_its_source_and_what_was_expected() {
+    let error = from_environment(&[("POSTRIDER_STORE__SIZE_BYTES", "many")]).unwrap_err().to_string();
+    assert!(error.contains("POSTRIDER_STORE__SIZE_BYTES") && error.contains("whole number"), "{error}");
+    let error = from_environment(&[("POSTRIDER_STORE__MODE", "slow")]).unwrap_err().to_string();
+    assert!(error.contains("one of quick, thorough"), "{error}");
+}
+
+#[test]
+fn a_secret_is_read_from_a_file_and_never_shown() {
+    let file = scratch("secret", "hunter2\n");
+    let loaded = from_environment(&[("POSTRIDER_STORE__PASSWORD_FILE", file.to_str().unwrap())]).unwrap();
+    assert_eq!(loaded.settings.store.password.expose(), "hunter2");
+    let shown = show(&loaded);
+    assert!(shown.contains("store.password: ********") && !shown.contains("hunter2"), "{shown}");
+    assert!(!format!("{loaded:?}").contains("hunter2"));
+}
+
+#[test]
+fn the_table_has_a_row_for_every_key() {
+    let table = markdown_table::<Settings>();
+    assert!(table.contains("| `store.mode` | quick \\| thorough | `quick` |"), "{table}");
+    assert_eq!(table.lines().count(), 2 + known_keys::<Settings>().len());
+}

@@ -1,0 +1,96 @@
+//! The stable words that errors carry, one table for the answer and for docs/errors.md.
+
+use axum::http::StatusCode;
+
+macro_rules! codes {
+    ($($name:ident $word:literal $status:ident $title:literal $meaning:literal;)*) => {
+        /// A stable error code; each has a line in docs/errors.md.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Code { $(#[doc = $meaning] $name,)* }
+
+        impl Code {
+            /// Every code, in the order of the docs.
+            pub const ALL: &'static [Code] = &[$(Code::$name,)*];
+
+            /// The word clients match on.
+            pub const fn word(self) -> &'static str {
+                match self { $(Code::$name => $word,)* }
+            }
+
+            /// The status it is answered with.
+            pub const fn status(self) -> StatusCode {
+                match self { $(Code::$name => StatusCode::$status,)* }
+            }
+
+            /// A short summary that is the same for every occurrence.
+            pub const fn title(self) -> &'static str {
+                match self { $(Code::$name => $title,)* }
+            }
+
+            /// What it means and what to do, for docs/errors.md.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Code::$name => $meaning,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    InvalidJson "invalid_json" BAD_REQUEST "The body is not valid JSON"
+        "The body is empty, not UTF-8, not JSON, has raw control characters, a lone surrogate, or more than 128 levels. Correct it; the detail says where.";
+    InvalidRequest "invalid_request" BAD_REQUEST "The request is malformed"
+        "A field is missing or of the wrong type, or a parameter or header cannot be read. The detail names it.";
+    InvalidBody "invalid_body" BAD_REQUEST "The body could not be read"
+        "The connection broke or the chunked encoding was wrong while the body was read. Nothing was written; send it again.";
+    TopicForbidden "topic_forbidden" FORBIDDEN "The topic may not be written to"
+        "The topic is internal to postrider or Kafka, or not in `gateway.topics.allow`.";
+    NotFound "not_found" NOT_FOUND "Not found"
+        "There is no such route or resource.";
+    KeyNotFound "key_not_found" NOT_FOUND "The key does not exist"
+        "The view is complete and has no value for this key: never pushed, deleted, or expired.";
+    UnknownTopic "unknown_topic" NOT_FOUND "The topic does not exist"
+        "Kafka has no such topic and none is made by itself. Create it, or turn on `gateway.auto_create_topics` where the broker allows that.";
+    MethodNotAllowed "method_not_allowed" METHOD_NOT_ALLOWED "The method is not allowed here"
+        "The path exists but not with this method; the `Allow` header lists those that do.";
+    RequestTimeout "request_timeout" REQUEST_TIMEOUT "The body took too long to arrive"
+        "The body was not complete within `http.body_timeout_ms`. Nothing was written.";
+    BodyTooLarge "body_too_large" PAYLOAD_TOO_LARGE "The body is too large"
+        "The body, or one record of a stream, is over `http.max_body_bytes`, or the record is over the broker's `message.max.bytes`. Nothing was written.";
+    UnsupportedMediaType "unsupported_media_type" UNSUPPORTED_MEDIA_TYPE "The content type is not supported"
+        "Send `application/json` (or, where a route says so, `application/x-ndjson`).";
+    InvalidField "invalid_field" UNPROCESSABLE_ENTITY "A field breaks a rule"
+        "The request is well-formed, but a field is outside its limits. The detail names the field and the limit.";
+    Overloaded "overloaded" SERVICE_UNAVAILABLE "Too many writes are in flight"
+        "The producer's bound on records or bytes in flight is reached. Nothing was written; retry after `Retry-After` seconds.";
+    KafkaUnavailable "kafka_unavailable" SERVICE_UNAVAILABLE "Kafka cannot be reached"
+        "The write was refused before it was handed to Kafka's client: it appears nowhere. Retry after `Retry-After` seconds.";
+    OutcomeUnknown "outcome_unknown" SERVICE_UNAVAILABLE "It is unknown whether the write was stored"
+        "The write was handed over and not confirmed in time. It may or may not be stored; a retry with the same `Idempotency-Key` is safe.";
+    KafkaRejected "kafka_rejected" SERVICE_UNAVAILABLE "Kafka refused the write"
+        "The broker refused the record for a reason of its own (authorization, too few in-sync replicas, a full disk). The detail has its words. The record was not stored.";
+    RedisUnavailable "redis_unavailable" SERVICE_UNAVAILABLE "Redis cannot be reached"
+        "The view cannot be read at the moment. Writes are not affected. Retry after `Retry-After` seconds.";
+    Rebuilding "rebuilding" SERVICE_UNAVAILABLE "The view is being rebuilt"
+        "Redis has lost data, or the processor has not filled it yet. Until the view is complete nobody can say whether this key exists. Retry after `Retry-After` seconds.";
+    NotYetVisible "not_yet_visible" GATEWAY_TIMEOUT "The awaited write is not visible yet"
+        "The write named by `Postrider-After` did not reach the view within the wait. It is not lost; ask again.";
+    ShuttingDown "shutting_down" SERVICE_UNAVAILABLE "The server is shutting down"
+        "This replica is draining and takes no new writes. Retry at once on a new connection.";
+    Internal "internal" INTERNAL_SERVER_ERROR "Something went wrong here"
+        "A bug or an unforeseen fault; the log has it under the request id.";
+}
+
+/// The table of docs/errors.md.
+pub fn markdown_table() -> String {
+    let mut table = "| code | status | meaning and remedy |\n| --- | --- | --- |\n".to_owned();
+    for code in Code::ALL {
+        table.push_str(&format!(
+            "| <a id=\"{0}\"></a>`{0}` | {1} | **{2}.** {3} |\n",
+            code.word(),
+            code.status().as_u16(),
+            code.title(),
+            code.meaning()
+        ));
+    }
+    table
+}

@@ -1,0 +1,126 @@
+//! What every request carries: its id, its trace, and its idempotency key.
+
+use std::convert::Infallible;
+
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts},
+};
+use uuid::Uuid;
+
+use super::{code::Code, problem::Problem};
+use crate::platform::trace_context::TraceContext;
+
+pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Longest request id or idempotency key, in bytes.
+const MAX_ID_BYTES: usize = 255;
+
+/// The namespace of event ids derived from idempotency keys.
+const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x6f1c_70f2_5d1b_5c0e_9a40_7e3a_1d2b_9c55);
+
+/// Taken by handlers as an extractor; made by the outer layer.
+#[derive(Debug, Clone)]
+pub struct RequestContext {
+    pub request_id: HeaderValue,
+    /// The server's own span in the caller's trace, or in a new one.
+    pub trace: TraceContext,
+    /// What `trace` is a child of, when the caller sent one.
+    pub parent: Option<TraceContext>,
+    idempotency_key: Option<HeaderValue>,
+}
+
+impl RequestContext {
+    pub fn from_headers(headers: &HeaderMap) -> Self {
+        let parent = headers.get(&TRACEPARENT).and_then(|value| TraceContext::parse(value.as_bytes()));
+        let request_id = headers
+            .get(&REQUEST_ID)
+            .filter(|id| !id.is_empty() && id.len() <= MAX_ID_BYTES && id.to_str().is_ok())
+            .cloned()
+            .unwrap_or_else(new_request_id);
+        Self {
+            request_id,
+            trace: parent.map_or_else(TraceContext::root, TraceContext::child),
+            parent,
+            idempotency_key: headers.get(&IDEMPOTENCY_KEY).cloned(),
+        }
+    }
+
+    /// The id of the event that this request writes: derived from the idempotency key together
+    /// with principal and route, so that a retry writes the same event; otherwise new.
+    /// `part` tells the records of one request apart.
+    pub fn event_id(&self, principal: &str, route: &str, part: Option<u64>) -> Result<Uuid, Problem> {
+        let Some(key) = &self.idempotency_key else { return Ok(Uuid::now_v7()) };
+        if key.is_empty() || key.len() > MAX_ID_BYTES {
+            let detail = format!("Idempotency-Key must have 1 to {MAX_ID_BYTES} bytes");
+            return Err(Problem::new(Code::InvalidRequest, detail));
+        }
+        let mut name = Vec::with_capacity(64);
+        for piece in [principal.as_bytes(), route.as_bytes(), key.as_bytes()] {
+            name.extend_from_slice(piece);
+            name.push(0);
+        }
+        if let Some(part) = part {
+            name.extend_from_slice(&part.to_be_bytes());
+        }
+        Ok(Uuid::new_v5(&EVENT_NAMESPACE, &name))
+    }
+}
+
+fn new_request_id() -> HeaderValue {
+    let mut text = [0_u8; 32];
+    Uuid::now_v7().simple().encode_lower(&mut text);
+    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("none"))
+}
+
+impl<S: Sync> FromRequestParts<S> for RequestContext {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(parts.extensions.get::<Self>().cloned().unwrap_or_else(|| Self::from_headers(&parts.headers)))
+    }
+}
+
+/// 415 unless the content type is one of those given; a missing one is taken for JSON.
+pub fn require_content_type(headers: &HeaderMap, accepted: &[&'static str]) -> Result<&'static str, Problem> {
+    let fallback = accepted.first().copied().unwrap_or("application/json");
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(fallback) };
+    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    accepted.iter().copied().find(|known| essence.eq_ignore_ascii_case(known)).ok_or_else(|| {
+        Problem::new(Code::UnsupportedMediaType, format!("`{essence}` is not one of {}", accepted.join(", ")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: &'static str, value: &'static str) -> RequestContext {
+        RequestContext::from_headers(&HeaderMap::from_iter([(
+            HeaderName::from_static(name),
+            HeaderValue::from_static(value),
+        )]))
+    }
+
+    #[test]
+    fn the_event_id_is_a_function_of_principal_route_and_key() {
+        let context = with("idempotency-key", "k1");
+        let id = context.event_id("anonymous", "/push", None).unwrap();
+        assert_eq!(id, context.event_id("anonymous", "/push", None).unwrap());
+        assert_eq!(id.get_version_num(), 5);
+        for (principal, route, part) in
+            [("b", "/push", None), ("anonymous", "/produce", None), ("anonymous", "/push", Some(0))]
+        {
+            assert_ne!(id, context.event_id(principal, route, part).unwrap());
+        }
+        assert!(with("idempotency-key", "").event_id("a", "b", None).is_err());
+    }
+
+    #[test]
+    fn a_request_id_is_honoured_or_made() {
+        assert_eq!(with("x-request-id", "abc").request_id, "abc");
+        assert_eq!(with("host", "abc").request_id.len(), 32);
+    }
+}

@@ -1,0 +1,215 @@
+//! JSON as clients wrote it: strict validation of a body, and minifying that keeps key order and
+//! the spelling of numbers.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+
+use super::{code::Code, problem::Problem};
+
+/// Levels of nesting that are accepted (contracts.md).
+pub const MAX_DEPTH: usize = 128;
+
+/// Why a body is refused before it is parsed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    #[error("the body is empty")]
+    Empty,
+    #[error("the body is not UTF-8 at byte {0}")]
+    NotUtf8(usize),
+    #[error("lone surrogate in the string at byte {0}")]
+    LoneSurrogate(usize),
+    #[error("more than {MAX_DEPTH} levels at byte {0}")]
+    TooDeep(usize),
+}
+
+/// Checks what serde_json does not check in values that it skips: UTF-8, surrogate pairs, depth.
+/// The grammar itself is serde_json's to judge.
+pub fn check(body: &[u8]) -> Result<&str, Fault> {
+    let text = std::str::from_utf8(body).map_err(|error| Fault::NotUtf8(error.valid_up_to()))?;
+    let mut depth = 0_usize;
+    let mut at = 0;
+    while let Some(&byte) = body.get(at) {
+        match byte {
+            b'"' => at = check_string(body, at + 1)?,
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return Err(Fault::TooDeep(at));
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+    }
+    if text.trim_ascii().is_empty() { Err(Fault::Empty) } else { Ok(text) }
+}
+
+/// Returns the position of the closing quote, or of the end where there is none.
+fn check_string(body: &[u8], mut at: usize) -> Result<usize, Fault> {
+    while let Some(&byte) = body.get(at) {
+        match byte {
+            b'"' => break,
+            b'\\' => {
+                if body.get(at + 1) == Some(&b'u') {
+                    match code_unit(body, at) {
+                        Some(0xD800..0xDC00) => match code_unit(body, at + 6) {
+                            Some(0xDC00..0xE000) => at += 6,
+                            _ => return Err(Fault::LoneSurrogate(at)),
+                        },
+                        Some(0xDC00..0xE000) => return Err(Fault::LoneSurrogate(at)),
+                        _ => {}
+                    }
+                }
+                at += 2;
+            }
+            _ => at += 1,
+        }
+    }
+    Ok(at)
+}
+
+/// The value of the `\uXXXX` at this place, if there is one.
+fn code_unit(body: &[u8], at: usize) -> Option<u32> {
+    let digits = body.get(at..at + 6)?.strip_prefix(b"\\u")?;
+    u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+/// Validates and deserializes a body in one go, borrowing from it.
+pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    let text = check(body).map_err(|fault| Problem::new(Code::InvalidJson, fault.to_string()))?;
+    serde_json::from_str(text).map_err(|error| {
+        let code = if error.is_data() { Code::InvalidRequest } else { Code::InvalidJson };
+        Problem::new(code, error.to_string())
+    })
+}
+
+/// Removes insignificant whitespace from a value that is known to be valid JSON.
+pub fn minify(value: &str) -> Cow<'_, str> {
+    let bytes = value.as_bytes();
+    let Some(first) = next_whitespace(bytes, 0) else { return Cow::Borrowed(value) };
+    let mut kept = String::with_capacity(value.len());
+    let (mut from, mut space) = (0, Some(first));
+    while let Some(at) = space {
+        kept.push_str(&value[from..at]);
+        from = at + 1;
+        space = next_whitespace(bytes, from);
+    }
+    kept.push_str(&value[from..]);
+    Cow::Owned(kept)
+}
+
+/// The next whitespace outside a string; `at` itself is outside one.
+fn next_whitespace(bytes: &[u8], mut at: usize) -> Option<usize> {
+    let mut inside = false;
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'\\' if inside => at += 1,
+            b'"' => inside = !inside,
+            b' ' | b'\n' | b'\t' | b'\r' if !inside => return Some(at),
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}
+
+/// Appends `text` as a JSON string, quotes included.
+pub fn write_string(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    let mut from = 0;
+    for (at, byte) in text.bytes().enumerate() {
+        let escape: Option<&[u8]> = match byte {
+            b'"' => Some(b"\\\""),
+            b'\\' => Some(b"\\\\"),
+            b'\n' => Some(b"\\n"),
+            b'\r' => Some(b"\\r"),
+            b'\t' => Some(b"\\t"),
+            0..0x20 => None,
+            _ => continue,
+        };
+        out.extend_from_slice(&text.as_bytes()[from..at]);
+        match escape {
+            Some(escape) => out.extend_from_slice(escape),
+            None => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+        }
+        from = at + 1;
+    }
+    out.extend_from_slice(&text.as_bytes()[from..]);
+    out.push(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn lone_surrogates_are_refused_and_pairs_are_not() {
+        assert!(check(br#"{"a":"\ud83d\ude00 ok \\ud83d"}"#).is_ok());
+        for bad in [r#""\ud83d""#, r#""\ude00""#, r#""\ud83d\u0041""#, r#"{"\udfff":1}"#, r#""\uD83Dx""#] {
+            assert!(matches!(check(bad.as_bytes()), Err(Fault::LoneSurrogate(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn depth_is_counted_outside_strings() {
+        let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
+        assert!(check(nested(MAX_DEPTH).as_bytes()).is_ok());
+        assert_eq!(check(nested(MAX_DEPTH + 1).as_bytes()), Err(Fault::TooDeep(MAX_DEPTH)));
+        assert!(check(format!("\"{}\"", nested(20_000)).as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn raw_control_characters_are_refused() {
+        for bad in [&b"\"a\0b\""[..], b"\"a\x1fb\"", b"{\"a\0\":1}"] {
+            assert_eq!(parse::<Value>(bad).unwrap_err().code, Code::InvalidJson);
+        }
+    }
+
+    #[test]
+    fn number_spelling_and_key_order_are_kept() {
+        let text = "{ \"b\" : 1.50e+3 ,\n \"a\":[ 1 , 2.0 ], \"s\":\" a \\\" b \" }";
+        assert_eq!(minify(text), r#"{"b":1.50e+3,"a":[1,2.0],"s":" a \" b "}"#);
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            ".*".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(5, 50, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::vec((".*", inner), 0..6).prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn minifying_a_pretty_value_gives_the_compact_one(value in any_json()) {
+            let pretty = serde_json::to_string_pretty(&value).unwrap();
+            let compact = value.to_string();
+            prop_assert_eq!(minify(&pretty), compact.as_str());
+            prop_assert_eq!(minify(&compact), compact.as_str());
+        }
+
+        #[test]
+        fn a_written_string_reads_back(text in ".*") {
+            let mut out = Vec::new();
+            write_string(&mut out, &text);
+            prop_assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), text);
+        }
+
+        #[test]
+        fn any_bytes_are_judged_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse::<Value>(&bytes);
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! HTTP as every room speaks it: problem answers, bodies within bounds, ids, metrics, serving.
+//!
+//! One place maps errors, applies limits and adds ids and metrics, so that handlers stay short.
+
+pub mod body;
+pub mod code;
+pub mod config;
+pub mod context;
+pub mod json;
+pub mod layer;
+pub mod problem;
+mod red;
+pub mod serve;
+
+pub use code::Code;
+pub use config::Config;
+pub use context::RequestContext;
+pub use problem::{Problem, ProblemBody};

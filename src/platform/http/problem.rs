@@ -1,0 +1,92 @@
+//! RFC 9457 problem details: the one shape of every error answer.
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, Response, header},
+    response::IntoResponse,
+};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::code::Code;
+
+/// An error answer. Turned into a response in one place; `instance` is filled in there.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}: {detail}", .code.word())]
+pub struct Problem {
+    pub code: Code,
+    /// A sentence about this occurrence.
+    pub detail: String,
+    /// Seconds for `Retry-After`.
+    pub retry_after_s: Option<u32>,
+    /// Extension members, where a contract names some.
+    pub extensions: Map<String, Value>,
+}
+
+impl Problem {
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        let retry_after_s = (code.status().as_u16() == 503).then_some(1);
+        Self { code, detail: detail.into(), retry_after_s, extensions: Map::new() }
+    }
+
+    /// Adds an extension member.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.extensions.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// The JSON object; `instance` is the request's path.
+    pub fn to_json(&self, instance: Option<&str>) -> Value {
+        let mut object = self.extensions.clone();
+        object.insert("type".into(), format!("urn:postrider:error:{}", self.code.word()).into());
+        object.insert("title".into(), self.code.title().into());
+        object.insert("status".into(), self.code.status().as_u16().into());
+        object.insert("detail".into(), self.detail.clone().into());
+        object.insert("code".into(), self.code.word().into());
+        if let Some(instance) = instance {
+            object.insert("instance".into(), instance.into());
+        }
+        Value::Object(object)
+    }
+
+    /// The finished response for the request at `instance`.
+    pub fn respond(&self, instance: Option<&str>) -> Response<Body> {
+        let mut response = Response::new(Body::from(self.to_json(instance).to_string()));
+        *response.status_mut() = self.code.status();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// Kept in the response's extensions until the outer layer, which knows the path, renders it.
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response<Body> {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = self.code.status();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// The documented shape of an error answer (RFC 9457).
+#[derive(Serialize, ToSchema)]
+pub struct ProblemBody {
+    /// `urn:postrider:error:` and the code.
+    pub r#type: String,
+    /// A summary that is the same for every occurrence.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What happened this time.
+    pub detail: String,
+    /// The request's path.
+    pub instance: String,
+    /// A stable word; see docs/errors.md.
+    pub code: String,
+}

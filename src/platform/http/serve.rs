@@ -1,0 +1,129 @@
+//! The accept loops and the connections, from first byte to drained.
+
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+    service::TowerToHyperService,
+};
+use metrics::{counter, gauge};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::config::Config;
+
+/// Binds every address, so that a port that is taken is known before anything starts.
+pub async fn bind(addresses: &[String]) -> io::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// Serves the router until `stop`, then lets connections finish what they answer, up to `grace`.
+pub async fn serve(
+    listeners: Vec<TcpListener>,
+    router: Router,
+    config: &Config,
+    stop: CancellationToken,
+    grace: Duration,
+) {
+    let server = Arc::new(Server {
+        router,
+        builder: builder(config),
+        slots: Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS))),
+        stop: stop.clone(),
+        connections: TaskTracker::new(),
+    });
+    let loops = TaskTracker::new();
+    for listener in listeners {
+        loops.spawn(server.clone().accept_all(listener));
+    }
+    loops.close();
+    loops.wait().await;
+    server.connections.close();
+    if tokio::time::timeout(grace, server.connections.wait()).await.is_err() {
+        let left = server.connections.len();
+        tracing::warn!(connections = left, "closing connections that did not finish within the grace period");
+    }
+}
+
+struct Server {
+    router: Router,
+    builder: Builder<TokioExecutor>,
+    slots: Arc<Semaphore>,
+    stop: CancellationToken,
+    connections: TaskTracker,
+}
+
+fn builder(config: &Config) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(config.header_timeout_ms))
+        .pipeline_flush(true);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(20));
+    builder
+}
+
+impl Server {
+    async fn accept_all(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            let accepted = tokio::select! {
+                () = self.stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.admit(stream, peer),
+                Err(error) => {
+                    // Out of files, mostly: the loop must not spin, and must not end either.
+                    tracing::warn!(error = %error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
+            counter!("http_server_connections_refused_total").increment(1);
+            return;
+        };
+        let server = self.clone();
+        self.connections.spawn(async move {
+            let open = gauge!("http_server_open_connections");
+            open.increment(1);
+            server.connection(stream, peer).await;
+            open.decrement(1);
+            drop(slot);
+        });
+    }
+
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(error = %error, "cannot set TCP_NODELAY");
+        }
+        let service = TowerToHyperService::new(self.router.clone());
+        let mut connection = pin!(self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error = %error, client.address = %peer, "connection ended early");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The bound on what is in flight: taken before the work, given back when its outcome is known.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+/// A bound in records and bytes.
+#[derive(Debug)]
+pub struct Admission {
+    records: AtomicUsize,
+    bytes: AtomicUsize,
+    max_records: usize,
+    max_bytes: usize,
+}
+
+/// Room for one record; given back when dropped.
+#[derive(Debug)]
+pub struct Permit {
+    admission: Arc<Admission>,
+    bytes: usize,
+}
+
+impl Admission {
+    pub fn new(max_records: usize, max_bytes: usize) -> Arc<Self> {
+        Arc::new(Self { records: AtomicUsize::new(0), bytes: AtomicUsize::new(0), max_records, max_bytes })
+    }
+
+    /// Takes room for a record of this size, or says that there is none.
+    /// A record larger than the whole bound is let in alone rather than never.
+    pub fn try_acquire(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
+        let records_before = self.records.fetch_add(1, Ordering::Relaxed);
+        let bytes_before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let permit = Permit { admission: self.clone(), bytes };
+        let fits = records_before < self.max_records && bytes_before + bytes <= self.max_bytes;
+        (fits || records_before == 0).then_some(permit)
+    }
+
+    /// Records and bytes in flight now.
+    pub fn in_flight(&self) -> (usize, usize) {
+        (self.records.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.admission.records.fetch_sub(1, Ordering::Relaxed);
+        self.admission.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_refuses_beyond_either_bound_and_gives_back() {
+        let admission = Admission::new(2, 100);
+        let first = admission.try_acquire(60).unwrap();
+        assert!(admission.try_acquire(41).is_none(), "over the bytes");
+        let second = admission.try_acquire(40).unwrap();
+        assert!(admission.try_acquire(0).is_none(), "over the records");
+        drop((first, second));
+        assert_eq!(admission.in_flight(), (0, 0));
+        assert!(admission.try_acquire(1_000).is_some(), "alone, a large one is let in");
+    }
+}

@@ -1,0 +1,260 @@
+//! Settings of Kafka's clients, and the client properties made from them.
+
+use std::collections::BTreeMap;
+
+use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::platform::config::Secret;
+
+/// How Kafka is reached, written to and read from.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Bootstrap brokers, each `host:port`.
+    pub brokers: Vec<String>,
+    /// How connections are secured.
+    pub security_protocol: SecurityProtocol,
+    pub sasl: Sasl,
+    pub tls: Tls,
+    /// Put before the names of our own topics, so that installations can share a cluster.
+    pub topic_prefix: String,
+    /// Put before the names of our consumer groups.
+    pub group_prefix: String,
+    pub topics: Topics,
+    pub producer: ProducerConfig,
+    pub consumer: ConsumerConfig,
+    /// Further librdkafka properties for every client, such as `client.rack`. They win over ours.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            brokers: vec!["127.0.0.1:9092".to_owned()],
+            security_protocol: SecurityProtocol::Plaintext,
+            sasl: Sasl::default(),
+            tls: Tls::default(),
+            topic_prefix: String::new(),
+            group_prefix: String::new(),
+            topics: Topics::default(),
+            producer: ProducerConfig::default(),
+            consumer: ConsumerConfig::default(),
+            properties: BTreeMap::new(),
+        }
+    }
+}
+
+/// Kafka's own names, in lower case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SecurityProtocol {
+    Plaintext,
+    Ssl,
+    SaslPlaintext,
+    SaslSsl,
+}
+
+impl SecurityProtocol {
+    fn property(self) -> &'static str {
+        match self {
+            Self::Plaintext => "plaintext",
+            Self::Ssl => "ssl",
+            Self::SaslPlaintext => "sasl_plaintext",
+            Self::SaslSsl => "sasl_ssl",
+        }
+    }
+
+    fn has_sasl(self) -> bool {
+        matches!(self, Self::SaslPlaintext | Self::SaslSsl)
+    }
+}
+
+/// Who we are, where `security_protocol` has SASL.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sasl {
+    /// `SCRAM-SHA-512`, `SCRAM-SHA-256` or `PLAIN`.
+    pub mechanism: String,
+    pub username: String,
+    pub password: Secret,
+}
+
+impl Default for Sasl {
+    fn default() -> Self {
+        Self { mechanism: "SCRAM-SHA-512".to_owned(), username: String::new(), password: Secret::default() }
+    }
+}
+
+/// Certificates, where `security_protocol` has TLS. All files are PEM.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// The authorities that brokers are checked against; without it the system's.
+    pub ca_file: String,
+    /// Our own certificate, where brokers demand one (mTLS).
+    pub certificate_file: String,
+    /// The key of our certificate.
+    pub key_file: String,
+    pub key_password: Secret,
+    /// Whether the broker's name must be in its certificate.
+    pub verify_hostname: bool,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            ca_file: String::new(),
+            certificate_file: String::new(),
+            key_file: String::new(),
+            key_password: Secret::default(),
+            verify_hostname: true,
+        }
+    }
+}
+
+/// What happens to our own topics at start.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Topics {
+    /// Create those that are missing; otherwise they are only checked.
+    pub create: bool,
+    /// Replicas of topics that we create; -1 takes the broker's default.
+    pub replication_factor: i32,
+}
+
+impl Default for Topics {
+    fn default() -> Self {
+        Self { create: true, replication_factor: -1 }
+    }
+}
+
+/// The producer: always idempotent, always `acks=all`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProducerConfig {
+    /// Time from hand-over to a confirmed or unknown outcome, in milliseconds.
+    pub delivery_timeout_ms: u64,
+    /// Records in flight at most; beyond it writes are refused with 503 `overloaded`.
+    pub max_in_flight_records: usize,
+    /// Bytes in flight at most, keys, values and headers together.
+    pub max_in_flight_bytes: usize,
+    /// Time a record waits for others to share a request with, in microseconds.
+    pub linger_us: u64,
+    /// Requests in flight per broker, 1 to 5. Fewer make larger batches under load.
+    pub max_in_flight_requests: u32,
+    /// `lz4`, `zstd`, `snappy`, `gzip` or `none`.
+    pub compression: String,
+    /// Largest record in bytes, as the topics' `max.message.bytes` allows.
+    pub max_message_bytes: u32,
+}
+
+impl Default for ProducerConfig {
+    fn default() -> Self {
+        Self {
+            delivery_timeout_ms: 9_000,
+            max_in_flight_records: 100_000,
+            max_in_flight_bytes: 64 << 20,
+            linger_us: 500,
+            max_in_flight_requests: 2,
+            compression: "lz4".to_owned(),
+            max_message_bytes: 1_048_588,
+        }
+    }
+}
+
+/// The consumers.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConsumerConfig {
+    /// Time without a heartbeat after which the group takes a member for dead, in milliseconds.
+    pub session_timeout_ms: u64,
+    /// Most that is fetched ahead of the handlers, in KiB per process and topic.
+    pub prefetch_kib: u32,
+}
+
+impl Default for ConsumerConfig {
+    fn default() -> Self {
+        Self { session_timeout_ms: 10_000, prefetch_kib: 16 << 10 }
+    }
+}
+
+impl Config {
+    /// The properties that every client shares. `client` names it in logs and metrics.
+    pub fn client(&self, client: &str) -> ClientConfig {
+        let mut properties = ClientConfig::new();
+        properties
+            .set_log_level(RDKafkaLogLevel::Warning)
+            .set("bootstrap.servers", self.brokers.join(","))
+            .set("client.id", format!("postrider-{client}"))
+            .set("security.protocol", self.security_protocol.property())
+            .set("statistics.interval.ms", "5000")
+            .set("socket.keepalive.enable", "true")
+            .set("socket.nagle.disable", "true")
+            .set("reconnect.backoff.ms", "50")
+            .set("reconnect.backoff.max.ms", "1000")
+            .set("topic.metadata.refresh.interval.ms", "60000")
+            .set("log.connection.close", "false");
+        if self.security_protocol.has_sasl() {
+            properties
+                .set("sasl.mechanism", &self.sasl.mechanism)
+                .set("sasl.username", &self.sasl.username)
+                .set("sasl.password", self.sasl.password.expose());
+        }
+        let tls = &self.tls;
+        let files = [
+            ("ssl.ca.location", &tls.ca_file),
+            ("ssl.certificate.location", &tls.certificate_file),
+            ("ssl.key.location", &tls.key_file),
+        ];
+        for (property, file) in files.into_iter().filter(|(_, file)| !file.is_empty()) {
+            properties.set(property, file);
+        }
+        if !tls.key_password.is_empty() {
+            properties.set("ssl.key.password", tls.key_password.expose());
+        }
+        if !tls.verify_hostname {
+            properties.set("ssl.endpoint.identification.algorithm", "none");
+        }
+        properties
+    }
+
+    /// Applies the operator's own properties, last.
+    pub fn with_overrides(&self, mut properties: ClientConfig) -> ClientConfig {
+        for (name, value) in &self.properties {
+            properties.set(name, value);
+        }
+        properties
+    }
+
+    /// The properties of the producer.
+    pub fn producer_client(&self) -> ClientConfig {
+        let producer = &self.producer;
+        let mut properties = self.client("producer");
+        properties
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("partitioner", "murmur2_random")
+            .set("compression.type", &producer.compression)
+            .set("linger.ms", (producer.linger_us as f64 / 1_000.0).to_string())
+            .set("message.timeout.ms", producer.delivery_timeout_ms.to_string())
+            .set("request.timeout.ms", producer.delivery_timeout_ms.clamp(1_000, 5_000).to_string())
+            .set("max.in.flight.requests.per.connection", producer.max_in_flight_requests.clamp(1, 5).to_string())
+            .set("message.max.bytes", producer.max_message_bytes.to_string())
+            // Admission is ours and comes first, so the library's own bounds are never met.
+            .set("queue.buffering.max.messages", producer.max_in_flight_records.saturating_mul(2).to_string())
+            .set("queue.buffering.max.kbytes", (producer.max_in_flight_bytes / 512).max(1_024).to_string());
+        self.with_overrides(properties)
+    }
+
+    /// The name of one of our own topics.
+    pub fn topic(&self, name: &str) -> String {
+        format!("{}{name}", self.topic_prefix)
+    }
+
+    /// The name of one of our consumer groups.
+    pub fn group(&self, name: &str) -> String {
+        format!("{}{name}", self.group_prefix)
+    }
+}

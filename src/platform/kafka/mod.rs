@@ -1,0 +1,33 @@
+//! Kafka as every room uses it: one producer with admission, consumers that commit after the
+//! effect, and topics that are what their rooms need.
+
+pub mod admission;
+pub mod batch;
+pub mod broker;
+mod config;
+pub mod consumer;
+pub mod event;
+mod partitioner;
+mod position;
+pub mod producer;
+mod stats;
+pub mod topics;
+
+pub use broker::Broker;
+pub use config::{Config, SecurityProtocol};
+pub use partitioner::partition_of;
+pub use position::Position;
+pub use producer::{Outgoing, Producer, Receipt, SendError, Stored};
+pub use topics::{Admin, TopicError, TopicSpec};
+
+use rdkafka::error::KafkaError;
+
+/// Runs a call of the client library that blocks, where blocking is allowed.
+async fn off_runtime<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
+) -> Result<T, KafkaError> {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(result) => result,
+        Err(_) => Err(KafkaError::Canceled),
+    }
+}

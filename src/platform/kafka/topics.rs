@@ -1,0 +1,159 @@
+//! Our own topics: made with the right settings where that is allowed, checked everywhere.
+
+use std::{collections::HashMap, time::Duration};
+
+use rdkafka::{
+    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
+    client::DefaultClientContext,
+    error::{KafkaError, RDKafkaErrorCode},
+};
+
+use super::{Config, broker::Broker};
+
+/// What a topic of ours must be like.
+#[derive(Debug, Clone)]
+pub struct TopicSpec {
+    /// The full name, prefix included.
+    pub name: String,
+    pub partitions: i32,
+    /// Settings it is made with.
+    pub settings: Vec<(&'static str, String)>,
+    /// Settings without which its room does not work; a topic that differs is refused.
+    pub required: Vec<(&'static str, &'static str)>,
+    /// What to change when the partition count differs, for the message.
+    pub remedy: String,
+}
+
+/// Why a topic cannot be used as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum TopicError {
+    #[error("topic `{0}` does not exist and `kafka.topics.create` is off: create it with {1} partitions and {2}")]
+    Missing(String, i32, String),
+    #[error("topic `{topic}` has {found} partitions, but {wanted} are configured: {remedy}")]
+    Partitions { topic: String, found: i32, wanted: i32, remedy: String },
+    #[error(
+        "topic `{topic}` has {setting}={found}, but {wanted} is needed: set it with kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config {setting}={wanted}"
+    )]
+    Setting { topic: String, setting: &'static str, found: String, wanted: &'static str },
+    #[error("topic `{0}` cannot be created: {1}")]
+    Refused(String, RDKafkaErrorCode),
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+}
+
+impl TopicError {
+    /// Whether waiting can help; otherwise somebody has to change something.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Kafka(_))
+    }
+}
+
+/// The client for what is done to topics rather than with them.
+pub struct Admin {
+    client: AdminClient<DefaultClientContext>,
+    broker: Broker,
+    config: Config,
+}
+
+impl Admin {
+    pub fn new(config: &Config, broker: Broker) -> Result<Self, KafkaError> {
+        let mut properties = config.client("admin");
+        properties.set("statistics.interval.ms", "0");
+        Ok(Self { client: config.with_overrides(properties).create()?, broker, config: config.clone() })
+    }
+
+    /// Makes what is missing and checks what is there.
+    pub async fn ensure(&self, specs: &[TopicSpec]) -> Result<(), TopicError> {
+        for spec in specs {
+            let partitions = match self.broker.partitions(&spec.name).await? {
+                Some(partitions) => partitions,
+                None => self.create_ours(spec).await?,
+            };
+            if partitions != spec.partitions {
+                return Err(TopicError::Partitions {
+                    topic: spec.name.clone(),
+                    found: partitions,
+                    wanted: spec.partitions,
+                    remedy: spec.remedy.clone(),
+                });
+            }
+            self.check_settings(spec).await?;
+        }
+        Ok(())
+    }
+
+    async fn create_ours(&self, spec: &TopicSpec) -> Result<i32, TopicError> {
+        if !self.config.topics.create {
+            let settings = spec.settings.iter().map(|(name, value)| format!("{name}={value}"));
+            let settings = settings.collect::<Vec<_>>().join(" ");
+            return Err(TopicError::Missing(spec.name.clone(), spec.partitions, settings));
+        }
+        let replication = TopicReplication::Fixed(self.config.topics.replication_factor);
+        let mut topic = NewTopic::new(&spec.name, spec.partitions, replication);
+        for (name, value) in &spec.settings {
+            topic = topic.set(name, value);
+        }
+        self.create(topic).await?;
+        tracing::info!(topic = spec.name, partitions = spec.partitions, "created a topic");
+        self.await_partitions(&spec.name).await
+    }
+
+    /// Creates a topic of somebody else with the broker's own defaults.
+    pub async fn create_with_defaults(&self, name: &str) -> Result<(), TopicError> {
+        self.create(NewTopic::new(name, -1, TopicReplication::Fixed(-1))).await?;
+        self.await_partitions(name).await.map(|_| ())
+    }
+
+    async fn create(&self, topic: NewTopic<'_>) -> Result<(), TopicError> {
+        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(5)));
+        for result in self.client.create_topics([&topic], &options).await? {
+            match result {
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((name, code)) => return Err(TopicError::Refused(name, code)),
+            }
+        }
+        Ok(())
+    }
+
+    /// A fresh topic is known to the controller before every broker has heard of it.
+    async fn await_partitions(&self, name: &str) -> Result<i32, TopicError> {
+        for _ in 0..50 {
+            if let Some(partitions) = self.broker.partitions(name).await? {
+                return Ok(partitions);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Err(TopicError::Kafka(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition)))
+    }
+
+    async fn check_settings(&self, spec: &TopicSpec) -> Result<(), TopicError> {
+        if spec.required.is_empty() {
+            return Ok(());
+        }
+        let found = self.describe(&ResourceSpecifier::Topic(&spec.name)).await?;
+        for &(setting, wanted) in &spec.required {
+            let value = found.get(setting).cloned().unwrap_or_default();
+            if value != wanted {
+                return Err(TopicError::Setting { topic: spec.name.clone(), setting, found: value, wanted });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether brokers make unknown topics by themselves; `None` when we may not know.
+    pub async fn broker_creates_topics(&self) -> Option<bool> {
+        let broker = self.broker.any_broker_id().await?;
+        let settings = self.describe(&ResourceSpecifier::Broker(broker)).await.ok()?;
+        settings.get("auto.create.topics.enable").map(|value| value == "true")
+    }
+
+    async fn describe(&self, resource: &ResourceSpecifier<'_>) -> Result<HashMap<String, String>, TopicError> {
+        let described = self.client.describe_configs([resource], &AdminOptions::new()).await?;
+        let mut settings = HashMap::new();
+        for result in described {
+            let resource = result.map_err(KafkaError::AdminOp)?;
+            settings.extend(resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))));
+        }
+        Ok(settings)
+    }
+}

@@ -1,0 +1,186 @@
+//! Checks that components set and beats that loops give.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+/// How long a loop may be silent before the process counts as stuck.
+const BEAT_LIMIT: Duration = Duration::from_secs(30);
+
+/// The health of one process. Cheap to clone.
+#[derive(Clone)]
+pub struct Health {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    started: Instant,
+    checks: Mutex<Vec<Check>>,
+    beats: Mutex<Vec<Beat>>,
+    draining: AtomicBool,
+    was_ready: AtomicBool,
+}
+
+/// One thing that must hold for the process to be ready. Starts out failing, as not yet known.
+#[derive(Clone)]
+pub struct Check {
+    name: &'static str,
+    problem: Arc<Mutex<Option<String>>>,
+}
+
+/// The pulse of one loop.
+#[derive(Clone)]
+pub struct Beat {
+    name: &'static str,
+    epoch: Instant,
+    last_ms: Arc<AtomicU64>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                started: Instant::now(),
+                checks: Mutex::default(),
+                beats: Mutex::default(),
+                draining: AtomicBool::new(false),
+                was_ready: AtomicBool::new(false),
+            }),
+        }
+    }
+}
+
+impl Health {
+    /// Adds a check to readiness.
+    pub fn check(&self, name: &'static str) -> Check {
+        let check = Check { name, problem: Arc::new(Mutex::new(Some("not known yet".to_owned()))) };
+        self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner).push(check.clone());
+        check
+    }
+
+    /// Adds a loop to liveness.
+    pub fn beat(&self, name: &'static str) -> Beat {
+        let beat = Beat { name, epoch: self.inner.started, last_ms: Arc::default() };
+        beat.tick();
+        self.inner.beats.lock().unwrap_or_else(PoisonError::into_inner).push(beat.clone());
+        beat
+    }
+
+    /// From now on not ready, whatever the checks say.
+    pub fn drain(&self) {
+        self.inner.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether every check passes, with the report that `?verbose` shows.
+    pub fn readiness(&self) -> (bool, Value) {
+        let checks = self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let draining = self.inner.draining.load(Ordering::Relaxed);
+        let mut ready = !draining;
+        let mut report = serde_json::Map::new();
+        for check in checks.iter() {
+            let problem = check.problem();
+            ready &= problem.is_none();
+            let entry = match problem {
+                None => json!({"status": "ok"}),
+                Some(problem) => json!({"status": "failing", "detail": problem}),
+            };
+            report.insert(check.name.to_owned(), entry);
+        }
+        if ready {
+            self.inner.was_ready.store(true, Ordering::Relaxed);
+        }
+        (ready, json!({"ready": ready, "draining": draining, "checks": report}))
+    }
+
+    /// Whether the process has been ready once.
+    pub fn has_started(&self) -> bool {
+        self.readiness().0 || self.inner.was_ready.load(Ordering::Relaxed)
+    }
+
+    /// Whether every loop beats, with the silence of each in seconds.
+    pub fn liveness(&self) -> (bool, Value) {
+        let beats = self.inner.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut alive = true;
+        let mut report = serde_json::Map::new();
+        for beat in beats.iter() {
+            let silence = beat.silence();
+            alive &= silence < BEAT_LIMIT;
+            report.insert(beat.name.to_owned(), json!({"silent_seconds": silence.as_secs_f64()}));
+        }
+        (alive, json!({"alive": alive, "loops": report}))
+    }
+}
+
+impl Check {
+    pub fn pass(&self) {
+        self.set(None);
+    }
+
+    /// `problem` is a sentence for whoever is on call.
+    pub fn fail(&self, problem: impl Into<String>) {
+        self.set(Some(problem.into()));
+    }
+
+    fn set(&self, problem: Option<String>) {
+        let mut current = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.is_some() != problem.is_some() {
+            let value = if problem.is_some() { 0.0 } else { 1.0 };
+            metrics::gauge!("postrider_check_ok", "check" => self.name).set(value);
+        }
+        *current = problem;
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Beat {
+    pub fn tick(&self) {
+        let ms = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(ms, Ordering::Relaxed);
+    }
+
+    fn silence(&self) -> Duration {
+        self.epoch.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Ordering::Relaxed)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_needs_every_check_and_ends_with_the_drain() {
+        let health = Health::default();
+        let (kafka, redis) = (health.check("kafka"), health.check("redis"));
+        kafka.pass();
+        assert!(!health.readiness().0, "redis is not known yet");
+        assert!(!health.has_started());
+        redis.pass();
+        assert!(health.readiness().0);
+        redis.fail("gone");
+        let (ready, report) = health.readiness();
+        assert!(!ready && health.has_started());
+        assert_eq!(report["checks"]["redis"]["detail"], "gone");
+        redis.pass();
+        health.drain();
+        assert!(!health.readiness().0);
+    }
+
+    #[test]
+    fn a_silent_loop_is_not_alive() {
+        let health = Health::default();
+        let mut beat = health.beat("loop");
+        assert!(health.liveness().0);
+        beat.epoch = Instant::now().checked_sub(BEAT_LIMIT * 2).unwrap();
+        health.inner.beats.lock().unwrap()[0] = beat;
+        assert!(!health.liveness().0);
+    }
+}

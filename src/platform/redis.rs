@@ -1,0 +1,127 @@
+//! One Redis connection for standalone and Cluster, which reconnects and never blocks for long.
+//!
+//! A command that was cut off is not repeated, so every write made through it is idempotent.
+
+use std::time::Duration;
+
+use redis::{
+    Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, Value,
+    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
+    cluster::ClusterClientBuilder,
+    cluster_async::ClusterConnection,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{config::Secret, ops::Check};
+
+/// How Redis is reached.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `redis://[user:password@]host:port/db`, or `rediss://` for TLS; several separated by commas
+    /// for a Cluster.
+    pub url: Secret,
+    /// Whether the servers form a Redis Cluster.
+    pub cluster: bool,
+    /// Put before all of our keys.
+    pub key_prefix: String,
+    /// Time for one command, in milliseconds.
+    pub response_timeout_ms: u64,
+    /// Time to connect, in milliseconds.
+    pub connect_timeout_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            url: Secret::new("redis://127.0.0.1:6379"),
+            cluster: false,
+            key_prefix: "postrider:".to_owned(),
+            response_timeout_ms: 2_000,
+            connect_timeout_ms: 1_000,
+        }
+    }
+}
+
+/// Cheap to clone; commands of all clones share the connection.
+#[derive(Clone)]
+pub enum Redis {
+    Single(ConnectionManager),
+    Cluster(ClusterConnection),
+}
+
+impl Redis {
+    /// Connects once; later breaks are mended in the background.
+    pub async fn connect(config: &Config) -> Result<Self, RedisError> {
+        let response = Duration::from_millis(config.response_timeout_ms);
+        let connect = Duration::from_millis(config.connect_timeout_ms);
+        let urls = config.url.expose().split(',').map(str::trim).filter(|url| !url.is_empty());
+        if config.cluster {
+            let client = ClusterClientBuilder::new(urls)
+                .response_timeout(response)
+                .connection_timeout(connect)
+                .retries(3)
+                .build()?;
+            return Ok(Self::Cluster(client.get_async_connection().await?));
+        }
+        let first = urls.into_iter().next().ok_or((ErrorKind::InvalidClientConfig, "`redis.url` is not set"))?;
+        let client = redis::Client::open(first.into_connection_info()?)?;
+        let options = ConnectionManagerConfig::new()
+            .set_response_timeout(Some(response))
+            .set_connection_timeout(Some(connect))
+            .set_max_delay(Duration::from_millis(500))
+            .set_number_of_retries(1);
+        Ok(Self::Single(ConnectionManager::new_with_config(client, options).await?))
+    }
+
+    /// Connects, trying again until it works.
+    pub async fn connect_patiently(config: &Config, check: &Check) -> Self {
+        loop {
+            match Self::connect(config).await {
+                Ok(redis) => return redis,
+                Err(error) => check.fail(format!("Redis does not answer: {error}")),
+            }
+            tokio::time::sleep(Duration::from_millis(250 + fastrand::u64(0..250))).await;
+        }
+    }
+
+    /// Asks every two seconds whether it answers.
+    pub async fn watch(mut self, check: Check) {
+        loop {
+            match redis::cmd("PING").query_async::<()>(&mut self).await {
+                Ok(()) => check.pass(),
+                Err(error) => check.fail(format!("Redis does not answer: {error}")),
+            }
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+    }
+}
+
+impl ConnectionLike for Redis {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::Single(connection) => connection.req_packed_command(command),
+            Self::Cluster(connection) => connection.req_packed_command(command),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        commands: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::Single(connection) => connection.req_packed_commands(commands, offset, count),
+            Self::Cluster(connection) => connection.req_packed_commands(commands, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Self::Single(connection) => connection.get_db(),
+            Self::Cluster(connection) => connection.get_db(),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Settings of logs and traces.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Logs and traces.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `auto` is human on a terminal and JSON elsewhere.
+    pub log_format: LogFormat,
+    /// What is logged, as `level` or `module=level` directives separated by commas.
+    pub log_filter: String,
+    pub otlp: Otlp,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let log_filter = "info,rdkafka=warn,librdkafka=warn,opentelemetry=warn".to_owned();
+        Self { log_format: LogFormat::Auto, log_filter, otlp: Otlp::default() }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Auto,
+    Human,
+    Json,
+}
+
+/// Where traces go.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Otlp {
+    /// The collector's base address, such as `http://collector:4317`; empty turns traces off.
+    pub endpoint: String,
+    pub protocol: OtlpProtocol,
+    /// Share of new traces that are recorded, 0 to 1. A caller's own decision is honoured.
+    pub sample_ratio: f64,
+    /// The name the process goes by in traces.
+    pub service_name: String,
+    /// Sent with every export, for collectors that want a token.
+    pub headers: BTreeMap<String, String>,
+    /// Time for one export, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+impl Default for Otlp {
+    fn default() -> Self {
+        Self {
+            endpoint: String::new(),
+            protocol: OtlpProtocol::Grpc,
+            sample_ratio: 0.01,
+            service_name: "postrider".to_owned(),
+            headers: BTreeMap::new(),
+            timeout_ms: 5_000,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OtlpProtocol {
+    /// OTLP over gRPC, usually port 4317.
+    Grpc,
+    /// OTLP over HTTP with protobuf, usually port 4318.
+    Http,
+}

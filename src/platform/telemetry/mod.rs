@@ -1,0 +1,106 @@
+//! Logs, traces and metrics of the process.
+
+mod config;
+mod metrics;
+
+pub use config::{Config, LogFormat, Otlp, OtlpProtocol};
+pub use metrics::{install as install_metrics, upkeep};
+
+use std::{collections::BTreeMap, io::IsTerminal, time::Duration};
+
+use axum::http::HeaderMap;
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_otlp::{
+    SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig, tonic_types::metadata::MetadataMap,
+};
+use opentelemetry_sdk::{
+    Resource,
+    trace::{Sampler, SdkTracerProvider},
+};
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+
+use super::trace_context;
+
+/// Keeps the exporter; shut it down last.
+pub struct Telemetry {
+    tracer: Option<SdkTracerProvider>,
+}
+
+/// Sets up logs and, where an endpoint is configured, traces. Call it inside the runtime.
+pub fn init(config: &Config, role: &str) -> Result<Telemetry, String> {
+    let filter = EnvFilter::try_new(&config.log_filter).map_err(|error| format!("telemetry.log_filter: {error}"))?;
+    let human = match config.log_format {
+        LogFormat::Human => true,
+        LogFormat::Json => false,
+        LogFormat::Auto => std::io::stderr().is_terminal(),
+    };
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = match human {
+        true => log.with_target(false).with_filter(filter).boxed(),
+        false => {
+            log.json().flatten_event(true).with_current_span(false).with_span_list(false).with_filter(filter).boxed()
+        }
+    };
+    let tracer = match config.otlp.endpoint.is_empty() {
+        true => None,
+        false => Some(tracer(&config.otlp, role)?),
+    };
+    trace_context::set_sample_ratio(if tracer.is_some() { config.otlp.sample_ratio } else { 0.0 });
+    // The decision to sample is made before a span exists, so every span that exists is recorded.
+    let traces = tracer.as_ref().map(|provider| {
+        tracing_opentelemetry::layer().with_tracer(provider.tracer("postrider")).with_filter(
+            tracing_subscriber::filter::filter_fn(|metadata| {
+                metadata.is_span() && metadata.target().starts_with("postrider")
+            }),
+        )
+    });
+    tracing_subscriber::registry().with(log).with(traces).try_init().map_err(|error| error.to_string())?;
+    Ok(Telemetry { tracer })
+}
+
+fn tracer(otlp: &Otlp, role: &str) -> Result<SdkTracerProvider, String> {
+    let problem = |error: &dyn std::fmt::Display| format!("telemetry.otlp: {error}");
+    let timeout = Duration::from_millis(otlp.timeout_ms);
+    let headers = otlp.headers.iter().map(|(name, value)| (name.clone(), value.clone()));
+    let exporter = match otlp.protocol {
+        OtlpProtocol::Grpc => {
+            let metadata = metadata(&otlp.headers)?;
+            let builder = SpanExporter::builder().with_tonic().with_endpoint(&otlp.endpoint).with_timeout(timeout);
+            builder.with_metadata(metadata).build().map_err(|error| problem(&error))?
+        }
+        OtlpProtocol::Http => {
+            let endpoint = format!("{}/v1/traces", otlp.endpoint.trim_end_matches('/'));
+            let builder = SpanExporter::builder().with_http().with_endpoint(endpoint).with_timeout(timeout);
+            builder.with_headers(headers.collect()).build().map_err(|error| problem(&error))?
+        }
+    };
+    let resource = Resource::builder()
+        .with_service_name(otlp.service_name.clone())
+        .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_attribute(opentelemetry::KeyValue::new("postrider.role", role.to_owned()))
+        .build();
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)))
+        .with_resource(resource)
+        .build())
+}
+
+fn metadata(headers: &BTreeMap<String, String>) -> Result<MetadataMap, String> {
+    let headers = HeaderMap::try_from(
+        &headers.iter().map(|(k, v)| (k.clone(), v.clone())).collect::<std::collections::HashMap<_, _>>(),
+    )
+    .map_err(|error| format!("telemetry.otlp.headers: {error}"))?;
+    Ok(MetadataMap::from_headers(headers))
+}
+
+impl Telemetry {
+    /// Sends what is left. Call it off the runtime.
+    pub fn shutdown(self, deadline: Duration) {
+        if let Some(tracer) = self.tracer
+            && let Err(error) = tracer.shutdown_with_timeout(deadline)
+        {
+            tracing::warn!(error = %error, "traces were lost at shutdown");
+        }
+    }
+}
