@@ -47,6 +47,33 @@ pub struct Produced {
     offset: i64,
 }
 
+/// The answer to one record, or to a batch.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes the JSON, which is written directly")]
+enum ProduceAnswer {
+    Record(Produced),
+    Batch(BatchAnswer),
+}
+
+/// The answer to a batch.
+#[derive(Serialize, ToSchema)]
+struct BatchAnswer {
+    /// Whether all of it is stored.
+    success: bool,
+    /// One for each record, in their order.
+    results: Vec<PartResult>,
+}
+
+/// The outcome of one record of a batch or stream.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes the JSON, which is written directly")]
+enum PartResult {
+    Stored { success: bool, topic: String, partition: i32, offset: i64 },
+    Failed { success: bool, code: String, status: u16, error: String },
+}
+
 /// Produce one record, a batch, or a stream
 ///
 /// A JSON body is one record, or a batch in `records`. An `application/x-ndjson` body is a stream of
@@ -57,12 +84,12 @@ pub struct Produced {
     tag = "gateway",
     params(
         ("topic" = Option<String>, Query, description = "For records that name no topic"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Makes a retry write the same event"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Makes a retry write the same event; 1 to 255 bytes"),
     ),
     request_body(content((ProduceRecord = "application/json"), (String = "application/x-ndjson"))),
     responses(
-        (status = 200, description = "Stored on all in-sync replicas; for a batch, all of it", body = Produced),
-        (status = 207, description = "A batch of which some records failed; `results` has each"),
+        (status = 200, description = "Stored on all in-sync replicas; for a batch, all of it; for a stream, a `PartResult` a line", content((ProduceAnswer = "application/json"), (String = "application/x-ndjson"))),
+        (status = 207, description = "A batch of which some records failed", body = BatchAnswer),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 403, description = "Topic not allowed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "Unknown topic", body = ProblemBody, content_type = "application/problem+json"),

@@ -161,15 +161,16 @@ pub struct ProduceRecord {
     /// Chooses the partition; records of one key stay in order.
     key: Option<String>,
     /// A binary key, instead of `key`.
+    #[schema(content_encoding = "base64")]
     key_base64: Option<String>,
     /// Any JSON value; stored minified, otherwise as written.
     payload: Option<serde_json::Value>,
     /// A binary payload, instead of `payload`.
+    #[schema(content_encoding = "base64")]
     payload_base64: Option<String>,
     /// Record headers; `ce_…` and `traceparent` are reserved.
     headers: Option<BTreeMap<String, String>>,
-    /// Instead of the one the key hashes to.
-    #[schema(minimum = 0)]
+    /// From 0 on; instead of the one the key hashes to.
     partition: Option<i32>,
     /// Milliseconds since the epoch, or an RFC 3339 time.
     timestamp: Option<serde_json::Value>,

@@ -74,7 +74,7 @@ struct Pulled {
     post,
     path = "/push",
     tag = "kv",
-    params(("Idempotency-Key" = Option<String>, Header, description = "Makes a retry write the same event")),
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry write the same event")),
     request_body = PushBody,
     responses(
         (status = 202, description = "Stored", body = Accepted, headers(("Postrider-Position" = String, description = "Where it is, such as `messages/3@1234`"))),
@@ -109,8 +109,8 @@ async fn push(
     path = "/pull/{key}",
     tag = "kv",
     params(
-        ("key" = String, Path, description = "Percent-encoded where needed"),
-        ("Postrider-After" = Option<String>, Header, description = "Wait up to 5 s until this write is visible"),
+        ("key" = String, Path, min_length = 1, description = "Percent-encoded where needed"),
+        ("Postrider-After" = Option<String>, Header, pattern = r"^[^/@]+/[0-9]+@[0-9]+(\.[0-9]+)?$", description = "A `Postrider-Position`: wait up to 5 s until that write is visible"),
     ),
     responses(
         (status = 200, description = "The value", body = Pulled),
@@ -157,11 +157,11 @@ async fn pull(
     path = "/pull/{key}",
     tag = "kv",
     params(
-        ("key" = String, Path, description = "Percent-encoded where needed"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Makes a retry write the same event"),
+        ("key" = String, Path, min_length = 1, description = "Percent-encoded where needed"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry write the same event"),
     ),
     responses(
-        (status = 202, description = "The tombstone is stored", body = Accepted),
+        (status = 202, description = "The tombstone is stored", body = Accepted, headers(("Postrider-Position" = String, description = "Where it is, such as `messages/3@1234`"))),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "The key breaks a rule", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
