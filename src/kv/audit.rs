@@ -8,7 +8,10 @@ use super::AuditMode;
 use crate::platform::{
     clock,
     http::{Code, Problem, RequestContext},
-    kafka::{Outgoing, Producer, event::Event},
+    kafka::{
+        Outgoing, Producer,
+        event::{self, Event},
+    },
 };
 
 /// The record's value.
@@ -42,7 +45,7 @@ impl Audit {
             return Ok(());
         }
         let read = Read {
-            event_id: Uuid::now_v7(),
+            event_id: event::new_id(),
             r#type: "KV_READ",
             key,
             found,

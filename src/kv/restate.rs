@@ -4,14 +4,17 @@
 //! double of an older write, or the tombstone of an expired value, came after a newer write.
 
 use rdkafka::message::{Header, OwnedHeaders};
-use uuid::Uuid;
 
 use super::{
     EXPIRES_HEADER, VERSION_HEADER,
     entry::{Entry, State},
 };
 use crate::platform::{
-    kafka::{Outgoing, Producer, Receipt, SendError, consumer::Failure, event::Event},
+    kafka::{
+        Outgoing, Producer, Receipt, SendError,
+        consumer::Failure,
+        event::{self, Event},
+    },
     trace_context::TraceContext,
 };
 
@@ -58,7 +61,7 @@ impl Restater {
         version: i64,
         expires_ms: Option<i64>,
     ) -> Result<Receipt, SendError> {
-        let event = Event { id: Uuid::now_v7(), kind, source: "/kv", trace: TraceContext::root() };
+        let event = Event { id: event::new_id(), kind, source: "/kv", trace: TraceContext::root() };
         let mut headers: OwnedHeaders =
             event.headers(2).insert(Header { key: VERSION_HEADER, value: Some(&version.to_string()) });
         if let Some(ms) = expires_ms {

@@ -68,6 +68,10 @@ async fn serve_until_stopped(settings: Settings, metrics: PrometheusHandle) -> R
     let signal = tokio::spawn(drain::signalled());
     let health = Health::default();
     let management = serve::bind(&settings.management.listen).await.map_err(|error| error.to_string())?;
+    for listener in &management {
+        let address = listener.local_addr().map_err(|error| error.to_string())?;
+        tracing::info!(%address, "serving probes and metrics");
+    }
     let broker = Broker::start(&settings.kafka, health.check("kafka")).map_err(|error| format!("kafka: {error}"))?;
     let producer = Producer::start(&settings.kafka, broker.clone()).map_err(|error| format!("kafka: {error}"))?;
     let platform = Arc::new(Platform {

@@ -19,6 +19,8 @@ pub struct Config {
     pub body_timeout_ms: u64,
     /// Time for a request's head to arrive, in milliseconds; then the connection is closed.
     pub header_timeout_ms: u64,
+    /// Time after which a connection without a request is closed, in milliseconds.
+    pub idle_timeout_ms: u64,
     /// Open connections at most; further ones are closed as they come, and counted.
     pub max_connections: usize,
 }
@@ -30,6 +32,7 @@ impl Default for Config {
             max_body_bytes: 1 << 20,
             body_timeout_ms: 30_000,
             header_timeout_ms: 10_000,
+            idle_timeout_ms: 90_000,
             max_connections: 20_000,
         }
     }

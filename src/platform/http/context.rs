@@ -9,7 +9,7 @@ use axum::{
 use uuid::Uuid;
 
 use super::{code::Code, problem::Problem};
-use crate::platform::trace_context::TraceContext;
+use crate::platform::{kafka::event, trace_context::TraceContext};
 
 pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -52,7 +52,7 @@ impl RequestContext {
     /// with principal and route, so that a retry writes the same event; otherwise new.
     /// `part` tells the records of one request apart.
     pub fn event_id(&self, principal: &str, route: &str, part: Option<u64>) -> Result<Uuid, Problem> {
-        let Some(key) = &self.idempotency_key else { return Ok(Uuid::now_v7()) };
+        let Some(key) = &self.idempotency_key else { return Ok(event::new_id()) };
         if key.is_empty() || key.len() > MAX_ID_BYTES {
             let detail = format!("Idempotency-Key must have 1 to {MAX_ID_BYTES} bytes");
             return Err(Problem::new(Code::InvalidRequest, detail));
@@ -71,7 +71,7 @@ impl RequestContext {
 
 fn new_request_id() -> HeaderValue {
     let mut text = [0_u8; 32];
-    Uuid::now_v7().simple().encode_lower(&mut text);
+    Uuid::from_u128(fastrand::u128(..)).simple().encode_lower(&mut text);
     HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("none"))
 }
 

@@ -2,6 +2,7 @@
 //!
 //! One place maps errors, applies limits and adds ids and metrics, so that handlers stay short.
 
+mod activity;
 pub mod body;
 pub mod code;
 pub mod config;

@@ -6,7 +6,6 @@ use axum::Router;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
-    service::TowerToHyperService,
 };
 use metrics::{counter, gauge};
 use tokio::{
@@ -15,7 +14,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::config::Config;
+use super::{
+    activity::{Activity, Counted, Metered, Verdict, Watch},
+    config::Config,
+};
 
 /// Binds every address, so that a port that is taken is known before anything starts.
 pub async fn bind(addresses: &[String]) -> io::Result<Vec<TcpListener>> {
@@ -39,10 +41,12 @@ pub async fn serve(
 ) {
     let server = Arc::new(Server {
         router,
-        builder: builder(config),
+        builder: builder(),
         slots: Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS))),
         stop: stop.clone(),
         connections: TaskTracker::new(),
+        header_timeout: Duration::from_millis(config.header_timeout_ms),
+        idle_timeout: Duration::from_millis(config.idle_timeout_ms),
     });
     let loops = TaskTracker::new();
     for listener in listeners {
@@ -63,15 +67,14 @@ struct Server {
     slots: Arc<Semaphore>,
     stop: CancellationToken,
     connections: TaskTracker,
+    header_timeout: Duration,
+    idle_timeout: Duration,
 }
 
-fn builder(config: &Config) -> Builder<TokioExecutor> {
+fn builder() -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_millis(config.header_timeout_ms))
-        .pipeline_flush(true);
+    // Slow heads are the watch's business: hyper's own timer would be armed for every request.
+    builder.http1().header_read_timeout(None).pipeline_flush(true);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(20));
     builder
 }
@@ -113,10 +116,23 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(error = %error, "cannot set TCP_NODELAY");
         }
-        let service = TowerToHyperService::new(self.router.clone());
-        let mut connection = pin!(self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        let activity = Arc::<Activity>::default();
+        let service = Counted { router: self.router.clone(), activity: activity.clone() };
+        let mut watch = Watch::new(activity.clone(), self.header_timeout, self.idle_timeout);
+        let stream = TokioIo::new(Metered { stream, activity });
+        let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            verdict = watch.verdict() => match verdict {
+                Verdict::Stalled => {
+                    counter!("http_server_stalled_connections_total").increment(1);
+                    return;
+                }
+                _ => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            },
             () = self.stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await

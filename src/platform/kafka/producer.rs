@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -20,7 +20,7 @@ use rdkafka::{
     message::{DeliveryResult, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext},
 };
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::{
     Config,
@@ -96,6 +96,7 @@ struct Shared {
     broker: Broker,
     config: Config,
     fatal: Arc<AtomicBool>,
+    outcomes: Arc<Outcomes>,
     stop: AtomicBool,
     metrics: Metrics,
 }
@@ -118,7 +119,8 @@ impl Producer {
             latency: histogram!("postrider_producer_delivery_duration_seconds"),
         };
         let fatal = Arc::new(AtomicBool::new(false));
-        let client = connect(config, &broker, &fatal, &metrics)?;
+        let outcomes = Outcomes::start();
+        let client = connect(config, &broker, &fatal, &outcomes, &metrics)?;
         let limits = &config.producer;
         let shared = Arc::new(Shared {
             client: ArcSwap::from_pointee(client),
@@ -126,6 +128,7 @@ impl Producer {
             broker,
             config: config.clone(),
             fatal,
+            outcomes,
             stop: AtomicBool::new(false),
             metrics,
         });
@@ -193,6 +196,7 @@ impl Producer {
             let (records, _) = self.in_flight();
             tracing::warn!(error = %error, records, "records were still unconfirmed at shutdown");
         }
+        self.shared.outcomes.close();
         self.shared.stop.store(true, Ordering::Relaxed);
     }
 }
@@ -223,11 +227,10 @@ impl Shared {
         if let Err(error) = old.flush(Duration::from_secs(2)) {
             tracing::warn!(error = %error, "records of the failed producer end with an unknown outcome");
         }
-        let fresh = Arc::new(AtomicBool::new(false));
-        match connect(&self.config, &self.broker, &self.fatal, &self.metrics) {
+        match connect(&self.config, &self.broker, &self.fatal, &self.outcomes, &self.metrics) {
             Ok(client) => {
                 self.client.store(Arc::new(client));
-                self.fatal.store(fresh.load(Ordering::Relaxed), Ordering::Relaxed);
+                self.fatal.store(false, Ordering::Relaxed);
             }
             Err(error) => {
                 tracing::error!(error = %error, "cannot make a new producer yet");
@@ -241,9 +244,11 @@ fn connect(
     config: &Config,
     broker: &Broker,
     fatal: &Arc<AtomicBool>,
+    outcomes: &Arc<Outcomes>,
     metrics: &Metrics,
 ) -> Result<BaseProducer<Context>, KafkaError> {
-    let context = Context { broker: broker.clone(), fatal: fatal.clone(), metrics: metrics.clone() };
+    let context =
+        Context { broker: broker.clone(), fatal: fatal.clone(), outcomes: outcomes.clone(), metrics: metrics.clone() };
     config.producer_client().create_with_context(context)
 }
 
@@ -271,9 +276,61 @@ struct Pending {
     answer: Option<oneshot::Sender<Result<Stored, RDKafkaErrorCode>>>,
 }
 
+/// Who waits for a record, and what became of it.
+type Outcome = (Box<Pending>, Result<Stored, RDKafkaErrorCode>);
+
+/// Collects what the client reports and wakes those who wait from within the runtime: waking
+/// thousands of tasks one by one from a foreign thread costs more than the records do.
+#[derive(Default)]
+struct Outcomes {
+    /// Bounded by admission: every element holds a permit.
+    reported: Mutex<Vec<Outcome>>,
+    more: Notify,
+    closed: AtomicBool,
+}
+
+impl Outcomes {
+    fn start() -> Arc<Self> {
+        let outcomes = Arc::<Self>::default();
+        let announcer = outcomes.clone();
+        tokio::spawn(async move {
+            while !announcer.closed.load(Ordering::Acquire) {
+                announcer.more.notified().await;
+                announcer.announce();
+            }
+        });
+        outcomes
+    }
+
+    fn report(&self, outcome: Outcome) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        reported.push(outcome);
+        if reported.len() == 1 {
+            drop(reported);
+            self.more.notify_one();
+        }
+    }
+
+    fn announce(&self) {
+        let reported = std::mem::take(&mut *self.reported.lock().unwrap_or_else(PoisonError::into_inner));
+        for (pending, outcome) in reported {
+            if let Some(answer) = pending.answer {
+                // The client may have gone; the record is stored all the same.
+                let _ = answer.send(outcome);
+            }
+        }
+    }
+
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.more.notify_one();
+    }
+}
+
 struct Context {
     broker: Broker,
     fatal: Arc<AtomicBool>,
+    outcomes: Arc<Outcomes>,
     metrics: Metrics,
 }
 
@@ -305,9 +362,6 @@ impl ProducerContext for Context {
             Err(_) => self.metrics.failed.increment(1),
         }
         self.metrics.latency.record(pending.handed_over.elapsed());
-        if let Some(answer) = pending.answer {
-            // The client may have gone; the record is stored all the same.
-            let _ = answer.send(outcome);
-        }
+        self.outcomes.report((pending, outcome));
     }
 }
