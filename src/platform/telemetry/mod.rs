@@ -17,7 +17,13 @@ use opentelemetry_sdk::{
     Resource,
     trace::{Sampler, SdkTracerProvider},
 };
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing::Subscriber;
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::{FilterExt, dynamic_filter_fn},
+    layer::{Context, Filter, SubscriberExt},
+    util::SubscriberInitExt,
+};
 
 use super::trace_context;
 
@@ -29,6 +35,7 @@ pub struct Telemetry {
 /// Sets up logs and, where an endpoint is configured, traces. Call it inside the runtime.
 pub fn init(config: &Config, role: &str) -> Result<Telemetry, String> {
     let filter = EnvFilter::try_new(&config.log_filter).map_err(|error| format!("telemetry.log_filter: {error}"))?;
+    let filter = asked_every_time(filter);
     let human = match config.log_format {
         LogFormat::Human => true,
         LogFormat::Json => false,
@@ -45,7 +52,9 @@ pub fn init(config: &Config, role: &str) -> Result<Telemetry, String> {
         true => None,
         false => Some(tracer(&config.otlp, role)?),
     };
-    trace_context::set_sample_ratio(if tracer.is_some() { config.otlp.sample_ratio } else { 0.0 });
+    if tracer.is_some() {
+        trace_context::set_sample_ratio(config.otlp.sample_ratio);
+    }
     // The decision to sample is made before a span exists, so every span that exists is recorded.
     let traces = tracer.as_ref().map(|provider| {
         tracing_opentelemetry::layer().with_tracer(provider.tracer("postrider")).with_filter(
@@ -56,6 +65,17 @@ pub fn init(config: &Config, role: &str) -> Result<Telemetry, String> {
     });
     tracing_subscriber::registry().with(log).with(traces).try_init().map_err(|error| error.to_string())?;
     Ok(Telemetry { tracer })
+}
+
+/// Keeps the subscriber from remembering that a line is always wanted. Kafka's client asks whether
+/// some level is enabled and then logs nothing; the answer stays behind on that thread, and the next
+/// line there, when nobody asks again for it, would be taken for that one and dropped.
+fn asked_every_time<S: Subscriber>(filter: EnvFilter) -> impl Filter<S> {
+    let mut always = dynamic_filter_fn(|_, _: &Context<'_, S>| true);
+    if let Some(level) = filter.max_level_hint() {
+        always = always.with_max_level_hint(level);
+    }
+    filter.and(always)
 }
 
 fn tracer(otlp: &Otlp, role: &str) -> Result<SdkTracerProvider, String> {
