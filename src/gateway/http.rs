@@ -7,6 +7,7 @@ use axum::{
     response::IntoResponse,
 };
 use futures_util::future::join_all;
+use rdkafka::error::RDKafkaErrorCode;
 use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
 use utoipa::ToSchema;
@@ -236,6 +237,11 @@ impl Gateway {
             SendError::UnknownPartition => Code::InvalidRequest,
             SendError::TooLarge => Code::BodyTooLarge,
             SendError::Unknown => Code::OutcomeUnknown,
+            // A record without a key for a compacted topic, or a timestamp that the topic does not
+            // take: sending it again would not help.
+            SendError::Rejected(RDKafkaErrorCode::InvalidRecord | RDKafkaErrorCode::InvalidTimestamp) => {
+                Code::InvalidRequest
+            }
             SendError::Rejected(_) => Code::KafkaRejected,
         };
         Problem::new(code, error.to_string())
