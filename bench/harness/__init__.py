@@ -1,0 +1,1 @@
+"""What bench/run is made of: processes, load, scenarios, report. Python's standard library only."""

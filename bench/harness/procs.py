@@ -1,0 +1,146 @@
+"""Child processes, and what they and the machine use: CPU from /proc/PID/stat, memory from /proc/PID/status."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Failed(Exception):
+    """A sentence for the user; ends the run."""
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def get(url, seconds=2):
+    """Status and body of a GET; status 0 when nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=seconds) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def await_true(what, seconds, condition, every=0.05):
+    """Waits for the condition and returns what it gave; Failed when the time is over."""
+    until = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > until:
+            raise Failed(f"{what}: not within {seconds} s")
+        time.sleep(every)
+
+
+class Process:
+    """A child with its log in a file. It ends with this script, whatever way that ends."""
+
+    def __init__(self, name, argv, log, env=None, cwd=None):
+        self.name, self.argv, self.log = name, argv, log
+        with open(log, "ab") as out:
+            self.began = time.monotonic()
+            self.child = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "TERM", *argv],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, cwd=cwd, start_new_session=True)
+        self.pid = self.child.pid
+
+    @property
+    def command(self):
+        return shlex.join(self.argv)
+
+    def check(self):
+        if self.child.poll() is not None:
+            with open(self.log, "rb") as log:
+                end = log.read()[-2000:].decode(errors="replace")
+            raise Failed(f"{self.name} ended with code {self.child.returncode}; its log {self.log} ends:\n{end}")
+
+    def stop(self, seconds=20):
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+            try:
+                self.child.wait(seconds)
+            except subprocess.TimeoutExpired:
+                say(f"  {self.name} did not stop within {seconds} s: kill -9")
+                self.child.kill()
+                self.child.wait(10)
+        return self.child.returncode
+
+
+def cpu_seconds(pid):
+    """User and system time of a process with all its threads, those that ended included."""
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def memory_mib(pid, field="VmRSS"):
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith(field + ":"):
+                return round(int(line.split()[1]) / 1024, 1)
+    return None
+
+
+def machine_seconds():
+    """CPU seconds of the machine since its start: work in processes, interrupts, stolen by the host."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system, _idle, _wait, irq, soft, steal = (int(word) / TICKS for word in file.readline().split()[1:9])
+    return {"processes": user + nice + system, "interrupts": irq + soft, "stolen": steal}
+
+
+class Meter:
+    """CPU seconds by process over a span. `names` maps names to process ids."""
+
+    def __init__(self, names):
+        self.names = names
+        self.before = {name: cpu_seconds(pid) for name, pid in names.items()}
+        self.machine = machine_seconds()
+        self.began = time.monotonic()
+
+    def read(self, extra=None):
+        """CPU seconds since the start. `extra` holds those of children that have ended, such as wrk.
+
+        `others` is what processes used that are none of ours: near 0 on a quiet machine. `idle` is what nobody
+        used: near 0 where processors are the limit."""
+        whole = (time.monotonic() - self.began) * os.cpu_count()
+        used = {name: cpu_seconds(pid) - self.before[name] for name, pid in self.names.items()} | (extra or {})
+        machine = {name: seconds - self.machine[name] for name, seconds in machine_seconds().items()}
+        used["others"] = max(0.0, machine["processes"] - sum(used.values()))
+        used["interrupts"], used["stolen"] = machine["interrupts"], machine["stolen"]
+        used["idle"] = max(0.0, whole - sum(used.values()))
+        return {name: round(seconds, 2) for name, seconds in used.items()}
+
+
+def run_measured(argv, out_file, seconds):
+    """Runs a command to its end, at most `seconds`. Returns its output and its CPU seconds."""
+    with open(out_file, "w+b") as out:
+        child = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *argv],
+                                 stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+        until = time.monotonic() + seconds
+        while True:
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > until:
+                child.kill()
+                os.wait4(child.pid, 0)
+                child.returncode = -9
+                raise Failed(f"{shlex.join(argv)}: did not end within {seconds} s")
+            time.sleep(0.02)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        text = out.read().decode(errors="replace")
+    if child.returncode != 0:
+        raise Failed(f"{shlex.join(argv)}: exit code {child.returncode}\n{text[-2000:]}")
+    return text, usage.ru_utime + usage.ru_stime

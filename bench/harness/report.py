@@ -1,0 +1,211 @@
+"""A result as Markdown, and the table of the newest results in bench/README.md."""
+
+import json
+
+# Beyond this share of the processors in other hands, figures say more about the others.
+NOISY = 0.05
+BEGIN, END = "<!-- newest results: written by bench/run -->", "<!-- end of newest results -->"
+
+
+def table(head, rows):
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+
+
+def number(value):
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def spent(cpu):
+    """CPU by process in one line, what is next to nothing left out."""
+    return ", ".join(f"{name} {value}" for name, value in cpu.items() if value >= 0.05)
+
+
+def code(*lines):
+    return "\n".join(["```", *dict.fromkeys(lines), "```"])
+
+
+def disturbance(result):
+    """The share of the processors that processes of others took, for each measurement."""
+    if isinstance(result, dict):
+        if "cpu_seconds" in result:
+            spent_by = result["cpu_seconds"]
+            yield spent_by["others"] / max(sum(spent_by.values()), 0.01)
+        for value in result.values():
+            yield from disturbance(value)
+    elif isinstance(result, list):
+        for value in result:
+            yield from disturbance(value)
+
+
+def quiet(result):
+    """A sentence on whether the machine was ours alone, so that noisy figures are not taken for good ones."""
+    shares = sorted(disturbance(result["scenarios"]))
+    if not shares:
+        return ""
+    middle, worst = shares[len(shares) // 2], shares[-1]
+    word = "The machine was quiet" if middle < NOISY else "**The machine was NOT quiet**"
+    return (f"{word}: processes that are no part of the measurement took {middle:.1%} of the processors in the median "
+            f"measurement, {worst:.1%} in the worst.")
+
+
+def rounds(result):
+    return " ".join(number(rps) for rps in result["rps_rounds"])
+
+
+def load_rows(case, names):
+    return [(case["name"], name, number(case[name]["rps"]), rounds(case[name]), case[name]["p50_ms"], case[name]["p99_ms"],
+             case[name]["errors"]) for name in names]
+
+
+LOAD_HEAD = ("case", "target", "requests/s (median)", "each round", "p50 ms", "p99 ms", "errors")
+CPU_HEAD = ("case", "target", "CPU µs per request by process", "CPU seconds by process")
+
+
+def cpu_rows(case, names):
+    return [(case["name"], name, spent(case[name]["cpu_us_per_request"]), spent(case[name]["cpu_seconds"])) for name in names]
+
+
+def bare(found):
+    parts = ["## The bare route", table(LOAD_HEAD, [row for case in found["cases"] for row in load_rows(case, ["bare"])]),
+             table(CPU_HEAD, [row for case in found["cases"] for row in cpu_rows(case, ["bare"])]),
+             code(*(case["bare"]["command"] for case in found["cases"]))]
+    return "\n\n".join(parts)
+
+
+def produce(found):
+    names, cases, check = ["bare", "produce"], found["cases"], found["check"]
+    ratios = table(("case", "produce/s", "bare/s", "produce : bare"),
+                   [(case["name"], number(case["produce"]["rps"]), number(case["bare"]["rps"]), f"{case['ratio']:.1%}")
+                    for case in cases])
+    idle = table(("one request at a time", "p50 ms", "p99 ms", "max ms", "requests"),
+                 [(name, one["p50_ms"], one["p99_ms"], one["max_ms"], one["count"])
+                  for name, one in found["idle_request"].items()])
+    rate = table(("constant rate", "wanted/s", "reached/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "errors", "CPU µs per request"),
+                 [(one["name"], number(one["wanted_rps"]), number(one["rps"]), one["p50_ms"], one["p90_ms"], one["p99_ms"],
+                   one["p99.9_ms"], one["errors"], spent(one["cpu_us_per_request"])) for one in found["constant_rate"]])
+    verdict = "passed" if check["passed"] else "FAILED"
+    checked = (f"Check {verdict}: {number(check['answered_2xx'])} answers of success, {number(check['records'])} records in the "
+               f"topic ({check['partitions']} partitions), {check['errors']} errors, at most {check['unanswered_at_most']} "
+               f"requests left unanswered by wrk. Traces on: the collector took {found['traces']['exports']} exports. "
+               f"RSS in MiB: {spent(found['rss_mib'])}.")
+    body = "The body of the keyed requests, `@KEY@` being one of 4,096; the others are the same without the key:"
+    commands = code(*(case[name]["command"] for case in cases for name in names),
+                    *(one["command"] for one in found["constant_rate"]))
+    return "\n\n".join([
+        "## POST /produce", ratios, table(LOAD_HEAD, [row for case in cases for row in load_rows(case, names)]),
+        table(CPU_HEAD, [row for case in cases for row in cpu_rows(case, names)]), idle, rate, checked, body, code(found["body"]), commands])
+
+
+def pull(found):
+    cases, check = found["cases"], found["check"]
+    names = list(cases[0]["ratio"])
+    ratios = table(("case", *(f"{name}/s" for name in names), *(f"{name} : bare" for name in names[1:])),
+                   [(case["name"], *(number(case[name]["rps"]) for name in names),
+                     *(f"{case['ratio'][name]:.1%}" for name in names[1:])) for case in cases])
+    verdict = "passed" if check["passed"] else "FAILED"
+    checked = (f"Check {verdict}: {number(check['audited_reads'])} reads with audit, {number(check['events'])} events in the topic, "
+               f"{check['dropped']:.0f} dropped and counted, {check['errors']} errors. RSS in MiB: {spent(found['rss_mib'])}.")
+    return "\n\n".join([
+        f"## GET /pull/{{key}}, {number(found['keys'])} keys", ratios,
+        table(LOAD_HEAD, [row for case in cases for row in load_rows(case, names)]),
+        table(CPU_HEAD, [row for case in cases for row in cpu_rows(case, names)]), checked,
+        code(*(case[name]["command"] for case in cases for name in names))])
+
+
+def projection(found):
+    rss = found["rss_mib"]
+    rows = [
+        ("records, keys", f"{number(found['records'])}, {number(found['keys'])}"),
+        ("record", "100-byte values, " + ("headers as of a push" if found["headers"] else "no headers")),
+        ("records/s from first to last", number(found["rps"])),
+        ("each tenth of the backlog", " ".join(number(rps) for rps in found["tenths_rps"])),
+        ("seconds from first to last record", found["seconds"]),
+        ("seconds from exec to the last record; to a complete view, ready",
+         f"{found['seconds_from_exec']}; {found['ready_seconds']}"),
+        ("RSS of the processor, MiB", f"start {rss['start']}, middle {rss['middle']}, end {rss['end']}, peak {rss['peak']}"),
+        ("RSS of Redis, MiB", f"before {found['redis_rss_mib']['before']}, after {found['redis_rss_mib']['after']}"),
+        ("CPU seconds by process", spent(found["cpu_seconds"])),
+        ("CPU µs per record by process", spent(found["cpu_us_per_record"])),
+        ("check", f"{found['check']['keys_checked']} keys at random have the value of their newest record"),
+    ]
+    return "\n\n".join(["## Projection Kafka → Redis", table(("what", "measured"), rows), code(found["fill"]["command"])])
+
+
+def idle(found):
+    rows = [("exec to ready, s (median)", found["ready_seconds"]),
+            ("each start", " ".join(str(seconds) for seconds in found["ready_seconds_each"])),
+            ("first start, which makes the topics, s", found["first_start_seconds"]),
+            ("RSS 10 s after ready, MiB", found["rss_mib"]), ("CPU, % of one processor", found["cpu_percent_of_one"])]
+    return "\n\n".join(["## Idle api role", table(("what", "measured"), rows)])
+
+
+def flame(found):
+    if "skipped" in found:
+        return f"## Where the time goes\n\nSkipped: {found['skipped']}"
+    return "\n\n".join([
+        f"## Where the time goes, at {number(found['rps'])}/s on {found['connections']} connections",
+        "By thread:", code(*found["threads"]), "By object:", code(*found["objects"]),
+        "By thread and function:", code(*found["functions"]), code(found["command"])])
+
+
+SECTIONS = {"bare": bare, "produce": produce, "pull": pull, "projection": projection, "idle": idle, "flame": flame}
+
+
+def markdown(result):
+    machine, git = result["machine"], result["git"]
+    dirty = f", with uncommitted changes in {', '.join(git['uncommitted'])}" if git["uncommitted"] else ""
+    head = [
+        f"# Measured {result['started']}",
+        f"Commit {git['commit']}{dirty}. {machine['processors']} × {machine['model']}, {machine['memory_gib']} GiB, Linux "
+        f"{machine['kernel']}; load average before the run {machine['load_average']:.2f}; load generator, Kafka, Redis and the "
+        f"product share the machine. The run took {result['seconds']} s.",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version) + ".",
+        quiet(result),
+        code(result["command"], *(f"{name}={value}" for name, value in result["product_settings"].items())),
+    ]
+    if result["quick"]:
+        head.insert(1, "**A smoke run: too short for its figures to mean anything.**")
+    return "\n\n".join([part for part in head if part] + [SECTIONS[name](found) for name, found in result["scenarios"].items()]) + "\n"
+
+
+def newest_rows(scenarios):
+    rows = []
+    for case in scenarios.get("produce", {}).get("cases", []):
+        rows.append((f"POST /produce, {case['name']}", f"{number(case['produce']['rps'])}/s, {case['ratio']:.1%} of the bare "
+                     f"route's {number(case['bare']['rps'])}/s"))
+    if "produce" in scenarios:
+        one = scenarios["produce"]["idle_request"]["produce"]
+        rows.append(("POST /produce, a single idle request", f"p50 {one['p50_ms']} ms, p99 {one['p99_ms']} ms"))
+        rows += [(f"POST /produce at {number(one['wanted_rps'])}/s, {one['name']}",
+                  f"p50 {one['p50_ms']} ms, p99 {one['p99_ms']} ms") for one in scenarios["produce"]["constant_rate"]]
+    for case in scenarios.get("pull", {}).get("cases", []):
+        rows += [(f"GET /pull, {name}, {case['name']}", f"{number(case[name]['rps'])}/s, {ratio:.1%} of the bare route's "
+                  f"{number(case['bare']['rps'])}/s") for name, ratio in case["ratio"].items() if name != "bare"]
+    if found := scenarios.get("projection"):
+        rss = found["rss_mib"]
+        rows.append((f"Projection of {number(found['records'])} records", f"{number(found['rps'])}/s; RSS {rss['start']} → "
+                     f"{rss['middle']} → {rss['end']} MiB"))
+    if found := scenarios.get("idle"):
+        rows.append(("Idle api role", f"{found['rss_mib']} MiB RSS, ready {found['ready_seconds']} s after exec"))
+    return rows
+
+
+def update_readme(readme, result, name):
+    """Puts the figures of a full run between the two marks."""
+    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    machine = result["machine"]
+    said = (f"From [results/{name}](results/{name}): {result['started']}, commit {result['git']['commit']}, "
+            f"{machine['processors']} × {machine['model']}, {machine['memory_gib']} GiB; `{result['command']}`.")
+    rows = table(("what", "measured"), newest_rows(result["scenarios"]))
+    readme.write_text(f"{before}{BEGIN}\n\n{said}\n\n{rows}\n\n{END}{after}", encoding="utf-8")
+
+
+def write(folder, name, result):
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, text in ((".json", json.dumps(result, indent=1, ensure_ascii=False) + "\n"), (".md", markdown(result))):
+        unfinished = folder / f"{name}{suffix}.tmp"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(folder / f"{name}{suffix}")
+    return folder / f"{name}.md"
