@@ -1,1 +1,14 @@
+//! The product as one real process or several, against real Kafka, Redis and Postgres.
+//!
+//! Every test has a [`harness::World`] of its own: topics, groups, Redis keys and a Postgres schema
+//! under a prefix that no other test uses, so that all of them can run side by side.
 
+// Not production code: a test that cannot go on panics, and says with what.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod batches;
+mod gateway;
+mod harness;
+mod kv;
+mod kv_order;
+mod streams;

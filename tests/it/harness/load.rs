@@ -1,0 +1,162 @@
+//! Writers that count up, each on a key of its own, until they are told to stop.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use reqwest::{Client, Method};
+use serde_json::json;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{App, check::Write};
+
+/// What happened to the writes.
+#[derive(Default, Debug)]
+pub struct Outcome {
+    pub acknowledged: Vec<Write>,
+    /// Refused or unknown, with the status and code.
+    pub refused: Vec<(u16, String)>,
+    /// Connections that broke or could not be made.
+    pub broken: usize,
+    /// The longest time a writer went without an acknowledgement.
+    pub longest_gap: Duration,
+    /// The longest time that an answer took.
+    pub slowest: Duration,
+}
+
+/// Running writers.
+pub struct Load {
+    stop: CancellationToken,
+    writers: Vec<JoinHandle<Outcome>>,
+}
+
+/// Where numbers are written to.
+#[derive(Clone)]
+pub enum Target {
+    /// `POST /push`
+    Push,
+    /// `POST /produce` to this topic
+    Produce(String),
+}
+
+impl Load {
+    /// Starts writers `w0`, `w1`… against the process. A number is written once: what was not
+    /// acknowledged is not repeated, so that the log's order can be checked.
+    pub fn start(app: &App, target: &Target, writers: usize) -> Self {
+        let stop = CancellationToken::new();
+        let writer = |number: usize| {
+            let (client, url, target, stop) = (app.client.clone(), app.api.clone(), target.clone(), stop.clone());
+            tokio::spawn(async move { write(&client, &url, &target, &format!("w{number}"), &stop).await })
+        };
+        Self { writers: (0..writers).map(writer).collect(), stop }
+    }
+
+    /// Lets the writers finish what they wait for.
+    pub async fn stop(self) -> Outcome {
+        self.stop.cancel();
+        let mut all = Outcome::default();
+        for writer in self.writers {
+            let outcome = writer.await.unwrap();
+            all.acknowledged.extend(outcome.acknowledged);
+            all.refused.extend(outcome.refused);
+            all.broken += outcome.broken;
+            all.longest_gap = all.longest_gap.max(outcome.longest_gap);
+            all.slowest = all.slowest.max(outcome.slowest);
+        }
+        all
+    }
+}
+
+async fn write(client: &Client, url: &str, target: &Target, key: &str, stop: &CancellationToken) -> Outcome {
+    let mut outcome = Outcome::default();
+    let mut acknowledged = Instant::now();
+    for number in 1_u64.. {
+        if stop.is_cancelled() {
+            break;
+        }
+        let (path, body) = match target {
+            Target::Push => ("/push", json!({"key": key, "value": number})),
+            Target::Produce(topic) => ("/produce", json!({"topic": topic, "key": key, "payload": number})),
+        };
+        let asked = Instant::now();
+        let answer = client.request(Method::POST, format!("{url}{path}")).json(&body).send().await;
+        let answer = match answer {
+            Ok(answer) => super::Answer::read(answer).await,
+            Err(error) => Err(error),
+        };
+        outcome.slowest = outcome.slowest.max(asked.elapsed());
+        match answer {
+            Ok(answer) if answer.status < 300 => {
+                outcome.acknowledged.push((key.to_owned(), number));
+                outcome.longest_gap = outcome.longest_gap.max(acknowledged.elapsed());
+                acknowledged = Instant::now();
+                continue;
+            }
+            Ok(answer) => {
+                let code = answer.json()["code"].as_str().unwrap_or("?").to_owned();
+                outcome.refused.push((answer.status, code));
+            }
+            Err(_) => outcome.broken += 1,
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    outcome.longest_gap = outcome.longest_gap.max(acknowledged.elapsed());
+    outcome
+}
+
+/// Readers that pull the writers' keys all the time.
+pub struct Readers {
+    stop: CancellationToken,
+    reader: JoinHandle<super::check::Watch>,
+}
+
+impl Readers {
+    /// Pulls `w0`… in turn; only 200 and 404 say anything, the rest is skipped.
+    pub fn start(app: &App, keys: usize) -> Self {
+        let stop = CancellationToken::new();
+        let (client, url, ended) = (app.client.clone(), app.api.clone(), stop.clone());
+        let reader = tokio::spawn(async move {
+            let mut watch = super::check::Watch::default();
+            for number in (0..keys).cycle() {
+                if ended.is_cancelled() {
+                    break;
+                }
+                let key = format!("w{number}");
+                let Some(answer) = pull(&client, &url, &key).await else { continue };
+                match answer.status {
+                    200 => watch.see((key, answer.json()["value"].as_u64())),
+                    404 => watch.see((key, None)),
+                    _ => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+            watch
+        });
+        Self { stop, reader }
+    }
+
+    pub async fn stop(self) -> super::check::Watch {
+        self.stop.cancel();
+        self.reader.await.unwrap()
+    }
+}
+
+async fn pull(client: &Client, url: &str, key: &str) -> Option<super::Answer> {
+    let answer = client.get(format!("{url}/pull/{key}")).send().await.ok()?;
+    super::Answer::read(answer).await.ok()
+}
+
+/// What the view says of the writers' keys, once it is complete.
+pub async fn view(app: &Arc<App>, keys: usize) -> std::collections::BTreeMap<String, Option<u64>> {
+    let mut view = std::collections::BTreeMap::new();
+    for number in 0..keys {
+        let key = format!("w{number}");
+        let answer = super::until(&format!("the view answers for {key}"), Duration::from_secs(30), || async {
+            Some(app.get(&format!("/pull/w{number}")).await).filter(|answer| matches!(answer.status, 200 | 404))
+        })
+        .await;
+        view.insert(key, answer.json()["value"].as_u64());
+    }
+    view
+}

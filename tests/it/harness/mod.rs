@@ -1,0 +1,19 @@
+//! What the tests stand on: stacks, processes of the product, and looking into what they left.
+
+pub mod answer;
+pub mod app;
+pub mod check;
+pub mod kafka;
+pub mod load;
+pub mod otlp;
+pub mod raw;
+pub mod redis;
+pub mod stack;
+pub mod wait;
+pub mod world;
+
+pub use answer::Answer;
+pub use app::App;
+pub use stack::Stack;
+pub use wait::until;
+pub use world::World;

@@ -1,0 +1,109 @@
+//! Real servers by `dev/stack`: one that all tests share, and others for tests that break something.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// Brokers cost memory and processors: one stack of a test's own at a time.
+static OWN_KAFKA: Semaphore = Semaphore::const_new(1);
+
+/// A stack, reached by what `dev/stack env` says.
+pub struct Stack {
+    state: PathBuf,
+    env: BTreeMap<String, String>,
+    /// Deleted at the end; the shared one stays up for the next run.
+    own: bool,
+    _turn: Option<SemaphorePermit<'static>>,
+}
+
+impl Stack {
+    /// The one that is shared, started by whoever comes first.
+    pub fn shared() -> &'static Stack {
+        static SHARED: OnceLock<Stack> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            let state = state_folder("test-stack");
+            run(&state, &["up"]);
+            let stack = Stack { env: environment(&state), state, own: false, _turn: None };
+            super::kafka::remove_leftovers(stack.get("KAFKA_BROKERS"));
+            stack
+        })
+    }
+
+    /// One for a test that breaks it, made with these options of `dev/stack up` and deleted afterwards.
+    pub async fn own(name: &str, options: &'static [&'static str]) -> Stack {
+        let only_redis = options.windows(2).any(|pair| pair == ["--only", "redis"]);
+        let turn = match only_redis {
+            true => None,
+            false => Some(OWN_KAFKA.acquire().await.unwrap()),
+        };
+        let state = state_folder(&format!("test-stack-{name}"));
+        let env = off_runtime(move || {
+            run(&state, &["wipe"]);
+            run(&state, &[&["up"], options].concat());
+            (environment(&state), state)
+        });
+        let (env, state) = env.await;
+        Stack { env, state, own: true, _turn: turn }
+    }
+
+    /// A variable of `dev/stack env`.
+    pub fn get(&self, name: &str) -> &str {
+        self.find(name).unwrap_or_else(|| panic!("the stack in {} has no {name}", self.state.display()))
+    }
+
+    pub fn find(&self, name: &str) -> Option<&str> {
+        self.env.get(name).map(String::as_str)
+    }
+
+    /// `dev/stack COMMAND SERVICE…` on this stack.
+    pub async fn ctl(&self, words: &[&str]) {
+        let state = self.state.clone();
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        off_runtime(move || run(&state, &words.iter().map(String::as_str).collect::<Vec<_>>())).await;
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if self.own {
+            let _ = command(&self.state, &["wipe"]).output();
+        }
+    }
+}
+
+/// A call that blocks, beside the runtime.
+pub async fn off_runtime<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn state_folder(name: &str) -> PathBuf {
+    super::app::target_folder().join(name)
+}
+
+fn command(state: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/dev/stack"));
+    command.args(words).arg("--state").arg(state).env("KAFKA_HEAP", "384m").stdin(std::process::Stdio::null());
+    command
+}
+
+fn run(state: &Path, words: &[&str]) -> String {
+    let output = command(state, words).output().expect("dev/stack cannot be run");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "dev/stack {words:?} failed:\n{out}{err}");
+    out.into_owned()
+}
+
+/// Lines such as `export KAFKA_BROKERS=127.0.0.1:9092`.
+fn environment(state: &Path) -> BTreeMap<String, String> {
+    let text = run(state, &["env"]);
+    let pairs = text.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}

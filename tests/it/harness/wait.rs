@@ -1,0 +1,36 @@
+//! Waiting for a condition, with a deadline.
+
+use std::time::{Duration, Instant};
+
+/// Asks again and again until there is an answer; fails the test after `within`, saying `what`.
+pub async fn until<T, F>(what: &str, within: Duration, mut probe: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = probe().await {
+            return found;
+        }
+        assert!(begun.elapsed() < within, "not within {} s: {what}", within.as_secs_f32());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The same as a condition.
+pub async fn until_true<F: Future<Output = bool>>(what: &str, within: Duration, mut probe: impl FnMut() -> F) {
+    until(what, within, || {
+        let asked = probe();
+        async move { asked.await.then_some(()) }
+    })
+    .await;
+}
+
+/// For conditions that wait for nothing themselves.
+pub async fn until_now<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+    until(what, within, || std::future::ready(probe())).await
+}
+
+pub const fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}

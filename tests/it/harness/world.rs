@@ -1,0 +1,105 @@
+//! A test's own corner of the servers.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::{
+    Stack,
+    app::{Builder, migrate},
+    kafka::Kafka,
+    stack::off_runtime,
+};
+
+/// Tests with processes that may run at the same time, whatever the number of test threads.
+static TURNS: Semaphore = Semaphore::const_new(6);
+
+/// Prefixes of its own on the servers. Its topics are removed when it is dropped.
+pub struct World {
+    /// Begins every topic, group, key and schema name.
+    pub prefix: String,
+    pub kafka: Kafka,
+    pub redis_url: String,
+    database_url: String,
+    env: BTreeMap<String, String>,
+    _turn: SemaphorePermit<'static>,
+}
+
+impl World {
+    /// On the shared servers.
+    pub async fn new() -> Self {
+        Self::build(None).await
+    }
+
+    /// On this stack, with the shared servers for what it lacks.
+    pub async fn on(stack: &Stack) -> Self {
+        Self::build(Some(stack)).await
+    }
+
+    async fn build(stack: Option<&Stack>) -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let turn = TURNS.acquire().await.unwrap();
+        let shared = off_runtime(Stack::shared).await;
+        let get = |name: &str| stack.and_then(|own| own.find(name)).unwrap_or_else(|| shared.get(name)).to_owned();
+        let prefix = format!("it{}n{}_", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let (brokers, redis_url) = (get("KAFKA_BROKERS"), get("REDIS_URL"));
+        let mut env = BTreeMap::new();
+        for (name, value) in [
+            ("KAFKA__BROKERS", brokers.as_str()),
+            ("KAFKA__TOPIC_PREFIX", &prefix),
+            ("KAFKA__GROUP_PREFIX", &prefix),
+            // The shortest that brokers allow, so that a killed member is soon forgotten.
+            ("KAFKA__CONSUMER__SESSION_TIMEOUT_MS", "6000"),
+            ("REDIS__URL", &redis_url),
+            ("REDIS__KEY_PREFIX", &format!("{prefix}:")),
+            ("KV__PARTITIONS", "2"),
+            ("KV__AUDIT_PARTITIONS", "1"),
+            ("HTTP__LISTEN", "127.0.0.1:0"),
+            ("MANAGEMENT__LISTEN", "127.0.0.1:0"),
+            ("TELEMETRY__LOG_FORMAT", "json"),
+        ] {
+            env.insert(format!("POSTRIDER_{name}"), value.to_owned());
+        }
+        Self { kafka: Kafka::new(&brokers), database_url: get("DATABASE_URL"), redis_url, prefix, env, _turn: turn }
+    }
+
+    /// A process of the product in this world; all roles, unless told otherwise.
+    pub fn app(&self) -> Builder {
+        Builder::new(&self.prefix, self.env.clone())
+    }
+
+    /// From now on with Postgres, whose schema is made first.
+    pub async fn with_postgres(mut self) -> Self {
+        self.set("POSTRIDER_POSTGRES__URL", &self.database_url.clone());
+        self.set("POSTRIDER_POSTGRES__SCHEMA", &self.prefix.trim_end_matches('_').to_owned());
+        let env = self.env.clone();
+        off_runtime(move || migrate(&env)).await;
+        self
+    }
+
+    /// Sets a variable for all processes to come.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.env.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// The full name of a topic of this world.
+    pub fn topic(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// Makes a topic that belongs to nobody, and returns its full name.
+    pub async fn make_topic(&self, name: &str, partitions: i32) -> String {
+        let topic = self.topic(name);
+        self.kafka.create(&topic, partitions).await;
+        topic
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.kafka.remove_prefixed(&self.prefix);
+    }
+}
