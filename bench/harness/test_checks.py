@@ -1,0 +1,104 @@
+"""The checks find what they are there to find:  python3 -m unittest discover -s bench -t bench"""
+
+import contextlib
+import io
+import unittest
+from types import SimpleNamespace
+from unittest import mock
+
+from . import projection, pull
+from .load import payload, produce_body, summary
+from .procs import Failed
+from .produce import Produce
+from .report import quiet
+
+
+class Stack:
+    """A stack whose topics have a given number of records."""
+
+    def __init__(self, records):
+        self.records = records
+
+    def end_offsets(self, _topic):
+        return self.records
+
+    def partitions(self, _topic):
+        return 6
+
+    def start_product(self, *_):
+        return SimpleNamespace(url="http://view")
+
+    def stop(self, _child):
+        pass
+
+
+def produced(records, answered, unanswered=0, errors=0):
+    scenario = Produce.__new__(Produce)
+    scenario.stack, scenario.answered, scenario.unanswered, scenario.errors = Stack(records), answered, unanswered, errors
+    return scenario.check()
+
+
+class Checks(unittest.TestCase):
+    def setUp(self):
+        silence = contextlib.redirect_stderr(io.StringIO())
+        silence.__enter__()
+        self.addCleanup(silence.__exit__, None, None, None)
+
+    def test_an_acknowledged_record_that_is_missing_ends_the_run(self):
+        with self.assertRaises(Failed):
+            produced(records=99, answered=100)
+
+    def test_records_that_nobody_sent_and_errors_fail(self):
+        self.assertTrue(produced(records=110, answered=100, unanswered=10)["passed"])
+        self.assertFalse(produced(records=111, answered=100, unanswered=10)["passed"])
+        self.assertFalse(produced(records=100, answered=100, errors=1)["passed"])
+
+    def test_a_read_without_its_event_ends_the_run(self):
+        case = {"ratio": {"audit async": 1}, "audit async": {"ok": 100, "errors": 0}}
+        self.assertTrue(pull.check(Stack(105), [case], before=5, dropped=0)["passed"])
+        self.assertTrue(pull.check(Stack(95), [case], before=5, dropped=10)["passed"])
+        with self.assertRaises(Failed):
+            pull.check(Stack(104), [case], before=5, dropped=0)
+
+    def test_a_key_with_an_older_value_ends_the_run(self):
+        newest = {f"key-{number * projection.STRIDE % 10}": number for number in range(25)}
+
+        def view(lag):
+            def get(url):
+                number = newest[url.rpartition("/")[2]] - lag
+                return 200, f'{{"key":"k","value":"{number:010d}abc"}}'
+            return mock.patch.object(projection, "get", get)
+
+        with view(lag=0):
+            self.assertTrue(projection.check(Stack(25), 25, 10)["passed"])
+        with view(lag=10), self.assertRaises(Failed):
+            projection.check(Stack(25), 25, 10)
+
+    def test_a_machine_in_other_hands_is_called_so(self):
+        def result(others):
+            return {"scenarios": {"produce": [{"cpu_seconds": {"postrider": 1.0, "others": others}}]}}
+
+        self.assertIn("was quiet", quiet(result(0.01)))
+        self.assertIn("NOT", quiet(result(1.0)))
+
+
+class Arithmetic(unittest.TestCase):
+    def test_payloads_have_the_size_that_is_asked_for(self):
+        for size in (60, 1024):
+            self.assertEqual(len(payload(size)), size)
+        self.assertIn('"key":"@KEY@"', produce_body(60, keyed=True))
+
+    def test_a_slow_tenth_and_growing_memory_show(self):
+        # A second at 100/s, then ten times slower.
+        samples = [(0.0, 0, 10.0), *((tenth / 10, tenth * 10, 10.0 + tenth) for tenth in range(1, 10)), (1.9, 100, 50.0)]
+        figures = projection.figures(samples, 100)
+        self.assertEqual((figures["seconds"], figures["slowest_tenth_rps"], figures["rss_mib"]["end"]), (1.9, 10, 50.0))
+
+    def test_cpu_is_divided_by_all_requests(self):
+        one = {"command": "wrk", "requests": 1_000, "ok": 1_000, "errors": 0, "rps": 1, "p50_ms": 1, "p99_ms": 1,
+               "cpu": {"postrider": 0.02}}
+        self.assertEqual(summary([one, one])["cpu_us_per_request"]["postrider"], 20.0)
+
+
+if __name__ == "__main__":
+    unittest.main()
