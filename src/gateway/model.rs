@@ -182,7 +182,10 @@ pub struct ProduceRecord {
 mod tests {
     use super::*;
 
-    fn check(text: &str) -> Result<(String, Option<Vec<u8>>, Vec<u8>), Problem> {
+    /// Topic, key and payload.
+    type Parts = (String, Option<Vec<u8>>, Vec<u8>);
+
+    fn check(text: &str) -> Result<Parts, Problem> {
         let record: Record<'_> = json::parse(text.as_bytes())?;
         let checked = record.check(None)?;
         Ok((checked.topic.into_owned(), checked.key.map(Cow::into_owned), checked.payload.into_owned()))

@@ -28,15 +28,20 @@ pub fn respond(
     context.event_id("", "", None)?;
     let window = gateway.inner.config.stream_window.max(1);
     let lines = Lines::new(body, &gateway);
+    let (looker, sender) = ((gateway.clone(), topic.clone()), (gateway, topic, context));
     let results = stream::unfold(lines, |mut lines| async move { lines.next().await.map(|line| (line, lines)) })
         .enumerate()
         .then(move |(number, line)| {
-            let (gateway, topic, context) = (gateway.clone(), topic.clone(), context.clone());
+            let (gateway, topic) = looker.clone();
             async move {
                 // Before the records run side by side, so that they are handed over in order.
                 gateway.look_up(line.as_deref().unwrap_or_default(), topic.as_deref()).await;
-                async move { settle(&gateway, topic.as_deref(), &context, number as u64, line).await }
+                (number, line)
             }
+        })
+        .map(move |(number, line)| {
+            let (gateway, topic, context) = sender.clone();
+            async move { settle(&gateway, topic.as_deref(), &context, number as u64, line).await }
         })
         .buffered(window)
         .map(Ok::<_, std::convert::Infallible>);

@@ -129,7 +129,8 @@ mod tests {
         ) {
             let state = if deleted { State::Deleted } else { State::Value { value: &value, expires_ms } };
             let entry = Entry { version, state };
-            prop_assert_eq!(Entry::decode(&entry.encode()), Some(entry));
+            let encoded = entry.encode();
+            prop_assert_eq!(Entry::decode(&encoded), Some(entry));
         }
 
         #[test]

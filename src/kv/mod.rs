@@ -8,6 +8,7 @@ mod entry;
 mod expire;
 mod http;
 mod keys;
+mod plan;
 mod project;
 mod reader;
 mod restate;

@@ -18,6 +18,7 @@ use super::{
     Config, EXPIRES_HEADER, TOPIC, VERSION_HEADER,
     entry::{Entry, Marker, State},
     keys::Keys,
+    plan::{Plan, plan},
     restate::Restater,
     script::{Scripts, Writes},
 };
@@ -36,8 +37,6 @@ use crate::platform::{
 
 /// How long a deleted key is remembered: as long as the id of an idempotent write.
 const DELETED_FOR: Duration = Duration::from_secs(86_400);
-/// A view that lost less than this is caught up in place; tombstones since then are still there.
-const CATCH_UP_S: i64 = 3_600;
 
 /// The kv room's part of the processor role.
 pub struct Projector {
@@ -145,35 +144,6 @@ pub(super) fn unreachable(error: redis::RedisError) -> Failure {
     Failure::Retry(format!("Redis: {error}"))
 }
 
-/// What to do about a view, from its marker and the log.
-#[derive(Debug, PartialEq, Eq)]
-enum Plan {
-    /// The view goes on from where it is.
-    Continue,
-    /// The view lacks a little: the marker is set back to incomplete and reading starts at its place.
-    CatchUp { target: i64 },
-    /// The view is dropped and read anew.
-    Rebuild { from: i64, target: i64 },
-    /// The log ends before what was applied: it is not the log that we know.
-    Refuse { applied: i64 },
-}
-
-fn plan(marker: Option<Marker>, assignment: &Assignment, now_s: i64) -> Plan {
-    let Assignment { committed, low, high, .. } = *assignment;
-    let applied = marker.map_or(0, |marker| marker.next).max(committed.unwrap_or(0));
-    if applied > high {
-        return Plan::Refuse { applied };
-    }
-    match marker {
-        Some(marker) if marker.next < low => Plan::Rebuild { from: low, target: high },
-        Some(marker) if committed.is_none_or(|committed| marker.next >= committed) || !marker.is_complete() => {
-            Plan::Continue
-        }
-        Some(marker) if now_s - marker.written_s < CATCH_UP_S => Plan::CatchUp { target: applied },
-        _ => Plan::Rebuild { from: low, target: high },
-    }
-}
-
 impl BatchHandler for Projector {
     type Partition = Partition;
 
@@ -220,6 +190,7 @@ impl BatchHandler for Projector {
             }
         };
         self.report_marker(&partition);
+        self.drop_older_epochs(number).await?;
         Ok((partition, from))
     }
 
@@ -298,6 +269,21 @@ impl Projector {
         question.query_async(&mut self.redis()?).await.map_err(unreachable)
     }
 
+    /// Views of earlier epochs are nobody's any more.
+    async fn drop_older_epochs(&self, partition: i32) -> Result<(), Failure> {
+        let mut redis = self.redis()?;
+        for epoch in 0..self.config.epoch {
+            let old = Keys::new(&self.key_prefix, epoch, partition);
+            redis::cmd("UNLINK")
+                .arg(&old.view)
+                .arg(&old.ends)
+                .query_async::<()>(&mut redis)
+                .await
+                .map_err(unreachable)?;
+        }
+        Ok(())
+    }
+
     /// Where the view has a newer version of a key than the record that was just read, the topic's
     /// last word on that key is wrong: it is said again.
     async fn restate_newer(&self, partition: &Partition, unsure: &[(&[u8], Repeated)]) -> Result<(), Failure> {
@@ -371,50 +357,4 @@ fn add(writes: &mut Writes, keys: &Keys, record: &Record<'_>, now_ms: i64) {
 fn poison(record: &Record<'_>, reason: &'static str) {
     counter!("postrider_kv_poison_records_total", "reason" => reason).increment(1);
     tracing::warn!(offset = record.offset(), reason, "a record in the kv topic is not a push; it is passed over");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn assignment(committed: Option<i64>, low: i64, high: i64) -> Assignment {
-        Assignment { partition: 0, committed, low, high }
-    }
-
-    fn live(next: i64) -> Option<Marker> {
-        Some(Marker { next, written_s: 1_000, target: None })
-    }
-
-    #[test]
-    fn a_view_that_is_where_the_commit_is_or_ahead_goes_on() {
-        assert_eq!(plan(live(50), &assignment(Some(50), 0, 60), 1_001), Plan::Continue);
-        assert_eq!(plan(live(55), &assignment(Some(50), 0, 60), 1_001), Plan::Continue);
-        assert_eq!(plan(live(0), &assignment(None, 0, 0), 1_001), Plan::Continue);
-    }
-
-    #[test]
-    fn a_view_without_its_marker_is_rebuilt() {
-        assert_eq!(plan(None, &assignment(Some(50), 3, 60), 1_001), Plan::Rebuild { from: 3, target: 60 });
-        assert_eq!(plan(None, &assignment(None, 0, 0), 1_001), Plan::Rebuild { from: 0, target: 0 });
-    }
-
-    #[test]
-    fn a_view_that_went_back_catches_up_or_is_rebuilt() {
-        assert_eq!(plan(live(40), &assignment(Some(50), 0, 60), 1_001), Plan::CatchUp { target: 50 });
-        let later = 1_000 + CATCH_UP_S;
-        assert_eq!(plan(live(40), &assignment(Some(50), 0, 60), later), Plan::Rebuild { from: 0, target: 60 });
-        assert_eq!(plan(live(40), &assignment(Some(50), 45, 60), 1_001), Plan::Rebuild { from: 45, target: 60 });
-    }
-
-    #[test]
-    fn a_log_that_ends_before_what_was_applied_is_refused() {
-        assert_eq!(plan(live(50), &assignment(Some(50), 0, 10), 1_001), Plan::Refuse { applied: 50 });
-        assert_eq!(plan(None, &assignment(Some(50), 0, 10), 1_001), Plan::Refuse { applied: 50 });
-    }
-
-    #[test]
-    fn a_rebuild_that_was_interrupted_goes_on() {
-        let marker = Marker { next: 20, written_s: 0, target: Some(60) };
-        assert_eq!(plan(Some(marker), &assignment(Some(50), 0, 60), 9_999_999), Plan::Continue);
-    }
 }

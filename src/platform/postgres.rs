@@ -5,7 +5,7 @@ use std::{str::FromStr, time::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sqlx::{
-    Executor, PgPool,
+    Executor, PgConnection, PgPool,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -83,11 +83,27 @@ pub fn pool(config: &Config) -> Result<PgPool, Error> {
 pub async fn migrate(config: &Config) -> Result<usize, Error> {
     let pool = pool(config)?;
     let mut connection = pool.acquire().await?;
-    // `config.schema` was checked by `pool`.
-    let create = format!("CREATE SCHEMA IF NOT EXISTS {}", config.schema);
-    connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(create))).await?;
+    create_schema(&mut connection, &config.schema).await?;
     MIGRATIONS.run(&mut *connection).await?;
     Ok(MIGRATIONS.iter().count())
+}
+
+/// Asks first, because creating needs a right that whoever made the schema for us may not have given.
+async fn create_schema(connection: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
+    let found: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)")
+        .bind(schema)
+        .fetch_one(&mut *connection)
+        .await?;
+    if found {
+        return Ok(());
+    }
+    // `pool` has checked the name.
+    let create = format!("CREATE SCHEMA IF NOT EXISTS {schema}");
+    match connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(create))).await {
+        // Somebody else made it between the question and the statement.
+        Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Ok(()),
+        other => other.map(|_| ()),
+    }
 }
 
 /// Asks every two seconds whether Postgres answers and has our tables.

@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use opentelemetry::{
@@ -27,9 +27,18 @@ pub struct TraceContext {
 /// The sampling threshold for new traces, on the scale of `u64`; 0 records none.
 static SAMPLE_BELOW: AtomicU64 = AtomicU64::new(0);
 
-/// Sets the share of new traces that are recorded, 0 to 1.
+/// Whether there is somewhere for spans to go.
+static RECORDING: AtomicBool = AtomicBool::new(false);
+
+/// Sets the share of new traces that are recorded, 0 to 1. Without this nothing is recorded.
 pub fn set_sample_ratio(ratio: f64) {
+    RECORDING.store(true, Ordering::Relaxed);
     SAMPLE_BELOW.store((ratio.clamp(0.0, 1.0) * u64::MAX as f64) as u64, Ordering::Relaxed);
+}
+
+/// Whether spans of sampled traces are recorded by this process.
+pub fn is_recording() -> bool {
+    RECORDING.load(Ordering::Relaxed)
 }
 
 impl TraceContext {

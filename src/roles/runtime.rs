@@ -54,13 +54,12 @@ async fn live(settings: Settings) -> Result<(), String> {
     let traces = telemetry::init(&settings.telemetry, &settings.role.to_string())?;
     let files = raise_file_limit();
     tracing::info!(role = %settings.role, version = env!("CARGO_PKG_VERSION"), files, "starting");
-    let drain = settings.drain.clone();
     let outcome = serve_until_stopped(settings, metrics).await;
     let flushed = tokio::task::spawn_blocking(move || traces.shutdown(Duration::from_secs(3)));
     if flushed.await.is_err() {
         tracing::warn!("the trace exporter failed at shutdown");
     }
-    tracing::info!(grace.ms = drain.grace_ms, "stopped");
+    tracing::info!("stopped");
     outcome
 }
 

@@ -83,11 +83,18 @@ impl<S: Sync> FromRequestParts<S> for RequestContext {
     }
 }
 
-/// 415 unless the content type is one of those given; a missing one is taken for JSON.
+/// What HTTP clients send when nobody told them what the body is, curl's `-d` among them. The
+/// services before us never looked, so such a body is taken for what the route takes first.
+const UNSAID: &str = "application/x-www-form-urlencoded";
+
+/// 415 unless the content type is one of those given; a missing one is taken for the first.
 pub fn require_content_type(headers: &HeaderMap, accepted: &[&'static str]) -> Result<&'static str, Problem> {
     let fallback = accepted.first().copied().unwrap_or("application/json");
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(fallback) };
     let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case(UNSAID) {
+        return Ok(fallback);
+    }
     accepted.iter().copied().find(|known| essence.eq_ignore_ascii_case(known)).ok_or_else(|| {
         Problem::new(Code::UnsupportedMediaType, format!("`{essence}` is not one of {}", accepted.join(", ")))
     })

@@ -25,7 +25,7 @@ use super::{
     problem::Problem,
     red::Red,
 };
-use crate::platform::trace_context::TraceContext;
+use crate::platform::trace_context::{self, TraceContext};
 
 /// Wraps a router's routes and fallback.
 #[derive(Clone, Default)]
@@ -66,7 +66,8 @@ where
     fn call(&mut self, mut request: Request) -> Answer {
         let started = Instant::now();
         let mut context = RequestContext::from_headers(request.headers());
-        let span = if context.trace.sampled { open_span(&request, &mut context) } else { tracing::Span::none() };
+        let recorded = context.trace.sampled && trace_context::is_recording();
+        let span = if recorded { open_span(&request, &mut context) } else { tracing::Span::none() };
         let seen = Seen {
             route: request.extensions().get::<MatchedPath>().cloned(),
             method: request.method().clone(),

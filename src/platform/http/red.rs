@@ -9,9 +9,12 @@ use std::{
 use axum::http::Method;
 use metrics::{Gauge, Histogram, gauge, histogram};
 
+/// The histograms of one route, by method and status.
+type Answers = HashMap<(Method, u16), Histogram>;
+
 /// Requests seen, with metric handles kept so that the hot path does no registry look-up.
 pub struct Red {
-    routes: RwLock<HashMap<String, HashMap<(Method, u16), Histogram>>>,
+    routes: RwLock<HashMap<String, Answers>>,
     active: Gauge,
 }
 

@@ -21,6 +21,7 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext},
 };
 use tokio::sync::{Notify, oneshot};
+use tracing::{Instrument, Span};
 
 use super::{
     Config,
@@ -76,12 +77,25 @@ pub struct Receipt(oneshot::Receiver<Result<Stored, RDKafkaErrorCode>>);
 impl Receipt {
     /// Waits for the broker's answer; bounded by the delivery timeout.
     pub async fn stored(self, topic: &str) -> Result<Stored, SendError> {
-        match self.0.await {
+        // A span of its own only where the request has one.
+        let answered =
+            if Span::current().is_none() { self.0.await } else { self.0.instrument(publish_span(topic)).await };
+        match answered {
             Ok(Ok(stored)) => Ok(stored),
             Ok(Err(code)) => Err(classify(code, topic)),
             Err(_) => Err(SendError::Unknown),
         }
     }
+}
+
+fn publish_span(topic: &str) -> Span {
+    tracing::info_span!(
+        "publish",
+        otel.name = format!("publish {topic}"),
+        otel.kind = "producer",
+        messaging.system = "kafka",
+        messaging.destination.name = topic,
+    )
 }
 
 /// Cheap to clone; all clones share one client.

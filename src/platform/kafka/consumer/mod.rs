@@ -5,6 +5,7 @@
 //! one waiting, one being filled, and the client's own prefetch. A partition that is full for
 //! long is paused; a handler whose dependency is down is asked again until it is back.
 
+mod callbacks;
 mod poll;
 mod worker;
 

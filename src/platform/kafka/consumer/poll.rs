@@ -12,8 +12,8 @@ use std::{
 
 use metrics::{counter, histogram};
 use rdkafka::{
-    ClientContext, Message, Offset, Statistics, TopicPartitionList,
-    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance},
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
     message::BorrowedMessage,
 };
@@ -22,10 +22,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Assignment, BatchHandler, Failure, REVOKE_DEADLINE, Subscription,
+    callbacks::Context,
     worker::{Start, Work, Worker},
 };
 use crate::platform::{
-    kafka::{Broker, Config, batch::Batch, off_runtime, stats},
+    kafka::{Broker, Config, batch::Batch, off_runtime},
     ops::Beat,
 };
 
@@ -46,17 +47,10 @@ pub(super) struct Poller<H: BatchHandler> {
     generation: u64,
 }
 
-/// Shared between the polling thread and the callbacks that run on it.
-pub(super) struct Context<H: BatchHandler> {
-    lanes: Arc<Mutex<Lanes>>,
-    topic: String,
-    handler: std::marker::PhantomData<fn() -> H>,
-}
-
 #[derive(Default)]
-struct Lanes {
+pub(super) struct Lanes {
     /// Partitions gained in a callback and not started yet.
-    gained: Vec<i32>,
+    pub gained: Vec<i32>,
     active: BTreeMap<i32, Lane>,
 }
 
@@ -335,7 +329,7 @@ impl Lane {
     }
 }
 
-fn lock(lanes: &Mutex<Lanes>) -> std::sync::MutexGuard<'_, Lanes> {
+pub(super) fn lock(lanes: &Mutex<Lanes>) -> std::sync::MutexGuard<'_, Lanes> {
     lanes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -345,7 +339,7 @@ fn report(subscription: &Subscription, error: &KafkaError) {
 }
 
 /// Lets the workers of these partitions, or all, finish what they have in hand, and stores it.
-fn finish<H: BatchHandler>(client: &Client<H>, shared: &Mutex<Lanes>, only: Option<&[i32]>) {
+pub(super) fn finish<H: BatchHandler>(client: &Client<H>, shared: &Mutex<Lanes>, only: Option<&[i32]>) {
     let mut ending: HashMap<i32, Lane> = HashMap::new();
     {
         let mut lanes = lock(shared);
@@ -372,44 +366,5 @@ fn finish<H: BatchHandler>(client: &Client<H>, shared: &Mutex<Lanes>, only: Opti
             lane.task.abort();
         }
         lane.store(client, partition);
-    }
-}
-
-impl<H: BatchHandler> ClientContext for Context<H> {
-    fn stats(&self, statistics: Statistics) {
-        stats::record(&statistics);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(error = %error, reason, "the consumer reports a problem");
-    }
-}
-
-impl<H: BatchHandler> ConsumerContext for Context<H> {
-    fn pre_rebalance(&self, client: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        if let Rebalance::Revoke(list) = rebalance {
-            let partitions: Vec<i32> = list.elements().iter().map(|element| element.partition()).collect();
-            tracing::info!(topic = self.topic, ?partitions, "partitions are taken away");
-            finish(client, &self.lanes, Some(&partitions));
-        }
-    }
-
-    fn post_rebalance(&self, client: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        if let Rebalance::Assign(list) = rebalance {
-            let partitions: Vec<i32> = list.elements().iter().map(|element| element.partition()).collect();
-            if !partitions.is_empty() {
-                tracing::info!(topic = self.topic, ?partitions, "partitions are assigned");
-            }
-            if let Err(error) = client.pause(list) {
-                tracing::debug!(error = %error, "cannot pause what was just assigned");
-            }
-            lock(&self.lanes).gained.extend(partitions);
-        }
-    }
-
-    fn commit_callback(&self, result: Result<(), KafkaError>, _: &TopicPartitionList) {
-        if let Err(error) = result {
-            tracing::debug!(error = %error, "a commit failed; it is tried again");
-        }
     }
 }

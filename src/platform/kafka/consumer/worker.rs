@@ -11,8 +11,13 @@ use std::{
 use metrics::counter;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{Assignment, Batch, BatchHandler, Failure};
+use crate::platform::{
+    kafka::event,
+    trace_context::{self, TraceContext},
+};
 
 /// What the polling thread tells a partition's task.
 pub(super) enum Work {
@@ -113,7 +118,10 @@ where
         let mut pause = Pause::default();
         loop {
             let outcome = match work {
-                Some(Work::Batch(batch)) => self.handler.apply(state, batch).await,
+                Some(Work::Batch(batch)) => {
+                    let _spans = spans(batch, self.name);
+                    self.handler.apply(state, batch).await
+                }
                 Some(Work::CaughtUp) => self.handler.caught_up(state).await,
                 None => self.handler.idle(state).await,
             };
@@ -148,6 +156,30 @@ where
         }
         self.revoked.run_until_cancelled(tokio::time::sleep(pause.next())).await
     }
+}
+
+/// Spans of one batch that are recorded at most.
+const MAX_SPANS: usize = 32;
+
+/// A span for every sampled record, in the trace of the request that wrote it.
+fn spans(batch: &Batch, name: &'static str) -> Vec<tracing::Span> {
+    let sampled = batch.iter().filter_map(|record| {
+        let context = TraceContext::parse(record.header(event::TRACEPARENT)?)?;
+        context.sampled.then_some((record.offset(), context))
+    });
+    let open = |(offset, parent): (i64, TraceContext)| {
+        let span = tracing::info_span!(
+            "process",
+            otel.name = format!("process {name}"),
+            otel.kind = "consumer",
+            messaging.system = "kafka",
+            messaging.kafka.offset = offset,
+        );
+        // Fails only where nothing records spans.
+        let _ = span.set_parent(parent.to_otel());
+        span
+    };
+    if trace_context::is_recording() { sampled.take(MAX_SPANS).map(open).collect() } else { Vec::new() }
 }
 
 /// Exponential backoff with full jitter above a floor, 50 ms to 2 s.

@@ -1,0 +1,83 @@
+//! What to do about the view of a partition that was just assigned.
+
+use super::entry::Marker;
+use crate::platform::kafka::consumer::Assignment;
+
+/// A view that lost less than this is caught up in place; tombstones since then are still there.
+const CATCH_UP_S: i64 = 3_600;
+
+/// What to do about a view, from its marker and the log.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// The view goes on from where it is.
+    Continue,
+    /// The view lacks a little: the marker is set back to incomplete and reading starts at its place.
+    CatchUp { target: i64 },
+    /// The view is dropped and read anew.
+    Rebuild { from: i64, target: i64 },
+    /// The log ends before what was applied: it is not the log that we know.
+    Refuse { applied: i64 },
+}
+
+/// Decides. `now_s` is the time in seconds since the epoch.
+pub fn plan(marker: Option<Marker>, assignment: &Assignment, now_s: i64) -> Plan {
+    let Assignment { committed, low, high, .. } = *assignment;
+    let applied = marker.map_or(0, |marker| marker.next).max(committed.unwrap_or(0));
+    if applied > high {
+        return Plan::Refuse { applied };
+    }
+    match marker {
+        Some(marker) if marker.next < low => Plan::Rebuild { from: low, target: high },
+        Some(marker) if committed.is_none_or(|committed| marker.next >= committed) || !marker.is_complete() => {
+            Plan::Continue
+        }
+        Some(marker) if now_s - marker.written_s < CATCH_UP_S => Plan::CatchUp { target: applied },
+        _ => Plan::Rebuild { from: low, target: high },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assignment(committed: Option<i64>, low: i64, high: i64) -> Assignment {
+        Assignment { partition: 0, committed, low, high }
+    }
+
+    fn live(next: i64) -> Option<Marker> {
+        Some(Marker { next, written_s: 1_000, target: None })
+    }
+
+    #[test]
+    fn a_view_that_is_where_the_commit_is_or_ahead_goes_on() {
+        assert_eq!(plan(live(50), &assignment(Some(50), 0, 60), 1_001), Plan::Continue);
+        assert_eq!(plan(live(55), &assignment(Some(50), 0, 60), 1_001), Plan::Continue);
+        assert_eq!(plan(live(0), &assignment(None, 0, 0), 1_001), Plan::Continue);
+    }
+
+    #[test]
+    fn a_view_without_its_marker_is_rebuilt() {
+        assert_eq!(plan(None, &assignment(Some(50), 3, 60), 1_001), Plan::Rebuild { from: 3, target: 60 });
+        assert_eq!(plan(None, &assignment(None, 0, 0), 1_001), Plan::Rebuild { from: 0, target: 0 });
+    }
+
+    #[test]
+    fn a_view_that_went_back_catches_up_or_is_rebuilt() {
+        assert_eq!(plan(live(40), &assignment(Some(50), 0, 60), 1_001), Plan::CatchUp { target: 50 });
+        let later = 1_000 + CATCH_UP_S;
+        assert_eq!(plan(live(40), &assignment(Some(50), 0, 60), later), Plan::Rebuild { from: 0, target: 60 });
+        assert_eq!(plan(live(40), &assignment(Some(50), 45, 60), 1_001), Plan::Rebuild { from: 45, target: 60 });
+    }
+
+    #[test]
+    fn a_log_that_ends_before_what_was_applied_is_refused() {
+        assert_eq!(plan(live(50), &assignment(Some(50), 0, 10), 1_001), Plan::Refuse { applied: 50 });
+        assert_eq!(plan(None, &assignment(Some(50), 0, 10), 1_001), Plan::Refuse { applied: 50 });
+    }
+
+    #[test]
+    fn a_rebuild_that_was_interrupted_goes_on() {
+        let marker = Marker { next: 20, written_s: 0, target: Some(60) };
+        assert_eq!(plan(Some(marker), &assignment(Some(50), 0, 60), 9_999_999), Plan::Continue);
+    }
+}
