@@ -2,7 +2,11 @@
 
 use serde_json::json;
 
-use crate::harness::{App, World};
+use crate::harness::{
+    App, World,
+    check::{disordered, lost},
+    load::{Load, Target},
+};
 
 /// A world whose process serves the API alone, with a topic `orders` of three partitions.
 pub async fn gateway() -> (World, App, String) {
@@ -106,16 +110,13 @@ async fn the_same_idempotency_key_gives_the_same_event_id() {
 #[tokio::test]
 async fn records_of_one_key_stay_in_order_under_concurrent_requests_of_others() {
     let (world, app, topic) = gateway().await;
-    let load = crate::harness::load::Load::start(&app, &crate::harness::load::Target::Produce(topic.clone()), 8);
-    crate::harness::until("enough is written", std::time::Duration::from_secs(20), || async {
-        (app.metric("postrider_producer_records_total{outcome=\"stored\"}").await? > 500.0).then_some(())
-    })
-    .await;
+    let load = Load::start(&app, &Target::Produce(topic.clone()), 8);
+    load.more(500).await;
     let outcome = load.stop().await;
-    assert!(outcome.refused.is_empty() && outcome.broken == 0, "{:?}", outcome.refused);
+    outcome.expect_only(&[]);
     let log = world.kafka.read(&topic).await;
-    assert_eq!(crate::harness::check::disordered(&log), Vec::<String>::new());
-    assert_eq!(crate::harness::check::lost(&outcome.acknowledged, &log), []);
+    assert_eq!(disordered(&log), Vec::<String>::new());
+    assert_eq!(lost(&outcome.acknowledged, &log), []);
     assert_eq!(log.len(), outcome.acknowledged.len());
 }
 

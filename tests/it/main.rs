@@ -10,5 +10,7 @@ mod batches;
 mod gateway;
 mod harness;
 mod kv;
+mod kv_cluster;
+mod kv_loss;
 mod kv_order;
 mod streams;

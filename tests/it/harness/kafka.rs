@@ -137,6 +137,13 @@ impl Kafka {
         records
     }
 
+    /// Deletes a topic and waits until the brokers have forgotten it.
+    pub async fn remove_and_wait(&self, topic: &str) {
+        self.admin().delete_topics(&[topic], &AdminOptions::new()).await.unwrap();
+        until(&format!("{topic} is gone"), PATIENCE, || async { self.partitions(topic).await.is_none().then_some(()) })
+            .await;
+    }
+
     /// Removes a world's topics, without waiting for it.
     pub fn remove_prefixed(&self, prefix: &str) {
         let kafka = self.clone();

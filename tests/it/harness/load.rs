@@ -1,7 +1,10 @@
 //! Writers that count up, each on a key of its own, until they are told to stop.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,8 +19,7 @@ use super::{App, check::Write};
 #[derive(Default, Debug)]
 pub struct Outcome {
     pub acknowledged: Vec<Write>,
-    /// Refused or unknown, with the status and code.
-    pub refused: Vec<(u16, String)>,
+    pub refused: Vec<Refusal>,
     /// Connections that broke or could not be made.
     pub broken: usize,
     /// The longest time a writer went without an acknowledgement.
@@ -26,9 +28,33 @@ pub struct Outcome {
     pub slowest: Duration,
 }
 
+/// A write that was answered with a problem.
+#[derive(Debug)]
+pub struct Refusal {
+    pub write: Write,
+    pub status: u16,
+    pub code: String,
+}
+
+impl Outcome {
+    /// Writes that were answered with this code.
+    pub fn refused_as(&self, code: &str) -> Vec<Write> {
+        self.refused.iter().filter(|refusal| refusal.code == code).map(|refusal| refusal.write.clone()).collect()
+    }
+
+    /// Fails when there were other answers than acknowledgements and problems with these codes.
+    pub fn expect_only(&self, codes: &[&str]) {
+        let others: Vec<&Refusal> =
+            self.refused.iter().filter(|refusal| !codes.contains(&refusal.code.as_str())).collect();
+        assert!(others.is_empty() && self.broken == 0, "{} broke, {others:?}", self.broken);
+        assert!(!self.acknowledged.is_empty());
+    }
+}
+
 /// Running writers.
 pub struct Load {
     stop: CancellationToken,
+    done: Arc<AtomicUsize>,
     writers: Vec<JoinHandle<Outcome>>,
 }
 
@@ -45,12 +71,23 @@ impl Load {
     /// Starts writers `w0`, `w1`… against the process. A number is written once: what was not
     /// acknowledged is not repeated, so that the log's order can be checked.
     pub fn start(app: &App, target: &Target, writers: usize) -> Self {
-        let stop = CancellationToken::new();
+        let (stop, done) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
         let writer = |number: usize| {
-            let (client, url, target, stop) = (app.client.clone(), app.api.clone(), target.clone(), stop.clone());
-            tokio::spawn(async move { write(&client, &url, &target, &format!("w{number}"), &stop).await })
+            let (client, url, target) = (app.client.clone(), app.api.clone(), target.clone());
+            let (stop, done) = (stop.clone(), done.clone());
+            tokio::spawn(async move { write(&client, &url, &target, &format!("w{number}"), &stop, &done).await })
         };
-        Self { writers: (0..writers).map(writer).collect(), stop }
+        Self { writers: (0..writers).map(writer).collect(), stop, done }
+    }
+
+    /// Waits until this many more writes are acknowledged.
+    pub async fn more(&self, count: usize) {
+        let goal = self.done.load(Ordering::Relaxed) + count;
+        let what = format!("{count} more writes are acknowledged");
+        super::wait::until_now(&what, Duration::from_secs(30), || {
+            (self.done.load(Ordering::Relaxed) >= goal).then_some(())
+        })
+        .await;
     }
 
     /// Lets the writers finish what they wait for.
@@ -69,7 +106,14 @@ impl Load {
     }
 }
 
-async fn write(client: &Client, url: &str, target: &Target, key: &str, stop: &CancellationToken) -> Outcome {
+async fn write(
+    client: &Client,
+    url: &str,
+    target: &Target,
+    key: &str,
+    stop: &CancellationToken,
+    done: &AtomicUsize,
+) -> Outcome {
     let mut outcome = Outcome::default();
     let mut acknowledged = Instant::now();
     for number in 1_u64.. {
@@ -90,13 +134,14 @@ async fn write(client: &Client, url: &str, target: &Target, key: &str, stop: &Ca
         match answer {
             Ok(answer) if answer.status < 300 => {
                 outcome.acknowledged.push((key.to_owned(), number));
+                done.fetch_add(1, Ordering::Relaxed);
                 outcome.longest_gap = outcome.longest_gap.max(acknowledged.elapsed());
                 acknowledged = Instant::now();
                 continue;
             }
             Ok(answer) => {
                 let code = answer.json()["code"].as_str().unwrap_or("?").to_owned();
-                outcome.refused.push((answer.status, code));
+                outcome.refused.push(Refusal { write: (key.to_owned(), number), status: answer.status, code });
             }
             Err(_) => outcome.broken += 1,
         }
@@ -148,7 +193,7 @@ async fn pull(client: &Client, url: &str, key: &str) -> Option<super::Answer> {
 }
 
 /// What the view says of the writers' keys, once it is complete.
-pub async fn view(app: &Arc<App>, keys: usize) -> std::collections::BTreeMap<String, Option<u64>> {
+pub async fn view(app: &App, keys: usize) -> std::collections::BTreeMap<String, Option<u64>> {
     let mut view = std::collections::BTreeMap::new();
     for number in 0..keys {
         let key = format!("w{number}");

@@ -36,11 +36,8 @@ impl Stack {
 
     /// One for a test that breaks it, made with these options of `dev/stack up` and deleted afterwards.
     pub async fn own(name: &str, options: &'static [&'static str]) -> Stack {
-        let only_redis = options.windows(2).any(|pair| pair == ["--only", "redis"]);
-        let turn = match only_redis {
-            true => None,
-            false => Some(OWN_KAFKA.acquire().await.unwrap()),
-        };
+        let without_kafka = options.windows(2).any(|pair| pair[0] == "--only" && !pair[1].contains("kafka"));
+        let turn = if without_kafka { None } else { Some(OWN_KAFKA.acquire().await.unwrap()) };
         let state = state_folder(&format!("test-stack-{name}"));
         let env = off_runtime(move || {
             run(&state, &["wipe"]);

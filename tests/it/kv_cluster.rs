@@ -1,0 +1,43 @@
+//! The view on a Redis Cluster.
+
+use serde_json::json;
+
+use crate::{
+    harness::{Stack, World, redis, until, wait::seconds},
+    kv::{pull_after, push, running},
+};
+
+#[tokio::test]
+async fn a_cluster_serves_the_view_and_a_shard_that_lost_its_data_is_rebuilt() {
+    let stack = Stack::own("cluster", &["--only", "redis", "--redis-cluster"]).await;
+    let mut world = World::on(&stack).await;
+    world.set("POSTRIDER_REDIS__URL", stack.get("REDIS_CLUSTER_URLS"));
+    world.set("POSTRIDER_REDIS__CLUSTER", "true");
+    world.set("POSTRIDER_KV__PARTITIONS", "9");
+    let app = running(&world).await;
+    for number in 0..90 {
+        let position = push(&app, &format!("k{number}"), &json!(number)).await;
+        pull_after(&app, &format!("k{number}"), &position).await.expect(200);
+    }
+    let nodes: Vec<&str> = stack.get("REDIS_CLUSTER_URLS").split(',').collect();
+    assert_eq!(nodes.len(), 3);
+    for node in &nodes {
+        assert!(redis::run::<usize>(node, &["DBSIZE"]).await > 0, "every shard has a part of the view");
+    }
+    redis::run::<String>(nodes[1], &["FLUSHALL"]).await;
+    let mut rebuilt = 0;
+    for number in 0..90 {
+        let path = format!("/pull/k{number}");
+        let answer = until(&path, seconds(30), || async {
+            let answer = app.get(&path).await;
+            assert_ne!(answer.status, 404, "k{number} was pushed");
+            (answer.status == 200).then_some(answer)
+        })
+        .await;
+        assert_eq!(answer.json()["value"], number);
+        rebuilt += 1;
+    }
+    assert_eq!(rebuilt, 90);
+    assert!(app.metric("postrider_kv_rebuilds_total").await.is_some());
+    app.stop().await;
+}
