@@ -19,6 +19,8 @@ def write_bodies(stack, sizes):
 def cases(settings):
     """Payload bytes, keyed or not, connections; keys only for the smallest payload."""
     plain = [(size, False, count) for size in settings.payloads for count in settings.connections]
+    if settings.unkeyed:
+        return plain
     return plain + [(settings.payloads[0], True, count) for count in settings.connections]
 
 
@@ -87,7 +89,8 @@ class Produce:
     def constant_rate(self, api, pids, connections, measured):
         """Half of what was measured as saturation with as many connections."""
         size = self.settings.payloads[0]
-        same = next(case for case in measured if (case["bytes"], case["keyed"], case["connections"]) == (size, False, connections))
+        wanted = (size, False, connections)
+        same = next(case for case in measured if (case["bytes"], case["keyed"], case["connections"]) == wanted)
         rate = same["produce"]["rps"] // 2
         result = self.count(oha(f"{api.url}/produce", self.files[size, False], rate, connections, self.settings.rate_seconds,
                                 pids, self.stack.work))

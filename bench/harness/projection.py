@@ -78,6 +78,7 @@ def figures(samples, records):
         "tenths_rps": tenths,
         "slowest_tenth_rps": min(tenths),
         "rss_mib": rss,
+        "tenths_rss_mib": [sample[2] for sample in marks[1:]],
     }
 
 

@@ -81,7 +81,8 @@ def produce(found):
     idle = table(("one request at a time", "p50 ms", "p99 ms", "max ms", "requests"),
                  [(name, one["p50_ms"], one["p99_ms"], one["max_ms"], one["count"])
                   for name, one in found["idle_request"].items()])
-    rate = table(("constant rate", "wanted/s", "reached/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "errors", "CPU µs per request"),
+    rate = table(("constant rate", "wanted/s", "reached/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "errors",
+                  "CPU µs per request"),
                  [(one["name"], number(one["wanted_rps"]), number(one["rps"]), one["p50_ms"], one["p90_ms"], one["p99_ms"],
                    one["p99.9_ms"], one["errors"], spent(one["cpu_us_per_request"])) for one in found["constant_rate"]])
     verdict = "passed" if check["passed"] else "FAILED"
@@ -94,7 +95,8 @@ def produce(found):
                     *(one["command"] for one in found["constant_rate"]))
     return "\n\n".join([
         "## POST /produce", ratios, table(LOAD_HEAD, [row for case in cases for row in load_rows(case, names)]),
-        table(CPU_HEAD, [row for case in cases for row in cpu_rows(case, names)]), idle, rate, checked, body, code(found["body"]), commands])
+        table(CPU_HEAD, [row for case in cases for row in cpu_rows(case, names)]), idle, rate, checked,
+        body, code(found["body"]), commands])
 
 
 def pull(found):
@@ -104,8 +106,8 @@ def pull(found):
                    [(case["name"], *(number(case[name]["rps"]) for name in names),
                      *(f"{case['ratio'][name]:.1%}" for name in names[1:])) for case in cases])
     verdict = "passed" if check["passed"] else "FAILED"
-    checked = (f"Check {verdict}: {number(check['audited_reads'])} reads with audit, {number(check['events'])} events in the topic, "
-               f"{check['dropped']:.0f} dropped and counted, {check['errors']} errors. RSS in MiB: {spent(found['rss_mib'])}.")
+    checked = (f"Check {verdict}: {number(check['audited_reads'])} reads with audit, {number(check['events'])} events in the "
+               f"topic, {check['dropped']:.0f} dropped and counted, {check['errors']} errors. RSS in MiB: {spent(found['rss_mib'])}.")
     return "\n\n".join([
         f"## GET /pull/{{key}}, {number(found['keys'])} keys", ratios,
         table(LOAD_HEAD, [row for case in cases for row in load_rows(case, names)]),
@@ -124,6 +126,7 @@ def projection(found):
         ("seconds from exec to the last record; to a complete view, ready",
          f"{found['seconds_from_exec']}; {found['ready_seconds']}"),
         ("RSS of the processor, MiB", f"start {rss['start']}, middle {rss['middle']}, end {rss['end']}, peak {rss['peak']}"),
+        ("RSS of the processor after each tenth", " ".join(str(rss) for rss in found["tenths_rss_mib"])),
         ("RSS of Redis, MiB", f"before {found['redis_rss_mib']['before']}, after {found['redis_rss_mib']['after']}"),
         ("CPU seconds by process", spent(found["cpu_seconds"])),
         ("CPU µs per record by process", spent(found["cpu_us_per_record"])),
@@ -166,7 +169,8 @@ def markdown(result):
     ]
     if result["quick"]:
         head.insert(1, "**A smoke run: too short for its figures to mean anything.**")
-    return "\n\n".join([part for part in head if part] + [SECTIONS[name](found) for name, found in result["scenarios"].items()]) + "\n"
+    sections = [SECTIONS[name](found) for name, found in result["scenarios"].items()]
+    return "\n\n".join([part for part in head if part] + sections) + "\n"
 
 
 def newest_rows(scenarios):

@@ -40,8 +40,9 @@ def free_port():
 class Stack:
     """Kafka, Redis and Postgres by dev/stack, made anew, with what runs on them."""
 
-    def __init__(self, state, binary, examples):
+    def __init__(self, state, binary, examples, changes=()):
         self.state, self.binary, self.examples = Path(state), binary, examples
+        self.changes = [word for change in changes for word in ("--set", change)]
         self.env, self.pids, self.children = {}, {}, []
         self.work = REPO / "target/bench-work"
         self.work.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,7 @@ class Stack:
         """A role of the product, ready. `settings` are further variables, such as POSTRIDER_KV__AUDIT."""
         port, management = free_port(), free_port()
         env = self.product_env(role, port, management) | settings
-        child = self.start(name or role, [self.binary, "run"], env)
+        child = self.start(name or role, [self.binary, "run", *self.changes], env)
         child.url, child.management = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{management}"
         if await_ready:
             child.ready_seconds = self.await_ready(child)
