@@ -93,32 +93,43 @@ def memory_mib(pid, field="VmRSS"):
 
 
 def machine_seconds():
-    """CPU seconds of the machine since its start: work in processes, interrupts, stolen by the host."""
+    """CPU seconds of the machine since its start that no process of ours used."""
     with open("/proc/stat", encoding="ascii") as file:
-        user, nice, system, _idle, _wait, irq, soft, steal = (int(word) / TICKS for word in file.readline().split()[1:9])
-    return {"processes": user + nice + system, "interrupts": irq + soft, "stolen": steal}
+        _user, _nice, _system, idle, wait, irq, soft, steal = (int(word) / TICKS for word in file.readline().split()[1:9])
+    return {"interrupts": irq + soft, "stolen": steal, "idle": idle + wait}
+
+
+def strangers(ours):
+    """CPU seconds by id of all processes that are not ours, the kernel's own threads left out."""
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(pid) not in ours and pid != "2" and fields[1] != "2":
+            found[pid] = (int(fields[11]) + int(fields[12])) / TICKS
+    return found
 
 
 class Meter:
     """CPU seconds by process over a span. `names` maps names to process ids."""
 
     def __init__(self, names):
-        self.names = names
-        self.before = {name: cpu_seconds(pid) for name, pid in names.items()}
+        self.names, self.ours = names, {*names.values(), os.getpid()}
+        self.strangers = strangers(self.ours)
         self.machine = machine_seconds()
-        self.began = time.monotonic()
+        self.before = {name: cpu_seconds(pid) for name, pid in names.items()}
 
     def read(self, extra=None):
         """CPU seconds since the start. `extra` holds those of children that have ended, such as wrk.
 
         `others` is what processes used that are none of ours: near 0 on a quiet machine. `idle` is what nobody
-        used: near 0 where processors are the limit."""
-        whole = (time.monotonic() - self.began) * os.cpu_count()
+        used: near 0 where processors are the limit. `interrupts` are, on most kernels, in the processes' time too."""
         used = {name: cpu_seconds(pid) - self.before[name] for name, pid in self.names.items()} | (extra or {})
-        machine = {name: seconds - self.machine[name] for name, seconds in machine_seconds().items()}
-        used["others"] = max(0.0, machine["processes"] - sum(used.values()))
-        used["interrupts"], used["stolen"] = machine["interrupts"], machine["stolen"]
-        used["idle"] = max(0.0, whole - sum(used.values()))
+        used["others"] = sum(max(0.0, seconds - self.strangers.get(pid, 0.0)) for pid, seconds in strangers(self.ours).items())
+        used |= {name: seconds - self.machine[name] for name, seconds in machine_seconds().items()}
         return {name: round(seconds, 2) for name, seconds in used.items()}
 
 

@@ -30,7 +30,9 @@ def disturbance(result):
     if isinstance(result, dict):
         if "cpu_seconds" in result:
             spent_by = result["cpu_seconds"]
-            yield spent_by["others"] / max(sum(spent_by.values()), 0.01)
+            # Interrupts are within the time of the processes that they hit.
+            whole = sum(seconds for name, seconds in spent_by.items() if name != "interrupts")
+            yield spent_by["others"] / max(whole, 0.01)
         for value in result.values():
             yield from disturbance(value)
     elif isinstance(result, list):
