@@ -6,13 +6,13 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::Request, http::Response, routing::future::RouteFuture};
+use axum::{Router, body::Body, extract::Request, http::Response, http::StatusCode, routing::future::RouteFuture};
 use futures_util::{FutureExt, future::Map};
 use hyper::body::{Body as _, Incoming};
 use std::convert::Infallible;
@@ -21,6 +21,8 @@ use tokio::{
     net::TcpStream,
 };
 use tower::Service;
+
+use super::linger::Linger;
 
 /// Counters of one connection.
 #[derive(Default)]
@@ -31,6 +33,8 @@ pub struct Activity {
     requests: AtomicU64,
     /// Requests that are not answered yet, streamed answers included.
     active: AtomicU64,
+    /// The last answer may have come before its request was read to the end.
+    cut_short: AtomicBool,
 }
 
 /// What to do with a connection.
@@ -88,8 +92,15 @@ impl Watch {
 
 /// Counts what is read.
 pub struct Metered {
-    pub stream: TcpStream,
-    pub activity: Arc<Activity>,
+    stream: TcpStream,
+    activity: Arc<Activity>,
+    linger: Linger,
+}
+
+impl Metered {
+    pub fn new(stream: TcpStream, activity: Arc<Activity>) -> Self {
+        Self { stream, activity, linger: Linger::default() }
+    }
 }
 
 impl AsyncRead for Metered {
@@ -125,8 +136,10 @@ impl AsyncWrite for Metered {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, activity, linger } = self.get_mut();
+        ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+        linger.poll(stream, activity.cut_short.load(Relaxed), cx).map(Ok)
     }
 }
 
@@ -147,13 +160,21 @@ impl hyper::service::Service<Request<Incoming>> for Counted {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let running = Running::start(&self.activity);
         let settle = move |answer: Answer| {
-            answer.map(|response| match response.body().size_hint().exact() {
-                Some(_) => response,
-                None => response.map(|body| Body::new(Streaming { body, _running: running })),
+            answer.map(|response| {
+                running.0.cut_short.store(is_cut_short(response.status()), Relaxed);
+                match response.body().size_hint().exact() {
+                    Some(_) => response,
+                    None => response.map(|body| Body::new(Streaming { body, _running: running })),
+                }
             })
         };
         self.router.clone().call(request.map(Body::new)).map(Box::new(settle))
     }
+}
+
+/// Whether such an answer may come before its request was read to the end.
+fn is_cut_short(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 405 | 408 | 413 | 415)
 }
 
 /// A request that is not answered yet.

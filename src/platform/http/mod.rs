@@ -9,6 +9,7 @@ pub mod config;
 pub mod context;
 pub mod json;
 pub mod layer;
+mod linger;
 pub mod problem;
 mod red;
 pub mod serve;

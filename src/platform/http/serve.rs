@@ -74,7 +74,9 @@ struct Server {
 fn builder() -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     // Slow heads are the watch's business: hyper's own timer would be armed for every request.
-    builder.http1().header_read_timeout(None).pipeline_flush(true);
+    // And no `pipeline_flush`: it holds back an answer while unread bytes wait, and where the rest of
+    // a request is not to be read (too large, malformed), the connection would close without one.
+    builder.http1().header_read_timeout(None);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(20));
     builder
 }
@@ -119,7 +121,7 @@ impl Server {
         let activity = Arc::<Activity>::default();
         let service = Counted { router: self.router.clone(), activity: activity.clone() };
         let mut watch = Watch::new(activity.clone(), self.header_timeout, self.idle_timeout);
-        let stream = TokioIo::new(Metered { stream, activity });
+        let stream = TokioIo::new(Metered::new(stream, activity));
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
