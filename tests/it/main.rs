@@ -9,6 +9,8 @@
 mod batches;
 mod gateway;
 mod harness;
+mod hostile;
+mod http;
 mod kv;
 mod kv_cluster;
 mod kv_loss;
