@@ -15,4 +15,5 @@ mod kv;
 mod kv_cluster;
 mod kv_loss;
 mod kv_order;
+mod outages;
 mod streams;

@@ -17,6 +17,12 @@ pub fn lost(acknowledged: &[Write], log: &[Stored]) -> Vec<Write> {
     acknowledged.iter().filter(|write| !there.contains(*write)).cloned().collect()
 }
 
+/// Refused writes that the log has all the same.
+pub fn leaked(refused: &[Write], log: &[Stored]) -> Vec<Write> {
+    let missing = lost(refused, log);
+    refused.iter().filter(|write| !missing.contains(write)).cloned().collect()
+}
+
 /// Keys whose numbers do not rise in the log: reordered, or written twice.
 pub fn disordered(log: &[Stored]) -> Vec<String> {
     let mut last: BTreeMap<&str, u64> = BTreeMap::new();
@@ -96,6 +102,13 @@ mod tests {
         let acknowledged = writes(&[("a", 1), ("a", 2), ("b", 1)]);
         assert!(lost(&acknowledged, &log(&[("a", 1), ("b", 1), ("a", 2)])).is_empty());
         assert_eq!(lost(&acknowledged, &log(&[("a", 1), ("b", 1), ("b", 2)])), writes(&[("a", 2)]));
+    }
+
+    #[test]
+    fn a_refused_write_that_is_there_is_found() {
+        let refused = writes(&[("a", 2), ("b", 1)]);
+        assert!(leaked(&refused, &log(&[("a", 1), ("a", 3)])).is_empty());
+        assert_eq!(leaked(&refused, &log(&[("a", 1), ("a", 2)])), writes(&[("a", 2)]));
     }
 
     #[test]

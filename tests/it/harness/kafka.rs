@@ -137,6 +137,20 @@ impl Kafka {
         records
     }
 
+    /// Waits until every partition has this many replicas in sync, as before the next fault.
+    pub async fn await_in_sync(&self, topic: &str, replicas: usize) {
+        until(&format!("{topic} has {replicas} replicas in sync"), Duration::from_secs(60), || async {
+            let (kafka, topic) = (self.clone(), topic.to_owned());
+            let in_sync = off_runtime(move || {
+                let reader: BaseConsumer = kafka.client().create().unwrap();
+                let Ok(metadata) = reader.fetch_metadata(Some(&topic), PATIENCE) else { return false };
+                metadata.topics()[0].partitions().iter().all(|partition| partition.isr().len() == replicas)
+            });
+            in_sync.await.then_some(())
+        })
+        .await;
+    }
+
     /// Deletes a topic and waits until the brokers have forgotten it.
     pub async fn remove_and_wait(&self, topic: &str) {
         self.admin().delete_topics(&[topic], &AdminOptions::new()).await.unwrap();

@@ -1,0 +1,171 @@
+//! Servers go away and come back: refusals are quick and honest, and nothing acknowledged is missing.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::{
+    harness::{
+        App, Stack, World,
+        check::{Write, disordered, leaked, lost},
+        kafka::Stored,
+        load::{Load, Outcome, Target},
+        until,
+        wait::seconds,
+    },
+    kv::{pull_after, push, running},
+};
+
+const REFUSED: &str = "kafka_unavailable";
+const UNKNOWN: &str = "outcome_unknown";
+
+/// Acknowledged writes are there, refused ones are not, and none is there twice.
+fn assert_honest(outcome: &Outcome, log: &[Stored]) {
+    outcome.expect_only(&[REFUSED, UNKNOWN]);
+    assert_eq!(lost(&outcome.acknowledged, log), Vec::<Write>::new());
+    assert_eq!(leaked(&outcome.refused_as(REFUSED), log), Vec::<Write>::new());
+    assert_eq!(disordered(log), Vec::<String>::new());
+}
+
+async fn produce(app: &App, topic: &str) -> crate::harness::Answer {
+    app.post_json("/produce", &json!({"topic": topic, "payload": "one"})).await
+}
+
+#[tokio::test]
+async fn without_a_broker_writes_are_refused_in_time_and_go_on_when_it_is_back() {
+    let stack = Stack::own("broker", &["--only", "kafka"]).await;
+    let world = World::on(&stack).await;
+    let topic = world.make_topic("orders", 3).await;
+    let app = world.app().role("api").start().await;
+    let load = Load::start(&app, &Target::Produce(topic.clone()), 4);
+    load.more(100).await;
+    stack.ctl(&["kill", "kafka"]).await;
+    let detail = app.await_failing("kafka", seconds(10)).await;
+    assert!(detail.contains("no broker answers"), "{detail}");
+    assert!(!app.is_ready().await);
+    let asked = Instant::now();
+    let problem = produce(&app, &topic).await.problem(503, REFUSED);
+    assert_eq!(problem["success"], false);
+    assert!(asked.elapsed() < seconds(1), "{:?}", asked.elapsed());
+    app.post_json("/push", &json!({"key": "k", "value": 1})).await.problem(503, REFUSED);
+    assert_eq!(app.manage("/livez").await.status, 200, "a restart would not help");
+    stack.ctl(&["start", "kafka"]).await;
+    app.await_ready(seconds(20)).await;
+    load.more(100).await;
+    let outcome = load.stop().await;
+    assert!(!outcome.refused_as(REFUSED).is_empty());
+    assert!(outcome.slowest < seconds(10), "{:?}", outcome.slowest);
+    assert_honest(&outcome, &world.kafka.read(&topic).await);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_hangs_leaves_outcomes_unknown_in_time_and_recovers() {
+    let stack = Stack::own("hung", &["--only", "kafka"]).await;
+    let world = World::on(&stack).await;
+    let topic = world.make_topic("orders", 3).await;
+    let app = world.app().role("api").env("POSTRIDER_KAFKA__PRODUCER__DELIVERY_TIMEOUT_MS", "4000").start().await;
+    let load = Load::start(&app, &Target::Produce(topic.clone()), 4);
+    load.more(100).await;
+    stack.ctl(&["pause", "kafka"]).await;
+    app.await_failing("kafka", seconds(15)).await;
+    let asked = Instant::now();
+    produce(&app, &topic).await.problem(503, REFUSED);
+    assert!(asked.elapsed() < seconds(1), "{:?}", asked.elapsed());
+    stack.ctl(&["resume", "kafka"]).await;
+    app.await_ready(seconds(20)).await;
+    load.more(100).await;
+    let outcome = load.stop().await;
+    assert!(outcome.slowest < Duration::from_millis(5_500), "{:?}", outcome.slowest);
+    assert_honest(&outcome, &world.kafka.read(&topic).await);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn one_of_three_brokers_killed_loses_nothing_and_refuses_no_longer_than_an_election() {
+    let stack = Stack::own("three", &["--only", "kafka", "--brokers", "3"]).await;
+    let mut world = World::on(&stack).await;
+    world.set("POSTRIDER_KAFKA__TOPICS__REPLICATION_FACTOR", "3");
+    let topic = world.make_topic("orders", 6).await;
+    let app = world.app().start().await;
+    let produced = Load::start(&app, &Target::Produce(topic.clone()), 6);
+    let pushed = Load::start(&app, &Target::Push, 3);
+    produced.more(100).await;
+    for broker in ["kafka-1", "kafka-2"] {
+        stack.ctl(&["kill", broker]).await;
+        produced.more(200).await;
+        pushed.more(100).await;
+        stack.ctl(&["start", broker]).await;
+        world.kafka.await_in_sync(&topic, 3).await;
+        world.kafka.await_in_sync(&world.topic("messages"), 3).await;
+    }
+    let (produced, pushed) = (produced.stop().await, pushed.stop().await);
+    for (outcome, topic) in [(&produced, topic), (&pushed, world.topic("messages"))] {
+        assert!(outcome.longest_gap < seconds(15), "{:?}", outcome.longest_gap);
+        assert_honest(outcome, &world.kafka.read(&topic).await);
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn redis_stopped_refuses_reads_only_and_catches_up() {
+    let stack = Stack::own("noredis", &["--only", "redis"]).await;
+    let world = World::on(&stack).await;
+    let app = running(&world).await;
+    let position = push(&app, "k", &json!(1)).await;
+    pull_after(&app, "k", &position).await.expect(200);
+    stack.ctl(&["stop", "redis"]).await;
+    let asked = Instant::now();
+    app.get("/pull/k").await.problem(503, "redis_unavailable");
+    assert!(asked.elapsed() < seconds(5), "{:?}", asked.elapsed());
+    app.await_failing("redis", seconds(10)).await;
+    let mut position = String::new();
+    for number in 2..50 {
+        position = push(&app, "k", &json!(number)).await;
+    }
+    stack.ctl(&["start", "redis"]).await;
+    let pulled = pull_after(&app, "k", &position).await.expect(200);
+    assert_eq!(pulled.json()["value"], 49);
+    app.await_ready(seconds(10)).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn postgres_restarted_is_found_again() {
+    let stack = Stack::own("pg", &["--only", "postgres"]).await;
+    let world = World::on(&stack).await.with_postgres().await;
+    let app = world.app().start().await;
+    assert_eq!(app.failing("postgres").await, None);
+    for how in ["--immediate", "--kill"] {
+        stack.ctl(&["restart", "postgres", how]).await;
+        app.await_ready(seconds(20)).await;
+    }
+    stack.ctl(&["stop", "postgres"]).await;
+    let detail = app.await_failing("postgres", seconds(15)).await;
+    assert!(detail.contains("Postgres does not answer"), "{detail}");
+    push(&app, "k", &json!("needs no Postgres")).await;
+    stack.ctl(&["start", "postgres"]).await;
+    app.await_ready(seconds(20)).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn started_before_its_servers_it_waits_for_them() {
+    let stack = Stack::own("late", &["--only", "kafka,redis"]).await;
+    let world = World::on(&stack).await;
+    stack.ctl(&["kill", "all"]).await;
+    let app = world.app().even_if_not_ready().start().await;
+    for check in ["kafka", "redis"] {
+        app.await_failing(check, seconds(15)).await;
+    }
+    assert_eq!(app.manage("/startupz").await.status, 503);
+    stack.ctl(&["start", "kafka", "redis"]).await;
+    app.await_ready(seconds(30)).await;
+    assert_eq!(app.manage("/startupz").await.status, 200);
+    let position = push(&app, "k", &json!(1)).await;
+    let answer = until("the view follows", seconds(20), || async {
+        Some(pull_after(&app, "k", &position).await).filter(|answer| answer.status == 200)
+    });
+    assert_eq!(answer.await.json()["value"], 1);
+    app.stop().await;
+}
