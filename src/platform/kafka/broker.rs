@@ -15,6 +15,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use rdkafka::{
     ClientContext,
+    config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError, RDKafkaErrorCode},
 };
@@ -36,7 +37,7 @@ pub struct Broker {
 }
 
 struct Inner {
-    client: BaseConsumer<Quiet>,
+    client: BaseConsumer<Listener>,
     probe_topic: String,
     up: AtomicBool,
     suspicious: AtomicBool,
@@ -44,13 +45,23 @@ struct Inner {
     prober: ArcSwapOption<Thread>,
 }
 
-struct Quiet;
-impl ClientContext for Quiet {
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(error = %error, reason, "the metadata client reports a problem");
+/// Keeps what the client last said of a connection: a failed question itself does not tell a wrong
+/// password from a broker that is down.
+#[derive(Default)]
+struct Listener {
+    reason: ArcSwapOption<String>,
+}
+
+impl ClientContext for Listener {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(facility, message, "the metadata client reports a problem");
+        if (level as i32) <= RDKafkaLogLevel::Error as i32 {
+            let text = message.split_once("]: ").map_or(message, |(_, text)| text);
+            self.reason.store(Some(Arc::new(text.to_owned())));
+        }
     }
 }
-impl ConsumerContext for Quiet {}
+impl ConsumerContext for Listener {}
 
 impl Broker {
     /// Starts asking. `check` is what readiness shows.
@@ -61,7 +72,8 @@ impl Broker {
             .set("allow.auto.create.topics", "false")
             .set("statistics.interval.ms", "0")
             .set("group.id", "postrider-metadata");
-        let client: BaseConsumer<Quiet> = config.with_overrides(properties).create_with_context(Quiet)?;
+        let client: BaseConsumer<Listener> =
+            config.with_overrides(properties).create_with_context(Listener::default())?;
         let inner = Arc::new(Inner {
             client,
             probe_topic: config.topic("messages"),
@@ -138,19 +150,27 @@ fn probe(weak: &Weak<Inner>) {
     while let Some(inner) = weak.upgrade() {
         let answer = inner.client.fetch_metadata(Some(&inner.probe_topic), PATIENCE);
         let was_up = inner.up.swap(answer.is_ok(), Ordering::Relaxed);
+        let listener = inner.client.context();
+        // Nothing is ever consumed: polling only makes the client say what it has to say.
+        for _ in 0..20 {
+            drop(inner.client.poll(Duration::ZERO));
+        }
         match answer {
             Ok(_) => {
                 if !was_up {
                     tracing::info!("Kafka answers again");
                 }
                 inner.suspicious.store(false, Ordering::Relaxed);
+                listener.reason.store(None);
                 inner.check.pass();
             }
             Err(error) => {
+                // Kept over several attempts: the client says the same thing only once in a while.
+                let reason = listener.reason.load_full().map_or_else(|| error.to_string(), |text| (*text).clone());
                 if was_up {
-                    tracing::warn!(error = %error, "Kafka does not answer; writes are refused until it does");
+                    tracing::warn!(reason, "Kafka does not answer; writes are refused until it does");
                 }
-                inner.check.fail(format!("no broker answers: {error}"));
+                inner.check.fail(format!("no broker answers: {reason}"));
             }
         }
         let calm = inner.up.load(Ordering::Relaxed);
