@@ -71,6 +71,11 @@ impl Builder {
         self
     }
 
+    pub fn unset(mut self, name: &str) -> Self {
+        self.env.remove(name);
+        self
+    }
+
     /// Comes back as soon as it listens, ready or not.
     pub fn even_if_not_ready(mut self) -> Self {
         self.ready = false;

@@ -73,11 +73,20 @@ impl World {
 
     /// From now on with Postgres, whose schema is made first.
     pub async fn with_postgres(mut self) -> Self {
+        self.without_migration();
+        self.migrate().await;
+        self
+    }
+
+    /// From now on with Postgres, where nothing was made yet.
+    pub fn without_migration(&mut self) {
         self.set("POSTRIDER_POSTGRES__URL", &self.database_url.clone());
         self.set("POSTRIDER_POSTGRES__SCHEMA", &self.prefix.trim_end_matches('_').to_owned());
+    }
+
+    pub async fn migrate(&self) {
         let env = self.env.clone();
         off_runtime(move || migrate(&env)).await;
-        self
     }
 
     /// Sets a variable for all processes to come.

@@ -1,0 +1,229 @@
+//! What operators see: probes, metrics, configuration.
+
+use std::{collections::BTreeMap, fs, process::Output};
+
+use serde_json::{Value, json};
+
+use crate::{
+    harness::{World, app::command, stack::off_runtime},
+    kv::{pull_after, push, running},
+};
+
+/// Runs the binary to its end.
+async fn run(args: &'static [&'static str], env: &[(&str, &str)]) -> (bool, String, String) {
+    let env: BTreeMap<String, String> =
+        env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let Output { status, stdout, stderr } = off_runtime(move || command(&env).args(args).output().unwrap()).await;
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (status.success(), text(stdout), text(stderr))
+}
+
+/// A file with this content, to be named in a variable.
+fn file(name: &str, content: &str) -> String {
+    let path = std::env::temp_dir().join(format!("postrider-it-{}-{name}", std::process::id()));
+    fs::write(&path, content).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn probes_answer_in_every_role_and_name_each_check() {
+    let world = World::new().await;
+    for (role, checks) in [
+        ("api", vec!["kafka", "redis", "topics"]),
+        ("processor", vec!["kafka", "kv view", "redis", "topics"]),
+        ("relay", vec!["kafka", "topics"]),
+        ("all", vec!["kafka", "kv view", "redis", "topics"]),
+    ] {
+        let app = world.app().role(role).start().await;
+        for path in ["/livez", "/readyz", "/startupz"] {
+            assert_eq!(app.manage(path).await.expect(200).text(), "ok", "{role} {path}");
+        }
+        let report = app.manage("/readyz?verbose").await.json();
+        let names: Vec<&String> = report["checks"].as_object().unwrap().keys().collect();
+        assert_eq!(names, checks, "{role}");
+        assert!(report["checks"].as_object().unwrap().values().all(|check| check["status"] == "ok"), "{report}");
+        assert_eq!(app.manage("/livez?verbose").await.json()["alive"], true, "{role}");
+        assert_eq!(app.api.is_empty(), matches!(role, "processor" | "relay"));
+        app.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn metrics_say_what_happened() {
+    let world = World::new().await;
+    let app = running(&world).await;
+    let position = push(&app, "k", &json!(1)).await;
+    pull_after(&app, "k", &position).await.expect(200);
+    app.get("/pull/none").await.expect(404);
+    app.get("/no/such/route/at/all").await.expect(404);
+    let text = app.manage("/metrics").await.expect(200).text();
+    for line in [
+        r#"http_server_request_duration_seconds_count{http_request_method="POST",http_route="/push",http_response_status_code="202"} 1"#,
+        r#"http_server_request_duration_seconds_bucket{http_request_method="POST",http_route="/push",http_response_status_code="202",le="10"} 1"#,
+        r#"http_route="unmatched",http_response_status_code="404"} 1"#,
+        "http_server_active_requests",
+        r#"postrider_producer_records_total{outcome="stored"}"#,
+        "postrider_producer_delivery_duration_seconds_count",
+        "postrider_kv_projected_records_total",
+        r#"postrider_check_ok{check="kafka"} 1"#,
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    assert!(!text.contains("/no/such/route"), "what a client makes up is no label");
+    for beginning in ["process_resident_memory_bytes", "process_open_fds", "postrider_consumer_batch_records_count"] {
+        crate::harness::until(beginning, crate::harness::wait::seconds(10), || app.metric(beginning)).await;
+    }
+    assert!(app.get("/metrics").await.expect(200).text().contains("http_server_request_duration_seconds"));
+    off_runtime(move || check_with_promtool(&text)).await;
+}
+
+/// Where promtool is installed, it agrees with the names and the format.
+fn check_with_promtool(text: &str) {
+    use std::{
+        io::Write,
+        process::{Command, Stdio},
+    };
+    let mut tool = Command::new("promtool");
+    tool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Ok(mut tool) = tool.spawn() else { return };
+    tool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = tool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let broken = said.lines().any(|line| line.contains("error while linting"));
+    assert!(!broken, "{said}");
+}
+
+#[tokio::test]
+async fn the_role_comes_from_flag_environment_or_file() {
+    let yaml = file("role.yaml", "role: relay\nkafka:\n  brokers: [one:1, two:2]\n");
+    let role = |shown: &str| shown.lines().find(|line| line.starts_with("role:")).unwrap().to_owned();
+    let (_, shown, _) = run(&["config", "show"], &[]).await;
+    assert_eq!(role(&shown), "role: all  # default");
+    let (_, shown, _) = run(&["config", "show"], &[("POSTRIDER_CONFIG", &yaml)]).await;
+    assert!(role(&shown).starts_with("role: relay  # ") && role(&shown).contains("role.yaml"), "{shown}");
+    assert!(shown.contains("kafka.brokers: one:1,two:2  # "), "{shown}");
+    let env = [("POSTRIDER_CONFIG", yaml.as_str()), ("POSTRIDER_ROLE", "api")];
+    let (_, shown, _) = run(&["config", "show"], &env).await;
+    assert_eq!(role(&shown), "role: api  # POSTRIDER_ROLE");
+    let (_, shown, _) = run(&["config", "show", "--set", "role=processor"], &env).await;
+    assert_eq!(role(&shown), "role: processor  # --set");
+    let (good, _, said) = run(&["run", "--role", "cook"], &[]).await;
+    assert!(!good && ["api", "processor", "relay", "all"].iter().all(|role| said.contains(role)), "{said}");
+    let (good, _, said) = run(&["config", "check"], &[("POSTRIDER_ROLE", "cook")]).await;
+    assert!(!good && said.contains("POSTRIDER_ROLE") && said.contains("api, processor, relay, all"), "{said}");
+}
+
+#[tokio::test]
+async fn a_configuration_error_names_the_key_its_source_and_the_nearest_key() {
+    for (variable, value, words) in [
+        ("POSTRIDER_KAFKA__BROKER", "x", vec!["POSTRIDER_KAFKA__BROKER", "`kafka.brokers`"]),
+        ("POSTRIDER_HTTP__MAX_BODY_BYTES", "lots", vec!["POSTRIDER_HTTP__MAX_BODY_BYTES", "whole number"]),
+        ("POSTRIDER_KV__AUDIT", "maybe", vec!["POSTRIDER_KV__AUDIT", "async, required, off"]),
+        ("POSTRIDER_CONFIG", "/no/such/file.yaml", vec!["/no/such/file.yaml"]),
+    ] {
+        for args in [&["config", "check"][..], &["run"]] {
+            let (good, _, said) = run(args, &[(variable, value)]).await;
+            assert!(!good, "{variable}");
+            assert!(words.iter().all(|word| said.contains(word)), "{variable}: {said}");
+            assert_eq!(said.lines().count(), 1, "one sentence: {said}");
+        }
+    }
+    let yaml = file("typo.yaml", "http:\n  listens: [a]\n");
+    let (good, _, said) = run(&["config", "check"], &[("POSTRIDER_CONFIG", &yaml)]).await;
+    assert!(!good && said.contains("typo.yaml") && said.contains("`http.listen`"), "{said}");
+    let (good, said, _) = run(&["config", "check"], &[]).await;
+    assert!(good && said.starts_with("valid"), "{said}");
+}
+
+#[tokio::test]
+async fn secrets_are_read_from_files_and_never_shown() {
+    let secret = file("secret", "redis://:hunter2@localhost:1\n");
+    let env = [
+        ("POSTRIDER_REDIS__URL_FILE", secret.as_str()),
+        ("POSTRIDER_POSTGRES__URL", "postgres://u:hunter3@localhost/db"),
+        ("POSTRIDER_KAFKA__SASL__PASSWORD", "hunter4"),
+    ];
+    let (good, shown, said) = run(&["config", "show"], &env).await;
+    assert!(good, "{said}");
+    for key in ["redis.url", "postgres.url", "kafka.sasl.password"] {
+        assert!(shown.contains(&format!("{key}: ********  # ")), "{key}\n{shown}");
+    }
+    assert!(!format!("{shown}{said}").contains("hunter"), "{shown}{said}");
+    let (good, _, said) = run(&["config", "show"], &[("POSTRIDER_REDIS__URL_FILE", "/no/such/secret")]).await;
+    assert!(!good && said.contains("/no/such/secret"), "{said}");
+}
+
+#[tokio::test]
+async fn the_schema_describes_every_key_and_help_teaches() {
+    let (good, schema, _) = run(&["config", "schema"], &[]).await;
+    let schema: Value = serde_json::from_str(&schema).unwrap();
+    assert!(good);
+    for room in ["role", "http", "kafka", "redis", "postgres", "kv", "gateway", "telemetry", "drain"] {
+        assert!(schema["properties"][room].is_object(), "{room}");
+    }
+    let (good, help, _) = run(&["--help"], &[]).await;
+    assert!(good && ["run", "migrate", "config", "Examples", "POSTRIDER_"].iter().all(|word| help.contains(word)));
+    let (good, version, _) = run(&["--version"], &[]).await;
+    assert!(good && version.contains(env!("CARGO_PKG_VERSION")), "{version}");
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_ends_it_with_a_sentence() {
+    let world = World::new().await;
+    let first = world.app().role("api").start().await;
+    let taken = first.api.trim_start_matches("http://").to_owned();
+    for variable in ["POSTRIDER_HTTP__LISTEN", "POSTRIDER_MANAGEMENT__LISTEN"] {
+        let (good, _, said) = run(
+            &["run", "--role", "api"],
+            &[
+                ("POSTRIDER_KAFKA__BROKERS", &world.kafka.brokers),
+                ("POSTRIDER_KAFKA__TOPIC_PREFIX", &world.prefix),
+                ("POSTRIDER_REDIS__URL", &world.redis_url),
+                ("POSTRIDER_HTTP__LISTEN", "127.0.0.1:0"),
+                ("POSTRIDER_MANAGEMENT__LISTEN", "127.0.0.1:0"),
+                (variable, &taken),
+            ],
+        )
+        .await;
+        assert!(!good && said.contains(&format!("cannot listen on {taken}")), "{variable}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn migrating_twice_and_at_the_same_time_is_fine() {
+    let world = World::new().await.with_postgres().await;
+    let app = world.app().start().await;
+    assert_eq!(app.failing("postgres").await, None);
+    let again = (0..4).map(|_| world.migrate());
+    futures_util::future::join_all(again).await;
+    app.stop().await;
+    let mut bare = World::new().await;
+    bare.without_migration();
+    let app = bare.app().even_if_not_ready().start().await;
+    let detail = app.await_failing("postgres", crate::harness::wait::seconds(10)).await;
+    let detail = if detail.contains("migrate") {
+        detail
+    } else {
+        crate::harness::until("it says what to do", crate::harness::wait::seconds(10), || async {
+            app.failing("postgres").await.filter(|detail| detail.contains("migrate"))
+        })
+        .await
+    };
+    assert!(detail.contains("postrider migrate"), "{detail}");
+    bare.migrate().await;
+    app.await_ready(crate::harness::wait::seconds(10)).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_idle_api_role_is_small_and_soon_ready() {
+    let world = World::new().await;
+    world.app().role("api").start().await.stop().await;
+    let app = world.app().role("api").start().await;
+    let ready = app.await_log("ready", crate::harness::wait::seconds(5)).await;
+    let after_ms = ready["after.ms"].as_u64().unwrap();
+    assert!(after_ms < 3_000, "{after_ms} ms, even in a debug build on a busy machine");
+    // The release build has its bound in the benches; this one only has to notice a blunder.
+    assert!(app.rss_kib() < 120 * 1024, "{} KiB", app.rss_kib());
+    app.stop().await;
+}

@@ -1,0 +1,145 @@
+//! SIGTERM: readiness first, then everything that was begun is finished.
+
+use std::{
+    os::unix::process::ExitStatusExt,
+    time::{Duration, Instant},
+};
+
+use futures_util::stream;
+use reqwest::Body;
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use crate::{
+    gateway::gateway,
+    harness::{
+        World,
+        check::{disordered, lost},
+        load::{Load, Target},
+        raw::Raw,
+        until,
+        wait::seconds,
+    },
+    kv::{await_complete, push},
+};
+
+#[tokio::test]
+async fn under_load_every_acknowledged_write_is_in_kafka_and_the_exit_is_clean() {
+    let (world, mut app, topic) = gateway().await;
+    for _ in 0..3 {
+        let load = Load::start(&app, &Target::Produce(topic.clone()), 16);
+        load.more(300).await;
+        app.sigterm();
+        let begun = Instant::now();
+        let status = app.exit(seconds(15)).await;
+        assert!(status.success(), "{status}\n{}", app.log());
+        assert!(begun.elapsed() < seconds(5), "{:?}", begun.elapsed());
+        let outcome = load.stop().await;
+        assert!(outcome.refused.is_empty(), "{:?}", outcome.refused);
+        assert_eq!(lost(&outcome.acknowledged, &world.kafka.read(&topic).await), []);
+        app = world.app().role("api").start().await;
+    }
+}
+
+#[tokio::test]
+async fn readiness_goes_false_first_while_requests_are_still_served() {
+    let world = World::new().await;
+    let mut app = world.app().env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "1500").start().await;
+    app.sigterm();
+    let begun = Instant::now();
+    until("readiness is false", Duration::from_millis(700), || async { (!app.is_ready().await).then_some(()) }).await;
+    let report = app.manage("/readyz?verbose").await.json();
+    assert_eq!((&report["ready"], &report["draining"]), (&json!(false), &json!(true)));
+    assert_eq!(app.manage("/livez").await.status, 200);
+    push(&app, "late", &json!(1)).await;
+    let status = app.exit(seconds(15)).await;
+    assert!(status.success() && begun.elapsed() >= Duration::from_millis(1_400), "{status} {:?}", begun.elapsed());
+    assert_eq!(world.kafka.read(&world.topic("messages")).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let world = World::new().await;
+    for (signal, code) in [(rustix::process::Signal::TERM, 143), (rustix::process::Signal::INT, 130)] {
+        let mut app = world.app().env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "20000").start().await;
+        app.sigterm();
+        app.await_log("draining", seconds(5)).await;
+        app.signal(signal);
+        let begun = Instant::now();
+        let status = app.exit(seconds(5)).await;
+        assert_eq!(status.code(), Some(code), "{status} {:?}", status.signal());
+        assert!(begun.elapsed() < seconds(1), "{:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_do_not_hold_it_up_and_a_request_in_the_middle_is_finished() {
+    let (world, mut app, topic) = gateway().await;
+    let mut idle = Raw::connect(&app.api).await;
+    idle.send("GET /health HTTP/1.1\r\nHost: t\r\n\r\n").await;
+    idle.answer(seconds(5)).await.unwrap();
+    let body = json!({"topic": topic, "payload": "slow"}).to_string();
+    let mut slow = Raw::connect(&app.api).await;
+    let head = format!("POST /produce HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\n\r\n", body.len());
+    slow.send(head + &body[..10]).await;
+    until("it is being read", seconds(5), || async {
+        (app.metric("http_server_active_requests").await? >= 1.0).then_some(())
+    })
+    .await;
+    app.sigterm();
+    app.await_log("draining", seconds(5)).await;
+    assert!(idle.closes(seconds(5)).await);
+    assert!(slow.send(&body[10..]).await);
+    assert_eq!(slow.answer(seconds(5)).await.expect("an answer").status, 200);
+    assert!(app.exit(seconds(15)).await.success());
+    assert_eq!(world.kafka.read(&topic).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_stream_that_never_ends_is_cut_off_after_the_grace_and_its_results_are_true() {
+    let world = World::new().await;
+    let topic = world.make_topic("orders", 1).await;
+    let mut app = world.app().role("api").env("POSTRIDER_DRAIN__GRACE_MS", "1500").start().await;
+    let (lines, sent) = mpsc::channel::<String>(4);
+    let body = stream::unfold(sent, |mut sent| async move {
+        sent.recv().await.map(|line| (Ok::<_, std::convert::Infallible>(line), sent))
+    });
+    let request = app.client.post(format!("{}/produce?topic={topic}", app.api));
+    let request = request.header("content-type", "application/x-ndjson").body(Body::wrap_stream(body)).send();
+    let request = tokio::spawn(request);
+    lines.send("{\"payload\":1}\n".to_owned()).await.unwrap();
+    let mut answer = request.await.unwrap().unwrap();
+    assert!(answer.chunk().await.unwrap().is_some());
+    app.sigterm();
+    let begun = Instant::now();
+    let status = app.exit(seconds(15)).await;
+    assert!(status.success(), "{status}\n{}", app.log());
+    assert!(begun.elapsed() < seconds(6), "{:?}", begun.elapsed());
+    assert_eq!(world.kafka.read(&topic).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_processor_commits_what_it_did_and_its_successor_starts_there() {
+    let world = World::new().await;
+    let api = world.app().role("api").start().await;
+    let processor = world.app().role("processor").start().await;
+    await_complete(&api).await;
+    let load = Load::start(&api, &Target::Push, 4);
+    load.more(200).await;
+    processor.stop().await;
+    load.more(20).await;
+    let next = world.app().role("processor").start().await;
+    let outcome = load.stop().await;
+    let expected = outcome.acknowledged.len() as f64;
+    let projected = until("the successor is at the end", seconds(20), || async {
+        crate::harness::load::view(&api, 4).await;
+        let view = crate::harness::load::view(&api, 4).await;
+        let behind = crate::harness::check::behind(&outcome.acknowledged, &view);
+        if behind.is_empty() { next.metric("postrider_kv_projected_records_total").await } else { None }
+    })
+    .await;
+    assert!(projected < expected - 100.0, "{projected} of {expected} records were projected again");
+    let log = world.kafka.read(&world.topic("messages")).await;
+    assert_eq!(disordered(&log), Vec::<String>::new());
+    next.stop().await;
+}
