@@ -17,15 +17,6 @@ where
     }
 }
 
-/// The same as a condition.
-pub async fn until_true<F: Future<Output = bool>>(what: &str, within: Duration, mut probe: impl FnMut() -> F) {
-    until(what, within, || {
-        let asked = probe();
-        async move { asked.await.then_some(()) }
-    })
-    .await;
-}
-
 /// For conditions that wait for nothing themselves.
 pub async fn until_now<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
     until(what, within, || std::future::ready(probe())).await

@@ -81,7 +81,8 @@ impl World {
     /// From now on with Postgres, where nothing was made yet.
     pub fn without_migration(&mut self) {
         self.set("POSTRIDER_POSTGRES__URL", &self.database_url.clone());
-        self.set("POSTRIDER_POSTGRES__SCHEMA", &self.prefix.trim_end_matches('_').to_owned());
+        let schema = self.prefix.trim_end_matches('_').to_owned();
+        self.set("POSTRIDER_POSTGRES__SCHEMA", &schema);
     }
 
     pub async fn migrate(&self) {
