@@ -33,6 +33,8 @@ pub struct Activity {
     requests: AtomicU64,
     /// Requests that are not answered yet, streamed answers included.
     active: AtomicU64,
+    /// It speaks HTTP/2, where bytes come between requests too: answers to our pings among them.
+    http2: AtomicBool,
     /// The last answer may have come before its request was read to the end.
     cut_short: AtomicBool,
 }
@@ -78,7 +80,9 @@ impl Watch {
         let activity = &self.activity;
         let requests = activity.requests.load(Relaxed);
         let busy = activity.active.load(Relaxed) > 0 || requests != self.last_requests;
-        let in_head = !busy && activity.bytes_read.load(Relaxed) > activity.bytes_settled.load(Relaxed);
+        let in_head = !busy
+            && !activity.http2.load(Relaxed)
+            && activity.bytes_read.load(Relaxed) > activity.bytes_settled.load(Relaxed);
         let stalled = in_head && self.in_head;
         self.idle = if busy || in_head { Duration::ZERO } else { self.idle + self.every };
         (self.in_head, self.last_requests) = (in_head, requests);
@@ -95,12 +99,24 @@ pub struct Metered {
     stream: TcpStream,
     activity: Arc<Activity>,
     linger: Linger,
+    /// How much of HTTP/2's preface was read, while that is all that was read.
+    preface: Option<usize>,
 }
+
+/// What every HTTP/2 connection begins with, and no HTTP/1 request.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl Metered {
     pub fn new(stream: TcpStream, activity: Arc<Activity>) -> Self {
-        Self { stream, activity, linger: Linger::default() }
+        Self { stream, activity, linger: Linger::default(), preface: Some(0) }
     }
+}
+
+/// How much of the preface there is after these bytes, and `None` when it is something else.
+fn preface_seen(seen: usize, bytes: &[u8]) -> Option<usize> {
+    let wanted = &PREFACE[seen..];
+    let compared = wanted.len().min(bytes.len());
+    (wanted[..compared] == bytes[..compared]).then_some(seen + compared)
 }
 
 impl AsyncRead for Metered {
@@ -109,6 +125,10 @@ impl AsyncRead for Metered {
         let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
         let read = buffer.filled().len() - before;
         if read > 0 {
+            if let Some(seen) = self.preface {
+                self.preface = preface_seen(seen, &buffer.filled()[before..]);
+                self.activity.http2.store(self.preface == Some(PREFACE.len()), Relaxed);
+            }
             self.activity.bytes_read.fetch_add(read as u64, Relaxed);
         }
         polled
@@ -137,7 +157,7 @@ impl AsyncWrite for Metered {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, activity, linger } = self.get_mut();
+        let Self { stream, activity, linger, .. } = self.get_mut();
         ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
         linger.poll(stream, activity.cut_short.load(Relaxed), cx).map(Ok)
     }
@@ -245,6 +265,25 @@ mod tests {
         assert!((0..100).all(|_| watch.look() == Verdict::Keep));
         drop(running);
         assert_eq!(watch.look(), Verdict::Keep);
+    }
+
+    #[test]
+    fn what_comes_between_requests_on_http2_is_no_head_but_does_not_keep_it_either() {
+        let mut watch = watch();
+        watch.activity.http2.store(true, Relaxed);
+        watch.activity.bytes_read.store(60, Relaxed);
+        let looks: Vec<Verdict> = (0..4).map(|_| watch.look()).collect();
+        assert_eq!(looks, [Verdict::Keep, Verdict::Keep, Verdict::Keep, Verdict::Idle]);
+    }
+
+    #[test]
+    fn the_preface_is_known_in_whatever_pieces_it_comes() {
+        assert_eq!(preface_seen(0, PREFACE), Some(PREFACE.len()));
+        assert_eq!(preface_seen(0, b"PRI * HT").and_then(|seen| preface_seen(seen, b"TP/2.0\r\n")), Some(16));
+        assert_eq!(preface_seen(PREFACE.len(), b"more"), Some(PREFACE.len()));
+        for other in [&b"POST /push"[..], b"PRI * HTTP/1.1"] {
+            assert_eq!(preface_seen(0, other), None);
+        }
     }
 
     #[test]
