@@ -186,7 +186,7 @@ mod tests {
     type Parts = (String, Option<Vec<u8>>, Vec<u8>);
 
     fn check(text: &str) -> Result<Parts, Problem> {
-        let record: Record<'_> = json::parse(text.as_bytes())?;
+        let record: Record<'_> = json::parse_object(text.as_bytes())?;
         let checked = record.check(None)?;
         Ok((checked.topic.into_owned(), checked.key.map(Cow::into_owned), checked.payload.into_owned()))
     }
@@ -231,7 +231,14 @@ mod tests {
 
     #[test]
     fn wrong_types_are_refused() {
-        for body in [r#"{"topic":1,"payload":1}"#, r#"{"topic":"t","key":7,"payload":1}"#, "[]", "7", r#""x""#] {
+        for body in [
+            r#"{"topic":1,"payload":1}"#,
+            r#"{"topic":"t","key":7,"payload":1}"#,
+            "[]",
+            r#"["t",null,null,1]"#,
+            "7",
+            r#""x""#,
+        ] {
             assert_eq!(check(body).unwrap_err().code, Code::InvalidRequest, "{body}");
         }
     }

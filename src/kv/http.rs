@@ -93,7 +93,7 @@ async fn push(
 ) -> Result<Response<Body>, Problem> {
     require_content_type(request.headers(), &["application/json"])?;
     let body = body::read(request.into_body(), reader.inner.http.limits()).await?;
-    let push: Push<'_> = json::parse(&body)?;
+    let push: Push<'_> = json::parse_object(&body)?;
     reader.check_key(&push.key)?;
     if push.ttl_seconds.is_some_and(|seconds| !(1..=MAX_TTL_SECONDS).contains(&seconds)) {
         return Err(Problem::new(Code::InvalidField, format!("`ttl_seconds` must be 1 to {MAX_TTL_SECONDS}")));

@@ -85,6 +85,18 @@ pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     })
 }
 
+/// The same for a body that must be an object: serde takes an array for a struct as well, its
+/// elements for the fields in order.
+pub fn parse_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    match body.trim_ascii_start().first() {
+        None | Some(b'{') => parse(body),
+        Some(_) => {
+            parse::<serde::de::IgnoredAny>(body)?;
+            Err(Problem::new(Code::InvalidRequest, "a JSON object is expected"))
+        }
+    }
+}
+
 /// Removes insignificant whitespace from a value that is known to be valid JSON.
 pub fn minify(value: &str) -> Cow<'_, str> {
     let bytes = value.as_bytes();
@@ -174,6 +186,25 @@ mod tests {
     fn number_spelling_and_key_order_are_kept() {
         let text = "{ \"b\" : 1.50e+3 ,\n \"a\":[ 1 , 2.0 ], \"s\":\" a \\\" b \" }";
         assert_eq!(minify(text), r#"{"b":1.50e+3,"a":[1,2.0],"s":" a \" b "}"#);
+    }
+
+    #[test]
+    fn only_an_object_is_an_object() {
+        #[derive(Debug, Deserialize)]
+        struct Pair {
+            a: u8,
+        }
+        assert_eq!(parse_object::<Pair>(b" \n{\"a\":1}").unwrap().a, 1);
+        for (body, code) in [
+            (&b"[1]"[..], Code::InvalidRequest),
+            (b" [1]", Code::InvalidRequest),
+            (b"7", Code::InvalidRequest),
+            (b"[1", Code::InvalidJson),
+            (b"", Code::InvalidJson),
+            (b"{", Code::InvalidJson),
+        ] {
+            assert_eq!(parse_object::<Pair>(body).unwrap_err().code, code, "{body:?}");
+        }
     }
 
     fn any_json() -> impl Strategy<Value = Value> {
