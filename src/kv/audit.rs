@@ -9,7 +9,7 @@ use crate::platform::{
     clock,
     http::{Code, Problem, RequestContext},
     kafka::{
-        Outgoing, Producer,
+        Outgoing, Producer, TopicsReady,
         event::{self, Event},
     },
 };
@@ -31,12 +31,13 @@ pub struct Audit {
     mode: AuditMode,
     topic: String,
     producer: Producer,
+    topics_ready: TopicsReady,
     dropped: Counter,
 }
 
 impl Audit {
-    pub fn new(mode: AuditMode, topic: String, producer: Producer) -> Self {
-        Self { mode, topic, producer, dropped: counter!("postrider_kv_audit_dropped_total") }
+    pub fn new(mode: AuditMode, topic: String, producer: Producer, topics_ready: TopicsReady) -> Self {
+        Self { mode, topic, producer, topics_ready, dropped: counter!("postrider_kv_audit_dropped_total") }
     }
 
     /// Records a read. Fails only where the event is required and could not be stored.
@@ -61,10 +62,13 @@ impl Audit {
             ..Outgoing::default()
         };
         if self.mode == AuditMode::Async {
-            if self.producer.send_and_forget(record).is_err() {
+            if !self.topics_ready.get() || self.producer.send_and_forget(record).is_err() {
                 self.dropped.increment(1);
             }
             return Ok(());
+        }
+        if !self.topics_ready.get() {
+            return Err(Problem::new(Code::KafkaUnavailable, "the read cannot be audited: the topics are not ready"));
         }
         let outcome = match self.producer.send(record) {
             Ok(receipt) => receipt.stored(&self.topic).await.map(|_| ()),

@@ -19,7 +19,7 @@ use super::{
 use crate::platform::{
     clock,
     http::{Code, Config as HttpConfig, Problem, RequestContext},
-    kafka::{self, Outgoing, Position, Producer, SendError, event::Event, partition_of},
+    kafka::{self, Outgoing, Position, Producer, SendError, TopicsReady, event::Event, partition_of},
     redis::{Config as RedisConfig, Redis},
 };
 
@@ -40,6 +40,7 @@ pub(super) struct Inner {
     pub audit: Audit,
     topic: String,
     producer: Producer,
+    topics_ready: TopicsReady,
     redis: tokio::sync::watch::Receiver<Option<Redis>>,
     partitions: Vec<Place>,
 }
@@ -66,6 +67,7 @@ impl Reader {
         kafka: &kafka::Config,
         redis_config: &RedisConfig,
         producer: Producer,
+        topics_ready: TopicsReady,
         redis: tokio::sync::watch::Receiver<Option<Redis>>,
     ) -> Self {
         let place = |partition| Place {
@@ -73,8 +75,9 @@ impl Reader {
             seen: AtomicI64::new(-1),
         };
         let partitions = (0..config.partitions).map(place).collect();
-        let audit = Audit::new(config.audit, kafka.topic(AUDIT_TOPIC), producer.clone());
-        let inner = Inner { audit, topic: kafka.topic(TOPIC), producer, redis, partitions, config, http };
+        let audit = Audit::new(config.audit, kafka.topic(AUDIT_TOPIC), producer.clone(), topics_ready.clone());
+        let topic = kafka.topic(TOPIC);
+        let inner = Inner { audit, topic, producer, topics_ready, redis, partitions, config, http };
         Self { inner: Arc::new(inner) }
     }
 
@@ -88,6 +91,11 @@ impl Reader {
         ttl_seconds: Option<u64>,
     ) -> Result<Position, Problem> {
         let inner = &*self.inner;
+        if !inner.topics_ready.get() {
+            let detail =
+                "the topics are not ready: they were not checked yet, or are not as they must be (see readiness)";
+            return Err(Problem::new(Code::KafkaUnavailable, detail));
+        }
         let kind = if value.is_some() { "postrider.kv.pushed" } else { "postrider.kv.deleted" };
         let id = context.event_id(PRINCIPAL, route, None)?;
         let event = Event { id, kind, source: "/kv", trace: context.trace };

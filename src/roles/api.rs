@@ -39,6 +39,7 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
         &settings.kafka,
         &settings.redis,
         platform.producer.clone(),
+        platform.topics_ready.clone(),
         redis,
     );
     let (router, openapi) = router(gateway, kv);

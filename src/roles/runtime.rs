@@ -13,7 +13,7 @@ use super::{
 use crate::platform::{
     drain::{self, Tasks},
     http::serve,
-    kafka::{Admin, Broker, Producer, TopicSpec},
+    kafka::{Admin, Broker, Producer, TopicSpec, TopicsReady},
     ops::{self, Check, Health},
     postgres,
     redis::Redis,
@@ -27,6 +27,7 @@ pub(super) struct Platform {
     pub metrics: PrometheusHandle,
     pub broker: Broker,
     pub producer: Producer,
+    pub topics_ready: TopicsReady,
     /// Ends intake and loops.
     pub stop: CancellationToken,
 }
@@ -79,6 +80,7 @@ async fn serve_until_stopped(settings: Settings, metrics: PrometheusHandle) -> R
         metrics: metrics.clone(),
         broker,
         producer,
+        topics_ready: TopicsReady::default(),
         stop: CancellationToken::new(),
     });
     // The management port answers until the very end, so it has a stop of its own.
@@ -177,33 +179,39 @@ fn ensure_topics(platform: &Platform, tasks: &mut Tasks) -> Result<(), String> {
     let admin = Admin::new(&platform.settings.kafka, platform.broker.clone()).map_err(|error| error.to_string())?;
     let check = platform.health.check("topics");
     let specs = TopicPlan::specs(&platform.settings);
-    let stop = platform.stop.clone();
-    tasks.spawn("topics", async move {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = ensure_patiently(&admin, &specs, &check) => {}
-        }
-        stop.cancelled().await;
-        Ok(())
-    });
+    let ready = platform.topics_ready.clone();
+    tasks.spawn_forever("topics", async move { keep_topics(&admin, &specs, &check, &ready).await });
     Ok(())
 }
 
 /// A topic that is not as it must be keeps the process unready, with what to do in the report; it
 /// does not end it, because whoever mends the topic should not have to restart us as well.
-async fn ensure_patiently(admin: &Admin, specs: &[TopicSpec], check: &Check) {
+/// Looked at again all the time, because partitions can be added while we run.
+async fn keep_topics(admin: &Admin, specs: &[TopicSpec], check: &Check, ready: &TopicsReady) {
     let mut said = String::new();
-    while let Err(error) = admin.ensure(specs).await {
-        let problem = error.to_string();
-        if !error.is_transient() && problem != said {
-            tracing::error!(problem, "a topic is not as it must be");
-            said.clone_from(&problem);
-        }
-        check.fail(problem);
-        let pause = if error.is_transient() { 250 } else { 5_000 };
-        tokio::time::sleep(Duration::from_millis(pause)).await;
+    loop {
+        let pause_ms = match admin.ensure(specs).await {
+            Ok(()) => {
+                said.clear();
+                ready.set(true);
+                check.pass();
+                30_000
+            }
+            // Kafka's own check says so; what was found before still holds.
+            Err(error) if error.is_transient() && ready.get() => 3_000,
+            Err(error) => {
+                let problem = error.to_string();
+                ready.set(false);
+                if !error.is_transient() && problem != said {
+                    tracing::error!(problem, "a topic is not as it must be");
+                    said.clone_from(&problem);
+                }
+                check.fail(problem);
+                if error.is_transient() { 250 } else { 5_000 }
+            }
+        };
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
     }
-    check.pass();
 }
 
 fn announce_ready(platform: &Arc<Platform>, tasks: &mut Tasks) {

@@ -18,7 +18,7 @@ pub use config::{Config, SecurityProtocol};
 pub use partitioner::partition_of;
 pub use position::Position;
 pub use producer::{Outgoing, Producer, Receipt, SendError, Stored};
-pub use topics::{Admin, TopicError, TopicSpec};
+pub use topics::{Admin, TopicError, TopicSpec, TopicsReady};
 
 use rdkafka::error::KafkaError;
 

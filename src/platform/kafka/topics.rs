@@ -1,6 +1,13 @@
 //! Our own topics: made with the right settings where that is allowed, checked everywhere.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
@@ -45,6 +52,21 @@ impl TopicError {
     /// Whether waiting can help; otherwise somebody has to change something.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Kafka(_))
+    }
+}
+
+/// Whether our own topics are as they must be. Until then nothing may be written to them: producers
+/// make brokers create what is missing, with settings that are not ours.
+#[derive(Debug, Clone, Default)]
+pub struct TopicsReady(Arc<AtomicBool>);
+
+impl TopicsReady {
+    pub fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
