@@ -13,6 +13,7 @@ mod project;
 mod reader;
 mod restate;
 mod script;
+mod standing;
 
 pub use config::{AuditMode, Config};
 pub use http::routes;
@@ -49,8 +50,7 @@ pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
                 setting("delete.retention.ms", "86400000"),
             ],
             required: vec![("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime")],
-            remedy: "set `kv.partitions` to what the topic has and raise `kv.epoch`, which rebuilds the view"
-                .to_owned(),
+            remedy: "set `kv.partitions` to the count that the topic was made with. If partitions were added to it, keys stay where they were written and cannot be found any more: start with a new topic, by another `kafka.topic_prefix`, or by deleting this one and raising `kv.epoch`, and push again".to_owned(),
         },
         TopicSpec {
             name: kafka.topic(AUDIT_TOPIC),

@@ -5,7 +5,6 @@
 //! view and the record that restates its newer value.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -21,6 +20,7 @@ use super::{
     plan::{Plan, plan},
     restate::Restater,
     script::{Scripts, Writes},
+    standing::Standing,
 };
 use crate::platform::{
     clock,
@@ -46,8 +46,7 @@ pub struct Projector {
     config: Config,
     key_prefix: String,
     check: Check,
-    /// What each partition still lacks, in records.
-    behind: Mutex<BTreeMap<i32, Option<String>>>,
+    standing: Mutex<Standing>,
 }
 
 /// Where one partition is.
@@ -69,7 +68,7 @@ impl Projector {
         producer: Producer,
         check: Check,
     ) -> Arc<Self> {
-        check.pass();
+        check.fail(Standing::default().problem().unwrap_or_default());
         Arc::new(Self {
             redis,
             restater: Restater::new(producer, kafka.topic(TOPIC)),
@@ -77,7 +76,7 @@ impl Projector {
             config,
             key_prefix: key_prefix.to_owned(),
             check,
-            behind: Mutex::default(),
+            standing: Mutex::default(),
         })
     }
 
@@ -88,13 +87,19 @@ impl Projector {
     /// Says how far a partition's view is, in readiness and metrics.
     fn report(&self, partition: i32, problem: Option<String>, remaining: i64) {
         gauge!("postrider_kv_rebuild_remaining_records", "partition" => partition.to_string()).set(remaining as f64);
-        let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
-        behind.insert(partition, problem);
-        let problems: Vec<String> = behind
-            .iter()
-            .filter_map(|(number, problem)| Some(format!("partition {number}: {}", problem.as_ref()?)))
-            .collect();
-        if problems.is_empty() { self.check.pass() } else { self.check.fail(problems.join("; ")) }
+        self.stand(|standing| {
+            standing.behind.insert(partition, problem);
+        });
+    }
+
+    /// Changes what is known, and with it what readiness says.
+    fn stand(&self, change: impl FnOnce(&mut Standing)) {
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut standing);
+        match standing.problem() {
+            None => self.check.pass(),
+            Some(problem) => self.check.fail(problem),
+        }
     }
 
     fn report_marker(&self, partition: &Partition) {
@@ -228,7 +233,21 @@ impl BatchHandler for Projector {
     }
 
     fn revoked(&self, partition: i32) {
-        self.report(partition, None, 0);
+        gauge!("postrider_kv_rebuild_remaining_records", "partition" => partition.to_string()).set(0.0);
+        self.stand(|standing| {
+            standing.behind.remove(&partition);
+        });
+    }
+
+    fn joined(&self, gained: &[i32]) {
+        self.stand(|standing| {
+            standing.joined = true;
+            standing.behind.extend(gained.iter().map(|&partition| (partition, Some("starting".to_owned()))));
+        });
+    }
+
+    fn left(&self) {
+        self.stand(|standing| standing.joined = false);
     }
 }
 

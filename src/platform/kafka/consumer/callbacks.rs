@@ -18,7 +18,7 @@ use crate::platform::kafka::stats;
 pub(super) struct Context<H: BatchHandler> {
     pub lanes: Arc<Mutex<Lanes>>,
     pub topic: String,
-    pub handler: std::marker::PhantomData<fn() -> H>,
+    pub handler: Arc<H>,
 }
 
 impl<H: BatchHandler> ClientContext for Context<H> {
@@ -37,6 +37,9 @@ impl<H: BatchHandler> ConsumerContext for Context<H> {
             let partitions: Vec<i32> = list.elements().iter().map(|element| element.partition()).collect();
             tracing::info!(topic = self.topic, ?partitions, "partitions are taken away");
             finish(client, &self.lanes, Some(&partitions));
+            if lock(&self.lanes).is_empty() {
+                self.handler.left();
+            }
         }
     }
 
@@ -49,6 +52,7 @@ impl<H: BatchHandler> ConsumerContext for Context<H> {
             if let Err(error) = client.pause(list) {
                 tracing::debug!(error = %error, "cannot pause what was just assigned");
             }
+            self.handler.joined(&partitions);
             lock(&self.lanes).gained.extend(partitions);
         }
     }

@@ -59,6 +59,13 @@ pub trait BatchHandler: Send + Sync + 'static {
 
     /// The partition is lost; nothing more may be done for it.
     fn revoked(&self, partition: i32);
+
+    /// The group has given this member its share, on top of what it had: these partitions are new.
+    /// None where there are more members than partitions.
+    fn joined(&self, gained: &[i32]);
+
+    /// All partitions are lost, and what comes next is not known yet.
+    fn left(&self);
 }
 
 /// What a consumer reads and how much at a time.

@@ -54,6 +54,12 @@ pub(super) struct Lanes {
     active: BTreeMap<i32, Lane>,
 }
 
+impl Lanes {
+    pub fn is_empty(&self) -> bool {
+        self.gained.is_empty() && self.active.is_empty()
+    }
+}
+
 struct Lane {
     work: mpsc::Sender<(u64, Work)>,
     /// Which start of the worker batches are for; 0 before its first.
@@ -92,8 +98,7 @@ pub(super) fn connect<H: BatchHandler>(
         .set("fetch.wait.max.ms", "500")
         .set("fetch.queue.backoff.ms", "5")
         .set("fetch.error.backoff.ms", "50");
-    let context =
-        Context { lanes: Arc::default(), topic: subscription.topic.clone(), handler: std::marker::PhantomData };
+    let context = Context { lanes: Arc::default(), topic: subscription.topic.clone(), handler: handler.clone() };
     let client: Client<H> = config.with_overrides(properties).create_with_context(context)?;
     client.subscribe(&[&subscription.topic])?;
     let (sender, starts) = sync_mpsc::channel();
@@ -341,13 +346,13 @@ fn report(subscription: &Subscription, error: &KafkaError) {
 /// Lets the workers of these partitions, or all, finish what they have in hand, and stores it.
 pub(super) fn finish<H: BatchHandler>(client: &Client<H>, shared: &Mutex<Lanes>, only: Option<&[i32]>) {
     let mut ending: HashMap<i32, Lane> = HashMap::new();
+    let chosen: Vec<i32> = match only {
+        Some(only) => only.to_vec(),
+        None => lock(shared).active.keys().copied().collect(),
+    };
     {
         let mut lanes = lock(shared);
-        let chosen: Vec<i32> = match only {
-            Some(only) => only.to_vec(),
-            None => lanes.active.keys().copied().collect(),
-        };
-        for partition in chosen {
+        for &partition in &chosen {
             lanes.gained.retain(|gained| *gained != partition);
             if let Some(lane) = lanes.active.remove(&partition) {
                 lane.revoked.cancel();
@@ -367,4 +372,5 @@ pub(super) fn finish<H: BatchHandler>(client: &Client<H>, shared: &Mutex<Lanes>,
         }
         lane.store(client, partition);
     }
+    chosen.iter().for_each(|&partition| client.context().handler.revoked(partition));
 }

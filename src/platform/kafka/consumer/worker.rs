@@ -66,7 +66,6 @@ where
                 tracing::warn!(consumer = self.name, partition = self.partition, problem, "starting a partition over");
             }
         }
-        self.handler.revoked(self.partition);
     }
 
     /// `None` when the partition was taken away meanwhile.
