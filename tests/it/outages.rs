@@ -100,11 +100,53 @@ async fn one_of_three_brokers_killed_loses_nothing_and_refuses_no_longer_than_an
         world.kafka.await_in_sync(&world.topic("messages"), 3).await;
     }
     let (produced, pushed) = (produced.stop().await, pushed.stop().await);
-    for (outcome, topic) in [(&produced, topic), (&pushed, world.topic("messages"))] {
+    for (outcome, topic) in [(&produced, topic.clone()), (&pushed, world.topic("messages"))] {
         assert!(outcome.longest_gap < seconds(15), "{:?}", outcome.longest_gap);
         assert_honest(outcome, &world.kafka.read(&topic).await);
     }
+    without_a_quorum(&stack, &app, &topic).await;
     app.stop().await;
+}
+
+/// Two of three brokers down: nothing can be promised, and every answer says so in time.
+async fn without_a_quorum(stack: &Stack, app: &App, topic: &str) {
+    stack.ctl(&["kill", "kafka-1", "kafka-2"]).await;
+    until("a write is refused", seconds(30), || async {
+        let asked = Instant::now();
+        let answer = produce(app, topic).await;
+        assert!(asked.elapsed() < seconds(11), "{:?}", asked.elapsed());
+        (answer.status == 503).then_some(())
+    })
+    .await;
+    stack.ctl(&["start", "kafka-1", "kafka-2"]).await;
+    until("writes go on", seconds(60), || async { (produce(app, topic).await.status == 200).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn without_a_broker_reads_go_on_unless_their_audit_is_required() {
+    let stack = Stack::own("audit", &["--only", "kafka"]).await;
+    let world = World::on(&stack).await;
+    let app = running(&world).await;
+    let strict = world.app().role("api").env("POSTRIDER_KV__AUDIT", "required").start().await;
+    let position = push(&app, "k", &json!(1)).await;
+    pull_after(&app, "k", &position).await.expect(200);
+    strict.get("/pull/k").await.expect(200);
+    stack.ctl(&["kill", "kafka"]).await;
+    for app in [&app, &strict] {
+        app.await_failing("kafka", seconds(10)).await;
+    }
+    let asked = Instant::now();
+    assert_eq!(app.get("/pull/k").await.expect(200).json()["value"], 1);
+    app.get("/pull/none").await.problem(404, "key_not_found");
+    strict.get("/pull/k").await.problem(503, REFUSED);
+    assert!(asked.elapsed() < seconds(1), "{:?}", asked.elapsed());
+    assert!(app.metric("postrider_kv_audit_dropped_total").await.unwrap() >= 2.0);
+    stack.ctl(&["start", "kafka"]).await;
+    for app in [app, strict] {
+        app.await_ready(seconds(20)).await;
+        app.get("/pull/k").await.expect(200);
+        app.stop().await;
+    }
 }
 
 #[tokio::test]
