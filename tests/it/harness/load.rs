@@ -84,7 +84,7 @@ impl Load {
     pub async fn more(&self, count: usize) {
         let goal = self.done.load(Ordering::Relaxed) + count;
         let what = format!("{count} more writes are acknowledged");
-        super::wait::until_now(&what, Duration::from_secs(30), || {
+        super::wait::until_now(&what, Duration::from_secs(60), || {
             (self.done.load(Ordering::Relaxed) >= goal).then_some(())
         })
         .await;
