@@ -76,7 +76,8 @@ fn number(bytes: &[u8]) -> Option<(i64, &[u8])> {
 pub struct Marker {
     /// Everything below this offset is in the view.
     pub next: i64,
-    /// When it was written, in seconds since the epoch.
+    /// For when it holds, in seconds since the epoch: what was appended later may be missing. While a
+    /// view is being rebuilt, when that began.
     pub written_s: i64,
     /// Where a rebuild ends; `None` when the view is complete.
     pub target: Option<i64>,
@@ -85,6 +86,17 @@ pub struct Marker {
 impl Marker {
     pub fn new(next: i64, target: Option<i64>) -> Self {
         Self { next, written_s: clock::now_ms() / 1_000, target: target.filter(|&target| next < target) }
+    }
+
+    /// The marker after everything below `next`, whose last record was appended at this time.
+    pub fn advanced(&self, next: i64, appended_ms: i64) -> Self {
+        let marker = Self::new(next, self.target);
+        let written_s = match self.target {
+            Some(_) => self.written_s,
+            None if appended_ms > 0 => marker.written_s.min(appended_ms / 1_000),
+            None => marker.written_s,
+        };
+        Self { written_s, ..marker }
     }
 
     pub fn encode(&self) -> String {
@@ -145,6 +157,15 @@ mod tests {
         let entry = Entry { version: 1, state: State::Value { value: b"1", expires_ms: Some(100) } };
         assert_eq!(entry.live_value(99), Some(&b"1"[..]));
         assert_eq!(entry.live_value(100), None);
+    }
+
+    #[test]
+    fn a_rebuild_is_as_old_as_its_beginning_and_a_view_as_its_last_record() {
+        let begun = Marker { next: 1, written_s: 1_000, target: Some(9) };
+        assert_eq!(begun.advanced(5, 2_000_000), Marker { next: 5, ..begun });
+        assert_eq!(begun.advanced(9, 2_000_000), Marker { next: 9, written_s: 1_000, target: None });
+        let live = Marker { next: 9, written_s: 1_000, target: None };
+        assert_eq!(live.advanced(10, 2_000_000).written_s, 2_000);
     }
 
     #[test]

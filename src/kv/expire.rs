@@ -3,8 +3,8 @@
 use metrics::counter;
 
 use super::{
-    entry::Entry,
     project::{Partition, Projector, unreachable},
+    script::Due,
 };
 use crate::platform::{clock, kafka::consumer::Failure};
 
@@ -19,13 +19,13 @@ impl Projector {
         let mut redis = self.redis()?;
         let now_ms = clock::now_ms();
         loop {
-            let due = self.scripts.due(&mut redis, &partition.keys, now_ms, now_ms + AGAIN_MS, LIMIT).await;
-            let due = due.map_err(unreachable)?;
-            let mut receipts = Vec::with_capacity(due.len() / 2);
-            for pair in due.chunks_exact(2) {
-                if let Some(entry) = Entry::decode(&pair[1]) {
-                    receipts.push(self.restater.expire(partition.number, &pair[0], entry.version));
-                }
+            let question = Due { marker: partition.marker.encode(), now_ms, again_ms: now_ms + AGAIN_MS, limit: LIMIT };
+            let due = self.scripts.due(&mut redis, &partition.keys, &question).await.map_err(unreachable)?;
+            // Whatever the view has seen of these keys is over.
+            let version = partition.marker.next - 1;
+            let mut receipts = Vec::with_capacity(due.len());
+            for key in &due {
+                receipts.push(self.restater.expire(partition.number, key, version));
             }
             let written = receipts.len();
             for receipt in receipts {

@@ -3,6 +3,8 @@
 //! the view is complete a pull is 503, never a false 404, and a value never goes back.
 
 mod audit;
+#[cfg(test)]
+mod compaction;
 mod config;
 mod entry;
 mod expire;
@@ -11,6 +13,7 @@ mod keys;
 mod plan;
 mod project;
 mod reader;
+mod record;
 mod restate;
 mod script;
 mod standing;
@@ -29,8 +32,8 @@ const AUDIT_TOPIC: &str = "audit";
 /// The consumer group of the projection, before the prefix.
 pub const GROUP: &str = "postrider-kv";
 
-/// The version of the write that a record repeats, when it is not a write of its own: the offset
-/// of that write. The newest version of a key wins, whatever order records arrive in.
+/// Up to which offset a record speaks that the projection wrote: of all writes of its key up to there,
+/// the newest is what it says. The newest version of a key wins, whatever order records arrive in.
 const VERSION_HEADER: &str = "postrider-version";
 /// When the value ends, in milliseconds since the epoch.
 const EXPIRES_HEADER: &str = "postrider-expires-at";
@@ -45,8 +48,9 @@ pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
             settings: vec![
                 setting("cleanup.policy", "compact"),
                 setting("message.timestamp.type", "LogAppendTime"),
-                // What a record repeats must still be readable when it is projected.
-                setting("min.compaction.lag.ms", "3600000"),
+                // A double may come a day after its write. What was written in between must still be there
+                // until the projection, which may be down for some hours, has said it again.
+                setting("min.compaction.lag.ms", "129600000"),
                 setting("delete.retention.ms", "86400000"),
             ],
             required: vec![("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime")],

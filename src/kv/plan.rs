@@ -6,6 +6,10 @@ use crate::platform::kafka::consumer::Assignment;
 /// A view that lost less than this is caught up in place; tombstones since then are still there.
 const CATCH_UP_S: i64 = 3_600;
 
+/// Where the view lacks something for longer than this, tombstones of it may be gone from the log: half
+/// of their `delete.retention.ms`, so that there is time to read them.
+const STALE_S: i64 = 12 * 3_600;
+
 /// What to do about a view, from its marker and the log.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Plan {
@@ -26,8 +30,9 @@ pub fn plan(marker: Option<Marker>, assignment: &Assignment, now_s: i64) -> Plan
     if applied > high {
         return Plan::Refuse { applied };
     }
+    let stale = |marker: Marker| now_s - marker.written_s >= STALE_S && (marker.next < high || !marker.is_complete());
     match marker {
-        Some(marker) if marker.next < low => Plan::Rebuild { from: low, target: high },
+        Some(marker) if marker.next < low || stale(marker) => Plan::Rebuild { from: low, target: high },
         Some(marker) if committed.is_none_or(|committed| marker.next >= committed) || !marker.is_complete() => {
             Plan::Continue
         }
@@ -78,6 +83,15 @@ mod tests {
     #[test]
     fn a_rebuild_that_was_interrupted_goes_on() {
         let marker = Marker { next: 20, written_s: 0, target: Some(60) };
-        assert_eq!(plan(Some(marker), &assignment(Some(50), 0, 60), 9_999_999), Plan::Continue);
+        assert_eq!(plan(Some(marker), &assignment(Some(50), 0, 60), STALE_S - 1), Plan::Continue);
+    }
+
+    #[test]
+    fn what_lacks_something_for_long_is_rebuilt_because_tombstones_may_be_gone() {
+        let rebuild = Plan::Rebuild { from: 0, target: 60 };
+        let interrupted = Marker { next: 20, written_s: 0, target: Some(60) };
+        assert_eq!(plan(Some(interrupted), &assignment(Some(50), 0, 60), STALE_S), rebuild);
+        assert_eq!(plan(live(50), &assignment(Some(50), 0, 60), 1_000 + STALE_S), rebuild);
+        assert_eq!(plan(live(60), &assignment(Some(60), 0, 60), 1_000 + STALE_S), Plan::Continue, "nothing is lacking");
     }
 }

@@ -4,45 +4,42 @@
 //! records whose version decides are looked at again, because a crash may have come between the
 //! view and the record that restates its newer value.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use metrics::{counter, gauge};
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{
-    Config, EXPIRES_HEADER, TOPIC, VERSION_HEADER,
-    entry::{Entry, Marker, State},
+    Config, TOPIC,
+    entry::{Entry, Marker},
     keys::Keys,
     plan::{Plan, plan},
+    record::{self, Misplaced, Repeated},
     restate::Restater,
     script::{Scripts, Writes},
     standing::Standing,
 };
 use crate::platform::{
     clock,
-    http::json,
     kafka::{
-        self, Producer,
-        batch::{Batch, Record},
+        self, Broker, Producer,
+        batch::Batch,
         consumer::{Assignment, BatchHandler, Failure},
-        event,
     },
     ops::Check,
     redis::Redis,
 };
 
-/// How long a deleted key is remembered: as long as the id of an idempotent write.
-const DELETED_FOR: Duration = Duration::from_secs(86_400);
+/// How old the marker of a view that lacks nothing may get, in seconds.
+const YOUNG_S: i64 = 60;
 
 /// The kv room's part of the processor role.
 pub struct Projector {
     pub(super) redis: tokio::sync::watch::Receiver<Option<Redis>>,
     pub(super) restater: Restater,
     pub(super) scripts: Scripts,
+    broker: Broker,
+    topic: String,
     config: Config,
     key_prefix: String,
     check: Check,
@@ -66,12 +63,15 @@ impl Projector {
         key_prefix: &str,
         redis: tokio::sync::watch::Receiver<Option<Redis>>,
         producer: Producer,
+        broker: Broker,
         check: Check,
     ) -> Arc<Self> {
         check.fail(Standing::default().problem().unwrap_or_default());
         Arc::new(Self {
             redis,
             restater: Restater::new(producer, kafka.topic(TOPIC)),
+            broker,
+            topic: kafka.topic(TOPIC),
             scripts: Scripts::default(),
             config,
             key_prefix: key_prefix.to_owned(),
@@ -169,7 +169,9 @@ impl BatchHandler for Projector {
                     target,
                     "the view lost its newest part; catching up"
                 );
-                self.mark(&mut partition, &expected, Marker::new(marker.next, Some(target)), false).await?;
+                // As old as it was: it is not the newer for being known to lack something.
+                let behind = Marker { target: Some(target), ..marker };
+                self.mark(&mut partition, &expected, behind, false).await?;
                 marker.next
             }
             Plan::Rebuild { from, target } => {
@@ -218,7 +220,9 @@ impl BatchHandler for Projector {
             return Ok(());
         }
         let expected = partition.marker.encode();
-        let complete = Marker::new(partition.marker.next, None);
+        // The end of the log was reached, though its last records may have been compacted away.
+        let next = partition.marker.next.max(partition.marker.target.unwrap_or(0));
+        let complete = Marker::new(next, None);
         self.mark(partition, &expected, complete, false).await?;
         tracing::info!(partition = partition.number, next = complete.next, "the view is complete");
         Ok(())
@@ -229,7 +233,11 @@ impl BatchHandler for Projector {
         if self.read_marker(&partition.keys).await? != Some(partition.marker) {
             return Err(Failure::Restart("the view is not as we left it".to_owned()));
         }
-        if partition.marker.is_complete() { self.expire(partition).await } else { Ok(()) }
+        if !partition.marker.is_complete() {
+            return Ok(());
+        }
+        self.stay_young(partition).await?;
+        self.expire(partition).await
     }
 
     fn revoked(&self, partition: i32) {
@@ -256,11 +264,15 @@ impl Projector {
     async fn write(&self, partition: &mut Partition, batch: &Batch, next: i64) -> Result<(), Failure> {
         let mut writes = Writes::default();
         let now_ms = clock::now_ms();
+        let place =
+            record::Place { keys: &partition.keys, partition: partition.number, partitions: self.config.partitions };
         for record in batch.iter().filter(|record| record.offset() >= partition.marker.next) {
-            add(&mut writes, &partition.keys, &record, now_ms);
+            if let Err(Misplaced(offset)) = record::add(&mut writes, &place, &record, now_ms) {
+                self.misplaced(partition.number, offset);
+            }
         }
         let expected = partition.marker.encode();
-        let marker = Marker::new(next, partition.marker.target);
+        let marker = partition.marker.advanced(next, batch.last_timestamp_ms());
         let mut redis = self.redis()?;
         let applied = self.scripts.apply(&mut redis, &partition.keys, &expected, &marker.encode(), writes).await;
         let (before, applied) = applied.map_err(unreachable)?;
@@ -277,12 +289,37 @@ impl Projector {
         Ok(())
     }
 
-    /// For each record the key's entry, and the first offset of its idempotent write. One pipeline:
-    /// all of it is in one slot.
-    async fn ask(&self, partition: &Partition, unsure: &[(&[u8], Repeated)]) -> Result<Vec<Option<Vec<u8>>>, Failure> {
+    /// A record of ours is where its key does not belong: partitions were added after it was written.
+    fn misplaced(&self, partition: i32, offset: i64) {
+        let problem = format!(
+            "partition {partition} has a record, at offset {offset}, whose key belongs to another one: partitions were added to the topic, and keys pushed before that cannot be found; start with a new topic and push again"
+        );
+        self.stand(|standing| {
+            standing.misplaced.get_or_insert(problem);
+        });
+    }
+
+    /// Says again and again that the view lacks nothing, so that its marker tells for how long nobody
+    /// has looked. After too long a time tombstones may have been missed.
+    async fn stay_young(&self, partition: &mut Partition) -> Result<(), Failure> {
+        let marker = partition.marker;
+        if clock::now_ms() / 1_000 - marker.written_s < YOUNG_S {
+            return Ok(());
+        }
+        match self.broker.watermarks(&self.topic, partition.number).await {
+            Ok((_, high)) if high <= marker.next => {
+                self.mark(partition, &marker.encode(), Marker::new(marker.next, None), false).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// For each record the marker and the key's entry, and the first offset of its idempotent write.
+    /// One pipeline: all of it is in one slot.
+    async fn ask(&self, partition: &Partition, unsure: &[(&[u8], Repeated)]) -> Result<Vec<Found>, Failure> {
         let mut question = redis::pipe();
         for (key, repeated) in unsure {
-            question.cmd("HGET").arg(&partition.keys.view).arg(*key);
+            question.cmd("HMGET").arg(&partition.keys.view).arg(super::keys::MARKER_FIELD).arg(*key);
             question.cmd("GET").arg(partition.keys.id(repeated.id.unwrap_or(Uuid::nil())));
         }
         question.query_async(&mut self.redis()?).await.map_err(unreachable)
@@ -303,77 +340,35 @@ impl Projector {
         Ok(())
     }
 
-    /// Where the view has a newer version of a key than the record that was just read, the topic's
-    /// last word on that key is wrong: it is said again.
+    /// Where a record that was just read is not the newest of its key, or may once be taken for it, the
+    /// topic's last word on that key is said again, for all that the view has seen so far.
     async fn restate_newer(&self, partition: &Partition, unsure: &[(&[u8], Repeated)]) -> Result<(), Failure> {
         let answers = self.ask(partition, unsure).await?;
-        for ((key, repeated), answer) in unsure.iter().zip(answers.chunks(2)) {
-            let first: Option<i64> =
-                answer.get(1).and_then(Option::as_deref).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-            let version = first.unwrap_or(repeated.version);
-            let Some(entry) = answer.first().and_then(Option::as_deref).and_then(Entry::decode) else { continue };
-            if entry.version > version && entry.version < repeated.offset {
+        let marker = partition.marker.encode();
+        for ((key, repeated), ((found, entry), first)) in unsure.iter().zip(answers) {
+            if found.as_deref() != Some(marker.as_bytes()) {
+                // An older entry would be said to be the newest.
+                return Err(Failure::Restart("the view moved while it was looked at".to_owned()));
+            }
+            let Some(entry) = entry.as_deref().and_then(Entry::decode) else { continue };
+            let unsettled = match repeated.id {
+                // A rebuild may no longer have the first of it and take the double for a new write.
+                Some(_) => first.as_deref().and_then(first_offset).is_some_and(|first| first < repeated.offset),
+                None => entry.version > repeated.version,
+            };
+            if unsettled && entry.version < repeated.offset {
                 counter!("postrider_kv_restated_records_total").increment(1);
-                self.restater.restate(partition.number, key, &entry).await?;
+                self.restater.restate(partition.number, key, &entry, partition.marker.next - 1).await?;
             }
         }
         Ok(())
     }
 }
 
-/// A record that repeats an earlier write, or may.
-#[derive(Debug, Clone, Copy)]
-struct Repeated {
-    offset: i64,
-    /// Of the write it repeats, as far as the record itself says.
-    version: i64,
-    /// Set for a write with an idempotency key, whose first offset the view remembers.
-    id: Option<Uuid>,
-}
+/// Marker and entry, and what is remembered of an idempotent write.
+type Found = ((Option<Vec<u8>>, Option<Vec<u8>>), Option<Vec<u8>>);
 
-impl Repeated {
-    fn of(record: &Record<'_>) -> Option<Self> {
-        let text = |name| record.header(name).and_then(|value| std::str::from_utf8(value).ok());
-        let version: Option<i64> = text(VERSION_HEADER).and_then(|digits| digits.parse().ok());
-        let id = text(event::ID).and_then(|id| Uuid::try_parse(id).ok()).filter(|id| id.get_version_num() == 5);
-        if version.is_none() && id.is_none() {
-            return None;
-        }
-        let id = if version.is_some() { None } else { id };
-        Some(Self { offset: record.offset(), version: version.unwrap_or(record.offset()), id })
-    }
-}
-
-/// Adds what one record changes.
-fn add(writes: &mut Writes, keys: &Keys, record: &Record<'_>, now_ms: i64) {
-    let Some(key) = record.key().filter(|key| !key.is_empty()) else {
-        return poison(record, "no key");
-    };
-    let expires = record.header(EXPIRES_HEADER).and_then(|text| std::str::from_utf8(text).ok()?.parse::<i64>().ok());
-    let state = match record.value() {
-        None => State::Deleted,
-        Some(value) if json::parse::<&RawValue>(value).is_err() => return poison(record, "not JSON"),
-        Some(value) => State::Value { value, expires_ms: expires },
-    };
-    let ends = match state {
-        State::Deleted => Some(now_ms + DELETED_FOR.as_millis() as i64),
-        State::Value { expires_ms, .. } => expires_ms,
-    };
-    match Repeated::of(record) {
-        None => writes.set(key, Entry { version: record.offset(), state }.encode()),
-        Some(repeated) => {
-            let entry = Entry { version: repeated.version, state }.encode();
-            let id_key = repeated.id.map(|id| keys.id(id));
-            writes.set_unless_newer(key, &entry, repeated.version, id_key);
-        }
-    }
-    if let Some(at_ms) = ends {
-        writes.ends(key, at_ms);
-    }
-}
-
-/// A record that no push can have written is passed over, and counted.
-fn poison(record: &Record<'_>, reason: &'static str) {
-    counter!("postrider_kv_poison_records_total", "reason" => reason).increment(1);
-    tracing::warn!(offset = record.offset(), reason, "a record in the kv topic is not a push; it is passed over");
+/// The first offset of an idempotent write, from `<offset>:<last seen>`.
+fn first_offset(memory: &[u8]) -> Option<i64> {
+    std::str::from_utf8(memory).ok()?.split(':').next()?.parse().ok()
 }

@@ -29,17 +29,20 @@ impl Restater {
         Self { producer, topic }
     }
 
-    /// Writes the entry again, with its version, and waits until Kafka has it.
-    pub async fn restate(&self, partition: i32, key: &[u8], entry: &Entry<'_>) -> Result<(), Failure> {
+    /// Writes the entry again, as the newest of its key up to the offset `version`, and waits until Kafka
+    /// has it. Not with the entry's own version: a rebuild may no longer find out that the record which
+    /// this one overrules is a double, and take that for newer.
+    pub async fn restate(&self, partition: i32, key: &[u8], entry: &Entry<'_>, version: i64) -> Result<(), Failure> {
         let (value, expires_ms) = match entry.state {
             State::Value { value, expires_ms } => (Some(value), expires_ms),
             State::Deleted => (None, None),
         };
-        let receipt = self.send("postrider.kv.restated", partition, key, value, entry.version, expires_ms);
+        let receipt = self.send("postrider.kv.restated", partition, key, value, version, expires_ms);
         self.stored(receipt).await
     }
 
-    /// Writes the tombstone of a value that has expired. It deletes that version and no newer one.
+    /// Writes the tombstone of a value that has expired. It deletes what was written up to the offset
+    /// `version`, and nothing newer.
     pub fn expire(&self, partition: i32, key: &[u8], version: i64) -> Result<Receipt, SendError> {
         self.send("postrider.kv.expired", partition, key, None, version, None)
     }

@@ -6,27 +6,34 @@ use redis::{RedisError, Script, ScriptInvocation};
 use super::keys::Keys;
 use crate::platform::redis::Redis;
 
-/// KEYS: view, ends, then one per idempotent record. ARGV: expected marker, new marker, the second
-/// of now plus a day, then groups: `H` count field entry…, `Z` count score member…, or
-/// `C` field kind version rest id-key-index, a record whose version decides.
+/// KEYS: view, ends, then one per idempotent record. ARGV: expected marker, new marker,
+/// seconds that an id is remembered, then groups: `H` count field entry…, `Z` count score member…, or
+/// `C` field kind version rest id-key-index appended ends, a record whose version decides. A write with
+/// an id is a double within a day of its last sight, by the times at which the log got them, and
+/// changes nothing. See docs/adr/0001.
 /// Returns what the marker was, and 1 when the batch was applied.
 const APPLY: &str = r"
 local marker = redis.call('HGET', KEYS[1], '') or ''
 if marker ~= ARGV[1] then return {marker, 0} end
-local at = 3
+local at = 4
 while ARGV[at] do
   local kind = ARGV[at]
   if kind == 'C' then
-    local field, state, version, rest, id = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], tonumber(ARGV[at + 5])
-    if id > 0 then
-      version = redis.call('SET', KEYS[id], version, 'NX', 'GET', 'EX', 86400) or version
-    end
+    local field, version, id, appended = ARGV[at + 1], ARGV[at + 3], tonumber(ARGV[at + 5]), ARGV[at + 6]
     local present = redis.call('HGET', KEYS[1], field)
     local newest = present and tonumber(string.match(present, '^%a(%d+):')) or -1
-    if tonumber(version) >= newest then
-      redis.call('HSET', KEYS[1], field, state .. version .. ':' .. rest)
+    local applies = tonumber(version) >= newest
+    if id > 0 then
+      local first, seen = string.match(redis.call('GET', KEYS[id]) or '', '^(%d+):(%d+)$')
+      local double = first and tonumber(first) < tonumber(version) and tonumber(appended) - tonumber(seen) <= 86400
+      applies = not double or not present
+      redis.call('SET', KEYS[id], (applies and version or first) .. ':' .. appended, 'EX', ARGV[3])
     end
-    at = at + 6
+    if applies then
+      redis.call('HSET', KEYS[1], field, ARGV[at + 2] .. version .. ':' .. ARGV[at + 4])
+      if ARGV[at + 7] ~= '' then redis.call('ZADD', KEYS[2], ARGV[at + 7], field) end
+    end
+    at = at + 8
   else
     local last = at + 1 + tonumber(ARGV[at + 1])
     if kind == 'H' then
@@ -50,10 +57,11 @@ redis.call('HSET', KEYS[1], '', ARGV[2])
 return {marker, 1}
 ";
 
-/// KEYS: view, ends. ARGV: now in ms, when to look again in ms, how many.
-/// Forgets deleted keys whose day is over; returns field and entry of values that have expired.
+/// KEYS: view, ends. ARGV: now in ms, when to look again in ms, how many, expected marker.
+/// Forgets deleted keys whose time is over; returns the fields of values that have expired.
 const DUE: &str = r"
 local expired = {}
+if redis.call('HGET', KEYS[1], '') ~= ARGV[4] then return expired end
 for _, field in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])) do
   local entry = redis.call('HGET', KEYS[1], field)
   local kind = entry and string.sub(entry, 1, 1)
@@ -68,11 +76,14 @@ for _, field in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1], 'LI
   else
     redis.call('ZADD', KEYS[2], ARGV[2], field)
     expired[#expired + 1] = field
-    expired[#expired + 1] = entry
   end
 end
 return expired
 ";
+
+/// How long ids and deleted keys are remembered, in seconds: the day within which a double may come,
+/// and half a day for the projection to read it.
+pub const REMEMBER_S: i64 = 36 * 3_600;
 
 /// Arguments of one `HSET` or `ZADD`; Lua's stack bounds what `unpack` takes.
 const MAX_GROUP: usize = 2_000;
@@ -107,7 +118,7 @@ impl Scripts {
         for id in &writes.id_keys {
             call.key(id);
         }
-        call.arg(expected).arg(new);
+        call.arg(expected).arg(new).arg(REMEMBER_S);
         writes.add_to(&mut call);
         call.invoke_async(redis).await
     }
@@ -125,19 +136,32 @@ impl Scripts {
         call.invoke_async(redis).await
     }
 
-    /// Expired fields with their entries, alternating.
-    pub async fn due(
-        &self,
-        redis: &mut Redis,
-        keys: &Keys,
-        now_ms: i64,
-        again_ms: i64,
-        limit: usize,
-    ) -> Result<Vec<Vec<u8>>, RedisError> {
+    /// Fields that have expired; none when the marker is another one.
+    pub async fn due(&self, redis: &mut Redis, keys: &Keys, due: &Due) -> Result<Vec<Vec<u8>>, RedisError> {
         let mut call = self.due.key(&keys.view);
-        call.key(&keys.ends).arg(now_ms).arg(again_ms).arg(limit);
+        call.key(&keys.ends).arg(due.now_ms).arg(due.again_ms).arg(due.limit).arg(&due.marker);
         call.invoke_async(redis).await
     }
+}
+
+/// Which values are asked for.
+pub struct Due {
+    pub marker: String,
+    pub now_ms: i64,
+    /// When they are looked at again.
+    pub again_ms: i64,
+    pub limit: usize,
+}
+
+/// A record whose version decides.
+pub struct Repeat {
+    pub version: i64,
+    /// Remembers an idempotent write.
+    pub id_key: Option<String>,
+    /// When the log got it, in seconds since the epoch.
+    pub appended_s: i64,
+    /// When the entry ends, if it does.
+    pub ends_ms: Option<i64>,
 }
 
 /// What a batch changes, in order.
@@ -155,9 +179,9 @@ enum Group {
     Conditional {
         field: Vec<u8>,
         kind: u8,
-        version: i64,
         rest: Vec<u8>,
         id: usize,
+        repeat: Repeat,
     },
 }
 
@@ -179,16 +203,16 @@ impl Writes {
         }
     }
 
-    /// Sets an entry unless a newer version is there. `id_key` remembers an idempotent write.
-    pub fn set_unless_newer(&mut self, field: &[u8], entry: &[u8], version: i64, id_key: Option<String>) {
+    /// Sets an entry, and when it ends, unless a newer version is there.
+    pub fn set_unless_newer(&mut self, field: &[u8], entry: &[u8], mut repeat: Repeat) {
         let rest = entry.iter().position(|&byte| byte == b':').map_or(&[][..], |colon| &entry[colon + 1..]);
-        let id = id_key.map_or(0, |key| {
+        let id = repeat.id_key.take().map_or(0, |key| {
             self.id_keys.push(key);
             // After the view and the ends, counted from one.
             self.id_keys.len() + 2
         });
         let kind = entry.first().copied().unwrap_or(b'd');
-        self.groups.push(Group::Conditional { field: field.to_vec(), kind, version, rest: rest.to_vec(), id });
+        self.groups.push(Group::Conditional { field: field.to_vec(), kind, rest: rest.to_vec(), id, repeat });
     }
 
     fn add_to(self, call: &mut ScriptInvocation<'_>) {
@@ -196,8 +220,9 @@ impl Writes {
             match group {
                 Group::Set(pairs) => add_group(call, "H", pairs),
                 Group::Ends(pairs) => add_group(call, "Z", pairs),
-                Group::Conditional { field, kind, version, rest, id } => {
-                    call.arg("C").arg(field).arg(&[kind][..]).arg(version).arg(rest).arg(id);
+                Group::Conditional { field, kind, rest, id, repeat } => {
+                    call.arg("C").arg(field).arg(&[kind][..]).arg(repeat.version).arg(rest).arg(id);
+                    call.arg(repeat.appended_s).arg(repeat.ends_ms.map_or(String::new(), |ms| ms.to_string()));
                 }
             }
         }

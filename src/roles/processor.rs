@@ -20,6 +20,7 @@ pub(super) fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &mut Ta
         &settings.redis.key_prefix,
         redis,
         platform.producer.clone(),
+        platform.broker.clone(),
         platform.health.check("kv view"),
     );
     let epoch = settings.kv.epoch;

@@ -76,6 +76,11 @@ impl Batch {
         self.records.last().map(|slots| slots.offset + 1)
     }
 
+    /// When the last record was appended, in milliseconds since the epoch; 0 when nobody knows.
+    pub fn last_timestamp_ms(&self) -> i64 {
+        self.records.last().map_or(0, |slots| slots.timestamp_ms)
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
         self.records.iter().map(move |slots| Record { batch: self, slots })
     }

@@ -1,0 +1,98 @@
+//! What one record of the topic means to the view.
+
+use metrics::counter;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{
+    EXPIRES_HEADER, VERSION_HEADER,
+    entry::{Entry, State},
+    keys::Keys,
+    script::{REMEMBER_S, Repeat, Writes},
+};
+use crate::platform::{
+    http::json,
+    kafka::{batch::Record, event, partition_of},
+};
+
+/// A record whose version decides, because it repeats an earlier write, or may.
+#[derive(Debug, Clone, Copy)]
+pub struct Repeated {
+    pub offset: i64,
+    /// Up to which offset it speaks: its own, unless the projection wrote it.
+    pub version: i64,
+    /// Set for a write with an idempotency key, whose first offset the view remembers. A key of
+    /// another value of the view is another write.
+    pub id: Option<Uuid>,
+}
+
+impl Repeated {
+    pub fn of(record: &Record<'_>) -> Option<Self> {
+        let text = |name| record.header(name).and_then(|value| std::str::from_utf8(value).ok());
+        let version: Option<i64> = text(VERSION_HEADER).and_then(|digits| digits.parse().ok());
+        let offset = record.offset();
+        if let Some(version) = version {
+            return Some(Self { offset, version, id: None });
+        }
+        let id = text(event::ID).and_then(|id| Uuid::try_parse(id).ok()).filter(|id| id.get_version_num() == 5)?;
+        Some(Self { offset, version: offset, id: Some(Uuid::new_v5(&id, record.key()?)) })
+    }
+}
+
+/// Where the view is that records are added to.
+pub struct Place<'a> {
+    pub keys: &'a Keys,
+    pub partition: i32,
+    pub partitions: i32,
+}
+
+/// A record of ours in a partition that its key does not belong to.
+#[derive(Debug)]
+pub struct Misplaced(pub i64);
+
+/// Adds what one record changes.
+pub fn add(writes: &mut Writes, place: &Place<'_>, record: &Record<'_>, now_ms: i64) -> Result<(), Misplaced> {
+    let Some(key) = record.key().filter(|key| !key.is_empty()) else {
+        poison(record, "no key");
+        return Ok(());
+    };
+    if partition_of(key, place.partitions) != place.partition {
+        poison(record, "wrong partition");
+        let ours = record.header("ce_source") == Some(b"/kv");
+        return if ours { Err(Misplaced(record.offset())) } else { Ok(()) };
+    }
+    let expires = record.header(EXPIRES_HEADER).and_then(|text| std::str::from_utf8(text).ok()?.parse::<i64>().ok());
+    let state = match record.value() {
+        None => State::Deleted,
+        Some(value) if json::parse::<&RawValue>(value).is_err() => {
+            poison(record, "not JSON");
+            return Ok(());
+        }
+        Some(value) => State::Value { value, expires_ms: expires },
+    };
+    let ends_ms = match state {
+        State::Deleted => Some(now_ms + REMEMBER_S * 1_000),
+        State::Value { expires_ms, .. } => expires_ms,
+    };
+    match Repeated::of(record) {
+        None => {
+            writes.set(key, Entry { version: record.offset(), state }.encode());
+            if let Some(at_ms) = ends_ms {
+                writes.ends(key, at_ms);
+            }
+        }
+        Some(repeated) => {
+            let entry = Entry { version: repeated.version, state }.encode();
+            let id_key = repeated.id.map(|id| place.keys.id(id));
+            let appended_s = record.timestamp_ms() / 1_000;
+            writes.set_unless_newer(key, &entry, Repeat { version: repeated.version, id_key, appended_s, ends_ms });
+        }
+    }
+    Ok(())
+}
+
+/// A record that no push can have written is passed over, and counted.
+fn poison(record: &Record<'_>, reason: &'static str) {
+    counter!("postrider_kv_poison_records_total", "reason" => reason).increment(1);
+    tracing::warn!(offset = record.offset(), reason, "a record in the kv topic is not a push; it is passed over");
+}
