@@ -78,6 +78,7 @@ where
         let active = self.red.enter();
         let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         let red = self.red.clone();
+        let recorded = span.clone();
         let finish = async move {
             let response = match answer.await {
                 Ok(Ok(response)) => response,
@@ -85,6 +86,7 @@ where
                 Err(_) => panicked(&seen),
             };
             let response = finish(response, &seen);
+            recorded.record("http.response.status_code", response.status().as_u16());
             let route = seen.route.as_ref().map_or("unmatched", MatchedPath::as_str);
             red.observe(route, &seen.method, response.status().as_u16(), started.elapsed());
             drop(active);
@@ -139,7 +141,6 @@ fn finish(mut response: Response<Body>, seen: &Seen) -> Response<Body> {
     if let Ok(traceparent) = HeaderValue::from_bytes(&seen.context.trace.traceparent()) {
         headers.insert(TRACEPARENT.clone(), traceparent);
     }
-    tracing::Span::current().record("http.response.status_code", status.as_u16());
     response
 }
 

@@ -10,6 +10,8 @@ use std::sync::{
 pub struct Admission {
     records: AtomicUsize,
     bytes: AtomicUsize,
+    /// The most records at once, in this second and in the last.
+    peaks: [AtomicUsize; 2],
     max_records: usize,
     max_bytes: usize,
 }
@@ -23,7 +25,13 @@ pub struct Permit {
 
 impl Admission {
     pub fn new(max_records: usize, max_bytes: usize) -> Arc<Self> {
-        Arc::new(Self { records: AtomicUsize::new(0), bytes: AtomicUsize::new(0), max_records, max_bytes })
+        Arc::new(Self {
+            records: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            peaks: Default::default(),
+            max_records,
+            max_bytes,
+        })
     }
 
     /// Takes room for a record of this size, or says that there is none.
@@ -31,9 +39,22 @@ impl Admission {
     pub fn try_acquire(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
         let records_before = self.records.fetch_add(1, Ordering::Relaxed);
         let bytes_before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if records_before >= self.peaks[0].load(Ordering::Relaxed) {
+            self.peaks[0].store(records_before + 1, Ordering::Relaxed);
+        }
         let permit = Permit { admission: self.clone(), bytes };
         let fits = records_before < self.max_records && bytes_before + bytes <= self.max_bytes;
         (fits || records_before == 0).then_some(permit)
+    }
+
+    /// The most records in flight at once within the last one to two seconds.
+    pub fn peak(&self) -> usize {
+        self.peaks[0].load(Ordering::Relaxed).max(self.peaks[1].load(Ordering::Relaxed))
+    }
+
+    /// Called every second, to forget older peaks.
+    pub fn roll_peak(&self) {
+        self.peaks[1].store(self.peaks[0].swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// Records and bytes in flight now.
@@ -63,5 +84,9 @@ mod tests {
         drop((first, second));
         assert_eq!(admission.in_flight(), (0, 0));
         assert!(admission.try_acquire(1_000).is_some(), "alone, a large one is let in");
+        assert_eq!(admission.peak(), 3, "those that were refused were there, too");
+        admission.roll_peak();
+        admission.roll_peak();
+        assert_eq!(admission.peak(), 0);
     }
 }

@@ -140,9 +140,10 @@ pub struct ProducerConfig {
     pub max_in_flight_records: usize,
     /// Bytes in flight at most, keys, values and headers together.
     pub max_in_flight_bytes: usize,
-    /// Time a record waits for others to share a request with, in microseconds.
+    /// Time a record waits at least for others to share a request with, in microseconds. With many
+    /// writers the wait grows by itself, by 1.5 ms at most.
     pub linger_us: u64,
-    /// Requests in flight per broker, 1 to 5. Fewer make larger batches under load.
+    /// Requests in flight per broker, 1 to 5.
     pub max_in_flight_requests: u32,
     /// `lz4`, `zstd`, `snappy`, `gzip` or `none`.
     pub compression: String,

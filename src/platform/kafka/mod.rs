@@ -6,6 +6,8 @@ pub mod batch;
 pub mod broker;
 mod config;
 pub mod consumer;
+mod cork;
+mod delivery;
 pub mod event;
 mod partitioner;
 mod position;

@@ -1,33 +1,34 @@
-//! The one producer of a process: idempotent, `acks=all`, with admission of our own.
+//! The one producer of a process: idempotent, `acks=all`, with admission and batching of our own.
 //!
-//! `send` never waits: it hands the record over or refuses. The receipt resolves when the broker
+//! `send` never waits: it takes the record or refuses it. The receipt resolves when the broker
 //! has answered or when the delivery timeout leaves the outcome unknown. A fatal error of the
 //! client makes the role unready while the client is replaced.
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread::Thread,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use metrics::{Counter, Histogram, counter, histogram};
+use metrics::counter;
 use rdkafka::{
-    ClientContext, Message, Statistics,
     error::{KafkaError, RDKafkaErrorCode},
-    message::{DeliveryResult, OwnedHeaders},
-    producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext},
+    message::OwnedHeaders,
+    producer::{BaseProducer, BaseRecord, Producer as _},
 };
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tracing::{Instrument, Span};
 
 use super::{
     Config,
-    admission::{Admission, Permit},
+    admission::Admission,
     broker::Broker,
-    stats,
+    cork::{Cork, Waiting, wait_for},
+    delivery::{Answer, Context, Metrics, Outcomes, Pending, classify},
 };
 
 /// A record on its way to Kafka.
@@ -70,9 +71,9 @@ pub enum SendError {
     Rejected(RDKafkaErrorCode),
 }
 
-/// The answer to come for a record that was handed over.
+/// The answer to come for a record that was taken.
 #[derive(Debug)]
-pub struct Receipt(oneshot::Receiver<Result<Stored, RDKafkaErrorCode>>);
+pub struct Receipt(oneshot::Receiver<Result<Stored, SendError>>);
 
 impl Receipt {
     /// Waits for the broker's answer; bounded by the delivery timeout.
@@ -80,11 +81,7 @@ impl Receipt {
         // A span of its own only where the request has one.
         let answered =
             if Span::current().is_none() { self.0.await } else { self.0.instrument(publish_span(topic)).await };
-        match answered {
-            Ok(Ok(stored)) => Ok(stored),
-            Ok(Err(code)) => Err(classify(code, topic)),
-            Err(_) => Err(SendError::Unknown),
-        }
+        answered.unwrap_or(Err(SendError::Unknown))
     }
 }
 
@@ -102,11 +99,13 @@ fn publish_span(topic: &str) -> Span {
 #[derive(Clone)]
 pub struct Producer {
     shared: Arc<Shared>,
+    releaser: Thread,
 }
 
 struct Shared {
     client: ArcSwap<BaseProducer<Context>>,
     admission: Arc<Admission>,
+    cork: Cork,
     broker: Broker,
     config: Config,
     fatal: Arc<AtomicBool>,
@@ -115,30 +114,17 @@ struct Shared {
     metrics: Metrics,
 }
 
-#[derive(Clone)]
-struct Metrics {
-    stored: Counter,
-    failed: Counter,
-    refused: Counter,
-    latency: Histogram,
-}
-
 impl Producer {
-    /// Connects in the background; a broker that is down now is waited for.
+    /// Connects in the background; a broker that is down now is waited for. Call it inside the runtime.
     pub fn start(config: &Config, broker: Broker) -> Result<Self, KafkaError> {
-        let metrics = Metrics {
-            stored: counter!("postrider_producer_records_total", "outcome" => "stored"),
-            failed: counter!("postrider_producer_records_total", "outcome" => "failed"),
-            refused: counter!("postrider_producer_records_total", "outcome" => "refused"),
-            latency: histogram!("postrider_producer_delivery_duration_seconds"),
-        };
-        let fatal = Arc::new(AtomicBool::new(false));
-        let outcomes = Outcomes::start();
+        let metrics = Metrics::default();
+        let (fatal, outcomes) = (Arc::<AtomicBool>::default(), Arc::<Outcomes>::default());
         let client = connect(config, &broker, &fatal, &outcomes, &metrics)?;
         let limits = &config.producer;
         let shared = Arc::new(Shared {
             client: ArcSwap::from_pointee(client),
             admission: Admission::new(limits.max_in_flight_records, limits.max_in_flight_bytes),
+            cork: Cork::default(),
             broker,
             config: config.clone(),
             fatal,
@@ -146,31 +132,26 @@ impl Producer {
             stop: AtomicBool::new(false),
             metrics,
         });
-        let polled = shared.clone();
-        std::thread::Builder::new()
-            .name("kafka-producer".to_owned())
-            .spawn(move || polled.poll_until_stopped())
-            .map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
-        Ok(Self { shared })
+        let (polled, released) = (shared.clone(), shared.clone());
+        spawn("kafka-producer", move || polled.poll_until_stopped())?;
+        let releaser = spawn("kafka-cork", move || released.release_until_stopped())?;
+        tokio::spawn(shared.outcomes.clone().announce_until_closed());
+        Ok(Self { shared, releaser })
     }
 
-    /// Hands a record over, or refuses it; never waits.
+    /// Takes a record, or refuses it; never waits.
     pub fn send(&self, record: Outgoing<'_>) -> Result<Receipt, SendError> {
         let (sender, receiver) = oneshot::channel();
-        self.hand_over(record, Some(sender))?;
+        self.take(record, Some(sender))?;
         Ok(Receipt(receiver))
     }
 
-    /// Hands a record over whose outcome nobody waits for; failures are counted.
+    /// Takes a record whose outcome nobody waits for; failures are counted.
     pub fn send_and_forget(&self, record: Outgoing<'_>) -> Result<(), SendError> {
-        self.hand_over(record, None)
+        self.take(record, None)
     }
 
-    fn hand_over(
-        &self,
-        record: Outgoing<'_>,
-        answer: Option<oneshot::Sender<Result<Stored, RDKafkaErrorCode>>>,
-    ) -> Result<(), SendError> {
+    fn take(&self, record: Outgoing<'_>, answer: Option<Answer>) -> Result<(), SendError> {
         let shared = &*self.shared;
         let refused = |error| {
             shared.metrics.refused.increment(1);
@@ -181,21 +162,14 @@ impl Producer {
         }
         let bytes = record.key.map_or(0, <[u8]>::len) + record.payload.map_or(0, <[u8]>::len) + 256;
         let Some(permit) = shared.admission.try_acquire(bytes) else { return refused(SendError::Full) };
-        let pending = Box::new(Pending { _permit: permit, handed_over: Instant::now(), answer });
-        let mut message: BaseRecord<'_, [u8], [u8], Box<Pending>> = BaseRecord::with_opaque_to(record.topic, pending);
-        message.partition = record.partition;
-        message.key = record.key;
-        message.payload = record.payload;
-        message.headers = record.headers;
-        message.timestamp = record.timestamp_ms;
-        match shared.client.load().send(message) {
-            Ok(()) => Ok(()),
-            Err((error, _)) => refused(match error.rdkafka_error_code() {
-                Some(RDKafkaErrorCode::QueueFull) => SendError::Full,
-                Some(code) => classify(code, record.topic),
-                None => SendError::Unavailable,
-            }),
+        let pending = Pending::new(permit, answer);
+        if shared.cork.is_idle() && wait_for(shared.admission.peak()).is_zero() {
+            return shared.hand_over(record, pending);
         }
+        if shared.cork.push(Waiting::new(record, pending)) {
+            self.releaser.unpark();
+        }
+        Ok(())
     }
 
     /// Records and bytes in flight now.
@@ -205,17 +179,60 @@ impl Producer {
 
     /// Waits for everything in flight, then stops. Call it off the runtime, after intake ended.
     pub fn close(&self, deadline: Duration) {
-        let client = self.shared.client.load_full();
-        if let Err(error) = client.flush(deadline) {
+        let shared = &*self.shared;
+        let until = Instant::now() + deadline;
+        while !shared.cork.is_idle() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if let Err(error) = shared.client.load_full().flush(until.saturating_duration_since(Instant::now())) {
             let (records, _) = self.in_flight();
             tracing::warn!(error = %error, records, "records were still unconfirmed at shutdown");
         }
-        self.shared.outcomes.close();
-        self.shared.stop.store(true, Ordering::Relaxed);
+        shared.stop.store(true, Ordering::Release);
+        self.releaser.unpark();
+        shared.outcomes.close();
     }
 }
 
 impl Shared {
+    /// Hands over what waits, a batch at a time; the last one after the stop.
+    fn release_until_stopped(&self) {
+        loop {
+            let stopping = self.stop.load(Ordering::Acquire);
+            if self.cork.is_idle() && !stopping {
+                std::thread::park();
+                continue;
+            }
+            std::thread::sleep(wait_for(self.admission.peak()));
+            self.cork.release(|waiting| {
+                waiting.use_with(|record, pending| {
+                    // Who waits for it has been told.
+                    let _ = self.hand_over(record, pending);
+                });
+            });
+            if stopping {
+                return;
+            }
+        }
+    }
+
+    /// Gives one record to the client library, which refuses some at once.
+    fn hand_over(&self, record: Outgoing<'_>, pending: Box<Pending>) -> Result<(), SendError> {
+        let mut message: BaseRecord<'_, [u8], [u8], Box<Pending>> = BaseRecord::with_opaque_to(record.topic, pending);
+        message.partition = record.partition;
+        message.key = record.key;
+        message.payload = record.payload;
+        message.headers = record.headers;
+        message.timestamp = record.timestamp_ms;
+        self.client.load().send(message).map_err(|(error, message)| {
+            self.metrics.refused.increment(1);
+            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+            let refusal = classify(code, record.topic);
+            self.outcomes.report(message.delivery_opaque, Err(refusal.clone()));
+            refusal
+        })
+    }
+
     fn poll_until_stopped(&self) {
         let mut measured = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
@@ -225,6 +242,7 @@ impl Shared {
             }
             if measured.elapsed() > Duration::from_secs(1) {
                 measured = Instant::now();
+                self.admission.roll_peak();
                 let (records, bytes) = self.admission.in_flight();
                 metrics::gauge!("postrider_producer_in_flight_records").set(records as f64);
                 metrics::gauge!("postrider_producer_in_flight_bytes").set(bytes as f64);
@@ -254,6 +272,11 @@ impl Shared {
     }
 }
 
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<Thread, KafkaError> {
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
+    spawned.map(|handle| handle.thread().clone()).map_err(|error| KafkaError::ClientCreation(error.to_string()))
+}
+
 fn connect(
     config: &Config,
     broker: &Broker,
@@ -264,118 +287,4 @@ fn connect(
     let context =
         Context { broker: broker.clone(), fatal: fatal.clone(), outcomes: outcomes.clone(), metrics: metrics.clone() };
     config.producer_client().create_with_context(context)
-}
-
-fn classify(code: RDKafkaErrorCode, topic: &str) -> SendError {
-    use RDKafkaErrorCode as E;
-    match code {
-        E::UnknownTopicOrPartition | E::UnknownTopic => SendError::UnknownTopic(topic.to_owned()),
-        E::UnknownPartition => SendError::UnknownPartition,
-        E::MessageSizeTooLarge | E::InvalidMessageSize => SendError::TooLarge,
-        E::MessageTimedOut
-        | E::PurgeInflight
-        | E::PurgeQueue
-        | E::Fatal
-        | E::RequestTimedOut
-        | E::OutOfOrderSequenceNumber => SendError::Unknown,
-        E::NotEnoughReplicasAfterAppend => SendError::Unknown,
-        other => SendError::Rejected(other),
-    }
-}
-
-/// Travels with a record through the client.
-struct Pending {
-    _permit: Permit,
-    handed_over: Instant,
-    answer: Option<oneshot::Sender<Result<Stored, RDKafkaErrorCode>>>,
-}
-
-/// Who waits for a record, and what became of it.
-type Outcome = (Box<Pending>, Result<Stored, RDKafkaErrorCode>);
-
-/// Collects what the client reports and wakes those who wait from within the runtime: waking
-/// thousands of tasks one by one from a foreign thread costs more than the records do.
-#[derive(Default)]
-struct Outcomes {
-    /// Bounded by admission: every element holds a permit.
-    reported: Mutex<Vec<Outcome>>,
-    more: Notify,
-    closed: AtomicBool,
-}
-
-impl Outcomes {
-    fn start() -> Arc<Self> {
-        let outcomes = Arc::<Self>::default();
-        let announcer = outcomes.clone();
-        tokio::spawn(async move {
-            while !announcer.closed.load(Ordering::Acquire) {
-                announcer.more.notified().await;
-                announcer.announce();
-            }
-        });
-        outcomes
-    }
-
-    fn report(&self, outcome: Outcome) {
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        reported.push(outcome);
-        if reported.len() == 1 {
-            drop(reported);
-            self.more.notify_one();
-        }
-    }
-
-    fn announce(&self) {
-        let reported = std::mem::take(&mut *self.reported.lock().unwrap_or_else(PoisonError::into_inner));
-        for (pending, outcome) in reported {
-            if let Some(answer) = pending.answer {
-                // The client may have gone; the record is stored all the same.
-                let _ = answer.send(outcome);
-            }
-        }
-    }
-
-    fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        self.more.notify_one();
-    }
-}
-
-struct Context {
-    broker: Broker,
-    fatal: Arc<AtomicBool>,
-    outcomes: Arc<Outcomes>,
-    metrics: Metrics,
-}
-
-impl ClientContext for Context {
-    fn stats(&self, statistics: Statistics) {
-        stats::record(&statistics);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::Fatal) => self.fatal.store(true, Ordering::Relaxed),
-            Some(RDKafkaErrorCode::AllBrokersDown) => self.broker.suspect(),
-            _ => tracing::debug!(error = %error, reason, "the producer reports a problem"),
-        }
-    }
-}
-
-impl ProducerContext for Context {
-    type DeliveryOpaque = Box<Pending>;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, pending: Box<Pending>) {
-        let outcome = match result {
-            Ok(message) => Ok(Stored { partition: message.partition(), offset: message.offset() }),
-            Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
-        };
-        match outcome {
-            Ok(_) => self.metrics.stored.increment(1),
-            Err(RDKafkaErrorCode::Fatal) => self.fatal.store(true, Ordering::Relaxed),
-            Err(_) => self.metrics.failed.increment(1),
-        }
-        self.metrics.latency.record(pending.handed_over.elapsed());
-        self.outcomes.report((pending, outcome));
-    }
 }

@@ -1,0 +1,176 @@
+//! From the client's reports back to those who wait.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use metrics::{Counter, Histogram, counter, histogram};
+use rdkafka::{
+    ClientContext, Message, Statistics,
+    error::{KafkaError, RDKafkaErrorCode},
+    message::DeliveryResult,
+    producer::ProducerContext,
+};
+use tokio::sync::{Notify, oneshot};
+
+use super::{
+    admission::Permit,
+    broker::Broker,
+    producer::{SendError, Stored},
+    stats,
+};
+
+/// Who is told what became of a record.
+pub(super) type Answer = oneshot::Sender<Result<Stored, SendError>>;
+
+/// Travels with a record through the client.
+pub(super) struct Pending {
+    _permit: Permit,
+    accepted: Instant,
+    answer: Option<Answer>,
+}
+
+impl Pending {
+    pub fn new(permit: Permit, answer: Option<Answer>) -> Box<Self> {
+        Box::new(Self { _permit: permit, accepted: Instant::now(), answer })
+    }
+}
+
+/// What a broker's answer means to whoever wrote.
+pub(super) fn classify(code: RDKafkaErrorCode, topic: &str) -> SendError {
+    use RDKafkaErrorCode as E;
+    match code {
+        E::QueueFull => SendError::Full,
+        E::UnknownTopicOrPartition | E::UnknownTopic => SendError::UnknownTopic(topic.to_owned()),
+        E::UnknownPartition => SendError::UnknownPartition,
+        E::MessageSizeTooLarge | E::InvalidMessageSize => SendError::TooLarge,
+        // The library cannot say whether the record was stored all the same.
+        E::MessageTimedOut
+        | E::PurgeInflight
+        | E::PurgeQueue
+        | E::Fatal
+        | E::RequestTimedOut
+        | E::OutOfOrderSequenceNumber
+        | E::NotEnoughReplicasAfterAppend => SendError::Unknown,
+        other => SendError::Rejected(other),
+    }
+}
+
+/// Counters of the producer.
+#[derive(Clone)]
+pub(super) struct Metrics {
+    stored: Counter,
+    failed: Counter,
+    pub refused: Counter,
+    latency: Histogram,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let outcome = |word| counter!("postrider_producer_records_total", "outcome" => word);
+        Self {
+            stored: outcome("stored"),
+            failed: outcome("failed"),
+            refused: outcome("refused"),
+            latency: histogram!("postrider_producer_delivery_duration_seconds"),
+        }
+    }
+}
+
+/// A record's waiting end, and what became of it.
+type Outcome = (Box<Pending>, Result<Stored, SendError>);
+
+/// Collects what the client reports, to be told to those who wait from within the runtime: waking
+/// thousands of tasks one by one from a foreign thread costs more than the records do.
+#[derive(Default)]
+pub(super) struct Outcomes {
+    /// Bounded by admission: every element holds a permit.
+    reported: Mutex<Vec<Outcome>>,
+    more: Notify,
+    closed: AtomicBool,
+}
+
+impl Outcomes {
+    pub fn report(&self, pending: Box<Pending>, outcome: Result<Stored, SendError>) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        reported.push((pending, outcome));
+        let first = reported.len() == 1;
+        drop(reported);
+        if first {
+            self.more.notify_one();
+        }
+    }
+
+    /// Announces as reports come.
+    pub async fn announce_until_closed(self: Arc<Self>) {
+        while !self.closed.load(Ordering::Acquire) {
+            self.more.notified().await;
+            self.announce();
+        }
+    }
+
+    /// Tells everybody whose record has an outcome.
+    fn announce(&self) {
+        let reported = std::mem::take(&mut *self.reported.lock().unwrap_or_else(PoisonError::into_inner));
+        for (pending, outcome) in reported {
+            if let Some(answer) = pending.answer {
+                // The client may have gone; the record is stored all the same.
+                let _ = answer.send(outcome);
+            }
+        }
+    }
+
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.more.notify_one();
+    }
+}
+
+/// What the client library calls, on the polling thread.
+pub(super) struct Context {
+    pub broker: Broker,
+    pub fatal: Arc<AtomicBool>,
+    pub outcomes: Arc<Outcomes>,
+    pub metrics: Metrics,
+}
+
+impl ClientContext for Context {
+    fn stats(&self, statistics: Statistics) {
+        stats::record(&statistics);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::Fatal) => self.fatal.store(true, Ordering::Relaxed),
+            Some(RDKafkaErrorCode::AllBrokersDown) => self.broker.suspect(),
+            _ => tracing::debug!(error = %error, reason, "the producer reports a problem"),
+        }
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = Box<Pending>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, pending: Box<Pending>) {
+        self.metrics.latency.record(pending.accepted.elapsed());
+        let outcome = match result {
+            Ok(message) => {
+                self.metrics.stored.increment(1);
+                Ok(Stored { partition: message.partition(), offset: message.offset() })
+            }
+            Err((error, message)) => {
+                self.metrics.failed.increment(1);
+                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                if code == RDKafkaErrorCode::Fatal {
+                    self.fatal.store(true, Ordering::Relaxed);
+                }
+                Err(classify(code, message.topic()))
+            }
+        };
+        self.outcomes.report(pending, outcome);
+    }
+}
