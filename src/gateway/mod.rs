@@ -38,7 +38,7 @@ impl Gateway {
         http: HttpConfig,
         producer: Producer,
         broker: Broker,
-        admin: Admin,
+        admin: Arc<Admin>,
         internal: Vec<String>,
     ) -> Self {
         let topics = topics::Topics::new(&config, broker, admin, internal);

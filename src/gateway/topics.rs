@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -27,13 +27,13 @@ pub struct Topics {
     auto_create: bool,
     known: RwLock<HashMap<String, Instant>>,
     broker: Broker,
-    admin: Admin,
+    admin: Arc<Admin>,
     brokers_create: OnceCell<bool>,
     questions: Semaphore,
 }
 
 impl Topics {
-    pub fn new(config: &Config, broker: Broker, admin: Admin, internal: Vec<String>) -> Self {
+    pub fn new(config: &Config, broker: Broker, admin: Arc<Admin>, internal: Vec<String>) -> Self {
         Self {
             allow: config.topics.allow.clone(),
             internal: internal.into_iter().collect(),

@@ -16,7 +16,6 @@ use crate::{
     platform::{
         drain::Tasks,
         http::{layer::OuterLayer, serve},
-        kafka::Admin,
         ops::render_metrics,
     },
 };
@@ -24,13 +23,12 @@ use crate::{
 /// Builds the rooms and starts serving.
 pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &mut Tasks) -> Result<(), String> {
     let settings = &platform.settings;
-    let admin = Admin::new(&settings.kafka, platform.broker.clone()).map_err(|error| error.to_string())?;
     let gateway = Gateway::new(
         settings.gateway.clone(),
         settings.http.clone(),
         platform.producer.clone(),
         platform.broker.clone(),
-        admin,
+        platform.admin.clone(),
         TopicPlan::internal_names(settings),
     );
     let kv = Reader::new(

@@ -27,6 +27,7 @@ pub(super) struct Platform {
     pub metrics: PrometheusHandle,
     pub broker: Broker,
     pub producer: Producer,
+    pub admin: Arc<Admin>,
     pub topics_ready: TopicsReady,
     /// Ends intake and loops.
     pub stop: CancellationToken,
@@ -73,6 +74,7 @@ async fn serve_until_stopped(settings: Settings, metrics: PrometheusHandle) -> R
         tracing::info!(%address, "serving probes and metrics");
     }
     let broker = Broker::start(&settings.kafka, health.check("kafka")).map_err(|error| format!("kafka: {error}"))?;
+    let admin = Admin::new(&settings.kafka, broker.clone()).map_err(|error| format!("kafka: {error}"))?;
     let producer = Producer::start(&settings.kafka, broker.clone()).map_err(|error| format!("kafka: {error}"))?;
     let platform = Arc::new(Platform {
         settings: Arc::new(settings),
@@ -80,6 +82,7 @@ async fn serve_until_stopped(settings: Settings, metrics: PrometheusHandle) -> R
         metrics: metrics.clone(),
         broker,
         producer,
+        admin: Arc::new(admin),
         topics_ready: TopicsReady::default(),
         stop: CancellationToken::new(),
     });
@@ -111,7 +114,7 @@ async fn run_role(platform: &Arc<Platform>, mut signal: Signal) -> Result<(), St
     let mut tasks = Tasks::new(platform.stop.clone());
     tasks.spawn_forever("metrics upkeep", telemetry::upkeep(platform.metrics.clone()));
     watch_postgres(platform, &mut tasks)?;
-    ensure_topics(platform, &mut tasks)?;
+    ensure_topics(platform, &mut tasks);
     let redis = lazy_redis(platform);
     if settings.role.serves_api() {
         api::start(platform, redis.clone(), &mut tasks).await?;
@@ -175,13 +178,12 @@ fn watch_postgres(platform: &Platform, tasks: &mut Tasks) -> Result<(), String> 
     Ok(())
 }
 
-fn ensure_topics(platform: &Platform, tasks: &mut Tasks) -> Result<(), String> {
-    let admin = Admin::new(&platform.settings.kafka, platform.broker.clone()).map_err(|error| error.to_string())?;
+fn ensure_topics(platform: &Platform, tasks: &mut Tasks) {
+    let admin = platform.admin.clone();
     let check = platform.health.check("topics");
     let specs = TopicPlan::specs(&platform.settings);
     let ready = platform.topics_ready.clone();
     tasks.spawn_forever("topics", async move { keep_topics(&admin, &specs, &check, &ready).await });
-    Ok(())
 }
 
 /// A topic that is not as it must be keeps the process unready, with what to do in the report; it
