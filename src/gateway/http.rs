@@ -1,5 +1,7 @@
 //! Routes of the gateway.
 
+use std::time::{Duration, Instant};
+
 use axum::{
     body::{Body, Bytes},
     extract::{RawQuery, Request, State},
@@ -15,17 +17,19 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Gateway,
-    model::{ProduceRecord, Record, check_topic},
+    model::{ProduceRecord, Record},
     simulator, stream,
 };
 use crate::platform::{
     http::{Code, Problem, ProblemBody, RequestContext, body, context::require_content_type, json},
-    kafka::{SendError, Stored, event::Event},
+    kafka::{Receipt, SendError, Stored, event::Event},
 };
 
 /// The type of events that come in as they are.
 const EVENT_TYPE: &str = "postrider.gateway.record";
 const ROUTE: &str = "/produce";
+/// How soon a part that waits for room looks again.
+const ROOM_AGAIN: Duration = Duration::from_millis(2);
 /// Who writes, until there is authentication.
 pub(super) const PRINCIPAL: &str = "anonymous";
 pub(super) const NDJSON: &str = "application/x-ndjson";
@@ -123,6 +127,20 @@ fn default_topic(query: Option<&str>) -> Option<&str> {
     query?.split('&').find_map(|pair| pair.strip_prefix("topic=")).filter(|topic| !topic.is_empty())
 }
 
+/// Where a record stands in its request.
+pub(super) enum Place {
+    /// It is all there is, and is refused when there is no room.
+    Alone,
+    /// Its number, and until when it waits for room.
+    Part(u64, Instant),
+}
+
+/// A record that was handed over.
+pub(super) struct Taken {
+    topic: String,
+    receipt: Receipt,
+}
+
 impl Gateway {
     async fn produce(
         &self,
@@ -135,36 +153,57 @@ impl Gateway {
             return stream::respond(self.clone(), topic.map(str::to_owned), context.clone(), request.into_body());
         }
         let body: Bytes = body::read(request.into_body(), self.inner.http.limits()).await?;
-        let mut record: Record<'_> = json::parse(&body)?;
+        let mut record: Record<'_> = json::parse_object(&body)?;
         if let Some(records) = record.records.take() {
             let topic = record.topic.as_deref().or(topic);
             return self.produce_batch(&records, topic, context).await;
         }
-        let (topic, stored) = self.produce_record(record, topic, context, None).await?;
+        let taken = self.hand_over(record, topic, context, Place::Alone).await?;
+        let (topic, stored) = self.settle(taken).await?;
         Ok(json_response(200, produced(&topic, stored)))
     }
 
-    /// Checks one record, hands it over and waits for the broker's answer.
-    pub(super) async fn produce_record(
+    /// Checks one record and hands it over. The part of a batch or a stream waits for room, and those
+    /// after it wait for it, so that they keep their order.
+    async fn hand_over(
         &self,
         record: Record<'_>,
         default_topic: Option<&str>,
         context: &RequestContext,
-        part: Option<u64>,
-    ) -> Result<(String, Stored), Problem> {
+        place: Place,
+    ) -> Result<Taken, Problem> {
         let checked = record.check(default_topic)?;
         let topic = checked.topic.clone().into_owned();
         self.inner.topics.permit(&topic)?;
         if !self.inner.topics.is_known(&topic) {
             self.inner.topics.ensure(&topic).await?;
         }
+        let (part, until) = match place {
+            Place::Alone => (None, Instant::now()),
+            Place::Part(part, until) => (Some(part), until),
+        };
         let id = context.event_id(PRINCIPAL, ROUTE, part)?;
         let event = Event { id, kind: EVENT_TYPE, source: "/gateway", trace: context.trace };
-        let receipt =
-            self.inner.producer.send(checked.outgoing(&event)).map_err(|error| self.explain(&error, &topic))?;
-        match receipt.stored(&topic).await {
-            Ok(stored) => Ok((topic, stored)),
-            Err(error) => Err(self.explain(&error, &topic)),
+        let producer = &self.inner.producer;
+        loop {
+            let waits = part.is_some() && Instant::now() < until;
+            if waits && !producer.has_room(checked.bytes()) {
+                tokio::time::sleep(ROOM_AGAIN).await;
+                continue;
+            }
+            match producer.send(checked.outgoing(&event)) {
+                Ok(receipt) => return Ok(Taken { topic, receipt }),
+                Err(SendError::Full) if waits => tokio::time::sleep(ROOM_AGAIN).await,
+                Err(error) => return Err(self.explain(&error, &topic)),
+            }
+        }
+    }
+
+    /// Waits for the broker's answer.
+    async fn settle(&self, taken: Taken) -> Result<(String, Stored), Problem> {
+        match taken.receipt.stored(&taken.topic).await {
+            Ok(stored) => Ok((taken.topic, stored)),
+            Err(error) => Err(self.explain(&error, &taken.topic)),
         }
     }
 
@@ -174,6 +213,7 @@ impl Gateway {
         topic: Option<&str>,
         context: &RequestContext,
     ) -> Result<Response<Body>, Problem> {
+        context.event_id(PRINCIPAL, ROUTE, None)?;
         let limit = self.inner.config.max_batch_records;
         if records.len() > limit {
             return Err(Problem::new(
@@ -181,11 +221,13 @@ impl Gateway {
                 format!("`records` has {}, the limit is {limit}", records.len()),
             ));
         }
-        // First, so that records of one key are handed over in the order in which they stand here.
-        for raw in records {
-            self.look_up(raw.get().as_bytes(), topic).await;
+        let until = Instant::now() + self.inner.http.limits().timeout;
+        let mut parts = Vec::with_capacity(records.len());
+        for (part, raw) in records.iter().enumerate() {
+            let place = Place::Part(part as u64, until);
+            let taken = self.take_part(raw.get().as_bytes(), topic, context, place).await;
+            parts.push(self.settle_part(taken));
         }
-        let parts = records.iter().enumerate().map(|(part, raw)| self.produce_part(raw, topic, context, part as u64));
         let results: Vec<Value> = join_all(parts).await;
         let success = results.iter().all(|result| result["success"] == true);
         Ok(json_response(
@@ -194,35 +236,22 @@ impl Gateway {
         ))
     }
 
-    /// One record of a batch or stream, answered by an object with its position or its error.
-    pub(super) async fn produce_part(
+    /// The first half of one record of a batch or a stream; one after the other.
+    pub(super) async fn take_part(
         &self,
-        raw: &RawValue,
+        record: &[u8],
         topic: Option<&str>,
         context: &RequestContext,
-        part: u64,
-    ) -> Value {
-        let outcome = match json::parse::<Record<'_>>(raw.get().as_bytes()) {
-            Ok(record) => self.produce_record(record, topic, context, Some(part)).await,
-            Err(problem) => Err(problem),
-        };
-        part_result(outcome)
+        place: Place,
+    ) -> Result<Taken, Problem> {
+        self.hand_over(json::parse_object(record)?, topic, context, place).await
     }
 
-    /// Looks up a record's topic ahead of the record itself. What is wrong is found again then.
-    pub(super) async fn look_up(&self, record: &[u8], default_topic: Option<&str>) {
-        #[derive(serde::Deserialize)]
-        struct TopicOnly<'a> {
-            #[serde(borrow)]
-            topic: Option<std::borrow::Cow<'a, str>>,
-        }
-        let named = serde_json::from_slice::<TopicOnly<'_>>(record).ok().and_then(|record| record.topic);
-        if let Some(topic) = named.as_deref().or(default_topic)
-            && self.inner.topics.permit(topic).is_ok()
-            && check_topic(topic).is_ok()
-            && !self.inner.topics.is_known(topic)
-        {
-            let _ = self.inner.topics.ensure(topic).await;
+    /// The second half, side by side: an object with its position or its error.
+    pub(super) async fn settle_part(&self, taken: Result<Taken, Problem>) -> Value {
+        match taken {
+            Ok(taken) => part_result(self.settle(taken).await),
+            Err(problem) => part_result(Err(problem)),
         }
     }
 
@@ -249,7 +278,7 @@ impl Gateway {
 }
 
 /// The result object of one record.
-pub(super) fn part_result(outcome: Result<(String, Stored), Problem>) -> Value {
+fn part_result(outcome: Result<(String, Stored), Problem>) -> Value {
     match outcome {
         Ok((topic, stored)) => {
             json!({"success": true, "topic": topic, "partition": stored.partition, "offset": stored.offset})

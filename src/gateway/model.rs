@@ -118,6 +118,11 @@ impl<'a> Record<'a> {
 }
 
 impl Checked<'_> {
+    /// About what it takes of the producer's bound.
+    pub fn bytes(&self) -> usize {
+        self.key.as_ref().map_or(0, |key| key.len()) + self.payload.len() + 256
+    }
+
     /// The record as the producer takes it.
     pub fn outgoing(&self, event: &Event<'_>) -> Outgoing<'_> {
         let own = self.headers.as_ref().map_or(0, BTreeMap::len);

@@ -3,17 +3,18 @@
 //! A window bounds the records in flight. When the client does not read its results the window
 //! fills, and the body is read no further: back pressure reaches the sender.
 
+use std::time::Instant;
+
 use axum::{body::Body, http::HeaderValue, http::Response, http::header};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, BodyStream};
-use serde_json::value::RawValue;
 
 use super::{
     Gateway,
-    http::{NDJSON, part_result},
+    http::{NDJSON, Place},
 };
-use crate::platform::http::{Code, Problem, RequestContext, body, json};
+use crate::platform::http::{Code, Problem, RequestContext, body};
 
 /// A line of the body, or what was wrong with it.
 type Line = Result<Bytes, Problem>;
@@ -28,37 +29,26 @@ pub fn respond(
     context.event_id("", "", None)?;
     let window = gateway.inner.config.stream_window.max(1);
     let lines = Lines::new(body, &gateway);
-    let (looker, sender) = ((gateway.clone(), topic.clone()), (gateway, topic, context));
+    let settler = gateway.clone();
     let results = stream::unfold(lines, |mut lines| async move { lines.next().await.map(|line| (line, lines)) })
         .enumerate()
         .then(move |(number, line)| {
-            let (gateway, topic) = looker.clone();
+            let (gateway, topic, context) = (gateway.clone(), topic.clone(), context.clone());
+            // One after the other: a record that waits for room is not overtaken, and nothing is read.
             async move {
-                // Before the records run side by side, so that they are handed over in order.
-                gateway.look_up(line.as_deref().unwrap_or_default(), topic.as_deref()).await;
-                (number, line)
+                let place = Place::Part(number as u64, Instant::now() + gateway.inner.http.limits().timeout);
+                gateway.take_part(&line?, topic.as_deref(), &context, place).await
             }
         })
-        .map(move |(number, line)| {
-            let (gateway, topic, context) = sender.clone();
-            async move { settle(&gateway, topic.as_deref(), &context, number as u64, line).await }
+        .map(move |taken| {
+            let gateway = settler.clone();
+            async move { Bytes::from(gateway.settle_part(taken).await.to_string() + "\n") }
         })
         .buffered(window)
         .map(Ok::<_, std::convert::Infallible>);
     let mut response = Response::new(Body::from_stream(results));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON));
     Ok(response)
-}
-
-async fn settle(gateway: &Gateway, topic: Option<&str>, context: &RequestContext, number: u64, line: Line) -> Bytes {
-    let result = match line {
-        Err(problem) => part_result(Err(problem)),
-        Ok(line) => match json::parse::<&RawValue>(&line) {
-            Err(problem) => part_result(Err(problem)),
-            Ok(raw) => gateway.produce_part(raw, topic, context, number).await,
-        },
-    };
-    Bytes::from(result.to_string() + "\n")
 }
 
 /// Splits a body into lines of bounded length. Empty lines are skipped.

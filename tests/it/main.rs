@@ -17,6 +17,7 @@ mod kv_loss;
 mod kv_order;
 mod ops;
 mod outages;
+mod regressions;
 mod shutdown;
 mod streams;
 mod tls;

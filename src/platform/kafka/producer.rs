@@ -177,6 +177,13 @@ impl Producer {
         self.shared.admission.in_flight()
     }
 
+    /// Whether a record of this size would be taken now, as far as the bound is concerned.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let limits = &self.shared.config.producer;
+        let (records, in_flight) = self.in_flight();
+        records == 0 || (records < limits.max_in_flight_records && in_flight + bytes <= limits.max_in_flight_bytes)
+    }
+
     /// Waits for everything in flight, then stops. Call it off the runtime, after intake ended.
     pub fn close(&self, deadline: Duration) {
         let shared = &*self.shared;
