@@ -77,7 +77,9 @@ impl SecurityProtocol {
 pub struct Sasl {
     /// `SCRAM-SHA-512`, `SCRAM-SHA-256` or `PLAIN`.
     pub mechanism: String,
+    /// Who we are to the brokers.
     pub username: String,
+    /// What proves it.
     pub password: Secret,
 }
 
@@ -97,6 +99,7 @@ pub struct Tls {
     pub certificate_file: String,
     /// The key of our certificate.
     pub key_file: String,
+    /// The password of `key_file`, where it has one.
     pub key_password: Secret,
     /// Whether the broker's name must be in its certificate.
     pub verify_hostname: bool,
