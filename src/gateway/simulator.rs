@@ -22,6 +22,9 @@ use crate::platform::{
 /// Longest answer time that a query may ask for, in milliseconds.
 const MAX_DELAY_MS: u64 = 60_000;
 
+/// Percent of answers that are 500, 400 and 503, where the query has no rate at all.
+const DEFAULT_RATES: [f64; 3] = [5.0, 5.0, 2.0];
+
 pub(super) fn routes(gateway: &Gateway) -> OpenApiRouter {
     OpenApiRouter::new().routes(routes!(simulate)).with_state(gateway.clone())
 }
@@ -49,7 +52,7 @@ struct Overrides {
 
 /// Pretend to be a webhook target
 ///
-/// Waits, then fails at the given rates (by default 5 % 500, 5 % 400, 2 % 503), else succeeds.
+/// Waits, then fails at the given rates (5 % 500, 5 % 400, 2 % 503 where none is given), else succeeds.
 #[utoipa::path(
     post,
     path = "/webhook-simulator",
@@ -100,8 +103,10 @@ impl Plan {
             let detail = format!("delays must be in order and at most {MAX_DELAY_MS} ms");
             return Err(Problem::new(Code::InvalidField, detail));
         }
-        let rates =
-            [overrides.rate_500.unwrap_or(5.0), overrides.rate_400.unwrap_or(5.0), overrides.rate_503.unwrap_or(2.0)];
+        let rates = match [overrides.rate_500, overrides.rate_400, overrides.rate_503] {
+            [None, None, None] => DEFAULT_RATES,
+            given => given.map(|rate| rate.unwrap_or(0.0)),
+        };
         if rates.iter().any(|rate| !(0.0..=100.0).contains(rate)) || rates.iter().sum::<f64>() > 100.0 {
             return Err(Problem::new(Code::InvalidField, "rates are percent, and together at most 100"));
         }

@@ -143,3 +143,15 @@ async fn pings_on_an_idle_http2_connection_are_not_an_unfinished_head() {
     // And then it is told to close, in good order.
     assert!(tokio::time::timeout(seconds(10), ended).await.expect("idle connections are closed").unwrap().is_ok());
 }
+
+#[tokio::test]
+async fn one_rate_of_the_simulator_is_enough() {
+    let world = World::new().await;
+    let app = world.app().role("api").env("POSTRIDER_GATEWAY__SIMULATOR__ENABLED", "true").start().await;
+    for status in [500, 400, 503] {
+        let path = format!("/webhook-simulator?min_delay_ms=0&max_delay_ms=1&rate_{status}=100");
+        app.post_json(&path, &json!({})).await.expect(status);
+    }
+    let failing = app.manage("/metrics").await.text();
+    assert!(failing.contains(r#"postrider_check_ok{check="topics"}"#), "{failing}");
+}
