@@ -56,7 +56,9 @@ impl Key {
 /// All keys of a settings type, in the order of its fields.
 pub fn known_keys<T: JsonSchema + Serialize + Default>() -> Vec<Key> {
     let schema = schemars::schema_for!(T).to_value();
+    super::DEFAULTS.set(true);
     let defaults = serde_json::to_value(T::default()).unwrap_or(Value::Null);
+    super::DEFAULTS.set(false);
     let mut keys = Vec::new();
     collect(&schema, &schema, "", &defaults, &mut keys);
     keys

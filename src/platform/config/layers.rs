@@ -216,7 +216,8 @@ fn from_text(key: &Key, text: &str) -> Result<Value, String> {
         Kind::List => Some(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Value::from).collect()),
         Kind::Map => serde_json::from_str(text).ok(),
     };
-    parsed.ok_or_else(|| format!("`{text}`, which is not {}", expected(key)))
+    let shown = if key.kind == Kind::Map { "a value".to_owned() } else { format!("`{text}`") };
+    parsed.ok_or_else(|| format!("{shown}, which is not {}", expected(key)))
 }
 
 fn check(key: &Key, value: &Value) -> Result<(), String> {
@@ -229,7 +230,9 @@ fn check(key: &Key, value: &Value) -> Result<(), String> {
         (Kind::Map, Value::Object(entries)) => entries.values().all(Value::is_string),
         _ => false,
     };
-    let shown = if key.kind == Kind::Secret { "a value".to_owned() } else { format!("`{value}`") };
+    // Maps may have secrets among their values.
+    let hidden = matches!(key.kind, Kind::Secret | Kind::Map);
+    let shown = if hidden { "a value".to_owned() } else { format!("`{value}`") };
     if fits { Ok(()) } else { Err(format!("{shown}, which is not {}", expected(key))) }
 }
 

@@ -11,7 +11,7 @@ pub use keys::{Key, Kind, known_keys};
 pub use layers::{Loaded, Overrides, load};
 pub use render::{markdown_table, schema, show};
 
-use std::fmt;
+use std::{cell::Cell, fmt};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,11 @@ fn suggestion(nearest: &Option<String>) -> String {
         Some(key) => format!("; the nearest known key is `{key}`"),
         None => "; `postrider config schema` lists the known ones".to_owned(),
     }
+}
+
+thread_local! {
+    /// Whether defaults are being written for the docs: those are in the code for everyone to read.
+    static DEFAULTS: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A value that must not be printed. `Debug` and `Serialize` show `********`.
@@ -66,7 +71,8 @@ impl fmt::Debug for Secret {
 
 impl Serialize for Secret {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(if self.0.is_empty() { "" } else { "********" })
+        let shown = if self.0.is_empty() || DEFAULTS.get() { &self.0 } else { "********" };
+        serializer.serialize_str(shown)
     }
 }
 

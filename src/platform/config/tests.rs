@@ -19,11 +19,18 @@ struct Store {
     size_bytes: u64,
     mode: Mode,
     properties: std::collections::BTreeMap<String, String>,
+    headers: std::collections::BTreeMap<String, Secret>,
 }
 
 impl Default for Store {
     fn default() -> Self {
-        Self { password: Secret::default(), size_bytes: 7, mode: Mode::Quick, properties: Default::default() }
+        Self {
+            password: Secret::new("changeme"),
+            size_bytes: 7,
+            mode: Mode::Quick,
+            properties: Default::default(),
+            headers: Default::default(),
+        }
     }
 }
 
@@ -101,6 +108,27 @@ fn a_secret_is_read_from_a_file_and_never_shown() {
     let shown = show(&loaded);
     assert!(shown.contains("store.password: ********") && !shown.contains("hunter2"), "{shown}");
     assert!(!format!("{loaded:?}").contains("hunter2"));
+}
+
+#[test]
+fn the_secrets_of_a_map_are_never_shown() {
+    let loaded = from_environment(&[
+        ("POSTRIDER_STORE__HEADERS__AUTHORIZATION", "hunter2"),
+        ("POSTRIDER_STORE__PROPERTIES__SASL.PASSWORD", "hunter2"),
+        ("POSTRIDER_STORE__PROPERTIES__LINGER.MS", "5"),
+    ])
+    .unwrap();
+    assert_eq!(loaded.settings.store.headers["authorization"].expose(), "hunter2");
+    let shown = show(&loaded);
+    assert!(!shown.contains("hunter2") && shown.contains(r#""linger.ms":"5""#), "{shown}");
+    let broken = from_environment(&[("POSTRIDER_STORE__HEADERS", r#"{"a":"hunter2""#)]).unwrap_err().to_string();
+    assert!(!broken.contains("hunter2"), "{broken}");
+}
+
+#[test]
+fn the_table_shows_the_defaults_of_secrets_and_nothing_else_does() {
+    assert!(markdown_table::<Settings>().contains("| `store.password` | secret | `changeme` |"));
+    assert!(show(&from_environment(&[]).unwrap()).contains("store.password: ********"));
 }
 
 #[test]

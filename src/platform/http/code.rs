@@ -63,7 +63,7 @@ codes! {
     Overloaded "overloaded" SERVICE_UNAVAILABLE "Too many writes are in flight"
         "The producer's bound on records or bytes in flight is reached. Nothing was written; retry after `Retry-After` seconds.";
     KafkaUnavailable "kafka_unavailable" SERVICE_UNAVAILABLE "Kafka cannot be reached"
-        "The write was refused before it was handed to Kafka's client: it appears nowhere. Retry after `Retry-After` seconds.";
+        "No broker answers, or our topics are not there as they must be. The write was refused before it was handed to Kafka's client: it appears nowhere. Retry after `Retry-After` seconds.";
     OutcomeUnknown "outcome_unknown" SERVICE_UNAVAILABLE "It is unknown whether the write was stored"
         "The write was handed over and not confirmed in time. It may or may not be stored; a retry with the same `Idempotency-Key` is safe.";
     KafkaRejected "kafka_rejected" SERVICE_UNAVAILABLE "Kafka refused the write"
@@ -74,8 +74,6 @@ codes! {
         "Redis has lost data, or the processor has not filled it yet. Until the view is complete nobody can say whether this key exists. Retry after `Retry-After` seconds.";
     NotYetVisible "not_yet_visible" GATEWAY_TIMEOUT "The awaited write is not visible yet"
         "The write named by `Postrider-After` did not reach the view within the wait. It is not lost; ask again.";
-    ShuttingDown "shutting_down" SERVICE_UNAVAILABLE "The server is shutting down"
-        "This replica is draining and takes no new writes. Retry at once on a new connection.";
     Internal "internal" INTERNAL_SERVER_ERROR "Something went wrong here"
         "A bug or an unforeseen fault; the log has it under the request id.";
 }

@@ -11,7 +11,7 @@ use super::body::Limits;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Addresses the API listens on, each `host:port`; port 0 picks a free one.
+    /// Addresses the API listens on, each `host:port`, or `:port` for all of them; port 0 picks a free one.
     pub listen: Vec<String>,
     /// Largest body, and largest record of a stream, in bytes. Larger ones are answered 413.
     pub max_body_bytes: usize,

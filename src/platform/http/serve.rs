@@ -1,6 +1,6 @@
 //! The accept loops and the connections, from first byte to drained.
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{borrow::Cow, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper_util::{
@@ -23,12 +23,17 @@ use super::{
 pub async fn bind(addresses: &[String]) -> io::Result<Vec<TcpListener>> {
     let mut listeners = Vec::with_capacity(addresses.len());
     for address in addresses {
-        let listener = TcpListener::bind(address)
+        let listener = TcpListener::bind(&*with_host(address))
             .await
             .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))?;
         listeners.push(listener);
     }
     Ok(listeners)
+}
+
+/// A port alone is that port on every address.
+fn with_host(address: &str) -> Cow<'_, str> {
+    if address.starts_with(':') { format!("0.0.0.0{address}").into() } else { address.into() }
 }
 
 /// Serves the router until `stop`, then lets connections finish what they answer, up to `grace`.
@@ -143,5 +148,17 @@ impl Server {
         if let Err(error) = ended {
             tracing::debug!(error = %error, client.address = %peer, "connection ended early");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_alone_is_that_port_on_every_address() {
+        let listeners = bind(&[":0".to_owned()]).await.unwrap();
+        assert!(listeners[0].local_addr().unwrap().ip().is_unspecified());
+        assert_eq!(with_host("127.0.0.1:80"), "127.0.0.1:80");
     }
 }

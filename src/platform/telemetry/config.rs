@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::platform::config::Secret;
+
 /// Logs and traces.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -37,13 +39,14 @@ pub enum LogFormat {
 pub struct Otlp {
     /// The collector's base address, such as `http://collector:4317`; empty turns traces off.
     pub endpoint: String,
+    /// How the collector is spoken to.
     pub protocol: OtlpProtocol,
     /// Share of new traces that are recorded, 0 to 1. A caller's own decision is honoured.
     pub sample_ratio: f64,
     /// The name the process goes by in traces.
     pub service_name: String,
     /// Sent with every export, for collectors that want a token.
-    pub headers: BTreeMap<String, String>,
+    pub headers: BTreeMap<String, Secret>,
     /// Time for one export, in milliseconds.
     pub timeout_ms: u64,
 }

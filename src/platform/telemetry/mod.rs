@@ -25,7 +25,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::trace_context;
+use super::{config::Secret, trace_context};
 
 /// Keeps the exporter; shut it down last.
 pub struct Telemetry {
@@ -81,7 +81,7 @@ fn asked_every_time<S: Subscriber>(filter: EnvFilter) -> impl Filter<S> {
 fn tracer(otlp: &Otlp, role: &str) -> Result<SdkTracerProvider, String> {
     let problem = |error: &dyn std::fmt::Display| format!("telemetry.otlp: {error}");
     let timeout = Duration::from_millis(otlp.timeout_ms);
-    let headers = otlp.headers.iter().map(|(name, value)| (name.clone(), value.clone()));
+    let headers = otlp.headers.iter().map(|(name, value)| (name.clone(), value.expose().to_owned()));
     let exporter = match otlp.protocol {
         OtlpProtocol::Grpc => {
             let metadata = metadata(&otlp.headers)?;
@@ -106,9 +106,12 @@ fn tracer(otlp: &Otlp, role: &str) -> Result<SdkTracerProvider, String> {
         .build())
 }
 
-fn metadata(headers: &BTreeMap<String, String>) -> Result<MetadataMap, String> {
+fn metadata(headers: &BTreeMap<String, Secret>) -> Result<MetadataMap, String> {
     let headers = HeaderMap::try_from(
-        &headers.iter().map(|(k, v)| (k.clone(), v.clone())).collect::<std::collections::HashMap<_, _>>(),
+        &headers
+            .iter()
+            .map(|(name, value)| (name.clone(), value.expose().to_owned()))
+            .collect::<std::collections::HashMap<_, _>>(),
     )
     .map_err(|error| format!("telemetry.otlp.headers: {error}"))?;
     Ok(MetadataMap::from_headers(headers))
