@@ -60,6 +60,7 @@ impl Health {
     /// Adds a check to readiness.
     pub fn check(&self, name: &'static str) -> Check {
         let check = Check { name, problem: Arc::new(Mutex::new(Some("not known yet".to_owned()))) };
+        check.count(false);
         self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner).push(check.clone());
         check
     }
@@ -130,10 +131,13 @@ impl Check {
     fn set(&self, problem: Option<String>) {
         let mut current = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
         if current.is_some() != problem.is_some() {
-            let value = if problem.is_some() { 0.0 } else { 1.0 };
-            metrics::gauge!("postrider_check_ok", "check" => self.name).set(value);
+            self.count(problem.is_none());
         }
         *current = problem;
+    }
+
+    fn count(&self, passes: bool) {
+        metrics::gauge!("postrider_check_ok", "check" => self.name).set(f64::from(u8::from(passes)));
     }
 
     fn problem(&self) -> Option<String> {
