@@ -40,10 +40,8 @@ fmt: ## format the Rust code
 	@$(CARGO) fmt
 
 .PHONY: dlq bench docs
-dlq: ## list the dead letters of the running stack
-	@vars=$$(dev/stack env) && eval "$$vars" && \
-	export POSTRIDER_KAFKA__BROKERS="$${POSTRIDER_KAFKA__BROKERS:-$$KAFKA_BROKERS}" && \
-	$(CARGO) run -q --release -- dlq list
+dlq: ## list the dead letters (not there yet)
+	@echo "make dlq: the command \`postrider dlq list\` is not there yet" >&2; exit 1
 
 bench: ## measure; results go to bench/results
 	@dev/setup --bench && bench/run
