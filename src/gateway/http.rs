@@ -21,7 +21,11 @@ use super::{
     simulator, stream,
 };
 use crate::platform::{
-    http::{Code, Problem, ProblemBody, RequestContext, body, context::require_content_type, json},
+    http::{
+        Code, Problem, ProblemBody, RequestContext, body,
+        context::{ANONYMOUS, require_content_type},
+        json,
+    },
     kafka::{Receipt, SendError, Stored, event::Event},
 };
 
@@ -30,8 +34,6 @@ const EVENT_TYPE: &str = "postrider.gateway.record";
 const ROUTE: &str = "/produce";
 /// How soon a part that waits for room looks again.
 const ROOM_AGAIN: Duration = Duration::from_millis(2);
-/// Who writes, until there is authentication.
-pub(super) const PRINCIPAL: &str = "anonymous";
 pub(super) const NDJSON: &str = "application/x-ndjson";
 
 /// The gateway's routes with their descriptions.
@@ -182,7 +184,7 @@ impl Gateway {
             Place::Alone => (None, Instant::now()),
             Place::Part(part, until) => (Some(part), until),
         };
-        let id = context.event_id(PRINCIPAL, ROUTE, part)?;
+        let id = context.event_id(ANONYMOUS, ROUTE, part)?;
         let event = Event { id, kind: EVENT_TYPE, source: "/gateway", trace: context.trace };
         let producer = &self.inner.producer;
         loop {
@@ -213,7 +215,7 @@ impl Gateway {
         topic: Option<&str>,
         context: &RequestContext,
     ) -> Result<Response<Body>, Problem> {
-        context.event_id(PRINCIPAL, ROUTE, None)?;
+        context.check_idempotency_key()?;
         let limit = self.inner.config.max_batch_records;
         if records.len() > limit {
             return Err(Problem::new(

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use crate::platform::{
     clock,
     http::{Code, Problem, json},
-    kafka::{Outgoing, event::Event},
+    kafka::{Outgoing, admission, event::Event},
 };
 
 /// One record to produce. Absent and empty keys are the same: no key.
@@ -120,7 +120,7 @@ impl<'a> Record<'a> {
 impl Checked<'_> {
     /// About what it takes of the producer's bound.
     pub fn bytes(&self) -> usize {
-        self.key.as_ref().map_or(0, |key| key.len()) + self.payload.len() + 256
+        admission::weight(self.key.as_deref(), Some(&self.payload))
     }
 
     /// The record as the producer takes it.

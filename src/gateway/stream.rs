@@ -26,7 +26,7 @@ pub fn respond(
     context: RequestContext,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
-    context.event_id("", "", None)?;
+    context.check_idempotency_key()?;
     let window = gateway.inner.config.stream_window.max(1);
     let lines = Lines::new(body, &gateway);
     let settler = gateway.clone();

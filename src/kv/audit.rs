@@ -70,10 +70,7 @@ impl Audit {
         if !self.topics_ready.get() {
             return Err(Problem::new(Code::KafkaUnavailable, "the read cannot be audited: the topics are not ready"));
         }
-        let outcome = match self.producer.send(record) {
-            Ok(receipt) => receipt.stored(&self.topic).await.map(|_| ()),
-            Err(error) => Err(error),
-        };
-        outcome.map_err(|error| Problem::new(Code::KafkaUnavailable, format!("the read cannot be audited: {error}")))
+        let unaudited = |error| Problem::new(Code::KafkaUnavailable, format!("the read cannot be audited: {error}"));
+        self.producer.store(record).await.map(|_| ()).map_err(unaudited)
     }
 }

@@ -18,15 +18,13 @@ use super::{
 };
 use crate::platform::{
     clock,
-    http::{Code, Config as HttpConfig, Problem, RequestContext},
+    http::{Code, Config as HttpConfig, Problem, RequestContext, context::ANONYMOUS},
     kafka::{self, Outgoing, Position, Producer, SendError, TopicsReady, event::Event, partition_of},
     redis::{Config as RedisConfig, Redis},
 };
 
 /// How often a wait for a write looks again.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// Who writes, until there is authentication.
-const PRINCIPAL: &str = "anonymous";
 
 /// The kv room's part of the api role. Cheap to clone.
 #[derive(Clone)]
@@ -97,7 +95,7 @@ impl Reader {
             return Err(Problem::new(Code::KafkaUnavailable, detail));
         }
         let kind = if value.is_some() { "postrider.kv.pushed" } else { "postrider.kv.deleted" };
-        let id = context.event_id(PRINCIPAL, route, None)?;
+        let id = context.event_id(ANONYMOUS, route, None)?;
         let event = Event { id, kind, source: "/kv", trace: context.trace };
         let mut headers: OwnedHeaders = event.headers(1);
         if let Some(seconds) = ttl_seconds {
@@ -113,11 +111,7 @@ impl Reader {
             headers: Some(headers),
             timestamp_ms: None,
         };
-        let stored = match inner.producer.send(record) {
-            Ok(receipt) => receipt.stored(&inner.topic).await,
-            Err(error) => Err(error),
-        };
-        let stored = stored.map_err(|error| explain(&error))?;
+        let stored = inner.producer.store(record).await.map_err(|error| explain(&error))?;
         Ok(Position {
             topic: inner.topic.clone(),
             partition: stored.partition,

@@ -18,6 +18,9 @@ static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Longest request id or idempotency key, in bytes.
 const MAX_ID_BYTES: usize = 255;
 
+/// Who writes, until there is authentication.
+pub const ANONYMOUS: &str = "anonymous";
+
 /// The namespace of event ids derived from idempotency keys.
 const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x6f1c_70f2_5d1b_5c0e_9a40_7e3a_1d2b_9c55);
 
@@ -48,15 +51,23 @@ impl RequestContext {
         }
     }
 
+    /// Refuses a key that no event id can be derived from, before any part of the request is written.
+    pub fn check_idempotency_key(&self) -> Result<(), Problem> {
+        match &self.idempotency_key {
+            Some(key) if key.is_empty() || key.len() > MAX_ID_BYTES => {
+                let detail = format!("Idempotency-Key must have 1 to {MAX_ID_BYTES} bytes");
+                Err(Problem::new(Code::InvalidRequest, detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The id of the event that this request writes: derived from the idempotency key together
     /// with principal and route, so that a retry writes the same event; otherwise new.
     /// `part` tells the records of one request apart.
     pub fn event_id(&self, principal: &str, route: &str, part: Option<u64>) -> Result<Uuid, Problem> {
+        self.check_idempotency_key()?;
         let Some(key) = &self.idempotency_key else { return Ok(event::new_id()) };
-        if key.is_empty() || key.len() > MAX_ID_BYTES {
-            let detail = format!("Idempotency-Key must have 1 to {MAX_ID_BYTES} bytes");
-            return Err(Problem::new(Code::InvalidRequest, detail));
-        }
         let mut name = Vec::with_capacity(64);
         for piece in [principal.as_bytes(), route.as_bytes(), key.as_bytes()] {
             name.extend_from_slice(piece);

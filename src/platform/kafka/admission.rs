@@ -23,6 +23,12 @@ pub struct Permit {
     bytes: usize,
 }
 
+/// What a record takes of the bound, in bytes: key, payload, and about as much as its headers need.
+pub fn weight(key: Option<&[u8]>, payload: Option<&[u8]>) -> usize {
+    const HEADERS: usize = 256;
+    key.map_or(0, <[u8]>::len) + payload.map_or(0, <[u8]>::len) + HEADERS
+}
+
 impl Admission {
     pub fn new(max_records: usize, max_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -43,8 +49,17 @@ impl Admission {
             self.peaks[0].store(records_before + 1, Ordering::Relaxed);
         }
         let permit = Permit { admission: self.clone(), bytes };
-        let fits = records_before < self.max_records && bytes_before + bytes <= self.max_bytes;
-        (fits || records_before == 0).then_some(permit)
+        self.fits(records_before, bytes_before, bytes).then_some(permit)
+    }
+
+    /// Whether a record of this size would be let in now.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let (records, in_flight) = self.in_flight();
+        self.fits(records, in_flight, bytes)
+    }
+
+    fn fits(&self, records: usize, in_flight: usize, bytes: usize) -> bool {
+        records == 0 || (records < self.max_records && in_flight + bytes <= self.max_bytes)
     }
 
     /// The most records in flight at once within the last one to two seconds.

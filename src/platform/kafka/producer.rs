@@ -25,7 +25,7 @@ use tracing::{Instrument, Span};
 
 use super::{
     Config,
-    admission::Admission,
+    admission::{self, Admission},
     broker::Broker,
     cork::{Cork, Waiting, wait_for},
     delivery::{Answer, Context, Metrics, Outcomes, Pending, classify},
@@ -146,6 +146,12 @@ impl Producer {
         Ok(Receipt(receiver))
     }
 
+    /// Takes a record and waits until it is stored.
+    pub async fn store(&self, record: Outgoing<'_>) -> Result<Stored, SendError> {
+        let topic = record.topic;
+        self.send(record)?.stored(topic).await
+    }
+
     /// Takes a record whose outcome nobody waits for; failures are counted.
     pub fn send_and_forget(&self, record: Outgoing<'_>) -> Result<(), SendError> {
         self.take(record, None)
@@ -160,7 +166,7 @@ impl Producer {
         if !shared.broker.is_up() || shared.fatal.load(Ordering::Relaxed) {
             return refused(SendError::Unavailable);
         }
-        let bytes = record.key.map_or(0, <[u8]>::len) + record.payload.map_or(0, <[u8]>::len) + 256;
+        let bytes = admission::weight(record.key, record.payload);
         let Some(permit) = shared.admission.try_acquire(bytes) else { return refused(SendError::Full) };
         let pending = Pending::new(permit, answer);
         if shared.cork.is_idle() && wait_for(shared.admission.peak()).is_zero() {
@@ -179,9 +185,7 @@ impl Producer {
 
     /// Whether a record of this size would be taken now, as far as the bound is concerned.
     pub fn has_room(&self, bytes: usize) -> bool {
-        let limits = &self.shared.config.producer;
-        let (records, in_flight) = self.in_flight();
-        records == 0 || (records < limits.max_in_flight_records && in_flight + bytes <= limits.max_in_flight_bytes)
+        self.shared.admission.has_room(bytes)
     }
 
     /// Waits for everything in flight, then stops. Call it off the runtime, after intake ended.
