@@ -39,9 +39,15 @@ lint: ## rustfmt, clippy and shellcheck
 fmt: ## format the Rust code
 	@$(CARGO) fmt
 
+.PHONY: soak
+soak: ## everything at once while things fail, and what must hold: MINUTES=10 SEED=1
+	@dev/setup --test && $(CARGO) build --bin postrider && SOAK_SECONDS=$$(( $(or $(MINUTES),10) * 60 )) SOAK_SEED=$(SEED) \
+	cargo test --test it soak::whatever -- --nocapture
+
 .PHONY: dlq bench docs
-dlq: ## list the dead letters (not there yet)
-	@echo "make dlq: the command \`postrider dlq list\` is not there yet" >&2; exit 1
+dlq: ## list the dead letters of the stack that runs
+	@servers=$$(dev/stack env) && eval "$$servers" && export POSTRIDER_KAFKA__BROKERS="$${POSTRIDER_KAFKA__BROKERS:-$$KAFKA_BROKERS}" && \
+	$(CARGO) run -q --release --bin postrider -- dlq list
 
 bench: ## measure; results go to bench/results
 	@dev/setup --bench && bench/run

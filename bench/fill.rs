@@ -1,21 +1,25 @@
 //! Writes a backlog of pushes to a topic, as fast as one producer can.
 //!
-//! `fill BROKERS TOPIC RECORDS KEYS [BYTES] [plain]`. Record `i` has the key `key-K` with
+//! `fill BROKERS TOPIC RECORDS KEYS [BYTES] [plain] [partitions=N] [rate=N]`. Record `i` has the key `key-K` with
 //! K = i · 7919 mod KEYS, so that every run of KEYS records has every key once, in a scattered
 //! order, and anyone can tell the newest record of a key. Its value is a JSON string of BYTES
 //! (100) bytes, quotes included, that begins with `i` in ten digits; the rest hardly compresses.
-//! Headers are those of a real push, unless `plain`.
+//! Headers are those of a real push, unless `plain`. With `partitions` the topic is made first. With
+//! `rate` records come at even distances, so many per second, and a value is a JSON object that begins
+//! with `at`: the microseconds since the epoch when the record was due.
 
 use std::{
     env,
     error::Error,
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use postrider::platform::{kafka::event::Event, trace_context::TraceContext};
 use rdkafka::{
     ClientConfig, ClientContext,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
     error::{KafkaError, RDKafkaErrorCode},
     message::DeliveryResult,
     producer::{BaseProducer, BaseRecord, Producer, ProducerContext},
@@ -48,39 +52,59 @@ struct Plan {
     keys: u64,
     bytes: usize,
     plain: bool,
+    partitions: Option<i32>,
+    /// Records per second; without it as fast as can be.
+    rate: Option<f64>,
 }
 
 fn plan() -> Result<Plan, Box<dyn Error>> {
-    let mut words: Vec<String> = env::args().skip(1).collect();
-    let plain = words.last().is_some_and(|word| word == "plain");
-    if plain {
-        words.pop();
-    }
-    let [brokers, topic, records, keys, bytes @ ..] = &words[..] else {
-        return Err("usage: fill BROKERS TOPIC RECORDS KEYS [BYTES] [plain]".into());
+    let words: Vec<String> = env::args().skip(1).collect();
+    let [brokers, topic, records, keys, more @ ..] = &words[..] else {
+        return Err("usage: fill BROKERS TOPIC RECORDS KEYS [BYTES] [plain] [partitions=N] [rate=N]".into());
     };
-    let plan = Plan {
+    let mut plan = Plan {
         brokers: brokers.clone(),
         topic: topic.clone(),
         records: records.parse()?,
         keys: keys.parse()?,
-        bytes: bytes.first().map_or(Ok(100), |word| word.parse())?,
-        plain,
+        bytes: 100,
+        plain: false,
+        partitions: None,
+        rate: None,
     };
-    if plan.keys == 0 || plan.keys.is_multiple_of(STRIDE) || plan.bytes < 12 {
-        return Err(format!("KEYS must not be 0 or a multiple of {STRIDE}, and BYTES at least 12").into());
+    for word in more {
+        match word.split_once('=') {
+            Some(("partitions", count)) => plan.partitions = Some(count.parse()?),
+            Some(("rate", rate)) => plan.rate = Some(rate.parse()?),
+            _ if word == "plain" => plan.plain = true,
+            _ => plan.bytes = word.parse()?,
+        }
+    }
+    if plan.keys == 0 || plan.keys.is_multiple_of(STRIDE) || plan.bytes < 40 {
+        return Err(format!("KEYS must not be 0 or a multiple of {STRIDE}, and BYTES at least 40").into());
     }
     Ok(plan)
 }
 
-fn producer(brokers: &str) -> Result<BaseProducer<Deliveries>, KafkaError> {
+fn make_topic(plan: &Plan, partitions: i32) -> Result<(), Box<dyn Error>> {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &plan.brokers).create()?;
+    let topic = NewTopic::new(&plan.topic, partitions, TopicReplication::Fixed(1));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    for made in runtime.block_on(admin.create_topics([&topic], &AdminOptions::new()))? {
+        made.map_err(|(topic, code)| format!("{topic}: {code}"))?;
+    }
+    Ok(())
+}
+
+fn producer(plan: &Plan) -> Result<BaseProducer<Deliveries>, KafkaError> {
     ClientConfig::new()
-        .set("bootstrap.servers", brokers)
+        .set("bootstrap.servers", &plan.brokers)
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("partitioner", "murmur2_random")
         .set("compression.type", "lz4")
-        .set("linger.ms", "20")
+        .set("linger.ms", if plan.rate.is_some() { "10" } else { "20" })
         .set("batch.size", "1000000")
         .set("queue.buffering.max.messages", "500000")
         .create_with_context(Deliveries::default())
@@ -100,12 +124,33 @@ fn write_value(value: &mut [u8], number: u64) {
     }
 }
 
+/// Waits until a record is due, and puts that time into its value.
+fn await_due(producer: &BaseProducer<Deliveries>, value: &mut [u8], begun: (Instant, SystemTime), after: Duration) {
+    while let Some(left) = after.checked_sub(begun.0.elapsed()).filter(|left| !left.is_zero()) {
+        // The client's own wait knows whole milliseconds only, and would spin for less.
+        std::thread::sleep(left.min(Duration::from_millis(1)));
+        producer.poll(Duration::ZERO);
+    }
+    let due = (begun.1 + after).duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
+    let head = format!("{{\"at\":{due},\"text\":\"");
+    value[..head.len()].copy_from_slice(head.as_bytes());
+    let last = value.len() - 1;
+    (value[last - 1], value[last]) = (b'"', b'}');
+}
+
 fn fill(plan: &Plan) -> Result<(), Box<dyn Error>> {
-    let producer = producer(&plan.brokers)?;
+    if let Some(partitions) = plan.partitions {
+        make_topic(plan, partitions)?;
+    }
+    let producer = producer(plan)?;
+    let begun = (Instant::now(), SystemTime::now());
     let mut value = vec![0; plan.bytes];
     for number in 0..plan.records {
         let key = format!("key-{}", number * STRIDE % plan.keys);
         write_value(&mut value, number);
+        if let Some(rate) = plan.rate {
+            await_due(&producer, &mut value, begun, Duration::from_secs_f64(number as f64 / rate));
+        }
         let mut record = BaseRecord::to(&plan.topic).key(&key).payload(&value);
         if !plan.plain {
             let trace = TraceContext::root();

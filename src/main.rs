@@ -4,6 +4,9 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    // The allocator asks for huge pages, which more than double the memory of an idle process. Fails
+    // only where the kernel has none.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     match postrider::cli::main() {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(problem) => {

@@ -2,27 +2,12 @@
 
 import json
 
+from . import report_aims
+from .markdown import code, number, rounds, spent, table
+
 # Beyond this share of the processors in other hands, figures say more about the others.
 NOISY = 0.05
 BEGIN, END = "<!-- newest results: written by bench/run -->", "<!-- end of newest results -->"
-
-
-def table(head, rows):
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
-
-
-def number(value):
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def spent(cpu):
-    """CPU by process in one line, what is next to nothing left out."""
-    return ", ".join(f"{name} {value}" for name, value in cpu.items() if value >= 0.05)
-
-
-def code(*lines):
-    return "\n".join(["```", *dict.fromkeys(lines), "```"])
 
 
 def disturbance(result):
@@ -49,10 +34,6 @@ def quiet(result):
     word = "The machine was quiet" if middle < NOISY else "**The machine was NOT quiet**"
     return (f"{word}: processes that are no part of the measurement took {middle:.1%} of the processors in the median "
             f"measurement, {worst:.1%} in the worst.")
-
-
-def rounds(result):
-    return " ".join(number(rps) for rps in result["rps_rounds"])
 
 
 def load_rows(case, names):
@@ -154,7 +135,8 @@ def flame(found):
         "By thread and function:", code(*found["functions"]), code(found["command"])])
 
 
-SECTIONS = {"bare": bare, "produce": produce, "pull": pull, "projection": projection, "idle": idle, "flame": flame}
+SECTIONS = {"bare": bare, "produce": produce, "pull": pull, "projection": projection, "lanes": report_aims.lanes,
+            "relay": report_aims.relay, "idle": idle, "flame": flame}
 
 
 def markdown(result):
@@ -192,6 +174,9 @@ def newest_rows(scenarios):
         rss = found["rss_mib"]
         rows.append((f"Projection of {number(found['records'])} records", f"{number(found['rps'])}/s; RSS {rss['start']} → "
                      f"{rss['middle']} → {rss['end']} MiB"))
+    for name in ("lanes", "relay"):
+        if found := scenarios.get(name):
+            rows += report_aims.aim_rows(found)
     if found := scenarios.get("idle"):
         rows.append(("Idle api role", f"{found['rss_mib']} MiB RSS, ready {found['ready_seconds']} s after exec"))
     return rows

@@ -6,7 +6,7 @@ import unittest
 from types import SimpleNamespace
 from unittest import mock
 
-from . import projection, pull
+from . import lanes, projection, pull, relay
 from .load import payload, produce_body, summary
 from .procs import Failed
 from .produce import Produce
@@ -73,6 +73,33 @@ class Checks(unittest.TestCase):
             self.assertTrue(projection.check(Stack(25), 25, 10)["passed"])
         with view(lag=10), self.assertRaises(Failed):
             projection.check(Stack(25), 25, 10)
+
+    def test_a_record_that_comes_twice_or_beside_its_key_ends_the_run(self):
+        relay.strict({"again": 0, "overlapping": 0})
+        for name in ("again", "overlapping"):
+            with self.assertRaises(Failed):
+                relay.strict({"again": 0, "overlapping": 0} | {name: 1})
+
+    def test_a_consumer_that_ends_early_ends_the_run(self):
+        def found(batch):
+            return {name: {"rounds": [{"records": records}]} for name, records in (("bare", 9), ("batch", batch), ("keyed", 9))}
+
+        self.assertTrue(lanes.check(found(9), 9)["passed"])
+        with self.assertRaises(Failed):
+            lanes.check(found(8), 9)
+
+    def test_an_aim_that_is_missed_is_called_so(self):
+        def reached(**changes):
+            result = {
+                "at_once": {"workers": 64, "rps": 25_000}, "slow": {"workers": 256, "rps": 20_000},
+                "limited": {"rps": 990.0, "off": 0.01}, "steady": {"wanted_rps": 1, "p99_ms": 49.9},
+                "hanging": {"ratio": 1.19}, "moving": {"stayed_gap_ms": {0: 10.0, 1: 999.0}},
+            } | changes
+            return [one["reached"] for one in relay.aims(result)]
+
+        self.assertEqual(reached(), [True] * 6)
+        self.assertEqual(reached(hanging={"ratio": 1.2}), [True] * 4 + [False, True])
+        self.assertEqual(reached(moving={"stayed_gap_ms": {0: 10.0, 1: 1_000.0}}), [True] * 5 + [False])
 
     def test_a_machine_in_other_hands_is_called_so(self):
         def result(others):

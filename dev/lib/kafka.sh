@@ -151,6 +151,11 @@ share.coordinator.state.topic.replication.factor=$replicas
 share.coordinator.state.topic.min.isr=$min_isr
 share.coordinator.state.topic.num.partitions=4
 group.initial.rebalance.delay.ms=0
+# A member that was killed is replaced after 10 s (default 45), and partitions move at the next heartbeat.
+group.consumer.min.session.timeout.ms=6000
+group.consumer.session.timeout.ms=10000
+group.consumer.min.heartbeat.interval.ms=1000
+group.consumer.heartbeat.interval.ms=1000
 message.max.bytes=2097152
 replica.fetch.max.bytes=4194304
 log.retention.hours=720

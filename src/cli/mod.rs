@@ -1,6 +1,11 @@
 //! The command line: parse, load the configuration, dispatch.
 
+mod dlq;
 mod docs;
+mod duration;
+mod lag;
+mod relay;
+mod text;
 
 use std::path::PathBuf;
 
@@ -11,7 +16,7 @@ use crate::{
         config::{self, Loaded, Overrides},
         postgres,
     },
-    roles::{self, Role, Settings},
+    roles::{self, RelayCommand, Role, Settings},
 };
 
 /// Events in over HTTP, kept in Kafka, carried to where they are wanted.
@@ -36,6 +41,8 @@ Examples:
   postrider config show                       the merged result, and where each value came from
   postrider run --role api                    serve HTTP only
   postrider run --set http.listen=:8081       change one key
+  postrider dlq list --since 2h               what was given up lately
+  postrider lag                               how far every consumer is, and what holds it
   POSTRIDER_ROLE=processor postrider run      the role from the environment";
 
 #[derive(Args)]
@@ -56,8 +63,19 @@ enum Command {
         #[arg(long, value_enum)]
         role: Option<Role>,
     },
+    /// POST the records of a topic to a URL; needs Kafka alone
+    ///
+    /// Flags win over the variables beside them; both may be written with one dash. Kafka's security
+    /// settings come from the configuration (POSTRIDER_KAFKA__…). See docs/relay.md.
+    Relay(Box<relay::Relay>),
     /// Create or update the tables in Postgres; safe to repeat, and beside a running version
     Migrate,
+    /// List, show, replay and purge dead letters: records that were given up
+    #[command(subcommand)]
+    Dlq(dlq::Command),
+    /// Show how far every consumer is, and what holds it
+    #[command(after_help = lag::EXAMPLES)]
+    Lag(lag::Command),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -82,9 +100,13 @@ enum ConfigCommand {
 
 /// Parses the process's arguments and does what they say. The error is a sentence for the user.
 pub fn main() -> Result<(), String> {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(relay::with_two_dashes(std::env::args_os()));
     match cli.command {
         Command::Run { role } => roles::run(load(&cli.sources, role)?.settings),
+        Command::Relay(relay) => {
+            let relay::Order { settings, route, public_only, any_management_port } = relay.order(&cli.sources)?;
+            roles::run_relay(settings, RelayCommand { route, public_only, any_management_port })
+        }
         Command::Migrate => migrate(&load(&cli.sources, None)?.settings),
         Command::Config(ConfigCommand::Show) => {
             print!("{}", config::show(&load(&cli.sources, None)?));
@@ -99,19 +121,24 @@ pub fn main() -> Result<(), String> {
             print!("{}", config::schema::<Settings>());
             Ok(())
         }
+        Command::Dlq(command) => dlq::run(command, &load(&cli.sources, None)?.settings),
+        Command::Lag(command) => lag::run(&command, &load(&cli.sources, None)?.settings),
         Command::Docs { check } => docs::write_or_check(check),
     }
 }
 
 fn load(sources: &Sources, role: Option<Role>) -> Result<Loaded<Settings>, String> {
+    load_with(sources, role.map(|role| ("role".to_owned(), role.to_string(), "--role")).into_iter().collect())
+}
+
+/// `own` are the flags of a command, as key, value and name; they win over `--set`.
+fn load_with(sources: &Sources, own: Vec<(String, String, &'static str)>) -> Result<Loaded<Settings>, String> {
     let mut flags = Vec::new();
     for pair in &sources.set {
         let (key, value) = pair.split_once('=').ok_or_else(|| format!("--set {pair}: expected KEY=VALUE"))?;
         flags.push((key.to_owned(), value.to_owned(), "--set"));
     }
-    if let Some(role) = role {
-        flags.push(("role".to_owned(), role.to_string(), "--role"));
-    }
+    flags.extend(own);
     let overrides = Overrides { file: sources.config.clone(), flags };
     config::load(&overrides, std::env::vars()).map_err(|error| error.to_string())
 }

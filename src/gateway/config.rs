@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// HTTP to Kafka.
+use super::relay;
+
+/// HTTP to Kafka and back.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -15,6 +17,8 @@ pub struct Config {
     /// Records in one batch at most.
     pub max_batch_records: usize,
     pub simulator: Simulator,
+    /// Topics carried to URLs by the role `relay`.
+    pub relays: Vec<relay::Config>,
 }
 
 impl Default for Config {
@@ -25,6 +29,7 @@ impl Default for Config {
             stream_window: 2_000,
             max_batch_records: 10_000,
             simulator: Simulator::default(),
+            relays: Vec::new(),
         }
     }
 }

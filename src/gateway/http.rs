@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use axum::{
     body::{Body, Bytes},
     extract::{RawQuery, Request, State},
-    http::{HeaderValue, Response, header},
+    http::{HeaderValue, Method, Response, header},
     response::IntoResponse,
 };
 use futures_util::future::join_all;
@@ -25,6 +25,7 @@ use crate::platform::{
         Code, Problem, ProblemBody, RequestContext, body,
         context::{ANONYMOUS, require_content_type},
         json,
+        shortcut::ShortCuts,
     },
     kafka::{Receipt, SendError, Stored, event::Event},
 };
@@ -41,6 +42,15 @@ pub fn routes(gateway: Gateway) -> OpenApiRouter {
     let simulate = gateway.inner.config.simulator.enabled;
     let router = OpenApiRouter::new().routes(routes!(produce)).routes(routes!(health)).with_state(gateway.clone());
     if simulate { router.merge(simulator::routes(&gateway)) } else { router }
+}
+
+/// Single records are what comes most.
+pub fn short_cuts(short_cuts: ShortCuts, gateway: &Gateway) -> ShortCuts {
+    let gateway = gateway.clone();
+    short_cuts.with(Method::POST, ROUTE, move |request: Request, context| {
+        let query = request.uri().query().map(str::to_owned);
+        produce(State(gateway.clone()), RawQuery(query), context, request)
+    })
 }
 
 /// The answer to one stored record.

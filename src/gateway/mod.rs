@@ -4,12 +4,13 @@
 mod config;
 mod http;
 mod model;
+pub mod relay;
 mod simulator;
 mod stream;
 mod topics;
 
 pub use config::{Config, Simulator, TopicRules};
-pub use http::routes;
+pub use http::{routes, short_cuts};
 
 use std::sync::Arc;
 

@@ -1,7 +1,11 @@
 //! Reads leave an event in the topic `audit`.
 
+use std::time::Duration;
+
+use axum::http::HeaderValue;
 use metrics::{Counter, counter};
 use serde::Serialize;
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::AuditMode;
@@ -9,14 +13,31 @@ use crate::platform::{
     clock,
     http::{Code, Problem, RequestContext},
     kafka::{
-        Outgoing, Producer, TopicsReady,
+        Outgoing, Producer, SendError, TopicsReady,
         event::{self, Event},
     },
+    trace_context::TraceContext,
 };
+
+/// How long events wait for each other. Nobody waits for them, and many at once cost Kafka and its
+/// client less than one at a time.
+const GATHER: Duration = Duration::from_millis(5);
+/// Events that wait at most; further ones are dropped, and counted.
+const QUEUE: usize = 4_096;
+
+/// A read that was answered.
+struct Read {
+    id: Uuid,
+    key: String,
+    found: bool,
+    request_id: HeaderValue,
+    trace: TraceContext,
+    at_ms: i64,
+}
 
 /// The record's value.
 #[derive(Serialize)]
-struct Read<'a> {
+struct Value<'a> {
     event_id: Uuid,
     r#type: &'static str,
     key: &'a str,
@@ -26,51 +47,118 @@ struct Read<'a> {
     timestamp: i64,
 }
 
+impl Read {
+    fn new(context: &RequestContext, key: &str, found: bool) -> Self {
+        Self {
+            id: event::new_id(),
+            key: key.to_owned(),
+            found,
+            request_id: context.request_id.clone(),
+            trace: context.trace,
+            at_ms: clock::now_ms(),
+        }
+    }
+
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+        let value = Value {
+            event_id: self.id,
+            r#type: "KV_READ",
+            key: &self.key,
+            found: self.found,
+            request_id: self.request_id.to_str().unwrap_or_default(),
+            timestamp: self.at_ms / 1_000,
+        };
+        serde_json::to_writer(out, &value)
+    }
+}
+
 /// Writes audit events, in the way that is configured.
 pub struct Audit {
     mode: AuditMode,
-    topic: String,
-    producer: Producer,
-    topics_ready: TopicsReady,
+    events: Events,
+    queue: mpsc::Sender<Read>,
     dropped: Counter,
 }
 
+/// What both ways of writing need.
+#[derive(Clone)]
+struct Events {
+    topic: String,
+    producer: Producer,
+    topics_ready: TopicsReady,
+}
+
+impl Events {
+    fn outgoing<'a>(&'a self, read: &Read, value: &'a [u8]) -> Outgoing<'a> {
+        let event = Event { id: read.id, kind: "postrider.kv.read", source: "/kv", trace: read.trace };
+        Outgoing { topic: &self.topic, payload: Some(value), headers: Some(event.headers(0)), ..Outgoing::default() }
+    }
+}
+
 impl Audit {
-    pub fn new(mode: AuditMode, topic: String, producer: Producer, topics_ready: TopicsReady) -> Self {
-        Self { mode, topic, producer, topics_ready, dropped: counter!("postrider_kv_audit_dropped_total") }
+    /// The second half carries events to Kafka; see [`Carrying::until_closed`].
+    pub fn new(mode: AuditMode, topic: String, producer: Producer, topics_ready: TopicsReady) -> (Self, Carrying) {
+        let events = Events { topic, producer, topics_ready };
+        let dropped = counter!("postrider_kv_audit_dropped_total");
+        let (queue, reads) = mpsc::channel(QUEUE);
+        let carrying = Carrying { reads, events: events.clone(), dropped: dropped.clone() };
+        (Self { mode, events, queue, dropped }, carrying)
     }
 
     /// Records a read. Fails only where the event is required and could not be stored.
     pub async fn read(&self, context: &RequestContext, key: &str, found: bool) -> Result<(), Problem> {
-        if self.mode == AuditMode::Off {
-            return Ok(());
-        }
-        let read = Read {
-            event_id: event::new_id(),
-            r#type: "KV_READ",
-            key,
-            found,
-            request_id: context.request_id.to_str().unwrap_or_default(),
-            timestamp: clock::now_ms() / 1_000,
-        };
-        let value = serde_json::to_vec(&read).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
-        let event = Event { id: read.event_id, kind: "postrider.kv.read", source: "/kv", trace: context.trace };
-        let record = Outgoing {
-            topic: &self.topic,
-            payload: Some(&value),
-            headers: Some(event.headers(0)),
-            ..Outgoing::default()
-        };
-        if self.mode == AuditMode::Async {
-            if !self.topics_ready.get() || self.producer.send_and_forget(record).is_err() {
-                self.dropped.increment(1);
+        match self.mode {
+            AuditMode::Off => Ok(()),
+            AuditMode::Async => {
+                // What has no chance is dropped at once, not when its turn comes.
+                let events = &self.events;
+                let queued = events.topics_ready.get()
+                    && events.producer.is_up()
+                    && self.queue.try_send(Read::new(context, key, found)).is_ok();
+                if !queued {
+                    self.dropped.increment(1);
+                }
+                Ok(())
             }
-            return Ok(());
+            AuditMode::Required => self.store(&Read::new(context, key, found)).await,
         }
-        if !self.topics_ready.get() {
-            return Err(Problem::new(Code::KafkaUnavailable, "the read cannot be audited: the topics are not ready"));
+    }
+
+    async fn store(&self, read: &Read) -> Result<(), Problem> {
+        let unaudited =
+            |reason: &str| Problem::new(Code::KafkaUnavailable, format!("the read cannot be audited: {reason}"));
+        if !self.events.topics_ready.get() {
+            return Err(unaudited("the topics are not ready"));
         }
-        let unaudited = |error| Problem::new(Code::KafkaUnavailable, format!("the read cannot be audited: {error}"));
-        self.producer.store(record).await.map(|_| ()).map_err(unaudited)
+        let mut value = Vec::with_capacity(256);
+        read.write(&mut value).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+        let stored = self.events.producer.store(self.events.outgoing(read, &value)).await;
+        stored.map(|_| ()).map_err(|error: SendError| unaudited(&error.to_string()))
+    }
+}
+
+/// The task that hands events over, off the path of the reads.
+pub struct Carrying {
+    reads: mpsc::Receiver<Read>,
+    events: Events,
+    dropped: Counter,
+}
+
+impl Carrying {
+    /// Runs until nobody is left who could read, and all events are handed over.
+    pub async fn until_closed(mut self) {
+        let (mut gathered, mut value) = (Vec::with_capacity(QUEUE), Vec::with_capacity(256));
+        while self.reads.recv_many(&mut gathered, QUEUE).await > 0 {
+            for read in gathered.drain(..) {
+                value.clear();
+                let sent = self.events.topics_ready.get()
+                    && read.write(&mut value).is_ok()
+                    && self.events.producer.send_and_forget(self.events.outgoing(&read, &value)).is_ok();
+                if !sent {
+                    self.dropped.increment(1);
+                }
+            }
+            tokio::time::sleep(GATHER).await;
+        }
     }
 }

@@ -6,7 +6,7 @@ use super::{
     project::{Partition, Projector, unreachable},
     script::Due,
 };
-use crate::platform::{clock, kafka::consumer::Failure};
+use crate::platform::{clock, kafka::lanes::Failure};
 
 /// Values looked at in one go.
 const LIMIT: usize = 500;

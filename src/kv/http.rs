@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use axum::{
     body::Body,
     extract::{Path, Request, State, rejection::PathRejection},
-    http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header},
+    response::IntoResponse,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -14,7 +15,12 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::reader::{Lookup, Reader};
 use crate::platform::{
-    http::{Code, Problem, ProblemBody, RequestContext, body, context::require_content_type, json},
+    http::{
+        Code, Problem, ProblemBody, RequestContext, body,
+        context::require_content_type,
+        json,
+        shortcut::{self, ShortCuts},
+    },
     kafka::Position,
 };
 
@@ -27,6 +33,17 @@ const MAX_TTL_SECONDS: u64 = 315_360_000;
 /// The room's routes with their descriptions.
 pub fn routes(reader: Reader) -> OpenApiRouter {
     OpenApiRouter::new().routes(routes!(push)).routes(routes!(pull, delete)).with_state(reader)
+}
+
+/// Pulls are what comes most.
+pub fn short_cuts(short_cuts: ShortCuts, reader: &Reader) -> ShortCuts {
+    let reader = reader.clone();
+    short_cuts.with(Method::GET, "/pull/{key}", move |mut request: Request, context| {
+        let key = shortcut::parameter(request.uri().path()).to_owned();
+        let headers = std::mem::take(request.headers_mut());
+        let answer = pull(State(reader.clone()), context, headers, Ok(Path(key)));
+        async move { answer.await.unwrap_or_else(IntoResponse::into_response) }
+    })
 }
 
 #[derive(Deserialize)]

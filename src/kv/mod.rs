@@ -10,6 +10,7 @@ mod entry;
 mod expire;
 mod http;
 mod keys;
+mod lookup;
 mod plan;
 mod project;
 mod reader;
@@ -19,9 +20,9 @@ mod script;
 mod standing;
 
 pub use config::{AuditMode, Config};
-pub use http::routes;
+pub use http::{routes, short_cuts};
 pub use project::Projector;
-pub use reader::Reader;
+pub use reader::{Background, Reader};
 
 use crate::platform::kafka::{self, TopicSpec};
 
@@ -29,14 +30,15 @@ use crate::platform::kafka::{self, TopicSpec};
 pub const TOPIC: &str = "messages";
 /// The topic of reads, before the prefix.
 const AUDIT_TOPIC: &str = "audit";
-/// The consumer group of the projection, before the prefix.
-pub const GROUP: &str = "postrider-kv";
 
 /// Up to which offset a record speaks that the projection wrote: of all writes of its key up to there,
 /// the newest is what it says. The newest version of a key wins, whatever order records arrive in.
 const VERSION_HEADER: &str = "postrider-version";
 /// When the value ends, in milliseconds since the epoch.
 const EXPIRES_HEADER: &str = "postrider-expires-at";
+
+/// The consumer group of the projection, before the prefix.
+pub const GROUP: &str = "postrider-kv";
 
 /// The room's topics.
 pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {

@@ -14,7 +14,7 @@ use super::{
     entry::{Entry, Marker},
     keys::Keys,
     plan::{Plan, plan},
-    record::{self, Misplaced, Repeated},
+    record::{self, Place, Repeated, Unfit},
     restate::Restater,
     script::{Scripts, Writes},
     standing::Standing,
@@ -23,8 +23,8 @@ use crate::platform::{
     clock,
     kafka::{
         self, Broker, Producer,
-        batch::Batch,
-        consumer::{Assignment, BatchHandler, Failure},
+        batch::{Batch, Record},
+        lanes::{Assignment, BatchHandler, Failure, Poison},
     },
     ops::Check,
     redis::Redis,
@@ -201,10 +201,16 @@ impl BatchHandler for Projector {
         Ok((partition, from))
     }
 
-    async fn apply(&self, partition: &mut Partition, batch: &Batch) -> Result<(), Failure> {
-        let Some(next) = batch.next_offset() else { return Ok(()) };
+    async fn apply(&self, partition: &mut Partition, batch: &Batch) -> Result<Vec<Poison>, Failure> {
+        let Some(next) = batch.next_offset() else { return Ok(Vec::new()) };
+        // What an earlier owner settled has its letter; what it only wrote may lack it.
+        let place = self.place(partition);
+        let written = batch.iter().filter(|record| record.offset() < partition.marker.next);
+        let unsettled = written.filter(|record| record.offset() >= partition.settled);
+        let unfit = |record: Record<'_>| Some((record.offset(), record::judge(&place, &record).err()?));
+        let mut unfit: Vec<(i64, Unfit)> = unsettled.filter_map(unfit).collect();
         if next > partition.marker.next {
-            self.write(partition, batch, next).await?;
+            unfit.extend(self.write(partition, batch, next).await?);
         }
         let unsure = batch.iter().filter(|record| record.offset() >= partition.settled);
         let unsure = unsure.filter_map(|record| Some((record.key()?, Repeated::of(&record)?))).collect::<Vec<_>>();
@@ -212,7 +218,7 @@ impl BatchHandler for Projector {
             self.restate_newer(partition, &unsure).await?;
         }
         counter!("postrider_kv_projected_records_total").increment(batch.len() as u64);
-        Ok(())
+        Ok(unfit.into_iter().map(|(offset, unfit)| self.give_up(partition, offset, unfit)).collect())
     }
 
     async fn caught_up(&self, partition: &mut Partition) -> Result<(), Failure> {
@@ -261,16 +267,15 @@ impl BatchHandler for Projector {
 
 impl Projector {
     /// Writes what the view lacks of a batch, together with the marker.
-    async fn write(&self, partition: &mut Partition, batch: &Batch, next: i64) -> Result<(), Failure> {
-        let mut writes = Writes::default();
-        let now_ms = clock::now_ms();
-        let place =
-            record::Place { keys: &partition.keys, partition: partition.number, partitions: self.config.partitions };
+    async fn write(&self, partition: &mut Partition, batch: &Batch, next: i64) -> Result<Vec<(i64, Unfit)>, Failure> {
+        let (mut writes, mut unfit) = (Writes::default(), Vec::new());
+        let (now_ms, place) = (clock::now_ms(), self.place(partition));
         for record in batch.iter().filter(|record| record.offset() >= partition.marker.next) {
-            if let Err(Misplaced(offset)) = record::add(&mut writes, &place, &record, now_ms) {
-                self.misplaced(partition.number, offset);
+            if let Err(found) = record::add(&mut writes, &place, &record, now_ms) {
+                unfit.push((record.offset(), found));
             }
         }
+        unfit.retain(|(offset, _)| *offset >= partition.settled);
         let expected = partition.marker.encode();
         let marker = partition.marker.advanced(next, batch.last_timestamp_ms());
         let mut redis = self.redis()?;
@@ -286,7 +291,20 @@ impl Projector {
         if !was_complete {
             self.report_marker(partition);
         }
-        Ok(())
+        Ok(unfit)
+    }
+
+    fn place<'p>(&self, partition: &'p Partition) -> Place<'p> {
+        Place { keys: &partition.keys, partition: partition.number, partitions: self.config.partitions }
+    }
+
+    /// A record that the view cannot take goes to the dead letters.
+    fn give_up(&self, partition: &Partition, offset: i64, unfit: Unfit) -> Poison {
+        counter!("postrider_kv_poison_records_total", "reason" => unfit.reason.class).increment(1);
+        if unfit.misplaced {
+            self.misplaced(partition.number, offset);
+        }
+        Poison { offset, reason: unfit.reason }
     }
 
     /// A record of ours is where its key does not belong: partitions were added after it was written.

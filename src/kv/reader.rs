@@ -9,17 +9,20 @@ use std::{
 };
 
 use rdkafka::message::{Header, OwnedHeaders};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     AUDIT_TOPIC, Config, EXPIRES_HEADER, TOPIC,
-    audit::Audit,
-    entry::{Entry, Marker},
+    audit::{Audit, Carrying},
+    entry::Entry,
     keys::{Keys, MARKER_FIELD},
+    lookup::{Asking, Lookups},
 };
 use crate::platform::{
     clock,
     http::{Code, Config as HttpConfig, Problem, RequestContext, context::ANONYMOUS},
-    kafka::{self, Outgoing, Position, Producer, SendError, TopicsReady, event::Event, partition_of},
+    kafka::{self, Outgoing, Position, Producer, TopicsReady, event::Event, partition_of},
     redis::{Config as RedisConfig, Redis},
 };
 
@@ -39,15 +42,39 @@ pub(super) struct Inner {
     topic: String,
     producer: Producer,
     topics_ready: TopicsReady,
-    redis: tokio::sync::watch::Receiver<Option<Redis>>,
-    partitions: Vec<Place>,
+    lookups: Lookups,
+    /// By partition, the furthest marker seen: a view that shows an older one went back.
+    seen: Vec<AtomicI64>,
 }
 
-/// One partition of the view.
-struct Place {
-    keys: Keys,
-    /// The furthest marker seen: a view that shows an older one went back.
-    seen: AtomicI64,
+/// What runs beside the routes, to be owned by the role.
+pub struct Background {
+    asking: Asking,
+    carrying: Carrying,
+}
+
+impl Background {
+    /// Runs until the routes are gone, or those that did not finish within `grace` after the stop are
+    /// given up.
+    pub async fn run(self, stop: CancellationToken, grace: Duration) -> Result<(), String> {
+        let given_up = async {
+            stop.cancelled().await;
+            tokio::time::sleep(grace).await;
+        };
+        // Tasks of their own, in a set that aborts them when it is dropped.
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.asking.until_closed());
+        tasks.spawn(self.carrying.until_closed());
+        tokio::select! {
+            () = given_up => Ok(()),
+            ended = async {
+                while let Some(ended) = tasks.join_next().await {
+                    ended.map_err(|error| error.to_string())?;
+                }
+                Ok(())
+            } => ended,
+        }
+    }
 }
 
 /// What the view says of a key.
@@ -67,16 +94,15 @@ impl Reader {
         producer: Producer,
         topics_ready: TopicsReady,
         redis: tokio::sync::watch::Receiver<Option<Redis>>,
-    ) -> Self {
-        let place = |partition| Place {
-            keys: Keys::new(&redis_config.key_prefix, config.epoch, partition),
-            seen: AtomicI64::new(-1),
-        };
-        let partitions = (0..config.partitions).map(place).collect();
-        let audit = Audit::new(config.audit, kafka.topic(AUDIT_TOPIC), producer.clone(), topics_ready.clone());
+    ) -> (Self, Background) {
+        let keys = |partition| Keys::new(&redis_config.key_prefix, config.epoch, partition);
+        let (lookups, asking) = Lookups::new((0..config.partitions).map(keys).collect(), redis);
+        let seen = (0..config.partitions).map(|_| AtomicI64::new(-1)).collect();
+        let (audit, carrying) =
+            Audit::new(config.audit, kafka.topic(AUDIT_TOPIC), producer.clone(), topics_ready.clone());
         let topic = kafka.topic(TOPIC);
-        let inner = Inner { audit, topic, producer, topics_ready, redis, partitions, config, http };
-        Self { inner: Arc::new(inner) }
+        let inner = Inner { audit, topic, producer, topics_ready, lookups, seen, config, http };
+        (Self { inner: Arc::new(inner) }, Background { asking, carrying })
     }
 
     /// Writes a push, or with `None` a tombstone, and returns where it is.
@@ -111,7 +137,7 @@ impl Reader {
             headers: Some(headers),
             timestamp_ms: None,
         };
-        let stored = inner.producer.store(record).await.map_err(|error| explain(&error))?;
+        let stored = inner.producer.store(record).await?;
         Ok(Position {
             topic: inner.topic.clone(),
             partition: stored.partition,
@@ -123,9 +149,9 @@ impl Reader {
     /// Waits until the view has the write at this position.
     pub(super) async fn await_visible(&self, after: &Position) -> Result<(), Problem> {
         let inner = &*self.inner;
-        let place = usize::try_from(after.partition).ok().and_then(|number| inner.partitions.get(number));
+        let partition = usize::try_from(after.partition).ok().filter(|&number| number < inner.seen.len());
         let known = after.topic == inner.topic && after.epoch == inner.config.epoch;
-        let Some(place) = place.filter(|_| known) else {
+        let Some(partition) = partition.filter(|_| known) else {
             return Err(Problem::new(
                 Code::InvalidRequest,
                 format!("Postrider-After: `{after}` is not a position of this view"),
@@ -133,7 +159,7 @@ impl Reader {
         };
         let deadline = Instant::now() + Duration::from_millis(inner.config.visibility_timeout_ms);
         loop {
-            if let Ok((Some(marker), _)) = self.fetch(place, MARKER_FIELD).await
+            if let Ok((Some(marker), _)) = inner.lookups.read(partition, MARKER_FIELD).await
                 && marker.next > after.offset
             {
                 return Ok(());
@@ -148,15 +174,19 @@ impl Reader {
 
     /// Reads a key and the marker of its partition in one go.
     pub(super) async fn look_up(&self, key: &str) -> Result<Lookup, Problem> {
-        let partition = partition_of(key.as_bytes(), self.inner.config.partitions);
-        let Some(place) = usize::try_from(partition).ok().and_then(|number| self.inner.partitions.get(number)) else {
+        let inner = &*self.inner;
+        let partition = partition_of(key.as_bytes(), inner.config.partitions);
+        let Some((number, seen)) =
+            usize::try_from(partition).ok().and_then(|number| Some((number, inner.seen.get(number)?)))
+        else {
             return Err(Problem::new(Code::Internal, "the view has no partitions"));
         };
-        let (marker, entry) = self.fetch(place, key).await?;
+        let found = inner.lookups.read(number, key).await;
+        let (marker, entry) = found.map_err(|detail| Problem::new(Code::RedisUnavailable, detail))?;
         let Some(marker) = marker else {
             return Ok(Lookup::Incomplete(format!("partition {partition} of the view is missing")));
         };
-        let seen = place.seen.fetch_max(marker.next, Ordering::Relaxed);
+        let seen = seen.fetch_max(marker.next, Ordering::Relaxed);
         if let Some(target) = marker.target {
             return Ok(Lookup::Incomplete(format!("partition {partition} is at offset {} of {target}", marker.next)));
         }
@@ -169,26 +199,4 @@ impl Reader {
             .and_then(|entry| entry.live_value(clock::now_ms()).map(<[u8]>::to_vec));
         Ok(value.map_or(Lookup::Absent, Lookup::Found))
     }
-
-    async fn fetch(&self, place: &Place, key: &str) -> Result<(Option<Marker>, Option<Vec<u8>>), Problem> {
-        let unavailable = |detail: String| Problem::new(Code::RedisUnavailable, detail);
-        let redis = self.inner.redis.borrow().clone();
-        let Some(mut redis) = redis else { return Err(unavailable("Redis is not connected yet".to_owned())) };
-        let mut command = redis::cmd("HMGET");
-        command.arg(&place.keys.view).arg(MARKER_FIELD).arg(key);
-        let (marker, entry): (Option<Vec<u8>>, Option<Vec<u8>>) =
-            command.query_async(&mut redis).await.map_err(|error| unavailable(error.to_string()))?;
-        Ok((marker.as_deref().and_then(Marker::decode), entry))
-    }
-}
-
-fn explain(error: &SendError) -> Problem {
-    let code = match error {
-        SendError::Full => Code::Overloaded,
-        SendError::Unavailable | SendError::UnknownTopic(_) | SendError::UnknownPartition => Code::KafkaUnavailable,
-        SendError::TooLarge => Code::BodyTooLarge,
-        SendError::Unknown => Code::OutcomeUnknown,
-        SendError::Rejected(_) => Code::KafkaRejected,
-    };
-    Problem::new(code, error.to_string())
 }

@@ -1,6 +1,5 @@
 //! What one record of the topic means to the view.
 
-use metrics::counter;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -12,7 +11,7 @@ use super::{
 };
 use crate::platform::{
     http::json,
-    kafka::{batch::Record, event, partition_of},
+    kafka::{batch::Record, dead_letter::Reason, event, partition_of},
 };
 
 /// A record whose version decides, because it repeats an earlier write, or may.
@@ -46,28 +45,37 @@ pub struct Place<'a> {
     pub partitions: i32,
 }
 
-/// A record of ours in a partition that its key does not belong to.
+/// A record that no push can have written.
 #[derive(Debug)]
-pub struct Misplaced(pub i64);
+pub struct Unfit {
+    pub reason: Reason,
+    /// It is a push all the same, in a partition that its key does not belong to.
+    pub misplaced: bool,
+}
+
+fn unfit(class: &'static str, message: &str) -> Unfit {
+    Unfit { reason: Reason { class, message: message.to_owned() }, misplaced: false }
+}
+
+/// Whether the view can take a record. Returns its key.
+pub fn judge<'r>(place: &Place<'_>, record: &Record<'r>) -> Result<&'r [u8], Unfit> {
+    let key = record.key().filter(|key| !key.is_empty()).ok_or_else(|| unfit("no_key", "a push has a key"))?;
+    if partition_of(key, place.partitions) != place.partition {
+        let misplaced = record.header("ce_source") == Some(b"/kv");
+        return Err(Unfit { misplaced, ..unfit("wrong_partition", "its key belongs to another partition") });
+    }
+    match record.value().map(json::parse::<&RawValue>) {
+        Some(Err(error)) => Err(unfit("not_json", &format!("its value is not JSON: {error}"))),
+        _ => Ok(key),
+    }
+}
 
 /// Adds what one record changes.
-pub fn add(writes: &mut Writes, place: &Place<'_>, record: &Record<'_>, now_ms: i64) -> Result<(), Misplaced> {
-    let Some(key) = record.key().filter(|key| !key.is_empty()) else {
-        poison(record, "no key");
-        return Ok(());
-    };
-    if partition_of(key, place.partitions) != place.partition {
-        poison(record, "wrong partition");
-        let ours = record.header("ce_source") == Some(b"/kv");
-        return if ours { Err(Misplaced(record.offset())) } else { Ok(()) };
-    }
+pub fn add(writes: &mut Writes, place: &Place<'_>, record: &Record<'_>, now_ms: i64) -> Result<(), Unfit> {
+    let key = judge(place, record)?;
     let expires = record.header(EXPIRES_HEADER).and_then(|text| std::str::from_utf8(text).ok()?.parse::<i64>().ok());
     let state = match record.value() {
         None => State::Deleted,
-        Some(value) if json::parse::<&RawValue>(value).is_err() => {
-            poison(record, "not JSON");
-            return Ok(());
-        }
         Some(value) => State::Value { value, expires_ms: expires },
     };
     let ends_ms = match state {
@@ -89,10 +97,4 @@ pub fn add(writes: &mut Writes, place: &Place<'_>, record: &Record<'_>, now_ms: 
         }
     }
     Ok(())
-}
-
-/// A record that no push can have written is passed over, and counted.
-fn poison(record: &Record<'_>, reason: &'static str) {
-    counter!("postrider_kv_poison_records_total", "reason" => reason).increment(1);
-    tracing::warn!(offset = record.offset(), reason, "a record in the kv topic is not a push; it is passed over");
 }

@@ -1,12 +1,18 @@
 //! What every room stands on. No word of the product's capabilities appears here.
 
+pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod drain;
 pub mod http;
 pub mod kafka;
 pub mod ops;
+pub mod outbound;
+pub mod pace;
+pub mod panic;
 pub mod postgres;
+pub mod pubsub;
+pub mod query;
 pub mod redis;
 pub mod telemetry;
 pub mod trace_context;

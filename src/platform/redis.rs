@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
+use futures_util::{StreamExt, future::join_all};
 use redis::{
-    Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, Value,
+    Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, Value,
     aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
     cluster::ClusterClientBuilder,
     cluster_async::ClusterConnection,
@@ -44,6 +45,46 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    fn urls(&self) -> impl Iterator<Item = &str> {
+        self.url.expose().split(',').map(str::trim).filter(|url| !url.is_empty())
+    }
+
+    pub(super) fn first_url(&self) -> Result<ConnectionInfo, RedisError> {
+        let first = self.urls().next().ok_or((ErrorKind::InvalidClientConfig, "`redis.url` is not set"))?;
+        first.into_connection_info()
+    }
+}
+
+/// Calls `wake` for each message on a channel, and whenever some may have been missed. Over a connection of
+/// its own, made again when it breaks; in a Cluster every server has all messages.
+pub async fn listen(config: Config, channel: String, wake: impl Fn() + Send) {
+    loop {
+        if let Err(error) = listen_once(&config, &channel, &wake).await {
+            tracing::debug!(channel, error = %error, "not listening");
+        }
+        tokio::time::sleep(Duration::from_millis(500 + fastrand::u64(0..500))).await;
+    }
+}
+
+async fn listen_once(config: &Config, channel: &str, wake: &impl Fn()) -> Result<(), RedisError> {
+    let client = redis::Client::open(config.first_url()?)?;
+    let connect = Duration::from_millis(config.connect_timeout_ms);
+    let subscribe = async {
+        let mut listener = client.get_async_pubsub().await?;
+        listener.subscribe(channel).await?;
+        Ok::<_, RedisError>(listener)
+    };
+    let too_slow = (ErrorKind::Io, "no answer within `redis.connect_timeout_ms`");
+    let mut listener = tokio::time::timeout(connect, subscribe).await.map_err(|_| RedisError::from(too_slow))??;
+    wake();
+    let mut messages = listener.on_message();
+    while messages.next().await.is_some() {
+        wake();
+    }
+    Ok(())
+}
+
 /// Cheap to clone; commands of all clones share the connection.
 #[derive(Clone)]
 pub enum Redis {
@@ -56,17 +97,15 @@ impl Redis {
     pub async fn connect(config: &Config) -> Result<Self, RedisError> {
         let response = Duration::from_millis(config.response_timeout_ms);
         let connect = Duration::from_millis(config.connect_timeout_ms);
-        let urls = config.url.expose().split(',').map(str::trim).filter(|url| !url.is_empty());
         if config.cluster {
-            let client = ClusterClientBuilder::new(urls)
+            let client = ClusterClientBuilder::new(config.urls())
                 .response_timeout(response)
                 .connection_timeout(connect)
                 .retries(3)
                 .build()?;
             return Ok(Self::Cluster(client.get_async_connection().await?));
         }
-        let first = urls.into_iter().next().ok_or((ErrorKind::InvalidClientConfig, "`redis.url` is not set"))?;
-        let client = redis::Client::open(first.into_connection_info()?)?;
+        let client = redis::Client::open(config.first_url()?)?;
         let options = ConnectionManagerConfig::new()
             .set_response_timeout(Some(response))
             .set_connection_timeout(Some(connect))
@@ -83,6 +122,31 @@ impl Redis {
                 Err(error) => check.fail(format!("Redis does not answer: {error}")),
             }
             tokio::time::sleep(Duration::from_millis(250 + fastrand::u64(0..250))).await;
+        }
+    }
+
+    /// Asks several things that have nothing to do with each other, and gives the answers in their order:
+    /// in one go with one server; with a Cluster side by side, each where it belongs.
+    pub async fn ask(&mut self, commands: Vec<Cmd>) -> Vec<Result<Value, RedisError>> {
+        let count = commands.len();
+        match self {
+            Self::Single(connection) => {
+                let mut pipeline = Pipeline::with_capacity(count);
+                for command in commands {
+                    pipeline.add_command(command);
+                }
+                match connection.req_packed_commands(&pipeline, 0, count).await {
+                    Ok(values) => values.into_iter().map(Value::extract_error).collect(),
+                    Err(error) => vec![Err(error); count],
+                }
+            }
+            Self::Cluster(connection) => {
+                let ask_one = |command: Cmd| {
+                    let mut connection = connection.clone();
+                    async move { connection.req_packed_command(&command).await.and_then(Value::extract_error) }
+                };
+                join_all(commands.into_iter().map(ask_one)).await
+            }
         }
     }
 

@@ -80,14 +80,9 @@ impl TraceContext {
 
     /// The `traceparent` value.
     pub fn traceparent(self) -> [u8; TRACEPARENT_LEN] {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut out = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        for (at, slot) in out[3..35].iter_mut().enumerate() {
-            *slot = DIGITS[(self.trace_id >> (124 - 4 * at)) as usize & 15];
-        }
-        for (at, slot) in out[36..52].iter_mut().enumerate() {
-            *slot = DIGITS[(self.span_id >> (60 - 4 * at)) as usize & 15];
-        }
+        write_hex(&self.trace_id.to_be_bytes(), &mut out[3..35]);
+        write_hex(&self.span_id.to_be_bytes(), &mut out[36..52]);
         out[54] = if self.sampled { b'1' } else { b'0' };
         out
     }
@@ -113,6 +108,14 @@ impl TraceContext {
             span_id: u64::from_be_bytes(span.span_id().to_bytes()),
             sampled: span.is_sampled(),
         })
+    }
+}
+
+/// Two digits for each byte.
+fn write_hex(bytes: &[u8], out: &mut [u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (byte, pair) in bytes.iter().zip(out.as_chunks_mut::<2>().0) {
+        *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
     }
 }
 

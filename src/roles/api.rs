@@ -11,12 +11,16 @@ use super::{
     settings::TopicPlan,
 };
 use crate::{
+    comments::{self, Comments},
+    dlq::{self, Queue},
     gateway::{self, Gateway},
     kv::{self, Reader},
+    messages::{self, Messages},
     platform::{
         drain::Tasks,
-        http::{layer::OuterLayer, serve},
+        http::{layer::OuterLayer, serve, shortcut::ShortCuts},
         ops::render_metrics,
+        redis,
     },
 };
 
@@ -31,7 +35,7 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
         platform.admin.clone(),
         TopicPlan::internal_names(settings),
     );
-    let kv = Reader::new(
+    let (kv, kv_background) = Reader::new(
         settings.kv.clone(),
         settings.http.clone(),
         &settings.kafka,
@@ -40,7 +44,19 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
         platform.topics_ready.clone(),
         redis,
     );
-    let (router, openapi) = router(gateway, kv);
+    tasks.spawn("kv reads and audit", kv_background.run(platform.stop.clone(), settings.drain.grace()));
+    let short_cuts = kv::short_cuts(gateway::short_cuts(ShortCuts::default(), &gateway), &kv);
+    let dlq =
+        Queue::new(settings.kafka.clone(), platform.producer.clone(), platform.broker.clone(), platform.admin.clone());
+    let (comments, messages) = (comments(platform, tasks), messages(platform, tasks));
+    let routes = [
+        kv::routes(kv),
+        gateway::routes(gateway),
+        comments::routes(comments),
+        messages::routes(messages),
+        dlq::routes(dlq, &settings.dlq, &settings.http),
+    ];
+    let (router, openapi) = router(routes);
     let document: Arc<str> = openapi.to_pretty_json().map_err(|error| error.to_string())?.into();
     let router = router
         .route("/openapi.json", get(document_json).with_state(document))
@@ -53,14 +69,61 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
     }
     let (config, stop, grace) = (settings.http.clone(), platform.stop.clone(), settings.drain.grace());
     tasks.spawn("http", async move {
-        serve::serve(listeners, router, &config, stop, grace).await;
+        serve::serve(listeners, router, short_cuts, &config, stop, grace).await;
         Ok(())
     });
     Ok(())
 }
 
-fn router(gateway: Gateway, kv: Reader) -> (Router, OpenApi) {
-    OpenApiRouter::with_openapi(openapi()).merge(kv::routes(kv)).merge(gateway::routes(gateway)).split_for_parts()
+/// The comments room, with what follows its table.
+fn comments(platform: &Platform, tasks: &mut Tasks) -> Comments {
+    let settings = &platform.settings;
+    let comments = Comments::new(
+        settings.comments.clone(),
+        settings.http.clone(),
+        &settings.kafka,
+        platform.producer.clone(),
+        platform.topics_ready.clone(),
+        platform.postgres.clone(),
+        platform.stop.clone(),
+    );
+    if let Some(tail) = comments.tail() {
+        tasks.spawn_forever("comments tail", tail.clone().run());
+        let channel = comments::hint_channel(&settings.redis.key_prefix);
+        tasks.spawn_forever("comments hints", redis::listen(settings.redis.clone(), channel, move || tail.wake()));
+    }
+    comments
+}
+
+/// The messages room, with what serves its open connections.
+fn messages(platform: &Platform, tasks: &mut Tasks) -> Messages {
+    let settings = &platform.settings;
+    let messages = Messages::new(
+        settings.messages.clone(),
+        settings.http.clone(),
+        &settings.kafka,
+        platform.producer.clone(),
+        platform.topics_ready.clone(),
+        messages::connections(
+            &settings.messages,
+            &settings.redis.key_prefix,
+            platform.postgres.clone(),
+            platform.stop.clone(),
+        ),
+    );
+    if let Some(open) = messages.open() {
+        let channels = open.hub.channels();
+        tasks.spawn_forever("messages news", channels.run(settings.redis.clone(), open.hub.clone()));
+        tasks.spawn_forever("messages sweep", open.hub.clone().sweep_forever());
+        tasks.spawn_forever("messages clock", open.hub.clone().tick_forever());
+        tasks.spawn("messages connections", open.clone().run(settings.drain.grace()));
+    }
+    messages
+}
+
+fn router(rooms: impl IntoIterator<Item = OpenApiRouter>) -> (Router, OpenApi) {
+    let head = OpenApiRouter::with_openapi(openapi());
+    rooms.into_iter().fold(head, OpenApiRouter::merge).split_for_parts()
 }
 
 /// The head of the OpenAPI document.

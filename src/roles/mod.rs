@@ -2,10 +2,12 @@
 
 mod api;
 mod processor;
+mod progress;
 mod relay;
 mod runtime;
 mod settings;
 
 pub use api::openapi;
-pub use runtime::run;
-pub use settings::{Role, Settings, TopicPlan};
+pub use relay::RelayCommand;
+pub use runtime::{run, run_relay};
+pub use settings::{ConsumerPlan, Role, Settings, TopicPlan};

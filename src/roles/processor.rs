@@ -2,17 +2,32 @@
 
 use std::sync::Arc;
 
-use super::runtime::{Platform, SharedRedis};
+use super::{
+    runtime::{Platform, SharedRedis},
+    settings::ConsumerPlan,
+};
 use crate::{
-    kv::{self, Projector},
+    comments, dlq,
+    kv::Projector,
+    messages,
     platform::{
         drain::Tasks,
-        kafka::consumer::{self, Subscription},
+        kafka::{
+            DeadLetters,
+            lanes::{BatchHandler, Subscription},
+        },
     },
 };
 
 /// Starts the consumers.
 pub(super) fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &mut Tasks) -> Result<(), String> {
+    project_kv(platform, redis.clone(), tasks);
+    project_comments(platform, redis.clone(), tasks);
+    project_messages(platform, redis, tasks);
+    Ok(())
+}
+
+fn project_kv(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) {
     let settings = &platform.settings;
     let projector = Projector::new(
         settings.kv.clone(),
@@ -23,19 +38,61 @@ pub(super) fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &mut Ta
         platform.broker.clone(),
         platform.health.check("kv view"),
     );
-    let epoch = settings.kv.epoch;
-    let group = if epoch == 0 { kv::GROUP.to_owned() } else { format!("{}-e{epoch}", kv::GROUP) };
-    let subscription = Subscription {
-        name: "kv",
-        topic: settings.kafka.topic(kv::TOPIC),
-        group: settings.kafka.group(&group),
-        max_batch_records: settings.kv.batch_records,
-        max_batch_bytes: 1 << 20,
+    let subscription = subscription(platform, ConsumerPlan::kv(settings), settings.kv.batch_records);
+    consume("kv consumer", platform, subscription, projector, tasks);
+}
+
+fn project_comments(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) {
+    let settings = &platform.settings;
+    let Some(pool) = platform.postgres.clone() else {
+        tracing::warn!("comments stay in Kafka and are not stored: `postgres.url` is not set");
+        return;
     };
-    let (config, broker, stop) = (settings.kafka.clone(), platform.broker.clone(), platform.stop.clone());
-    let beat = platform.health.beat("kv consumer");
-    tasks.spawn("kv consumer", async move {
-        consumer::run(&config, broker, subscription, projector, beat, stop).await.map_err(|error| error.to_string())
-    });
-    Ok(())
+    let projector = comments::Projector::new(settings.comments.clone(), pool, platform.health.check("comments"));
+    let subscription = subscription(platform, ConsumerPlan::comments(settings), settings.comments.batch_records);
+    let hints = projector.clone().hint_forever(redis, settings.redis.key_prefix.clone());
+    tasks.spawn_forever("comments hints", hints);
+    consume("comments consumer", platform, subscription, projector, tasks);
+}
+
+fn project_messages(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) {
+    let settings = &platform.settings;
+    let Some(pool) = platform.postgres.clone() else {
+        tracing::warn!("messages stay in Kafka and reach nobody: `postgres.url` is not set");
+        return;
+    };
+    let publisher = messages::Publisher::new(settings.redis.key_prefix.clone());
+    tasks.spawn_forever("messages news", publisher.clone().run(redis));
+    tasks.spawn_forever("messages upkeep", messages::keep_partitions(pool.clone(), settings.messages.retention_days));
+    let check = platform.health.check("messages");
+    let projector = messages::Projector::new(&settings.messages, pool, publisher, check);
+    let subscription = subscription(platform, ConsumerPlan::messages(settings), settings.messages.batch_records);
+    consume("messages consumer", platform, subscription, projector, tasks);
+}
+
+fn dead_letters(platform: &Platform) -> DeadLetters {
+    DeadLetters::new(platform.producer.clone(), platform.settings.kafka.topic(dlq::EVENTS_TOPIC))
+}
+
+/// What a room reads, up to 1 MiB at a time.
+fn subscription(platform: &Platform, plan: ConsumerPlan, max_batch_records: usize) -> Subscription {
+    Subscription {
+        name: plan.name,
+        topic: plan.topic,
+        group: plan.group,
+        max_batch_records,
+        max_batch_bytes: 1 << 20,
+        dead_letters: dead_letters(platform),
+    }
+}
+
+fn consume<H: BatchHandler>(
+    name: &'static str,
+    platform: &Platform,
+    subscription: Subscription,
+    handler: Arc<H>,
+    tasks: &mut Tasks,
+) {
+    let lanes = platform.lanes();
+    tasks.spawn(name, async move { lanes.batches(subscription, handler).await.map_err(|error| error.to_string()) });
 }

@@ -1,15 +1,137 @@
-//! The relay role: what waits elsewhere goes on. It has no room to carry for yet and only keeps
-//! its probes.
+//! The relay role: what waits elsewhere goes on. It carries topics to other people's endpoints; the
+//! command `relay` does that for one topic, without a configuration file.
 
-use std::sync::Arc;
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use super::runtime::Platform;
-use crate::platform::drain::Tasks;
+use super::{progress, runtime::Platform, settings::ConsumerPlan};
+use crate::{
+    dlq,
+    gateway::relay::{Access, Config, Route},
+    platform::{
+        drain::Tasks,
+        kafka::{
+            DeadLetters,
+            lanes::{Keyed, Lanes, Span, Subscription},
+        },
+        ops::Check,
+    },
+};
 
-pub(super) fn start(platform: &Arc<Platform>, tasks: &mut Tasks) {
-    let stop = platform.stop.clone();
-    tasks.spawn("relay", async move {
-        stop.cancelled().await;
-        Ok(())
+/// How far a partition may go past a record that is being retried.
+const SPAN: Span = Span { records: 10_000, bytes: 16 << 20 };
+
+/// How long the dead-letter topic is waited for. Where it cannot be made, records that the target
+/// takes should flow all the same; those that it does not take are held.
+const TOPICS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the command `relay` was told.
+#[derive(Debug, Clone)]
+pub struct RelayCommand {
+    pub route: Config,
+    /// Refuse targets that are not on the public internet.
+    pub public_only: bool,
+    /// Whether another port will do when the management port is taken.
+    pub any_management_port: bool,
+}
+
+/// Starts every configured route.
+pub(super) fn start(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), String> {
+    let relays = &platform.settings.gateway.relays;
+    if relays.is_empty() {
+        let stop = platform.stop.clone();
+        tasks.spawn("relay", async move {
+            stop.cancelled().await;
+            Ok(())
+        });
+    }
+    let (mut names, mut groups) = (HashSet::new(), HashSet::new());
+    for config in relays {
+        if !names.insert(config.name.as_str()) || !groups.insert(config.group()) {
+            return Err(format!("`gateway.relays`: two relays have the name or group of `{}`", config.name));
+        }
+        start_route(platform, config, Access::Public, ConsumerPlan::relay(&platform.settings, config), tasks)?;
+    }
+    Ok(())
+}
+
+/// Starts the one route of the command.
+pub(super) fn start_command(platform: &Arc<Platform>, command: &RelayCommand, tasks: &mut Tasks) -> Result<(), String> {
+    let access = if command.public_only { Access::Public } else { Access::Any };
+    // The group as it was given: who names one means that one.
+    let plan = ConsumerPlan::of_relay(&command.route, command.route.group());
+    let consumer = plan.name;
+    let route = start_route(platform, &command.route, access, plan, tasks)?;
+    tasks.spawn_forever("progress", progress::show(route, platform.metrics.clone(), consumer));
+    Ok(())
+}
+
+fn start_route(
+    platform: &Arc<Platform>,
+    config: &Config,
+    access: Access,
+    plan: ConsumerPlan,
+    tasks: &mut Tasks,
+) -> Result<Arc<Route>, String> {
+    let route = Route::new(config, access, platform.stop.clone()).map_err(|problem| problem.to_string())?;
+    let route = Arc::new(route);
+    let ConsumerPlan { name, topic, group } = plan;
+    let target = route.target();
+    tracing::info!(route = config.name, topic, group, target, rate = config.rate, config.workers, "relaying");
+    let letters = platform.settings.kafka.topic(dlq::DELIVERIES_TOPIC);
+    let subscription = Subscription {
+        name,
+        topic,
+        group,
+        max_batch_records: 500,
+        max_batch_bytes: 256 << 10,
+        dead_letters: DeadLetters::new(platform.producer.clone(), letters),
+    };
+    let keyed = Keyed { concurrency: config.workers, span: SPAN };
+    let lanes = patient(platform.lanes(), config);
+    let (platform, check, handler) = (platform.clone(), platform.health.check(name), route.clone());
+    tasks.spawn(name, async move {
+        let wait = await_topics(&platform, &subscription.topic, &check);
+        if platform.stop.run_until_cancelled(wait).await.is_none() {
+            return Ok(());
+        }
+        check.pass();
+        lanes.keyed(subscription, keyed, handler).await.map_err(|error| error.to_string())
     });
+    Ok(route)
+}
+
+/// A target that takes all of a long timeout, or a rate of a record an hour, is not a stall.
+fn patient(mut lanes: Lanes, config: &Config) -> Lanes {
+    let slot_ms = if config.rate > 0.0 { (1_000.0 / config.rate) as u64 } else { 0 };
+    let usual_ms = config.timeout_ms.saturating_add(slot_ms);
+    let stall_ms = &mut lanes.config.consumer.stall_timeout_ms;
+    *stall_ms = (*stall_ms).max(usual_ms.saturating_mul(2));
+    lanes
+}
+
+/// Waits until the topic exists, and for a while until ours do.
+async fn await_topics(platform: &Platform, topic: &str, check: &Check) {
+    let mut said = false;
+    loop {
+        match platform.broker.partitions(topic).await {
+            Ok(Some(_)) => break,
+            Ok(None) => {
+                check.fail(format!("topic `{topic}` does not exist yet"));
+                if !said {
+                    tracing::warn!(topic, "the topic does not exist yet; waiting for it");
+                    said = true;
+                }
+            }
+            Err(error) => check.fail(format!("topic `{topic}` cannot be looked up: {error}")),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let began = Instant::now();
+    while !platform.topics_ready.get() && began.elapsed() < TOPICS_PATIENCE {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

@@ -1,24 +1,30 @@
 //! The life of a process: set up the platform, build the role, serve, drain.
 
-use std::{sync::Arc, time::Duration};
+use std::{io::ErrorKind, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sqlx::PgPool;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    api, processor, relay,
+    api, processor,
+    relay::{self, RelayCommand},
     settings::{Settings, TopicPlan},
 };
 use crate::platform::{
     drain::{self, Tasks},
-    http::serve,
-    kafka::{Admin, Broker, Producer, TopicSpec, TopicsReady},
+    http::{serve, shortcut::ShortCuts},
+    kafka::{Admin, Broker, Producer, TopicError, TopicSpec, TopicsReady, lanes::Lanes},
     ops::{self, Check, Health},
     postgres,
     redis::Redis,
     telemetry,
 };
+
+/// Ports after a taken management port that a command tries.
+const PORTS_TRIED: u16 = 100;
 
 /// What every role stands on.
 pub(super) struct Platform {
@@ -29,12 +35,40 @@ pub(super) struct Platform {
     pub producer: Producer,
     pub admin: Arc<Admin>,
     pub topics_ready: TopicsReady,
+    /// `None` where `postgres.url` is not set: what needs it is off.
+    pub postgres: Option<PgPool>,
     /// Ends intake and loops.
     pub stop: CancellationToken,
 }
 
+impl Platform {
+    /// What runs consumers.
+    pub fn lanes(&self) -> Lanes {
+        let (config, broker) = (self.settings.kafka.clone(), self.broker.clone());
+        Lanes { config, broker, health: self.health.clone(), stop: self.stop.clone() }
+    }
+}
+
+/// What a process was started for.
+enum Mission {
+    /// Whatever the configured role says.
+    Role,
+    /// One route from a topic to a URL, with Kafka alone.
+    Relay(Box<RelayCommand>),
+}
+
 /// Runs the configured role until a signal or a failure. The error is a sentence for the operator.
 pub fn run(settings: Settings) -> Result<(), String> {
+    launch(settings, Mission::Role)
+}
+
+/// Runs the command `relay`, likewise.
+pub fn run_relay(settings: Settings, command: RelayCommand) -> Result<(), String> {
+    command.route.check().map_err(|problem| problem.to_string())?;
+    launch(settings, Mission::Relay(Box::new(command)))
+}
+
+fn launch(settings: Settings, mission: Mission) -> Result<(), String> {
     let workers = match settings.worker_threads {
         0 => std::thread::available_parallelism().map_or(2, usize::from),
         count => count,
@@ -46,17 +80,17 @@ pub fn run(settings: Settings) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let outcome = runtime.block_on(live(settings));
+    let outcome = runtime.block_on(live(settings, mission));
     runtime.shutdown_timeout(Duration::from_secs(2));
     outcome
 }
 
-async fn live(settings: Settings) -> Result<(), String> {
+async fn live(settings: Settings, mission: Mission) -> Result<(), String> {
     let metrics = telemetry::install_metrics()?;
     let traces = telemetry::init(&settings.telemetry, &settings.role.to_string())?;
     let files = raise_file_limit();
     tracing::info!(role = %settings.role, version = env!("CARGO_PKG_VERSION"), files, "starting");
-    let outcome = serve_until_stopped(settings, metrics).await;
+    let outcome = serve_until_stopped(settings, mission, metrics).await;
     let flushed = tokio::task::spawn_blocking(move || traces.shutdown(Duration::from_secs(3)));
     if flushed.await.is_err() {
         tracing::warn!("the trace exporter failed at shutdown");
@@ -65,10 +99,10 @@ async fn live(settings: Settings) -> Result<(), String> {
     outcome
 }
 
-async fn serve_until_stopped(settings: Settings, metrics: PrometheusHandle) -> Result<(), String> {
+async fn serve_until_stopped(settings: Settings, mission: Mission, metrics: PrometheusHandle) -> Result<(), String> {
     let signal = tokio::spawn(drain::signalled());
     let health = Health::default();
-    let management = serve::bind(&settings.management.listen).await.map_err(|error| error.to_string())?;
+    let management = bind_management(&settings.management.listen, &mission).await?;
     for listener in &management {
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         tracing::info!(%address, "serving probes and metrics");
@@ -76,6 +110,10 @@ async fn serve_until_stopped(settings: Settings, metrics: PrometheusHandle) -> R
     let broker = Broker::start(&settings.kafka, health.check("kafka")).map_err(|error| format!("kafka: {error}"))?;
     let admin = Admin::new(&settings.kafka, broker.clone()).map_err(|error| format!("kafka: {error}"))?;
     let producer = Producer::start(&settings.kafka, broker.clone()).map_err(|error| format!("kafka: {error}"))?;
+    let postgres = match &mission {
+        Mission::Role => open_postgres(&settings)?,
+        Mission::Relay(_) => None,
+    };
     let platform = Arc::new(Platform {
         settings: Arc::new(settings),
         health: health.clone(),
@@ -84,6 +122,7 @@ async fn serve_until_stopped(settings: Settings, metrics: PrometheusHandle) -> R
         producer,
         admin: Arc::new(admin),
         topics_ready: TopicsReady::default(),
+        postgres,
         stop: CancellationToken::new(),
     });
     // The management port answers until the very end, so it has a stop of its own.
@@ -92,9 +131,9 @@ async fn serve_until_stopped(settings: Settings, metrics: PrometheusHandle) -> R
     let router = ops::router(health.clone(), metrics.clone());
     let management = tokio::spawn({
         let stop = management_stop.clone();
-        async move { serve::serve(management, router, &config, stop, Duration::from_secs(1)).await }
+        async move { serve::serve(management, router, ShortCuts::default(), &config, stop, Duration::from_secs(1)).await }
     });
-    let outcome = run_role(&platform, signal).await;
+    let outcome = run_mission(&platform, &mission, signal).await;
     let producer = platform.producer.clone();
     let grace = platform.settings.drain.grace();
     if tokio::task::spawn_blocking(move || producer.close(grace)).await.is_err() {
@@ -109,21 +148,57 @@ async fn serve_until_stopped(settings: Settings, metrics: PrometheusHandle) -> R
 
 type Signal = tokio::task::JoinHandle<std::io::Result<&'static str>>;
 
-async fn run_role(platform: &Arc<Platform>, mut signal: Signal) -> Result<(), String> {
+/// A command takes the next free port where nobody has asked for a certain one, so that several can
+/// run side by side.
+async fn bind_management(addresses: &[String], mission: &Mission) -> Result<Vec<TcpListener>, String> {
+    let error = match serve::bind(addresses).await {
+        Ok(listeners) => return Ok(listeners),
+        Err(error) => error,
+    };
+    let any_port = matches!(mission, Mission::Relay(command) if command.any_management_port);
+    if let (true, ErrorKind::AddrInUse, [address]) = (any_port, error.kind(), addresses)
+        && let Some((host, port)) = address.rsplit_once(':')
+        && let Ok(port) = port.parse::<u16>()
+    {
+        for next in port.saturating_add(1)..=port.saturating_add(PORTS_TRIED) {
+            if let Ok(listeners) = serve::bind(&[format!("{host}:{next}")]).await {
+                tracing::warn!(taken = port, port = next, "the management port is taken; using the next free one");
+                return Ok(listeners);
+            }
+        }
+    }
+    Err(error.to_string())
+}
+
+async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), String> {
+    let settings = &platform.settings;
+    if let Some(pool) = platform.postgres.clone() {
+        tasks.spawn_forever("postgres watch", postgres::watch(pool, platform.health.check("postgres")));
+    }
+    ensure_topics(platform, TopicPlan::specs(settings), tasks);
+    let redis = lazy_redis(platform);
+    if settings.role.serves_api() {
+        api::start(platform, redis.clone(), tasks).await?;
+    }
+    if settings.role.processes() {
+        processor::start(platform, redis.clone(), tasks)?;
+    }
+    if settings.role.relays() {
+        relay::start(platform, tasks)?;
+    }
+    Ok(())
+}
+
+async fn run_mission(platform: &Arc<Platform>, mission: &Mission, mut signal: Signal) -> Result<(), String> {
     let settings = &platform.settings;
     let mut tasks = Tasks::new(platform.stop.clone());
     tasks.spawn_forever("metrics upkeep", telemetry::upkeep(platform.metrics.clone()));
-    watch_postgres(platform, &mut tasks)?;
-    ensure_topics(platform, &mut tasks);
-    let redis = lazy_redis(platform);
-    if settings.role.serves_api() {
-        api::start(platform, redis.clone(), &mut tasks).await?;
-    }
-    if settings.role.processes() {
-        processor::start(platform, redis.clone(), &mut tasks)?;
-    }
-    if settings.role.relays() {
-        relay::start(platform, &mut tasks);
+    match mission {
+        Mission::Role => start_role(platform, &mut tasks).await?,
+        Mission::Relay(command) => {
+            ensure_topics(platform, TopicPlan::deliveries(settings), &mut tasks);
+            relay::start_command(platform, command, &mut tasks)?;
+        }
     }
     announce_ready(platform, &mut tasks);
     let mut running = tokio::spawn(tasks.join());
@@ -168,20 +243,18 @@ fn lazy_redis(platform: &Platform) -> SharedRedis {
     receiver
 }
 
-fn watch_postgres(platform: &Platform, tasks: &mut Tasks) -> Result<(), String> {
-    if platform.settings.postgres.url.is_empty() {
+/// The pool that all rooms share.
+fn open_postgres(settings: &Settings) -> Result<Option<PgPool>, String> {
+    if settings.postgres.url.is_empty() {
         tracing::warn!("`postgres.url` is not set: rooms that need Postgres are off");
-        return Ok(());
+        return Ok(None);
     }
-    let pool = postgres::pool(&platform.settings.postgres).map_err(|error| error.to_string())?;
-    tasks.spawn_forever("postgres watch", postgres::watch(pool, platform.health.check("postgres")));
-    Ok(())
+    postgres::pool(&settings.postgres).map(Some).map_err(|error| error.to_string())
 }
 
-fn ensure_topics(platform: &Platform, tasks: &mut Tasks) {
+fn ensure_topics(platform: &Platform, specs: Vec<TopicSpec>, tasks: &mut Tasks) {
     let admin = platform.admin.clone();
     let check = platform.health.check("topics");
-    let specs = TopicPlan::specs(&platform.settings);
     let ready = platform.topics_ready.clone();
     tasks.spawn_forever("topics", async move { keep_topics(&admin, &specs, &check, &ready).await });
 }
@@ -200,16 +273,17 @@ async fn keep_topics(admin: &Admin, specs: &[TopicSpec], check: &Check, ready: &
                 30_000
             }
             // Kafka's own check says so; what was found before still holds.
-            Err(error) if error.is_transient() && ready.get() => 3_000,
-            Err(error) => {
-                let problem = error.to_string();
+            Err(errors) if errors.iter().any(TopicError::is_transient) && ready.get() => 3_000,
+            Err(errors) => {
+                let transient = errors.iter().any(TopicError::is_transient);
+                let problem = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                 ready.set(false);
-                if !error.is_transient() && problem != said {
+                if !transient && problem != said {
                     tracing::error!(problem, "a topic is not as it must be");
                     said.clone_from(&problem);
                 }
                 check.fail(problem);
-                if error.is_transient() { 250 } else { 5_000 }
+                if transient { 250 } else { 5_000 }
             }
         };
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;

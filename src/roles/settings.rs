@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    gateway, kv,
+    comments, dlq, gateway, kv, messages,
     platform::{drain, http, kafka, kafka::TopicSpec, ops, postgres, redis, telemetry},
 };
 
@@ -66,6 +66,9 @@ pub struct Settings {
     pub telemetry: telemetry::Config,
     pub kv: kv::Config,
     pub gateway: gateway::Config,
+    pub dlq: dlq::Config,
+    pub comments: comments::Config,
+    pub messages: messages::Config,
 }
 
 impl Default for Settings {
@@ -82,7 +85,59 @@ impl Default for Settings {
             telemetry: telemetry::Config::default(),
             kv: kv::Config::default(),
             gateway: gateway::Config::default(),
+            dlq: dlq::Config::default(),
+            comments: comments::Config::default(),
+            messages: messages::Config::default(),
         }
+    }
+}
+
+/// One of our consumer groups.
+#[derive(Debug, Clone)]
+pub struct ConsumerPlan {
+    pub name: &'static str,
+    pub topic: String,
+    pub group: String,
+}
+
+impl ConsumerPlan {
+    /// Every group that the rooms of this configuration consume with, by full names.
+    pub fn all(settings: &Settings) -> Vec<Self> {
+        let mut all = vec![Self::kv(settings)];
+        if !settings.postgres.url.is_empty() {
+            all.push(Self::comments(settings));
+            all.push(Self::messages(settings));
+        }
+        all.extend(settings.gateway.relays.iter().map(|relay| Self::relay(settings, relay)));
+        all
+    }
+
+    pub fn kv(settings: &Settings) -> Self {
+        Self::new("kv", settings, kv::TOPIC, kv::GROUP, settings.kv.epoch)
+    }
+
+    pub fn comments(settings: &Settings) -> Self {
+        Self::new("comments", settings, comments::TOPIC, comments::GROUP, settings.comments.epoch)
+    }
+
+    pub fn messages(settings: &Settings) -> Self {
+        let config = &settings.messages;
+        Self::new("messages", settings, messages::TOPIC, &config.group, config.epoch)
+    }
+
+    pub fn relay(settings: &Settings, relay: &gateway::relay::Config) -> Self {
+        Self::of_relay(relay, settings.kafka.group(&relay.group()))
+    }
+
+    /// With this group, by its full name. Names live as long as the process, and so do routes.
+    pub fn of_relay(relay: &gateway::relay::Config, group: String) -> Self {
+        Self { name: format!("relay-{}", relay.name).leak(), topic: relay.topic.clone(), group }
+    }
+
+    /// A group of its own for each epoch: its positions are those of another topic.
+    fn new(name: &'static str, settings: &Settings, topic: &str, group: &str, epoch: u32) -> Self {
+        let group = if epoch == 0 { group.to_owned() } else { format!("{group}-e{epoch}") };
+        Self { name, topic: settings.kafka.topic(topic), group: settings.kafka.group(&group) }
     }
 }
 
@@ -92,13 +147,23 @@ pub struct TopicPlan;
 impl TopicPlan {
     /// Every topic that the rooms need, with what it must be like.
     pub fn specs(settings: &Settings) -> Vec<TopicSpec> {
-        kv::topic_specs(&settings.kv, &settings.kafka)
+        let mut specs = kv::topic_specs(&settings.kv, &settings.kafka);
+        specs.extend(dlq::topic_specs(&settings.dlq, &settings.kafka));
+        specs.extend(comments::topic_specs(&settings.comments, &settings.kafka));
+        specs.extend(messages::topic_specs(&settings.messages, &settings.kafka));
+        specs
+    }
+
+    /// What carrying records to endpoints needs, and no more.
+    pub fn deliveries(settings: &Settings) -> Vec<TopicSpec> {
+        let deliveries = settings.kafka.topic(dlq::DELIVERIES_TOPIC);
+        let specs = dlq::topic_specs(&settings.dlq, &settings.kafka).into_iter();
+        specs.filter(|spec| spec.name == deliveries).collect()
     }
 
     /// Names that the gateway refuses unless they are listed.
     pub fn internal_names(settings: &Settings) -> Vec<String> {
-        const LATER: [&str; 7] =
-            ["message", "post-events", "comments", "presence", "dead-letters", "dead-letter-events", "deliveries"];
+        const LATER: [&str; 3] = ["post-events", "presence", "deliveries"];
         let ours = Self::specs(settings).into_iter().map(|spec| spec.name);
         ours.chain(LATER.iter().map(|name| settings.kafka.topic(name))).collect()
     }

@@ -148,7 +148,8 @@ async fn internal_topics_are_refused_and_the_list_narrows_the_rest() {
     let (listed, other) = (world.make_topic("team-a", 1).await, world.make_topic("other", 1).await);
     let open = world.app().role("api").start().await;
     let produce = |topic: &str| json!({"topic": topic, "payload": 1});
-    for internal in [world.topic("messages"), world.topic("audit"), "__consumer_offsets".to_owned()] {
+    let ours = ["messages", "audit", "dead-letter-events", "dead-letter-deliveries"].map(|name| world.topic(name));
+    for internal in ours.into_iter().chain(["__consumer_offsets".to_owned()]) {
         let problem = open.post_json("/produce", &produce(&internal)).await.problem(403, "topic_forbidden");
         assert_eq!(problem["success"], false);
     }

@@ -7,6 +7,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod batches;
+mod comments;
+mod comments_faults;
+mod comments_stream;
+mod dlq;
+mod dlq_http;
 mod gateway;
 mod harness;
 mod hostile;
@@ -15,10 +20,23 @@ mod kv;
 mod kv_cluster;
 mod kv_loss;
 mod kv_order;
+mod kv_poison;
+mod lag;
+mod lanes;
+mod lanes_outcomes;
+mod messages;
+mod messages_faults;
 mod ops;
 mod outages;
+mod outbound;
 mod regressions;
+mod relay;
+mod relay_command;
+mod relay_faults;
 mod shutdown;
+mod soak;
 mod streams;
 mod tls;
 mod traces;
+mod websocket;
+mod websocket_hostile;

@@ -114,7 +114,7 @@ async fn without_a_quorum(stack: &Stack, app: &App, topic: &str) {
     until("a write is refused", seconds(30), || async {
         let asked = Instant::now();
         let answer = produce(app, topic).await;
-        assert!(asked.elapsed() < seconds(11), "{:?}", asked.elapsed());
+        assert!(asked.elapsed() < seconds(13), "{:?}", asked.elapsed());
         (answer.status == 503).then_some(())
     })
     .await;

@@ -68,9 +68,13 @@ async fn a_push_does_not_make_the_topic() {
     let problem = refused.problem(503, "kafka_unavailable");
     assert!(problem["detail"].as_str().unwrap().contains("topics"), "{problem}");
     assert_eq!(world.kafka.partitions(&world.topic("messages")).await, None);
-    let settings = [("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime")];
-    world.kafka.create_with(&world.topic("messages"), 2, &settings).await;
-    world.kafka.create(&world.topic("audit"), 1).await;
+    // The check says what to make, all of it at once.
+    for problem in app.failing("topics").await.unwrap().split("; ") {
+        let (topic, how) = problem.split_once("create it with ").unwrap();
+        let (count, settings) = how.split_once(" partitions and ").unwrap();
+        let settings: Vec<(&str, &str)> = settings.split(' ').filter_map(|setting| setting.split_once('=')).collect();
+        world.kafka.create_with(topic.split('`').nth(1).unwrap(), count.parse().unwrap(), &settings).await;
+    }
     until("pushes are taken", seconds(20), || async {
         (app.post_json("/push", &json!({"key": "k", "value": 1})).await.status == 202).then_some(())
     })

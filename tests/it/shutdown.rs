@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::{
     gateway::gateway,
     harness::{
-        World,
+        Stack, World,
         check::{disordered, lost},
         load::{Load, Target},
         raw::Raw,
@@ -142,4 +142,20 @@ async fn a_processor_commits_what_it_did_and_its_successor_starts_there() {
     let log = world.kafka.read(&world.topic("messages")).await;
     assert_eq!(disordered(&log), Vec::<String>::new());
     next.stop().await;
+}
+
+#[tokio::test]
+async fn without_kafka_it_ends_in_time_all_the_same() {
+    let stack = Stack::own("gone", &["--only", "kafka"]).await;
+    let world = World::on(&stack).await;
+    let mut app = world.app().start().await;
+    push(&app, "k", &json!(1)).await;
+    stack.ctl(&["pause", "kafka"]).await;
+    app.await_failing("kafka", seconds(20)).await;
+    app.sigterm();
+    let begun = Instant::now();
+    let status = app.exit(seconds(30)).await;
+    assert!(status.success(), "{status}\n{}", app.log());
+    assert!(begun.elapsed() < seconds(20), "{:?}", begun.elapsed());
+    stack.ctl(&["resume", "kafka"]).await;
 }

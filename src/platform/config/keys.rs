@@ -14,6 +14,8 @@ pub enum Kind {
     Boolean,
     /// Strings, in the environment separated by commas.
     List,
+    /// Sections of the same shape, in the environment a JSON array.
+    Sections,
     /// Free string keys below this one, for instance client properties.
     Map,
 }
@@ -28,6 +30,7 @@ impl Kind {
             Kind::Number => "number",
             Kind::Boolean => "boolean",
             Kind::List => "list",
+            Kind::Sections => "list of sections",
             Kind::Map => "map",
         }
     }
@@ -44,6 +47,8 @@ pub struct Key {
     pub default: Value,
     /// The doc comment of the field.
     pub description: String,
+    /// The keys of each section of a list of them; empty for anything else.
+    pub items: Vec<Key>,
 }
 
 impl Key {
@@ -73,13 +78,27 @@ fn collect(root: &Value, node: &Value, path: &str, default: &Value, keys: &mut V
         }
         return;
     }
+    let items = items(root, resolved);
     keys.push(Key {
         path: path.to_owned(),
-        kind: kind(resolved),
+        kind: if items.is_empty() { kind(resolved) } else { Kind::Sections },
         choices: choices(resolved),
         default: default.clone(),
         description: description(node).or_else(|| description(resolved)).unwrap_or_default(),
+        items,
     });
+}
+
+/// The keys of the sections in an array; empty where it has something else.
+fn items(root: &Value, node: &Value) -> Vec<Key> {
+    let mut keys = Vec::new();
+    let Some(item) = node.get("items").map(|item| resolve(root, item)) else { return keys };
+    if let Some(properties) = item.get("properties").and_then(Value::as_object) {
+        for (name, child) in properties {
+            collect(root, child, name, child.get("default").unwrap_or(&Value::Null), &mut keys);
+        }
+    }
+    keys
 }
 
 /// Follows `$ref` and the non-null branch of an optional value.

@@ -214,13 +214,16 @@ fn from_text(key: &Key, text: &str) -> Result<Value, String> {
             _ => None,
         },
         Kind::List => Some(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Value::from).collect()),
-        Kind::Map => serde_json::from_str(text).ok(),
+        Kind::Map | Kind::Sections => serde_json::from_str(text).ok(),
     };
-    let shown = if key.kind == Kind::Map { "a value".to_owned() } else { format!("`{text}`") };
+    let shown = if matches!(key.kind, Kind::Map | Kind::Sections) { "a value".to_owned() } else { format!("`{text}`") };
     parsed.ok_or_else(|| format!("{shown}, which is not {}", expected(key)))
 }
 
 fn check(key: &Key, value: &Value) -> Result<(), String> {
+    if let (Kind::Sections, Value::Array(sections)) = (key.kind, value) {
+        return sections.iter().enumerate().try_for_each(|(at, section)| check_section(key, at, section));
+    }
     let fits = match (key.kind, value) {
         (_, Value::Null) => true,
         (Kind::String, Value::String(word)) => key.choices.is_empty() || key.choices.contains(word),
@@ -231,9 +234,26 @@ fn check(key: &Key, value: &Value) -> Result<(), String> {
         _ => false,
     };
     // Maps may have secrets among their values.
-    let hidden = matches!(key.kind, Kind::Secret | Kind::Map);
+    let hidden = matches!(key.kind, Kind::Secret | Kind::Map | Kind::Sections);
     let shown = if hidden { "a value".to_owned() } else { format!("`{value}`") };
     if fits { Ok(()) } else { Err(format!("{shown}, which is not {}", expected(key))) }
+}
+
+/// One of a list of sections; what is wrong is said with its number, from 1 on.
+fn check_section(key: &Key, at: usize, section: &Value) -> Result<(), String> {
+    let number = at + 1;
+    let Value::Object(entries) = section else { return Err(format!("a list whose entry {number} is not a section")) };
+    for (name, value) in entries {
+        let Some(item) = key.items.iter().find(|item| item.path == *name) else {
+            let nearest = nearest(&key.items, name).map(|known| format!("; the nearest known key is `{known}`"));
+            return Err(format!(
+                "a list whose entry {number} has an unknown key `{name}`{}",
+                nearest.unwrap_or_default()
+            ));
+        };
+        check(item, value).map_err(|problem| format!("a list in whose entry {number} `{name}` is {problem}"))?;
+    }
+    Ok(())
 }
 
 fn expected(key: &Key) -> String {
@@ -242,6 +262,7 @@ fn expected(key: &Key) -> String {
         Kind::Integer => "a whole number".to_owned(),
         Kind::List => "a list".to_owned(),
         Kind::Map => "a map of strings".to_owned(),
+        Kind::Sections => "a list of sections (elsewhere than in a file: a JSON array of objects)".to_owned(),
         kind => format!("a {}", kind.name()),
     }
 }

@@ -4,7 +4,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{keys::known_keys, layers::Loaded};
+use super::{
+    keys::{Key, known_keys},
+    layers::Loaded,
+};
 
 /// The merged settings, one key a line, with the source of each. Secrets are masked.
 pub fn show<T: JsonSchema + Serialize + Default>(loaded: &Loaded<T>) -> String {
@@ -41,19 +44,26 @@ pub fn schema<T: JsonSchema>() -> String {
 pub fn markdown_table<T: JsonSchema + Serialize + Default>() -> String {
     let mut table = "| key | type | default | what it does |\n| --- | --- | --- | --- |\n".to_owned();
     for key in known_keys::<T>() {
-        let kind = match key.choices.is_empty() {
-            true => key.kind.name().to_owned(),
-            false => key.choices.join(" \\| "),
-        };
-        let default = match &key.default {
-            Value::Null => String::new(),
-            value if plain(value).is_empty() => String::new(),
-            value => format!("`{}`", plain(value)),
-        };
-        let text = key.description.replace('|', "\\|");
-        table.push_str(&format!("| `{}` | {kind} | {default} | {text} |\n", key.path));
+        table.push_str(&row(&key.path, &key));
+        for item in &key.items {
+            table.push_str(&row(&format!("{}[].{}", key.path, item.path), item));
+        }
     }
     table
+}
+
+fn row(path: &str, key: &Key) -> String {
+    let kind = match key.choices.is_empty() {
+        true => key.kind.name().to_owned(),
+        false => key.choices.join(" \\| "),
+    };
+    let default = match &key.default {
+        Value::Null => String::new(),
+        value if plain(value).is_empty() => String::new(),
+        value => format!("`{}`", plain(value)),
+    };
+    let text = key.description.replace('|', "\\|");
+    format!("| `{path}` | {kind} | {default} | {text} |\n")
 }
 
 fn plain(value: &Value) -> String {

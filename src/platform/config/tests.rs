@@ -9,6 +9,24 @@ struct Settings {
     /// Where it listens.
     listen: Vec<String>,
     store: Store,
+    /// What goes where.
+    routes: Vec<Route>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Route {
+    /// Where from.
+    topic: String,
+    rate: f64,
+    mode: Mode,
+    headers: std::collections::BTreeMap<String, Secret>,
+}
+
+impl Default for Route {
+    fn default() -> Self {
+        Self { topic: String::new(), rate: 10.0, mode: Mode::Quick, headers: Default::default() }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -132,8 +150,36 @@ fn the_table_shows_the_defaults_of_secrets_and_nothing_else_does() {
 }
 
 #[test]
+fn a_list_of_sections_is_read_from_a_file_and_from_json() {
+    let file = scratch("routes.yaml", "routes:\n  - topic: a\n    rate: 5\n  - topic: b\n    headers: {x: hunter2}\n");
+    let loaded = load::<Settings>(&Overrides { file: Some(file), flags: Vec::new() }, std::iter::empty()).unwrap();
+    let topics: Vec<_> = loaded.settings.routes.iter().map(|route| (route.topic.as_str(), route.rate)).collect();
+    assert_eq!(topics, [("a", 5.0), ("b", 10.0)]);
+    let shown = show(&loaded);
+    assert!(shown.contains(r#""topic":"b""#) && !shown.contains("hunter2"), "{shown}");
+    let loaded = from_environment(&[("POSTRIDER_ROUTES", r#"[{"topic":"c","mode":"thorough"}]"#)]).unwrap();
+    assert_eq!((loaded.settings.routes[0].topic.as_str(), loaded.settings.routes[0].mode), ("c", Mode::Thorough));
+}
+
+#[test]
+fn what_is_wrong_in_a_section_is_named() {
+    for (json, words) in [
+        (r#"[{"topic":"a"},{"topik":"b"}]"#, ["entry 2", "unknown key `topik`", "`topic`"]),
+        (r#"[{"rate":"fast"}]"#, ["entry 1", "`rate`", "a number"]),
+        (r#"[{"mode":"slow"}]"#, ["entry 1", "`mode`", "one of quick, thorough"]),
+        (r#"["a"]"#, ["entry 1", "not a section", "POSTRIDER_ROUTES"]),
+        ("a,b", ["a list of sections", "JSON array", "POSTRIDER_ROUTES"]),
+    ] {
+        let error = from_environment(&[("POSTRIDER_ROUTES", json)]).unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{json}: {error}");
+    }
+}
+
+#[test]
 fn the_table_has_a_row_for_every_key() {
     let table = markdown_table::<Settings>();
     assert!(table.contains("| `store.mode` | quick \\| thorough | `quick` |"), "{table}");
-    assert_eq!(table.lines().count(), 2 + known_keys::<Settings>().len());
+    assert!(table.contains("| `routes[].rate` | number | `10.0` |"), "{table}");
+    let rows = known_keys::<Settings>().iter().map(|key| 1 + key.items.len()).sum::<usize>();
+    assert_eq!(table.lines().count(), 2 + rows);
 }

@@ -1,7 +1,7 @@
-//! What a connection is doing, so that one that stalls in a request's head, or idles for long, can
-//! be closed. One look now and then costs less than a timer armed for every request.
+//! What a connection is doing: counters that its stream and its requests keep, for the watch to look at.
 
 use std::{
+    convert::Infallible,
     io,
     pin::Pin,
     sync::{
@@ -9,89 +9,37 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use axum::{Router, body::Body, extract::Request, http::Response, http::StatusCode, routing::future::RouteFuture};
-use futures_util::{FutureExt, future::Map};
+use futures_util::future::Either;
 use hyper::body::{Body as _, Incoming};
-use std::convert::Infallible;
+use pin_project_lite::pin_project;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 use tower::Service;
 
-use super::linger::Linger;
+use super::{
+    layer::Answering,
+    linger::Linger,
+    shortcut::{Answer, ShortCuts},
+};
 
 /// Counters of one connection.
 #[derive(Default)]
 pub struct Activity {
-    bytes_read: AtomicU64,
+    pub(super) bytes_read: AtomicU64,
     /// `bytes_read` when the last answer was ready: what came after belongs to the next request.
-    bytes_settled: AtomicU64,
-    requests: AtomicU64,
+    pub(super) bytes_settled: AtomicU64,
+    pub(super) requests: AtomicU64,
     /// Requests that are not answered yet, streamed answers included.
-    active: AtomicU64,
+    pub(super) active: AtomicU64,
     /// It speaks HTTP/2, where bytes come between requests too: answers to our pings among them.
-    http2: AtomicBool,
+    pub(super) http2: AtomicBool,
     /// The last answer may have come before its request was read to the end.
     cut_short: AtomicBool,
-}
-
-/// What to do with a connection.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
-    Keep,
-    /// No request for long: it is told to close.
-    Idle,
-    /// A request's head does not get finished.
-    Stalled,
-}
-
-/// Looks at a connection now and then.
-pub struct Watch {
-    activity: Arc<Activity>,
-    idle_timeout: Duration,
-    every: Duration,
-    last_requests: u64,
-    idle: Duration,
-    in_head: bool,
-}
-
-impl Watch {
-    pub fn new(activity: Arc<Activity>, header_timeout: Duration, idle_timeout: Duration) -> Self {
-        let every = (header_timeout / 2).max(Duration::from_millis(10));
-        Self { activity, idle_timeout, every, last_requests: 0, idle: Duration::ZERO, in_head: false }
-    }
-
-    /// Waits until there is something to be done.
-    pub async fn verdict(&mut self) -> Verdict {
-        loop {
-            tokio::time::sleep(self.every).await;
-            let verdict = self.look();
-            if verdict != Verdict::Keep {
-                return verdict;
-            }
-        }
-    }
-
-    fn look(&mut self) -> Verdict {
-        let activity = &self.activity;
-        let requests = activity.requests.load(Relaxed);
-        let busy = activity.active.load(Relaxed) > 0 || requests != self.last_requests;
-        let in_head = !busy
-            && !activity.http2.load(Relaxed)
-            && activity.bytes_read.load(Relaxed) > activity.bytes_settled.load(Relaxed);
-        let stalled = in_head && self.in_head;
-        self.idle = if busy || in_head { Duration::ZERO } else { self.idle + self.every };
-        (self.in_head, self.last_requests) = (in_head, requests);
-        match () {
-            () if stalled => Verdict::Stalled,
-            () if self.idle >= self.idle_timeout => Verdict::Idle,
-            () => Verdict::Keep,
-        }
-    }
 }
 
 /// Counts what is read.
@@ -163,32 +111,54 @@ impl AsyncWrite for Metered {
     }
 }
 
-/// The router of one connection, counting requests.
+/// The routes of one connection, counting requests.
 #[derive(Clone)]
 pub struct Counted {
     pub router: Router,
+    pub short_cuts: Arc<ShortCuts>,
     pub activity: Arc<Activity>,
 }
-
-type Answer = Result<Response<Body>, Infallible>;
 
 impl hyper::service::Service<Request<Incoming>> for Counted {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Map<RouteFuture<Infallible>, Box<dyn FnOnce(Answer) -> Answer + Send>>;
+    type Future = Counting;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let running = Running::start(&self.activity);
-        let settle = move |answer: Answer| {
-            answer.map(|response| {
-                running.0.cut_short.store(is_cut_short(response.status()), Relaxed);
-                match response.body().size_hint().exact() {
-                    Some(_) => response,
-                    None => response.map(|body| Body::new(Streaming { body, _running: running })),
-                }
-            })
+    fn call(&self, request: Request<Incoming>) -> Counting {
+        let running = Some(Running::start(&self.activity));
+        let request = request.map(Body::new);
+        let answer = match self.short_cuts.find(&request) {
+            Some(short_cut) => Either::Left(short_cut.call(request)),
+            None => Either::Right(self.router.clone().call(request)),
         };
-        self.router.clone().call(request.map(Body::new)).map(Box::new(settle))
+        Counting { answer, running }
+    }
+}
+
+pin_project! {
+    /// The answer to come of a request that is counted.
+    pub struct Counting {
+        #[pin]
+        answer: Either<Answering<Answer>, RouteFuture<Infallible>>,
+        running: Option<Running>,
+    }
+}
+
+impl Future for Counting {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = match ready!(this.answer.poll(cx)) {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        let Some(running) = this.running.take() else { return Poll::Ready(Ok(response)) };
+        running.0.cut_short.store(is_cut_short(response.status()), Relaxed);
+        Poll::Ready(Ok(match response.body().size_hint().exact() {
+            Some(_) => response,
+            None => response.map(|body| Body::new(Streaming { body, _running: running })),
+        }))
     }
 }
 
@@ -198,10 +168,10 @@ fn is_cut_short(status: StatusCode) -> bool {
 }
 
 /// A request that is not answered yet.
-struct Running(Arc<Activity>);
+pub(super) struct Running(Arc<Activity>);
 
 impl Running {
-    fn start(activity: &Arc<Activity>) -> Self {
+    pub(super) fn start(activity: &Arc<Activity>) -> Self {
         activity.requests.fetch_add(1, Relaxed);
         activity.active.fetch_add(1, Relaxed);
         Self(activity.clone())
@@ -245,37 +215,6 @@ impl hyper::body::Body for Streaming {
 mod tests {
     use super::*;
 
-    fn watch() -> Watch {
-        Watch::new(Arc::default(), Duration::from_secs(10), Duration::from_secs(20))
-    }
-
-    #[test]
-    fn a_head_that_is_not_finished_is_a_stall_at_the_second_look() {
-        let mut watch = watch();
-        watch.activity.bytes_read.store(5, Relaxed);
-        assert_eq!(watch.look(), Verdict::Keep);
-        assert_eq!(watch.look(), Verdict::Stalled);
-    }
-
-    #[test]
-    fn a_request_that_runs_for_long_is_kept() {
-        let mut watch = watch();
-        watch.activity.bytes_read.store(5, Relaxed);
-        let running = Running::start(&watch.activity);
-        assert!((0..100).all(|_| watch.look() == Verdict::Keep));
-        drop(running);
-        assert_eq!(watch.look(), Verdict::Keep);
-    }
-
-    #[test]
-    fn what_comes_between_requests_on_http2_is_no_head_but_does_not_keep_it_either() {
-        let mut watch = watch();
-        watch.activity.http2.store(true, Relaxed);
-        watch.activity.bytes_read.store(60, Relaxed);
-        let looks: Vec<Verdict> = (0..4).map(|_| watch.look()).collect();
-        assert_eq!(looks, [Verdict::Keep, Verdict::Keep, Verdict::Keep, Verdict::Idle]);
-    }
-
     #[test]
     fn the_preface_is_known_in_whatever_pieces_it_comes() {
         assert_eq!(preface_seen(0, PREFACE), Some(PREFACE.len()));
@@ -284,12 +223,5 @@ mod tests {
         for other in [&b"POST /push"[..], b"PRI * HTTP/1.1"] {
             assert_eq!(preface_seen(0, other), None);
         }
-    }
-
-    #[test]
-    fn a_connection_without_requests_is_idle_after_its_time() {
-        let mut watch = watch();
-        let looks: Vec<Verdict> = (0..4).map(|_| watch.look()).collect();
-        assert_eq!(looks, [Verdict::Keep, Verdict::Keep, Verdict::Keep, Verdict::Idle]);
     }
 }

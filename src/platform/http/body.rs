@@ -1,6 +1,11 @@
 //! Reading a request body within its size and its time, and no further.
 
-use std::time::Duration;
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    task::Poll,
+    time::Duration,
+};
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -22,10 +27,30 @@ pub async fn read(body: Body, limits: Limits) -> Result<Bytes, Problem> {
     if body.size_hint().lower() > limits.max_bytes as u64 {
         return Err(too_large(limits.max_bytes));
     }
-    tokio::time::timeout(limits.timeout, collect(body, limits.max_bytes)).await.unwrap_or_else(|_| {
+    let mut reading = pin!(collect(body, limits.max_bytes));
+    if let Some(read) = read_what_came(reading.as_mut()).await {
+        return read;
+    }
+    tokio::time::timeout(limits.timeout, reading).await.unwrap_or_else(|_| {
         let seconds = limits.timeout.as_secs_f32();
         Err(Problem::new(Code::RequestTimeout, format!("the body was not complete within {seconds} s")))
     })
+}
+
+/// The body, when it came with its head: the connection passes it on before it waits for more, so two
+/// looks are enough to tell. A timer costs more than such a body does.
+async fn read_what_came<F: Future>(mut reading: Pin<&mut F>) -> Option<F::Output> {
+    let mut looked = false;
+    poll_fn(|cx| match reading.as_mut().poll(cx) {
+        Poll::Ready(read) => Poll::Ready(Some(read)),
+        Poll::Pending if looked => Poll::Ready(None),
+        Poll::Pending => {
+            looked = true;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await
 }
 
 async fn collect(mut body: Body, max_bytes: usize) -> Result<Bytes, Problem> {

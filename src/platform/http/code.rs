@@ -44,6 +44,8 @@ codes! {
         "The connection broke or the chunked encoding was wrong while the body was read. Nothing was written; send it again.";
     TopicForbidden "topic_forbidden" FORBIDDEN "The topic may not be written to"
         "The topic is internal to postrider or Kafka, or not in `gateway.topics.allow`.";
+    OriginForbidden "origin_forbidden" FORBIDDEN "Pages of this origin may not connect"
+        "The request's `Origin` is not in `messages.allowed_origins`.";
     NotFound "not_found" NOT_FOUND "Not found"
         "There is no such route or resource.";
     KeyNotFound "key_not_found" NOT_FOUND "The key does not exist"
@@ -60,6 +62,10 @@ codes! {
         "Send `application/json` (or, where a route says so, `application/x-ndjson`).";
     InvalidField "invalid_field" UNPROCESSABLE_ENTITY "A field breaks a rule"
         "The request is well-formed, but a field is outside its limits. The detail names the field and the limit.";
+    ScanInProgress "scan_in_progress" TOO_MANY_REQUESTS "Another request is reading the dead letters"
+        "A process reads dead-letter topics for one request at a time. Retry after `Retry-After` seconds.";
+    TooManyConnections "too_many_connections" TOO_MANY_REQUESTS "This receiver has too many connections"
+        "A receiver may have `messages.max_connections_per_receiver` open connections and streams in a process. Close one, or retry after `Retry-After` seconds.";
     Overloaded "overloaded" SERVICE_UNAVAILABLE "Too many writes are in flight"
         "The producer's bound on records or bytes in flight is reached. Nothing was written; retry after `Retry-After` seconds.";
     KafkaUnavailable "kafka_unavailable" SERVICE_UNAVAILABLE "Kafka cannot be reached"
@@ -68,8 +74,14 @@ codes! {
         "The write was handed over and not confirmed in time. It may or may not be stored; a retry with the same `Idempotency-Key` is safe.";
     KafkaRejected "kafka_rejected" SERVICE_UNAVAILABLE "Kafka refused the write"
         "The broker refused the record for a reason of its own (authorization, too few in-sync replicas, a full disk). The detail has its words. The record was not stored.";
+    ScanTimeout "scan_timeout" SERVICE_UNAVAILABLE "The dead letters could not be read in time"
+        "Reading the topics took longer than `dlq.scan_timeout_ms`. Nothing, or only a part, was changed, and doing it again is safe. Narrow the filter, or use `postrider dlq`, which takes its time.";
     RedisUnavailable "redis_unavailable" SERVICE_UNAVAILABLE "Redis cannot be reached"
         "The view cannot be read at the moment. Writes are not affected. Retry after `Retry-After` seconds.";
+    PostgresUnavailable "postgres_unavailable" SERVICE_UNAVAILABLE "Postgres cannot be reached"
+        "What is stored there cannot be read at the moment, or `postgres.url` is not set. Writes to Kafka are not affected. Retry after `Retry-After` seconds.";
+    TooManyStreams "too_many_streams" SERVICE_UNAVAILABLE "Too many live streams are open"
+        "This process has as many open live streams as its configuration allows. Retry after `Retry-After` seconds; another process may have room.";
     Rebuilding "rebuilding" SERVICE_UNAVAILABLE "The view is being rebuilt"
         "Redis has lost data, or the processor has not filled it yet. Until the view is complete nobody can say whether this key exists. Retry after `Retry-After` seconds.";
     NotYetVisible "not_yet_visible" GATEWAY_TIMEOUT "The awaited write is not visible yet"

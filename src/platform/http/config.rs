@@ -21,6 +21,8 @@ pub struct Config {
     pub header_timeout_ms: u64,
     /// Time after which a connection without a request is closed, in milliseconds.
     pub idle_timeout_ms: u64,
+    /// Time for which a client may take nothing of an answer, in milliseconds; then the connection is cut.
+    pub write_timeout_ms: u64,
     /// Open connections at most; further ones are closed as they come, and counted.
     pub max_connections: usize,
 }
@@ -33,6 +35,7 @@ impl Default for Config {
             body_timeout_ms: 30_000,
             header_timeout_ms: 10_000,
             idle_timeout_ms: 90_000,
+            write_timeout_ms: 30_000,
             max_connections: 20_000,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -14,16 +14,15 @@ use axum::{
     extract::{MatchedPath, Request},
     http::{HeaderValue, Method, Response, StatusCode, Uri, header},
 };
-use futures_util::FutureExt;
+use pin_project_lite::pin_project;
 use tower::{Layer, Service};
-use tracing::Instrument;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{
     code::Code,
     context::{REQUEST_ID, RequestContext, TRACEPARENT},
     problem::Problem,
-    red::Red,
+    red::{Active, Red},
 };
 use crate::platform::trace_context::{self, TraceContext};
 
@@ -48,8 +47,6 @@ pub struct Outer<S> {
     red: Arc<Red>,
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
 impl<S> Service<Request> for Outer<S>
 where
     S: Service<Request, Response = Response<Body>, Error = Infallible> + Send + 'static,
@@ -57,55 +54,143 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answer;
+    type Future = Answering<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request) -> Answer {
-        let started = Instant::now();
-        let mut context = RequestContext::from_headers(request.headers());
-        let recorded = context.trace.sampled && trace_context::is_recording();
-        let span = if recorded { open_span(&request, &mut context) } else { tracing::Span::none() };
-        let seen = Seen {
-            route: request.extensions().get::<MatchedPath>().cloned(),
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            context: context.clone(),
-        };
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let matched = request.extensions().get::<MatchedPath>().cloned();
+        let (seen, context) = Seen::new(&request, matched.map_or(Route::Unmatched, Route::Matched), &self.red);
         request.extensions_mut().insert(context);
-        let active = self.red.enter();
-        let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
-        let red = self.red.clone();
-        let recorded = span.clone();
-        let finish = async move {
-            let response = match answer.await {
-                Ok(Ok(response)) => response,
-                Ok(Err(never)) => match never {},
-                Err(_) => panicked(&seen),
-            };
-            let response = finish(response, &seen);
-            recorded.record("http.response.status_code", response.status().as_u16());
-            let route = seen.route.as_ref().map_or("unmatched", MatchedPath::as_str);
-            red.observe(route, &seen.method, response.status().as_u16(), started.elapsed());
-            drop(active);
-            Ok(response)
-        };
-        if span.is_none() { Box::pin(finish) } else { Box::pin(finish.instrument(span)) }
+        Answering::new(self.inner.call(request), seen)
     }
 }
 
-struct Seen {
-    route: Option<MatchedPath>,
+pin_project! {
+    /// The answer to come, within the request's span and behind a guard against panics.
+    pub struct Answering<F> {
+        #[pin]
+        inner: F,
+        seen: Option<Seen>,
+    }
+}
+
+impl<F> Answering<F> {
+    pub(super) fn new(inner: F, seen: Seen) -> Self {
+        Self { inner, seen: Some(seen) }
+    }
+}
+
+impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for Answering<F> {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let polled = {
+            let _entered = this.seen.as_ref().filter(|seen| !seen.span.is_none()).map(|seen| seen.span.enter());
+            catch_unwind(AssertUnwindSafe(|| this.inner.poll(cx)))
+        };
+        let answer = match polled {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(Ok(response))) => Some(response),
+            Ok(Poll::Ready(Err(never))) => match never {},
+            Err(_) => None,
+        };
+        // Never polled again once it was ready.
+        let Some(seen) = this.seen.take() else { return Poll::Pending };
+        Poll::Ready(Ok(seen.finish(answer)))
+    }
+}
+
+/// Which route a request is for.
+pub(super) enum Route {
+    Matched(MatchedPath),
+    Known(&'static str),
+    Unmatched,
+}
+
+impl Route {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Matched(path) => path.as_str(),
+            Self::Known(path) => path,
+            Self::Unmatched => "unmatched",
+        }
+    }
+}
+
+/// What is kept of a request until its answer.
+pub(super) struct Seen {
+    started: Instant,
+    route: Route,
     method: Method,
     uri: Uri,
-    context: RequestContext,
+    request_id: HeaderValue,
+    trace: TraceContext,
+    span: tracing::Span,
+    active: Active,
+}
+
+impl Seen {
+    /// Counts the request, and makes its context.
+    pub(super) fn new(request: &Request, route: Route, red: &Arc<Red>) -> (Self, RequestContext) {
+        let started = Instant::now();
+        let mut context = RequestContext::from_headers(request.headers());
+        let recorded = context.trace.sampled && trace_context::is_recording();
+        let span = if recorded { open_span(request, route.as_str(), &mut context) } else { tracing::Span::none() };
+        let seen = Self {
+            started,
+            route,
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            request_id: context.request_id.clone(),
+            trace: context.trace,
+            span,
+            active: Red::enter(red),
+        };
+        (seen, context)
+    }
+
+    /// Renders problems, adds the headers that every answer has, and measures. Without an answer
+    /// the handler panicked.
+    fn finish(self, answer: Option<Response<Body>>) -> Response<Body> {
+        let mut response = match answer {
+            Some(response) => self.with_problem(response),
+            None => self.panicked(),
+        };
+        let status = response.status().as_u16();
+        let headers = response.headers_mut();
+        if let Ok(traceparent) = HeaderValue::from_bytes(&self.trace.traceparent()) {
+            headers.insert(TRACEPARENT.clone(), traceparent);
+        }
+        if !self.span.is_none() {
+            self.span.record("http.response.status_code", status);
+        }
+        self.active.observe(self.route.as_str(), &self.method, status, self.started.elapsed());
+        headers.insert(REQUEST_ID.clone(), self.request_id);
+        response
+    }
+
+    fn panicked(&self) -> Response<Body> {
+        let (request_id, path) = (self.request_id.to_str().unwrap_or_default(), self.uri.path());
+        tracing::error!(request.id = request_id, http.path = path, "a handler panicked");
+        Problem::new(Code::Internal, "a handler failed; the log has the request id").respond(Some(path))
+    }
+
+    fn with_problem(&self, response: Response<Body>) -> Response<Body> {
+        let status = response.status();
+        if status.is_client_error() || status.is_server_error() {
+            render_problem(response, status, self)
+        } else {
+            response
+        }
+    }
 }
 
 /// Opens the server span and makes it the parent of what the request causes.
-fn open_span(request: &Request, context: &mut RequestContext) -> tracing::Span {
-    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str);
+fn open_span(request: &Request, route: &str, context: &mut RequestContext) -> tracing::Span {
     let span = tracing::info_span!(
         "request",
         otel.name = format!("{} {route}", request.method()),
@@ -124,26 +209,6 @@ fn open_span(request: &Request, context: &mut RequestContext) -> tracing::Span {
     span
 }
 
-fn panicked(seen: &Seen) -> Response<Body> {
-    let request_id = seen.context.request_id.to_str().unwrap_or_default();
-    tracing::error!(request.id = request_id, http.path = seen.uri.path(), "a handler panicked");
-    Problem::new(Code::Internal, "a handler failed; the log has the request id").respond(Some(seen.uri.path()))
-}
-
-/// Renders problems and adds the headers that every answer has.
-fn finish(mut response: Response<Body>, seen: &Seen) -> Response<Body> {
-    let status = response.status();
-    if status.is_client_error() || status.is_server_error() {
-        response = render_problem(response, status, seen);
-    }
-    let headers = response.headers_mut();
-    headers.insert(REQUEST_ID.clone(), seen.context.request_id.clone());
-    if let Ok(traceparent) = HeaderValue::from_bytes(&seen.context.trace.traceparent()) {
-        headers.insert(TRACEPARENT.clone(), traceparent);
-    }
-    response
-}
-
 fn render_problem(mut response: Response<Body>, status: StatusCode, seen: &Seen) -> Response<Body> {
     let path = seen.uri.path();
     let problem = match response.extensions_mut().remove::<Problem>() {
@@ -156,7 +221,7 @@ fn render_problem(mut response: Response<Body>, status: StatusCode, seen: &Seen)
         None => return response,
     };
     if status.is_server_error() {
-        let request_id = seen.context.request_id.to_str().unwrap_or_default();
+        let request_id = seen.request_id.to_str().unwrap_or_default();
         tracing::debug!(request.id = request_id, error.code = problem.code.word(), "refused: {}", problem.detail);
     }
     let mut rendered = problem.respond(Some(path));

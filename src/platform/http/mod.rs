@@ -13,6 +13,9 @@ mod linger;
 pub mod problem;
 mod red;
 pub mod serve;
+pub mod shortcut;
+pub mod sse;
+mod watch;
 
 pub use code::Code;
 pub use config::Config;

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::code::Code;
+use crate::platform::kafka::SendError;
 
 /// An error answer. Turned into a response in one place; `instance` is filled in there.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -26,7 +27,7 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        let retry_after_s = (code.status().as_u16() == 503).then_some(1);
+        let retry_after_s = matches!(code.status().as_u16(), 429 | 503).then_some(1);
         Self { code, detail: detail.into(), retry_after_s, extensions: Map::new() }
     }
 
@@ -61,6 +62,20 @@ impl Problem {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
+    }
+}
+
+/// A record for a topic of ours that is not known to be stored.
+impl From<SendError> for Problem {
+    fn from(error: SendError) -> Self {
+        let code = match &error {
+            SendError::Full => Code::Overloaded,
+            SendError::Unavailable | SendError::UnknownTopic(_) | SendError::UnknownPartition => Code::KafkaUnavailable,
+            SendError::TooLarge => Code::BodyTooLarge,
+            SendError::Unknown => Code::OutcomeUnknown,
+            SendError::Rejected(_) => Code::KafkaRejected,
+        };
+        Self::new(code, error.to_string())
     }
 }
 

@@ -1,62 +1,70 @@
 //! Rate, errors and duration of every route, by OpenTelemetry's names.
 
-use std::{
-    collections::HashMap,
-    sync::{PoisonError, RwLock},
-    time::Duration,
-};
+use std::{cell::RefCell, sync::Arc, time::Duration};
 
 use axum::http::Method;
 use metrics::{Gauge, Histogram, gauge, histogram};
 
-/// The histograms of one route, by method and status.
-type Answers = HashMap<(Method, u16), Histogram>;
+/// The histogram of the answers of one route, by method and status.
+struct Answers {
+    route: String,
+    method: Method,
+    status: u16,
+    took: Histogram,
+}
 
-/// Requests seen, with metric handles kept so that the hot path does no registry look-up.
+thread_local! {
+    /// Handles by thread, the one used last in front: no lock, and no look-up in the registry. There are as
+    /// many as routes have answers of different kinds.
+    static ANSWERS: RefCell<Vec<Answers>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Requests seen.
 pub struct Red {
-    routes: RwLock<HashMap<String, Answers>>,
     active: Gauge,
 }
 
 impl Default for Red {
     fn default() -> Self {
-        Self { routes: RwLock::default(), active: gauge!("http_server_active_requests") }
+        Self { active: gauge!("http_server_active_requests") }
     }
 }
 
 /// Counts a request as active until it is dropped, also when the client goes away.
-pub struct Active(Gauge);
+pub struct Active(Arc<Red>);
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.decrement(1);
+        self.0.active.decrement(1);
     }
 }
 
 impl Red {
-    pub fn enter(&self) -> Active {
-        self.active.increment(1);
-        Active(self.active.clone())
+    pub fn enter(red: &Arc<Self>) -> Active {
+        red.active.increment(1);
+        Active(red.clone())
     }
+}
 
+impl Active {
+    /// Counts the answer and how long it took.
     pub fn observe(&self, route: &str, method: &Method, status: u16, took: Duration) {
-        let key = (known(method), status);
-        {
-            let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(histogram) = routes.get(route).and_then(|answers| answers.get(&key)) {
-                histogram.record(took);
-                return;
-            }
-        }
-        let histogram = histogram!(
-            "http_server_request_duration_seconds",
-            "http_request_method" => key.0.to_string(),
-            "http_route" => route.to_owned(),
-            "http_response_status_code" => status.to_string(),
-        );
-        histogram.record(took);
-        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
-        routes.entry(route.to_owned()).or_default().insert(key, histogram);
+        let method = known(method);
+        ANSWERS.with_borrow_mut(|answers| {
+            let known = |kept: &Answers| kept.status == status && kept.method == method && kept.route == route;
+            let at = answers.iter().position(known).unwrap_or_else(|| {
+                let histogram = histogram!(
+                    "http_server_request_duration_seconds",
+                    "http_request_method" => method.to_string(),
+                    "http_route" => route.to_owned(),
+                    "http_response_status_code" => status.to_string(),
+                );
+                answers.push(Answers { route: route.to_owned(), method: method.clone(), status, took: histogram });
+                answers.len() - 1
+            });
+            answers.swap(0, at);
+            answers[0].took.record(took);
+        });
     }
 }
 

@@ -1,6 +1,15 @@
 //! The accept loops and the connections, from first byte to drained.
 
-use std::{borrow::Cow, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    task::{Poll, ready},
+    time::Duration,
+};
 
 use axum::Router;
 use hyper_util::{
@@ -8,6 +17,7 @@ use hyper_util::{
     server::conn::auto::Builder,
 };
 use metrics::{counter, gauge};
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -15,8 +25,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    activity::{Activity, Counted, Metered, Verdict, Watch},
+    activity::{Activity, Counted, Metered},
     config::Config,
+    shortcut::ShortCuts,
+    watch::{Order, Watch},
 };
 
 /// Binds every address, so that a port that is taken is known before anything starts.
@@ -36,25 +48,32 @@ fn with_host(address: &str) -> Cow<'_, str> {
     if address.starts_with(':') { format!("0.0.0.0{address}").into() } else { address.into() }
 }
 
-/// Serves the router until `stop`, then lets connections finish what they answer, up to `grace`.
+/// Serves the router, and short cuts past it, until `stop`, then lets connections finish what they answer, up to `grace`.
 pub async fn serve(
     listeners: Vec<TcpListener>,
     router: Router,
+    short_cuts: ShortCuts,
     config: &Config,
     stop: CancellationToken,
     grace: Duration,
 ) {
     let server = Arc::new(Server {
         router,
+        short_cuts: Arc::new(short_cuts),
         builder: builder(),
         slots: Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS))),
-        stop: stop.clone(),
+        watch: Watch::new(
+            stop.clone(),
+            Duration::from_millis(config.header_timeout_ms),
+            Duration::from_millis(config.idle_timeout_ms),
+        ),
+        stop,
         connections: TaskTracker::new(),
-        header_timeout: Duration::from_millis(config.header_timeout_ms),
-        idle_timeout: Duration::from_millis(config.idle_timeout_ms),
     });
     let loops = TaskTracker::new();
+    loops.spawn(server.watch.clone().keep());
     for listener in listeners {
+        cut_stuck_clients(&listener, Duration::from_millis(config.write_timeout_ms));
         loops.spawn(server.clone().accept_all(listener));
     }
     loops.close();
@@ -66,14 +85,23 @@ pub async fn serve(
     }
 }
 
+/// Has the kernel cut connections whose peer acknowledges nothing, or leaves no room, for this long.
+/// Nothing else would: while nothing can be written, whatever makes the answer is not asked for more.
+fn cut_stuck_clients(listener: &TcpListener, after: Duration) {
+    // Connections inherit it from their listener.
+    if let Err(error) = SockRef::from(listener).set_tcp_user_timeout(Some(after)) {
+        tracing::warn!(error = %error, "cannot set TCP_USER_TIMEOUT; clients that stop reading keep their connection");
+    }
+}
+
 struct Server {
     router: Router,
+    short_cuts: Arc<ShortCuts>,
     builder: Builder<TokioExecutor>,
     slots: Arc<Semaphore>,
     stop: CancellationToken,
+    watch: Arc<Watch>,
     connections: TaskTracker,
-    header_timeout: Duration,
-    idle_timeout: Duration,
 }
 
 fn builder() -> Builder<TokioExecutor> {
@@ -124,27 +152,29 @@ impl Server {
             tracing::debug!(error = %error, "cannot set TCP_NODELAY");
         }
         let activity = Arc::<Activity>::default();
-        let service = Counted { router: self.router.clone(), activity: activity.clone() };
-        let mut watch = Watch::new(activity.clone(), self.header_timeout, self.idle_timeout);
+        let (router, short_cuts) = (self.router.clone(), self.short_cuts.clone());
+        let service = Counted { router, short_cuts, activity: activity.clone() };
+        let mut watched = self.watch.take(activity.clone());
         let stream = TokioIo::new(Metered::new(stream, activity));
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            verdict = watch.verdict() => match verdict {
-                Verdict::Stalled => {
-                    counter!("http_server_stalled_connections_total").increment(1);
-                    return;
-                }
-                _ => {
+        let mut finishing = false;
+        // By hand instead of `select!`, which would ask the stop and a timer at every wake.
+        let ended = poll_fn(|cx| {
+            match watched.order(cx) {
+                Order::GoOn => {}
+                Order::Finish if finishing => {}
+                Order::Finish => {
+                    finishing = true;
                     connection.as_mut().graceful_shutdown();
-                    connection.await
                 }
-            },
-            () = self.stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+                Order::Drop => {
+                    counter!("http_server_stalled_connections_total").increment(1);
+                    return Poll::Ready(Ok(()));
+                }
             }
-        };
+            Poll::Ready(ready!(connection.as_mut().poll(cx)))
+        })
+        .await;
         if let Err(error) = ended {
             tracing::debug!(error = %error, client.address = %peer, "connection ended early");
         }

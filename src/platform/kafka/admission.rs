@@ -10,7 +10,9 @@ use std::sync::{
 pub struct Admission {
     records: AtomicUsize,
     bytes: AtomicUsize,
-    /// The most records at once, in this second and in the last.
+    /// Those of the records that nobody waits for.
+    aside: AtomicUsize,
+    /// The most records that somebody waited for at once, in this second and in the last.
     peaks: [AtomicUsize; 2],
     max_records: usize,
     max_bytes: usize,
@@ -21,6 +23,7 @@ pub struct Admission {
 pub struct Permit {
     admission: Arc<Admission>,
     bytes: usize,
+    aside: bool,
 }
 
 /// What a record takes of the bound, in bytes: key, payload, and about as much as its headers need.
@@ -34,6 +37,7 @@ impl Admission {
         Arc::new(Self {
             records: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
+            aside: AtomicUsize::new(0),
             peaks: Default::default(),
             max_records,
             max_bytes,
@@ -43,12 +47,24 @@ impl Admission {
     /// Takes room for a record of this size, or says that there is none.
     /// A record larger than the whole bound is let in alone rather than never.
     pub fn try_acquire(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
+        self.acquire(bytes, false)
+    }
+
+    /// The same for a record that nobody waits for, which says nothing about how many write.
+    pub fn try_acquire_aside(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
+        self.acquire(bytes, true)
+    }
+
+    fn acquire(self: &Arc<Self>, bytes: usize, aside: bool) -> Option<Permit> {
         let records_before = self.records.fetch_add(1, Ordering::Relaxed);
         let bytes_before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        if records_before >= self.peaks[0].load(Ordering::Relaxed) {
-            self.peaks[0].store(records_before + 1, Ordering::Relaxed);
+        let aside_before =
+            if aside { self.aside.fetch_add(1, Ordering::Relaxed) } else { self.aside.load(Ordering::Relaxed) };
+        let awaited = (records_before + 1).saturating_sub(aside_before);
+        if !aside && awaited > self.peaks[0].load(Ordering::Relaxed) {
+            self.peaks[0].store(awaited, Ordering::Relaxed);
         }
-        let permit = Permit { admission: self.clone(), bytes };
+        let permit = Permit { admission: self.clone(), bytes, aside };
         self.fits(records_before, bytes_before, bytes).then_some(permit)
     }
 
@@ -62,7 +78,7 @@ impl Admission {
         records == 0 || (records < self.max_records && in_flight + bytes <= self.max_bytes)
     }
 
-    /// The most records in flight at once within the last one to two seconds.
+    /// The most records that somebody waited for at once within the last one to two seconds.
     pub fn peak(&self) -> usize {
         self.peaks[0].load(Ordering::Relaxed).max(self.peaks[1].load(Ordering::Relaxed))
     }
@@ -82,6 +98,9 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.admission.records.fetch_sub(1, Ordering::Relaxed);
         self.admission.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        if self.aside {
+            self.admission.aside.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -103,5 +122,17 @@ mod tests {
         admission.roll_peak();
         admission.roll_peak();
         assert_eq!(admission.peak(), 0);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_takes_room_but_is_no_writer() {
+        let admission = Admission::new(2, 100);
+        let aside = admission.try_acquire_aside(10).unwrap();
+        assert_eq!((admission.in_flight(), admission.peak()), ((1, 10), 0));
+        let awaited = admission.try_acquire(10).unwrap();
+        assert_eq!(admission.peak(), 1);
+        assert!(admission.try_acquire_aside(10).is_none());
+        drop((aside, awaited));
+        assert_eq!(admission.in_flight(), (0, 0));
     }
 }

@@ -2,26 +2,51 @@
 
 use std::ops::Range;
 
-use rdkafka::{
-    Message,
-    message::{BorrowedMessage, Headers},
-};
+use rdkafka::{Message, message::Headers};
+
+use crate::platform::panic;
 
 /// Consecutive records of one partition. Offsets rise, but may have holes.
 #[derive(Debug, Default)]
 pub struct Batch {
     arena: Vec<u8>,
     records: Vec<Slots>,
-    headers: Vec<(Range<usize>, Option<Range<usize>>)>,
+    headers: Vec<KeptHeader>,
 }
 
+/// Places of a name and its value in the arena.
+type KeptHeader = (Range<usize>, Option<Range<usize>>);
+
+/// Small, because there is one for every record: the value lies behind the key.
 #[derive(Debug)]
 struct Slots {
     offset: i64,
     timestamp_ms: i64,
-    key: Option<Range<usize>>,
-    value: Option<Range<usize>>,
-    headers: Range<usize>,
+    /// Where the key begins, and with it the record's place.
+    start: usize,
+    key: Length,
+    value: Length,
+    headers: Range<u32>,
+}
+
+/// Of bytes that may be absent. Kafka's own lengths have 31 bits.
+#[derive(Debug, Clone, Copy)]
+struct Length(u32);
+
+impl Length {
+    const ABSENT: Self = Self(u32::MAX);
+
+    fn of(bytes: Option<&[u8]>) -> Self {
+        bytes.map_or(Self::ABSENT, |bytes| Self(bytes.len() as u32))
+    }
+
+    fn is_absent(self) -> bool {
+        self.0 == u32::MAX
+    }
+
+    fn bytes(self) -> usize {
+        if self.is_absent() { 0 } else { self.0 as usize }
+    }
 }
 
 /// One record, borrowed from its batch.
@@ -32,24 +57,60 @@ pub struct Record<'a> {
 }
 
 impl Batch {
+    /// An empty batch with room for as many bytes, records and headers.
+    pub fn with_room((bytes, records, headers): (usize, usize, usize)) -> Self {
+        Self {
+            arena: Vec::with_capacity(bytes),
+            records: Vec::with_capacity(records),
+            headers: Vec::with_capacity(headers),
+        }
+    }
+
+    /// Forgets the records and keeps the memory.
+    pub fn clear(&mut self) {
+        self.arena.clear();
+        self.records.clear();
+        self.headers.clear();
+    }
+
+    /// Its bytes, records and headers.
+    pub fn size(&self) -> (usize, usize, usize) {
+        (self.arena.len(), self.records.len(), self.headers.len())
+    }
+
     /// Copies a message in.
-    pub fn push(&mut self, message: &BorrowedMessage<'_>) {
+    pub fn push(&mut self, message: &impl Message) {
         let first_header = self.headers.len();
         if let Some(headers) = message.headers() {
-            for header in headers.iter() {
+            for index in 0..headers.count() {
+                // The client library panics on a name that is not UTF-8. Anybody may write one, and one
+                // header must not end the consumer: it is left out.
+                let Some(Some(header)) = panic::contain(|| headers.try_get(index)) else { continue };
                 let name = self.copy(header.key.as_bytes());
                 let value = header.value.map(|value| self.copy(value));
                 self.headers.push((name, value));
             }
         }
+        let (key, value) = (message.key(), message.payload());
         let slots = Slots {
             offset: message.offset(),
             timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
-            key: message.key().map(|key| self.copy(key)),
-            value: message.payload().map(|value| self.copy(value)),
-            headers: first_header..self.headers.len(),
+            start: self.arena.len(),
+            key: Length::of(key),
+            value: Length::of(value),
+            headers: first_header as u32..self.headers.len() as u32,
         };
+        self.arena.extend_from_slice(key.unwrap_or_default());
+        self.arena.extend_from_slice(value.unwrap_or_default());
         self.records.push(slots);
+    }
+
+    /// Records with nothing but these offsets.
+    #[cfg(test)]
+    pub fn of_offsets(offsets: Range<i64>) -> Self {
+        let (key, value) = (Length::ABSENT, Length::ABSENT);
+        let slots = |offset| Slots { offset, timestamp_ms: 0, start: 0, key, value, headers: 0..0 };
+        Self { records: offsets.map(slots).collect(), ..Self::default() }
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Range<usize> {
@@ -81,6 +142,16 @@ impl Batch {
         self.records.last().map_or(0, |slots| slots.timestamp_ms)
     }
 
+    /// Memory that the batch holds, about, in bytes.
+    pub fn footprint(&self) -> usize {
+        self.arena.len() + self.records.len() * size_of::<Slots>() + self.headers.len() * 64
+    }
+
+    /// A record by its place; panics past the end.
+    pub fn record(&self, index: usize) -> Record<'_> {
+        Record { batch: self, slots: &self.records[index] }
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
         self.records.iter().map(move |slots| Record { batch: self, slots })
     }
@@ -97,18 +168,35 @@ impl<'a> Record<'a> {
     }
 
     pub fn key(&self) -> Option<&'a [u8]> {
-        Some(&self.batch.arena[self.slots.key.clone()?])
+        let slots = self.slots;
+        (!slots.key.is_absent()).then(|| &self.batch.arena[slots.start..slots.start + slots.key.bytes()])
     }
 
     /// `None` is a tombstone.
     pub fn value(&self) -> Option<&'a [u8]> {
-        Some(&self.batch.arena[self.slots.value.clone()?])
+        let slots = self.slots;
+        let start = slots.start + slots.key.bytes();
+        (!slots.value.is_absent()).then(|| &self.batch.arena[start..start + slots.value.bytes()])
+    }
+
+    /// All headers in their order; names may repeat, and values may be null.
+    pub fn headers(&self) -> impl Iterator<Item = (&'a str, Option<&'a [u8]>)> + use<'a> {
+        let arena = &self.batch.arena;
+        self.headers_as_kept().iter().map(move |(name, value)| {
+            let name = std::str::from_utf8(&arena[name.clone()]).unwrap_or_default();
+            (name, value.clone().map(|value| &arena[value]))
+        })
+    }
+
+    fn headers_as_kept(&self) -> &'a [KeptHeader] {
+        let Range { start, end } = self.slots.headers;
+        &self.batch.headers[start as usize..end as usize]
     }
 
     /// The last value of a header, as Kafka's own clients read it.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         let arena = &self.batch.arena;
-        let headers = self.batch.headers[self.slots.headers.clone()].iter().rev();
+        let headers = self.headers_as_kept().iter().rev();
         headers
             .filter(|(key, _)| &arena[key.clone()] == name.as_bytes())
             .find_map(|(_, value)| Some(&arena[value.clone()?]))

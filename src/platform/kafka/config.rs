@@ -6,6 +6,7 @@ use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::dead_letter;
 use crate::platform::config::Secret;
 
 /// How Kafka is reached, written to and read from.
@@ -150,7 +151,8 @@ pub struct ProducerConfig {
     pub max_in_flight_requests: u32,
     /// `lz4`, `zstd`, `snappy`, `gzip` or `none`.
     pub compression: String,
-    /// Largest record in bytes, as the topics' `max.message.bytes` allows.
+    /// Largest record in bytes, as the topics' `max.message.bytes` allows. The dead-letter topics are made
+    /// to take somewhat more.
     pub max_message_bytes: u32,
 }
 
@@ -172,15 +174,36 @@ impl Default for ProducerConfig {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConsumerConfig {
-    /// Time without a heartbeat after which the group takes a member for dead, in milliseconds.
+    /// How groups are joined: `consumer` is KIP-848, `classic` the older protocol with cooperative-sticky
+    /// assignment, `auto` the first where brokers offer it.
+    pub group_protocol: GroupProtocol,
+    /// Time without a heartbeat after which the group takes a member for dead, in milliseconds. With
+    /// KIP-848 brokers decide that: `group.consumer.session.timeout.ms`.
     pub session_timeout_ms: u64,
+    /// Time that a consumer may have records to work on and finish nothing, in milliseconds. Then the
+    /// process says that it is not live.
+    pub stall_timeout_ms: u64,
     /// Most that is fetched ahead of the handlers, in KiB per process and topic.
     pub prefetch_kib: u32,
 }
 
+/// See [`ConsumerConfig::group_protocol`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupProtocol {
+    Auto,
+    Classic,
+    Consumer,
+}
+
 impl Default for ConsumerConfig {
     fn default() -> Self {
-        Self { session_timeout_ms: 10_000, prefetch_kib: 16 << 10 }
+        Self {
+            group_protocol: GroupProtocol::Auto,
+            session_timeout_ms: 10_000,
+            stall_timeout_ms: 120_000,
+            prefetch_kib: 16 << 10,
+        }
     }
 }
 
@@ -245,7 +268,8 @@ impl Config {
             .set("message.timeout.ms", producer.delivery_timeout_ms.to_string())
             .set("request.timeout.ms", producer.delivery_timeout_ms.clamp(1_000, 5_000).to_string())
             .set("max.in.flight.requests.per.connection", producer.max_in_flight_requests.clamp(1, 5).to_string())
-            .set("message.max.bytes", producer.max_message_bytes.to_string())
+            // A dead letter is its record and something more.
+            .set("message.max.bytes", producer.max_message_bytes.saturating_add(dead_letter::ROOM_BYTES).to_string())
             // Admission is ours and comes first, so the library's own bounds are never met.
             .set("queue.buffering.max.messages", producer.max_in_flight_records.saturating_mul(2).to_string())
             .set("queue.buffering.max.kbytes", (producer.max_in_flight_bytes / 512).max(1_024).to_string());

@@ -96,6 +96,9 @@ pub(super) struct Outcomes {
 
 impl Outcomes {
     pub fn report(&self, pending: Box<Pending>, outcome: Result<Stored, SendError>) {
+        if pending.answer.is_none() {
+            return;
+        }
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         reported.push((pending, outcome));
         let first = reported.len() == 1;

@@ -25,7 +25,7 @@ use tracing::{Instrument, Span};
 
 use super::{
     Config,
-    admission::{self, Admission},
+    admission::{self, Admission, Permit},
     broker::Broker,
     cork::{Cork, Waiting, wait_for},
     delivery::{Answer, Context, Metrics, Outcomes, Pending, classify},
@@ -142,7 +142,7 @@ impl Producer {
     /// Takes a record, or refuses it; never waits.
     pub fn send(&self, record: Outgoing<'_>) -> Result<Receipt, SendError> {
         let (sender, receiver) = oneshot::channel();
-        self.take(record, Some(sender))?;
+        self.take(record, sender)?;
         Ok(Receipt(receiver))
     }
 
@@ -152,23 +152,33 @@ impl Producer {
         self.send(record)?.stored(topic).await
     }
 
-    /// Takes a record whose outcome nobody waits for; failures are counted.
+    /// Takes a record whose outcome nobody waits for; failures are counted. It goes past those that wait
+    /// for company, so its order among them is not kept.
     pub fn send_and_forget(&self, record: Outgoing<'_>) -> Result<(), SendError> {
-        self.take(record, None)
+        let permit = self.admit(&record, Admission::try_acquire_aside)?;
+        self.shared.hand_over(record, Pending::new(permit, None))
     }
 
-    fn take(&self, record: Outgoing<'_>, answer: Option<Answer>) -> Result<(), SendError> {
+    /// Takes room for a record, where writing makes sense at all.
+    fn admit(
+        &self,
+        record: &Outgoing<'_>,
+        acquire: impl FnOnce(&Arc<Admission>, usize) -> Option<Permit>,
+    ) -> Result<Permit, SendError> {
         let shared = &*self.shared;
-        let refused = |error| {
-            shared.metrics.refused.increment(1);
-            Err(error)
+        let admitted = if !self.is_up() {
+            Err(SendError::Unavailable)
+        } else {
+            let bytes = admission::weight(record.key, record.payload);
+            acquire(&shared.admission, bytes).ok_or(SendError::Full)
         };
-        if !shared.broker.is_up() || shared.fatal.load(Ordering::Relaxed) {
-            return refused(SendError::Unavailable);
-        }
-        let bytes = admission::weight(record.key, record.payload);
-        let Some(permit) = shared.admission.try_acquire(bytes) else { return refused(SendError::Full) };
-        let pending = Pending::new(permit, answer);
+        admitted.inspect_err(|_| shared.metrics.refused.increment(1))
+    }
+
+    fn take(&self, record: Outgoing<'_>, answer: Answer) -> Result<(), SendError> {
+        let shared = &*self.shared;
+        let permit = self.admit(&record, Admission::try_acquire)?;
+        let pending = Pending::new(permit, Some(answer));
         if shared.cork.is_idle() && wait_for(shared.admission.peak()).is_zero() {
             return shared.hand_over(record, pending);
         }
@@ -176,6 +186,11 @@ impl Producer {
             self.releaser.unpark();
         }
         Ok(())
+    }
+
+    /// Whether a record has a chance at all now.
+    pub fn is_up(&self) -> bool {
+        self.shared.broker.is_up() && !self.shared.fatal.load(Ordering::Relaxed)
     }
 
     /// Records and bytes in flight now.

@@ -51,7 +51,7 @@ pub enum TopicError {
 impl TopicError {
     /// Whether waiting can help; otherwise somebody has to change something.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Kafka(_))
+        matches!(self, Self::Kafka(error) if !matches!(error, KafkaError::AdminOp(_)))
     }
 }
 
@@ -84,24 +84,34 @@ impl Admin {
         Ok(Self { client: config.with_overrides(properties).create()?, broker, config: config.clone() })
     }
 
-    /// Makes what is missing and checks what is there.
-    pub async fn ensure(&self, specs: &[TopicSpec]) -> Result<(), TopicError> {
+    /// Makes what is missing and checks what is there. All that somebody has to change is said at
+    /// once; an error that passes by itself ends it.
+    pub async fn ensure(&self, specs: &[TopicSpec]) -> Result<(), Vec<TopicError>> {
+        let mut problems = Vec::new();
         for spec in specs {
-            let partitions = match self.broker.partitions(&spec.name).await? {
-                Some(partitions) => partitions,
-                None => self.create_ours(spec).await?,
-            };
-            if partitions != spec.partitions {
-                return Err(TopicError::Partitions {
-                    topic: spec.name.clone(),
-                    found: partitions,
-                    wanted: spec.partitions,
-                    remedy: spec.remedy.clone(),
-                });
+            match self.ensure_one(spec).await {
+                Ok(()) => {}
+                Err(error) if error.is_transient() => return Err(vec![error]),
+                Err(error) => problems.push(error),
             }
-            self.check_settings(spec).await?;
         }
-        Ok(())
+        if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
+
+    async fn ensure_one(&self, spec: &TopicSpec) -> Result<(), TopicError> {
+        let partitions = match self.broker.partitions(&spec.name).await? {
+            Some(partitions) => partitions,
+            None => self.create_ours(spec).await?,
+        };
+        if partitions != spec.partitions {
+            return Err(TopicError::Partitions {
+                topic: spec.name.clone(),
+                found: partitions,
+                wanted: spec.partitions,
+                remedy: spec.remedy.clone(),
+            });
+        }
+        self.check_settings(spec).await
     }
 
     async fn create_ours(&self, spec: &TopicSpec) -> Result<i32, TopicError> {
@@ -164,9 +174,21 @@ impl Admin {
 
     /// Whether brokers make unknown topics by themselves; `None` when we may not know.
     pub async fn broker_creates_topics(&self) -> Option<bool> {
-        let broker = self.broker.any_broker_id().await?;
-        let settings = self.describe(&ResourceSpecifier::Broker(broker)).await.ok()?;
-        settings.get("auto.create.topics.enable").map(|value| value == "true")
+        let setting = self.broker_setting("auto.create.topics.enable").await.ok()?;
+        setting.map(|value| value == "true")
+    }
+
+    /// A setting of some broker; `None` where brokers have none of that name.
+    pub async fn broker_setting(&self, name: &str) -> Result<Option<String>, TopicError> {
+        let no_broker = KafkaError::MetadataFetch(RDKafkaErrorCode::AllBrokersDown);
+        let broker = self.broker.any_broker_id().await.ok_or(no_broker)?;
+        Ok(self.describe(&ResourceSpecifier::Broker(broker)).await?.remove(name))
+    }
+
+    /// Whether a topic keeps only the newest record of a key.
+    pub async fn is_compacted(&self, topic: &str) -> Result<bool, TopicError> {
+        let settings = self.describe(&ResourceSpecifier::Topic(topic)).await?;
+        Ok(settings.get("cleanup.policy").is_some_and(|policy| policy.split(',').any(|word| word.trim() == "compact")))
     }
 
     async fn describe(&self, resource: &ResourceSpecifier<'_>) -> Result<HashMap<String, String>, TopicError> {

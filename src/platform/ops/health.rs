@@ -23,6 +23,7 @@ struct Inner {
     started: Instant,
     checks: Mutex<Vec<Check>>,
     beats: Mutex<Vec<Beat>>,
+    published: Mutex<Vec<Published>>,
     draining: AtomicBool,
     was_ready: AtomicBool,
 }
@@ -42,6 +43,16 @@ pub struct Beat {
     last_ms: Arc<AtomicU64>,
 }
 
+/// What one consumer has in hand, for whoever is on call.
+#[derive(Clone)]
+pub struct Published(Arc<Mutex<Value>>);
+
+impl Published {
+    pub fn set(&self, report: Value) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = report;
+    }
+}
+
 impl Default for Health {
     fn default() -> Self {
         Self {
@@ -49,6 +60,7 @@ impl Default for Health {
                 started: Instant::now(),
                 checks: Mutex::default(),
                 beats: Mutex::default(),
+                published: Mutex::default(),
                 draining: AtomicBool::new(false),
                 was_ready: AtomicBool::new(false),
             }),
@@ -71,6 +83,19 @@ impl Health {
         beat.tick();
         self.inner.beats.lock().unwrap_or_else(PoisonError::into_inner).push(beat.clone());
         beat
+    }
+
+    /// Adds a consumer to `/lanes`.
+    pub fn publish(&self, name: &'static str) -> Published {
+        let published = Published(Arc::new(Mutex::new(json!({"consumer": name}))));
+        self.inner.published.lock().unwrap_or_else(PoisonError::into_inner).push(published.clone());
+        published
+    }
+
+    /// What every consumer published last.
+    pub fn lanes(&self) -> Value {
+        let published = self.inner.published.lock().unwrap_or_else(PoisonError::into_inner);
+        published.iter().map(|one| one.0.lock().unwrap_or_else(PoisonError::into_inner).clone()).collect()
     }
 
     /// From now on not ready, whatever the checks say.

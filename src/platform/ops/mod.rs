@@ -5,5 +5,5 @@
 mod health;
 mod server;
 
-pub use health::{Beat, Check, Health};
+pub use health::{Beat, Check, Health, Published};
 pub use server::{Config, render_metrics, router};

@@ -28,12 +28,13 @@ impl Default for Config {
     }
 }
 
-/// `/livez`, `/readyz`, `/startupz` and `/metrics`; JSON per check with `?verbose`.
+/// `/livez`, `/readyz`, `/startupz`, `/lanes` and `/metrics`; JSON per check with `?verbose`.
 pub fn router(health: Health, metrics: PrometheusHandle) -> Router {
     Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/startupz", get(startupz))
+        .route("/lanes", get(lanes))
         .with_state(health)
         .route("/metrics", get(render_metrics))
         .with_state(metrics)
@@ -52,6 +53,11 @@ async fn readyz(State(health): State<Health>, RawQuery(query): RawQuery) -> Resp
 async fn startupz(State(health): State<Health>, RawQuery(query): RawQuery) -> Response {
     let (_, report) = health.readiness();
     answer(health.has_started(), report, query)
+}
+
+/// Per consumer and partition: the commit point, the span past it, and the record that holds it.
+async fn lanes(State(health): State<Health>) -> Json<Value> {
+    Json(health.lanes())
 }
 
 fn answer(good: bool, report: Value, query: Option<String>) -> Response {

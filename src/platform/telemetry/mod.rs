@@ -2,9 +2,11 @@
 
 mod config;
 mod metrics;
+mod status_line;
 
 pub use config::{Config, LogFormat, Otlp, OtlpProtocol};
 pub use metrics::{install as install_metrics, upkeep};
+pub use status_line::StatusLine;
 
 use std::{collections::BTreeMap, io::IsTerminal, time::Duration};
 
@@ -25,6 +27,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
+use self::status_line::AboveStatus;
 use super::{config::Secret, trace_context};
 
 /// Keeps the exporter; shut it down last.
@@ -41,7 +44,7 @@ pub fn init(config: &Config, role: &str) -> Result<Telemetry, String> {
         LogFormat::Json => false,
         LogFormat::Auto => std::io::stderr().is_terminal(),
     };
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt::layer().with_writer(|| AboveStatus);
     let log = match human {
         true => log.with_target(false).with_filter(filter).boxed(),
         false => {

@@ -45,8 +45,9 @@ impl Answer {
         for member in ["title", "detail", "instance"] {
             assert!(problem[member].as_str().is_some_and(|text| !text.is_empty()), "{member} in {problem}");
         }
-        let unavailable = self.status == StatusCode::SERVICE_UNAVAILABLE.as_u16();
-        assert_eq!(unavailable, self.headers.contains_key("retry-after"), "Retry-After belongs to 503: {self:?}");
+        let later = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].map(|code| code.as_u16());
+        let said = self.headers.contains_key("retry-after");
+        assert_eq!(said, later.contains(&self.status), "Retry-After belongs to 429 and 503: {self:?}");
         problem
     }
 }

@@ -53,16 +53,24 @@ pub struct Builder {
     name: String,
     role: &'static str,
     env: BTreeMap<String, String>,
+    words: Vec<String>,
     ready: bool,
 }
 
 impl Builder {
     pub fn new(name: &str, env: BTreeMap<String, String>) -> Self {
-        Self { name: name.to_owned(), role: "all", env, ready: true }
+        Self { name: name.to_owned(), role: "all", env, words: Vec::new(), ready: true }
     }
 
     pub fn role(mut self, role: &'static str) -> Self {
         self.role = role;
+        self
+    }
+
+    /// The command `relay` with these arguments, instead of a role.
+    pub fn relay(mut self, words: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        (self.role, self.words) = ("relay", vec!["relay".to_owned()]);
+        self.words.extend(words.into_iter().map(Into::into));
         self
     }
 
@@ -87,12 +95,10 @@ impl Builder {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let log = log_folder().join(format!("{}{}-{number}.log", self.name, self.role));
-        let child = command(&self.env)
-            .args(["run", "--role", self.role])
-            .stdout(Stdio::null())
-            .stderr(File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
+        let words =
+            if self.words.is_empty() { ["run", "--role", self.role].map(str::to_owned).into() } else { self.words };
+        let child =
+            command(&self.env).args(words).stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap();
         let client = reqwest::Client::builder().timeout(seconds(60)).build().unwrap();
         let mut app = App { child, log, client, api: String::new(), management: String::new() };
         app.management = app.address("serving probes and metrics").await;
@@ -127,6 +133,10 @@ impl App {
         .await
     }
 
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
@@ -156,9 +166,13 @@ impl App {
 
     /// What fails one of readiness' checks; `None` while it passes.
     pub async fn failing(&self, check: &str) -> Option<String> {
-        let report = self.manage("/readyz?verbose").await.json();
-        let check = &report["checks"][check];
-        assert!(check.is_object(), "no such check: {report}");
+        // A process that has just begun may not have all of them yet.
+        let what = format!("there is a check `{check}`");
+        let check = until(&what, seconds(10), || async {
+            let report = self.manage("/readyz?verbose").await.json();
+            Some(report["checks"][check].clone()).filter(Value::is_object)
+        })
+        .await;
         (check["status"] != "ok").then(|| check["detail"].as_str().unwrap_or("?").to_owned())
     }
 
@@ -230,6 +244,11 @@ impl App {
 
     pub fn sigterm(&self) {
         self.signal(Signal::TERM);
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// Waits for its end.

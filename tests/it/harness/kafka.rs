@@ -10,7 +10,8 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
-    message::Headers,
+    message::{Header, Headers, OwnedHeaders},
+    producer::{BaseProducer, BaseRecord, Producer},
 };
 use serde_json::Value;
 
@@ -135,6 +136,29 @@ impl Kafka {
             records.push(stored(&message));
         }
         records
+    }
+
+    /// Writes records as somebody else's producer would: values, and headers of all of them. Without keys.
+    pub async fn write(&self, topic: &str, values: &[Option<Vec<u8>>], headers: &[(&str, &str)]) {
+        let producer: BaseProducer = self.client().create().unwrap();
+        for value in values {
+            let headers = headers
+                .iter()
+                .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(*value) }));
+            let mut record = BaseRecord::<[u8], [u8]>::to(topic).headers(headers);
+            record.payload = value.as_deref();
+            producer.send(record).unwrap();
+        }
+        off_runtime(move || producer.flush(PATIENCE)).await.unwrap();
+    }
+
+    /// The same into one partition, without headers.
+    pub async fn write_in(&self, topic: &str, partition: i32, values: &[Vec<u8>]) {
+        let producer: BaseProducer = self.client().create().unwrap();
+        for value in values {
+            producer.send(BaseRecord::<[u8], [u8]>::to(topic).partition(partition).payload(value)).unwrap();
+        }
+        off_runtime(move || producer.flush(PATIENCE)).await.unwrap();
     }
 
     /// Waits until every partition has this many replicas in sync, as before the next fault.

@@ -3,12 +3,19 @@
 pub mod answer;
 pub mod app;
 pub mod check;
+pub mod inbox;
 pub mod kafka;
 pub mod load;
+pub mod member;
 pub mod otlp;
+pub mod produce;
+pub mod proxy;
 pub mod raw;
 pub mod redis;
+pub mod socket;
+pub mod sse;
 pub mod stack;
+pub mod target;
 pub mod wait;
 pub mod world;
 

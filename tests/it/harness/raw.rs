@@ -56,6 +56,19 @@ impl Raw {
         self.read_until(within, |_| None).await.is_none()
     }
 
+    /// Everything that still comes, framing included, and whether it ended rather than fell silent.
+    pub async fn rest(&mut self, silence: Duration) -> (Vec<u8>, bool) {
+        let mut received = std::mem::take(&mut self.ahead);
+        loop {
+            let mut buffer = [0; 65_536];
+            match timeout(silence, self.stream.read(&mut buffer)).await {
+                Err(_) => return (received, false),
+                Ok(Ok(0) | Err(_)) => return (received, true),
+                Ok(Ok(count)) => received.extend_from_slice(&buffer[..count]),
+            }
+        }
+    }
+
     async fn read_until(&mut self, within: Duration, done: impl Fn(&[u8]) -> Option<usize>) -> Option<usize> {
         loop {
             if let Some(at) = done(&self.ahead) {

@@ -35,13 +35,15 @@ impl Stack {
     }
 
     /// One for a test that breaks it, made with these options of `dev/stack up` and deleted afterwards.
-    pub async fn own(name: &str, options: &'static [&'static str]) -> Stack {
+    pub async fn own(name: &str, options: &[&str]) -> Stack {
         let without_kafka = options.windows(2).any(|pair| pair[0] == "--only" && !pair[1].contains("kafka"));
         let turn = if without_kafka { None } else { Some(OWN_KAFKA.acquire().await.unwrap()) };
         let state = state_folder(&format!("test-stack-{name}"));
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
         let env = off_runtime(move || {
+            let words: Vec<&str> = std::iter::once("up").chain(options.iter().map(String::as_str)).collect();
             run(&state, &["wipe"]);
-            run(&state, &[&["up"], options].concat());
+            run(&state, &words);
             (environment(&state), state)
         });
         let (env, state) = env.await;

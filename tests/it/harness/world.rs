@@ -2,17 +2,23 @@
 
 use std::{
     collections::BTreeMap,
+    process::Command,
+    str::FromStr,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+use sqlx::{ConnectOptions, postgres::PgConnectOptions};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
     Stack,
-    app::{Builder, migrate},
+    app::{Builder, command, migrate},
     kafka::Kafka,
     stack::off_runtime,
 };
+
+/// What `dev/stack env` calls the servers.
+const SERVERS: [&str; 3] = ["KAFKA_BROKERS", "REDIS_URL", "DATABASE_URL"];
 
 /// Tests with processes that may run at the same time, whatever the number of test threads.
 static TURNS: Semaphore = Semaphore::const_new(6);
@@ -42,10 +48,12 @@ impl World {
     async fn build(stack: Option<&Stack>) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let turn = TURNS.acquire().await.unwrap();
-        let shared = off_runtime(Stack::shared).await;
-        let get = |name: &str| stack.and_then(|own| own.find(name)).unwrap_or_else(|| shared.get(name)).to_owned();
+        let whole = |own: &Stack| SERVERS.iter().all(|name| own.find(name).is_some());
+        let shared = if stack.is_some_and(whole) { None } else { Some(off_runtime(Stack::shared).await) };
+        let own = |name: &str| stack.and_then(|own| own.find(name));
+        let get = |name: &str| own(name).or_else(|| shared?.find(name)).unwrap_or_default().to_owned();
         let prefix = format!("it{}n{}_", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let (brokers, redis_url) = (get("KAFKA_BROKERS"), get("REDIS_URL"));
+        let (brokers, redis_url) = (get(SERVERS[0]), get(SERVERS[1]));
         let mut env = BTreeMap::new();
         for (name, value) in [
             ("KAFKA__BROKERS", brokers.as_str()),
@@ -57,18 +65,26 @@ impl World {
             ("REDIS__KEY_PREFIX", &format!("{prefix}:")),
             ("KV__PARTITIONS", "2"),
             ("KV__AUDIT_PARTITIONS", "1"),
+            ("DLQ__PARTITIONS", "2"),
+            ("COMMENTS__PARTITIONS", "2"),
+            ("MESSAGES__PARTITIONS", "2"),
             ("HTTP__LISTEN", "127.0.0.1:0"),
             ("MANAGEMENT__LISTEN", "127.0.0.1:0"),
             ("TELEMETRY__LOG_FORMAT", "json"),
         ] {
             env.insert(format!("POSTRIDER_{name}"), value.to_owned());
         }
-        Self { kafka: Kafka::new(&brokers), database_url: get("DATABASE_URL"), redis_url, prefix, env, _turn: turn }
+        Self { kafka: Kafka::new(&brokers), database_url: get(SERVERS[2]), redis_url, prefix, env, _turn: turn }
     }
 
     /// A process of the product in this world; all roles, unless told otherwise.
     pub fn app(&self) -> Builder {
         Builder::new(&self.prefix, self.env.clone())
+    }
+
+    /// The binary in this world, for a command that ends by itself.
+    pub fn command(&self) -> Command {
+        command(&self.env)
     }
 
     /// From now on with Postgres, whose schema is made first.
@@ -81,8 +97,24 @@ impl World {
     /// From now on with Postgres, where nothing was made yet.
     pub fn without_migration(&mut self) {
         self.set("POSTRIDER_POSTGRES__URL", &self.database_url.clone());
-        let schema = self.prefix.trim_end_matches('_').to_owned();
+        let schema = self.schema().to_owned();
         self.set("POSTRIDER_POSTGRES__SCHEMA", &schema);
+    }
+
+    fn schema(&self) -> &str {
+        self.prefix.trim_end_matches('_')
+    }
+
+    /// Runs statements on this world's tables.
+    pub async fn sql(&self, statements: &str) {
+        self.try_sql(statements).await.unwrap();
+    }
+
+    /// The same, where they may fail.
+    pub async fn try_sql(&self, statements: &str) -> Result<(), sqlx::Error> {
+        let options = PgConnectOptions::from_str(&self.database_url)?;
+        let mut connection = options.options([("search_path", self.schema())]).connect().await?;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&mut connection).await.map(|_| ())
     }
 
     pub async fn migrate(&self) {

@@ -1,0 +1,314 @@
+//! `postrider dlq`: the dead letters on the command line. Needs Kafka alone.
+
+use std::{
+    cell::Cell,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use clap::{Args, Subcommand};
+
+use super::text::{Format, columns, json, print, tame};
+use crate::{
+    dlq::{Bounds, Detail, Filter, Letters, Listing, Outcome, Progress, Query, Queue, Report, parse_since},
+    platform::{
+        clock,
+        kafka::{Admin, Broker, Producer},
+        ops::Health,
+    },
+    roles::Settings,
+};
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  postrider dlq list                                    the newest 50 of both topics
+  postrider dlq list --since 2h --error timeout         what timed out within two hours
+  postrider dlq list --topic messages --key user123     what became of one key
+  postrider dlq list --output json | jq '.letters[].id'";
+
+const SHOW_EXAMPLES: &str = "\
+Example:
+  postrider dlq show 'messages/3@1234 postrider-kv'     the id is the one that `list` prints";
+
+const REPLAY_EXAMPLES: &str = "\
+The record goes to its topic again: key, value, headers and event id as they were, to the same
+partition, in order. The letter is deleted once Kafka has the record. Doing it twice does no harm
+where consumers drop doubles by event id. In a compacted topic a record that is no longer the newest
+of its key is left out as superseded; its letter stays until it is purged.
+
+Examples:
+  postrider dlq replay --topic messages --dry-run       what would happen
+  postrider dlq replay --error transport --since 1h
+  postrider dlq replay 'messages/3@1234 postrider-kv'
+  postrider dlq replay --yes                            every letter";
+
+const PURGE_EXAMPLES: &str = "\
+Examples:
+  postrider dlq purge --topic messages --dry-run        what would be deleted
+  postrider dlq purge 'messages/3@1234 postrider-kv'
+  postrider dlq purge --deliveries --yes                every letter about somebody's endpoint";
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// List dead letters, the newest first
+    #[command(after_help = LIST_EXAMPLES)]
+    List {
+        #[command(flatten)]
+        selection: Selection,
+        /// How many at most
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show one dead letter with its record's value and headers
+    #[command(after_help = SHOW_EXAMPLES)]
+    Show {
+        /// The letter's id
+        id: String,
+        #[command(flatten)]
+        letters: Which,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Write the records of dead letters to their topics again, and delete the letters
+    #[command(after_help = REPLAY_EXAMPLES)]
+    Replay(Change),
+    /// Delete dead letters
+    #[command(after_help = PURGE_EXAMPLES)]
+    Purge(Change),
+}
+
+#[derive(Args)]
+#[group(multiple = false)]
+pub struct Which {
+    /// Only records that postrider's own processing gave up
+    #[arg(long)]
+    events: bool,
+    /// Only records that somebody's endpoint did not take
+    #[arg(long)]
+    deliveries: bool,
+    /// Another dead-letter topic, by its full name
+    #[arg(long, value_name = "TOPIC")]
+    letters: Option<String>,
+}
+
+#[derive(Args)]
+pub struct Selection {
+    /// The record's topic, with or without `kafka.topic_prefix`
+    #[arg(long)]
+    topic: Option<String>,
+    /// The record's key
+    #[arg(long)]
+    key: Option<String>,
+    /// Failed last at this time (2026-01-31T12:00:00Z) or later, or within this age (90s, 15m, 2h, 7d)
+    #[arg(long, value_name = "TIME|AGE")]
+    since: Option<String>,
+    /// The error's class, or a part of its message
+    #[arg(long)]
+    error: Option<String>,
+    #[command(flatten)]
+    letters: Which,
+}
+
+#[derive(Args)]
+pub struct Change {
+    /// Only the letters of these ids
+    #[arg(value_name = "ID")]
+    ids: Vec<String>,
+    #[command(flatten)]
+    selection: Selection,
+    /// How many at most, in the order of their records
+    #[arg(long)]
+    limit: Option<usize>,
+    /// Change nothing, and say what would be
+    #[arg(long)]
+    dry_run: bool,
+    /// Yes, every letter; needed where no id and no filter chooses
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Args)]
+pub struct Output {
+    /// How to print
+    #[arg(long = "output", value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+/// Does what was asked. The error is a sentence for the user.
+pub fn run(command: Command, settings: &Settings) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let outcome = runtime.block_on(act(command, settings));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+async fn act(command: Command, settings: &Settings) -> Result<(), String> {
+    let kafka = &settings.kafka;
+    let say = |error| format!("kafka: {error}");
+    let broker = Broker::start(kafka, Health::default().check("kafka")).map_err(say)?;
+    let producer = Producer::start(kafka, broker.clone()).map_err(say)?;
+    let admin = Arc::new(Admin::new(kafka, broker.clone()).map_err(say)?);
+    let queue = Queue::new(kafka.clone(), producer, broker, admin);
+    match command {
+        Command::List { selection, limit, output } => {
+            let query = selection.query(Vec::new(), limit)?;
+            let listing = queue.list(query, bounds()).await.map_err(|error| error.to_string())?;
+            print(&match output.format {
+                Format::Json => json(&listing)?,
+                Format::Table => table(&listing),
+            })
+        }
+        Command::Show { id, letters, output } => {
+            let found = queue.show(letters.into(), id.clone(), bounds()).await.map_err(|error| error.to_string())?;
+            let detail =
+                found.ok_or_else(|| format!("there is no dead letter `{id}`; `postrider dlq list` has them"))?;
+            print(&match output.format {
+                Format::Json => json(&detail)?,
+                Format::Table => page(&detail),
+            })
+        }
+        Command::Replay(change) => {
+            let query = change.query("replay")?;
+            let report = queue.replay(query, change.dry_run, bounds()).await.map_err(|error| error.to_string())?;
+            change.report(&report, "replayed")
+        }
+        Command::Purge(change) => {
+            let query = change.query("purge")?;
+            let report = queue.purge(query, change.dry_run, bounds()).await.map_err(|error| error.to_string())?;
+            change.report(&report, "purged")
+        }
+    }
+}
+
+impl From<Which> for Letters {
+    fn from(which: Which) -> Self {
+        match which {
+            Which { letters: Some(topic), .. } => Self::Topic(topic),
+            Which { events: true, .. } => Self::Events,
+            Which { deliveries: true, .. } => Self::Deliveries,
+            _ => Self::All,
+        }
+    }
+}
+
+impl Selection {
+    fn query(&self, ids: Vec<String>, limit: usize) -> Result<Query, String> {
+        let parse = |text| parse_since(text, clock::now_ms());
+        let since_ms = self.since.as_deref().map(parse).transpose().map_err(|problem| format!("--since: {problem}"))?;
+        let Self { topic, key, error, letters: Which { events, deliveries, letters }, .. } = self;
+        let filter = Filter { ids, topic: topic.clone(), key: key.clone(), since_ms, error: error.clone() };
+        let which = Which { events: *events, deliveries: *deliveries, letters: letters.clone() };
+        Ok(Query { letters: which.into(), filter, limit })
+    }
+}
+
+impl Change {
+    fn query(&self, word: &str) -> Result<Query, String> {
+        let query = self.selection.query(self.ids.clone(), self.limit.unwrap_or(usize::MAX))?;
+        if query.filter.is_empty() && !self.yes && !self.dry_run {
+            return Err(format!(
+                "this would {word} every letter: choose some by id, --topic, --key, --since or --error, \
+                 look first with --dry-run, or say --yes"
+            ));
+        }
+        Ok(query)
+    }
+
+    /// Prints what became of them; an error when something failed.
+    fn report(&self, report: &Report, done: &str) -> Result<(), String> {
+        print(&match self.output.format {
+            Format::Json => json(report)?,
+            Format::Table => outcomes(report, done),
+        })?;
+        match (report.failed, report.remaining) {
+            (0, _) => Ok(()),
+            (failed, remaining) => {
+                Err(format!("{failed} failed and {remaining} were not come to; all of them are still there"))
+            }
+        }
+    }
+}
+
+fn bounds() -> Bounds {
+    const PATIENCE: Duration = Duration::from_secs(24 * 3_600);
+    Bounds { deadline: Instant::now() + PATIENCE, max_letters: 1_000_000, chunk_bytes: 64 << 20, progress: progress() }
+}
+
+/// Says on stderr how far long work is, at most every two seconds.
+fn progress() -> Progress {
+    let said = Cell::new(Instant::now());
+    Box::new(move |what, done, total| {
+        if said.get().elapsed() > Duration::from_secs(2) {
+            said.set(Instant::now());
+            eprintln!("{what}: {done} of {total}");
+        }
+    })
+}
+
+fn table(listing: &Listing) -> String {
+    if listing.letters.is_empty() {
+        return "no dead letters match\n".to_owned();
+    }
+    let head = ["FAILED AT", "CLASS", "TRIES", "KEY", "ID", "ERROR"].map(str::to_owned);
+    let rows = listing.letters.iter().map(|letter| {
+        let key = letter.key.as_deref().or(letter.key_base64.as_deref()).unwrap_or("-");
+        let cells =
+            [&letter.failed_at, &letter.error_class, &letter.attempts.to_string(), key, &letter.id, &letter.error];
+        cells.map(str::to_owned)
+    });
+    let mut text = columns(std::iter::once(head).chain(rows).collect());
+    let (shown, matched) = (listing.letters.len(), listing.matched);
+    if shown < matched {
+        let more = if listing.truncated { " at least" } else { "" };
+        text.push_str(&format!("the newest {shown} of{more} {matched}; --limit shows more\n"));
+    }
+    text
+}
+
+fn page(detail: &Detail) -> String {
+    let summary = serde_json::to_value(&detail.summary).unwrap_or_default();
+    let plain = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut text = String::new();
+    for (name, value) in summary.as_object().into_iter().flatten() {
+        text.push_str(&format!("{name:16} {}\n", tame(&plain(value))));
+    }
+    for header in &detail.headers {
+        let value = header.value.as_deref().or(header.value_base64.as_deref()).unwrap_or("null");
+        text.push_str(&format!("{:16} {}: {}\n", "header", tame(&header.name), tame(value)));
+    }
+    let value = detail.value.as_ref().map(ToString::to_string);
+    if let Some(value) = value.or(detail.value_text.clone()).or(detail.value_base64.clone()) {
+        text.push_str(&format!("{:16} {}\n", "value", tame(&value)));
+    }
+    text
+}
+
+fn outcomes(report: &Report, done: &str) -> String {
+    let mut text = String::new();
+    for item in &report.letters {
+        // Of what went well the count is enough, unless that is all one has asked for.
+        if !report.dry_run && matches!(item.outcome, Outcome::Replayed | Outcome::Purged) {
+            continue;
+        }
+        let outcome = serde_json::to_value(item.outcome).unwrap_or_default();
+        let detail = item.detail.as_deref().map_or_else(String::new, |detail| format!("  ({})", tame(detail)));
+        text.push_str(&format!("{:10}  {}{detail}\n", outcome.as_str().unwrap_or_default(), tame(&item.id)));
+    }
+    let Report { matched, skipped, failed, remaining, .. } = report;
+    let would = if report.dry_run { "would be " } else { "" };
+    text.push_str(&format!("{} of {matched} {would}{done}", report.done));
+    for (count, word) in [(skipped, "skipped"), (failed, "failed"), (remaining, "not come to")] {
+        if *count > 0 {
+            text.push_str(&format!(", {count} {word}"));
+        }
+    }
+    text + "\n"
+}

@@ -1,0 +1,201 @@
+//! `postrider lag`: how far every consumer is, and what holds it.
+
+use std::{collections::HashMap, time::Duration};
+
+use axum::body::Bytes;
+use clap::Args;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::text::{Format, columns, json, print};
+use crate::{
+    platform::{
+        clock,
+        kafka::{Config, lag},
+    },
+    roles::{ConsumerPlan, Settings},
+};
+
+pub const EXAMPLES: &str = "\
+The commit of a partition is its lowest unfinished record. KEY and AGE are those of that record; HELD says,
+where a running process answers at its management port, for how long it has been in hand, how often it
+failed, and why.
+
+Examples:
+  postrider lag                                              every consumer of this configuration
+  postrider lag --topic my-topic --group http-consumer       any other group
+  postrider lag --management http://10.0.0.7:9090            and ask this process what it has in hand
+  watch postrider lag";
+
+#[derive(Args)]
+pub struct Command {
+    /// Only this group, by its full name; needs --topic where it is none of ours
+    #[arg(long)]
+    group: Option<String>,
+    /// Only this topic, by its full name
+    #[arg(long)]
+    topic: Option<String>,
+    /// Management ports of running processes; may be repeated (default: the one that is configured, on this machine)
+    #[arg(long, value_name = "URL")]
+    management: Vec<String>,
+    /// How to print
+    #[arg(long = "output", value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+#[derive(Serialize)]
+struct Row {
+    consumer: String,
+    group: String,
+    topic: String,
+    partition: i32,
+    committed: Option<i64>,
+    end: i64,
+    lag: i64,
+    /// Of the lowest unfinished record.
+    oldest_offset: Option<i64>,
+    oldest_key: Option<String>,
+    oldest_age_seconds: Option<f64>,
+    /// As the process that owns the partition says it.
+    holder: Option<Value>,
+    paused: Option<bool>,
+}
+
+/// The error is a sentence for the user.
+pub fn run(command: &Command, settings: &Settings) -> Result<(), String> {
+    let consumers = command.consumers(settings)?;
+    let (holders, silent) = ask_processes(&command.addresses(settings))?;
+    let mut rows = Vec::new();
+    for consumer in &consumers {
+        rows.extend(measure(&settings.kafka, consumer, &holders)?);
+    }
+    print(&match command.format {
+        Format::Json => json(&rows)?,
+        Format::Table => table(&rows, &consumers, &silent),
+    })
+}
+
+impl Command {
+    fn consumers(&self, settings: &Settings) -> Result<Vec<ConsumerPlan>, String> {
+        let ours = ConsumerPlan::all(settings);
+        let wanted = |plan: &&ConsumerPlan| {
+            self.group.as_ref().is_none_or(|group| *group == plan.group)
+                && self.topic.as_ref().is_none_or(|topic| *topic == plan.topic)
+        };
+        let chosen: Vec<ConsumerPlan> = ours.iter().filter(wanted).cloned().collect();
+        match (chosen.is_empty(), &self.group, &self.topic) {
+            (false, ..) => Ok(chosen),
+            (true, Some(group), Some(topic)) => {
+                Ok(vec![ConsumerPlan { name: "-", topic: topic.clone(), group: group.clone() }])
+            }
+            _ => {
+                let groups = ours.iter().map(|plan| plan.group.as_str()).collect::<Vec<_>>().join(", ");
+                Err(format!("no consumer of this configuration is meant (groups: {groups}); say --group and --topic"))
+            }
+        }
+    }
+
+    fn addresses(&self, settings: &Settings) -> Vec<String> {
+        if !self.management.is_empty() {
+            return self.management.clone();
+        }
+        let local = |listen: &String| format!("http://127.0.0.1:{}", listen.rsplit(':').next().unwrap_or_default());
+        settings.management.listen.iter().map(local).collect()
+    }
+}
+
+/// By group, topic and partition: what the process that owns it says.
+type Holders = HashMap<(String, String, i64), Value>;
+
+/// Asks every address; returns those that did not answer, too.
+fn ask_processes(addresses: &[String]) -> Result<(Holders, Vec<String>), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let (mut holders, mut silent) = (Holders::new(), Vec::new());
+    for address in addresses {
+        let Some(consumers) = runtime.block_on(fetch(address)) else {
+            silent.push(address.clone());
+            continue;
+        };
+        for consumer in consumers.as_array().into_iter().flatten() {
+            let text = |name: &str| consumer[name].as_str().unwrap_or_default().to_owned();
+            for partition in consumer["partitions"].as_array().into_iter().flatten() {
+                let number = partition["partition"].as_i64().unwrap_or(-1);
+                holders.insert((text("group"), text("topic"), number), partition.clone());
+            }
+        }
+    }
+    Ok((holders, silent))
+}
+
+async fn fetch(address: &str) -> Option<Value> {
+    let uri = format!("{}/lanes", address.trim_end_matches('/')).parse().ok()?;
+    let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let answer = async { client.get(uri).await.ok()?.into_body().collect().await.ok() };
+    let body = tokio::time::timeout(Duration::from_secs(2), answer).await.ok()??;
+    serde_json::from_slice(&body.to_bytes()).ok()
+}
+
+fn measure(kafka: &Config, consumer: &ConsumerPlan, holders: &Holders) -> Result<Vec<Row>, String> {
+    let ConsumerPlan { name, topic, group } = consumer;
+    let found = lag::of_group(kafka, topic, group).map_err(|error| format!("kafka: {error}"))?;
+    let row = |partition: lag::PartitionLag| {
+        let said = holders.get(&(group.clone(), topic.clone(), i64::from(partition.partition)));
+        let age_s = |oldest: &lag::Oldest| (clock::now_ms() - oldest.timestamp_ms).max(0) as f64 / 1e3;
+        Row {
+            consumer: (*name).to_owned(),
+            group: group.clone(),
+            topic: topic.clone(),
+            partition: partition.partition,
+            committed: partition.committed,
+            end: partition.end,
+            lag: partition.lag,
+            oldest_offset: partition.oldest.as_ref().map(|oldest| oldest.offset),
+            oldest_age_seconds: partition.oldest.as_ref().map(age_s),
+            oldest_key: partition.oldest.and_then(|oldest| oldest.key),
+            holder: said.map(|said| said["holder"].clone()).filter(|holder| !holder.is_null()),
+            paused: said.and_then(|said| said["paused"].as_bool()),
+        }
+    };
+    Ok(found.unwrap_or_default().into_iter().map(row).collect())
+}
+
+fn table(rows: &[Row], consumers: &[ConsumerPlan], silent: &[String]) -> String {
+    let head = ["GROUP", "TOPIC", "PARTITION", "COMMITTED", "END", "LAG", "AGE", "KEY", "HELD"].map(str::to_owned);
+    let cells = rows.iter().map(|row| {
+        [
+            row.group.clone(),
+            row.topic.clone(),
+            row.partition.to_string(),
+            row.committed.map_or_else(|| "-".to_owned(), |offset| offset.to_string()),
+            row.end.to_string(),
+            row.lag.to_string(),
+            row.oldest_age_seconds.map_or_else(|| "-".to_owned(), |age| format!("{age:.0} s")),
+            row.oldest_key.clone().unwrap_or_else(|| "-".to_owned()),
+            held(row),
+        ]
+    });
+    let mut text = columns(std::iter::once(head).chain(cells).collect());
+    for consumer in consumers.iter().filter(|consumer| !rows.iter().any(|row| row.topic == consumer.topic)) {
+        text.push_str(&format!("topic {} of group {} does not exist\n", consumer.topic, consumer.group));
+    }
+    for address in silent {
+        text.push_str(&format!("no process answers at {address}: what is in hand is not known; see --management\n"));
+    }
+    text
+}
+
+fn held(row: &Row) -> String {
+    let paused = if row.paused == Some(true) { "paused, " } else { "" };
+    match &row.holder {
+        None => if paused.is_empty() { "-" } else { "paused" }.to_owned(),
+        Some(holder) => {
+            let (seconds, attempts) = (holder["held_for_seconds"].as_f64().unwrap_or(0.0), &holder["attempts"]);
+            let error = holder["error"].as_str().filter(|error| !error.is_empty());
+            let why = error.map_or_else(String::new, |error| format!(", {attempts} failed: {error}"));
+            format!("{paused}offset {} for {seconds:.0} s{why}", holder["offset"])
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Comments: posts go to the topic `comments`, the processor stores each of them once in Postgres and
+//! logs it, and they are read as a list or as a live stream. What Kafka has is stored, whatever fails
+//! meanwhile; a stream resumes where it broke, without a gap or a double.
+
+mod config;
+mod cursor;
+mod http;
+mod model;
+mod project;
+mod record;
+mod store;
+mod stream;
+mod tail;
+
+pub use config::Config;
+pub use http::routes;
+pub use project::Projector;
+
+use std::sync::Arc;
+
+use sqlx::PgPool;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use self::{store::Store, tail::Tail};
+use crate::platform::{
+    http::Config as HttpConfig,
+    kafka::{self, Producer, TopicSpec, TopicsReady},
+};
+
+/// The topic of comments, before the prefix.
+pub const TOPIC: &str = "comments";
+/// The consumer group of the projection, before the prefix.
+pub const GROUP: &str = "postrider-comments";
+
+/// The room's topics. Nothing is ever deleted from it by default, so that the table can be made anew.
+pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
+    let setting = |name, value: &str| (name, value.to_owned());
+    vec![TopicSpec {
+        name: kafka.topic(TOPIC),
+        partitions: config.partitions,
+        settings: vec![
+            setting("cleanup.policy", "delete"),
+            setting("message.timestamp.type", "LogAppendTime"),
+            setting("retention.ms", "-1"),
+            setting("retention.bytes", "-1"),
+        ],
+        // Comments of one post share a key: compaction would keep only the last of them.
+        required: vec![("cleanup.policy", "delete")],
+        remedy: "set `comments.partitions` to what the topic has".to_owned(),
+    }]
+}
+
+/// The Redis channel on which the projection says that there is something new, and nothing else.
+pub fn hint_channel(key_prefix: &str) -> String {
+    format!("{key_prefix}comments:stored")
+}
+
+/// The room's part of the api role. Cheap to clone.
+#[derive(Clone)]
+pub struct Comments {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    topic: String,
+    producer: Producer,
+    topics_ready: TopicsReady,
+    http: HttpConfig,
+    /// What is read from Postgres; `None` where there is none.
+    shelf: Option<Shelf>,
+    /// A permit for each live stream.
+    streams: Arc<Semaphore>,
+    stop: CancellationToken,
+    config: Config,
+}
+
+struct Shelf {
+    store: Store,
+    tail: Arc<Tail>,
+}
+
+impl Comments {
+    /// Without a pool comments are taken, but neither listed nor streamed.
+    pub fn new(
+        config: Config,
+        http: HttpConfig,
+        kafka: &kafka::Config,
+        producer: Producer,
+        topics_ready: TopicsReady,
+        pool: Option<PgPool>,
+        stop: CancellationToken,
+    ) -> Self {
+        let shelf = pool.map(|pool| {
+            let store = Store::new(pool);
+            Shelf { tail: Tail::new(store.clone(), &config), store }
+        });
+        let streams = Arc::new(Semaphore::new(config.max_streams.min(Semaphore::MAX_PERMITS)));
+        let topic = kafka.topic(TOPIC);
+        Self { inner: Arc::new(Inner { topic, producer, topics_ready, http, shelf, streams, stop, config }) }
+    }
+
+    /// What follows the table for all streams of this process; it must be run, and woken by hints.
+    pub fn tail(&self) -> Option<Arc<Tail>> {
+        self.inner.shelf.as_ref().map(|shelf| shelf.tail.clone())
+    }
+}

@@ -1,0 +1,181 @@
+//! One live stream: first what its client has missed, from Postgres, then what the tail hands out.
+//!
+//! It joins the tail before it reads, so what is stored in between comes twice rather than never, and the
+//! position tells. Every event's id is the position after it, from which any process can resume.
+
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{body::Body, http::Response};
+use bytes::Bytes;
+use futures_util::stream;
+use metrics::{counter, gauge};
+use tokio::{
+    sync::{
+        OwnedSemaphorePermit,
+        broadcast::{Receiver, error::RecvError},
+    },
+    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Comments,
+    cursor::Position,
+    http::unreachable,
+    store::Store,
+    tail::{Item, page_rows},
+};
+use crate::platform::{
+    http::{Code, Problem, sse},
+    query::Error,
+};
+
+struct Live {
+    store: Store,
+    topic_epoch: u32,
+    partitions: i32,
+    position: Position,
+    items: Receiver<Arc<Item>>,
+    /// Read from Postgres and not sent yet.
+    missed: VecDeque<Item>,
+    /// Whether Postgres has to be read before `items`.
+    behind: bool,
+    /// Whether anything of `items` was taken since Postgres was read.
+    followed: bool,
+    heartbeat: Interval,
+    ends: Instant,
+    stop: CancellationToken,
+    _open: Open,
+}
+
+/// Counts the stream while it is open.
+struct Open(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+
+impl Open {
+    fn new(permit: OwnedSemaphorePermit) -> Self {
+        gauge!("postrider_comments_open_streams").increment(1);
+        Self(permit)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        gauge!("postrider_comments_open_streams").decrement(1);
+    }
+}
+
+/// Opens a stream after a position, or from now on.
+pub async fn open(comments: &Comments, after: Option<Position>) -> Result<Response<Body>, Problem> {
+    let inner = &comments.inner;
+    let shelf = comments.shelf()?;
+    let full = || Problem::new(Code::TooManyStreams, format!("{} live streams are open", inner.config.max_streams));
+    let permit = inner.streams.clone().try_acquire_owned().map_err(|_| full())?;
+    let (now, items) =
+        shelf.tail.join().await.ok_or_else(|| Problem::new(Code::PostgresUnavailable, "Postgres does not answer"))?;
+    let behind = after.is_some();
+    let mut position = after.unwrap_or_else(|| now.clone());
+    check(&position, &now)?;
+    if position.topic_epoch == now.topic_epoch {
+        position.widen(now.partitions());
+    }
+    let heartbeat = Duration::from_millis(inner.config.stream_heartbeat_ms.max(1));
+    let mut heartbeat = interval_at(Instant::now() + heartbeat, heartbeat);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut live = Live {
+        store: shelf.store.clone(),
+        topic_epoch: inner.config.epoch,
+        partitions: inner.config.partitions,
+        position,
+        items,
+        missed: VecDeque::new(),
+        behind,
+        followed: false,
+        heartbeat,
+        ends: Instant::now() + sse::age(inner.config.stream_max_age_ms),
+        stop: inner.stop.clone(),
+        _open: Open::new(permit),
+    };
+    if behind {
+        live.catch_up().await.map_err(|error| unreachable(&error))?;
+    }
+    Ok(respond(live))
+}
+
+/// Refuses a position that cannot have been given out here.
+fn check(position: &Position, now: &Position) -> Result<(), Problem> {
+    let fits = position.topic_epoch < now.topic_epoch || position.partitions() <= now.partitions();
+    if position.topic_epoch <= now.topic_epoch && fits && position.partitions() <= 10_000 {
+        return Ok(());
+    }
+    Err(Problem::new(Code::InvalidRequest, format!("`{position}` is not a position in this stream")))
+}
+
+fn respond(live: Live) -> Response<Body> {
+    // An event without data changes nothing but where the client resumes, should nothing come before it must.
+    let hello = sse::hello(&live.position);
+    let hello = stream::once(async { Ok::<_, Infallible>(hello) });
+    let events = stream::unfold(live, |mut live| async move { live.next().await.map(|event| (Ok(event), live)) });
+    sse::respond(stream::StreamExt::chain(hello, events))
+}
+
+impl Live {
+    /// What to send next; `None` ends the stream, and its client resumes where it is.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if self.stop.is_cancelled() || Instant::now() >= self.ends {
+                return None;
+            }
+            if let Some(item) = self.missed.pop_front() {
+                return Some(self.event(&item));
+            }
+            if self.behind {
+                let stop = self.stop.clone();
+                if let Err(error) = stop.run_until_cancelled(self.catch_up()).await? {
+                    tracing::debug!(error = %error, "a live stream of comments ends");
+                    return None;
+                }
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return None,
+                item = self.items.recv() => match item {
+                    Ok(item) if self.position.covers(item.partition, item.offset) => {}
+                    Ok(item) => {
+                        self.followed = true;
+                        return Some(self.event(&item));
+                    }
+                    Err(RecvError::Lagged(_)) if !self.followed => self.behind = true,
+                    Err(RecvError::Lagged(_)) => {
+                        counter!("postrider_comments_slow_streams_total").increment(1);
+                        return None;
+                    }
+                    Err(RecvError::Closed) => return None,
+                },
+                _ = self.heartbeat.tick() => return Some(sse::HEARTBEAT),
+                () = sleep_until(self.ends) => return None,
+            }
+        }
+    }
+
+    fn event(&mut self, item: &Item) -> Bytes {
+        self.position.advance(item.partition, item.offset + 1);
+        self.heartbeat.reset();
+        counter!("postrider_comments_streamed_events_total").increment(1);
+        sse::event(&self.position, &item.data)
+    }
+
+    /// Reads a page of what comes after the position. After the last page of an epoch comes the next epoch.
+    async fn catch_up(&mut self) -> Result<(), Error> {
+        let limit = page_rows(self.position.partitions()).min(16);
+        let (rows, complete) = self.store.after(&self.position, limit).await?;
+        self.missed.extend(rows.iter().map(Item::from));
+        self.followed = false;
+        if self.position.topic_epoch == self.topic_epoch {
+            self.behind = !complete;
+        } else if complete && rows.is_empty() {
+            self.position = Position::start(self.position.topic_epoch + 1, self.partitions);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,250 @@
+//! A letter as it is read back from its topic.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use rdkafka::{
+    Message,
+    message::{Header, Headers, OwnedHeaders},
+};
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::platform::{
+    clock,
+    kafka::{dead_letter::header, event},
+};
+
+/// What a letter says of itself, borrowed from its record.
+#[derive(Debug, Default)]
+pub struct Fields<'a> {
+    pub id: &'a str,
+    pub topic: &'a str,
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Option<&'a [u8]>,
+    pub timestamp: Option<&'a str>,
+    pub group: &'a str,
+    pub error: &'a str,
+    pub class: &'a str,
+    pub attempts: u32,
+    pub first_failed: &'a str,
+    pub failed: &'a str,
+    pub trace_id: Option<&'a str>,
+    pub event_id: Option<&'a str>,
+    pub tombstone: bool,
+    pub omitted_bytes: Option<u64>,
+    pub headers_omitted: bool,
+    pub value: &'a [u8],
+    /// How many of the headers are the record's own; they come first.
+    pub own: usize,
+}
+
+impl<'a> Fields<'a> {
+    /// `None` for a tombstone, and for a record that is not a letter.
+    pub fn of<M: Message>(message: &'a M) -> Option<Self> {
+        let headers = message.headers()?;
+        let own = (0..headers.count()).rev().find(|&at| headers.get(at).key == header::MARK)?;
+        let id = std::str::from_utf8(message.key()?).ok()?;
+        let mut fields = Self { id, value: message.payload()?, own, ..Self::default() };
+        for at in 0..headers.count() {
+            let Header { key, value } = headers.get(at);
+            let value = value.unwrap_or_default();
+            let text = std::str::from_utf8(value).unwrap_or_default();
+            if at < own {
+                if key == event::ID {
+                    fields.event_id = Some(text);
+                }
+                continue;
+            }
+            match key {
+                header::TOPIC => fields.topic = text,
+                header::PARTITION => fields.partition = text.parse().ok()?,
+                header::OFFSET => fields.offset = text.parse().ok()?,
+                header::KEY => fields.key = Some(value),
+                header::TIMESTAMP => fields.timestamp = Some(text),
+                header::GROUP => fields.group = text,
+                header::ERROR => fields.error = text,
+                header::ERROR_CLASS => fields.class = text,
+                header::ATTEMPTS => fields.attempts = text.parse().unwrap_or(0),
+                header::FIRST_FAILED => fields.first_failed = text,
+                header::FAILED => fields.failed = text,
+                header::TRACE_ID => fields.trace_id = Some(text),
+                header::TOMBSTONE => fields.tombstone = true,
+                header::VALUE_OMITTED => fields.omitted_bytes = text.parse().ok(),
+                header::HEADERS_OMITTED => fields.headers_omitted = true,
+                _ => {}
+            }
+        }
+        (!fields.topic.is_empty()).then_some(fields)
+    }
+
+    /// When the record failed last, in milliseconds since the epoch.
+    pub fn failed_ms(&self) -> i64 {
+        clock::parse_rfc3339(self.failed).unwrap_or(0)
+    }
+}
+
+/// One letter in a list.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Summary {
+    /// Names the letter: place of the record and group, such as `messages/3@1234 postrider-kv`.
+    pub id: String,
+    /// The dead-letter topic that it is in.
+    pub letters: String,
+    /// Where the record was.
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+    /// The record's key, where it is text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The record's key, where it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_base64: Option<String>,
+    /// The record's own time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<String>,
+    /// The event's id (`ce_id`), by which a double is recognised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_id: Option<String>,
+    /// The consumer group that gave the record up.
+    pub group: String,
+    /// A stable word for the kind of error.
+    pub error_class: String,
+    pub error: String,
+    pub attempts: u32,
+    pub first_failed_at: String,
+    pub failed_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+    /// Size of the record's value.
+    pub value_bytes: u64,
+    /// The record is a tombstone: its value is null.
+    pub tombstone: bool,
+    /// The value (perhaps key and headers too) was too large to be kept, so this cannot be replayed.
+    pub incomplete: bool,
+}
+
+impl Summary {
+    pub fn read(fields: &Fields<'_>, message: &impl Message) -> Self {
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        let (key, key_base64) = text_or_base64(fields.key);
+        Self {
+            id: fields.id.to_owned(),
+            letters: message.topic().to_owned(),
+            topic: fields.topic.to_owned(),
+            partition: fields.partition,
+            offset: fields.offset,
+            key,
+            key_base64,
+            timestamp: owned(fields.timestamp),
+            event_id: owned(fields.event_id),
+            group: fields.group.to_owned(),
+            error_class: fields.class.to_owned(),
+            error: fields.error.to_owned(),
+            attempts: fields.attempts,
+            first_failed_at: fields.first_failed.to_owned(),
+            failed_at: fields.failed.to_owned(),
+            trace_id: owned(fields.trace_id),
+            value_bytes: fields.omitted_bytes.unwrap_or(fields.value.len() as u64),
+            tombstone: fields.tombstone,
+            incomplete: fields.omitted_bytes.is_some() || fields.headers_omitted,
+        }
+    }
+}
+
+/// One letter with all that was kept of its record.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Detail {
+    #[serde(flatten)]
+    pub summary: Summary,
+    /// The value, where it is JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Value>)]
+    pub value: Option<Value>,
+    /// The value, where it is text but not JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_text: Option<String>,
+    /// The value, where it is neither.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_base64: Option<String>,
+    /// The record's own headers, in order.
+    pub headers: Vec<HeaderValue>,
+}
+
+/// A header of a record; without a value it is null.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct HeaderValue {
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_base64: Option<String>,
+}
+
+impl Detail {
+    pub fn read(fields: &Fields<'_>, message: &impl Message) -> Self {
+        let headers = own_headers(fields, message).map(|Header { key, value }| {
+            let (value, value_base64) = text_or_base64(value);
+            HeaderValue { name: key.to_owned(), value, value_base64 }
+        });
+        let summary = Summary::read(fields, message);
+        let kept = (!summary.tombstone && !summary.incomplete).then_some(fields.value);
+        let value = kept.and_then(|value| serde_json::from_slice(value).ok());
+        let (value_text, value_base64) = text_or_base64(kept.filter(|_| value.is_none()));
+        Self { summary, value, value_text, value_base64, headers: headers.collect() }
+    }
+}
+
+/// A letter's record, to be produced again.
+#[derive(Debug)]
+pub struct Original {
+    /// The letter's name, and where it lies.
+    pub id: String,
+    pub letters: String,
+    pub letters_partition: i32,
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Option<Vec<u8>>,
+    /// `None` is a tombstone.
+    pub value: Option<Vec<u8>>,
+    pub headers: OwnedHeaders,
+    /// Whether all of it was kept.
+    pub complete: bool,
+}
+
+impl Original {
+    pub fn read(fields: &Fields<'_>, message: &impl Message) -> Self {
+        let headers = OwnedHeaders::new_with_capacity(fields.own);
+        Self {
+            id: fields.id.to_owned(),
+            letters: message.topic().to_owned(),
+            letters_partition: message.partition(),
+            topic: fields.topic.to_owned(),
+            partition: fields.partition,
+            offset: fields.offset,
+            key: fields.key.map(<[u8]>::to_vec),
+            value: (!fields.tombstone).then(|| fields.value.to_vec()),
+            headers: own_headers(fields, message).fold(headers, OwnedHeaders::insert),
+            complete: fields.omitted_bytes.is_none() && !fields.headers_omitted,
+        }
+    }
+
+    /// Where the record was.
+    pub fn place(&self) -> (&str, i32, i64) {
+        (&self.topic, self.partition, self.offset)
+    }
+}
+
+fn own_headers<'a>(fields: &Fields<'_>, message: &'a impl Message) -> impl Iterator<Item = Header<'a, &'a [u8]>> {
+    message.headers().into_iter().flat_map(Headers::iter).take(fields.own)
+}
+
+fn text_or_base64(bytes: Option<&[u8]>) -> (Option<String>, Option<String>) {
+    match bytes.map(|bytes| (bytes, std::str::from_utf8(bytes))) {
+        None => (None, None),
+        Some((_, Ok(text))) => (Some(text.to_owned()), None),
+        Some((bytes, Err(_))) => (None, Some(BASE64_STANDARD.encode(bytes))),
+    }
+}

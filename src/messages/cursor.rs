@@ -1,0 +1,156 @@
+//! How far a reader is: for each partition that had messages for it, the offset of the last one.
+//!
+//! Mostly that is one partition, the receiver's own. Other producers may write a receiver's messages
+//! anywhere, and then it has several, each in its own order.
+
+use std::{fmt, str::FromStr};
+
+/// Longest text of a cursor, in bytes.
+const MAX_TEXT_BYTES: usize = 4_096;
+
+/// The text is not what we gave out.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a cursor that was given out here")]
+pub struct Malformed;
+
+/// A partition of a topic that was made anew `epoch` times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lane {
+    pub epoch: u32,
+    pub partition: i32,
+}
+
+/// Sorted by lane, each once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cursor(Vec<(Lane, i64)>);
+
+impl Cursor {
+    /// The offset of the last message from a lane; -1 before the first.
+    pub fn seen(&self, lane: Lane) -> i64 {
+        self.place(lane).map_or(-1, |at| self.0[at].1)
+    }
+
+    /// Moves on; never back.
+    pub fn advance(&mut self, lane: Lane, offset: i64) {
+        match self.place(lane) {
+            Ok(at) => self.0[at].1 = self.0[at].1.max(offset),
+            Err(at) => self.0.insert(at, (lane, offset)),
+        }
+    }
+
+    pub fn lanes(&self) -> impl Iterator<Item = (Lane, i64)> {
+        self.0.iter().copied()
+    }
+
+    /// What both have seen.
+    pub fn within(&self, other: &Self) -> Self {
+        let both = self.0.iter().map(|&(lane, offset)| (lane, offset.min(other.seen(lane))));
+        Self(both.filter(|&(_, offset)| offset >= 0).collect())
+    }
+
+    fn place(&self, lane: Lane) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&lane, |&(lane, _)| lane)
+    }
+}
+
+impl FromIterator<(Lane, i64)> for Cursor {
+    fn from_iter<I: IntoIterator<Item = (Lane, i64)>>(places: I) -> Self {
+        let mut cursor = Self::default();
+        places.into_iter().for_each(|(lane, offset)| cursor.advance(lane, offset));
+        cursor
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("0");
+        }
+        self.0.iter().enumerate().try_for_each(|(at, (Lane { epoch, partition }, offset))| {
+            let separator = if at == 0 { "" } else { "_" };
+            write!(f, "{separator}{epoch}.{partition}.{offset}")
+        })
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        if text == "0" {
+            return Ok(Self::default());
+        }
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(Malformed);
+        }
+        let mut cursor = Self::default();
+        for place in text.split('_') {
+            let mut parts = place.split('.');
+            let lane = Lane { epoch: number(parts.next())?, partition: number(parts.next())? };
+            let offset = number(parts.next())?;
+            if parts.next().is_some() || cursor.0.last().is_some_and(|&(before, _)| before >= lane) {
+                return Err(Malformed);
+            }
+            cursor.0.push((lane, offset));
+        }
+        Ok(cursor)
+    }
+}
+
+/// Digits and nothing else: no sign, no space.
+fn number<T: FromStr>(digits: Option<&str>) -> Result<T, Malformed> {
+    let digits = digits.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit())).ok_or(Malformed)?;
+    digits.parse().map_err(|_| Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn lane(partition: i32) -> Lane {
+        Lane { epoch: 0, partition }
+    }
+
+    #[test]
+    fn a_cursor_knows_what_came_before_and_never_goes_back() {
+        let mut cursor = Cursor::default();
+        assert_eq!((cursor.to_string().as_str(), cursor.seen(lane(3))), ("0", -1));
+        cursor.advance(lane(3), 7);
+        cursor.advance(lane(3), 5);
+        cursor.advance(lane(1), 0);
+        assert_eq!(cursor.to_string(), "0.1.0_0.3.7");
+        assert_eq!((cursor.seen(lane(3)), cursor.seen(lane(2))), (7, -1));
+    }
+
+    #[test]
+    fn an_acknowledgement_reaches_no_further_than_what_was_sent() {
+        let sent: Cursor = "0.1.5_0.3.7".parse().unwrap();
+        let acknowledged: Cursor = "0.1.9_0.2.1_0.3.2".parse().unwrap();
+        assert_eq!(acknowledged.within(&sent).to_string(), "0.1.5_0.3.2");
+    }
+
+    #[test]
+    fn what_was_not_given_out_is_refused() {
+        let long = "0.1.1_".repeat(1_000);
+        for bad in
+            ["", "1", "0.1", "0.1.", "0.1.-1", "0.1.+1", "0.1.2.3", "0.1.2_", "0.2.1_0.1.1", "0.1.1_0.1.1", &long]
+        {
+            assert_eq!(bad.parse::<Cursor>(), Err(Malformed), "{bad:.20}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_cursor_reads_back_as_written(places in prop::collection::vec((0..3_u32, 0..50_i32, 0..=i64::MAX), 0..9)) {
+            let cursor: Cursor = places.into_iter().map(|(epoch, partition, at)| (Lane { epoch, partition }, at)).collect();
+            prop_assert_eq!(cursor.to_string().parse::<Cursor>(), Ok(cursor));
+        }
+
+        #[test]
+        fn any_text_is_judged_without_a_panic(text in ".{0,60}") {
+            let _ = text.parse::<Cursor>();
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! One reader of a receiver's messages: first what it has missed, from Postgres, then what it is told.
+//!
+//! It has its seat before it reads, so what is stored in between comes twice rather than never, and the
+//! cursor tells. Every message says which one was before it, so that a hole is seen and read.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use axum::extract::ws::Utf8Bytes;
+use metrics::counter;
+
+use super::{
+    cursor::{Cursor, Lane},
+    hub::{Hub, Seat},
+    item::Notice,
+    slot::{Ending, Next},
+    store::{Found, Limits},
+};
+use crate::platform::{
+    http::{Code, Problem},
+    query::Error,
+};
+
+/// Messages read at a time.
+const PAGE: u16 = 64;
+
+/// What comes next for a client.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    Message(Utf8Bytes),
+    /// There were messages here that are gone.
+    Gap,
+    Ping,
+    End(Ending),
+}
+
+pub struct Follower {
+    pub seat: Seat,
+    /// After the last step that was handed out.
+    pub cursor: Cursor,
+    /// Read and not handed out yet.
+    page: VecDeque<Entry>,
+}
+
+struct Entry {
+    lane: Lane,
+    offset: i64,
+    /// `None` where history ends before the cursor.
+    value: Option<Utf8Bytes>,
+}
+
+impl Follower {
+    /// Takes a seat, and begins after the cursor given or, without one, after what the receiver has got.
+    pub async fn open(hub: &Arc<Hub>, receiver: &str, after: Option<Cursor>) -> Result<Self, Problem> {
+        let seat = hub.join(receiver).await?;
+        let cursor = match after {
+            Some(cursor) => cursor,
+            None => hub.store.delivered(receiver).await.map_err(|error| unreachable(&error))?,
+        };
+        Ok(Self { seat, cursor, page: VecDeque::new() })
+    }
+
+    /// What comes next, or `None` when there is nothing and the seat's slot will wake.
+    pub async fn step(&mut self) -> Option<Step> {
+        loop {
+            if let Some(entry) = self.page.pop_front() {
+                self.cursor.advance(entry.lane, entry.offset);
+                return Some(entry.value.map_or(Step::Gap, Step::Message));
+            }
+            match self.seat.slot.take()? {
+                Next::End(ending) => return Some(Step::End(ending)),
+                Next::Ping => return Some(Step::Ping),
+                Next::CatchUp => self.catch_up().await,
+                Next::Notice(notice) => match &*notice {
+                    Notice::Item(item) if item.offset <= self.cursor.seen(item.lane) => {}
+                    Notice::Item(item) if item.prev <= self.cursor.seen(item.lane) => {
+                        self.cursor.advance(item.lane, item.offset);
+                        return Some(Step::Message(item.value.clone()));
+                    }
+                    Notice::Head(lane, offset) if *offset <= self.cursor.seen(*lane) => {}
+                    Notice::Item(_) | Notice::Head(..) => self.catch_up().await,
+                },
+            }
+        }
+    }
+
+    /// Reads a page of what comes after the cursor. While Postgres is away, it is tried again and again.
+    async fn catch_up(&mut self) {
+        let hub = self.seat.hub.clone();
+        let limits = Limits { rows: PAGE, bytes: hub.config.connection_buffer_bytes };
+        let read = {
+            let Ok(_turn) = hub.readers.acquire().await else { return };
+            hub.store.after(&self.seat.receiver, &self.cursor, limits).await
+        };
+        match read {
+            Ok(found) => {
+                counter!("postrider_messages_caught_up_total").increment(found.len() as u64);
+                let (page, complete) = arrange(&self.cursor, found);
+                self.page = page;
+                if !complete {
+                    self.seat.slot.fall_behind();
+                }
+            }
+            Err(error) => {
+                tracing::debug!(error = %error, "a connection waits for Postgres");
+                self.seat.slot.fall_behind();
+                tokio::time::sleep(Duration::from_millis(200 + fastrand::u64(0..800))).await;
+            }
+        }
+    }
+}
+
+/// What was read as it is handed out, and whether it is all there is.
+fn arrange(cursor: &Cursor, found: Vec<Found>) -> (VecDeque<Entry>, bool) {
+    let (mut page, mut complete) = (VecDeque::with_capacity(found.len()), true);
+    let mut seen = cursor.clone();
+    let mut rows = found.into_iter().peekable();
+    while let Some(row) = rows.next() {
+        let (lane, before) = (row.lane(), seen.seen(row.lane()));
+        let offset = row.offset.unwrap_or(row.last);
+        if row.value.is_none() || row.prev.is_some_and(|prev| prev > before) {
+            page.push_back(Entry { lane, offset: row.prev.unwrap_or(offset), value: None });
+        }
+        if let Some(value) = row.value {
+            page.push_back(Entry { lane, offset, value: Some(value.into()) });
+        }
+        seen.advance(lane, offset);
+        let last_of_lane = rows.peek().is_none_or(|next| next.lane() != lane);
+        complete &= !last_of_lane || offset >= row.last;
+    }
+    (page, complete)
+}
+
+/// What is said when the tables cannot be read.
+pub fn unreachable(error: &Error) -> Problem {
+    Problem::new(Code::PostgresUnavailable, error.to_string())
+}

@@ -1,0 +1,127 @@
+//! Messages: what is written to the topic `message`, over HTTP or by anybody's producer, reaches every open
+//! WebSocket and event stream of its receiver, over any number of processes: none lost, none to anybody
+//! else, and each at the next connect where nobody was there. Postgres keeps them; Redis carries the news.
+
+mod acks;
+mod config;
+mod cursor;
+mod follower;
+mod http;
+mod hub;
+mod item;
+mod model;
+mod project;
+mod publish;
+mod record;
+mod slot;
+mod socket;
+mod store;
+mod stream;
+mod upkeep;
+
+pub use config::Config;
+pub use http::routes;
+pub use project::Projector;
+pub use publish::Publisher;
+pub use upkeep::keep as keep_partitions;
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use self::{acks::Acks, hub::Hub, store::Store};
+use crate::platform::{
+    http::Config as HttpConfig,
+    kafka::{self, Producer, TopicSpec, TopicsReady},
+};
+
+/// The topic of messages, before the prefix.
+pub const TOPIC: &str = "message";
+
+/// The room's topics.
+pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
+    let setting = |name, value: &str| (name, value.to_owned());
+    vec![TopicSpec {
+        name: kafka.topic(TOPIC),
+        partitions: config.partitions,
+        settings: vec![
+            setting("cleanup.policy", "delete"),
+            setting("message.timestamp.type", "LogAppendTime"),
+            setting("retention.ms", &config.topic_retention_ms.to_string()),
+        ],
+        // All records share a key: compaction would keep only the last of them.
+        required: vec![("cleanup.policy", "delete")],
+        remedy: "set `messages.partitions` to what the topic has".to_owned(),
+    }]
+}
+
+/// The Redis channel on which a receiver's messages are announced.
+fn channel(key_prefix: &str, receiver: &str) -> String {
+    format!("{key_prefix}messages:to:{receiver}")
+}
+
+/// The room's part of the api role. Cheap to clone.
+#[derive(Clone)]
+pub struct Messages {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    topic: String,
+    producer: Producer,
+    topics_ready: TopicsReady,
+    http: HttpConfig,
+    config: Config,
+    /// `None` without Postgres.
+    open: Option<Open>,
+}
+
+/// The open connections of a process. Cheap to clone.
+#[derive(Clone)]
+pub struct Open {
+    pub hub: Arc<Hub>,
+    acks: Arc<Acks>,
+}
+
+/// What serves open connections; `None` without a pool.
+pub fn connections(config: &Config, key_prefix: &str, pool: Option<PgPool>, stop: CancellationToken) -> Option<Open> {
+    let store = Store::new(pool?);
+    let hub = Hub::new(config.clone(), store, key_prefix.to_owned(), stop);
+    Some(Open { hub, acks: Arc::default() })
+}
+
+impl Open {
+    /// Notes what was delivered until the stop, then closes all connections.
+    pub async fn run(self, grace: Duration) -> Result<(), String> {
+        let store = self.hub.store.clone();
+        tokio::select! {
+            () = self.acks.write_forever(&store) => {}
+            () = self.hub.clone().close_at_stop(grace) => {}
+        }
+        if let Err(error) = self.acks.write(&store).await {
+            tracing::warn!(error = %error, "the last deliveries could not be noted; they are repeated");
+        }
+        Ok(())
+    }
+}
+
+impl Messages {
+    /// Without connections messages are taken and not handed out.
+    pub fn new(
+        config: Config,
+        http: HttpConfig,
+        kafka: &kafka::Config,
+        producer: Producer,
+        topics_ready: TopicsReady,
+        open: Option<Open>,
+    ) -> Self {
+        let topic = kafka.topic(TOPIC);
+        Self { inner: Arc::new(Inner { topic, producer, topics_ready, http, config, open }) }
+    }
+
+    /// What must be run for open connections.
+    pub fn open(&self) -> Option<&Open> {
+        self.inner.open.as_ref()
+    }
+}

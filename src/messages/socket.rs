@@ -1,0 +1,224 @@
+//! One WebSocket: plain, where every frame is a message, or `postrider.v1`, where it says more.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
+use bytes::Bytes;
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use metrics::counter;
+use serde::Deserialize;
+use tokio::time::{Instant, timeout};
+use tokio_tungstenite::tungstenite::{Error, error::ProtocolError};
+
+use super::{
+    acks::Acks,
+    cursor::Cursor,
+    follower::{Follower, Step},
+    slot::Ending,
+};
+
+/// The subprotocol with cursors and acknowledgements.
+pub const PROTOCOL: &str = "postrider.v1";
+/// Steps between two looks at what the client says.
+const STEPS: usize = 64;
+/// For the client's own close, after ours.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A connection.
+pub struct Connection {
+    follower: Follower,
+    acks: Arc<Acks>,
+    cursors: bool,
+    /// A ping that is not answered yet, and what was sent before it.
+    ping: Option<(u32, Cursor)>,
+    pings: u32,
+    /// Something was sent after the last ping that proves arrival.
+    unproven: bool,
+    /// When the second began in which so many frames came.
+    frames: (Instant, u32),
+}
+
+/// How a connection ends.
+struct Close {
+    code: u16,
+    reason: String,
+}
+
+impl Close {
+    fn new(code: u16, reason: impl Into<String>) -> Self {
+        Self { code, reason: reason.into() }
+    }
+}
+
+#[derive(Deserialize)]
+struct Said {
+    ack: Option<String>,
+}
+
+impl Connection {
+    /// With `cursors` it speaks the subprotocol.
+    pub fn new(follower: Follower, acks: Arc<Acks>, cursors: bool) -> Self {
+        let frames = (Instant::now(), 0);
+        Self { follower, acks, cursors, ping: None, pings: 0, unproven: false, frames }
+    }
+
+    /// Serves it until it ends.
+    pub async fn run(mut self, mut socket: WebSocket) {
+        let close = self.serve(&mut socket).await.err().flatten();
+        let _ = timeout(CLOSE_PATIENCE, async {
+            if let Some(Close { code, reason }) = close {
+                counter!("postrider_messages_closed_connections_total", "code" => code.to_string()).increment(1);
+                socket.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await?;
+            }
+            // The library answers the client's own close while it is asked for more.
+            while socket.next().await.is_some_and(|said| said.is_ok()) {}
+            Ok::<_, axum::Error>(())
+        })
+        .await;
+    }
+
+    /// Ends with what the client is to be told, or with nothing where it has gone.
+    async fn serve(&mut self, socket: &mut WebSocket) -> Result<(), Option<Close>> {
+        loop {
+            let more = self.send_some(socket).await?;
+            let slot = self.follower.seat.slot.clone();
+            if more {
+                // Neither side is to wait for the other to have nothing to say.
+                while let Some(said) = socket.next().now_or_never() {
+                    self.hear(said)?;
+                }
+                continue;
+            }
+            tokio::select! {
+                () = slot.woken() => {}
+                said = socket.next() => self.hear(said)?,
+            }
+        }
+    }
+
+    /// Sends what there is, up to a number of steps; whether there is more.
+    async fn send_some(&mut self, socket: &mut WebSocket) -> Result<bool, Option<Close>> {
+        let (mut sent, mut more) = (0, true);
+        while sent < STEPS {
+            let Some(step) = self.follower.step().await else {
+                more = false;
+                break;
+            };
+            let message = match step {
+                Step::End(Ending::Stop { retry_after_ms }) => {
+                    return Err(Some(Close::new(close_code::AWAY, format!("retry_after_ms={retry_after_ms}"))));
+                }
+                Step::End(Ending::Idle) => return Err(Some(Close::new(close_code::POLICY, "no answer to pings"))),
+                Step::Ping => Some(self.next_ping()),
+                Step::Gap => self.cursors.then(|| Message::Text(Utf8Bytes::from_static(r#"{"type":"gap"}"#))),
+                Step::Message(value) => {
+                    self.unproven = true;
+                    counter!("postrider_messages_delivered_total").increment(1);
+                    Some(Message::Text(if self.cursors { self.wrap(&value) } else { value }))
+                }
+            };
+            let Some(message) = message else { continue };
+            self.in_time(socket.feed(message)).await?;
+            sent += 1;
+        }
+        if self.unproven && self.ping.is_none() && !self.cursors {
+            let ping = self.next_ping();
+            self.in_time(socket.feed(ping)).await?;
+            sent += 1;
+        }
+        if sent > 0 {
+            self.in_time(socket.flush()).await?;
+        }
+        Ok(more)
+    }
+
+    async fn in_time(&self, sending: impl Future<Output = Result<(), axum::Error>>) -> Result<(), Option<Close>> {
+        match timeout(self.follower.seat.hub.config.write_timeout(), sending).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(None),
+            Err(_) => {
+                counter!("postrider_messages_slow_connections_total").increment(1);
+                Err(Some(Close::new(close_code::AGAIN, "too slow; resume after the last id")))
+            }
+        }
+    }
+
+    fn wrap(&self, value: &str) -> Utf8Bytes {
+        format!(r#"{{"id":"{}","type":"message","data":{value}}}"#, self.follower.cursor).into()
+    }
+
+    /// The pong to it proves that everything sent so far has arrived.
+    fn next_ping(&mut self) -> Message {
+        self.pings = self.pings.wrapping_add(1);
+        self.ping = Some((self.pings, self.follower.cursor.clone()));
+        self.unproven = false;
+        Message::Ping(Bytes::copy_from_slice(&self.pings.to_be_bytes()))
+    }
+
+    fn hear(&mut self, said: Option<Result<Message, axum::Error>>) -> Result<(), Option<Close>> {
+        let said = said.ok_or(None)?.map_err(|error| explain(&error))?;
+        self.follower.seat.slot.heard();
+        self.count_frame()?;
+        match said {
+            Message::Close(_) => Err(None),
+            Message::Pong(payload) => {
+                self.pong(&payload);
+                Ok(())
+            }
+            Message::Text(text) if self.cursors => self.acknowledge(&text),
+            Message::Binary(_) if self.cursors => {
+                Err(Some(Close::new(close_code::UNSUPPORTED, "text frames with JSON are expected")))
+            }
+            // What plain clients say has never meant anything.
+            Message::Text(_) | Message::Binary(_) | Message::Ping(_) => Ok(()),
+        }
+    }
+
+    fn pong(&mut self, payload: &[u8]) {
+        let answered = self.ping.take_if(|(number, _)| number.to_be_bytes() == payload);
+        if let Some((_, cursor)) = answered.filter(|_| !self.cursors) {
+            self.acks.add(&self.follower.seat.receiver, &cursor);
+            if self.unproven {
+                // Wakes the loop, which sends the next ping.
+                self.follower.seat.slot.wake();
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, text: &str) -> Result<(), Option<Close>> {
+        let wrong = || Some(Close::new(close_code::INVALID, r#"expected {"ack":cursor}"#));
+        let said: Said = serde_json::from_str(text).map_err(|_| wrong())?;
+        // What is said beside it may mean something to a later version.
+        let Some(ack) = said.ack else { return Ok(()) };
+        let cursor: Cursor = ack.parse().map_err(|_| wrong())?;
+        self.acks.add(&self.follower.seat.receiver, &cursor.within(&self.follower.cursor));
+        Ok(())
+    }
+
+    fn count_frame(&mut self) -> Result<(), Option<Close>> {
+        let (began, count) = &mut self.frames;
+        if began.elapsed() >= Duration::from_secs(1) {
+            (*began, *count) = (Instant::now(), 0);
+        }
+        *count += 1;
+        if *count > self.follower.seat.hub.config.max_incoming_per_second {
+            return Err(Some(Close::new(close_code::POLICY, "too many frames")));
+        }
+        Ok(())
+    }
+}
+
+/// What a client is told that does not keep to the protocol.
+fn explain(error: &axum::Error) -> Option<Close> {
+    let inner = std::error::Error::source(error)?.downcast_ref::<Error>()?;
+    let code = match inner {
+        Error::Capacity(_) => close_code::SIZE,
+        Error::Utf8(_) => close_code::INVALID,
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => return None,
+        Error::Protocol(_) => close_code::PROTOCOL,
+        _ => return None,
+    };
+    let mut reason = inner.to_string();
+    reason.truncate(reason.floor_char_boundary(123));
+    Some(Close { code, reason })
+}

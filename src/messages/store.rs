@@ -1,0 +1,228 @@
+//! Messages in Postgres.
+//!
+//! The statement that stores a batch also moves its partition's progress, from where the writer thinks it
+//! is, and each receiver's last offset: a writer that was replaced stores nothing, and what readers see of a
+//! partition has no holes.
+
+use sqlx::PgPool;
+
+use super::cursor::{Cursor, Lane};
+use crate::platform::query::{Error, within};
+
+/// A message that is to be stored.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// A UUID.
+    pub event_id: String,
+    pub offset: i64,
+    pub receiver_id: String,
+    /// JSON as it was produced.
+    pub value: String,
+    /// Milliseconds since the epoch.
+    pub created_ms: i64,
+}
+
+/// What came of storing a batch.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Appended {
+    /// Whether the progress was where the writer thinks. If not, nothing was stored.
+    pub moved: bool,
+    /// Offsets of those that were not there yet, in order,
+    pub offsets: Vec<i64>,
+    /// and the one before each for its receiver.
+    pub prevs: Vec<i64>,
+}
+
+/// A receiver's partition that has more than a reader has seen, with the next of it.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Found {
+    topic_epoch: i64,
+    partition: i32,
+    /// The last message there.
+    pub last: i64,
+    /// `None` when all of them are gone.
+    pub offset: Option<i64>,
+    pub prev: Option<i64>,
+    pub value: Option<String>,
+    pub created_ms: Option<i64>,
+}
+
+impl Found {
+    pub fn lane(&self) -> Lane {
+        lane(self.topic_epoch, self.partition)
+    }
+}
+
+/// How much is read of each lane at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub rows: u16,
+    /// At least one row comes, whatever its size.
+    pub bytes: usize,
+}
+
+const APPEND: &str = r#"
+    WITH moved AS (
+        UPDATE messages_progress SET next = $4 WHERE topic_epoch = $1 AND partition = $2 AND next = $3 RETURNING next
+    ), incoming AS (
+        SELECT * FROM unnest($5::text[], $6::bigint[], $7::text[], $8::text[], $9::bigint[])
+             AS incoming (event_id, "offset", receiver_id, value, created_ms)
+        WHERE EXISTS (SELECT FROM moved) AND "offset" >= $3
+    ), first AS (
+        -- Of those that came twice in one batch.
+        SELECT DISTINCT ON (event_id, receiver_id) * FROM incoming ORDER BY event_id, receiver_id, "offset"
+    ), fresh AS (
+        INSERT INTO message_ids (event_id, receiver_id)
+        SELECT event_id::uuid, receiver_id FROM first ORDER BY event_id, receiver_id
+        ON CONFLICT DO NOTHING
+        RETURNING event_id, receiver_id
+    ), chained AS (
+        SELECT first.*,
+               lag("offset") OVER (PARTITION BY first.receiver_id ORDER BY "offset") AS before
+        FROM first JOIN fresh ON fresh.event_id = first.event_id::uuid AND fresh.receiver_id = first.receiver_id COLLATE "C"
+    ), stored AS (
+        INSERT INTO messages (receiver_id, topic_epoch, partition, "offset", prev, event_id, value, created_at)
+        SELECT chained.receiver_id, $1, $2, "offset", coalesce(before, former.last, -1), event_id::uuid, value,
+               timestamptz 'epoch' + created_ms * interval '1 millisecond'
+        FROM chained
+        LEFT JOIN message_receivers AS former
+             ON former.receiver_id = chained.receiver_id COLLATE "C" AND former.topic_epoch = $1 AND former.partition = $2
+        RETURNING "offset", prev
+    ), heads AS (
+        INSERT INTO message_receivers (receiver_id, topic_epoch, partition, last)
+        SELECT receiver_id, $1, $2, max("offset") FROM chained GROUP BY receiver_id
+        ON CONFLICT (receiver_id, topic_epoch, partition) DO UPDATE SET last = excluded.last
+    )
+    SELECT EXISTS (SELECT FROM moved) AS moved,
+           ARRAY(SELECT "offset" FROM stored ORDER BY "offset") AS offsets,
+           ARRAY(SELECT prev FROM stored ORDER BY "offset") AS prevs"#;
+
+const BEGIN: &str = "
+    WITH made AS (
+        INSERT INTO messages_progress (topic_epoch, partition, next) VALUES ($1, $2, $3)
+        ON CONFLICT DO NOTHING RETURNING next
+    )
+    SELECT next FROM made UNION ALL SELECT next FROM messages_progress WHERE topic_epoch = $1 AND partition = $2";
+
+const AFTER: &str = r#"
+    SELECT head.topic_epoch, head.partition, head.last, found."offset", found.prev, found.value, found.created_ms
+    FROM message_receivers AS head
+    LEFT JOIN unnest($2::bigint[], $3::int[], $4::bigint[]) AS cursor (topic_epoch, partition, seen)
+         USING (topic_epoch, partition)
+    LEFT JOIN LATERAL (
+        SELECT * FROM (
+            SELECT page.*, sum(octet_length(value)) OVER (ORDER BY "offset") - octet_length(value) AS bytes_before FROM (
+                SELECT "offset", prev, value, (extract(epoch FROM created_at) * 1000)::bigint AS created_ms
+                FROM messages
+                WHERE receiver_id = $1 AND topic_epoch = head.topic_epoch AND partition = head.partition
+                  AND "offset" > coalesce(cursor.seen, -1)
+                ORDER BY "offset" LIMIT $5
+            ) AS page
+        ) AS weighed WHERE bytes_before < $6
+    ) AS found ON true
+    WHERE head.receiver_id = $1 AND head.last > coalesce(cursor.seen, -1)
+    ORDER BY head.topic_epoch, head.partition, found."offset""#;
+
+/// In the order of the key, so that two processes that write the same rows wait for each other rather
+/// than lock each other out.
+const ACKNOWLEDGE: &str = "
+    INSERT INTO message_cursors AS known (receiver_id, topic_epoch, partition, delivered)
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::int[], $4::bigint[]) AS new (receiver_id, topic_epoch, partition, at)
+    ORDER BY receiver_id COLLATE \"C\", topic_epoch, partition
+    ON CONFLICT (receiver_id, topic_epoch, partition) DO UPDATE SET delivered = excluded.delivered
+    WHERE known.delivered < excluded.delivered";
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    pool: PgPool,
+}
+
+impl Store {
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Up to where a partition is stored; `low` when nobody has begun with it.
+    pub async fn begin(&self, lane: Lane, low: i64) -> Result<i64, Error> {
+        let query = sqlx::query_scalar(BEGIN).bind(i64::from(lane.epoch)).bind(lane.partition).bind(low);
+        within(query.fetch_one(&self.pool)).await
+    }
+
+    /// Up to where a partition is stored; `None` when nobody has begun with it.
+    pub async fn progress(&self, lane: Lane) -> Result<Option<i64>, Error> {
+        let query = sqlx::query_scalar("SELECT next FROM messages_progress WHERE topic_epoch = $1 AND partition = $2");
+        within(query.bind(i64::from(lane.epoch)).bind(lane.partition).fetch_optional(&self.pool)).await
+    }
+
+    /// Stores what is not there yet and moves the progress from `expected` to `next`, together. Rows below
+    /// `expected` are stored already.
+    pub async fn append(&self, lane: Lane, expected: i64, next: i64, rows: &[Row]) -> Result<Appended, Error> {
+        let query = sqlx::query_as(APPEND)
+            .bind(i64::from(lane.epoch))
+            .bind(lane.partition)
+            .bind(expected)
+            .bind(next)
+            .bind(column(rows, |row| row.event_id.as_str()))
+            .bind(column(rows, |row| row.offset))
+            .bind(column(rows, |row| row.receiver_id.as_str()))
+            .bind(column(rows, |row| row.value.as_str()))
+            .bind(column(rows, |row| row.created_ms));
+        within(query.fetch_one(&self.pool)).await
+    }
+
+    /// What a receiver has after the cursor, by lane and offset.
+    pub async fn after(&self, receiver: &str, cursor: &Cursor, limits: Limits) -> Result<Vec<Found>, Error> {
+        let seen: Vec<(Lane, i64)> = cursor.lanes().collect();
+        let query = sqlx::query_as(AFTER)
+            .bind(receiver)
+            .bind(column(&seen, |(lane, _)| i64::from(lane.epoch)))
+            .bind(column(&seen, |(lane, _)| lane.partition))
+            .bind(column(&seen, |(_, offset)| *offset))
+            .bind(i64::from(limits.rows))
+            .bind(i64::try_from(limits.bytes.max(1)).unwrap_or(i64::MAX));
+        within(query.fetch_all(&self.pool)).await
+    }
+
+    /// The last message of these receivers in each of their lanes.
+    pub async fn heads(&self, receivers: &[&str]) -> Result<Vec<(String, Lane, i64)>, Error> {
+        let query = sqlx::query_as(
+            "SELECT receiver_id, topic_epoch, partition, last FROM message_receivers WHERE receiver_id = ANY($1)",
+        );
+        let heads: Vec<(String, i64, i32, i64)> = within(query.bind(receivers).fetch_all(&self.pool)).await?;
+        Ok(heads
+            .into_iter()
+            .map(|(receiver, epoch, partition, last)| (receiver, lane(epoch, partition), last))
+            .collect())
+    }
+
+    /// Up to where a receiver is known to have got its messages.
+    pub async fn delivered(&self, receiver: &str) -> Result<Cursor, Error> {
+        let query =
+            sqlx::query_as("SELECT topic_epoch, partition, delivered FROM message_cursors WHERE receiver_id = $1");
+        let places: Vec<(i64, i32, i64)> = within(query.bind(receiver).fetch_all(&self.pool)).await?;
+        Ok(places.into_iter().map(|(epoch, partition, at)| (lane(epoch, partition), at)).collect())
+    }
+
+    /// Notes what receivers have got. Never takes anything back.
+    pub async fn acknowledge(&self, places: &[(&str, Lane, i64)]) -> Result<(), Error> {
+        let query = sqlx::query(ACKNOWLEDGE)
+            .bind(column(places, |(receiver, ..)| *receiver))
+            .bind(column(places, |(_, lane, _)| i64::from(lane.epoch)))
+            .bind(column(places, |(_, lane, _)| lane.partition))
+            .bind(column(places, |(.., offset)| *offset));
+        within(query.execute(&self.pool)).await.map(|_| ())
+    }
+}
+
+fn lane(epoch: i64, partition: i32) -> Lane {
+    Lane { epoch: u32::try_from(epoch).unwrap_or_default(), partition }
+}
+
+fn column<'a, R, T>(rows: &'a [R], field: impl Fn(&'a R) -> T) -> Vec<T> {
+    rows.iter().map(field).collect()
+}

@@ -1,0 +1,98 @@
+//! Short cuts past the router, for the busiest routes.
+//!
+//! The router copies a route's services and boxes their futures anew for every request. A short cut
+//! calls the same handler under the same layer. It takes plain requests only: other methods, and paths
+//! that need decoding, go through the router.
+
+use std::{convert::Infallible, pin::Pin, sync::Arc};
+
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{Method, Response},
+};
+
+use super::{
+    context::RequestContext,
+    layer::{Answering, Route, Seen},
+    red::Red,
+};
+
+/// What a short cut's handler gives.
+pub(super) type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+type Handler = Box<dyn Fn(Request, RequestContext) -> Answer + Send + Sync>;
+
+/// Those of a server.
+#[derive(Default)]
+pub struct ShortCuts {
+    all: Vec<ShortCut>,
+    red: Arc<Red>,
+}
+
+/// One of them.
+pub(super) struct ShortCut {
+    method: Method,
+    /// As the router knows it.
+    route: &'static str,
+    handler: Handler,
+    red: Arc<Red>,
+}
+
+impl ShortCuts {
+    /// Adds one. The route is a path, or one whose last segment is a `{parameter}`.
+    #[must_use]
+    pub fn with<H, F>(mut self, method: Method, route: &'static str, handler: H) -> Self
+    where
+        H: Fn(Request, RequestContext) -> F + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let handler: Handler = Box::new(move |request, context| {
+            let answer = handler(request, context);
+            Box::pin(async move { Ok(answer.await) })
+        });
+        self.all.push(ShortCut { method, route, handler, red: self.red.clone() });
+        self
+    }
+
+    /// The one that takes this request.
+    pub(super) fn find(&self, request: &Request) -> Option<&ShortCut> {
+        let (method, path) = (request.method(), request.uri().path());
+        self.all.iter().find(|one| one.method == method && matches(one.route, path))
+    }
+}
+
+impl ShortCut {
+    pub fn call(&self, request: Request) -> Answering<Answer> {
+        let (seen, context) = Seen::new(&request, Route::Known(self.route), &self.red);
+        Answering::new((self.handler)(request, context), seen)
+    }
+}
+
+/// Whether the path is of this route, with a parameter that is written as it is meant.
+fn matches(route: &str, path: &str) -> bool {
+    let Some((prefix, _)) = route.split_once('{') else { return route == path };
+    path.strip_prefix(prefix).is_some_and(|parameter| {
+        !parameter.is_empty() && parameter.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:@".contains(&byte))
+    })
+}
+
+/// The last segment of a path that a short cut with a parameter took.
+pub fn parameter(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, last)| last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_paths_take_the_short_cut() {
+        assert!(matches("/produce", "/produce"));
+        assert!(!matches("/produce", "/produce/"));
+        assert!(matches("/pull/{key}", "/pull/user:1-a.b_c~@"));
+        for other in ["/pull", "/pull/", "/pull/a/b", "/pull/a%20b", "/pull/a%2Fb", "/pull/\u{e9}", "/push/a"] {
+            assert!(!matches("/pull/{key}", other), "{other}");
+        }
+        assert_eq!(parameter("/pull/a"), "a");
+    }
+}

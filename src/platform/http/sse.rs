@@ -1,0 +1,75 @@
+//! Server-sent events as every live stream writes them.
+
+use std::{convert::Infallible, fmt::Display, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, Response, header},
+};
+use bytes::Bytes;
+use futures_util::Stream;
+
+/// One event, as clients take it apart.
+#[derive(utoipa::ToSchema)]
+#[schema(as = ServerSentEvent)]
+#[allow(dead_code, reason = "only described")]
+pub struct Event {
+    /// Where the stream is after it.
+    id: String,
+    /// `message` unless the stream says otherwise.
+    event: Option<String>,
+    data: String,
+}
+
+/// What a client is told to wait before it resumes, in milliseconds.
+const RETRY_MS: u32 = 1_000;
+
+/// Says that the stream is still there.
+pub const HEARTBEAT: Bytes = Bytes::from_static(b": heartbeat\n\n");
+
+/// The beginning of a stream: without data it changes nothing but where the client resumes, should
+/// nothing come before it must.
+pub fn hello(position: &impl Display) -> Bytes {
+    Bytes::from(format!("retry: {RETRY_MS}\nid: {position}\n\n"))
+}
+
+/// An event with these lines of data.
+pub fn event(position: &impl Display, data: &[u8]) -> Bytes {
+    let mut event = Vec::with_capacity(data.len() + 64);
+    event.extend_from_slice(format!("id: {position}\n").as_bytes());
+    for line in data.split(|&byte| byte == b'\n' || byte == b'\r') {
+        event.extend_from_slice(b"data: ");
+        event.extend_from_slice(line);
+        event.push(b'\n');
+    }
+    event.push(b'\n');
+    event.into()
+}
+
+/// How long a stream lives: a tenth more or less, so that streams that were opened together do not
+/// end together.
+pub fn age(max_age_ms: u64) -> Duration {
+    let tenth = max_age_ms / 10;
+    Duration::from_millis((max_age_ms - tenth).saturating_add(fastrand::u64(0..=2 * tenth)))
+}
+
+/// The answer that carries a stream.
+pub fn respond(events: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static) -> Response<Body> {
+    let mut response = Response::new(Body::from_stream(events));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // Proxies that gather answers before they pass them on know this one.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_of_several_lines_stays_one_event() {
+        assert_eq!(event(&7, b"{\n\"a\":1}"), "id: 7\ndata: {\ndata: \"a\":1}\n\n");
+    }
+}

@@ -1,0 +1,98 @@
+//! How far a group is, asked from outside of its members.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
+};
+
+use super::Config;
+
+/// How long Kafka may take to answer one question.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// One partition of a group's topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionLag {
+    pub partition: i32,
+    /// `None` where the group never committed.
+    pub committed: Option<i64>,
+    /// The offset that the next record will get.
+    pub end: i64,
+    /// Offsets between commit and end; holes that compaction and transactions leave count too.
+    pub lag: i64,
+    /// The record at the commit: the lowest one that is not finished.
+    pub oldest: Option<Oldest>,
+}
+
+/// The record that a group has to finish next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Oldest {
+    pub offset: i64,
+    pub key: Option<String>,
+    /// Milliseconds since the epoch.
+    pub timestamp_ms: i64,
+}
+
+/// Looks at every partition. `None` where the topic does not exist. Joins no group; blocks, so it
+/// belongs off the runtime.
+pub fn of_group(config: &Config, topic: &str, group: &str) -> Result<Option<Vec<PartitionLag>>, KafkaError> {
+    let mut properties = config.client("lag");
+    properties
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("allow.auto.create.topics", "false")
+        .set("statistics.interval.ms", "0");
+    let client: BaseConsumer = config.with_overrides(properties).create()?;
+    let metadata = client.fetch_metadata(Some(topic), PATIENCE)?;
+    let partitions =
+        metadata.topics().iter().find(|found| found.name() == topic).map_or(0, |found| found.partitions().len());
+    if partitions == 0 {
+        return Ok(None);
+    }
+    let mut wanted = TopicPartitionList::new();
+    wanted.add_partition_range(topic, 0, partitions as i32 - 1);
+    let committed = client.committed_offsets(wanted, PATIENCE)?;
+    let mut lags = Vec::with_capacity(partitions);
+    for element in committed.elements() {
+        let (low, end) = client.fetch_watermarks(topic, element.partition(), PATIENCE)?;
+        let committed = match element.offset() {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        };
+        let lag = (end - committed.unwrap_or(low).max(low)).max(0);
+        lags.push(PartitionLag { partition: element.partition(), committed, end, lag, oldest: None });
+    }
+    find_oldest(&client, topic, &mut lags)?;
+    Ok(Some(lags))
+}
+
+/// Reads the first unfinished record of every partition that has one.
+fn find_oldest(client: &BaseConsumer, topic: &str, lags: &mut [PartitionLag]) -> Result<(), KafkaError> {
+    let mut wanted = TopicPartitionList::new();
+    for behind in lags.iter().filter(|behind| behind.lag > 0) {
+        let from = behind.committed.map_or(Offset::Beginning, Offset::Offset);
+        wanted.add_partition_offset(topic, behind.partition, from)?;
+    }
+    let mut missing = wanted.count();
+    if missing == 0 {
+        return Ok(());
+    }
+    client.assign(&wanted)?;
+    let until = Instant::now() + PATIENCE;
+    while missing > 0 && Instant::now() < until {
+        let Some(Ok(message)) = client.poll(Duration::from_millis(100)) else { continue };
+        let Some(behind) = lags.iter_mut().find(|behind| behind.partition == message.partition()) else { continue };
+        if behind.oldest.is_none() {
+            missing -= 1;
+            behind.oldest = Some(Oldest {
+                offset: message.offset(),
+                key: message.key().map(|key| String::from_utf8_lossy(key).into_owned()),
+                timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
+            });
+        }
+    }
+    Ok(())
+}

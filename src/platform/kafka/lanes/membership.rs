@@ -1,0 +1,207 @@
+//! What the client library calls on the polling thread: partitions that come and go, statistics, errors.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientContext, Statistics, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance},
+    error::{KafkaError, RDKafkaErrorCode},
+    statistics::ConsumerGroup,
+};
+
+use super::shape::{PartitionWork, Shape};
+use crate::platform::kafka::stats;
+
+pub(super) type Client = BaseConsumer<Membership>;
+
+/// How long a member is without partitions, though its coordinator answers, until that is taken for
+/// its share, in milliseconds.
+const NO_SHARE_MS: i64 = 3_000;
+
+/// How long what is in hand of a revoked partition may take to finish.
+const REVOKE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Shared between the polling thread and the callbacks that run on it.
+pub(super) struct Membership {
+    pub topic: String,
+    pub name: &'static str,
+    /// Set once, before the first poll.
+    pub shape: std::sync::OnceLock<Arc<dyn Shape>>,
+    owned: Mutex<Owned>,
+    /// Rises whenever a partition is let go.
+    pub losses: AtomicU64,
+    /// The client tells of assignments only when they change, and a spare member's never does.
+    pub tells_changes_only: bool,
+    /// Whether the shape knows what the group has given it.
+    joined: AtomicBool,
+    /// Records that Kafka has and that were not fetched yet, by its last statistics.
+    pub unfetched: AtomicI64,
+}
+
+#[derive(Default)]
+pub(super) struct Owned {
+    /// Partitions gained in a callback and not opened yet.
+    pub gained: Vec<i32>,
+    pub lanes: BTreeMap<i32, Lane>,
+}
+
+/// One partition that we own.
+pub(super) struct Lane {
+    pub work: Box<dyn PartitionWork>,
+    pub generation: u64,
+    /// Which start what is read belongs to; 0 while nothing is read.
+    pub start: u64,
+    pub paused: bool,
+    /// The highest offset stored for commit; a replay never takes it back.
+    pub stored: i64,
+}
+
+impl Membership {
+    pub fn new(name: &'static str, topic: &str, tells_changes_only: bool) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            name,
+            shape: std::sync::OnceLock::new(),
+            owned: Mutex::default(),
+            losses: AtomicU64::new(0),
+            tells_changes_only,
+            joined: AtomicBool::new(false),
+            unfetched: AtomicI64::new(0),
+        }
+    }
+
+    pub fn owned(&self) -> MutexGuard<'_, Owned> {
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores what is done; the client commits it within a second, and at a rebalance.
+    pub fn store(&self, client: &Client, partition: i32, lane: &mut Lane, done: i64) {
+        if done <= lane.stored {
+            return;
+        }
+        match client.store_offset(&self.topic, partition, done - 1) {
+            Ok(()) => lane.stored = done,
+            // Of a partition that was taken from us meanwhile: its next owner sees the records again.
+            Err(KafkaError::StoreOffset(RDKafkaErrorCode::State)) => {}
+            Err(error) => tracing::debug!(partition, error = %error, "cannot store an offset"),
+        }
+    }
+
+    /// Lets these partitions finish what they have in hand, up to a deadline, and stores how far they are.
+    pub fn let_go(&self, client: &Client, partitions: &[i32]) {
+        let mut leaving: Vec<(i32, Lane)> = Vec::new();
+        {
+            let mut owned = self.owned();
+            owned.gained.retain(|gained| !partitions.contains(gained));
+            for partition in partitions {
+                leaving.extend(owned.lanes.remove(partition).map(|lane| (*partition, lane)));
+            }
+        }
+        self.losses.fetch_add(1, Ordering::Relaxed);
+        leaving.iter_mut().for_each(|(_, lane)| lane.work.close());
+        let deadline = Instant::now() + REVOKE_DEADLINE;
+        while leaving.iter().any(|(_, lane)| !lane.work.is_finished()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        for (partition, mut lane) in leaving {
+            let (finished, done) = (lane.work.is_finished(), lane.work.commit_point());
+            if !finished {
+                tracing::warn!(
+                    consumer = self.name,
+                    partition,
+                    "what was in hand did not finish before its partition was taken away; it is seen again by the next owner"
+                );
+            }
+            // Nothing that still runs can change the commit point from here on.
+            lane.work.abandon();
+            self.store(client, partition, &mut lane, done);
+        }
+        if let Some(shape) = self.shape.get() {
+            partitions.iter().for_each(|&partition| shape.revoked(partition));
+        }
+    }
+}
+
+impl Membership {
+    /// With more members than partitions, some have none: those have their share, too.
+    fn notice_no_share(&self, group: &ConsumerGroup) {
+        let settled = group.state == "up" && group.stateage > NO_SHARE_MS && group.assignment_size == 0;
+        let unchanged = group.rebalance_cnt == 0 || group.rebalance_age > NO_SHARE_MS;
+        if self.tells_changes_only
+            && settled
+            && unchanged
+            && let Some(shape) = self.shape.get()
+            && !self.joined.swap(true, Ordering::Relaxed)
+        {
+            tracing::info!(consumer = self.name, topic = self.topic, "no partition is left for this member");
+            shape.joined(&[]);
+        }
+    }
+}
+
+impl ClientContext for Membership {
+    fn stats(&self, statistics: Statistics) {
+        let topic = statistics.topics.get(&self.topic);
+        let partitions = topic.into_iter().flat_map(|topic| topic.partitions.values());
+        let unfetched = partitions.map(|partition| partition.consumer_lag.max(0)).sum();
+        self.unfetched.store(unfetched, Ordering::Relaxed);
+        if let Some(group) = &statistics.cgrp {
+            self.notice_no_share(group);
+        }
+        stats::record(&statistics);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(consumer = self.name, error = %error, reason, "the consumer reports a problem");
+    }
+}
+
+impl ConsumerContext for Membership {
+    fn pre_rebalance(&self, client: &Client, rebalance: &Rebalance<'_>) {
+        let Rebalance::Revoke(list) = rebalance else { return };
+        let partitions = numbers(list);
+        tracing::info!(consumer = self.name, topic = self.topic, ?partitions, "partitions are taken away");
+        self.let_go(client, &partitions);
+        let owned = self.owned();
+        if owned.lanes.is_empty()
+            && owned.gained.is_empty()
+            && let Some(shape) = self.shape.get()
+        {
+            self.joined.store(false, Ordering::Relaxed);
+            shape.left();
+        }
+    }
+
+    fn post_rebalance(&self, client: &Client, rebalance: &Rebalance<'_>) {
+        let Rebalance::Assign(list) = rebalance else { return };
+        let partitions = numbers(list);
+        if !partitions.is_empty() {
+            tracing::info!(consumer = self.name, topic = self.topic, ?partitions, "partitions are assigned");
+        }
+        if let Err(error) = client.pause(list) {
+            tracing::debug!(error = %error, "cannot pause what was just assigned");
+        }
+        if let Some(shape) = self.shape.get() {
+            self.joined.store(true, Ordering::Relaxed);
+            shape.joined(&partitions);
+        }
+        self.owned().gained.extend(partitions);
+    }
+
+    fn commit_callback(&self, result: Result<(), KafkaError>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::debug!(consumer = self.name, error = %error, "a commit failed; it is tried again");
+        }
+    }
+}
+
+fn numbers(list: &TopicPartitionList) -> Vec<i32> {
+    list.elements().iter().map(rdkafka::topic_partition_list::TopicPartitionListElem::partition).collect()
+}

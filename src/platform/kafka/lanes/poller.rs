@@ -1,0 +1,347 @@
+//! The polling thread: batches out, effects in, offsets stored.
+//!
+//! What it fills is its own; the partitions' work is shared with the callbacks of the client
+//! library, which run on this thread, inside `poll`.
+
+use std::{
+    sync::{Arc, atomic::Ordering, mpsc},
+    time::{Duration, Instant},
+};
+
+use metrics::{counter, gauge, histogram};
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    consumer::{CommitMode, Consumer},
+    error::{KafkaError, RDKafkaErrorCode},
+    message::BorrowedMessage,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Subscription,
+    membership::{Client, Lane, Owned},
+    progress::{Progress, Watchdog},
+    report::Report,
+    shape::{Opening, Shape, Start},
+};
+use crate::platform::{
+    kafka::{Broker, batch::Batch},
+    ops::Beat,
+};
+
+/// How long a full partition holds up the others before it is paused.
+const FULL_PATIENCE: Duration = Duration::from_millis(50);
+/// How long a poll waits for a record. Retries that are due are found as late as this.
+const POLL: Duration = Duration::from_millis(20);
+/// How long a batch may fill while records keep coming.
+const FILL: Duration = Duration::from_millis(5);
+/// Polls between two looks at everything else, while records keep coming.
+const ROUND: usize = 512;
+
+pub(super) struct Poller {
+    pub client: Arc<Client>,
+    pub subscription: Subscription,
+    pub shape: Arc<dyn Shape>,
+    pub broker: Broker,
+    pub progress: Arc<Progress>,
+    pub report: Report,
+    pub watchdog: Watchdog,
+    starts: mpsc::Receiver<Start>,
+    sender: mpsc::Sender<Start>,
+    /// By partition: what is being filled.
+    filling: Vec<Filling>,
+    losses: u64,
+    generation: u64,
+    looked: Instant,
+    flushed: Instant,
+}
+
+/// The batch of a partition that the next records go into.
+#[derive(Default)]
+struct Filling {
+    /// Of the ownership and the start that it belongs to; 0 while nothing may be read.
+    generation: u64,
+    start: u64,
+    batch: Batch,
+}
+
+impl Poller {
+    pub fn new(
+        client: Arc<Client>,
+        subscription: Subscription,
+        shape: Arc<dyn Shape>,
+        broker: Broker,
+        progress: Arc<Progress>,
+        report: Report,
+        watchdog: Watchdog,
+    ) -> Self {
+        let (sender, starts) = mpsc::channel();
+        let looked = Instant::now();
+        let (filling, losses, generation) = (Vec::new(), 0, 0);
+        Self {
+            client,
+            subscription,
+            shape,
+            broker,
+            progress,
+            report,
+            watchdog,
+            starts,
+            sender,
+            filling,
+            losses,
+            generation,
+            looked,
+            flushed: looked,
+        }
+    }
+
+    /// Polls until the stop, then finishes, commits and leaves.
+    pub fn poll_until(mut self, stop: &CancellationToken, beat: &Beat) -> Result<(), KafkaError> {
+        let client = self.client.clone();
+        while !stop.is_cancelled() {
+            let (mut wait, mut drained) = (POLL, false);
+            for _ in 0..ROUND {
+                match client.poll(wait) {
+                    Some(Ok(message)) => self.take(&message),
+                    Some(Err(KafkaError::PartitionEOF(partition))) => self.caught_up(partition),
+                    Some(Err(error)) => self.complain(&error)?,
+                    None => {
+                        drained = true;
+                        break;
+                    }
+                }
+                wait = Duration::ZERO;
+            }
+            self.drop_lost();
+            self.flush(drained);
+            self.open_gained();
+            self.take_starts();
+            self.look_after();
+            self.shape.tick();
+            if self.is_alive() {
+                beat.tick();
+            }
+        }
+        self.leave();
+        Ok(())
+    }
+
+    fn take(&mut self, message: &BorrowedMessage<'_>) {
+        self.drop_lost();
+        let Some(filling) = self.filling.get_mut(message.partition() as usize) else { return };
+        if filling.start == 0 {
+            return;
+        }
+        filling.batch.push(message);
+        let limits = &self.subscription;
+        if filling.batch.len() >= limits.max_batch_records || filling.batch.bytes() >= limits.max_batch_bytes {
+            self.hand_over_or_pause(message.partition());
+        }
+    }
+
+    /// Forgets what was being filled for partitions that a callback let go.
+    fn drop_lost(&mut self) {
+        let losses = self.client.context().losses.load(Ordering::Relaxed);
+        if losses == self.losses {
+            return;
+        }
+        self.losses = losses;
+        let owned = self.client.context().owned();
+        for (partition, filling) in self.filling.iter_mut().enumerate() {
+            let lane = owned.lanes.get(&(partition as i32));
+            if lane.is_none_or(|lane| lane.generation != filling.generation) {
+                *filling = Filling::default();
+            }
+        }
+    }
+
+    /// Waits a moment for room; a partition that stays full is paused, so that others go on.
+    fn hand_over_or_pause(&mut self, partition: i32) {
+        let until = Instant::now() + FULL_PATIENCE;
+        let client = self.client.clone();
+        loop {
+            {
+                let mut owned = client.context().owned();
+                let Some(lane) = owned.lanes.get_mut(&partition) else { return };
+                if hand_over(lane, &mut self.filling[partition as usize]) || lane.paused {
+                    return;
+                }
+                if Instant::now() >= until {
+                    lane.paused = self.set_paused(partition, true);
+                    counter!("postrider_consumer_pauses_total", "consumer" => self.subscription.name).increment(1);
+                    self.report.full(partition, &lane.work.standing());
+                    return;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Hands over what waits, resumes partitions that have room again, and stores what is done. While
+    /// records keep coming, batches are left to fill for a moment.
+    fn flush(&mut self, drained: bool) {
+        let client = self.client.clone();
+        let all = drained || self.flushed.elapsed() > FILL;
+        if all {
+            self.flushed = Instant::now();
+        }
+        let mut owned = client.context().owned();
+        for (&partition, lane) in &mut owned.lanes {
+            if lane.start != 0 && (all || lane.paused) {
+                let handed_over = hand_over(lane, &mut self.filling[partition as usize]);
+                if handed_over && lane.paused && lane.work.has_room() {
+                    lane.paused = !self.set_paused(partition, false);
+                }
+            }
+            let done = lane.work.commit_point();
+            client.context().store(&client, partition, lane, done);
+        }
+    }
+
+    fn caught_up(&mut self, partition: i32) {
+        self.drop_lost();
+        let client = self.client.clone();
+        let mut owned = client.context().owned();
+        if let Some(lane) = owned.lanes.get_mut(&partition)
+            && lane.start != 0
+            && hand_over(lane, &mut self.filling[partition as usize])
+        {
+            lane.work.caught_up();
+        }
+    }
+
+    /// Opens every partition that a callback gained.
+    fn open_gained(&mut self) {
+        let gained = std::mem::take(&mut self.client.context().owned().gained);
+        for partition in gained {
+            self.set_paused(partition, true);
+            self.generation += 1;
+            if self.filling.len() <= partition as usize {
+                self.filling.resize_with(partition as usize + 1, Filling::default);
+            }
+            self.filling[partition as usize] = Filling { generation: self.generation, ..Filling::default() };
+            let opening = Opening { partition, generation: self.generation, starts: self.sender.clone() };
+            let work = self.shape.open(opening);
+            let lane = Lane { work, generation: self.generation, start: 0, paused: true, stored: -1 };
+            self.client.context().owned().lanes.insert(partition, lane);
+        }
+    }
+
+    fn take_starts(&mut self) {
+        while let Ok(start) = self.starts.try_recv() {
+            let client = self.client.clone();
+            let again = self.begin(&mut client.context().owned(), start);
+            if again {
+                // The fetcher is still starting; it is asked again.
+                std::thread::sleep(Duration::from_millis(20));
+                let _ = self.sender.send(start);
+                return;
+            }
+        }
+    }
+
+    /// Reads a partition from where its work wants it. Whether that has to be tried again.
+    fn begin(&mut self, owned: &mut Owned, start: Start) -> bool {
+        let Some(lane) = owned.lanes.get_mut(&start.partition) else { return false };
+        if start.generation != lane.generation {
+            return false;
+        }
+        let filling = &mut self.filling[start.partition as usize];
+        *filling = Filling { generation: lane.generation, start: 0, batch: Batch::default() };
+        lane.start = 0;
+        if let Some(offset) = start.offset {
+            let topic = &self.subscription.topic;
+            if let Err(error) = self.client.seek(topic, start.partition, Offset::Offset(offset), Duration::from_secs(2))
+            {
+                tracing::debug!(partition = start.partition, error = %error, "cannot seek yet");
+                return true;
+            }
+        }
+        (lane.start, filling.start) = (start.start, start.start);
+        lane.work.begun(start.start);
+        lane.paused = !self.set_paused(start.partition, false);
+        false
+    }
+
+    /// Once a second: metrics, and who holds what.
+    fn look_after(&mut self) {
+        if self.looked.elapsed() < Duration::from_secs(1) {
+            return;
+        }
+        self.looked = Instant::now();
+        let client = self.client.clone();
+        let mut owned = client.context().owned();
+        self.report.update(
+            owned
+                .lanes
+                .iter_mut()
+                .map(|(&partition, lane)| (partition, lane.stored, lane.paused, lane.work.standing())),
+        );
+        let partitions = owned.lanes.len();
+        gauge!("postrider_consumer_partitions", "consumer" => self.subscription.name).set(partitions as f64);
+    }
+
+    /// Whether work that waits is being worked on. Whatever a dependency does: handlers that fail are at work.
+    fn is_alive(&mut self) -> bool {
+        let waiting = {
+            let owned = self.client.context().owned();
+            let reading = owned.lanes.values().any(|lane| lane.start != 0 && !lane.paused);
+            let unfetched = self.client.context().unfetched.load(Ordering::Relaxed) > 0;
+            (reading && unfetched && self.broker.is_up()) || owned.lanes.values().any(|lane| lane.work.is_running())
+        };
+        !self.watchdog.is_stuck(&self.progress, waiting, Instant::now())
+    }
+
+    /// Whether it worked.
+    fn set_paused(&self, partition: i32, paused: bool) -> bool {
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&self.subscription.topic, partition);
+        let result = if paused { self.client.pause(&list) } else { self.client.resume(&list) };
+        if let Err(error) = &result {
+            tracing::debug!(partition, paused, error = %error, "cannot change a partition's flow");
+        }
+        result.is_ok()
+    }
+
+    /// The error, when the client cannot go on.
+    fn complain(&self, error: &KafkaError) -> Result<(), KafkaError> {
+        tracing::debug!(consumer = self.subscription.name, error = %error, "the consumer reports a problem");
+        if let Some((code, reason)) = self.client.client().fatal_error() {
+            tracing::error!(consumer = self.subscription.name, %code, reason, "the consumer failed fatally");
+            return Err(KafkaError::MessageConsumptionFatal(code));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        Ok(())
+    }
+
+    fn leave(self) {
+        let membership = self.client.context();
+        let partitions: Vec<i32> = membership.owned().lanes.keys().copied().collect();
+        membership.let_go(&self.client, &partitions);
+        if let Err(error) = self.client.commit_consumer_state(CommitMode::Sync)
+            && error.rdkafka_error_code() != Some(RDKafkaErrorCode::NoOffset)
+        {
+            let consumer = self.subscription.name;
+            tracing::warn!(consumer, error = %error, "the last commit failed; its records will be seen again");
+        }
+        self.client.unsubscribe();
+    }
+}
+
+/// Whether the batch being filled is with the partition's work now, or there was none.
+fn hand_over(lane: &mut Lane, filling: &mut Filling) -> bool {
+    if filling.batch.is_empty() {
+        return true;
+    }
+    if filling.generation != lane.generation || filling.start != lane.start {
+        filling.batch = Batch::default();
+        return true;
+    }
+    let size = filling.batch.size();
+    let taken = lane.work.offer(&mut filling.batch);
+    if taken {
+        histogram!("postrider_consumer_batch_records").record(size.1 as f64);
+    }
+    taken
+}

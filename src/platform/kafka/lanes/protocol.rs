@@ -1,0 +1,63 @@
+//! Which group protocol to join with: KIP-848 where brokers offer it.
+
+use std::time::Duration;
+
+use rdkafka::{ClientConfig, error::KafkaError};
+use tokio_util::sync::CancellationToken;
+
+use crate::platform::{
+    kafka::{Admin, Broker, Config, GroupProtocol},
+    ops::Beat,
+};
+
+/// Kafka's name of the broker setting that lists what a coordinator takes.
+const SETTING: &str = "group.coordinator.rebalance.protocols";
+
+/// Decides, and waits for Kafka where that takes it. `None` at the stop.
+pub(super) async fn choose(
+    config: &Config,
+    broker: &Broker,
+    beat: &Beat,
+    stop: &CancellationToken,
+) -> Result<Option<GroupProtocol>, KafkaError> {
+    if config.consumer.group_protocol != GroupProtocol::Auto {
+        return Ok(Some(config.consumer.group_protocol));
+    }
+    let admin = Admin::new(config, broker.clone())?;
+    while !stop.is_cancelled() {
+        beat.tick();
+        match admin.broker_setting(SETTING).await {
+            Ok(Some(offered)) if offered.split(',').any(|one| one.trim() == "consumer") => {
+                return Ok(Some(GroupProtocol::Consumer));
+            }
+            // Not offered, or not known to this broker.
+            Ok(_) => return Ok(Some(GroupProtocol::Classic)),
+            Err(error) if error.is_transient() => {
+                stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(250))).await;
+            }
+            Err(error) => {
+                tracing::info!(error = %error, "brokers do not say which group protocols they offer; using the classic one");
+                return Ok(Some(GroupProtocol::Classic));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The membership properties of a consumer.
+pub(super) fn set(properties: &mut ClientConfig, protocol: GroupProtocol, config: &Config) {
+    match protocol {
+        // Session and heartbeat are the coordinator's business here: `group.consumer.*` of the brokers.
+        GroupProtocol::Consumer => {
+            properties.set("group.protocol", "consumer");
+        }
+        GroupProtocol::Classic | GroupProtocol::Auto => {
+            let session_ms = config.consumer.session_timeout_ms;
+            properties
+                .set("group.protocol", "classic")
+                .set("partition.assignment.strategy", "cooperative-sticky")
+                .set("session.timeout.ms", session_ms.to_string())
+                .set("heartbeat.interval.ms", (session_ms / 4).to_string());
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Connections to other people's hosts: resolved, checked, dialled, and encrypted where asked.
+
+use std::{
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::http::{Uri, uri::Scheme};
+use hyper_util::{
+    client::legacy::connect::{Connected, Connection},
+    rt::TokioIo,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+use tokio_native_tls::TlsStream;
+use tower::Service;
+
+use super::guard::Guard;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("{host} cannot be resolved: {source}")]
+    Dns { host: String, source: io::Error },
+    #[error("{host} is {address}, which may not be dialled")]
+    Refused { host: String, address: IpAddr },
+    #[error("{address}: {source}")]
+    Tcp { address: SocketAddr, source: io::Error },
+    #[error("TLS with {host}: {source}")]
+    Tls { host: String, source: native_tls::Error },
+    #[error("no connection to {host} within {} s", .after.as_secs_f32())]
+    TimedOut { host: String, after: Duration },
+}
+
+impl ConnectError {
+    /// A stable word for logs, metrics and dead letters.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Dns { .. } => "dns",
+            Self::Refused { .. } => "refused_address",
+            Self::Tcp { .. } => "connect",
+            Self::Tls { .. } => "tls",
+            Self::TimedOut { .. } => "timeout",
+        }
+    }
+}
+
+/// Makes connections for the pool.
+#[derive(Clone)]
+pub struct Connector {
+    pub guard: Arc<Guard>,
+    pub tls: tokio_native_tls::TlsConnector,
+    /// For name, dial and handshake together. The pool may go on connecting for the next request
+    /// when the one that asked has given up, so the bound must be here as well.
+    pub timeout: Duration,
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Stream>;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connector = self.clone();
+        Box::pin(async move { connector.connect(&uri).await.map(TokioIo::new) })
+    }
+}
+
+impl Connector {
+    async fn connect(&self, uri: &Uri) -> Result<Stream, ConnectError> {
+        let deadline = Instant::now() + self.timeout;
+        let encrypted = uri.scheme() == Some(&Scheme::HTTPS);
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        let port = uri.port_u16().unwrap_or(if encrypted { 443 } else { 80 });
+        let late = || ConnectError::TimedOut { host: host.to_owned(), after: self.timeout };
+        let addresses = timeout_at(deadline, self.resolve(host, port)).await.map_err(|_| late())??;
+        let stream = dial(&addresses, deadline).await?.ok_or_else(late)?;
+        // An answer is awaited after every request: waiting for more to send would only delay it.
+        // A socket that does not know the option still works.
+        let _ = stream.set_nodelay(true);
+        if !encrypted {
+            return Ok(Stream::Plain(stream));
+        }
+        let handshake = timeout_at(deadline, self.tls.connect(host, stream)).await.map_err(|_| late())?;
+        let stream = handshake.map_err(|source| ConnectError::Tls { host: host.to_owned(), source })?;
+        Ok(Stream::Tls(Box::new(stream)))
+    }
+
+    /// The addresses of a host that may be dialled; never none.
+    async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+        let found: Vec<SocketAddr> = match host.parse::<IpAddr>() {
+            Ok(address) => vec![SocketAddr::new(address, port)],
+            Err(_) => {
+                let dns = |source| ConnectError::Dns { host: host.to_owned(), source };
+                tokio::net::lookup_host((host, port)).await.map_err(dns)?.collect()
+            }
+        };
+        let permitted: Vec<SocketAddr> =
+            found.iter().copied().filter(|address| self.guard.permits(address.ip())).collect();
+        match (permitted.is_empty(), found.first()) {
+            (false, _) => Ok(permitted),
+            (true, Some(first)) => Err(ConnectError::Refused { host: host.to_owned(), address: first.ip() }),
+            (true, None) => Err(ConnectError::Dns { host: host.to_owned(), source: io::ErrorKind::NotFound.into() }),
+        }
+    }
+}
+
+/// The first that answers; each gets an even share of the time that is left. `None` when time is up.
+async fn dial(addresses: &[SocketAddr], deadline: Instant) -> Result<Option<TcpStream>, ConnectError> {
+    let mut problem = None;
+    for (at, &address) in addresses.iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let share = left / u32::try_from(addresses.len() - at).unwrap_or(u32::MAX);
+        match timeout_at(Instant::now() + share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(Some(stream)),
+            Ok(Err(source)) => problem = Some(ConnectError::Tcp { address, source }),
+            Err(_) => {}
+        }
+    }
+    problem.map_or(Ok(None), Err)
+}
+
+/// A connection, encrypted or not.
+pub enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connection for Stream {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+        }
+    }
+}

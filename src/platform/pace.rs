@@ -1,0 +1,135 @@
+//! A smooth rate: slots at even distances, handed out to whoever asks next.
+//!
+//! A slot is a point in time, not a share of a bucket, so that the coarse clock of the runtime's
+//! timers (it wakes up to a millisecond late) shifts single slots and never the rate.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// How late a slot may be taken and still count: so much is caught up after a late wake-up, and so
+/// much can come at once after a pause.
+const SLACK_NS: u64 = 10_000_000;
+
+/// Shared by everyone who keeps the rate together.
+#[derive(Debug)]
+pub struct Pace {
+    began: Instant,
+    interval_ns: u64,
+    /// When the next slot is, in nanoseconds after `began`.
+    next_ns: AtomicU64,
+}
+
+impl Pace {
+    /// Slots per second; 0 or less is no limit.
+    pub fn new(per_second: f64) -> Self {
+        // From a float the conversion saturates, so that a tiny rate is a slot in centuries.
+        let interval_ns = if per_second > 0.0 { (1e9 / per_second) as u64 } else { 0 };
+        Self { began: Instant::now(), interval_ns, next_ns: AtomicU64::new(0) }
+    }
+
+    /// Takes the next slot and waits for it. A slot whose taker gives up is lost.
+    pub async fn slot(&self) {
+        if self.interval_ns == 0 {
+            return;
+        }
+        let now_ns = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let slot_ns = self.reserve(now_ns);
+        if slot_ns > now_ns {
+            tokio::time::sleep_until(self.began + Duration::from_nanos(slot_ns)).await;
+        }
+    }
+
+    fn reserve(&self, now_ns: u64) -> u64 {
+        let earliest = now_ns.saturating_sub(SLACK_NS);
+        let slot = |next: u64| next.max(earliest);
+        let after = |next: u64| Some(slot(next).saturating_add(self.interval_ns));
+        // The closure never refuses, so both arms are the value from before.
+        match self.next_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after) {
+            Ok(next) | Err(next) => slot(next),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn slots_are_evenly_spaced_from_the_first_on() {
+        let pace = Pace::new(10.0);
+        assert_eq!([0; 4].map(|now| pace.reserve(now)), [0, 100 * MS, 200 * MS, 300 * MS]);
+    }
+
+    #[test]
+    fn a_pause_is_not_saved_up() {
+        let pace = Pace::new(10.0);
+        pace.reserve(0);
+        let after = pace.reserve(5_000 * MS);
+        assert_eq!(after, 5_000 * MS - SLACK_NS);
+        assert_eq!(pace.reserve(5_000 * MS), after + 100 * MS);
+    }
+
+    #[tokio::test]
+    async fn without_a_rate_nobody_waits() {
+        let pace = Pace::new(0.0);
+        let began = Instant::now();
+        for _ in 0..100_000 {
+            pace.slot().await;
+        }
+        assert!(began.elapsed() < Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn a_thousand_slots_a_second_take_a_second_for_one_or_many() {
+        for workers in [1, 5] {
+            let pace = std::sync::Arc::new(Pace::new(1_000.0));
+            let began = Instant::now();
+            let tasks: Vec<_> = (0..workers)
+                .map(|_| {
+                    let pace = pace.clone();
+                    tokio::spawn(async move {
+                        for _ in 0..1_000 / workers {
+                            pace.slot().await;
+                        }
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await.unwrap();
+            }
+            let took = began.elapsed().as_secs_f64();
+            assert!((0.98..1.3).contains(&took), "{workers} workers: {took} s");
+        }
+    }
+
+    proptest! {
+        /// Whoever asks, and however late: in any span there are no more slots than the rate and the
+        /// slack allow, and none is handed out twice.
+        #[test]
+        fn no_span_has_more_slots_than_the_rate_allows(
+            rate in 1.0_f64..5_000.0, steps in prop::collection::vec(0_u64..50 * MS, 1..300),
+        ) {
+            let pace = Pace::new(rate);
+            let mut now = 0;
+            let mut taken = Vec::new();
+            for step in steps {
+                now += step;
+                let slot = pace.reserve(now);
+                taken.push(slot);
+                // The taker waits for its slot before it asks again.
+                now = now.max(slot);
+            }
+            for pair in taken.windows(2) {
+                prop_assert!(pair[1] - pair[0] >= pace.interval_ns);
+            }
+        }
+    }
+}

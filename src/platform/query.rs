@@ -1,0 +1,34 @@
+//! One query of Postgres, within its time, and what is wrong when there is no result.
+
+use std::{future::Future, time::Duration};
+
+/// Time for one query, connection included.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why Postgres did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("Postgres: {0}")]
+    Database(#[from] sqlx::Error),
+    #[error("Postgres did not answer within {} s", PATIENCE.as_secs())]
+    TimedOut,
+}
+
+impl Error {
+    /// Whether it is this constraint that is broken.
+    pub fn breaks(&self, constraint: &str) -> bool {
+        matches!(self, Self::Database(sqlx::Error::Database(error)) if error.constraint() == Some(constraint))
+    }
+
+    /// Whether a row is refused however often it is tried: data exceptions, broken constraints, and
+    /// what is too large for an index. Everything else is tried again.
+    pub fn is_a_rows(&self) -> bool {
+        let Self::Database(sqlx::Error::Database(error)) = self else { return false };
+        matches!(error.code().as_deref().and_then(|code| code.get(..2)), Some("22" | "23" | "54"))
+    }
+}
+
+/// Waits for a query's result.
+pub async fn within<T>(query: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Error> {
+    tokio::time::timeout(PATIENCE, query).await.map_err(|_| Error::TimedOut)?.map_err(Error::Database)
+}

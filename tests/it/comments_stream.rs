@@ -1,0 +1,242 @@
+//! The live stream: what is stored comes at once, and a broken stream goes on where it broke.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::{
+    comments::{PATH, comment, counts, listed},
+    comments_faults::{Poster, address},
+    harness::{
+        Stack, World,
+        raw::Raw,
+        redis,
+        sse::{Seen, Stream},
+        until,
+        wait::{seconds, until_now},
+    },
+};
+
+const STREAM: &str = "/api/v1/comments/stream";
+
+async fn events(stream: &Stream, count: usize) -> Seen {
+    until_now(&format!("{count} events"), seconds(20), || (stream.count() >= count).then_some(())).await;
+    let seen = stream.seen();
+    assert_eq!(seen.events.len(), count, "{seen:?}");
+    seen
+}
+
+/// A client that resumes whenever its stream ends, until it has seen a text; all that it has seen.
+async fn follow(api: tokio::sync::watch::Receiver<String>, mut after: String, last: String) -> Vec<String> {
+    let client = reqwest::Client::new();
+    let mut texts = Vec::new();
+    loop {
+        let current = api.borrow().clone();
+        let Ok(stream) = Stream::try_open(&client, &current, STREAM, &after).await else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        let seen = until("the stream ends or has it all", seconds(120), || async {
+            Some(stream.seen()).filter(|seen| seen.ended || seen.texts().contains(&last.as_str()))
+        })
+        .await;
+        texts.extend(seen.texts().into_iter().map(str::to_owned));
+        after = seen.last_id;
+        if texts.contains(&last) {
+            return texts;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_brings_each_comment_at_once_and_another_process_goes_on_where_it_broke() {
+    let world = World::new().await.with_postgres().await;
+    let (first, second) = (world.app().start().await, world.app().role("api").start().await);
+    comment(&first, "p", "before").await;
+    listed(&first, 1).await;
+    let stream = Stream::open(&first, STREAM, "").await;
+    let hello =
+        until("where it begins", seconds(5), || async { Some(stream.seen().last_id).filter(|id| !id.is_empty()) })
+            .await;
+    // Both processes listen for hints; until then a comment may be a second late.
+    let channel = format!("{}:comments:stored", world.prefix);
+    until("both listen", seconds(10), || async {
+        let (_, count): (String, usize) = redis::run(&world.redis_url, &["PUBSUB", "NUMSUB", &channel]).await;
+        (count == 2).then_some(())
+    })
+    .await;
+    let asked = Instant::now();
+    let given = json!({"text": "live", "author_id": "a", "post_id": "p"});
+    first.post_json(PATH, &given).await.expect(200);
+    let seen = events(&stream, 1).await;
+    assert!(asked.elapsed() < Duration::from_millis(800), "{:?}", asked.elapsed());
+    assert_eq!(seen.events[0].1, listed(&second, 2).await[0]);
+    drop(stream);
+    for number in 0..100 {
+        comment(&first, &format!("p{}", number % 5), &format!("missed {number}")).await;
+    }
+    listed(&first, 102).await;
+    let resumed = Stream::open(&second, STREAM, &seen.last_id).await;
+    let missed = events(&resumed, 100).await;
+    assert!(counts(missed.texts()).values().all(|&count| count == 1), "{missed:?}");
+    comment(&second, "p", "live again").await;
+    assert_eq!(events(&resumed, 101).await.texts()[100], "live again");
+    // Resuming from any event brings exactly those after it; also from the beginning, and by the query.
+    for at in [0, 1, 50, 99] {
+        let again = Stream::open(&second, STREAM, &missed.events[at].0).await;
+        let rest = events(&again, 100 - at).await;
+        let mut expected = counts(missed.texts()[at + 1..].iter().copied());
+        expected.insert("live again".to_owned(), 1);
+        assert_eq!(counts(rest.texts()), expected);
+    }
+    let from_hello = Stream::open(&second, &format!("{STREAM}?after={hello}"), "").await;
+    assert_eq!(events(&from_hello, 102).await.texts()[0], "live");
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn followers_see_everything_once_and_in_order_while_processes_die_and_restart() {
+    let world = World::new().await.with_postgres().await;
+    let start_api = || world.app().role("api").start();
+    let processor = world.app().role("processor").start().await;
+    let mut api = start_api().await;
+    let beginning = Stream::open(&api, STREAM, "").await;
+    let beginning =
+        until("where it begins", seconds(5), || async { Some(beginning.seen().last_id).filter(|id| !id.is_empty()) })
+            .await;
+    let (to, at) = address(&api);
+    let posters = ["a", "b", "c"].map(|name| Poster::start(name, at.clone()));
+    let followers: Vec<_> =
+        (0..3).map(|_| tokio::spawn(follow(at.clone(), beginning.clone(), "the end".to_owned()))).collect();
+    for round in 0..4 {
+        posters[0].more(40).await;
+        let next = start_api().await;
+        to.send_replace(next.api.clone());
+        let old = std::mem::replace(&mut api, next);
+        if round % 2 == 0 { old.stop().await } else { old.kill().await }
+    }
+    processor.kill().await;
+    let processor = world.app().role("processor").start().await;
+    posters[1].more(40).await;
+    let mut expected = Vec::new();
+    for poster in posters {
+        expected.extend(poster.stop().await);
+    }
+    listed(&api, expected.len()).await;
+    comment(&api, "c", "the end").await;
+    expected.push("the end".to_owned());
+    for follower in followers {
+        let seen = follower.await.unwrap();
+        assert_eq!(counts(seen.iter().map(String::as_str)), counts(expected.iter().map(String::as_str)));
+        for name in ["a", "b", "c"] {
+            let of_post: Vec<&String> = seen.iter().filter(|text| text.starts_with(&format!("{name} "))).collect();
+            let sent: Vec<&String> = expected.iter().filter(|text| text.starts_with(&format!("{name} "))).collect();
+            assert_eq!(of_post, sent);
+        }
+    }
+    processor.stop().await;
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn without_hints_a_comment_is_about_a_second_late() {
+    let stack = Stack::own("nohints", &["--only", "redis"]).await;
+    let world = World::on(&stack).await.with_postgres().await;
+    let app = world.app().start().await;
+    let stream = Stream::open(&app, STREAM, "").await;
+    comment(&app, "p", "hinted").await;
+    events(&stream, 1).await;
+    stack.ctl(&["stop", "redis"]).await;
+    for number in 2..5 {
+        let asked = Instant::now();
+        comment(&app, "p", "late").await;
+        events(&stream, number).await;
+        assert!(asked.elapsed() < Duration::from_millis(1_800), "{:?}", asked.elapsed());
+    }
+    stack.ctl(&["start", "redis"]).await;
+    app.await_ready(seconds(20)).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn streams_are_bounded_in_number_kept_alive_and_ended_by_the_drain() {
+    let mut world = World::new().await.with_postgres().await;
+    world.set("POSTRIDER_COMMENTS__MAX_STREAMS", "2");
+    world.set("POSTRIDER_COMMENTS__STREAM_HEARTBEAT_MS", "100");
+    let app = world.app().role("api").start().await;
+    let (one, two) = (Stream::open(&app, STREAM, "").await, Stream::open(&app, STREAM, "").await);
+    app.get(STREAM).await.problem(503, "too_many_streams");
+    assert_eq!(app.metric("postrider_comments_open_streams").await, Some(2.0));
+    until("heartbeats", seconds(5), || async { (one.seen().heartbeats >= 3).then_some(()) }).await;
+    drop(two);
+    let three = until("there is room again", seconds(5), || async {
+        Stream::try_open(&app.client, &app.api, STREAM, "").await.ok()
+    })
+    .await;
+    let asked = Instant::now();
+    app.stop().await;
+    assert!(asked.elapsed() < seconds(5), "{:?}", asked.elapsed());
+    for stream in [one, three] {
+        until("it ended", seconds(1), || async { stream.seen().ended.then_some(()) }).await;
+    }
+    let app = world.app().role("api").env("POSTRIDER_COMMENTS__STREAM_MAX_AGE_MS", "300").start().await;
+    let stream = Stream::open(&app, STREAM, "").await;
+    until("it ended by its age", seconds(2), || async { stream.seen().ended.then_some(()) }).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_nothing_at_all_is_cut_off() {
+    let world = World::new().await.with_postgres().await;
+    let app = world.app().env("POSTRIDER_HTTP__WRITE_TIMEOUT_MS", "1500").start().await;
+    let mut stuck = Raw::connect(&app.api).await;
+    stuck.send(format!("GET {STREAM} HTTP/1.1\r\nhost: x\r\n\r\n")).await;
+    assert_eq!(stuck.answer(seconds(5)).await.unwrap().status, 200);
+    let idle = Stream::open(&app, &format!("{STREAM}?after=0.0-0"), "").await;
+    assert_eq!(app.metric("postrider_comments_open_streams").await, Some(2.0));
+    let text = "x".repeat(60_000);
+    for number in 0..250 {
+        comment(&app, "p", &format!("{number} {text}")).await;
+    }
+    until("the stuck one is cut off", seconds(15), || async {
+        (app.metric("postrider_comments_open_streams").await == Some(1.0)).then_some(())
+    })
+    .await;
+    // Who has nothing to read for longer than that is not stuck.
+    until_now("the other has it all", seconds(20), || (idle.count() == 250).then_some(())).await;
+    drop(stuck);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_reader_that_is_too_slow_is_ended_and_can_resume_and_holds_up_nobody() {
+    let mut world = World::new().await.with_postgres().await;
+    world.set("POSTRIDER_COMMENTS__STREAM_BUFFER_RECORDS", "16");
+    let app = world.app().start().await;
+    let mut slow = Raw::connect(&app.api).await;
+    slow.send(format!("{} {STREAM} HTTP/1.1\r\nhost: x\r\n\r\n", Method::GET)).await;
+    let head = slow.answer(seconds(5)).await.unwrap();
+    assert_eq!(head.status, 200);
+    let quick = Stream::open(&app, STREAM, "").await;
+    let text = "x".repeat(60_000);
+    let mut sent = 0;
+    // Until what the kernel takes on behalf of a reader is full, some megabytes.
+    while sent < 400 {
+        comment(&app, "p", &format!("{sent} {text}")).await;
+        sent += 1;
+        until_now("the quick one has it", seconds(10), || (quick.count() == sent).then_some(())).await;
+    }
+    let (received, _) = slow.rest(seconds(2)).await;
+    assert!(received.ends_with(b"0\r\n\r\n"), "its stream goes on");
+    let text = String::from_utf8_lossy(&received);
+    let last_id = text.lines().filter_map(|line| line.strip_prefix("id: ")).next_back().unwrap().to_owned();
+    let got = text.lines().filter(|line| line.starts_with("data: ")).count();
+    assert!(got < sent, "it was not slow enough to prove anything");
+    assert!(app.metric("postrider_comments_slow_streams_total").await >= Some(1.0));
+    let resumed = Stream::open(&app, STREAM, &last_id).await;
+    let rest = events(&resumed, sent - got).await;
+    assert!(rest.texts()[0].starts_with(&format!("{got} ")), "{:.30}", rest.texts()[0]);
+    app.stop().await;
+}

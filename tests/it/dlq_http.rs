@@ -1,0 +1,77 @@
+//! Dead letters over HTTP.
+
+use std::sync::Arc;
+
+use postrider::dlq::EVENTS_TOPIC;
+use serde_json::json;
+
+use crate::{
+    dlq::{NOW_MS, Post, outcomes},
+    harness::App,
+};
+
+#[tokio::test]
+async fn operators_list_show_replay_and_purge_over_http() {
+    let post = Post::new().await;
+    let topic = post.world.make_topic("orders", 1).await;
+    let app = post.world.app().role("api").start().await;
+    let mut ids = Vec::new();
+    for (at, key) in ["a", "b"].into_iter().enumerate() {
+        let record = post.produce(&topic, 0, Some(key.as_bytes()), Some(br#"{"n":1}"#)).await;
+        ids.push(post.give_up(EVENTS_TOPIC, &record, "kv", "transport", NOW_MS + at as i64).await);
+    }
+    let listing = app.get("/admin/dlq?topic=orders&limit=1&letters=events&since=2h").await.expect(200).json();
+    assert_eq!((&listing["letters"][0]["id"], &listing["matched"]), (&json!(ids[1]), &json!(2)));
+    let path = format!("/admin/dlq/{}", ids[0].replace('/', "%2F").replace('@', "%40").replace(' ', "%20"));
+    let detail = app.get(&path).await.expect(200).json();
+    assert_eq!((&detail["key"], &detail["value"]), (&json!("a"), &json!({"n": 1})));
+    app.get("/admin/dlq/nothing").await.problem(404, "not_found");
+    app.get("/admin/dlq?limit=0").await.problem(422, "invalid_field");
+    app.get("/admin/dlq?limit=x").await.problem(400, "invalid_request");
+    app.get("/admin/dlq?since=soon").await.problem(422, "invalid_field");
+    app.post_json("/admin/dlq/purge", &json!({})).await.problem(422, "invalid_field");
+    app.post_json("/admin/dlq/replay", &json!({"letters": "events"})).await.problem(422, "invalid_field");
+    let form = [("content-type", "text/plain")];
+    app.request(reqwest::Method::POST, "/admin/dlq/purge", &form, r#"{"all":true}"#)
+        .await
+        .problem(415, "unsupported_media_type");
+    let dry = app.post_json("/admin/dlq/replay", &json!({"dry_run": true})).await.expect(200).json();
+    assert_eq!((&dry["matched"], &dry["done"], &dry["dry_run"]), (&json!(2), &json!(2), &json!(true)));
+    let replayed = app.post_json("/admin/dlq/replay", &json!({"key": "a"})).await.expect(200).json();
+    assert_eq!(replayed["letters"], json!([{"id": ids[0], "outcome": "replayed"}]));
+    assert_eq!(post.records(&topic).await.len(), 3);
+    let purged = app.post_json("/admin/dlq/purge", &json!({"all": true})).await.expect(200).json();
+    assert_eq!(outcomes(&purged), ["purged"]);
+    assert_eq!(app.get("/admin/dlq").await.expect(200).json()["matched"], 0);
+    assert!(!app.log().contains(r#""level":"ERROR""#), "{}", app.log());
+    app.stop().await;
+    let without = post.world.app().role("api").env("POSTRIDER_DLQ__ADMIN", "false").start().await;
+    without.get("/admin/dlq").await.problem(404, "not_found");
+}
+
+#[tokio::test]
+async fn one_request_at_a_time_reads_the_letters_and_only_for_so_long() {
+    let post = Post::new().await;
+    let topic = post.world.make_topic("orders", 1).await;
+    let record = post.produce(&topic, 0, Some(b"k"), Some(b"v")).await;
+    post.give_up(EVENTS_TOPIC, &record, "kv", "transport", NOW_MS).await;
+    let app = Arc::new(post.world.app().role("api").start().await);
+    let asking: Vec<_> = (0..8).map(|_| tokio::spawn(ask(app.clone()))).collect();
+    let mut statuses = Vec::new();
+    for asked in asking {
+        statuses.push(asked.await.unwrap());
+    }
+    assert!(statuses.contains(&200) && statuses.contains(&429), "{statuses:?}");
+    assert!(statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
+    assert_eq!(ask(app).await, 200, "its turn comes back");
+    let hasty = post.world.app().role("api").env("POSTRIDER_DLQ__SCAN_TIMEOUT_MS", "1").start().await;
+    hasty.get("/admin/dlq").await.problem(503, "scan_timeout");
+}
+
+async fn ask(app: Arc<App>) -> u16 {
+    let answer = app.get("/admin/dlq").await;
+    if answer.status == 429 {
+        answer.problem(429, "scan_in_progress");
+    }
+    answer.status
+}

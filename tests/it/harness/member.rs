@@ -1,0 +1,294 @@
+//! A consumer as a process of its own, which writes down what it does, and what must hold of that.
+//!
+//! The process is this test binary, called again for one ignored test. All members of a test append
+//! lines `done PARTITION OFFSET KEY MS` to one file; a line is one write, so the file is in order.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{File, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use postrider::platform::{
+    clock, drain,
+    kafka::{
+        Broker, Config, DeadLetters, GroupProtocol, Producer,
+        batch::{Batch, Record},
+        lanes::{
+            Assignment, BatchHandler, Delivery, Failure, Keyed, KeyedHandler, Lanes, Outcome, Poison, Span,
+            Subscription,
+        },
+    },
+    ops::Health,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    World,
+    wait::{seconds, until_now},
+};
+
+const VARIABLE: &str = "LANES_MEMBER";
+
+/// One record that had its effect.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Done {
+    pub partition: i32,
+    pub offset: i64,
+    pub key: String,
+    pub ms: i64,
+    pub member: u32,
+}
+
+/// What members of one group have in common.
+#[derive(Clone)]
+pub struct Group {
+    pub brokers: String,
+    pub topic: String,
+    pub name: String,
+    /// `keyed` or `batch`.
+    pub shape: &'static str,
+    /// `classic` or `consumer`.
+    pub protocol: &'static str,
+    pub ledger: PathBuf,
+}
+
+impl Group {
+    pub fn new(world: &World, topic: &str, shape: &'static str, protocol: &'static str) -> Self {
+        let ledger = super::app::target_folder().join(format!("test-logs/{topic}-{shape}-{protocol}.ledger"));
+        let _ = std::fs::remove_file(&ledger);
+        let (brokers, topic) = (world.kafka.brokers.clone(), topic.to_owned());
+        Self { brokers, name: format!("{topic}-{shape}-{protocol}"), topic, shape, protocol, ledger }
+    }
+
+    pub fn spawn(&self) -> Member {
+        let Self { brokers, topic, name, shape, protocol, ledger } = self;
+        let plan = [brokers, topic, name, *shape, *protocol, ledger.to_str().unwrap()].join(";");
+        let log = File::create(ledger.with_extension(format!("{}.log", clock::now_ms()))).unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "lanes::a_member", "--ignored", "--nocapture", "--test-threads=1"])
+            .env(VARIABLE, plan)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Member(child)
+    }
+
+    pub fn ledger(&self) -> Vec<Done> {
+        let text = std::fs::read_to_string(&self.ledger).unwrap_or_default();
+        text.lines().map(|line| parse(line).unwrap_or_else(|| panic!("not a line of the ledger: {line}"))).collect()
+    }
+
+    /// Waits until this many different records had their effect.
+    pub async fn await_done(&self, count: usize, within: Duration) -> Vec<Done> {
+        until_now(&format!("{count} records are done, see {}", self.ledger.display()), within, || {
+            let ledger = self.ledger();
+            let different: BTreeSet<_> = ledger.iter().map(|done| (done.partition, done.offset)).collect();
+            (different.len() >= count).then_some(ledger)
+        })
+        .await
+    }
+}
+
+fn parse(line: &str) -> Option<Done> {
+    let mut words = line.strip_prefix("done ")?.split(' ');
+    let mut next = || words.next();
+    Some(Done {
+        partition: next()?.parse().ok()?,
+        offset: next()?.parse().ok()?,
+        key: next()?.to_owned(),
+        ms: next()?.parse().ok()?,
+        member: next()?.parse().ok()?,
+    })
+}
+
+/// A running member; killed when it is dropped.
+pub struct Member(Child);
+
+impl Member {
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.0.id() as i32).unwrap(), signal).unwrap();
+    }
+
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    pub fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// SIGTERM, and its end, which must be a good one.
+    pub async fn leave(mut self) {
+        self.signal(Signal::TERM);
+        let status = until_now("the member leaves", seconds(20), || self.0.try_wait().unwrap()).await;
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        // Gone already, mostly.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Writes down what it was given, after a moment.
+struct Scribe {
+    ledger: Mutex<File>,
+}
+
+impl Scribe {
+    fn write(&self, partition: i32, record: &Record<'_>) {
+        let key = String::from_utf8_lossy(record.key().unwrap_or(b"-"));
+        let (offset, ms, member) = (record.offset(), clock::now_ms(), std::process::id());
+        let line = format!("done {partition} {offset} {key} {ms} {member}\n");
+        self.ledger.lock().unwrap().write_all(line.as_bytes()).unwrap();
+    }
+}
+
+impl KeyedHandler for Scribe {
+    async fn handle(&self, delivery: &Delivery) -> Outcome {
+        let record = delivery.record();
+        if record.offset() % 97 == 0 && delivery.attempt() == 1 {
+            let reason = postrider::platform::kafka::dead_letter::Reason { class: "moody", message: "not yet".into() };
+            return Outcome::RetryAfter(Duration::from_millis(60), reason);
+        }
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..4))).await;
+        self.write(delivery.partition(), &record);
+        Outcome::Done
+    }
+}
+
+impl BatchHandler for Scribe {
+    type Partition = i32;
+
+    async fn assigned(&self, assignment: Assignment) -> Result<(i32, i64), Failure> {
+        Ok((assignment.partition, assignment.resume()))
+    }
+
+    async fn apply(&self, partition: &mut i32, batch: &Batch) -> Result<Vec<Poison>, Failure> {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..20))).await;
+        if fastrand::u8(..) < 10 {
+            return Err(Failure::Retry("moody".to_owned()));
+        }
+        batch.iter().for_each(|record| self.write(*partition, &record));
+        Ok(Vec::new())
+    }
+}
+
+/// What runs consumers in this process, and the producer that dead letters need.
+pub fn lanes(config: Config, stop: CancellationToken) -> (Lanes, Producer) {
+    let health = Health::default();
+    let broker = Broker::start(&config, health.check("kafka")).unwrap();
+    let producer = Producer::start(&config, broker.clone()).unwrap();
+    (Lanes { config, broker, health, stop }, producer)
+}
+
+/// The life of a member's process.
+pub async fn live() {
+    let Ok(plan) = std::env::var(VARIABLE) else { return };
+    let words: Vec<&str> = plan.split(';').collect();
+    let [brokers, topic, group, shape, protocol, ledger] = words[..] else { panic!("{plan}") };
+    let mut config = Config { brokers: vec![brokers.to_owned()], ..Config::default() };
+    config.consumer.session_timeout_ms = 6_000;
+    config.consumer.group_protocol =
+        if protocol == "consumer" { GroupProtocol::Consumer } else { GroupProtocol::Classic };
+    let stop = CancellationToken::new();
+    let signalled = tokio::spawn(drain::signalled());
+    let (lanes, producer) = lanes(config, stop.clone());
+    let subscription = Subscription {
+        name: "member",
+        topic: topic.to_owned(),
+        group: group.to_owned(),
+        max_batch_records: 50,
+        max_batch_bytes: 1 << 20,
+        dead_letters: DeadLetters::new(producer, format!("{topic}-letters")),
+    };
+    let handler = Arc::new(Scribe { ledger: Mutex::new(append(Path::new(ledger))) });
+    let keyed = Keyed { concurrency: 32, span: Span { records: 400, bytes: 1 << 20 } };
+    let batches = shape == "batch";
+    let running = tokio::spawn(async move {
+        if batches {
+            lanes.batches(subscription, handler).await
+        } else {
+            lanes.keyed(subscription, keyed, handler).await
+        }
+    });
+    signalled.await.unwrap().unwrap();
+    stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+fn append(path: &Path) -> File {
+    OpenOptions::new().create(true).append(true).open(path).unwrap()
+}
+
+/// Faults in what members did with the log's records `0..n` of each partition: skipped ones, and keys
+/// whose first effects are out of order.
+pub fn faults(ledger: &[Done], ends: &BTreeMap<i32, i64>) -> Vec<String> {
+    let mut found = Vec::new();
+    let (mut seen, mut newest) = (BTreeSet::new(), BTreeMap::new());
+    for done in ledger {
+        if !seen.insert((done.partition, done.offset)) {
+            continue;
+        }
+        let last = newest.insert((done.partition, &done.key), done.offset);
+        if let Some(last) = last.filter(|&last| last > done.offset) {
+            found.push(format!("{}@{} of key {} came first after {last}", done.partition, done.offset, done.key));
+        }
+    }
+    for (&partition, &end) in ends {
+        let skipped = (0..end).filter(|&offset| !seen.contains(&(partition, offset)));
+        found.extend(skipped.map(|offset| format!("{partition}@{offset} was skipped")));
+    }
+    found
+}
+
+/// How long this partition stood still between effects of this member, at most, in milliseconds.
+pub fn longest_gap_ms(ledger: &[Done], partition: i32, member: u32) -> i64 {
+    let times: Vec<i64> =
+        ledger.iter().filter(|done| (done.partition, done.member) == (partition, member)).map(|done| done.ms).collect();
+    times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn done(offset: i64, key: &str) -> Done {
+        Done { partition: 0, offset, key: key.to_owned(), ms: offset * 10, member: 1 }
+    }
+
+    #[test]
+    fn a_skipped_record_and_a_swap_are_found_and_a_redelivery_is_none() {
+        let ends = BTreeMap::from([(0, 3)]);
+        let good = [done(0, "a"), done(1, "b"), done(0, "a"), done(2, "a")];
+        assert!(faults(&good, &ends).is_empty());
+        assert_eq!(faults(&good[..3], &ends), ["0@2 was skipped"]);
+        let swapped = [done(2, "a"), done(1, "b"), done(0, "a")];
+        assert_eq!(faults(&swapped, &ends), ["0@0 of key a came first after 2"]);
+    }
+
+    #[test]
+    fn a_pause_of_a_partition_is_found() {
+        assert_eq!(longest_gap_ms(&[done(0, "a"), done(1, "a"), done(30, "a")], 0, 1), 290);
+    }
+}

@@ -1,0 +1,171 @@
+//! The judge on evidence that is made up: good of each kind, and bad in each way.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    check::{self, Finding, RULES},
+    inject::{TAMPERS, unnoticed},
+    ledger::{Commit, Delivery, Evidence, Kind, Outcome, Place, Record, Sight, Topic, Write},
+};
+
+fn write(kind: Kind, key: &str, number: u64, attempts: &[Outcome]) -> Write {
+    Write { kind, key: key.to_owned(), number, sent_ms: 0, attempts: attempts.to_vec(), done_ms: None }
+}
+
+fn record(place: Place, key: &str, number: Option<u64>) -> Record {
+    let id = format!("{key} {number:?} {place:?}");
+    Record { place, key: key.to_owned(), number, id, version: None, expires: false, origin: None }
+}
+
+fn at(offset: i64) -> Outcome {
+    Outcome::Acknowledged(Some((0, offset)))
+}
+
+fn sight(saw: Option<u64>, after: Option<i64>) -> Sight {
+    Sight { reader: "r".into(), key: "k".into(), after, saw, at_ms: 0 }
+}
+
+fn delivery(offset: i64, number: u64, taken: bool) -> Delivery {
+    Delivery { place: (0, offset), key: "o".into(), number: Some(number), taken, at_ms: 0 }
+}
+
+fn commit(topic: Topic, offset: i64, reached: Option<i64>, deliveries: usize) -> Commit {
+    let reached = reached.map(|offset| (0, offset)).into_iter().collect();
+    Commit { topic, at_ms: 0, offsets: BTreeMap::from([(0, offset)]), reached, deliveries }
+}
+
+/// A little of everything, with a retry, a double, a refusal and something unknown.
+fn good() -> Evidence {
+    let (refused, unknown) = (Outcome::Refused, Outcome::Unknown);
+    let mut writes: Vec<Write> = (1..=10).map(|n| write(Kind::Push, "k", n, &[at(n as i64 - 1)])).collect();
+    writes.push(write(Kind::Delete, "gone", 2, &[at(11)]));
+    writes.push(write(Kind::Push, "gone", 1, &[at(10)]));
+    writes.push(write(Kind::Push, "k", 11, &[refused, refused]));
+    writes.push(write(Kind::Produce, "o", 1, &[at(0)]));
+    writes.push(write(Kind::Produce, "o", 2, &[at(1)]));
+    writes.push(write(Kind::Produce, "o", 3, &[unknown, at(3)]));
+    writes.push(write(Kind::Produce, "o", 4, &[unknown]));
+    writes.push(write(Kind::Comment, "p", 1, &[Outcome::Acknowledged(None)]));
+    writes.push(write(Kind::Comment, "p", 2, &[unknown]));
+    let mut messages: Vec<Record> = (1..=10).map(|n| record((0, n as i64 - 1), "k", Some(n))).collect();
+    messages.extend([record((0, 10), "gone", Some(1)), record((0, 11), "gone", None)]);
+    let third = record((0, 2), "o", Some(3));
+    let orders = vec![
+        record((0, 0), "o", Some(1)),
+        record((0, 1), "o", Some(2)),
+        third.clone(),
+        Record { place: (0, 3), ..third },
+    ];
+    let letter = Record { origin: Some((0, 3)), ..record((0, 0), "letter", Some(3)) };
+    Evidence {
+        writes,
+        logs: BTreeMap::from([
+            (Topic::Messages, messages),
+            (Topic::Orders, orders),
+            (Topic::Comments, vec![record((0, 0), "p", Some(1))]),
+            (Topic::Deliveries, vec![letter]),
+        ]),
+        sights: vec![sight(None, None), sight(Some(6), None), sight(Some(7), Some(6)), sight(Some(10), None)],
+        deliveries: vec![
+            delivery(0, 1, true),
+            delivery(1, 2, false),
+            delivery(1, 2, true),
+            delivery(0, 1, true),
+            delivery(2, 3, true),
+            delivery(3, 3, false),
+        ],
+        commits: vec![
+            commit(Topic::Orders, 1, None, 2),
+            commit(Topic::Messages, 4, Some(9), 0),
+            commit(Topic::Messages, 12, Some(12), 0),
+            commit(Topic::Orders, 4, None, 6),
+        ],
+        view: BTreeMap::from([("k".into(), Some(10)), ("gone".into(), None)]),
+        listed: vec![("p".into(), 1)],
+        streamed: BTreeMap::from([("f".into(), vec![("p".into(), 1)])]),
+        ends: BTreeMap::from([(Topic::Messages, BTreeMap::from([(0, 12)])), (Topic::Orders, BTreeMap::from([(0, 4)]))]),
+        ..Evidence::default()
+    }
+}
+
+/// The rules that are broken by this.
+fn broken(tamper: impl FnOnce(&mut Evidence)) -> BTreeSet<&'static str> {
+    let mut evidence = good();
+    tamper(&mut evidence);
+    check::in_the_end(&evidence).into_iter().map(|finding| finding.rule).collect()
+}
+
+#[test]
+fn good_evidence_is_good() {
+    assert_eq!(check::in_the_end(&good()), Vec::<Finding>::new());
+}
+
+#[test]
+fn whatever_is_tampered_with_is_found() {
+    assert_eq!(unnoticed(&good()), Vec::<&str>::new());
+}
+
+#[test]
+fn every_rule_can_be_broken() {
+    let mut breakable: BTreeSet<&str> = TAMPERS.iter().map(|(_, rule, _)| *rule).collect();
+    breakable.extend(broken(|evidence| evidence.incidents.push("the relay died".into())));
+    breakable.extend(broken(|evidence| {
+        evidence.logs.insert(Topic::Events, vec![record((0, 0), "letter", None)]);
+    }));
+    breakable.extend(broken(|evidence| evidence.streamed.values_mut().for_each(Vec::clear)));
+    assert_eq!(breakable, RULES.into_iter().collect());
+}
+
+#[test]
+fn a_double_that_nobody_sent_and_a_record_that_nobody_wrote_are_found() {
+    let third = broken(|evidence| {
+        let orders = evidence.logs.get_mut(&Topic::Orders).unwrap();
+        orders.push(Record { place: (0, 4), ..orders[3].clone() });
+    });
+    assert!(third.contains(check::REPEATED), "two attempts explain two records");
+    let other_id = broken(|evidence| evidence.logs.get_mut(&Topic::Orders).unwrap()[3].id = "another".into());
+    assert!(other_id.contains(check::REPEATED));
+    let stranger =
+        broken(|evidence| evidence.logs.get_mut(&Topic::Comments).unwrap().push(record((0, 1), "x", Some(7))));
+    assert!(stranger.contains(check::REPEATED));
+}
+
+#[test]
+fn something_unknown_may_be_there_once_but_not_twice() {
+    let listed = |times: usize| broken(|evidence| evidence.listed.extend(vec![("p".to_owned(), 2); times]));
+    assert!(!listed(1).contains(check::COMMENTS));
+    assert!(listed(2).contains(check::COMMENTS));
+    let refused = broken(|evidence| evidence.writes.last_mut().unwrap().attempts = vec![Outcome::Acknowledged(None)]);
+    assert!(refused.contains(check::COMMENTS), "acknowledged, and not listed");
+}
+
+#[test]
+fn a_record_that_overtakes_one_that_is_not_settled_is_found() {
+    let early = broken(|evidence| evidence.deliveries[2].taken = false);
+    assert!(early.contains(check::DELIVERY_ORDER) && early.contains(check::DELIVERED));
+    let given_up = broken(|evidence| evidence.logs.get_mut(&Topic::Deliveries).unwrap()[0].origin = Some((0, 2)));
+    assert_eq!(given_up, BTreeSet::from([check::DELIVERED, check::COMMITTED]), "3 was not taken then");
+    let wrong = broken(|evidence| evidence.deliveries[4].number = Some(2));
+    assert_eq!(wrong, BTreeSet::from([check::DELIVERED]));
+}
+
+#[test]
+fn a_commit_that_was_early_is_found_also_when_it_came_true_later() {
+    let early = broken(|evidence| evidence.commits[0] = commit(Topic::Orders, 2, None, 2));
+    assert_eq!(early, BTreeSet::from([check::COMMITTED]), "1 was refused at that time");
+    let view = broken(|evidence| evidence.commits[1] = commit(Topic::Messages, 4, Some(3), 0));
+    assert_eq!(view, BTreeSet::from([check::COMMITTED]));
+}
+
+#[test]
+fn a_stream_that_repeats_or_turns_around_is_found() {
+    let events = |numbers: &'static [u64]| {
+        broken(|evidence| {
+            let streamed = numbers.iter().map(|number| ("p".to_owned(), *number)).collect();
+            evidence.streamed.insert("f".into(), streamed);
+        })
+    };
+    assert!(!events(&[1, 2]).contains(check::STREAMED));
+    assert!(events(&[1, 1]).contains(check::STREAMED));
+    assert!(events(&[2, 1]).contains(check::STREAMED));
+}

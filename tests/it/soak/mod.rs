@@ -1,0 +1,258 @@
+//! The whole product under load while a fault comes every few seconds, with a ledger of what was sent
+//! and seen, and a judge (docs/soak.md). `cargo test` runs a minute of it, `make soak` as long as told.
+
+mod check;
+mod faults;
+mod fleet;
+mod history;
+mod inject;
+mod judged;
+mod ledger;
+mod readers;
+mod report;
+mod senders;
+mod settle;
+mod tail;
+mod target;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use fastrand::Rng;
+use serde_json::json;
+use tokio::{task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    check::Finding,
+    faults::Site,
+    fleet::Fleet,
+    inject::{Inject, Injection},
+    ledger::{Ledger, Topic},
+    readers::Follower,
+    report::Report,
+    senders::{Clients, Sender, Style},
+    settle::Gauge,
+    tail::{Commits, Tail},
+    target::Target,
+};
+use crate::harness::{Stack, World, app::target_folder, proxy::Proxy, wait::seconds};
+
+/// Time between two lines of progress, and between two looks of the judge while it runs.
+const PROGRESS: Duration = Duration::from_secs(5);
+const PARTITIONS: i32 = 4;
+/// The consumer groups, before the prefix, and what they consume.
+const GROUPS: [(Topic, &str); 3] =
+    [(Topic::Messages, "postrider-kv"), (Topic::Orders, "soak"), (Topic::Comments, "postrider-comments")];
+
+/// What the environment asks for.
+struct Plan {
+    lasts: Duration,
+    seed: u64,
+    inject: Option<Inject>,
+    brokers: String,
+}
+
+impl Plan {
+    fn read() -> Self {
+        let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let number = |name: &str| get(name).map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is {text}")));
+        Self {
+            lasts: seconds(number("SOAK_SECONDS").unwrap_or(60)),
+            seed: number("SOAK_SEED").unwrap_or_else(|| Rng::new().u64(..1 << 32)),
+            inject: get("SOAK_INJECT").map(|word| Inject::parse(&word)),
+            brokers: get("SOAK_BROKERS").unwrap_or_else(|| "1".to_owned()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_fails_what_must_hold_holds() {
+    let plan = Plan::read();
+    eprintln!("soak: {} s, seed {}", plan.lasts.as_secs(), plan.seed);
+    let mut run = Run::start(&plan).await;
+    run.go(&plan).await;
+    let findings = run.settle().await;
+    let ledger = run.site.ledger.clone();
+    let evidence = ledger.evidence().clone();
+    let report = Report { evidence: &evidence, findings: &findings, seed: plan.seed, lasted_ms: ledger.now_ms() };
+    eprintln!("{report}");
+    if let Some(inject) = plan.inject {
+        let found = findings.iter().any(|finding| finding.rule == inject.breaks());
+        assert!(found, "{inject:?} was not found as a violation of: {}", inject.breaks());
+        panic!("{inject:?} on purpose, and found");
+    }
+    assert_eq!(findings, Vec::<Finding>::new(), "seed {}, logs in target/test-logs/{}*", plan.seed, run.prefix);
+    assert_eq!(inject::unnoticed(&evidence), Vec::<&str>::new(), "the judge is blind to this");
+}
+
+/// All that runs. Dropped in this order: clients before processes before servers.
+struct Run {
+    clients: Clients,
+    tasks: JoinSet<()>,
+    senders: JoinSet<()>,
+    tail: Option<Tail>,
+    gauge: Arc<Gauge>,
+    prefix: String,
+    site: Arc<Site>,
+    world: Arc<World>,
+}
+
+impl Run {
+    async fn start(plan: &Plan) -> Self {
+        let (ledger, began) = (Ledger::new(), std::time::Instant::now());
+        let injection = Injection::new(plan.inject);
+        let [kafka, redis, postgres] = [Proxy::start().await, Proxy::start().await, Proxy::start().await];
+        let stack = stack(plan, &kafka).await;
+        eprintln!("soak: servers up after {:?}", began.elapsed());
+        let world = Arc::new(world(&stack, &[&kafka, &redis, &postgres]).await);
+        let target = Target::start(ledger.clone(), injection.clone()).await;
+        let orders = world.make_topic(Topic::Orders.name(), PARTITIONS).await;
+        let relays = json!([{
+            "name": "soak", "topic": orders, "group": "soak", "target_url": target.url(), "allow": ["127.0.0.0/8"],
+            "workers": 32, "rate": 0, "timeout_ms": 3_000, "retries": 4, "retry_delay_ms": 200,
+            "backoff": "exponential", "max_retry_delay_ms": 2_000,
+        }]);
+        let fleet = Arc::new(Fleet::start(&world, &relays.to_string()).await);
+        let proxies = [("Kafka", kafka), ("Redis", redis), ("Postgres", postgres)];
+        let gauge = Arc::new(Gauge::new(&world, &stack).await);
+        let site = Arc::new(Site { stack, fleet: fleet.clone(), target, proxies, ledger: ledger.clone() });
+        let clients = Clients { fleet, ledger, orders, stop: CancellationToken::new(), injection };
+        let (prefix, tail) = (world.prefix.clone(), None);
+        let (tasks, senders) = (JoinSet::new(), JoinSet::new());
+        let mut run = Self { clients, tasks, senders, tail, gauge, prefix, site, world };
+        run.await_ready(seconds(60)).await;
+        run.watch(plan.seed).await;
+        eprintln!("soak: all up after {:.1} s", began.elapsed().as_secs_f32());
+        run
+    }
+
+    /// Everything that looks on.
+    async fn watch(&mut self, seed: u64) {
+        let ledger = self.site.ledger.clone();
+        let partitions = partitions();
+        self.tail = Some(Tail::start(&self.world, &partitions, ledger.clone()));
+        for number in 0..2 {
+            let follower = Follower::start(&self.clients, &format!("follower-{number}"), seed + number).await;
+            self.tasks.spawn(follower.run(self.clients.clone()));
+            self.tasks.spawn(readers::pull(self.clients.clone(), format!("reader-{number}"), seed + 10 + number));
+        }
+        let (fleet, watched) = (self.site.fleet.clone(), ledger.clone());
+        self.tasks.spawn(async move { fleet.watch(&watched).await });
+        let gauge = self.gauge.clone();
+        self.tasks.spawn(async move {
+            loop {
+                gauge.sample(&ledger).await;
+                sleep(seconds(1)).await;
+            }
+        });
+    }
+
+    /// Load and faults, for the time of the plan or until something is wrong.
+    async fn go(&mut self, plan: &Plan) {
+        let styles = [
+            Style::View,
+            Style::View,
+            Style::PushOnce,
+            Style::Produce,
+            Style::Produce,
+            Style::ProduceOnce,
+            Style::Batch,
+            Style::Stream,
+            Style::Comment,
+            Style::Comment,
+        ];
+        for (number, style) in styles.into_iter().enumerate() {
+            let name = format!("{}{number}", format!("{style:?}").to_lowercase());
+            let sender = Sender::new(self.clients.clone(), style, &name, plan.seed + 100 + number as u64);
+            self.senders.spawn(sender.run());
+        }
+        let end = tokio::time::Instant::now() + plan.lasts;
+        let (site, over) = (self.site.clone(), CancellationToken::new());
+        let (rng, ended) = (Rng::with_seed(plan.seed), over.clone());
+        let troubled = tokio::spawn(async move { site.trouble(rng, &ended).await });
+        while tokio::time::Instant::now() < end {
+            tokio::time::sleep_until(end.min(tokio::time::Instant::now() + PROGRESS)).await;
+            if !self.progress() {
+                break;
+            }
+        }
+        over.cancel();
+        troubled.await.unwrap();
+    }
+
+    /// Says how it goes; whether it goes well.
+    fn progress(&self) -> bool {
+        let evidence = self.site.ledger.evidence();
+        let done = evidence.writes.iter().filter(|write| write.done_ms.is_some()).count();
+        let (sent, seen, delivered) = (evidence.writes.len(), evidence.sights.len(), evidence.deliveries.len());
+        let rss = evidence.peak_rss_kib.values().max().copied().unwrap_or(0) >> 10;
+        let faults = evidence.faults.len();
+        let found = check::at_any_time(&evidence);
+        drop(evidence);
+        let at = self.site.ledger.now_ms() as f64 / 1e3;
+        eprintln!(
+            "soak: {at:6.1} s  sent {sent}, acknowledged {done}, read {seen}, delivered {delivered}, faults {faults}, {rss} MiB"
+        );
+        found.iter().for_each(|finding| eprintln!("soak: {finding}"));
+        found.is_empty()
+    }
+}
+
+/// Servers of its own. The broker tells its clients the proxy's address, so that all go through it.
+async fn stack(plan: &Plan, kafka: &Proxy) -> Stack {
+    let advertised = format!("advertised.listeners=PLAINTEXT://{}", kafka.address);
+    let mut options = vec!["--brokers", &plan.brokers];
+    // Shorter than usual, so that there is time for more faults.
+    let session = "group.consumer.session.timeout.ms=6000";
+    for setting in [session, "broker.session.timeout.ms=3000", "broker.heartbeat.interval.ms=500", &advertised] {
+        // Three brokers cannot share one address.
+        if plan.brokers == "1" || !setting.starts_with("advertised") {
+            options.extend(["--kafka-config", setting]);
+        }
+    }
+    // While it starts, its own probe goes through the proxy as well.
+    let ports = target_folder().join("test-stack-soak/ports");
+    let follow = async {
+        loop {
+            let text = std::fs::read_to_string(&ports).unwrap_or_default();
+            if let Some(port) = text.lines().find_map(|line| line.strip_prefix("kafka-1=")) {
+                kafka.lead_to(&format!("127.0.0.1:{port}"));
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        stack = Stack::own("soak", &options) => stack,
+        () = follow => unreachable!("it goes on for ever"),
+    }
+}
+
+/// Its corner of the servers, reached through the proxies.
+async fn world(stack: &Stack, proxies: &[&Proxy; 3]) -> World {
+    let mut world = World::on(stack).await.with_postgres().await;
+    let [kafka, redis, postgres] = proxies.map(|proxy| proxy.address.to_string());
+    let database = stack.get("DATABASE_URL");
+    let (before, rest) = database.rsplit_once('@').unwrap();
+    let (server, name) = rest.split_once('/').unwrap();
+    let one_broker = !stack.get("KAFKA_BROKERS").contains(',');
+    proxies[0].lead_to(if one_broker { stack.get("KAFKA_BROKERS") } else { "127.0.0.1:1" });
+    proxies[1].lead_to(stack.get("REDIS_URL").trim_start_matches("redis://"));
+    proxies[2].lead_to(server);
+    let brokers = if one_broker { kafka } else { stack.get("KAFKA_BROKERS").to_owned() };
+    for (name, value) in [
+        ("KAFKA__BROKERS", brokers),
+        ("REDIS__URL", format!("redis://{redis}")),
+        ("POSTGRES__URL", format!("{before}@{postgres}/{name}")),
+        ("KAFKA__PRODUCER__DELIVERY_TIMEOUT_MS", "4000".to_owned()),
+        ("KV__PARTITIONS", PARTITIONS.to_string()),
+        ("COMMENTS__PARTITIONS", PARTITIONS.to_string()),
+    ] {
+        world.set(&format!("POSTRIDER_{name}"), &value);
+    }
+    world
+}
+
+fn partitions() -> BTreeMap<Topic, i32> {
+    let count = |topic: &Topic| if matches!(topic, Topic::Events | Topic::Deliveries) { 2 } else { PARTITIONS };
+    Topic::ALL.iter().map(|topic| (*topic, count(topic))).collect()
+}

@@ -1,0 +1,132 @@
+//! Clients that read all the time, and what is read when all is over.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use fastrand::Rng;
+use reqwest::Client;
+use serde_json::Value;
+use tokio::time::sleep;
+
+use super::{
+    ledger::{Evidence, Topic},
+    senders::{Clients, client, see},
+    tail::number_of,
+};
+use crate::harness::{Answer, sse::Stream};
+
+const COMMENTS: &str = "/api/v1/comments";
+
+/// Pulls keys of the view, until it is to stop.
+pub async fn pull(clients: Clients, name: String, seed: u64) {
+    let (client, mut rng) = (client(), Rng::with_seed(seed));
+    while !clients.stop.is_cancelled() {
+        // Keys that were written by now; the newest are the liveliest.
+        let key = {
+            let evidence = clients.ledger.evidence();
+            let recent = evidence.writes.len().saturating_sub(200)..evidence.writes.len();
+            let write = (!recent.is_empty()).then(|| &evidence.writes[rng.usize(recent)]);
+            write.filter(|write| write.kind.topic() == Topic::Messages).map(|write| write.key.clone())
+        };
+        if let Some(key) = key {
+            let request = client.get(format!("{}/pull/{key}", clients.fleet.api(&mut rng)));
+            see(&clients.ledger, request, &name, &key, None).await;
+        }
+        sleep(Duration::from_millis(rng.u64(1..20))).await;
+    }
+}
+
+/// Follows the live comments, resuming wherever it breaks, until it has seen all that are listed.
+pub struct Follower {
+    stream: Option<Stream>,
+    after: String,
+    name: String,
+    rng: Rng,
+    client: Client,
+    /// Events of the stream that are in the ledger.
+    written: usize,
+}
+
+impl Follower {
+    /// Comes back once it knows where it begins.
+    pub async fn start(clients: &Clients, name: &str, seed: u64) -> Self {
+        let (name, rng) = (name.to_owned(), Rng::with_seed(seed));
+        let mut follower = Self { stream: None, after: String::new(), name, rng, client: Client::new(), written: 0 };
+        while follower.after.is_empty() {
+            follower.step(clients).await;
+        }
+        follower
+    }
+
+    pub async fn run(mut self, clients: Clients) {
+        loop {
+            self.step(&clients).await;
+        }
+    }
+
+    async fn step(&mut self, clients: &Clients) {
+        let Some(stream) = &self.stream else {
+            let api = clients.fleet.api(&mut self.rng);
+            let opened = Stream::try_open(&self.client, &api, &format!("{COMMENTS}/stream"), &self.after).await;
+            (self.stream, self.written) = (opened.ok(), 0);
+            return sleep(Duration::from_millis(if self.stream.is_some() { 20 } else { 200 })).await;
+        };
+        let seen = stream.since(self.written);
+        self.written += seen.events.len();
+        let comments = seen.events.iter().filter_map(|(_, comment)| named(comment));
+        clients.ledger.evidence().streamed.entry(self.name.clone()).or_default().extend(comments);
+        self.after = seen.last_id;
+        // Changing sides now and then shows that any process can go on.
+        if seen.ended || self.rng.u16(..) < 60 {
+            self.stream = None;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Post and number of a comment.
+fn named(comment: &Value) -> Option<(String, u64)> {
+    Some((comment["post_id"].as_str()?.to_owned(), number_of(Topic::Comments, comment)?))
+}
+
+/// Everything that is listed, newest first; `None` while that cannot be known.
+pub async fn listed(client: &Client, api: &str) -> Option<Vec<(String, u64)>> {
+    let (mut comments, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page =
+            get(client, &format!("{api}{COMMENTS}?limit=100{cursor}")).await.filter(|page| page.status == 200)?;
+        let page = page.json();
+        comments.extend(page["comments"].as_array()?.iter().filter_map(named));
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return Some(comments),
+        }
+    }
+}
+
+/// Keys of the view that were written to.
+pub fn keys(evidence: &Evidence) -> BTreeSet<String> {
+    let writes = evidence.writes.iter().filter(|write| write.kind.topic() == Topic::Messages);
+    writes.map(|write| write.key.clone()).collect()
+}
+
+/// What the view says of these keys; `None` while that cannot be known.
+pub async fn view(client: &Client, api: &str, keys: BTreeSet<String>) -> Option<BTreeMap<String, Option<u64>>> {
+    let mut view = BTreeMap::new();
+    for key in keys {
+        let pulled = get(client, &format!("{api}/pull/{key}")).await?;
+        let number = match pulled.status {
+            200 => pulled.json()["value"]["n"].as_u64(),
+            404 => None,
+            _ => return None,
+        };
+        view.insert(key, number);
+    }
+    Some(view)
+}
+
+async fn get(client: &Client, url: &str) -> Option<Answer> {
+    Answer::read(client.get(url).send().await.ok()?).await.ok()
+}
