@@ -33,6 +33,7 @@ mod regressions;
 mod relay;
 mod relay_command;
 mod relay_faults;
+mod replay;
 mod shutdown;
 mod soak;
 mod streams;

@@ -22,14 +22,18 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// A whole handshake, with these headers beside it.
+fn handshake(receiver: &str, headers: &str) -> String {
+    format!(
+        "GET /api/v1/websocket/message HTTP/1.1\r\nhost: x\r\nReceiverId: {receiver}\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
+    )
+}
+
 /// Connects with a handshake by hand.
 async fn shaken(app: &App, receiver: &str) -> Raw {
     let mut raw = Raw::connect(&app.api).await;
-    raw.send(format!(
-        "GET /api/v1/websocket/message HTTP/1.1\r\nhost: x\r\nReceiverId: {receiver}\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
-         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    ))
-    .await;
+    raw.send(handshake(receiver, "")).await;
     let answer = raw.answer(seconds(5)).await.unwrap();
     assert_eq!(answer.status, 101, "{answer:?}");
     assert!(answer.head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "the example of RFC 6455: {}", answer.head);
@@ -52,39 +56,129 @@ fn close_code(received: &[u8]) -> Option<u16> {
 #[tokio::test]
 async fn every_breach_of_the_protocol_has_its_close_code() {
     let world = World::new().await.with_postgres().await;
-    let app = world.app().role("api").env("POSTRIDER_MESSAGES__MAX_INCOMING_BYTES", "1000").start().await;
+    let app = world.app().env("POSTRIDER_MESSAGES__MAX_INCOMING_BYTES", "1000").start().await;
+    // Connected all the time, to the same receiver.
+    let unhurt = Socket::plain(&app.api, "r").await;
     let unmasked = vec![0x81, 2, b'h', b'i'];
     let flood: Vec<u8> = (0..300).flat_map(|_| frame(0x89, b"ping")).collect();
     let fragments = [frame(0x01, &[b'x'; 600]), frame(0x80, &[b'x'; 600])].concat();
     for (what, bytes, code) in [
         ("unmasked", unmasked, 1002),
-        ("a reserved bit", frame(0xC1, b"hi"), 1002),
+        ("the bit of compression", frame(0xC1, b"hi"), 1002),
+        ("the second reserved bit", frame(0xA1, b"hi"), 1002),
+        ("the third reserved bit", frame(0x91, b"hi"), 1002),
+        ("a ping with a reserved bit", frame(0xC9, b"hi"), 1002),
         ("a reserved opcode", frame(0x83, b"hi"), 1002),
+        ("the last reserved opcode", frame(0x87, b"hi"), 1002),
         ("a reserved control opcode", frame(0x8B, b"hi"), 1002),
+        ("the last reserved control opcode", frame(0x8F, b"hi"), 1002),
         ("a fragmented ping", frame(0x09, b"hi"), 1002),
         ("a ping that is too long", frame(0x89, &[b'x'; 126]), 1002),
         ("a continuation of nothing", frame(0x80, b"hi"), 1002),
         ("text in the middle of text", [frame(0x01, b"a"), frame(0x81, b"b")].concat(), 1002),
+        ("a close with half a code", frame(0x88, b"\x03"), 1002),
+        ("a close with a code that is never sent", frame(0x88, b"\x03\xed"), 1002),
+        ("a close with a code that is none", frame(0x88, b"\x00\x01"), 1002),
+        ("a close with a reason that is not UTF-8", frame(0x88, b"\x03\xe8\xff"), 1007),
         ("text that is not UTF-8", frame(0x81, b"\xff\xfe"), 1007),
+        ("text that ends within a character", frame(0x81, b"\xe2\x82"), 1007),
+        ("fragments that are not UTF-8 together", [frame(0x01, b"\xe2\x82"), frame(0x80, b"x")].concat(), 1007),
         ("a frame that is too large", frame(0x81, &[b'x'; 1_001]), 1009),
+        ("a frame that says it is endless", [&[0x81, 0xff][..], &[0x7f; 8], &MASK].concat(), 1009),
+        ("a length with its highest bit", [&[0x81, 0xff][..], &[0xff; 8], &MASK].concat(), 1009),
         ("a message that is too large", fragments, 1009),
+        ("fragments without an end", [frame(0x01, b"x"), frame(0x00, &[b'x'; 500]).repeat(9)].concat(), 1009),
         ("a flood of pings", flood, 1008),
     ] {
         let mut raw = shaken(&app, "r").await;
         raw.send(&bytes).await;
         let (received, _) = raw.rest(seconds(3)).await;
         assert_eq!(close_code(&received), Some(code), "{what}: {received:?}");
+        assert!(!unhurt.seen().ended, "{what} hurt another connection");
     }
+    send(&app, &message("r", "s", 1)).await;
+    assert_eq!(unhurt.frames(1).await.json(), [message("r", "s", 1)]);
+    unhurt.leave().await;
     // What is merely odd is taken: fragments, empty frames, a close without a code.
-    let mut raw = shaken(&app, "r").await;
+    let mut raw = shaken(&app, "odd").await;
     raw.send([frame(0x01, b"h"), frame(0x89, b"in between"), frame(0x80, b"i"), frame(0x82, b"")].concat()).await;
     raw.send(frame(0x88, b"")).await;
     let (received, _) = raw.rest(seconds(3)).await;
     assert!(received.starts_with(b"\x8a\x0ain between") && received.ends_with(b"\x88\x00"), "{received:?}");
+    // As are frames that come with the handshake, before its answer.
+    let mut raw = Raw::connect(&app.api).await;
+    raw.send([handshake("odd", "").into_bytes(), frame(0x89, b"early"), frame(0x88, b"\x03\xe8")].concat()).await;
+    assert_eq!(raw.answer(seconds(5)).await.unwrap().status, 101);
+    let (received, ended) = raw.rest(seconds(3)).await;
+    assert!(ended && received.ends_with(b"\x88\x02\x03\xe8"), "{received:?}");
     until("nobody is left", seconds(5), || async {
         (app.metric("postrider_messages_open_connections").await == Some(0.0)).then_some(())
     })
     .await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn compression_is_not_agreed_to_and_what_is_compressed_all_the_same_is_not_inflated() {
+    // A block of deflate that repeats one byte: about a thousand times its size, were it inflated.
+    let bomb = frame(0xC2, &[&[0xec, 0xc0, 0x01, 0x09][..], &[0; 15_000]].concat());
+    let world = World::new().await.with_postgres().await;
+    let app = world.app().role("api").start().await;
+    let before_kib = app.rss_kib();
+    for offer in ["permessage-deflate", "permessage-deflate; client_max_window_bits, x-webkit-deflate-frame"] {
+        for _ in 0..50 {
+            let mut raw = Raw::connect(&app.api).await;
+            raw.send(handshake("r", &format!("sec-websocket-extensions: {offer}\r\n"))).await;
+            let answer = raw.answer(seconds(5)).await.unwrap();
+            assert!(answer.status == 101 && !answer.head.contains("extensions"), "{answer:?}");
+            raw.send(&bomb).await;
+            let (received, _) = raw.rest(seconds(3)).await;
+            assert_eq!(close_code(&received), Some(1002), "{received:?}");
+        }
+    }
+    let grown_kib = app.rss_kib().saturating_sub(before_kib);
+    assert!(grown_kib < 20_000, "{grown_kib} KiB more for what is a gigabyte inflated");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn who_stops_halfway_costs_little_and_is_gone_when_its_side_is_closed() {
+    const COUNT: usize = 300;
+    let world = World::new().await.with_postgres().await;
+    let app = world.app().start().await;
+    let unhurt = Socket::plain(&app.api, "r").await;
+    let open = |count: usize| {
+        let app = &app;
+        until("so many are open", seconds(20), move || async move {
+            (app.metric("postrider_messages_open_connections").await == Some(count as f64)).then_some(())
+        })
+    };
+    let (before_kib, mut halfway) = (app.rss_kib(), Vec::new());
+    for number in 0..COUNT {
+        let mut raw = shaken(&app, &format!("q{number}")).await;
+        // In the middle of a frame, of its length, of a message, and of nothing.
+        let whole = frame(0x01, &[b'x'; 16_000]);
+        let part = [&whole[..12_000], &whole[..3], &whole, &[]][number % 4];
+        raw.send(part).await;
+        halfway.push(raw);
+    }
+    open(COUNT + 1).await;
+    let each_kib = app.rss_kib().saturating_sub(before_kib) / COUNT as u64;
+    assert!(each_kib < 60, "{each_kib} KiB for each that stops halfway");
+    for raw in &mut halfway {
+        raw.half_close().await;
+    }
+    open(1).await;
+    for raw in &mut halfway {
+        assert!(raw.rest(seconds(5)).await.1, "it is kept open");
+    }
+    send(&app, &message("r", "s", 1)).await;
+    unhurt.frames(1).await;
+    // The same before there is an answer.
+    let mut raw = Raw::connect(&app.api).await;
+    raw.send(&handshake("q", "")[..100]).await;
+    raw.half_close().await;
+    assert!(raw.closes(seconds(5)).await);
     app.stop().await;
 }
 
@@ -157,9 +251,12 @@ async fn who_never_answers_pings_is_closed_and_who_does_is_kept() {
     world.set("POSTRIDER_MESSAGES__IDLE_TIMEOUT_MS", "1000");
     let app = world.app().role("api").start().await;
     let kept = Socket::plain(&app.api, "q").await;
-    let mut silent = shaken(&app, "r").await;
-    let (received, ended) = silent.rest(seconds(4)).await;
-    assert!(ended && close_code(&received) == Some(1008), "{received:?}");
+    for part in [&b""[..], &frame(0x81, b"never finished")[..9]] {
+        let mut silent = shaken(&app, "r").await;
+        silent.send(part).await;
+        let (received, ended) = silent.rest(seconds(4)).await;
+        assert!(ended && close_code(&received) == Some(1008), "{received:?}");
+    }
     until("many pings", seconds(10), || async { (kept.seen().pings > 10).then_some(()) }).await;
     assert!(!kept.seen().ended);
     app.stop().await;

@@ -35,6 +35,11 @@ impl Raw {
         self.stream.write_all(bytes.as_ref()).await.is_ok()
     }
 
+    /// Says that nothing more will be sent, and goes on reading.
+    pub async fn half_close(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+
     /// The next answer; `None` when the connection ends instead. Bodies by Content-Length only.
     pub async fn answer(&mut self, within: Duration) -> Option<RawAnswer> {
         let head_end = self.read_until(within, |bytes| find(bytes, b"\r\n\r\n").map(|at| at + 4)).await?;

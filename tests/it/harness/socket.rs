@@ -16,7 +16,7 @@ use tokio_tungstenite::{
 
 use super::wait::until_now;
 
-type Inner = WebSocketStream<MaybeTlsStream<TcpStream>>;
+pub type Inner = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// What has come.
 #[derive(Debug, Default, Clone)]
@@ -46,6 +46,22 @@ impl Seen {
     pub fn cursor(&self) -> Option<String> {
         self.json().iter().rev().find_map(|frame| frame["id"].as_str().map(str::to_owned))
     }
+}
+
+/// A connection that nobody reads yet, and the subprotocol that the server chose.
+pub async fn connect(
+    api: &str,
+    query: &str,
+    headers: &[(&'static str, &str)],
+) -> Result<(Inner, Option<String>), Error> {
+    let url = format!("{}/api/v1/websocket/message{query}", api.replacen("http", "ws", 1));
+    let mut request = url.into_client_request()?;
+    for (name, value) in headers {
+        request.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
+    }
+    let (stream, response) = connect_async(request).await?;
+    let protocol = response.headers().get("sec-websocket-protocol").map(|value| value.to_str().unwrap().to_owned());
+    Ok((stream, protocol))
 }
 
 /// A connection that is being read, and whose pings are answered. Dropping it breaks it.
@@ -79,14 +95,8 @@ impl Socket {
     }
 
     pub async fn try_open(api: &str, query: &str, headers: &[(&'static str, &str)]) -> Result<Self, Error> {
-        let url = format!("{}/api/v1/websocket/message{query}", api.replacen("http", "ws", 1));
-        let mut request = url.into_client_request()?;
-        for (name, value) in headers {
-            request.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
-        }
-        let connect = tokio::time::timeout(Duration::from_secs(10), connect_async(request));
-        let (stream, response) = connect.await.map_err(|_| Error::ConnectionClosed)??;
-        let protocol = response.headers().get("sec-websocket-protocol").map(|value| value.to_str().unwrap().to_owned());
+        let connect = tokio::time::timeout(Duration::from_secs(10), connect(api, query, headers));
+        let (stream, protocol) = connect.await.map_err(|_| Error::ConnectionClosed)??;
         let (sink, mut frames) = stream.split();
         let seen = Arc::<Mutex<Seen>>::default();
         let shared = seen.clone();

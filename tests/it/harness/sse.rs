@@ -35,7 +35,8 @@ impl Seen {
                     data.get_or_insert_default().push_str(line);
                 }
                 Some(("", _)) => self.heartbeats += 1,
-                Some(("retry", _)) => {}
+                // What an event is called is in its data as well.
+                Some(("retry" | "event", _)) => {}
                 other => panic!("{other:?}: {line}"),
             }
         }

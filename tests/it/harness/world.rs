@@ -112,9 +112,13 @@ impl World {
 
     /// The same, where they may fail.
     pub async fn try_sql(&self, statements: &str) -> Result<(), sqlx::Error> {
-        let options = PgConnectOptions::from_str(&self.database_url)?;
-        let mut connection = options.options([("search_path", self.schema())]).connect().await?;
+        let mut connection = self.database().connect().await?;
         sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&mut connection).await.map(|_| ())
+    }
+
+    /// How to connect to this world's tables.
+    pub fn database(&self) -> PgConnectOptions {
+        PgConnectOptions::from_str(&self.database_url).unwrap().options([("search_path", self.schema())])
     }
 
     pub async fn migrate(&self) {

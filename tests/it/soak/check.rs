@@ -8,6 +8,7 @@ use std::{
 use super::{
     history::{backward, histories},
     ledger::{Evidence, Kind, Place, Record, Topic, Verdict, Write},
+    received,
 };
 
 /// Something that must not be.
@@ -36,11 +37,15 @@ pub const COMMITTED: &str = "nothing below a committed offset is missing at the 
 pub const CAUGHT_UP: &str = "in the end everything is committed";
 pub const COMMENTS: &str = "every acknowledged comment is listed exactly once";
 pub const STREAMED: &str = "a stream of comments has each once and in the order of its post";
+pub const FOREIGN: &str = "no device gets what is for somebody else";
+pub const MAILBOX: &str = "a device gets each message of its receiver once and in order";
+pub const PLACE: &str = "a device without a place of its own begins at its receiver's cursor";
+pub const HISTORY: &str = "a receiver's history has each of its messages once and in order";
 pub const LETTERS: &str = "nothing of ours is given up";
 pub const INCIDENT: &str = "no process dies, panics, swells, or answers what it must not";
 
 /// All that must hold.
-pub const RULES: [&str; 14] = [
+pub const RULES: [&str; 18] = [
     LOST,
     LEAKED,
     REPEATED,
@@ -53,6 +58,10 @@ pub const RULES: [&str; 14] = [
     CAUGHT_UP,
     COMMENTS,
     STREAMED,
+    FOREIGN,
+    MAILBOX,
+    PLACE,
+    HISTORY,
     LETTERS,
     INCIDENT,
 ];
@@ -68,13 +77,14 @@ pub fn at_any_time(evidence: &Evidence) -> Vec<Finding> {
     found.extend(named(LEAKED, leaked(evidence, &index)));
     found.extend(named(REPEATED, repeated(evidence, &index)));
     found.extend(named(ORDER, disordered(evidence, &index)));
+    found.extend(named(FOREIGN, received::foreign(evidence)));
     found
 }
 
 /// What must hold once everything has settled.
 pub fn in_the_end(evidence: &Evidence) -> Vec<Finding> {
     let mut found = at_any_time(evidence);
-    found.extend(named(LOST, lost(evidence)));
+    found.extend(named(LOST, lost(evidence, &Index::of(evidence))));
     found.extend(named(VIEW, view(evidence)));
     let log = evidence.logs.get(&Topic::Messages).map_or(&[][..], Vec::as_slice);
     found.extend(named(SIGHT, backward(&evidence.sights, &histories(log))));
@@ -82,8 +92,12 @@ pub fn in_the_end(evidence: &Evidence) -> Vec<Finding> {
     found.extend(named(DELIVERY_ORDER, overtaken(evidence)));
     found.extend(named(COMMITTED, ahead(evidence)));
     found.extend(named(CAUGHT_UP, behind(evidence)));
-    found.extend(named(COMMENTS, comments(evidence)));
-    found.extend(named(STREAMED, streamed(evidence)));
+    found.extend(named(COMMENTS, received::comments(evidence)));
+    found.extend(named(STREAMED, received::streamed(evidence)));
+    let (sequence, place) = received::messages(evidence);
+    found.extend(named(MAILBOX, sequence));
+    found.extend(named(PLACE, place));
+    found.extend(named(HISTORY, received::history(evidence)));
     let letters = evidence.logs.get(&Topic::Events).into_iter().flatten();
     found.extend(named(LETTERS, letters.map(|letter| format!("{letter:?}"))));
     found
@@ -99,7 +113,7 @@ struct Index<'a> {
 impl<'a> Index<'a> {
     fn of(evidence: &'a Evidence) -> Self {
         let mut index = Self { numbered: HashMap::new(), deleted: HashMap::new() };
-        for topic in [Topic::Messages, Topic::Orders, Topic::Comments] {
+        for topic in [Topic::Messages, Topic::Orders, Topic::Comments, Topic::Chat] {
             for record in evidence.logs.get(&topic).into_iter().flatten().filter(|record| record.version.is_none()) {
                 match record.number {
                     Some(number) => index.numbered.entry((topic, &record.key, number)).or_default().push(record),
@@ -119,27 +133,22 @@ impl<'a> Index<'a> {
     }
 }
 
-fn describe(write: &Write) -> String {
+pub fn describe(write: &Write) -> String {
     format!("{:?} {} #{} sent at {} ms: {:?}", write.kind, write.key, write.number, write.sent_ms, write.attempts)
 }
 
-fn lost(evidence: &Evidence) -> Vec<String> {
+fn lost(evidence: &Evidence, index: &Index<'_>) -> Vec<String> {
     let mut places: HashMap<(Topic, Place), &Record> = HashMap::new();
-    let mut comments: HashSet<(&str, u64)> = HashSet::new();
     for (topic, log) in &evidence.logs {
         places.extend(log.iter().map(|record| ((*topic, record.place), record)));
-        if *topic == Topic::Comments {
-            comments.extend(log.iter().filter_map(|record| Some((record.key.as_str(), record.number?))));
-        }
     }
     let there = |write: &Write, place: Place| {
         let expected = (write.kind != Kind::Delete).then_some(write.number);
         places.get(&(write.kind.topic(), place)).is_some_and(|found| found.key == write.key && found.number == expected)
     };
     let missing = |write: &&Write| match write.kind {
-        Kind::Comment => {
-            write.verdict() == Verdict::Acknowledged && !comments.contains(&(write.key.as_str(), write.number))
-        }
+        // Their answers do not say where.
+        Kind::Comment | Kind::Message => write.verdict() == Verdict::Acknowledged && index.records(write).is_empty(),
         _ => write.places().any(|place| !there(write, place)),
     };
     evidence.writes.iter().filter(missing).map(describe).collect()
@@ -330,46 +339,6 @@ fn behind(evidence: &Evidence) -> Vec<String> {
                 faults.push(format!("{} {partition} ends at {end}, and {committed} is committed", topic.name()));
             }
         }
-    }
-    faults
-}
-
-fn comments(evidence: &Evidence) -> Vec<String> {
-    let mut listed: HashMap<(&str, u64), usize> = HashMap::new();
-    for (key, number) in &evidence.listed {
-        *listed.entry((key, *number)).or_default() += 1;
-    }
-    let mut faults = Vec::new();
-    for write in evidence.writes.iter().filter(|write| write.kind == Kind::Comment) {
-        let count = listed.remove(&(write.key.as_str(), write.number)).unwrap_or(0);
-        let fits = match write.verdict() {
-            Verdict::Acknowledged => count == 1,
-            Verdict::Refused => count == 0,
-            Verdict::Unknown => count <= 1,
-        };
-        if !fits {
-            faults.push(format!("{}, and is listed {count} times", describe(write)));
-        }
-    }
-    faults.extend(listed.into_keys().map(|comment| format!("nobody wrote {comment:?}, which is listed")));
-    faults
-}
-
-fn streamed(evidence: &Evidence) -> Vec<String> {
-    let mut faults = Vec::new();
-    let listed: HashSet<&(String, u64)> = evidence.listed.iter().collect();
-    for (reader, comments) in &evidence.streamed {
-        let (mut seen, mut last): (HashSet<_>, HashMap<&str, u64>) = Default::default();
-        for comment in comments {
-            if !seen.insert(comment) {
-                faults.push(format!("{reader} got {comment:?} twice"));
-            } else if let Some(before) = last.insert(&comment.0, comment.1).filter(|before| *before > comment.1) {
-                faults.push(format!("{reader} got {comment:?} after {before}"));
-            }
-        }
-        // It began before the first comment, so it has all of them.
-        let missed = listed.iter().filter(|comment| !seen.contains(**comment));
-        faults.extend(missed.map(|comment| format!("{reader} did not get {comment:?}")));
     }
     faults
 }

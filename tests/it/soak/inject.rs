@@ -12,6 +12,10 @@ use super::{
     check::{self, Finding},
     ledger::{Commit, Evidence, Kind, Outcome, Place, Record, Sight, Topic, Verdict, Write},
 };
+use crate::harness::{
+    mailbox::Noted,
+    sessions::{Got, Session, Trick},
+};
 
 /// Events of its kind before one of them is tampered with.
 const WARM_UP: usize = 20;
@@ -27,6 +31,8 @@ pub enum Inject {
     Swap,
     /// The sender of a stored push is told that it was refused.
     Leak,
+    /// The same to what a device gets of its messages.
+    Messages(Trick),
 }
 
 impl Inject {
@@ -36,7 +42,11 @@ impl Inject {
             "duplicate" => Self::Duplicate,
             "swap" => Self::Swap,
             "leak" => Self::Leak,
-            _ => panic!("SOAK_INJECT is drop, duplicate, swap or leak, not {word}"),
+            "drop-message" => Self::Messages(Trick::Drop),
+            "duplicate-message" => Self::Messages(Trick::Duplicate),
+            "swap-messages" => Self::Messages(Trick::Swap),
+            "leak-message" => Self::Messages(Trick::Leak),
+            _ => panic!("SOAK_INJECT is drop, duplicate, swap, leak, or one of these of messages, not {word}"),
         }
     }
 
@@ -47,7 +57,15 @@ impl Inject {
             Self::Duplicate => check::REPEATED,
             Self::Swap => check::DELIVERY_ORDER,
             Self::Leak => check::LEAKED,
+            Self::Messages(Trick::Leak) => check::FOREIGN,
+            Self::Messages(_) => check::MAILBOX,
         }
+    }
+
+    /// What is done to messages, and after how many.
+    pub fn trick(self) -> Option<(Trick, usize)> {
+        let Self::Messages(trick) = self else { return None };
+        Some((trick, WARM_UP))
     }
 }
 
@@ -72,7 +90,7 @@ impl Injection {
 type Tamper = fn(&mut Evidence);
 
 /// One way to tamper with good evidence for each thing that can be wrong, and the rule that must find it.
-pub const TAMPERS: [(&str, &str, Tamper); 15] = [
+pub const TAMPERS: [(&str, &str, Tamper); 25] = [
     ("an acknowledged push is not in the log", check::LOST, |evidence| {
         let write = acknowledged(evidence, Kind::Push);
         let place = evidence.writes[write].places().next();
@@ -158,10 +176,59 @@ pub const TAMPERS: [(&str, &str, Tamper); 15] = [
         let first = evidence.listed[0].clone();
         evidence.listed.push(first);
     }),
+    ("an acknowledged message is not in the log", check::LOST, |evidence| {
+        let write = evidence.writes[acknowledged(evidence, Kind::Message)].clone();
+        log(evidence, Topic::Chat).retain(|record| record.number != Some(write.number) || record.key != write.key);
+    }),
+    ("a device does not get a message", check::MAILBOX, |evidence| {
+        middle(evidence, true).got.remove(1);
+    }),
+    ("a plain client does not get a message", check::MAILBOX, |evidence| {
+        middle(evidence, false).got.remove(1);
+    }),
+    ("a device gets a message twice", check::MAILBOX, |evidence| {
+        let got = &mut middle(evidence, true).got;
+        got.insert(1, got[1].clone());
+    }),
+    ("a device gets two messages in the other order", check::MAILBOX, |evidence| middle(evidence, true).got.swap(0, 1)),
+    ("a device is told of a gap where none is", check::MAILBOX, |evidence| {
+        middle(evidence, true).got.insert(1, Got { name: None, at_ms: 0 });
+    }),
+    ("a device gets another's message", check::FOREIGN, |evidence| {
+        let device = middle(evidence, true);
+        let receiver = device.receiver.clone();
+        let other = evidence.sessions.iter().find(|other| other.receiver != receiver && !other.got.is_empty());
+        let strange = other.expect("devices of several receivers").got[0].clone();
+        middle(evidence, true).got.insert(1, strange);
+    }),
+    ("a plain client begins after what nobody had", check::PLACE, |evidence| {
+        let fits = |session: &Session| !session.style.has_own_place() && !session.got.is_empty();
+        let last = evidence.sessions.iter().rposition(fits).expect("a plain client with messages");
+        let receiver = evidence.sessions[last].receiver.clone();
+        for (at, session) in evidence.sessions.iter_mut().enumerate() {
+            if at != last && session.receiver == receiver && !session.style.has_own_place() {
+                session.got.clear();
+            }
+        }
+    }),
+    ("a plain client is told again what was noted", check::PLACE, |evidence| {
+        let last = evidence.mailboxes.keys().map(|receiver| (receiver.clone(), i64::MAX)).collect();
+        evidence.noted = vec![Noted { at_ms: 0, places: last }];
+    }),
+    ("a message is twice in the history", check::HISTORY, |evidence| {
+        let history = evidence.mailboxes.values_mut().find(|history| !history.is_empty()).expect("a history");
+        history.push(history[0].clone());
+    }),
 ];
 
 fn log(evidence: &mut Evidence, topic: Topic) -> &mut Vec<Record> {
     evidence.logs.get_mut(&topic).expect("a topic with records")
+}
+
+/// A connection that brought several messages, of a device with or without a place of its own.
+fn middle(evidence: &mut Evidence, own_place: bool) -> &mut Session {
+    let several = |session: &&mut Session| session.style.has_own_place() == own_place && session.got.len() > 2;
+    evidence.sessions.iter_mut().rev().find(several).expect("a connection with several messages")
 }
 
 fn acknowledged(evidence: &Evidence, kind: Kind) -> usize {

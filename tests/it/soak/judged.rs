@@ -7,6 +7,7 @@ use super::{
     inject::{TAMPERS, unnoticed},
     ledger::{Commit, Delivery, Evidence, Kind, Outcome, Place, Record, Sight, Topic, Write},
 };
+use crate::harness::sessions::{Got, Name, Session, Style};
 
 fn write(kind: Kind, key: &str, number: u64, attempts: &[Outcome]) -> Write {
     Write { kind, key: key.to_owned(), number, sent_ms: 0, attempts: attempts.to_vec(), done_ms: None }
@@ -34,6 +35,42 @@ fn commit(topic: Topic, offset: i64, reached: Option<i64>, deliveries: usize) ->
     Commit { topic, at_ms: 0, offsets: BTreeMap::from([(0, offset)]), reached, deliveries }
 }
 
+fn named(number: u64) -> Name {
+    let (receiver, sender) = (if number == 1 { "q" } else { "r" }.to_owned(), "s".to_owned());
+    Name { receiver, sender, number }
+}
+
+/// A connection that gets a message each millisecond.
+fn session(device: &str, style: Style, open_ms: u64, numbers: &[u64]) -> Session {
+    let got = |(number, after): (&u64, u64)| Got { name: Some(named(*number)), at_ms: open_ms + after };
+    let (device, receiver) = (device.to_owned(), device.split('-').next().unwrap_or_default().to_owned());
+    let got = numbers.iter().zip(1..).map(got).collect();
+    Session { device, receiver, style, asked_ms: open_ms, open_ms, got }
+}
+
+/// Messages from 2 on to one receiver, who is connected twice, with a double; the first is another's.
+fn with_messages(mut evidence: Evidence) -> Evidence {
+    let key = |number: u64| format!("{} s", named(number).receiver);
+    let mut log: Vec<Record> = (1..=7).map(|n| record((0, n as i64), &key(n), Some(n))).collect();
+    log.insert(4, Record { place: (0, 10), ..log[3].clone() });
+    let stored = Outcome::Acknowledged(None);
+    let writes = (1..=7).map(|n| {
+        let attempts = if n == 4 { &[Outcome::Unknown, stored][..] } else { &[stored] };
+        write(Kind::Message, &key(n), n, attempts)
+    });
+    evidence.writes.splice(0..0, writes);
+    evidence.logs.insert(Topic::Chat, log);
+    evidence.sessions = vec![
+        session("q-plain", Style::Plain, 10, &[1]),
+        session("r-cursors", Style::Cursors, 10, &[2, 3]),
+        session("r-plain", Style::Plain, 10, &[2, 3, 4, 5]),
+        session("r-plain", Style::Plain, 30, &[4, 5, 6, 7]),
+        session("r-cursors", Style::Cursors, 40, &[4, 5, 6, 7]),
+    ];
+    evidence.mailboxes = BTreeMap::from([("q".into(), vec![named(1)]), ("r".into(), (2..=7).map(named).collect())]);
+    evidence
+}
+
 /// A little of everything, with a retry, a double, a refusal and something unknown.
 fn good() -> Evidence {
     let (refused, unknown) = (Outcome::Refused, Outcome::Unknown);
@@ -57,7 +94,7 @@ fn good() -> Evidence {
         Record { place: (0, 3), ..third },
     ];
     let letter = Record { origin: Some((0, 3)), ..record((0, 0), "letter", Some(3)) };
-    Evidence {
+    with_messages(Evidence {
         writes,
         logs: BTreeMap::from([
             (Topic::Messages, messages),
@@ -85,7 +122,7 @@ fn good() -> Evidence {
         streamed: BTreeMap::from([("f".into(), vec![("p".into(), 1)])]),
         ends: BTreeMap::from([(Topic::Messages, BTreeMap::from([(0, 12)])), (Topic::Orders, BTreeMap::from([(0, 4)]))]),
         ..Evidence::default()
-    }
+    })
 }
 
 /// The rules that are broken by this.

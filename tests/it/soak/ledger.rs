@@ -6,6 +6,11 @@ use std::{
     time::Instant,
 };
 
+use crate::harness::{
+    mailbox::Noted,
+    sessions::{Name, Session},
+};
+
 /// What a write is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -19,17 +24,28 @@ pub enum Kind {
     /// A record of a stream.
     Stream,
     Comment,
+    /// To a receiver, by `POST /api/v1/message/action`.
+    Message,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 7] =
-        [Self::Push, Self::Delete, Self::Expiring, Self::Produce, Self::Batch, Self::Stream, Self::Comment];
+    pub const ALL: [Kind; 8] = [
+        Self::Push,
+        Self::Delete,
+        Self::Expiring,
+        Self::Produce,
+        Self::Batch,
+        Self::Stream,
+        Self::Comment,
+        Self::Message,
+    ];
 
     pub fn topic(self) -> Topic {
         match self {
             Self::Push | Self::Delete | Self::Expiring => Topic::Messages,
             Self::Produce | Self::Batch | Self::Stream => Topic::Orders,
             Self::Comment => Topic::Comments,
+            Self::Message => Topic::Chat,
         }
     }
 }
@@ -37,10 +53,13 @@ impl Kind {
 /// The topics that are read while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Topic {
+    /// What the key-value view is made of.
     Messages,
     /// Written to by `/produce`, and carried to the target.
     Orders,
     Comments,
+    /// Messages to receivers.
+    Chat,
     /// Dead letters of our own topics.
     Events,
     /// Dead letters of deliveries.
@@ -48,13 +67,15 @@ pub enum Topic {
 }
 
 impl Topic {
-    pub const ALL: [Topic; 5] = [Self::Messages, Self::Orders, Self::Comments, Self::Events, Self::Deliveries];
+    pub const ALL: [Topic; 6] =
+        [Self::Messages, Self::Orders, Self::Comments, Self::Chat, Self::Events, Self::Deliveries];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Messages => "messages",
             Self::Orders => "orders",
             Self::Comments => "comments",
+            Self::Chat => "message",
             Self::Events => "dead-letter-events",
             Self::Deliveries => "dead-letter-deliveries",
         }
@@ -122,6 +143,7 @@ impl Write {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     pub place: Place,
+    /// Of a message: its receiver and its sender.
     pub key: String,
     /// `None` is a tombstone.
     pub number: Option<u64>,
@@ -192,6 +214,12 @@ pub struct Evidence {
     pub listed: Vec<(String, u64)>,
     /// What each reader of live comments got.
     pub streamed: BTreeMap<String, Vec<(String, u64)>>,
+    /// What devices of receivers got.
+    pub sessions: Vec<Session>,
+    /// Receivers' cursors, sampled.
+    pub noted: Vec<Noted>,
+    /// The history of each receiver in the end.
+    pub mailboxes: BTreeMap<String, Vec<Name>>,
     /// Where each partition ends in the end.
     pub ends: BTreeMap<Topic, BTreeMap<i32, i64>>,
     pub faults: Vec<Fault>,
@@ -213,6 +241,10 @@ pub struct Ledger {
 impl Ledger {
     pub fn new() -> Self {
         Self { evidence: Arc::default(), began: Instant::now() }
+    }
+
+    pub fn began(&self) -> Instant {
+        self.began
     }
 
     pub fn now_ms(&self) -> u64 {

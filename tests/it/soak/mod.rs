@@ -9,6 +9,7 @@ mod inject;
 mod judged;
 mod ledger;
 mod readers;
+mod received;
 mod report;
 mod senders;
 mod settle;
@@ -35,14 +36,18 @@ use self::{
     tail::{Commits, Tail},
     target::Target,
 };
-use crate::harness::{Stack, World, app::target_folder, proxy::Proxy, wait::seconds};
+use crate::harness::{Stack, World, app::target_folder, proxy::Proxy, sessions::Notebook, wait::seconds};
 
 /// Time between two lines of progress, and between two looks of the judge while it runs.
 const PROGRESS: Duration = Duration::from_secs(5);
 const PARTITIONS: i32 = 4;
 /// The consumer groups, before the prefix, and what they consume.
-const GROUPS: [(Topic, &str); 3] =
-    [(Topic::Messages, "postrider-kv"), (Topic::Orders, "soak"), (Topic::Comments, "postrider-comments")];
+const GROUPS: [(Topic, &str); 4] = [
+    (Topic::Messages, "postrider-kv"),
+    (Topic::Orders, "soak"),
+    (Topic::Comments, "postrider-comments"),
+    (Topic::Chat, "client-response-group"),
+];
 
 /// What the environment asks for.
 struct Plan {
@@ -91,6 +96,7 @@ struct Run {
     tasks: JoinSet<()>,
     senders: JoinSet<()>,
     tail: Option<Tail>,
+    notebook: Notebook,
     gauge: Arc<Gauge>,
     prefix: String,
     site: Arc<Site>,
@@ -114,12 +120,13 @@ impl Run {
         }]);
         let fleet = Arc::new(Fleet::start(&world, &relays.to_string()).await);
         let proxies = [("Kafka", kafka), ("Redis", redis), ("Postgres", postgres)];
-        let gauge = Arc::new(Gauge::new(&world, &stack).await);
+        let gauge = Arc::new(Gauge::new(&world));
         let site = Arc::new(Site { stack, fleet: fleet.clone(), target, proxies, ledger: ledger.clone() });
-        let clients = Clients { fleet, ledger, orders, stop: CancellationToken::new(), injection };
+        let clients = Clients { fleet, ledger: ledger.clone(), orders, stop: CancellationToken::new(), injection };
+        let notebook = Notebook::new(ledger.began(), plan.inject.and_then(Inject::trick));
         let (prefix, tail) = (world.prefix.clone(), None);
         let (tasks, senders) = (JoinSet::new(), JoinSet::new());
-        let mut run = Self { clients, tasks, senders, tail, gauge, prefix, site, world };
+        let mut run = Self { clients, tasks, senders, tail, notebook, gauge, prefix, site, world };
         run.await_ready(seconds(60)).await;
         run.watch(plan.seed).await;
         eprintln!("soak: all up after {:.1} s", began.elapsed().as_secs_f32());
@@ -135,6 +142,9 @@ impl Run {
             let follower = Follower::start(&self.clients, &format!("follower-{number}"), seed + number).await;
             self.tasks.spawn(follower.run(self.clients.clone()));
             self.tasks.spawn(readers::pull(self.clients.clone(), format!("reader-{number}"), seed + 10 + number));
+        }
+        for device in readers::devices(&self.clients, &self.notebook, seed + 200) {
+            self.tasks.spawn(device.run());
         }
         let (fleet, watched) = (self.site.fleet.clone(), ledger.clone());
         self.tasks.spawn(async move { fleet.watch(&watched).await });
@@ -160,6 +170,9 @@ impl Run {
             Style::Stream,
             Style::Comment,
             Style::Comment,
+            Style::Message,
+            Style::Message,
+            Style::MessageOnce,
         ];
         for (number, style) in styles.into_iter().enumerate() {
             let name = format!("{}{number}", format!("{style:?}").to_lowercase());
@@ -182,7 +195,8 @@ impl Run {
 
     /// Says how it goes; whether it goes well.
     fn progress(&self) -> bool {
-        let evidence = self.site.ledger.evidence();
+        let mut evidence = self.site.ledger.evidence();
+        evidence.sessions = self.notebook.sessions();
         let done = evidence.writes.iter().filter(|write| write.done_ms.is_some()).count();
         let (sent, seen, delivered) = (evidence.writes.len(), evidence.sights.len(), evidence.deliveries.len());
         let rss = evidence.peak_rss_kib.values().max().copied().unwrap_or(0) >> 10;
@@ -246,6 +260,13 @@ async fn world(stack: &Stack, proxies: &[&Proxy; 3]) -> World {
         ("KAFKA__PRODUCER__DELIVERY_TIMEOUT_MS", "4000".to_owned()),
         ("KV__PARTITIONS", PARTITIONS.to_string()),
         ("COMMENTS__PARTITIONS", PARTITIONS.to_string()),
+        ("MESSAGES__PARTITIONS", PARTITIONS.to_string()),
+        // So little that devices fall behind, and so short that they notice a process that stands still.
+        ("MESSAGES__CONNECTION_BUFFER_BYTES", "2000".to_owned()),
+        ("MESSAGES__PING_INTERVAL_MS", "500".to_owned()),
+        ("MESSAGES__STREAM_MAX_AGE_MS", "5000".to_owned()),
+        ("MESSAGES__CLOSE_JITTER_MS", "500".to_owned()),
+        ("MESSAGES__SWEEP_INTERVAL_MS", "2000".to_owned()),
     ] {
         world.set(&format!("POSTRIDER_{name}"), &value);
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,9 +16,28 @@ use super::{
     senders::{Clients, client, see},
     tail::number_of,
 };
-use crate::harness::{Answer, sse::Stream};
+use crate::harness::{
+    Answer,
+    device::{Device, Surroundings},
+    sessions::{Name, Notebook, Style},
+    sse::Stream,
+};
 
 const COMMENTS: &str = "/api/v1/comments";
+/// To whom messages are sent.
+pub const RECEIVERS: [&str; 4] = ["r0", "r1", "r2", "r3"];
+/// Each receiver has other kinds of devices; one has only one.
+const DEVICES: [(&str, Style); 9] = [
+    ("r0", Style::Plain),
+    ("r0", Style::Plain),
+    ("r1", Style::Plain),
+    ("r2", Style::Plain),
+    ("r2", Style::Cursors),
+    ("r2", Style::Events),
+    ("r3", Style::Acks),
+    ("r3", Style::Cursors),
+    ("r3", Style::Events),
+];
 
 /// Pulls keys of the view, until it is to stop.
 pub async fn pull(clients: Clients, name: String, seed: u64) {
@@ -83,6 +103,34 @@ impl Follower {
             self.stream = None;
         }
         sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The devices of all receivers, not yet connected.
+pub fn devices(clients: &Clients, notebook: &Notebook, seed: u64) -> Vec<Device> {
+    let fleet = clients.fleet.clone();
+    let api = Arc::new(move |rng: &mut Rng| fleet.api(rng));
+    let around = Surroundings { api, notebook: notebook.clone(), calm: clients.stop.clone() };
+    let device = |(number, (receiver, style)): (usize, (&str, Style))| {
+        Device::new(number, receiver, style, &around, seed + number as u64)
+    };
+    DEVICES.into_iter().enumerate().map(device).collect()
+}
+
+/// A receiver's history, page by page; `None` while it cannot be known.
+pub async fn mailbox(client: &Client, api: &str, receiver: &str) -> Option<Vec<Name>> {
+    let (mut names, mut after) = (Vec::new(), String::new());
+    loop {
+        let url = format!("{api}/api/v1/messages?receiverId={receiver}&limit=100&after={after}");
+        let page = get(client, &url).await.filter(|page| page.status == 200)?.json();
+        names.extend(page["messages"].as_array()?.iter().filter_map(|message| Name::of(&message["data"])));
+        if page["gap"] == true {
+            names.push(Name { receiver: "a gap".to_owned(), sender: after.clone(), number: 0 });
+        }
+        match page["next_cursor"].as_str() {
+            Some(next) => next.clone_into(&mut after),
+            None => return Some(names),
+        }
     }
 }
 

@@ -75,6 +75,14 @@ impl Report<'_> {
             (evidence.deliveries.len(), format!("deliveries, {taken} of them taken")),
             (evidence.listed.len(), "comments listed".to_owned()),
             (streamed, format!("streamed to {} readers", evidence.streamed.len())),
+            (
+                evidence.mailboxes.values().map(Vec::len).sum(),
+                format!("messages of {} receivers", evidence.mailboxes.len()),
+            ),
+            (
+                evidence.sessions.iter().map(|session| session.got.len()).sum(),
+                format!("got by devices over {} connections", evidence.sessions.len()),
+            ),
             (evidence.commits.len(), "samples of what is committed".to_owned()),
         ] {
             writeln!(out, "  {count:>9} {what}")?;
@@ -138,6 +146,8 @@ fn paths(evidence: &Evidence) -> Vec<(&'static str, Vec<u64>)> {
         ("comment", done(Topic::Comments)),
         ("a pull", evidence.sights.iter().map(|sight| sight.at_ms).collect()),
         ("delivery", taken),
+        ("message", done(Topic::Chat)),
+        ("a frame", evidence.sessions.iter().flat_map(|session| &session.got).map(|got| got.at_ms).collect()),
     ];
     paths.iter_mut().for_each(|(_, times)| times.sort_unstable());
     paths

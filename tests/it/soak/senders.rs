@@ -12,6 +12,7 @@ use super::{
     fleet::Fleet,
     inject::{Inject, Injection},
     ledger::{Kind, Ledger, Outcome, Place, Sight},
+    readers::RECEIVERS,
 };
 use crate::harness::{Answer, wait::seconds};
 
@@ -45,6 +46,10 @@ pub enum Style {
     /// Streams, sent once.
     Stream,
     Comment,
+    /// Messages to receivers that others write to as well.
+    Message,
+    /// The same, each sent once.
+    MessageOnce,
 }
 
 /// One client.
@@ -87,13 +92,17 @@ impl Sender {
     }
 
     fn repeats(&self) -> bool {
-        matches!(self.style, Style::View | Style::Produce | Style::Comment)
+        matches!(self.style, Style::View | Style::Produce | Style::Comment | Style::Message)
     }
 
     fn next(&mut self) -> (String, u64) {
         self.number += 1;
         let keys = if self.style == Style::View { 12 } else { 4 };
-        (format!("{}-{}", self.name, self.rng.u64(0..keys)), self.number)
+        let key = match self.style {
+            Style::Message | Style::MessageOnce => format!("{} {}", self.rng.choice(RECEIVERS).unwrap(), self.name),
+            _ => format!("{}-{}", self.name, self.rng.u64(0..keys)),
+        };
+        (key, self.number)
     }
 
     /// One write, until it is stored, refused, or given up.
@@ -104,6 +113,7 @@ impl Sender {
             (Style::View, 12..25) => Kind::Expiring,
             (Style::View | Style::PushOnce, _) => Kind::Push,
             (Style::Comment, _) => Kind::Comment,
+            (Style::Message | Style::MessageOnce, _) => Kind::Message,
             _ => Kind::Produce,
         };
         let body = self.body(kind, &key, number);
@@ -140,6 +150,12 @@ impl Sender {
                 json!({"topic": self.clients.orders, "key": key, "payload": value})
             }
             Kind::Comment => json!({"post_id": key, "text": format!("comment {number}")}),
+            Kind::Message => {
+                let (receiver, sender) = key.split_once(' ').unwrap();
+                // Some are too large to be announced with what they say.
+                let pad = "x".repeat(if self.rng.u8(..) < 3 { 70_000 } else { self.rng.usize(0..200) });
+                json!({"chatId": "c", "senderId": sender, "receiverId": receiver, "content": format!("{number} {pad}")})
+            }
         }
     }
 
@@ -149,6 +165,7 @@ impl Sender {
             Kind::Delete => self.client.delete(format!("{api}/pull/{key}")),
             Kind::Push | Kind::Expiring => self.client.post(format!("{api}/push")).json(body),
             Kind::Comment => self.client.post(format!("{api}/api/v1/comments")).json(body),
+            Kind::Message => self.client.post(format!("{api}/api/v1/message/action")).json(body),
             _ => self.client.post(format!("{api}/produce")).json(body),
         };
         let request =

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    str::FromStr,
     time::{Duration, Instant},
 };
 
@@ -11,7 +10,7 @@ use sqlx::{ConnectOptions, postgres::PgConnectOptions};
 use tokio::{sync::Mutex, time::sleep};
 
 use super::{Commits, GROUPS, PARTITIONS, Run, check, check::Finding, ledger::Ledger, partitions, readers, senders};
-use crate::harness::{Stack, World, stack::off_runtime};
+use crate::harness::{World, mailbox::Noted, stack::off_runtime};
 
 /// Time for everything to catch up, on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -31,15 +30,12 @@ pub struct Gauge {
 
 impl Gauge {
     /// Looks at the servers themselves, not through proxies, where that can be.
-    pub async fn new(world: &World, stack: &Stack) -> Self {
-        let schema = world.prefix.trim_end_matches('_');
-        let database =
-            PgConnectOptions::from_str(stack.get("DATABASE_URL")).unwrap().options([("search_path", schema)]);
+    pub fn new(world: &World) -> Self {
         Self {
             commits: std::sync::Arc::new(Commits::new(world, &GROUPS, &partitions())),
             redis_url: world.redis_url.clone(),
             redis_prefix: format!("{}:", world.prefix),
-            database,
+            database: world.database(),
             turn: Mutex::default(),
         }
     }
@@ -52,12 +48,16 @@ impl Gauge {
         for sample in &mut samples {
             let reached = match sample.topic {
                 super::Topic::Messages => self.markers().await,
-                super::Topic::Comments => self.progress().await,
+                super::Topic::Comments => self.progress("comments_progress").await,
+                super::Topic::Chat => self.progress("messages_progress").await,
                 _ => None,
             };
             sample.reached = reached.unwrap_or_default();
         }
-        ledger.evidence().commits.extend(samples);
+        let noted = self.noted().await.map(|places| Noted { at_ms: ledger.now_ms(), places });
+        let mut evidence = ledger.evidence();
+        evidence.commits.extend(samples);
+        evidence.noted.extend(noted);
     }
 
     /// Of each partition whose view is complete: where it goes on.
@@ -77,11 +77,25 @@ impl Gauge {
         Some(reached)
     }
 
-    async fn progress(&self) -> Option<BTreeMap<i32, i64>> {
+    /// The first offset of each partition that this table's room lacks.
+    async fn progress(&self, table: &str) -> Option<BTreeMap<i32, i64>> {
+        let rows = self.rows::<i32>(format!("SELECT partition, next FROM {table}")).await?;
+        Some(rows.into_iter().collect())
+    }
+
+    /// Receivers' cursors. Each has one, as all its messages are in one partition.
+    async fn noted(&self) -> Option<BTreeMap<String, i64>> {
+        let rows = self.rows::<String>("SELECT receiver_id, delivered FROM message_cursors".to_owned()).await?;
+        Some(rows.into_iter().collect())
+    }
+
+    async fn rows<K>(&self, query: String) -> Option<Vec<(K, i64)>>
+    where
+        (K, i64): for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow> + Send + Unpin,
+    {
         let read = async {
             let mut connection = self.database.connect().await.ok()?;
-            let rows = sqlx::query_as::<_, (i32, i64)>("SELECT partition, next FROM comments_progress");
-            Some(rows.fetch_all(&mut connection).await.ok()?.into_iter().collect())
+            sqlx::query_as(sqlx::AssertSqlSafe(query)).fetch_all(&mut connection).await.ok()
         };
         tokio::time::timeout(Duration::from_secs(2), read).await.ok()?
     }
@@ -139,12 +153,19 @@ impl Run {
         let keys = readers::keys(&ledger.evidence());
         let view = readers::view(&client, &api, keys).await;
         let listed = readers::listed(&client, &api).await;
+        let mut mailboxes = BTreeMap::new();
+        for receiver in readers::RECEIVERS {
+            let mailbox = readers::mailbox(&client, &api, receiver).await;
+            mailboxes.insert(receiver.to_owned(), mailbox.unwrap_or_default());
+        }
         let commits = self.gauge.commits.clone();
         let ends = off_runtime(move || commits.ends()).await;
         self.gauge.sample(ledger).await;
         let mut evidence = ledger.evidence();
         evidence.view = view.unwrap_or_default();
         evidence.listed = listed.unwrap_or_default();
+        evidence.mailboxes = mailboxes;
+        evidence.sessions = self.notebook.sessions();
         evidence.ends = ends.unwrap_or_default();
     }
 }

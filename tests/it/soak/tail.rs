@@ -18,7 +18,7 @@ use rdkafka::{
 use serde_json::Value;
 
 use super::ledger::{Commit, Ledger, Record, Topic};
-use crate::harness::World;
+use crate::harness::{World, sessions::Name};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -80,9 +80,14 @@ fn record(topic: Topic, message: &impl Message) -> Record {
     let number = |name: &str| header(name).and_then(|text| text.parse().ok());
     let value = message.payload().and_then(|value| serde_json::from_slice(value).ok());
     let origin = number("original-partition").zip(number("original-offset"));
+    let name = value.as_ref().filter(|_| topic == Topic::Chat).and_then(Name::of);
     Record {
         place: (message.partition(), message.offset()),
-        key: String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned(),
+        // All messages have one key.
+        key: match &name {
+            Some(Name { receiver, sender, .. }) => format!("{receiver} {sender}"),
+            None => String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned(),
+        },
         number: value.as_ref().and_then(|value| number_of(topic, value)),
         id: header("ce_id").unwrap_or_default(),
         version: number("postrider-version"),
@@ -95,6 +100,7 @@ fn record(topic: Topic, message: &impl Message) -> Record {
 pub fn number_of(topic: Topic, value: &Value) -> Option<u64> {
     match topic {
         Topic::Comments => value["text"].as_str()?.rsplit(' ').next()?.parse().ok(),
+        Topic::Chat => Name::of(value).map(|name| name.number),
         _ => value["n"].as_u64(),
     }
 }
