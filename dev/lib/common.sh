@@ -132,7 +132,14 @@ signal_all() {
   kill "-$1" "$pid" $(children_of "$pid") 2>/dev/null || true
 }
 
-gone() { ! [[ -d /proc/$1 ]] || ! start_time_of "$1" >/dev/null; }
+# gone PID: nothing of it runs. A killed process is a zombie as soon as its first thread has ended; until the last one has, it
+# goes on holding its ports and locks.
+gone() {
+  [[ -d /proc/$1 ]] || return 0
+  start_time_of "$1" >/dev/null && return 1
+  local threads=("/proc/$1/task/"*)
+  ((${#threads[@]} <= 1))
+}
 
 # kill_now SERVICE: kill -9, and wait until the process and its children are gone.
 kill_now() {

@@ -26,7 +26,7 @@ pub fn target_folder() -> PathBuf {
     binary.ancestors().nth(2).expect("the binary is in target/PROFILE").to_owned()
 }
 
-fn log_folder() -> PathBuf {
+pub fn log_folder() -> PathBuf {
     let folder = target_folder().join("test-logs");
     fs::create_dir_all(&folder).unwrap();
     folder

@@ -8,7 +8,7 @@ use std::{
     fs::{File, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -56,39 +56,47 @@ pub struct Group {
     /// `classic` or `consumer`.
     pub protocol: &'static str,
     pub ledger: PathBuf,
+    /// Members that nobody has ended.
+    running: Arc<Mutex<Vec<Arc<Process>>>>,
 }
 
 impl Group {
     pub fn new(world: &World, topic: &str, shape: &'static str, protocol: &'static str) -> Self {
-        let ledger = super::app::target_folder().join(format!("test-logs/{topic}-{shape}-{protocol}.ledger"));
+        let ledger = super::app::log_folder().join(format!("{topic}-{shape}-{protocol}.ledger"));
         let _ = std::fs::remove_file(&ledger);
         let (brokers, topic) = (world.kafka.brokers.clone(), topic.to_owned());
-        Self { brokers, name: format!("{topic}-{shape}-{protocol}"), topic, shape, protocol, ledger }
+        let (name, running) = (format!("{topic}-{shape}-{protocol}"), Arc::default());
+        Self { brokers, name, topic, shape, protocol, ledger, running }
     }
 
     pub fn spawn(&self) -> Member {
-        let Self { brokers, topic, name, shape, protocol, ledger } = self;
+        let Self { brokers, topic, name, shape, protocol, ledger, running } = self;
         let plan = [brokers, topic, name, *shape, *protocol, ledger.to_str().unwrap()].join(";");
-        let log = File::create(ledger.with_extension(format!("{}.log", clock::now_ms()))).unwrap();
+        let log = ledger.with_extension(format!("{}.log", clock::now_ms()));
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "lanes::a_member", "--ignored", "--nocapture", "--test-threads=1"])
             .env(VARIABLE, plan)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
+            .stderr(File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        Member(child)
+        let process = Arc::new(Process { id: child.id(), child: Mutex::new(child), log });
+        running.lock().unwrap().push(process.clone());
+        Member { process, running: running.clone() }
     }
 
     pub fn ledger(&self) -> Vec<Done> {
         let text = std::fs::read_to_string(&self.ledger).unwrap_or_default();
-        text.lines().map(|line| parse(line).unwrap_or_else(|| panic!("not a line of the ledger: {line}"))).collect()
+        // The last line may be on its way.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| parse(line).unwrap_or_else(|| panic!("not a line of the ledger: {line}"))).collect()
     }
 
-    /// Waits until this many different records had their effect.
+    /// Waits until this many different records had their effect; fails at once when a member ends by itself.
     pub async fn await_done(&self, count: usize, within: Duration) -> Vec<Done> {
         until_now(&format!("{count} records are done, see {}", self.ledger.display()), within, || {
+            self.running.lock().unwrap().iter().for_each(|process| process.assert_runs());
             let ledger = self.ledger();
             let different: BTreeSet<_> = ledger.iter().map(|done| (done.partition, done.offset)).collect();
             (different.len() >= count).then_some(ledger)
@@ -109,16 +117,37 @@ fn parse(line: &str) -> Option<Done> {
     })
 }
 
+struct Process {
+    id: u32,
+    child: Mutex<Child>,
+    log: PathBuf,
+}
+
+impl Process {
+    fn ended(&self) -> Option<ExitStatus> {
+        self.child.lock().unwrap().try_wait().unwrap()
+    }
+
+    fn assert_runs(&self) {
+        let Some(status) = self.ended() else { return };
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        panic!("member {} ended by itself, {status}; {} has:\n{log}", self.id, self.log.display());
+    }
+}
+
 /// A running member; killed when it is dropped.
-pub struct Member(Child);
+pub struct Member {
+    process: Arc<Process>,
+    running: Arc<Mutex<Vec<Arc<Process>>>>,
+}
 
 impl Member {
     pub fn id(&self) -> u32 {
-        self.0.id()
+        self.process.id
     }
 
     fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_raw(self.0.id() as i32).unwrap(), signal).unwrap();
+        kill_process(Pid::from_raw(self.process.id as i32).unwrap(), signal).unwrap();
     }
 
     pub fn pause(&self) {
@@ -129,24 +158,30 @@ impl Member {
         self.signal(Signal::CONT);
     }
 
-    pub fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
+    /// SIGKILL.
+    pub fn kill(self) {}
 
     /// SIGTERM, and its end, which must be a good one.
-    pub async fn leave(mut self) {
+    pub async fn leave(self) {
+        self.forget();
         self.signal(Signal::TERM);
-        let status = until_now("the member leaves", seconds(20), || self.0.try_wait().unwrap()).await;
-        assert!(status.success(), "{status}");
+        let status = until_now("the member leaves", seconds(20), || self.process.ended()).await;
+        assert!(status.success(), "{status}, see {}", self.process.log.display());
+    }
+
+    /// From now on it may end.
+    fn forget(&self) {
+        self.running.lock().unwrap().retain(|process| !Arc::ptr_eq(process, &self.process));
     }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
+        self.forget();
+        let mut child = self.process.child.lock().unwrap();
         // Gone already, mostly.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 
@@ -205,6 +240,8 @@ pub fn lanes(config: Config, stop: CancellationToken) -> (Lanes, Producer) {
 /// The life of a member's process.
 pub async fn live() {
     let Ok(plan) = std::env::var(VARIABLE) else { return };
+    let log = tracing_subscriber::fmt().with_env_filter("info,postrider=debug").with_ansi(false);
+    log.with_writer(std::io::stderr).init();
     let words: Vec<&str> = plan.split(';').collect();
     let [brokers, topic, group, shape, protocol, ledger] = words[..] else { panic!("{plan}") };
     let mut config = Config { brokers: vec![brokers.to_owned()], ..Config::default() };
@@ -225,14 +262,17 @@ pub async fn live() {
     let handler = Arc::new(Scribe { ledger: Mutex::new(append(Path::new(ledger))) });
     let keyed = Keyed { concurrency: 32, span: Span { records: 400, bytes: 1 << 20 } };
     let batches = shape == "batch";
-    let running = tokio::spawn(async move {
+    let mut running = tokio::spawn(async move {
         if batches {
             lanes.batches(subscription, handler).await
         } else {
             lanes.keyed(subscription, keyed, handler).await
         }
     });
-    signalled.await.unwrap().unwrap();
+    tokio::select! {
+        ended = &mut running => panic!("the consumer ended by itself: {ended:?}"),
+        signal = signalled => drop(signal.unwrap().unwrap()),
+    }
     stop.cancel();
     running.await.unwrap().unwrap();
 }

@@ -59,11 +59,16 @@ impl Stack {
         self.env.get(name).map(String::as_str)
     }
 
-    /// `dev/stack COMMAND SERVICE…` on this stack.
+    /// `dev/stack COMMAND SERVICE…` on this stack. A server that comes back elsewhere is a failure: whoever
+    /// waits for it would wait for ever.
     pub async fn ctl(&self, words: &[&str]) {
         let state = self.state.clone();
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        off_runtime(move || run(&state, &words.iter().map(String::as_str).collect::<Vec<_>>())).await;
+        let env = off_runtime(move || {
+            run(&state, &words.iter().map(String::as_str).collect::<Vec<_>>());
+            environment(&state)
+        });
+        assert_eq!(env.await, self.env, "another port than before");
     }
 }
 
