@@ -1,8 +1,5 @@
 //! The projection: batches of the topic into Postgres, one partition at a time, each message once; then
 //! the news of them to whoever is connected.
-//!
-//! Reading starts at the group's commit, though Postgres may have more: a crash may have come between the
-//! tables and a dead letter, or before the news. Where Postgres has less, as after a restore, it starts there.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -18,11 +15,11 @@ use super::{
 };
 use crate::platform::{
     kafka::{
-        Standing,
-        batch::Batch,
-        lanes::{Assignment, BatchHandler, Failure, Poison},
+        batch::Record,
+        dead_letter::Reason,
+        lanes::Failure,
+        projection::{Partition, Project, Projection},
     },
-    ops::Check,
     query::Error,
 };
 
@@ -30,51 +27,16 @@ use crate::platform::{
 pub struct Projector {
     store: Store,
     epoch: u32,
-    standing: Standing,
     publisher: Arc<Publisher>,
 }
 
-/// Where one partition is.
-pub struct Partition {
-    lane: Lane,
-    /// Everything below is stored.
-    next: i64,
-    /// Where the topic ended when the partition was gained, until that is reached.
-    behind: Option<i64>,
-}
-
 impl Projector {
-    pub fn new(config: &Config, pool: PgPool, publisher: Arc<Publisher>, check: Check) -> Arc<Self> {
-        let standing = Standing::new(check);
-        Arc::new(Self { store: Store::new(pool), epoch: config.epoch, standing, publisher })
+    pub fn new(config: &Config, pool: PgPool, publisher: Arc<Publisher>) -> Arc<Self> {
+        Arc::new(Self { store: Store::new(pool), epoch: config.epoch, publisher })
     }
 
     fn lane(&self, partition: i32) -> Lane {
         Lane { epoch: self.epoch, partition }
-    }
-
-    /// Stores rows and moves on.
-    async fn append(&self, partition: &mut Partition, rows: &[Row], end: i64) -> Result<(), Failure> {
-        // What is read again takes nothing back.
-        let (from, next) = (partition.next, end.max(partition.next));
-        let appended = self.store.append(partition.lane, from, next, rows).await.map_err(retry)?;
-        if !appended.moved {
-            // An attempt whose answer was lost may have done it already.
-            let found = self.store.progress(partition.lane).await.map_err(retry)?;
-            if found != Some(next) {
-                return Err(moved(found));
-            }
-        }
-        partition.next = next;
-        // Whether those that were stored before were announced, nobody knows.
-        let known = if appended.moved { from } else { next };
-        self.announce_heads(partition.lane, rows.iter().filter(|row| row.offset < known));
-        let fresh = appended.offsets.len();
-        let taken_again = rows.len().saturating_sub(fresh);
-        self.announce(partition.lane, rows, &appended);
-        counter!("postrider_messages_stored_total").increment(fresh as u64);
-        counter!("postrider_messages_repeated_records_total").increment(taken_again as u64);
-        Ok(())
     }
 
     fn announce(&self, lane: Lane, rows: &[Row], appended: &Appended) {
@@ -92,97 +54,51 @@ impl Projector {
         let news = heads.iter().map(|(&receiver, &offset)| News { receiver, offset, prev: -1, value: "" });
         self.publisher.publish(lane, news);
     }
-
-    /// The partition has what there was when it was gained.
-    fn reached(&self, partition: &mut Partition) {
-        if partition.behind.take().is_some() {
-            self.standing.report(partition.lane.partition, None);
-        }
-    }
-
-    /// Holds a partition whose topic is not the one that was read.
-    fn refuse(&self, partition: i32, high: i64, done: i64) -> Failure {
-        let problem = format!(
-            "the topic ends at offset {high}, before {done}, which was stored: it was replaced or truncated; raise `messages.epoch`, which keeps what is stored and reads the topic under a new group position"
-        );
-        self.standing.report(partition, Some(problem.clone()));
-        Failure::Retry(problem)
-    }
 }
 
-impl BatchHandler for Projector {
-    type Partition = Partition;
+impl Project for Projector {
+    type Row = Row;
 
-    async fn assigned(&self, assignment: Assignment) -> Result<(Partition, i64), Failure> {
-        let Assignment { partition: number, committed, low, high } = assignment;
-        let lane = self.lane(number);
-        let next = self.store.begin(lane, low).await.map_err(|error| {
-            self.standing.report(number, Some(error.to_string()));
-            Failure::Retry(error.to_string())
-        })?;
-        let done = next.max(committed.unwrap_or(0));
-        if done > high {
-            return Err(self.refuse(number, high, done));
-        }
-        if next < low {
-            tracing::warn!(partition = number, next, low, "the topic no longer has what comes next; it is passed over");
-        }
-        let from = committed.unwrap_or(next).min(next).max(low);
-        let behind = (from < high).then_some(high);
-        self.standing.report(number, behind.map(|high| format!("at offset {from} of {high}")));
-        Ok((Partition { lane, next, behind }, from))
+    const EPOCH: &'static str = "messages.epoch";
+
+    async fn begin(&self, partition: i32, low: i64) -> Result<i64, Error> {
+        self.store.begin(self.lane(partition), low).await
     }
 
-    async fn apply(&self, partition: &mut Partition, batch: &Batch) -> Result<Vec<Poison>, Failure> {
-        let Some(end) = batch.next_offset() else { return Ok(Vec::new()) };
-        let (mut rows, mut poison) = (Vec::with_capacity(batch.len()), Vec::new());
-        for record in batch.iter() {
-            match record::row(&record, partition.lane) {
-                Ok(row) => rows.push(row),
-                Err(reason) => poison.push(Poison { offset: record.offset(), reason }),
-            }
-        }
-        self.append(partition, &rows, end).await?;
-        // The end of the log may never be met, where messages keep coming.
-        if partition.behind.is_some_and(|high| end >= high) {
-            self.reached(partition);
-        }
-        Ok(poison)
+    async fn progress(&self, partition: i32) -> Result<Option<i64>, Error> {
+        self.store.progress(self.lane(partition)).await
     }
 
-    async fn idle(&self, partition: &mut Partition) -> Result<(), Failure> {
-        // Postgres may have been restored to what it was while nothing was written.
-        match self.store.progress(partition.lane).await.map_err(retry)? {
-            Some(next) if next == partition.next => Ok(()),
-            found => Err(moved(found)),
-        }
+    fn row(&self, partition: i32, record: &Record<'_>) -> Result<Row, Reason> {
+        record::row(record, self.lane(partition))
     }
 
-    async fn caught_up(&self, partition: &mut Partition) -> Result<(), Failure> {
-        self.reached(partition);
-        Ok(())
+    fn offset(row: &Row) -> i64 {
+        row.offset
     }
 
-    fn revoked(&self, partition: i32) {
-        self.standing.revoked(partition);
+    async fn append(
+        &self,
+        projection: &Projection<Self>,
+        partition: &mut Partition,
+        rows: &[Row],
+        next: i64,
+    ) -> Result<Result<(), Error>, Failure> {
+        let (lane, from) = (self.lane(partition.number), partition.next);
+        let appended = match self.store.append(lane, from, next, rows).await {
+            Ok(appended) => appended,
+            Err(error) if error.is_a_rows() => return Ok(Err(error)),
+            Err(error) => return Err(Failure::Retry(error.to_string())),
+        };
+        projection.advance(partition, next, appended.moved).await?;
+        // Whether those that were stored before were announced, nobody knows.
+        let known = if appended.moved { from } else { next };
+        self.announce_heads(lane, rows.iter().filter(|row| row.offset < known));
+        let fresh = appended.offsets.len();
+        let taken_again = rows.len().saturating_sub(fresh);
+        self.announce(lane, rows, &appended);
+        counter!("postrider_messages_stored_total").increment(fresh as u64);
+        counter!("postrider_messages_repeated_records_total").increment(taken_again as u64);
+        Ok(Ok(()))
     }
-
-    fn joined(&self, gained: &[i32]) {
-        self.standing.joined(gained);
-    }
-
-    fn left(&self) {
-        self.standing.left();
-    }
-}
-
-fn retry(error: Error) -> Failure {
-    Failure::Retry(error.to_string())
-}
-
-/// Another writer was there, or Postgres lost something: the partition is looked at anew.
-fn moved(found: Option<i64>) -> Failure {
-    Failure::Restart(
-        found.map_or("its progress is gone".to_owned(), |next| format!("its progress is at offset {next}")),
-    )
 }

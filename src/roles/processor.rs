@@ -15,6 +15,7 @@ use crate::{
         kafka::{
             DeadLetters,
             lanes::{BatchHandler, Subscription},
+            projection::Projection,
         },
     },
 };
@@ -48,11 +49,12 @@ fn project_comments(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) 
         tracing::warn!("comments stay in Kafka and are not stored: `postgres.url` is not set");
         return;
     };
-    let projector = comments::Projector::new(settings.comments.clone(), pool, platform.health.check("comments"));
+    let projector = comments::Projector::new(settings.comments.clone(), pool);
     let subscription = subscription(platform, ConsumerPlan::comments(settings), settings.comments.batch_records);
     let hints = projector.clone().hint_forever(redis, settings.redis.key_prefix.clone());
     tasks.spawn_forever("comments hints", hints);
-    consume("comments consumer", platform, subscription, projector, tasks);
+    let projection = Projection::new(projector, platform.health.check("comments"));
+    consume("comments consumer", platform, subscription, projection, tasks);
 }
 
 fn project_messages(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) {
@@ -64,10 +66,10 @@ fn project_messages(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) 
     let publisher = messages::Publisher::new(settings.redis.key_prefix.clone());
     tasks.spawn_forever("messages news", publisher.clone().run(redis));
     tasks.spawn_forever("messages upkeep", messages::keep_partitions(pool.clone(), settings.messages.retention_days));
-    let check = platform.health.check("messages");
-    let projector = messages::Projector::new(&settings.messages, pool, publisher, check);
+    let projector = messages::Projector::new(&settings.messages, pool, publisher);
+    let projection = Projection::new(projector, platform.health.check("messages"));
     let subscription = subscription(platform, ConsumerPlan::messages(settings), settings.messages.batch_records);
-    consume("messages consumer", platform, subscription, projector, tasks);
+    consume("messages consumer", platform, subscription, projection, tasks);
 }
 
 fn dead_letters(platform: &Platform) -> DeadLetters {

@@ -198,6 +198,32 @@ async fn records_of_other_producers_are_taken_and_poison_becomes_dead_letters() 
 }
 
 #[tokio::test]
+async fn messages_that_postgres_refuses_become_dead_letters_and_hold_nobody() {
+    let world = World::new().await.with_postgres().await;
+    // 13, 23 and 33.
+    world.sql(r#"ALTER TABLE messages ADD CHECK (value NOT LIKE '%"content":"_3"%')"#).await;
+    let api = world.app().role("api").start().await;
+    let socket = Socket::cursors(&api.api, "r", "").await;
+    let sent: Vec<Value> = (0..40).map(|number| message("r", "s", number)).collect();
+    let values: Vec<Vec<u8>> = sent.iter().map(|message| message.to_string().into_bytes()).collect();
+    world.kafka.write_in(&world.topic("message"), 0, &values).await;
+    // All of them are one batch.
+    let processor = world.app().role("processor").start().await;
+    let taken: Vec<Value> =
+        sent.into_iter().filter(|message| !["13", "23", "33"].map(Value::from).contains(&message["content"])).collect();
+    assert_eq!(socket.frames(37).await.data(), taken);
+    let letters = world.kafka.read_at_least(&world.topic("dead-letter-events"), 3).await;
+    let mut refused: Vec<_> =
+        letters.iter().map(|letter| (letter.header("error-class"), letter.json()["content"].clone())).collect();
+    refused.sort_by_key(|(_, content)| content.to_string());
+    assert_eq!(refused, ["13", "23", "33"].map(|content| (Some("refused"), Value::from(content))));
+    send(&api, &message("r", "s", 40)).await;
+    assert_eq!(stored(&api, "r", 38).await[..37], taken);
+    processor.stop().await;
+    api.stop().await;
+}
+
+#[tokio::test]
 async fn days_are_made_ahead_and_old_ones_dropped_and_whoever_is_behind_is_told_of_the_gap() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;

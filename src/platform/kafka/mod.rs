@@ -14,6 +14,7 @@ pub mod lanes;
 mod partitioner;
 mod position;
 pub mod producer;
+pub mod projection;
 pub mod scan;
 mod standing;
 mod stats;
@@ -25,7 +26,6 @@ pub use dead_letter::DeadLetters;
 pub use partitioner::partition_of;
 pub use position::Position;
 pub use producer::{Outgoing, Producer, Receipt, SendError, Stored};
-pub use standing::Standing;
 pub use topics::{Admin, TopicError, TopicSpec, TopicsReady};
 
 use rdkafka::error::KafkaError;
