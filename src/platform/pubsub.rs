@@ -5,18 +5,21 @@
 
 use std::{
     collections::HashSet,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures_util::StreamExt;
-use redis::{ErrorKind, RedisError, aio::PubSubSink};
+use redis::{ErrorKind, RedisError, Value, aio::PubSubSink};
 use tokio::sync::{Notify, oneshot};
 
 use super::redis::Config;
 
 /// Channels of one command at most.
 const CHUNK: usize = 500;
+/// How long a connection may be silent before it is asked whether it is there.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Who is told.
 pub trait Listener: Send + Sync {
@@ -105,6 +108,7 @@ impl Channels {
         }
         self.reconcile(&mut sink, &mut subscribed, patience).await?;
         listener.restored();
+        let mut hung = pin!(hang(sink.clone(), patience));
         loop {
             tokio::select! {
                 message = messages.next() => match message {
@@ -112,6 +116,7 @@ impl Channels {
                     None => return Ok(()),
                 },
                 () = self.changed.notified() => self.reconcile(&mut sink, &mut subscribed, patience).await?,
+                error = &mut hung => return Err(error),
             }
         }
     }
@@ -147,6 +152,17 @@ impl Channels {
             let _ = done.send(());
         }
         Ok(())
+    }
+}
+
+/// Ends when the connection no longer answers. One that just hangs breaks by itself only after minutes, and
+/// no message is no sign of it.
+pub(super) async fn hang(mut sink: PubSubSink, patience: Duration) -> RedisError {
+    loop {
+        tokio::time::sleep(HEARTBEAT).await;
+        if let Err(error) = in_time(patience, sink.ping::<Value>()).await {
+            return error;
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A command that was cut off is not repeated, so every write made through it is idempotent.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use futures_util::{StreamExt, future::join_all};
 use redis::{
@@ -14,7 +14,7 @@ use redis::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{config::Secret, ops::Check};
+use super::{config::Secret, ops::Check, pubsub::hang};
 
 /// How Redis is reached.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -76,13 +76,19 @@ async fn listen_once(config: &Config, channel: &str, wake: &impl Fn()) -> Result
         Ok::<_, RedisError>(listener)
     };
     let too_slow = (ErrorKind::Io, "no answer within `redis.connect_timeout_ms`");
-    let mut listener = tokio::time::timeout(connect, subscribe).await.map_err(|_| RedisError::from(too_slow))??;
+    let listener = tokio::time::timeout(connect, subscribe).await.map_err(|_| RedisError::from(too_slow))??;
     wake();
-    let mut messages = listener.on_message();
-    while messages.next().await.is_some() {
-        wake();
+    let (sink, mut messages) = listener.split();
+    let mut hung = pin!(hang(sink, connect));
+    loop {
+        tokio::select! {
+            message = messages.next() => match message {
+                Some(_) => wake(),
+                None => return Ok(()),
+            },
+            error = &mut hung => return Err(error),
+        }
     }
-    Ok(())
 }
 
 /// Cheap to clone; commands of all clones share the connection.

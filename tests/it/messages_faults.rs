@@ -1,6 +1,9 @@
 //! Messages while what carries them dies, restarts or forgets.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use reqwest::Client;
 use serde_json::Value;
@@ -10,6 +13,7 @@ use crate::{
     harness::{
         App, Stack, World,
         inbox::{Times, faults, message},
+        proxy::{Mode, Proxy},
         redis,
         socket::Socket,
         until,
@@ -245,6 +249,70 @@ async fn when_the_channel_breaks_what_was_missed_comes_within_a_second_of_its_re
     drop(sockets);
     until("nobody is listened for", seconds(5), || async { (channels(pattern.clone()).await == 0).then_some(()) })
         .await;
+    app.stop().await;
+    processor.stop().await;
+}
+
+#[tokio::test]
+async fn a_channel_that_is_cut_delays_nothing_by_a_second_and_loses_nothing() {
+    let stack = Stack::own("cut", &["--only", "redis"]).await;
+    let world = World::on(&stack).await.with_postgres().await;
+    let app = world.app().env("POSTRIDER_MESSAGES__SWEEP_INTERVAL_MS", "600000").start().await;
+    let socket = Socket::cursors(&app.api, "r", "").await;
+    let (mut sent, mut slowest) = (Vec::new(), Duration::ZERO);
+    for number in 0..300 {
+        if number % 100 == 50 {
+            let cut: usize = redis::run(&world.redis_url, &["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+            assert!(cut > 0, "nothing was cut");
+        }
+        let message = message("r", "s", number);
+        send(&app, &message).await;
+        let taken = Instant::now();
+        sent.push(message);
+        until_now("it arrives", seconds(10), || (socket.count() == sent.len()).then_some(())).await;
+        slowest = slowest.max(taken.elapsed());
+    }
+    assert_eq!(faults("r", &sent, &socket.seen().data(), Times::Once), NONE);
+    assert!(slowest < seconds(1), "one took {slowest:?}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_channel_that_only_hangs_is_noticed_and_made_anew() {
+    let world = World::new().await.with_postgres().await;
+    let proxy = Proxy::start().await;
+    let (host, rest) =
+        world.redis_url.split_once("://").and_then(|(_, rest)| rest.split_once('/').or(Some((rest, "")))).unwrap();
+    proxy.lead_to(host);
+    let app = world
+        .app()
+        .role("api")
+        .env("POSTRIDER_REDIS__URL", &format!("redis://{}/{rest}", proxy.address))
+        .env("POSTRIDER_MESSAGES__SWEEP_INTERVAL_MS", "600000")
+        .start()
+        .await;
+    let processor = world.app().role("processor").start().await;
+    let socket = Socket::cursors(&app.api, "r", "").await;
+    send(&app, &message("r", "s", 0)).await;
+    socket.frames(1).await;
+    for round in 0..2 {
+        proxy.set(Mode::MuteResponses);
+        send(&app, &message("r", "s", 2 * round + 1)).await;
+        // A beat of a second, a second for its answer, and half a second until it is looked.
+        until_now("it comes without an announcement", seconds(5), || (socket.count() == 2 * round + 2).then_some(()))
+            .await;
+        proxy.set(Mode::Pass);
+        let pattern = format!("{}:messages:to:r", world.prefix);
+        until("it is listened for again", seconds(5), || async {
+            let channels: Vec<String> = redis::run(&world.redis_url, &["PUBSUB", "CHANNELS", &pattern]).await;
+            (channels.len() == 1).then_some(())
+        })
+        .await;
+        send(&app, &message("r", "s", 2 * round + 2)).await;
+        until_now("it is announced", seconds(2), || (socket.count() == 2 * round + 3).then_some(())).await;
+    }
+    let sent: Vec<Value> = (0..5).map(|number| message("r", "s", number)).collect();
+    assert_eq!(socket.seen().data(), sent);
     app.stop().await;
     processor.stop().await;
 }
