@@ -147,11 +147,14 @@ impl Connection {
         format!(r#"{{"id":"{}","type":"message","data":{value}}}"#, self.follower.cursor).into()
     }
 
-    /// The pong to it proves that everything sent so far has arrived.
+    /// The pong to it proves that everything sent before it has arrived. One that is not answered yet is
+    /// repeated: the pong of a client that needs longer than the time between pings would never count.
     fn next_ping(&mut self) -> Message {
-        self.pings = self.pings.wrapping_add(1);
-        self.ping = Some((self.pings, self.follower.cursor.clone()));
-        self.unproven = false;
+        if self.ping.is_none() {
+            self.pings = self.pings.wrapping_add(1);
+            self.ping = Some((self.pings, self.follower.cursor.clone()));
+            self.unproven = false;
+        }
         Message::Ping(Bytes::copy_from_slice(&self.pings.to_be_bytes()))
     }
 

@@ -30,7 +30,7 @@ pub fn refused(result: Result<Socket, Error>) -> (u16, Value) {
 }
 
 /// Waits until what this receiver's plain clients got is noted up to the last one.
-async fn noted(app: &App, world: &World, receiver: &str) {
+pub async fn noted(app: &App, world: &World, receiver: &str) {
     let rows = format!(
         "DO $$ BEGIN IF EXISTS (SELECT FROM message_receivers LEFT JOIN message_cursors USING (receiver_id, topic_epoch, partition)
          WHERE receiver_id = '{receiver}' AND delivered IS DISTINCT FROM last) THEN RAISE 'not yet'; END IF; END $$"

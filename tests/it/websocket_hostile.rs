@@ -2,7 +2,8 @@
 
 use crate::{
     harness::{App, World, inbox::message, raw::Raw, socket::Socket, until, wait::seconds},
-    messages::send,
+    messages::{send, stored},
+    websocket::noted,
 };
 
 const MASK: [u8; 4] = [1, 2, 3, 4];
@@ -32,7 +33,10 @@ fn handshake(receiver: &str, headers: &str) -> String {
 
 /// Connects with a handshake by hand.
 async fn shaken(app: &App, receiver: &str) -> Raw {
-    let mut raw = Raw::connect(&app.api).await;
+    shake(Raw::connect(&app.api).await, receiver).await
+}
+
+async fn shake(mut raw: Raw, receiver: &str) -> Raw {
     raw.send(handshake(receiver, "")).await;
     let answer = raw.answer(seconds(5)).await.unwrap();
     assert_eq!(answer.status, 101, "{answer:?}");
@@ -245,6 +249,39 @@ async fn who_reads_nothing_is_closed_and_has_it_all_at_the_next_connect_and_hold
 }
 
 #[tokio::test]
+async fn many_who_read_nothing_cost_no_more_than_their_budget() {
+    const CLIENTS: usize = 8;
+    const COUNT: usize = 80;
+    let mut world = World::new().await.with_postgres().await;
+    world.set("POSTRIDER_MESSAGES__WRITE_TIMEOUT_MS", "600000");
+    let (app, processor) = tokio::join!(world.app().role("api").start(), world.app().role("processor").start());
+    let quick = Socket::plain(&app.api, "quick").await;
+    let mut stuck = Vec::new();
+    for number in 0..CLIENTS {
+        stuck.push(shake(Raw::narrow(&app.api).await, &format!("r{number}")).await);
+    }
+    let before_kib = app.rss_kib();
+    for number in 0..CLIENTS {
+        let mut large = message(&format!("r{number}"), "s", 0);
+        large["content"] = "x".repeat(60_000).into();
+        world.kafka.write_in(&world.topic("message"), 0, &vec![large.to_string().into_bytes(); COUNT]).await;
+    }
+    until("all are stored", seconds(60), || async {
+        let stored = processor.metric("postrider_messages_stored_total").await;
+        (stored >= Some((CLIENTS * COUNT) as f64)).then_some(())
+    })
+    .await;
+    send(&app, &message("quick", "s", 1)).await;
+    quick.frames(1).await;
+    let grown_kib = app.rss_kib().saturating_sub(before_kib);
+    eprintln!("{grown_kib} KiB for {CLIENTS} clients that do not read their 5 MB");
+    assert!(grown_kib < 20_000, "{grown_kib} KiB");
+    drop(stuck);
+    app.stop().await;
+    processor.stop().await;
+}
+
+#[tokio::test]
 async fn who_never_answers_pings_is_closed_and_who_does_is_kept() {
     let mut world = World::new().await.with_postgres().await;
     world.set("POSTRIDER_MESSAGES__PING_INTERVAL_MS", "200");
@@ -259,5 +296,23 @@ async fn who_never_answers_pings_is_closed_and_who_does_is_kept() {
     }
     until("many pings", seconds(10), || async { (kept.seen().pings > 10).then_some(()) }).await;
     assert!(!kept.seen().ended);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_pong_counts_however_many_pings_were_sent_meanwhile() {
+    let mut world = World::new().await.with_postgres().await;
+    world.set("POSTRIDER_MESSAGES__PING_INTERVAL_MS", "100");
+    let app = world.app().start().await;
+    send(&app, &message("r", "s", 1)).await;
+    stored(&app, "r", 1).await;
+    let mut raw = shaken(&app, "r").await;
+    let pings = |received: &[u8]| received.windows(2).filter(|two| two == b"\x89\x04").count();
+    let received = raw.until(seconds(20), |received| pings(received) >= 5 && received.contains(&0x81)).await;
+    // The first after the message.
+    let message_at = received.iter().position(|byte| *byte == 0x81).unwrap();
+    let ping_at = message_at + received[message_at..].windows(2).position(|two| two == b"\x89\x04").unwrap();
+    raw.send(frame(0x8A, &received[ping_at + 2..ping_at + 6])).await;
+    noted(&app, &world, "r").await;
     app.stop().await;
 }

@@ -19,6 +19,8 @@ use super::{
 
 /// Time for a handshake, and without a word, not even a ping; then it tries elsewhere.
 const PATIENCE: Duration = seconds(3);
+/// The same where nothing is broken, on a slow and busy machine.
+const CALM_PATIENCE: Duration = seconds(30);
 
 /// What all devices have.
 #[derive(Clone)]
@@ -70,6 +72,10 @@ impl Device {
         }
     }
 
+    fn patience(&self) -> Duration {
+        if self.around.calm.is_cancelled() { CALM_PATIENCE } else { PATIENCE }
+    }
+
     /// When it drops a connection, unless it stays.
     fn leaves(&mut self) -> Instant {
         let most_ms = if self.rng.bool() { 300 } else { 5_000 };
@@ -83,14 +89,14 @@ impl Device {
         let query = format!("?receiverId={}{after}", self.receiver);
         let plain = self.style == Style::Plain;
         let headers = if plain { &[][..] } else { &[("Sec-WebSocket-Protocol", "postrider.v1")] };
-        let (mut socket, _) = timeout(PATIENCE, connect(&api, &query, headers)).await.ok()?.ok()?;
+        let (mut socket, _) = timeout(self.patience(), connect(&api, &query, headers)).await.ok()?.ok()?;
         let session = self.around.notebook.open(&self.name, &self.receiver, self.style, asked_ms);
         self.unacknowledged.clear();
         let leaves = self.leaves();
         loop {
             let stays = self.around.calm.is_cancelled();
             let frame = tokio::select! {
-                frame = timeout(PATIENCE, socket.next()) => frame,
+                frame = timeout(self.patience(), socket.next()) => frame,
                 () = sleep_until(leaves), if !stays => break,
             };
             let Ok(Some(Ok(frame))) = frame else { break };
@@ -126,14 +132,14 @@ impl Device {
         let upto = if stays { self.unacknowledged.len() } else { self.rng.usize(1..=self.unacknowledged.len()) };
         let ack = self.unacknowledged.drain(..upto).next_back();
         let said = Message::text(json!({"ack": ack}).to_string());
-        timeout(PATIENCE, socket.send(said)).await.ok()?.ok()
+        timeout(self.patience(), socket.send(said)).await.ok()?.ok()
     }
 
     async fn stream(&mut self) -> Option<()> {
         let (api, asked_ms) = ((self.around.api)(&mut self.rng), self.around.notebook.now_ms());
         let path = format!("/api/v1/messages/stream?receiverId={}", self.receiver);
         let open = Stream::try_open(&self.client, &api, &path, &self.after);
-        let stream = timeout(PATIENCE, open).await.ok()?.ok()?;
+        let stream = timeout(self.patience(), open).await.ok()?.ok()?;
         let session = self.around.notebook.open(&self.name, &self.receiver, self.style, asked_ms);
         let (leaves, mut taken, mut heard) = (self.leaves(), 0, (Instant::now(), 0));
         loop {
@@ -145,7 +151,7 @@ impl Device {
             seen.events.iter().for_each(|(_, data)| self.around.notebook.take(session, named(data)));
             self.after = seen.last_id;
             let left = Instant::now() > leaves && !self.around.calm.is_cancelled();
-            if seen.ended || left || heard.0.elapsed() > PATIENCE {
+            if seen.ended || left || heard.0.elapsed() > self.patience() {
                 return Some(());
             }
             sleep(Duration::from_millis(10)).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
@@ -27,6 +27,14 @@ impl Raw {
     /// Connects to `http://host:port`.
     pub async fn connect(url: &str) -> Self {
         let stream = TcpStream::connect(url.trim_start_matches("http://")).await.unwrap();
+        Self { stream, ahead: Vec::new() }
+    }
+
+    /// The same, where little is on its way to it at a time.
+    pub async fn narrow(url: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let stream = socket.connect(url.trim_start_matches("http://").parse().unwrap()).await.unwrap();
         Self { stream, ahead: Vec::new() }
     }
 
@@ -59,6 +67,12 @@ impl Raw {
     /// Whether the other side closes within this time.
     pub async fn closes(&mut self, within: Duration) -> bool {
         self.read_until(within, |_| None).await.is_none()
+    }
+
+    /// What has come once it is enough.
+    pub async fn until(&mut self, within: Duration, enough: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        let read = self.read_until(within, |bytes| enough(bytes).then_some(bytes.len())).await;
+        read.map(|count| self.ahead.drain(..count).collect()).expect("the server closes instead")
     }
 
     /// Everything that still comes, framing included, and whether it ended rather than fell silent.

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     history::{backward, histories},
-    ledger::{Evidence, Kind, Place, Record, Topic, Verdict, Write},
+    ledger::{Evidence, Kind, Outcome, Place, Record, Topic, Verdict, Write},
     received,
 };
 
@@ -24,6 +24,11 @@ impl fmt::Display for Finding {
         write!(out, "{}: {}", self.rule, self.detail)
     }
 }
+
+/// Records between a record and its copy, where the client library wrote it again.
+const NEAR: i64 = 200;
+/// Time around a write in which the library may have given up another one.
+const GIVEN_UP_MS: u64 = 10_000;
 
 pub const LOST: &str = "an acknowledged write is where its answer said";
 pub const LEAKED: &str = "a refused write appears nowhere";
@@ -165,6 +170,17 @@ fn leaked(evidence: &Evidence, index: &Index<'_>) -> Vec<String> {
         .collect()
 }
 
+/// Whether copies may be the client library's doing: when it gives up a record that is in flight, it numbers all
+/// others that are in flight anew, and the broker can no longer tell which of them it has (librdkafka, issue 4953).
+fn renumbered(evidence: &Evidence, write: &Write, records: &[&Record]) -> bool {
+    let near = |pair: &[&Record]| pair[0].place.0 == pair[1].place.0 && (pair[1].place.1 - pair[0].place.1) < NEAR;
+    let done_ms = write.done_ms.unwrap_or(write.sent_ms);
+    let meanwhile = write.sent_ms.saturating_sub(GIVEN_UP_MS)..=done_ms + GIVEN_UP_MS;
+    let given_up = |other: &Write| !std::ptr::eq(other, write) && other.attempts.contains(&Outcome::Unknown);
+    records.windows(2).all(near)
+        && evidence.writes.iter().any(|other| meanwhile.contains(&other.sent_ms) && given_up(other))
+}
+
 fn repeated(evidence: &Evidence, index: &Index<'_>) -> Vec<String> {
     let mut faults = Vec::new();
     let mut explained: HashSet<(Topic, &str, u64)> = HashSet::new();
@@ -179,8 +195,9 @@ fn repeated(evidence: &Evidence, index: &Index<'_>) -> Vec<String> {
         explained.insert((write.kind.topic(), &write.key, write.number));
         let records = index.records(write);
         let ids: BTreeSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
+        let too_many = records.len() > write.possible() && !renumbered(evidence, write, records);
         // What was refused is another rule's.
-        if write.possible() > 0 && (records.len() > write.possible() || ids.len() > 1) {
+        if write.possible() > 0 && (too_many || ids.len() > 1) {
             let places: Vec<_> = records.iter().map(|record| record.place).collect();
             faults.push(format!("{}, and is at {places:?} with {} ids", describe(write), ids.len()));
         }

@@ -10,7 +10,8 @@ use super::{
 use crate::harness::sessions::{Got, Name, Session, Style};
 
 fn write(kind: Kind, key: &str, number: u64, attempts: &[Outcome]) -> Write {
-    Write { kind, key: key.to_owned(), number, sent_ms: 0, attempts: attempts.to_vec(), done_ms: None }
+    // One each minute.
+    Write { kind, key: key.to_owned(), number, sent_ms: number * 60_000, attempts: attempts.to_vec(), done_ms: None }
 }
 
 fn record(place: Place, key: &str, number: Option<u64>) -> Record {
@@ -160,6 +161,12 @@ fn a_double_that_nobody_sent_and_a_record_that_nobody_wrote_are_found() {
         orders.push(Record { place: (0, 4), ..orders[3].clone() });
     });
     assert!(third.contains(check::REPEATED), "two attempts explain two records");
+    let given_up = broken(|evidence| {
+        let orders = evidence.logs.get_mut(&Topic::Orders).unwrap();
+        orders.push(Record { place: (0, 4), ..orders[3].clone() });
+        evidence.writes.iter_mut().for_each(|write| write.sent_ms = 0);
+    });
+    assert!(!given_up.contains(check::REPEATED), "another was given up at that time");
     let other_id = broken(|evidence| evidence.logs.get_mut(&Topic::Orders).unwrap()[3].id = "another".into());
     assert!(other_id.contains(check::REPEATED));
     let stranger =
