@@ -5,6 +5,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::presence;
+
 /// Messages: from HTTP or any producer to every open connection of their receiver.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -25,6 +27,8 @@ pub struct Config {
     pub max_connections: usize,
     /// The same for one receiver; further ones are 429 `too_many_connections`.
     pub max_connections_per_receiver: usize,
+    /// The same for one client address, or for IPv6 its /64; 0 for any number. Behind proxies, set `http.trusted_proxies`.
+    pub max_connections_per_address: usize,
     /// Origins that a browser may connect from, such as `https://example.com`; none allows all.
     pub allowed_origins: Vec<String>,
     /// Messages that wait for one connection, in bytes. What is over that is read again from Postgres.
@@ -45,6 +49,7 @@ pub struct Config {
     pub close_jitter_ms: u64,
     /// Time after which is looked for messages that nobody announced, in milliseconds.
     pub sweep_interval_ms: u64,
+    pub presence: presence::Config,
 }
 
 impl Default for Config {
@@ -58,6 +63,7 @@ impl Default for Config {
             batch_records: 1_000,
             max_connections: 20_000,
             max_connections_per_receiver: 64,
+            max_connections_per_address: 0,
             allowed_origins: Vec::new(),
             connection_buffer_bytes: 256 << 10,
             write_timeout_ms: 10_000,
@@ -68,6 +74,7 @@ impl Default for Config {
             stream_max_age_ms: 3_600_000,
             close_jitter_ms: 2_000,
             sweep_interval_ms: 15_000,
+            presence: presence::Config::default(),
         }
     }
 }

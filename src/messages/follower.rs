@@ -3,7 +3,7 @@
 //! It has its seat before it reads, so what is stored in between comes twice rather than never, and the
 //! cursor tells. Every message says which one was before it, so that a hole is seen and read.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::extract::ws::Utf8Bytes;
 use metrics::counter;
@@ -50,8 +50,13 @@ struct Entry {
 
 impl Follower {
     /// Takes a seat, and begins after the cursor given or, without one, after what the receiver has got.
-    pub async fn open(hub: &Arc<Hub>, receiver: &str, after: Option<Cursor>) -> Result<Self, Problem> {
-        let seat = hub.join(receiver).await?;
+    pub async fn open(
+        hub: &Arc<Hub>,
+        receiver: &str,
+        client: Option<IpAddr>,
+        after: Option<Cursor>,
+    ) -> Result<Self, Problem> {
+        let seat = hub.join(receiver, client).await?;
         let cursor = match after {
             Some(cursor) => cursor,
             None => hub.store.delivered(receiver).await.map_err(|error| unreachable(&error))?,

@@ -121,12 +121,13 @@ struct ConnectQuery {
         (status = 101, description = "Connected"),
         (status = 400, description = "No receiver, or no WebSocket handshake", body = ProblemBody, content_type = "application/problem+json"),
         (status = 403, description = "Not from this origin", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 429, description = "Too many connections of this receiver", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "Too many connections of this receiver, or from this address", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Too many connections, or Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 async fn connect(
     State(messages): State<Messages>,
+    context: RequestContext,
     headers: HeaderMap,
     query: Result<Query<ConnectQuery>, QueryRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
@@ -137,7 +138,7 @@ async fn connect(
     let upgrade = upgrade.map_err(|error| invalid(error.body_text()))?;
     let after = cursor("after", query.after.as_deref())?;
     let Open { hub, acks } = messages.connections()?.clone();
-    let follower = Follower::open(&hub, &receiver, after).await?;
+    let follower = Follower::open(&hub, &receiver, context.client, after).await?;
     let max_bytes = messages.inner.config.max_incoming_bytes;
     let upgrade = upgrade
         .read_buffer_size(SOCKET_BUFFER_BYTES)
@@ -171,12 +172,13 @@ async fn connect(
         (status = 200, description = "The stream", body = sse::Event, content_type = "text/event-stream"),
         (status = 400, description = "No receiver, or not an id of this stream", body = ProblemBody, content_type = "application/problem+json"),
         (status = 403, description = "Not from this origin", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 429, description = "Too many connections of this receiver", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "Too many connections of this receiver, or from this address", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Too many streams, or Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 async fn live(
     State(messages): State<Messages>,
+    context: RequestContext,
     headers: HeaderMap,
     query: Result<Query<ConnectQuery>, QueryRejection>,
 ) -> Result<Response<Body>, Problem> {
@@ -187,7 +189,7 @@ async fn live(
     let after = cursor("Last-Event-ID", header.or(query.after.as_deref()))?;
     let open = messages.connections()?;
     let age = sse::age(messages.inner.config.stream_max_age_ms);
-    Ok(stream::respond(Follower::open(&open.hub, &receiver, after).await?, age))
+    Ok(stream::respond(Follower::open(&open.hub, &receiver, context.client, after).await?, age))
 }
 
 #[derive(Deserialize)]

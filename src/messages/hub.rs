@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
@@ -18,7 +19,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Config, channel,
+    Config, Presence,
+    addresses::{Addresses, Place},
+    channel,
     item::Notice,
     slot::{Ending, Slot},
     store::Store,
@@ -44,6 +47,9 @@ pub struct Hub {
     pub readers: Semaphore,
     /// Connections that are not closed yet.
     pub open: TaskTracker,
+    /// Told of everybody who comes and goes.
+    pub presence: Option<Presence>,
+    addresses: Arc<Addresses>,
     key_prefix: String,
     channels: Arc<Channels>,
     receivers: Mutex<HashMap<Arc<str>, Vec<Arc<Slot>>>>,
@@ -55,12 +61,20 @@ pub struct Hub {
 }
 
 impl Hub {
-    pub fn new(config: Config, store: Store, key_prefix: String, stop: CancellationToken) -> Arc<Self> {
+    pub fn new(
+        config: Config,
+        store: Store,
+        key_prefix: String,
+        presence: Option<Presence>,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            addresses: Addresses::new(config.max_connections_per_address),
             config,
             store,
             readers: Semaphore::new(READERS),
             open: TaskTracker::new(),
+            presence,
             key_prefix,
             channels: Arc::default(),
             receivers: Mutex::default(),
@@ -76,7 +90,8 @@ impl Hub {
     }
 
     /// Adds a connection of a receiver. When this returns, everything that is stored from now on reaches it.
-    pub async fn join(self: &Arc<Self>, receiver: &str) -> Result<Seat, Problem> {
+    pub async fn join(self: &Arc<Self>, receiver: &str, client: Option<IpAddr>) -> Result<Seat, Problem> {
+        let place = self.addresses.enter(client)?;
         let (seat, subscribed) = {
             let mut receivers = self.receivers();
             let (known, slots) = receivers
@@ -87,8 +102,11 @@ impl Hub {
             receivers.entry(known.clone()).or_default().push(slot.clone());
             self.count.fetch_add(1, Relaxed);
             gauge!("postrider_messages_open_connections").increment(1);
+            if let Some(presence) = &self.presence {
+                presence.join(&known);
+            }
             let subscribed = self.channels.add(self.channel(receiver));
-            (Seat { hub: self.clone(), receiver: known, slot }, subscribed)
+            (Seat { hub: self.clone(), receiver: known, slot, _place: place }, subscribed)
         };
         let _ = timeout(SUBSCRIBE_PATIENCE, subscribed).await;
         Ok(seat)
@@ -124,6 +142,9 @@ impl Hub {
         }
         self.count.fetch_sub(1, Relaxed);
         gauge!("postrider_messages_open_connections").decrement(1);
+        if let Some(presence) = &self.presence {
+            presence.leave(receiver);
+        }
     }
 
     fn slots(&self) -> Vec<Arc<Slot>> {
@@ -226,6 +247,7 @@ pub struct Seat {
     pub hub: Arc<Hub>,
     pub receiver: Arc<str>,
     pub slot: Arc<Slot>,
+    _place: Option<Place>,
 }
 
 impl Drop for Seat {

@@ -3,6 +3,7 @@
 //! else, and each at the next connect where nobody was there. Postgres keeps them; Redis carries the news.
 
 mod acks;
+mod addresses;
 mod config;
 mod cursor;
 mod follower;
@@ -10,6 +11,7 @@ mod http;
 mod hub;
 mod item;
 mod model;
+mod presence;
 mod project;
 mod publish;
 mod record;
@@ -21,12 +23,14 @@ mod upkeep;
 
 pub use config::Config;
 pub use http::routes;
+pub use presence::{Presence, TOPIC as PRESENCE_TOPIC, routes as presence_routes};
 pub use project::Projector;
 pub use publish::Publisher;
 pub use upkeep::keep as keep_partitions;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::OptionFuture;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +46,7 @@ pub const TOPIC: &str = "message";
 /// The room's topics.
 pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
     let setting = |name, value: &str| (name, value.to_owned());
-    vec![TopicSpec {
+    let message = TopicSpec {
         name: kafka.topic(TOPIC),
         partitions: config.partitions,
         settings: vec![
@@ -53,7 +57,8 @@ pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
         // All records share a key: compaction would keep only the last of them.
         required: vec![("cleanup.policy", "delete")],
         remedy: "set `messages.partitions` to what the topic has".to_owned(),
-    }]
+    };
+    [vec![message], presence::topic_specs(&config.presence, kafka)].concat()
 }
 
 /// The Redis channel on which a receiver's messages are announced.
@@ -85,19 +90,30 @@ pub struct Open {
 }
 
 /// What serves open connections; `None` without a pool.
-pub fn connections(config: &Config, key_prefix: &str, pool: Option<PgPool>, stop: CancellationToken) -> Option<Open> {
+pub fn connections(
+    config: &Config,
+    key_prefix: &str,
+    pool: Option<PgPool>,
+    presence: Option<Presence>,
+    stop: CancellationToken,
+) -> Option<Open> {
     let store = Store::new(pool?);
-    let hub = Hub::new(config.clone(), store, key_prefix.to_owned(), stop);
+    let hub = Hub::new(config.clone(), store, key_prefix.to_owned(), presence, stop);
     Some(Open { hub, acks: Arc::default() })
 }
 
 impl Open {
-    /// Notes what was delivered until the stop, then closes all connections.
+    /// Notes what was delivered and who is connected until the stop, then closes all connections.
     pub async fn run(self, grace: Duration) -> Result<(), String> {
         let store = self.hub.store.clone();
+        let presence = self.hub.presence.clone();
         tokio::select! {
             () = self.acks.write_forever(&store) => {}
+            () = async { OptionFuture::from(presence.as_ref().map(Presence::run)).await; std::future::pending().await } => {}
             () = self.hub.clone().close_at_stop(grace) => {}
+        }
+        if let Some(presence) = presence {
+            presence.retire().await;
         }
         if let Err(error) = self.acks.write(&store).await {
             tracing::warn!(error = %error, "the last deliveries could not be noted; they are repeated");

@@ -15,10 +15,10 @@ use crate::{
     dlq::{self, Queue},
     gateway::{self, Gateway},
     kv::{self, Reader},
-    messages::{self, Messages},
+    messages::{self, Messages, Presence},
     platform::{
         drain::Tasks,
-        http::{layer::OuterLayer, serve, shortcut::ShortCuts},
+        http::{client::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts},
         ops::render_metrics,
         redis,
     },
@@ -42,18 +42,20 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
         &settings.redis,
         platform.producer.clone(),
         platform.topics_ready.clone(),
-        redis,
+        redis.clone(),
     );
     tasks.spawn("kv reads and audit", kv_background.run(platform.stop.clone(), settings.drain.grace()));
     let short_cuts = kv::short_cuts(gateway::short_cuts(ShortCuts::default(), &gateway), &kv);
     let dlq =
         Queue::new(settings.kafka.clone(), platform.producer.clone(), platform.broker.clone(), platform.admin.clone());
-    let (comments, messages) = (comments(platform, tasks), messages(platform, tasks));
+    let presence = presence(platform, redis.clone());
+    let (comments, messages) = (comments(platform, tasks), messages(platform, presence.clone(), tasks));
     let routes = [
         kv::routes(kv),
         gateway::routes(gateway),
         comments::routes(comments),
         messages::routes(messages),
+        messages::presence_routes(presence),
         dlq::routes(dlq, &settings.dlq, &settings.http),
     ];
     let (router, openapi) = router(routes);
@@ -62,6 +64,7 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
         .route("/openapi.json", get(document_json).with_state(document))
         .route("/metrics", get(render_metrics).with_state(platform.metrics.clone()))
         .layer(OuterLayer::default());
+    let proxies = Proxies::new(&settings.http).map_err(|error| error.to_string())?;
     let listeners = serve::bind(&settings.http.listen).await.map_err(|error| error.to_string())?;
     for listener in &listeners {
         let address = listener.local_addr().map_err(|error| error.to_string())?;
@@ -69,7 +72,7 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
     }
     let (config, stop, grace) = (settings.http.clone(), platform.stop.clone(), settings.drain.grace());
     tasks.spawn("http", async move {
-        serve::serve(listeners, router, short_cuts, &config, stop, grace).await;
+        serve::serve(listeners, router, short_cuts, &config, proxies, stop, grace).await;
         Ok(())
     });
     Ok(())
@@ -95,8 +98,20 @@ fn comments(platform: &Platform, tasks: &mut Tasks) -> Comments {
     comments
 }
 
+fn presence(platform: &Platform, redis: SharedRedis) -> Option<Presence> {
+    let settings = &platform.settings;
+    Presence::new(
+        &settings.messages.presence,
+        &settings.redis.key_prefix,
+        &settings.kafka,
+        platform.producer.clone(),
+        platform.topics_ready.clone(),
+        redis,
+    )
+}
+
 /// The messages room, with what serves its open connections.
-fn messages(platform: &Platform, tasks: &mut Tasks) -> Messages {
+fn messages(platform: &Platform, presence: Option<Presence>, tasks: &mut Tasks) -> Messages {
     let settings = &platform.settings;
     let messages = Messages::new(
         settings.messages.clone(),
@@ -108,6 +123,7 @@ fn messages(platform: &Platform, tasks: &mut Tasks) -> Messages {
             &settings.messages,
             &settings.redis.key_prefix,
             platform.postgres.clone(),
+            presence,
             platform.stop.clone(),
         ),
     );

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::platform::{
     drain::{self, Tasks},
-    http::{serve, shortcut::ShortCuts},
+    http::{client::Proxies, serve, shortcut::ShortCuts},
     kafka::{Admin, Broker, Producer, TopicError, TopicSpec, TopicsReady, lanes::Lanes},
     ops::{self, Check, Health},
     postgres,
@@ -131,7 +131,8 @@ async fn serve_until_stopped(settings: Settings, mission: Mission, metrics: Prom
     let router = ops::router(health.clone(), metrics.clone());
     let management = tokio::spawn({
         let stop = management_stop.clone();
-        async move { serve::serve(management, router, ShortCuts::default(), &config, stop, Duration::from_secs(1)).await }
+        let (short_cuts, grace) = (ShortCuts::default(), Duration::from_secs(1));
+        async move { serve::serve(management, router, short_cuts, &config, Proxies::default(), stop, grace).await }
     });
     let outcome = run_mission(&platform, &mission, signal).await;
     let producer = platform.producer.clone();

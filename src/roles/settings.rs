@@ -163,8 +163,9 @@ impl TopicPlan {
 
     /// Names that the gateway refuses unless they are listed.
     pub fn internal_names(settings: &Settings) -> Vec<String> {
-        const LATER: [&str; 3] = ["post-events", "presence", "deliveries"];
+        // Those to come, and one that may be switched off.
+        const OTHERS: [&str; 3] = ["post-events", messages::PRESENCE_TOPIC, "deliveries"];
         let ours = Self::specs(settings).into_iter().map(|spec| spec.name);
-        ours.chain(LATER.iter().map(|name| settings.kafka.topic(name))).collect()
+        ours.chain(OTHERS.iter().map(|name| settings.kafka.topic(name))).collect()
     }
 }

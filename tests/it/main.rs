@@ -29,6 +29,8 @@ mod messages_faults;
 mod ops;
 mod outages;
 mod outbound;
+mod presence;
+mod presence_faults;
 mod regressions;
 mod relay;
 mod relay_command;

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     io,
+    net::IpAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -22,6 +23,7 @@ use tokio::{
 use tower::Service;
 
 use super::{
+    client::{ClientAddress, Proxies},
     layer::Answering,
     linger::Linger,
     shortcut::{Answer, ShortCuts},
@@ -116,6 +118,8 @@ impl AsyncWrite for Metered {
 pub struct Counted {
     pub router: Router,
     pub short_cuts: Arc<ShortCuts>,
+    pub peer: IpAddr,
+    pub proxies: Proxies,
     pub activity: Arc<Activity>,
 }
 
@@ -126,10 +130,14 @@ impl hyper::service::Service<Request<Incoming>> for Counted {
 
     fn call(&self, request: Request<Incoming>) -> Counting {
         let running = Some(Running::start(&self.activity));
-        let request = request.map(Body::new);
+        let mut request = request.map(Body::new);
         let answer = match self.short_cuts.find(&request) {
             Some(short_cut) => Either::Left(short_cut.call(request)),
-            None => Either::Right(self.router.clone().call(request)),
+            None => {
+                let client = self.proxies.client(self.peer, request.headers());
+                request.extensions_mut().insert(ClientAddress(client));
+                Either::Right(self.router.clone().call(request))
+            }
         };
         Counting { answer, running }
     }

@@ -64,8 +64,8 @@ codes! {
         "The request is well-formed, but a field is outside its limits. The detail names the field and the limit.";
     ScanInProgress "scan_in_progress" TOO_MANY_REQUESTS "Another request is reading the dead letters"
         "A process reads dead-letter topics for one request at a time. Retry after `Retry-After` seconds.";
-    TooManyConnections "too_many_connections" TOO_MANY_REQUESTS "This receiver has too many connections"
-        "A receiver may have `messages.max_connections_per_receiver` open connections and streams in a process. Close one, or retry after `Retry-After` seconds.";
+    TooManyConnections "too_many_connections" TOO_MANY_REQUESTS "This receiver or address has too many connections"
+        "A receiver may have `messages.max_connections_per_receiver` open connections and streams in a process, and a client's address `messages.max_connections_per_address`; the detail says which. Close one, or retry after `Retry-After` seconds.";
     Overloaded "overloaded" SERVICE_UNAVAILABLE "Too many writes are in flight"
         "The producer's bound on records or bytes in flight is reached. Nothing was written; retry after `Retry-After` seconds.";
     KafkaUnavailable "kafka_unavailable" SERVICE_UNAVAILABLE "Kafka cannot be reached"

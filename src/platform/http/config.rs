@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::body::Limits;
+use super::{body::Limits, client::ForwardedHeader};
 
 /// The listener that clients reach.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -25,6 +25,10 @@ pub struct Config {
     pub write_timeout_ms: u64,
     /// Open connections at most; further ones are closed as they come, and counted.
     pub max_connections: usize,
+    /// Networks of proxies, such as `10.0.0.0/8`, that are believed about whom they speak for.
+    pub trusted_proxies: Vec<String>,
+    /// The header that they say it in.
+    pub forwarded_header: ForwardedHeader,
 }
 
 impl Default for Config {
@@ -37,6 +41,8 @@ impl Default for Config {
             idle_timeout_ms: 90_000,
             write_timeout_ms: 30_000,
             max_connections: 20_000,
+            trusted_proxies: Vec::new(),
+            forwarded_header: ForwardedHeader::default(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What every request carries: its id, its trace, and its idempotency key.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, net::IpAddr};
 
 use axum::{
     extract::FromRequestParts,
@@ -32,6 +32,8 @@ pub struct RequestContext {
     pub trace: TraceContext,
     /// What `trace` is a child of, when the caller sent one.
     pub parent: Option<TraceContext>,
+    /// Whose request it is; not known on short cuts.
+    pub client: Option<IpAddr>,
     idempotency_key: Option<HeaderValue>,
 }
 
@@ -47,6 +49,7 @@ impl RequestContext {
             request_id,
             trace: parent.map_or_else(TraceContext::root, TraceContext::child),
             parent,
+            client: None,
             idempotency_key: headers.get(&IDEMPOTENCY_KEY).cloned(),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    net::IpAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
@@ -19,6 +20,7 @@ use tower::{Layer, Service};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{
+    client::ClientAddress,
     code::Code,
     context::{REQUEST_ID, RequestContext, TRACEPARENT},
     problem::Problem,
@@ -128,6 +130,7 @@ pub(super) struct Seen {
     method: Method,
     uri: Uri,
     request_id: HeaderValue,
+    client: Option<IpAddr>,
     trace: TraceContext,
     span: tracing::Span,
     active: Active,
@@ -138,6 +141,7 @@ impl Seen {
     pub(super) fn new(request: &Request, route: Route, red: &Arc<Red>) -> (Self, RequestContext) {
         let started = Instant::now();
         let mut context = RequestContext::from_headers(request.headers());
+        context.client = request.extensions().get().map(|ClientAddress(client)| *client);
         let recorded = context.trace.sampled && trace_context::is_recording();
         let span = if recorded { open_span(request, route.as_str(), &mut context) } else { tracing::Span::none() };
         let seen = Self {
@@ -146,6 +150,7 @@ impl Seen {
             method: request.method().clone(),
             uri: request.uri().clone(),
             request_id: context.request_id.clone(),
+            client: context.client,
             trace: context.trace,
             span,
             active: Red::enter(red),
@@ -175,7 +180,8 @@ impl Seen {
 
     fn panicked(&self) -> Response<Body> {
         let (request_id, path) = (self.request_id.to_str().unwrap_or_default(), self.uri.path());
-        tracing::error!(request.id = request_id, http.path = path, "a handler panicked");
+        let client = self.client.map(tracing::field::display);
+        tracing::error!(request.id = request_id, http.path = path, client.address = client, "a handler panicked");
         Problem::new(Code::Internal, "a handler failed; the log has the request id").respond(Some(path))
     }
 
@@ -199,6 +205,7 @@ fn open_span(request: &Request, route: &str, context: &mut RequestContext) -> tr
         http.route = route,
         http.response.status_code = tracing::field::Empty,
         request.id = context.request_id.to_str().unwrap_or_default(),
+        client.address = context.client.map(tracing::field::display),
     );
     let parent = context.parent.map_or_else(opentelemetry::Context::new, TraceContext::to_otel);
     if span.set_parent(parent).is_ok()
@@ -222,7 +229,14 @@ fn render_problem(mut response: Response<Body>, status: StatusCode, seen: &Seen)
     };
     if status.is_server_error() {
         let request_id = seen.request_id.to_str().unwrap_or_default();
-        tracing::debug!(request.id = request_id, error.code = problem.code.word(), "refused: {}", problem.detail);
+        let (code, client) = (problem.code.word(), seen.client.map(tracing::field::display));
+        tracing::debug!(
+            request.id = request_id,
+            error.code = code,
+            client.address = client,
+            "refused: {}",
+            problem.detail
+        );
     }
     let mut rendered = problem.respond(Some(path));
     for (name, value) in response.headers() {

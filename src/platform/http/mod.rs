@@ -4,6 +4,7 @@
 
 mod activity;
 pub mod body;
+pub mod client;
 pub mod code;
 pub mod config;
 pub mod context;

@@ -26,6 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     activity::{Activity, Counted, Metered},
+    client::Proxies,
     config::Config,
     shortcut::ShortCuts,
     watch::{Order, Watch},
@@ -54,12 +55,14 @@ pub async fn serve(
     router: Router,
     short_cuts: ShortCuts,
     config: &Config,
+    proxies: Proxies,
     stop: CancellationToken,
     grace: Duration,
 ) {
     let server = Arc::new(Server {
         router,
         short_cuts: Arc::new(short_cuts),
+        proxies,
         builder: builder(),
         slots: Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS))),
         watch: Watch::new(
@@ -97,6 +100,7 @@ fn cut_stuck_clients(listener: &TcpListener, after: Duration) {
 struct Server {
     router: Router,
     short_cuts: Arc<ShortCuts>,
+    proxies: Proxies,
     builder: Builder<TokioExecutor>,
     slots: Arc<Semaphore>,
     stop: CancellationToken,
@@ -153,7 +157,8 @@ impl Server {
         }
         let activity = Arc::<Activity>::default();
         let (router, short_cuts) = (self.router.clone(), self.short_cuts.clone());
-        let service = Counted { router, short_cuts, activity: activity.clone() };
+        let (peer_address, proxies) = (peer.ip(), self.proxies.clone());
+        let service = Counted { router, short_cuts, peer: peer_address, proxies, activity: activity.clone() };
         let mut watched = self.watch.take(activity.clone());
         let stream = TokioIo::new(Metered::new(stream, activity));
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));

@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod app;
+pub mod changes;
 pub mod check;
 pub mod device;
 pub mod inbox;

@@ -68,6 +68,7 @@ impl World {
             ("DLQ__PARTITIONS", "2"),
             ("COMMENTS__PARTITIONS", "2"),
             ("MESSAGES__PARTITIONS", "2"),
+            ("MESSAGES__PRESENCE__PARTITIONS", "2"),
             ("HTTP__LISTEN", "127.0.0.1:0"),
             ("MANAGEMENT__LISTEN", "127.0.0.1:0"),
             ("TELEMETRY__LOG_FORMAT", "json"),

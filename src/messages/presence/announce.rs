@@ -1,0 +1,180 @@
+//! Events of who came and went, from Redis to Kafka.
+//!
+//! The script that changes a receiver's state also notes the event as due, and it stays so until Kafka has it:
+//! whoever made the change may die before. The id is a function of receiver and version, so that an event that
+//! is written twice is known for one.
+
+use std::{collections::HashMap, sync::Arc};
+
+use futures_util::future::join_all;
+use metrics::counter;
+use serde::Serialize;
+use tokio::sync::{Mutex, mpsc, watch};
+use uuid::Uuid;
+
+use super::{
+    keys::{Bucket, Keys},
+    script::{Calls, Scripts},
+};
+use crate::platform::{
+    clock,
+    kafka::{Outgoing, Producer, TopicsReady, event::Event},
+    redis::Redis,
+    trace_context::TraceContext,
+};
+
+/// Batches that wait; further ones stay due and are sent by whoever looks for such.
+const WAITING_BATCHES: usize = 64;
+/// Events handed to the producer at a time.
+const CHUNK: usize = 500;
+/// The namespace of event ids.
+const NAMESPACE: Uuid = Uuid::from_u128(0x3e0c_64b1_97d2_5c0a_8f4e_6a1d_20c5_b7f9);
+
+/// A receiver became connected, or disconnected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    pub receiver: Arc<str>,
+    pub connected: bool,
+    pub connections: i64,
+    pub at_ms: i64,
+    /// Grows with every change of the receiver.
+    pub version: i64,
+}
+
+#[derive(Serialize)]
+struct Value<'a> {
+    receiver_id: &'a str,
+    state: &'static str,
+    connections: i64,
+    at: String,
+    version: i64,
+}
+
+impl Change {
+    /// Reads what is noted as due: `VERSION STATE AT CONNECTIONS RECEIVER`.
+    pub fn parse(due: &str) -> Option<Self> {
+        let mut words = due.splitn(5, ' ');
+        let version = words.next()?.parse().ok()?;
+        let connected = words.next()? == "connected";
+        let (at_ms, connections) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        Some(Self { receiver: words.next()?.into(), connected, connections, at_ms, version })
+    }
+
+    fn state(&self) -> &'static str {
+        if self.connected { "connected" } else { "disconnected" }
+    }
+
+    fn value(&self) -> String {
+        let Self { receiver, connections, at_ms, version, .. } = self;
+        let (at, state) = (clock::rfc3339(*at_ms), self.state());
+        let value = Value { receiver_id: receiver, state, connections: *connections, at, version: *version };
+        serde_json::to_string(&value).unwrap_or_default()
+    }
+
+    fn id(&self) -> Uuid {
+        Uuid::new_v5(&NAMESPACE, format!("{} {}", self.version, self.receiver).as_bytes())
+    }
+}
+
+/// Sends changes.
+pub struct Announcer {
+    topic: String,
+    producer: Producer,
+    topics_ready: TopicsReady,
+    sender: mpsc::Sender<Vec<Change>>,
+    waiting: Mutex<mpsc::Receiver<Vec<Change>>>,
+}
+
+impl Announcer {
+    pub fn new(topic: String, producer: Producer, topics_ready: TopicsReady) -> Self {
+        let (sender, waiting) = mpsc::channel(WAITING_BATCHES);
+        Self { topic, producer, topics_ready, sender, waiting: Mutex::new(waiting) }
+    }
+
+    /// Has changes sent soon.
+    pub fn add(&self, changes: Vec<Change>) {
+        if !changes.is_empty() && self.sender.try_send(changes).is_err() {
+            tracing::debug!("changes of presence wait in Redis");
+        }
+    }
+
+    /// Sends what is added, batch after batch.
+    pub async fn run(&self, scripts: &Scripts, keys: &Keys, redis: &watch::Receiver<Option<Redis>>) {
+        let mut waiting = self.waiting.lock().await;
+        while let Some(changes) = waiting.recv().await {
+            let connected = redis.borrow().clone();
+            if let Some(redis) = connected {
+                self.announce(&mut Calls { scripts, keys, redis }, &changes).await;
+            }
+        }
+    }
+
+    /// Sends what is still waiting to be sent.
+    pub async fn finish(&self, calls: &mut Calls<'_>) {
+        let mut waiting = self.waiting.lock().await;
+        while let Ok(changes) = waiting.try_recv() {
+            self.announce(calls, &changes).await;
+        }
+    }
+
+    /// Sends changes and waits until Kafka has them; those that it has are no longer due.
+    pub async fn announce(&self, calls: &mut Calls<'_>, changes: &[Change]) {
+        if !self.topics_ready.get() {
+            return;
+        }
+        for chunk in changes.chunks(CHUNK) {
+            let mut stored: HashMap<Bucket, Vec<(&str, i64)>> = HashMap::new();
+            for change in join_all(chunk.iter().map(|change| self.store(change))).await.into_iter().flatten() {
+                stored.entry(Bucket::of(&change.receiver)).or_default().push((&change.receiver, change.version));
+            }
+            for (bucket, done) in stored {
+                if let Err(error) = calls.settle(bucket, &done).await {
+                    tracing::debug!(error = %error, "changes of presence will be sent again");
+                }
+            }
+        }
+    }
+
+    /// The change, once Kafka has it.
+    async fn store<'a>(&self, change: &'a Change) -> Option<&'a Change> {
+        let kind = match change.connected {
+            true => "postrider.presence.connected",
+            false => "postrider.presence.disconnected",
+        };
+        let event = Event { id: change.id(), kind, source: "/presence", trace: TraceContext::root() };
+        let value = change.value();
+        let record = Outgoing {
+            topic: &self.topic,
+            key: Some(change.receiver.as_bytes()),
+            payload: Some(value.as_bytes()),
+            headers: Some(event.headers(0)),
+            ..Outgoing::default()
+        };
+        match self.producer.store(record).await {
+            Ok(_) => {
+                counter!("postrider_presence_events_total", "state" => change.state()).increment(1);
+                Some(change)
+            }
+            Err(error) => {
+                tracing::debug!(error = %error, "a change of presence is sent later");
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_reads_back_from_what_is_due_and_has_the_same_id_again() {
+        let change = Change::parse("1763731260000 connected 1763731260001 2 r \"1").unwrap();
+        let value = r#"{"receiver_id":"r \"1","state":"connected","connections":2,"at":"2025-11-21T13:21:00.001Z","version":1763731260000}"#;
+        assert_eq!(change.value(), value);
+        assert_eq!(change.id(), change.clone().id());
+        assert_ne!(change.id(), Change { version: 1, ..change.clone() }.id());
+        assert_ne!(change.id(), Change { receiver: "q".into(), ..change }.id());
+        assert_eq!(Change::parse("1 connected x 2 r"), None);
+    }
+}

@@ -1,0 +1,367 @@
+//! The atomic scripts, each within one bucket or the registry of processes.
+//!
+//! Time is that of Redis. The **marker** counts what a process has written to a bucket; a process whose marker is
+//! not what it thinks has been taken over, or Redis has lost data, and then it changes nothing.
+
+use redis::{FromRedisValue, RedisError, Script, Value};
+
+use super::keys::{Bucket, Keys};
+use crate::platform::redis::Redis;
+
+/// What another process puts in the place of the marker when it takes over.
+pub const TAKEN: &str = "taken";
+/// Stands before the names of processes that are to be taken over.
+pub const LEAVING: &str = "leaving:";
+
+const NOW: &str = "
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+";
+
+/// KEYS: head, own, due, then one per receiver. ARGV: process, expected marker, seconds to remember who has gone,
+/// when they were seen last or 0 for now, then for each receiver: name, connections or -1 when it has gone, and the version
+/// and time at which this process knows it to be connected, or 0 and 0.
+/// Each change is noted as due under its version, or, where very many are, under no version, so that the last one of
+/// each receiver is kept. A receiver that Redis knows less of than the process is what the process says.
+/// Returns nothing when the marker is another one; otherwise now and, for each receiver, version, since when it is
+/// connected (0 when it is not), and 1 or 2 when it has just become connected or disconnected.
+const UPDATE: &str = "
+local marker = redis.call('HGET', KEYS[2], '') or '0'
+if marker ~= ARGV[2] then return {} end
+local field = 'p:' .. ARGV[1]
+redis.call('HSETNX', KEYS[1], 'born', now)
+if marker ~= 'taken' then
+  redis.call('HSETNX', KEYS[1], field, now)
+  redis.call('HINCRBY', KEYS[2], '', 1)
+end
+local found = {now}
+for i = 4, #KEYS do
+  local key, at = KEYS[i], 4 * i - 11
+  local name, count = ARGV[at], tonumber(ARGV[at + 1])
+  local version, since = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  local is = redis.call('HMGET', key, 'state', 'version', 'since', 'seen', field)
+  local state, seen, change = 'connected', tonumber(is[4] or 0), 0
+  if is[1] and tonumber(is[2]) >= version then
+    state, version, since = is[1], tonumber(is[2]), tonumber(is[3])
+  elseif version == 0 then
+    state = 'unknown'
+  end
+  if count == 0 and state ~= 'connected' then count = -1 end
+  if count >= 0 then
+    if state ~= 'connected' then
+      state, version, since, change = 'connected', math.max(version + 1, now), now, 1
+    end
+    if count == 0 then seen = now end
+    redis.call('HSET', key, 'state', state, 'version', version, 'since', since, 'seen', seen, field, count)
+    if is[1] == 'disconnected' then redis.call('PERSIST', key) end
+    redis.call('HSET', KEYS[2], name, count)
+  else
+    redis.call('HDEL', key, field)
+    redis.call('HDEL', KEYS[2], name)
+    if tonumber(is[5] or 0) > 0 then
+      seen = math.max(seen, ARGV[4] == '0' and now or tonumber(ARGV[4]))
+    end
+    local others = redis.call('HLEN', key) - (is[1] and 4 or 0)
+    if state == 'connected' then
+      if others <= 0 then
+        state, version, change = 'disconnected', math.max(version + 1, now), 2
+        if seen == 0 then seen = now end
+      end
+      redis.call('HSET', key, 'state', state, 'version', version, 'since', since, 'seen', seen)
+      if change == 2 then redis.call('EXPIRE', key, ARGV[3]) end
+    end
+  end
+  if change > 0 then
+    local due = string.format('%d %s %d %d ', version, state, now, math.max(count, 0)) .. name
+    local place = redis.call('HLEN', KEYS[3]) < 10000 and string.format('%d', version) or ''
+    redis.call('HSET', KEYS[3], place .. ' ' .. name, due)
+  end
+  found[#found + 1] = version
+  found[#found + 1] = state == 'connected' and since or 0
+  found[#found + 1] = change
+end
+return found
+";
+
+/// KEYS: head, own. ARGV: process, the marker that is expected, and the one that is too.
+/// Returns the marker. Where data was lost, the bucket is born anew: what it does not know, nobody knows for a while.
+const LOOK: &str = "
+local marker = redis.call('HGET', KEYS[2], '') or '0'
+redis.call('HSETNX', KEYS[1], 'born', now)
+if marker == ARGV[2] or marker == ARGV[3] then
+  if marker ~= '0' then redis.call('HSETNX', KEYS[1], 'p:' .. ARGV[1], now) end
+elseif marker ~= 'taken' then
+  redis.call('HSET', KEYS[1], 'born', now)
+end
+return marker
+";
+
+/// KEYS: processes. ARGV: process, lease in ms. 0 when it is being taken over.
+const BEAT: &str = "
+if redis.call('ZSCORE', KEYS[1], 'leaving:' .. ARGV[1]) then return 0 end
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+return 1
+";
+
+/// KEYS: processes. ARGV: process, ms until it may be taken over. Returns how many live on.
+const RETIRE: &str = "
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('ZADD', KEYS[1], now + ARGV[2], 'leaving:' .. ARGV[1])
+local alive = 0
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf')) do
+  if string.sub(name, 1, 8) ~= 'leaving:' then alive = alive + 1 end
+end
+return alive
+";
+
+/// KEYS: processes. Returns now, then names and the ends of their leases.
+const LIST: &str = "
+local found = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+table.insert(found, 1, tostring(now))
+return found
+";
+
+/// KEYS: processes. ARGV: process, the end of its lease as it was seen or nothing, ms of the claim, 1 to claim at once.
+/// Whoever gets 1 takes over; when that one dies, the claim ends and the next one goes on.
+const CLAIM: &str = "
+if (redis.call('ZSCORE', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
+local leaving = 'leaving:' .. ARGV[1]
+local at = redis.call('ZSCORE', KEYS[1], leaving)
+if at and tonumber(at) > now and ARGV[4] ~= '1' then return 0 end
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('ZADD', KEYS[1], now + ARGV[3], leaving)
+return 1
+";
+
+/// KEYS: own. From here on, its process can write no more. 0 when there is nothing.
+const FENCE: &str = "
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], '', 'taken')
+return 1
+";
+
+/// KEYS: head, own. ARGV: process.
+const FINISH: &str = "
+redis.call('DEL', KEYS[2])
+redis.call('HDEL', KEYS[1], 'p:' .. ARGV[1])
+return 1
+";
+
+/// KEYS: due. ARGV: pairs of receiver and version. Events of that version are in Kafka.
+const SETTLE: &str = "
+for i = 1, #ARGV, 2 do
+  local last = ' ' .. ARGV[i]
+  local due = redis.call('HGET', KEYS[1], last)
+  if due and string.match(due, '^%d+') == ARGV[i + 1] then redis.call('HDEL', KEYS[1], last) end
+  redis.call('HDEL', KEYS[1], ARGV[i + 1] .. last)
+end
+return 1
+";
+
+/// KEYS: head, receiver. Returns now, when the bucket was born or 0, and the receiver's fields and values.
+const ASK: &str = "
+local found = redis.call('HGETALL', KEYS[2])
+table.insert(found, 1, redis.call('HGET', KEYS[1], 'born') or '0')
+table.insert(found, 1, tostring(now))
+return found
+";
+
+/// The compiled scripts.
+pub struct Scripts {
+    update: Script,
+    look: Script,
+    beat: Script,
+    retire: Script,
+    list: Script,
+    claim: Script,
+    fence: Script,
+    finish: Script,
+    settle: Script,
+    ask: Script,
+}
+
+impl Default for Scripts {
+    fn default() -> Self {
+        let with_time = |code: &str| Script::new(&format!("{NOW}{code}"));
+        Self {
+            update: with_time(UPDATE),
+            look: with_time(LOOK),
+            beat: with_time(BEAT),
+            retire: with_time(RETIRE),
+            list: with_time(LIST),
+            claim: with_time(CLAIM),
+            fence: Script::new(FENCE),
+            finish: Script::new(FINISH),
+            settle: Script::new(SETTLE),
+            ask: with_time(ASK),
+        }
+    }
+}
+
+/// What is known of a receiver's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    pub version: i64,
+    /// Milliseconds since the epoch, by Redis' clock.
+    pub since_ms: i64,
+}
+
+/// What a process says of a receiver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Update<R> {
+    pub receiver: R,
+    /// -1 when it has gone.
+    pub connections: i64,
+    pub known: Option<Known>,
+}
+
+/// Who speaks, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Speaker<'a> {
+    pub process: &'a str,
+    pub marker: &'a str,
+    pub remember_s: u64,
+    /// When those were seen whose connections are gone; 0 is now.
+    pub seen_ms: i64,
+}
+
+/// What came of an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    pub version: i64,
+    /// While it is connected.
+    pub known: Option<Known>,
+    /// The receiver has just become connected, or (false) disconnected.
+    pub change: Option<bool>,
+}
+
+/// A process in the registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    pub process: String,
+    pub leaving: bool,
+    /// As Redis writes it, in milliseconds.
+    pub ends: String,
+}
+
+/// All of one connection's calls.
+pub struct Calls<'a> {
+    pub scripts: &'a Scripts,
+    pub keys: &'a Keys,
+    pub redis: Redis,
+}
+
+impl Calls<'_> {
+    /// `None` when the marker is another one; otherwise the time and one outcome for each update.
+    pub async fn update<R: AsRef<str>>(
+        &mut self,
+        bucket: Bucket,
+        speaker: Speaker<'_>,
+        updates: &[Update<R>],
+    ) -> Result<Option<(i64, Vec<Outcome>)>, RedisError> {
+        let mut call = self.scripts.update.key(self.keys.head(bucket));
+        call.key(self.keys.own(bucket, speaker.process)).key(self.keys.due(bucket));
+        call.arg(speaker.process).arg(speaker.marker).arg(speaker.remember_s).arg(speaker.seen_ms);
+        for update in updates {
+            let name = update.receiver.as_ref();
+            let known = update.known.unwrap_or(Known { version: 0, since_ms: 0 });
+            call.key(self.keys.receiver(bucket, name));
+            call.arg(name).arg(update.connections).arg(known.version).arg(known.since_ms);
+        }
+        let found: Vec<i64> = call.invoke_async(&mut self.redis).await?;
+        Ok(found.split_first().map(|(now, rest)| (*now, rest.chunks_exact(3).map(outcome).collect())))
+    }
+
+    /// The marker of a process, which should be one of two.
+    pub async fn look(&mut self, bucket: Bucket, process: &str, expected: [u64; 2]) -> Result<String, RedisError> {
+        let mut call = self.scripts.look.key(self.keys.head(bucket));
+        call.key(self.keys.own(bucket, process)).arg(process).arg(&expected[..]);
+        call.invoke_async(&mut self.redis).await
+    }
+
+    /// False when it is being taken over.
+    pub async fn beat(&mut self, process: &str, lease_ms: u64) -> Result<bool, RedisError> {
+        let mut call = self.scripts.beat.key(self.keys.processes());
+        call.arg(process).arg(lease_ms).invoke_async(&mut self.redis).await
+    }
+
+    /// How many other processes live on.
+    pub async fn retire(&mut self, process: &str, delay_ms: u64) -> Result<u64, RedisError> {
+        let mut call = self.scripts.retire.key(self.keys.processes());
+        call.arg(process).arg(delay_ms).invoke_async(&mut self.redis).await
+    }
+
+    /// Now, and all processes.
+    pub async fn list(&mut self) -> Result<(i64, Vec<Lease>), RedisError> {
+        let call = self.scripts.list.key(self.keys.processes());
+        let found: Vec<String> = call.invoke_async(&mut self.redis).await?;
+        let Some((now, rest)) = found.split_first() else { return Ok((0, Vec::new())) };
+        let leases = rest.chunks_exact(2).map(|pair| {
+            let name = pair[0].strip_prefix(LEAVING);
+            Lease { process: name.unwrap_or(&pair[0]).to_owned(), leaving: name.is_some(), ends: pair[1].clone() }
+        });
+        Ok((now.parse().unwrap_or(0), leases.collect()))
+    }
+
+    pub async fn claim(&mut self, process: &str, seen: &str, ms: u64, at_once: bool) -> Result<bool, RedisError> {
+        let mut call = self.scripts.claim.key(self.keys.processes());
+        call.arg(process).arg(seen).arg(ms).arg(u8::from(at_once)).invoke_async(&mut self.redis).await
+    }
+
+    /// Ends a process that was taken over, or is to be.
+    pub async fn forget(&mut self, process: &str) -> Result<(), RedisError> {
+        let mut call = redis::cmd("ZREM");
+        call.arg(self.keys.processes()).arg(format!("{LEAVING}{process}")).query_async(&mut self.redis).await
+    }
+
+    pub async fn fence(&mut self, bucket: Bucket, process: &str) -> Result<bool, RedisError> {
+        self.scripts.fence.key(self.keys.own(bucket, process)).invoke_async(&mut self.redis).await
+    }
+
+    pub async fn finish(&mut self, bucket: Bucket, process: &str) -> Result<(), RedisError> {
+        let mut call = self.scripts.finish.key(self.keys.head(bucket));
+        call.key(self.keys.own(bucket, process)).arg(process).invoke_async(&mut self.redis).await
+    }
+
+    pub async fn settle(&mut self, bucket: Bucket, done: &[(&str, i64)]) -> Result<(), RedisError> {
+        let mut call = self.scripts.settle.key(self.keys.due(bucket));
+        for (receiver, version) in done {
+            call.arg(*receiver).arg(*version);
+        }
+        call.invoke_async(&mut self.redis).await
+    }
+
+    /// Now, when the bucket was born (0 for never), and a receiver's fields.
+    pub async fn ask(
+        &mut self,
+        bucket: Bucket,
+        receiver: &str,
+    ) -> Result<(i64, i64, Vec<(String, String)>), RedisError> {
+        let mut call = self.scripts.ask.key(self.keys.head(bucket));
+        let found: Vec<String> = call.key(self.keys.receiver(bucket, receiver)).invoke_async(&mut self.redis).await?;
+        let number = |at: usize| found.get(at).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let fields = found.get(2..).unwrap_or_default().chunks_exact(2);
+        Ok((number(0), number(1), fields.map(|pair| (pair[0].clone(), pair[1].clone())).collect()))
+    }
+
+    /// One command and its answer.
+    pub async fn run<T: FromRedisValue>(&mut self, words: &[&str]) -> Result<T, RedisError> {
+        let mut command = redis::Cmd::new();
+        for word in words {
+            command.arg(*word);
+        }
+        let value: Value = command.query_async(&mut self.redis).await?;
+        Ok(redis::from_redis_value(value)?)
+    }
+}
+
+fn outcome(numbers: &[i64]) -> Outcome {
+    let version = numbers[0];
+    let known = (numbers[1] > 0).then_some(Known { version, since_ms: numbers[1] });
+    let change = match numbers[2] {
+        1 => Some(true),
+        2 => Some(false),
+        _ => None,
+    };
+    Outcome { version, known, change }
+}

@@ -1,0 +1,212 @@
+//! Ends what processes have left behind, whoever they were and however they ended, and sends events that
+//! nobody has sent. Every process looks; a claim decides who does it, and it is safe to do it twice.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use metrics::{counter, gauge};
+use redis::RedisError;
+use tokio::time::Instant;
+
+use super::{
+    Shared,
+    announce::Change,
+    keys::Bucket,
+    script::{Calls, Lease, Speaker, TAKEN, Update},
+};
+
+/// Receivers read, and ended, at a time.
+const CHUNK: usize = 100;
+/// Due events of a bucket that are sent in one round.
+const MAX_DUE: usize = 1_000;
+/// How long whoever made a change has had for telling Kafka.
+const DUE_MS: i64 = 5_000;
+/// For one bucket of a process that is taken over; then somebody else may go on.
+const CLAIM_MS: u64 = 10_000;
+
+/// What a process has noticed of the others.
+#[derive(Default)]
+pub struct Watchman {
+    /// Processes whose lease is over, or that nobody has heard of, with what was seen of their lease and since when.
+    suspects: HashMap<String, (String, Instant)>,
+}
+
+/// A process that is to be ended.
+struct Dead {
+    process: String,
+    /// The end of its lease as it was seen; empty where it is not in the registry any more.
+    lease: String,
+}
+
+impl Watchman {
+    /// Looks again and again.
+    pub async fn watch(&mut self, shared: &Shared) {
+        loop {
+            tokio::time::sleep(shared.config.heartbeat().mul_f64(0.9 + fastrand::f64() * 0.2)).await;
+            let Ok(mut calls) = shared.calls() else { continue };
+            if let Err(error) = self.look(shared, &mut calls).await {
+                tracing::debug!(error = %error, "cannot look after presence");
+            }
+        }
+    }
+
+    async fn look(&mut self, shared: &Shared, calls: &mut Calls<'_>) -> Result<(), RedisError> {
+        let (now_ms, leases) = calls.list().await?;
+        for dead in self.find_dead(shared, calls, now_ms, &leases).await {
+            end_process(shared, calls, &dead, false).await?;
+        }
+        // One process at a time, and not more often than it is needed.
+        let pause_ms = (shared.config.heartbeat().as_millis()).to_string();
+        let sweeper = shared.keys.sweeper();
+        let chosen: Option<String> = calls.run(&["SET", &sweeper, "1", "NX", "PX", &pause_ms]).await?;
+        if chosen.is_some() {
+            send_due(shared, calls, now_ms - DUE_MS).await?;
+        }
+        Ok(())
+    }
+
+    /// Those who said that they leave, when it is time; and those that stay silent, or unknown, for a heartbeat in
+    /// which they could have spoken: after Redis was away, all leases are over.
+    async fn find_dead(&mut self, shared: &Shared, calls: &mut Calls<'_>, now_ms: i64, leases: &[Lease]) -> Vec<Dead> {
+        let over = |lease: &&Lease| lease.ends.parse::<f64>().is_ok_and(|ends| ends <= now_ms as f64);
+        let mut silent = orphans(calls, leases).await;
+        let mut dead = Vec::new();
+        for lease in leases.iter().filter(over) {
+            if lease.leaving {
+                dead.push(Dead { process: lease.process.clone(), lease: String::new() });
+            } else {
+                silent.insert(lease.process.clone(), lease.ends.clone());
+            }
+        }
+        let patience = shared.config.heartbeat().mul_f64(1.2);
+        self.suspects.retain(|process, (lease, _)| silent.get(process) == Some(lease));
+        for (process, lease) in silent {
+            let (_, since) = self.suspects.entry(process.clone()).or_insert_with(|| (lease.clone(), Instant::now()));
+            if since.elapsed() >= patience {
+                dead.push(Dead { process, lease });
+            }
+        }
+        dead
+    }
+}
+
+/// Ends everything that is left, and sends everything that is due, when no process lives on.
+pub async fn end_all(shared: &Shared, calls: &mut Calls<'_>) -> Result<(), RedisError> {
+    let (_, leases) = calls.list().await?;
+    for Lease { process, leaving, ends } in leases {
+        let lease = if leaving { String::new() } else { ends };
+        end_process(shared, calls, &Dead { process, lease }, true).await?;
+    }
+    send_due(shared, calls, i64::MAX).await
+}
+
+/// Processes that have something in a bucket and are not in the registry, which may have been lost alone.
+async fn orphans(calls: &mut Calls<'_>, leases: &[Lease]) -> HashMap<String, String> {
+    let known: HashSet<&str> = leases.iter().map(|lease| lease.process.as_str()).collect();
+    let mut found = HashMap::new();
+    for bucket in Bucket::all() {
+        let head = calls.keys.head(bucket);
+        // A shard that is away must not keep the others' dead alive.
+        let Ok(fields) = calls.run::<Vec<String>>(&["HKEYS", &head]).await else { continue };
+        let processes = fields.iter().filter_map(|field| field.strip_prefix("p:"));
+        found.extend(processes.filter(|name| !known.contains(name)).map(|name| (name.to_owned(), String::new())));
+    }
+    found
+}
+
+/// Ends all connections of a process, where the claim is ours.
+async fn end_process(shared: &Shared, calls: &mut Calls<'_>, dead: &Dead, at_once: bool) -> Result<(), RedisError> {
+    if !calls.claim(&dead.process, &dead.lease, CLAIM_MS, at_once).await? {
+        return Ok(());
+    }
+    let lease_ms = i64::try_from(shared.config.lease().as_millis()).unwrap_or(0);
+    // The last sign of life.
+    let seen_ms = dead.lease.parse::<f64>().map_or(0, |ends| (ends as i64 - lease_ms).max(0));
+    let mut receivers = 0;
+    for bucket in Bucket::all() {
+        if calls.fence(bucket, &dead.process).await? {
+            // What it did not come to say comes before what is said of its end.
+            send_due_of(shared, calls, bucket, i64::MAX).await?;
+            receivers += end_bucket(shared, calls, bucket, &dead.process, seen_ms).await?;
+            calls.claim(&dead.process, "", CLAIM_MS, true).await?;
+        }
+        calls.finish(bucket, &dead.process).await?;
+    }
+    calls.forget(&dead.process).await?;
+    counter!("postrider_presence_takeovers_total").increment(1);
+    tracing::info!(process = dead.process, receivers, "ended the connections that a process left behind");
+    Ok(())
+}
+
+async fn end_bucket(
+    shared: &Shared,
+    calls: &mut Calls<'_>,
+    bucket: Bucket,
+    process: &str,
+    seen_ms: i64,
+) -> Result<usize, RedisError> {
+    let speaker = Speaker { process, marker: TAKEN, remember_s: shared.config.remember_s(), seen_ms };
+    let (own, count) = (shared.keys.own(bucket, process), CHUNK.to_string());
+    let (mut cursor, mut ended) = ("0".to_owned(), 0);
+    loop {
+        let (next, pairs): (String, Vec<String>) = calls.run(&["HSCAN", &own, &cursor, "COUNT", &count]).await?;
+        let names = pairs.chunks_exact(2).map(|pair| pair[0].as_str()).filter(|name| !name.is_empty());
+        let gone: Vec<_> = names.map(|receiver| Update { receiver, connections: -1, known: None }).collect();
+        for chunk in gone.chunks(CHUNK) {
+            // Nothing when somebody else has finished it.
+            let Some((at_ms, outcomes)) = calls.update(bucket, speaker, chunk).await? else { return Ok(ended) };
+            let changes: Vec<Change> = chunk
+                .iter()
+                .zip(outcomes)
+                .filter_map(|(update, outcome)| {
+                    let (receiver, version) = (Arc::from(update.receiver), outcome.version);
+                    Some(Change { receiver, connected: outcome.change?, connections: 0, at_ms, version })
+                })
+                .collect();
+            shared.announcer.announce(calls, &changes).await;
+            ended += chunk.len();
+        }
+        if next == "0" {
+            return Ok(ended);
+        }
+        cursor = next;
+    }
+}
+
+/// Sends events that have been due since before a time: who was to send them has died, or Kafka was away.
+async fn send_due(shared: &Shared, calls: &mut Calls<'_>, before_ms: i64) -> Result<(), RedisError> {
+    let mut overdue = 0;
+    for bucket in Bucket::all() {
+        overdue += send_due_of(shared, calls, bucket, before_ms).await?;
+    }
+    gauge!("postrider_presence_due_events").set(overdue as f64);
+    Ok(())
+}
+
+/// The same for one bucket; how many there were.
+async fn send_due_of(
+    shared: &Shared,
+    calls: &mut Calls<'_>,
+    bucket: Bucket,
+    before_ms: i64,
+) -> Result<usize, RedisError> {
+    let (due, count) = (shared.keys.due(bucket), CHUNK.to_string());
+    let (mut cursor, mut late) = ("0".to_owned(), Vec::new());
+    while late.len() < MAX_DUE {
+        let (next, pairs): (String, Vec<String>) = calls.run(&["HSCAN", &due, &cursor, "COUNT", &count]).await?;
+        let changes = pairs.chunks_exact(2).filter_map(|pair| Change::parse(&pair[1]));
+        late.extend(changes.filter(|change| change.at_ms <= before_ms));
+        cursor = next;
+        if cursor == "0" {
+            break;
+        }
+    }
+    if !late.is_empty() {
+        tracing::debug!(events = late.len(), "sending changes of presence that are overdue");
+        late.sort_by_key(|change| change.version);
+        shared.announcer.announce(calls, &late).await;
+    }
+    Ok(late.len())
+}

@@ -1,0 +1,249 @@
+//! Presence while processes die or stand still and Redis forgets: nobody who is connected is said to be away,
+//! nobody who has gone stays, and every change is told.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::{
+    harness::{
+        App, Stack, World,
+        changes::{changes, count, faults, states},
+        redis,
+        socket::Socket,
+        until,
+        wait::seconds,
+    },
+    presence::{await_changes, await_connections, quick, with_quick},
+};
+
+const NONE: Vec<String> = Vec::new();
+
+async fn api(world: &World) -> App {
+    world.app().role("api").start().await
+}
+
+/// Connections of receivers `NAME0`, `NAME1`, … to a process.
+async fn connect(app: &App, name: &str, count: usize) -> Vec<Socket> {
+    let mut sockets = Vec::new();
+    for number in 0..count {
+        sockets.push(Socket::plain(&app.api, &format!("{name}{number}")).await);
+    }
+    sockets
+}
+
+/// Asks for a receiver that is connected all the time, until it has been known for so long.
+async fn never_away(apps: &[&App], receivers: &[&str], within: Duration) {
+    let (begun, mut known_since) = (Instant::now(), None);
+    loop {
+        let mut all = true;
+        for app in apps {
+            for receiver in receivers {
+                let answer = app.get(&format!("/api/v1/presence/{receiver}")).await;
+                if answer.status == 503 {
+                    all = false;
+                    continue;
+                }
+                assert_eq!(answer.expect(200).json()["state"], "connected", "{receiver} at {}", app.api);
+            }
+        }
+        let since = if all { known_since.get_or_insert_with(Instant::now).elapsed() } else { Duration::ZERO };
+        if !all {
+            known_since = None;
+        }
+        if since >= seconds(4) {
+            return;
+        }
+        assert!(begun.elapsed() < within, "not known again in time");
+    }
+}
+
+#[tokio::test]
+async fn the_connections_of_a_killed_process_end_and_those_elsewhere_do_not() {
+    let world = quick().await;
+    let (one, two, three) = (api(&world).await, api(&world).await, api(&world).await);
+    let lost = connect(&one, "r", 150).await;
+    let kept = Socket::plain(&two.api, "r0").await;
+    // Nobody says of it that it is gone, but it has no connections: its process is killed within the linger.
+    Socket::plain(&one.api, "r1").await.leave().await;
+    await_connections(&three, "r0", 2).await;
+    await_connections(&three, "r149", 1).await;
+    let killed = Instant::now();
+    one.kill().await;
+    for receiver in ["r1", "r149", "r70"] {
+        let found = await_connections(&two, receiver, 0).await;
+        assert!(found["last_seen"].is_string(), "{found}");
+    }
+    // The lease, and two heartbeats or a little more.
+    assert!(killed.elapsed() < seconds(8), "{:?}", killed.elapsed());
+    await_connections(&three, "r0", 1).await;
+    await_changes(&world, &["r0"]).await;
+    assert_eq!(count(&changes(&world).await), 150 + 149, "each change is told once");
+    drop((lost, kept));
+    two.stop().await;
+    three.stop().await;
+}
+
+#[tokio::test]
+async fn when_one_that_takes_over_dies_the_next_one_goes_on() {
+    let world = quick().await;
+    let (one, two) = (api(&world).await, api(&world).await);
+    let lost = connect(&one, "r", 20).await;
+    await_connections(&two, "r19", 1).await;
+    let registry = format!("{}:presence:processes", world.prefix);
+    let before = until("both are registered", seconds(10), || async {
+        let names: Vec<String> = redis::run(&world.redis_url, &["ZRANGE", &registry, "0", "-1"]).await;
+        (names.len() == 2).then_some(names)
+    })
+    .await;
+    let owner: Vec<String> = redis::run(&world.redis_url, &["KEYS", &format!("{}:presence:*of:*", world.prefix)]).await;
+    let owner = owner[0].rsplit(':').next().unwrap().to_owned();
+    assert!(before.contains(&owner), "{owner} {before:?}");
+    one.kill().await;
+    // What a process does that claims it and dies.
+    let soon = (postrider::platform::clock::now_ms() + 3_000).to_string();
+    let _: i64 = redis::run(&world.redis_url, &["ZREM", &registry, &owner]).await;
+    let _: i64 = redis::run(&world.redis_url, &["ZADD", &registry, &soon, &format!("leaving:{owner}")]).await;
+    await_connections(&two, "r19", 0).await;
+    await_changes(&world, &[]).await;
+    let left: Vec<String> =
+        redis::run(&world.redis_url, &["KEYS", &format!("{}:presence:*{owner}", world.prefix)]).await;
+    assert_eq!(left, NONE);
+    // A registry that forgets a process altogether leaves no ghosts either.
+    let ghosts = connect(&two, "g", 20).await;
+    let three = api(&world).await;
+    await_connections(&three, "g19", 1).await;
+    two.kill().await;
+    let _: i64 = redis::run(&world.redis_url, &["DEL", &registry]).await;
+    await_connections(&three, "g19", 0).await;
+    await_changes(&world, &[]).await;
+    drop((lost, ghosts));
+    three.stop().await;
+}
+
+#[tokio::test]
+async fn a_process_that_stood_still_tells_again_who_is_connected() {
+    let world = quick().await;
+    let (one, two) = (api(&world).await, api(&world).await);
+    let sockets = connect(&one, "r", 40).await;
+    await_connections(&two, "r39", 1).await;
+    one.signal(Signal::STOP);
+    await_connections(&two, "r39", 0).await;
+    await_changes(&world, &[]).await;
+    one.signal(Signal::CONT);
+    await_connections(&two, "r39", 1).await;
+    await_connections(&two, "r0", 1).await;
+    let names: Vec<String> = (0..40).map(|number| format!("r{number}")).collect();
+    await_changes(&world, &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    assert_eq!(states(&changes(&world).await, "r7"), [true, false, true]);
+    drop(sockets);
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test]
+async fn when_redis_forgets_everything_nobody_who_is_connected_is_said_to_be_away() {
+    let stack = Stack::own("presence", &["--only", "redis"]).await;
+    let world = with_quick(World::on(&stack).await.with_postgres().await);
+    let (one, two) = (api(&world).await, api(&world).await);
+    let (first, second) = (connect(&one, "a", 60).await, connect(&two, "b", 60).await);
+    let both = [Socket::plain(&one.api, "c").await, Socket::plain(&two.api, "c").await];
+    let names: Vec<String> = (0..60).flat_map(|number| [format!("a{number}"), format!("b{number}")]).collect();
+    let mut connected: Vec<&str> = names.iter().map(String::as_str).collect();
+    connected.push("c");
+    await_changes(&world, &connected).await;
+    let since = await_connections(&one, "c", 2).await["since"].clone();
+    for _ in 0..2 {
+        let _: String = redis::run(&world.redis_url, &["FLUSHALL"]).await;
+        one.get("/api/v1/presence/nobody").await.problem(503, "rebuilding");
+        never_away(&[&one, &two], &["a0", "b0", "a59", "b59", "c"], seconds(30)).await;
+        await_connections(&one, "nobody", 0).await;
+    }
+    assert_eq!(await_connections(&two, "c", 2).await["since"], since, "it has been connected all the time");
+    assert_eq!(faults(&changes(&world).await, &connected), NONE);
+    assert_eq!(count(&changes(&world).await), 121, "nothing has changed");
+    // Who goes while Redis is away is told when it is back; and so is who comes.
+    stack.ctl(&["stop", "redis"]).await;
+    let asked = Instant::now();
+    one.get("/api/v1/presence/a0").await.problem(503, "redis_unavailable");
+    assert!(asked.elapsed() < seconds(4), "{:?}", asked.elapsed());
+    drop(first);
+    let late = Socket::plain(&one.api, "late").await;
+    stack.ctl(&["start", "redis"]).await;
+    never_away(&[&one, &two], &["b0", "c", "late"], seconds(30)).await;
+    await_connections(&two, "a0", 0).await;
+    connected.retain(|name| !name.starts_with('a'));
+    connected.push("late");
+    await_changes(&world, &connected).await;
+    drop((second, both, late));
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test]
+async fn on_a_cluster_a_shard_that_forgets_is_told_again_and_a_killed_process_ends() {
+    let stack = Stack::own("presences", &["--only", "redis", "--redis-cluster"]).await;
+    let mut world = with_quick(World::on(&stack).await.with_postgres().await);
+    world.set("POSTRIDER_REDIS__URL", stack.get("REDIS_CLUSTER_URLS"));
+    world.set("POSTRIDER_REDIS__CLUSTER", "true");
+    let (one, two) = (api(&world).await, api(&world).await);
+    let (first, second) = (connect(&one, "a", 40).await, connect(&two, "b", 40).await);
+    let names: Vec<String> = (0..40).flat_map(|number| [format!("a{number}"), format!("b{number}")]).collect();
+    let connected: Vec<&str> = names.iter().map(String::as_str).collect();
+    await_changes(&world, &connected).await;
+    for node in stack.get("REDIS_CLUSTER_URLS").split(',') {
+        assert!(redis::run::<usize>(node, &["DBSIZE"]).await > 0, "every shard has a part");
+        redis::run::<String>(node, &["FLUSHALL"]).await;
+        never_away(&[&one, &two], &["a0", "a1", "a2", "a3", "b0", "b1", "b2", "b3", "b39"], seconds(30)).await;
+    }
+    assert_eq!(count(&changes(&world).await), 80, "nothing has changed");
+    one.kill().await;
+    for receiver in ["a0", "a1", "a2", "a3", "a39"] {
+        await_connections(&two, receiver, 0).await;
+    }
+    await_changes(&world, &connected[..].iter().copied().filter(|name| name.starts_with('b')).collect::<Vec<_>>())
+        .await;
+    drop((first, second));
+    two.stop().await;
+}
+
+#[tokio::test]
+async fn whatever_comes_and_goes_the_end_is_right_and_every_change_was_told() {
+    const RECEIVERS: usize = 8;
+    let world = quick().await;
+    let mut apps = vec![api(&world).await, api(&world).await, api(&world).await];
+    let mut sockets: Vec<(usize, usize, Socket)> = Vec::new();
+    let mut random = fastrand::Rng::with_seed(7);
+    for round in 0..4 {
+        for _ in 0..60 {
+            if sockets.is_empty() || random.u8(..) < 140 {
+                let (receiver, at) = (random.usize(..RECEIVERS), random.usize(..apps.len()));
+                sockets.push((receiver, at, Socket::plain(&apps[at].api, &format!("r{receiver}")).await));
+            } else {
+                sockets.swap_remove(random.usize(..sockets.len()));
+            }
+        }
+        let at = round % apps.len();
+        let next = api(&world).await;
+        let former = std::mem::replace(&mut apps[at], next);
+        sockets.retain(|(_, connected_to, _)| *connected_to != at);
+        if round % 2 == 0 { former.kill().await } else { former.stop().await }
+    }
+    let open = |receiver: usize| sockets.iter().filter(|(whose, ..)| *whose == receiver).count();
+    let names: Vec<String> = (0..RECEIVERS).map(|receiver| format!("r{receiver}")).collect();
+    for (receiver, name) in names.iter().enumerate() {
+        for app in &apps {
+            await_connections(app, name, open(receiver) as u64).await;
+        }
+    }
+    let connected: Vec<&str> =
+        names.iter().enumerate().filter(|(receiver, _)| open(*receiver) > 0).map(|(_, name)| name.as_str()).collect();
+    await_changes(&world, &connected).await;
+    assert!(!connected.is_empty() && changes(&world).await.len() > RECEIVERS);
+    drop(sockets);
+    for app in apps {
+        app.stop().await;
+    }
+    assert_eq!(faults(&changes(&world).await, &[]), NONE, "{}", json!(names));
+}
