@@ -11,18 +11,21 @@ use super::presence;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Partitions of the topic `message`; fixed when it is created.
+    /// Partitions of the topics `message` and `message-events`; fixed when they are created.
     pub partitions: i32,
     /// Raised when the topic was replaced; what was stored before stays.
     pub epoch: u32,
     /// Consumer group of the projection, before `kafka.group_prefix`.
     pub group: String,
-    /// Time for which the topic keeps records, in milliseconds; used when it is created.
+    /// Time for which the topics keep records, in milliseconds; used when they are created.
     pub topic_retention_ms: i64,
     /// Days for which messages can be read again. Older ones are dropped by the day.
     pub retention_days: u32,
     /// Records of one partition stored at a time.
     pub batch_records: usize,
+    /// Time after which a message that its receiver has not got is told of in `message-events`, in milliseconds; 0 tells
+    /// of none.
+    pub undelivered_after_ms: u64,
     /// Open connections and streams at most, per process; further ones are 503 `too_many_streams`.
     pub max_connections: usize,
     /// The same for one receiver; further ones are 429 `too_many_connections`.
@@ -61,6 +64,7 @@ impl Default for Config {
             topic_retention_ms: 604_800_000,
             retention_days: 30,
             batch_records: 1_000,
+            undelivered_after_ms: 60_000,
             max_connections: 20_000,
             max_connections_per_receiver: 64,
             max_connections_per_address: 0,

@@ -22,7 +22,7 @@ use super::{
     model::{self, Draft},
     socket::{Connection, PROTOCOL},
     store::Limits,
-    stream,
+    stream, unread,
 };
 use crate::platform::{
     clock,
@@ -54,6 +54,7 @@ pub fn routes(messages: Messages) -> OpenApiRouter {
         .routes(routes!(connect))
         .routes(routes!(live))
         .routes(routes!(history))
+        .merge(unread::routes())
         .with_state(messages)
 }
 
@@ -189,7 +190,12 @@ async fn live(
     let after = cursor("Last-Event-ID", header.or(query.after.as_deref()))?;
     let open = messages.connections()?;
     let age = sse::age(messages.inner.config.stream_max_age_ms);
-    Ok(stream::respond(Follower::open(&open.hub, &receiver, context.client, after).await?, age))
+    let follower = Follower::open(&open.hub, &receiver, context.client, after).await?;
+    if header.is_some() {
+        // Whoever names an event has got it; it is the only word that ever comes from the client of a stream.
+        open.acks.add(&follower.seat.receiver, &follower.cursor);
+    }
+    Ok(stream::respond(follower, age))
 }
 
 #[derive(Deserialize)]
@@ -211,6 +217,8 @@ struct Listed<'a> {
     data: &'a RawValue,
     /// When Kafka got it, as RFC 3339.
     created_at: String,
+    /// Whether its receiver is known to have got it.
+    delivered: bool,
 }
 
 /// One page of messages.
@@ -257,15 +265,18 @@ async fn history(
     let store = &messages.connections()?.hub.store;
     let limits = Limits { rows: limit, bytes: PAGE_BYTES };
     let found = store.after(&receiver, &cursor, limits).await.map_err(|error| unreachable(&error))?;
+    let delivered = store.delivered(&receiver).await.map_err(|error| unreachable(&error))?;
     let (mut listed, mut gap, mut last) = (Vec::new(), false, Cursor::default());
     for row in &found {
         last.advance(row.lane(), row.last);
         let Some(value) = row.value.as_deref().filter(|_| listed.len() < usize::from(limit)) else { continue };
         gap |= row.prev.is_some_and(|prev| prev > cursor.seen(row.lane()));
-        cursor.advance(row.lane(), row.offset.unwrap_or(row.last));
+        let offset = row.offset.unwrap_or(row.last);
+        cursor.advance(row.lane(), offset);
+        let delivered = offset <= delivered.seen(row.lane());
         let data = serde_json::from_str(value).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
         let created_at = clock::rfc3339(row.created_ms.unwrap_or_default());
-        listed.push(Listed { id: cursor.to_string(), data, created_at });
+        listed.push(Listed { id: cursor.to_string(), data, created_at, delivered });
     }
     gap |= found.iter().any(|row| row.value.is_none());
     let more = last.lanes().any(|(lane, last)| cursor.seen(lane) < last) && !listed.is_empty();
@@ -301,7 +312,7 @@ impl Messages {
         Ok(())
     }
 
-    fn connections(&self) -> Result<&Open, Problem> {
+    pub(super) fn connections(&self) -> Result<&Open, Problem> {
         let off = || Problem::new(Code::PostgresUnavailable, "messages are not stored here: `postgres.url` is not set");
         self.open().ok_or_else(off)
     }
@@ -319,7 +330,7 @@ impl Messages {
 }
 
 /// Whose messages are meant, by header or by query.
-fn receiver(headers: &HeaderMap, query: Option<String>) -> Result<String, Problem> {
+pub(super) fn receiver(headers: &HeaderMap, query: Option<String>) -> Result<String, Problem> {
     let header = headers.get(&RECEIVER_ID).map(|value| String::from_utf8(value.as_bytes().to_vec()));
     let header = header.transpose().map_err(|_| invalid("`ReceiverId` is not UTF-8"))?;
     let receiver = header.or(query).filter(|id| !id.is_empty()).ok_or_else(|| invalid("Missing data"))?;
@@ -332,6 +343,6 @@ fn cursor(name: &str, text: Option<&str>) -> Result<Option<Cursor>, Problem> {
     parsed.map_err(|error| invalid(format!("`{name}` is {error}")))
 }
 
-fn invalid(detail: impl Into<String>) -> Problem {
+pub(super) fn invalid(detail: impl Into<String>) -> Problem {
     Problem::new(Code::InvalidRequest, detail)
 }

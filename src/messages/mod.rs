@@ -19,6 +19,8 @@ mod slot;
 mod socket;
 mod store;
 mod stream;
+mod undelivered;
+mod unread;
 mod upkeep;
 
 pub use config::Config;
@@ -26,6 +28,7 @@ pub use http::routes;
 pub use presence::{Presence, TOPIC as PRESENCE_TOPIC, routes as presence_routes};
 pub use project::Projector;
 pub use publish::Publisher;
+pub use undelivered::Undelivered;
 pub use upkeep::keep as keep_partitions;
 
 use std::{sync::Arc, time::Duration};
@@ -37,11 +40,13 @@ use tokio_util::sync::CancellationToken;
 use self::{acks::Acks, hub::Hub, store::Store};
 use crate::platform::{
     http::Config as HttpConfig,
-    kafka::{self, Producer, TopicSpec, TopicsReady},
+    kafka::{self, Producer, TopicSpec, TopicsReady, dead_letter},
 };
 
 /// The topic of messages, before the prefix.
 pub const TOPIC: &str = "message";
+/// The topic of what happens to messages, before the prefix.
+pub const EVENTS_TOPIC: &str = "message-events";
 
 /// The room's topics.
 pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
@@ -58,7 +63,16 @@ pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
         required: vec![("cleanup.policy", "delete")],
         remedy: "set `messages.partitions` to what the topic has".to_owned(),
     };
-    [vec![message], presence::topic_specs(&config.presence, kafka)].concat()
+    let mut specs = vec![message];
+    if config.undelivered_after_ms > 0 {
+        let mut events = TopicSpec { name: kafka.topic(EVENTS_TOPIC), ..specs[0].clone() };
+        // An event is its message and something more.
+        let max_bytes = kafka.producer.max_message_bytes.saturating_add(2 * dead_letter::ROOM_BYTES);
+        events.settings.push(setting("max.message.bytes", &max_bytes.to_string()));
+        specs.push(events);
+    }
+    specs.extend(presence::topic_specs(&config.presence, kafka));
+    specs
 }
 
 /// The Redis channel on which a receiver's messages are announced.

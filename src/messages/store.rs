@@ -3,6 +3,10 @@
 //! The statement that stores a batch also moves its partition's progress, from where the writer thinks it
 //! is, and each receiver's last offset: a writer that was replaced stores nothing, and what readers see of a
 //! partition has no holes.
+//!
+//! About once a second it also leaves a mark, which says from which offset on rows of a partition have which
+//! `stored_at`. The time is that of the transaction's start, and statements may take any time to commit; the
+//! mark is chosen under the lock of the progress, so that it holds nevertheless.
 
 use sqlx::PgPool;
 
@@ -53,6 +57,27 @@ impl Found {
     }
 }
 
+/// What a receiver has not got of one of its lanes.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Unread {
+    pub receiver_id: String,
+    topic_epoch: i64,
+    partition: i32,
+    /// The last message there.
+    pub last: i64,
+    /// Up to where it is known to have got them; `None` when nothing is known.
+    pub delivered: Option<i64>,
+    /// Up to the limit.
+    pub unread: i64,
+    pub oldest_ms: Option<i64>,
+}
+
+impl Unread {
+    pub fn lane(&self) -> Lane {
+        lane(self.topic_epoch, self.partition)
+    }
+}
+
 /// How much is read of each lane at a time.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -63,7 +88,15 @@ pub struct Limits {
 
 const APPEND: &str = r#"
     WITH moved AS (
-        UPDATE messages_progress SET next = $4 WHERE topic_epoch = $1 AND partition = $2 AND next = $3 RETURNING next
+        UPDATE messages_progress
+        SET next = $4,
+            marked_at = CASE WHEN now() >= marked_at AND now() < marked_at + interval '1 second' THEN marked_at ELSE now() END
+        WHERE topic_epoch = $1 AND partition = $2 AND next = $3
+        RETURNING next, marked_at
+    ), marked AS (
+        INSERT INTO message_marks (topic_epoch, partition, "offset", stored_at)
+        SELECT $1, $2, $3, marked_at FROM moved WHERE marked_at = now()
+        ON CONFLICT (topic_epoch, partition, "offset") DO UPDATE SET stored_at = excluded.stored_at
     ), incoming AS (
         SELECT * FROM unnest($5::text[], $6::bigint[], $7::text[], $8::text[], $9::bigint[])
              AS incoming (event_id, "offset", receiver_id, value, created_ms)
@@ -124,13 +157,37 @@ const AFTER: &str = r#"
     ORDER BY head.topic_epoch, head.partition, found."offset""#;
 
 /// In the order of the key, so that two processes that write the same rows wait for each other rather
-/// than lock each other out.
+/// than lock each other out. No further than what is stored, whatever a client says that it got.
 const ACKNOWLEDGE: &str = "
     INSERT INTO message_cursors AS known (receiver_id, topic_epoch, partition, delivered)
-    SELECT * FROM unnest($1::text[], $2::bigint[], $3::int[], $4::bigint[]) AS new (receiver_id, topic_epoch, partition, at)
+    SELECT receiver_id, topic_epoch, partition, least(new.at, head.last)
+    FROM unnest($1::text[], $2::bigint[], $3::int[], $4::bigint[]) AS new (receiver_id, topic_epoch, partition, at)
+    JOIN message_receivers AS head USING (receiver_id, topic_epoch, partition)
     ORDER BY receiver_id COLLATE \"C\", topic_epoch, partition
     ON CONFLICT (receiver_id, topic_epoch, partition) DO UPDATE SET delivered = excluded.delivered
     WHERE known.delivered < excluded.delivered";
+
+/// Only a lane that has something unread looks into the table of messages, and no further than the limit.
+const UNREAD: &str = r#"
+    SELECT head.receiver_id, head.topic_epoch, head.partition, head.last, known.delivered,
+           coalesce(counted.unread, 0) AS unread, oldest.created_ms AS oldest_ms
+    FROM message_receivers AS head
+    LEFT JOIN message_cursors AS known USING (receiver_id, topic_epoch, partition)
+    LEFT JOIN LATERAL (
+        SELECT count(*) AS unread FROM (
+            SELECT FROM messages
+            WHERE receiver_id = head.receiver_id AND topic_epoch = head.topic_epoch AND partition = head.partition
+              AND "offset" > coalesce(known.delivered, -1) AND head.last > coalesce(known.delivered, -1)
+            LIMIT $2
+        ) AS page
+    ) AS counted ON true
+    LEFT JOIN LATERAL (
+        SELECT (extract(epoch FROM created_at) * 1000)::bigint AS created_ms FROM messages
+        WHERE receiver_id = head.receiver_id AND topic_epoch = head.topic_epoch AND partition = head.partition
+          AND "offset" > coalesce(known.delivered, -1) AND head.last > coalesce(known.delivered, -1)
+        ORDER BY "offset" LIMIT 1
+    ) AS oldest ON true
+    WHERE head.receiver_id = ANY($1)"#;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -206,6 +263,12 @@ impl Store {
             sqlx::query_as("SELECT topic_epoch, partition, delivered FROM message_cursors WHERE receiver_id = $1");
         let places: Vec<(i64, i32, i64)> = within(query.bind(receiver).fetch_all(&self.pool)).await?;
         Ok(places.into_iter().map(|(epoch, partition, at)| (lane(epoch, partition), at)).collect())
+    }
+
+    /// What these receivers have not got, by lane, counted up to a limit in each.
+    pub async fn unread(&self, receivers: &[String], limit: i64) -> Result<Vec<Unread>, Error> {
+        let query = sqlx::query_as(UNREAD).bind(receivers).bind(limit);
+        within(query.fetch_all(&self.pool)).await
     }
 
     /// Notes what receivers have got. Never takes anything back.

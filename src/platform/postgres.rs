@@ -70,7 +70,9 @@ pub fn pool(config: &Config) -> Result<PgPool, Error> {
     let options = PgConnectOptions::from_str(config.url.expose())?
         .application_name("postrider")
         .statement_cache_capacity(config.statement_cache)
-        .options([("search_path", config.schema.as_str())]);
+        // Statements are short, and the planner's guess at the cost of partitions makes it compile some of them for longer
+        // than they run.
+        .options([("search_path", config.schema.as_str()), ("jit", "off")]);
     Ok(PgPoolOptions::new()
         .max_connections(config.max_connections)
         .min_connections(config.min_connections)

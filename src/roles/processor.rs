@@ -66,6 +66,14 @@ fn project_messages(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) 
     let publisher = messages::Publisher::new(settings.redis.key_prefix.clone());
     tasks.spawn_forever("messages news", publisher.clone().run(redis));
     tasks.spawn_forever("messages upkeep", messages::keep_partitions(pool.clone(), settings.messages.retention_days));
+    let undelivered = messages::Undelivered::new(
+        &settings.messages,
+        &settings.kafka,
+        pool.clone(),
+        platform.producer.clone(),
+        platform.topics_ready.clone(),
+    );
+    tasks.spawn("undelivered messages", undelivered.run(platform.stop.clone()));
     let projector = messages::Projector::new(&settings.messages, pool, publisher);
     let projection = Projection::new(projector, platform.health.check("messages"));
     let subscription = subscription(platform, ConsumerPlan::messages(settings), settings.messages.batch_records);

@@ -163,8 +163,8 @@ impl TopicPlan {
 
     /// Names that the gateway refuses unless they are listed.
     pub fn internal_names(settings: &Settings) -> Vec<String> {
-        // Those to come, and one that may be switched off.
-        const OTHERS: [&str; 3] = ["post-events", messages::PRESENCE_TOPIC, "deliveries"];
+        // Those to come, and those that may be switched off.
+        const OTHERS: [&str; 4] = ["post-events", messages::PRESENCE_TOPIC, "deliveries", messages::EVENTS_TOPIC];
         let ours = Self::specs(settings).into_iter().map(|spec| spec.name);
         ours.chain(OTHERS.iter().map(|name| settings.kafka.topic(name))).collect()
     }

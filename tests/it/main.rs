@@ -26,6 +26,8 @@ mod lanes;
 mod lanes_outcomes;
 mod messages;
 mod messages_faults;
+mod messages_undelivered;
+mod messages_unread;
 mod ops;
 mod outages;
 mod outbound;

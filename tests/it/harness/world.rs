@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use sqlx::{ConnectOptions, postgres::PgConnectOptions};
+use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
@@ -113,8 +113,19 @@ impl World {
 
     /// The same, where they may fail.
     pub async fn try_sql(&self, statements: &str) -> Result<(), sqlx::Error> {
-        let mut connection = self.database().connect().await?;
+        let mut connection = self.connect().await?;
         sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&mut connection).await.map(|_| ())
+    }
+
+    /// A whole number from this world's tables.
+    pub async fn number(&self, query: &str) -> i64 {
+        let mut connection = self.connect().await.unwrap();
+        sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(&mut connection).await.unwrap()
+    }
+
+    /// A connection to this world's tables.
+    pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        self.database().connect().await
     }
 
     /// How to connect to this world's tables.

@@ -1,0 +1,59 @@
+//! `message.undelivered`: what others are told of a message that nobody has got in time.
+
+use rdkafka::message::OwnedHeaders;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::store::Row;
+use crate::{
+    messages::cursor::Cursor,
+    platform::{clock, kafka::event::Event, trace_context::TraceContext},
+};
+
+/// The namespace of ids derived from a message's id and its receiver.
+const NAMESPACE: Uuid = Uuid::from_u128(0x27a5_8f6e_9b34_5c1d_8e02_41b7_c9d3_60fa);
+
+#[derive(Serialize)]
+struct Head<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    receiver_id: &'a str,
+    /// The message's own.
+    event_id: &'a str,
+    /// What an acknowledgement of it says.
+    cursor: String,
+    partition: i32,
+    offset: i64,
+    created_at: String,
+    stored_at: String,
+}
+
+/// The record's value. Without `data` where that is too large to be carried a second time.
+pub fn value(row: &Row, with_data: bool) -> Vec<u8> {
+    let cursor: Cursor = [(row.lane(), row.offset)].into_iter().collect();
+    let head = Head {
+        kind: "message.undelivered",
+        receiver_id: &row.receiver_id,
+        event_id: &row.event_id,
+        cursor: cursor.to_string(),
+        partition: row.lane().partition,
+        offset: row.offset,
+        created_at: clock::rfc3339(row.created_ms),
+        stored_at: clock::rfc3339(row.stored_ms),
+    };
+    // A struct of strings and numbers can be written.
+    let mut value = serde_json::to_vec(&head).unwrap_or_default();
+    let data = row.value.as_deref().filter(|_| with_data).unwrap_or("null");
+    value.pop();
+    value.extend_from_slice(b",\"data\":");
+    value.extend_from_slice(data.as_bytes());
+    value.push(b'}');
+    value
+}
+
+/// The record's headers. The id is the same whenever the same message is told of again.
+pub fn headers(row: &Row) -> OwnedHeaders {
+    let id = Uuid::new_v5(&NAMESPACE, format!("{} {}", row.event_id, row.receiver_id).as_bytes());
+    let (kind, source) = ("postrider.message.undelivered", "/messages");
+    Event { id, kind, source, trace: TraceContext::root() }.headers(0)
+}

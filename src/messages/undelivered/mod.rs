@@ -1,0 +1,231 @@
+//! Tells others of messages that nobody has got in time, so that they can push a notification.
+//!
+//! One process at a time goes through what is stored, partition by partition, when it is old enough, and
+//! writes an event for what its receiver has not got: at least once, under an id that is the same again.
+//! Its place moves only after Kafka has the events.
+
+mod event;
+mod round;
+mod store;
+
+use std::time::{Duration, Instant};
+
+use metrics::{counter, gauge};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use self::{
+    round::{MARKS, Round},
+    store::{Limits, Row, Store},
+};
+use super::{Config, EVENTS_TOPIC};
+use crate::platform::{
+    kafka::{self, Outgoing, Producer, Receipt, SendError, Stored, TopicsReady, event as kafka_event},
+    query,
+};
+
+/// Without a word for this long, the owner is taken for dead.
+const LEASE: Duration = Duration::from_secs(6);
+/// How often it is looked whether something is due, or whether the owner is gone.
+const EVERY: Duration = Duration::from_secs(1);
+/// How often partitions that are new get a place, and old marks are forgotten.
+const UPKEEP: Duration = Duration::from_secs(30);
+/// Events on their way to Kafka.
+const LIMITS: Limits = Limits { rows: 500, bytes: 4 << 20 };
+/// No delay is longer, in milliseconds: a hundred years.
+const MAX_DELAY_MS: u64 = 3_155_760_000_000;
+
+/// Why it did not go on.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Postgres(#[from] query::Error),
+    #[error("Kafka: {0}")]
+    Kafka(#[from] SendError),
+}
+
+/// The search.
+pub struct Undelivered {
+    store: Store,
+    producer: Producer,
+    topics_ready: TopicsReady,
+    topic: String,
+    /// 0 is off.
+    delay_ms: i64,
+    retention_ms: i64,
+    id: Uuid,
+    /// When it was last said that the search is this process's, if it is.
+    owned: Option<Instant>,
+    kept_up: Option<Instant>,
+}
+
+impl Undelivered {
+    pub fn new(
+        config: &Config,
+        kafka: &kafka::Config,
+        pool: PgPool,
+        producer: Producer,
+        topics_ready: TopicsReady,
+    ) -> Self {
+        Self {
+            store: Store::new(pool),
+            producer,
+            topics_ready,
+            topic: kafka.topic(EVENTS_TOPIC),
+            delay_ms: config.undelivered_after_ms.min(MAX_DELAY_MS) as i64,
+            retention_ms: i64::from(config.retention_days.max(1)) * 86_400_000,
+            id: kafka_event::new_id(),
+            owned: None,
+            kept_up: None,
+        }
+    }
+
+    /// Goes on until the stop.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), String> {
+        let work = async { if self.delay_ms == 0 { self.forget_forever().await } else { self.search_forever().await } };
+        stop.run_until_cancelled(work).await;
+        // Somebody else need not wait for the lease to end.
+        if self.owned.is_some() && self.store.release(self.id).await.is_err() {
+            tracing::debug!("the search for undelivered messages is taken over when its lease ends");
+        }
+        Ok(())
+    }
+
+    async fn search_forever(&mut self) {
+        let mut said = false;
+        loop {
+            let began = Instant::now();
+            let pause = match self.look().await {
+                // While there is more to catch up with, half of the time is left to others.
+                Ok(true) => began.elapsed().max(Duration::from_millis(20)),
+                Ok(false) => {
+                    said = false;
+                    EVERY
+                }
+                Err(fault) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::warn!(error = %fault, "undelivered messages are told of later");
+                    }
+                    EVERY
+                }
+            };
+            tokio::time::sleep(pause.mul_f64(0.9 + fastrand::f64() * 0.2)).await;
+        }
+    }
+
+    /// Nothing is looked for. What was stored meanwhile is not to be told of when it is again.
+    async fn forget_forever(&self) {
+        loop {
+            let forgotten = match self.store.forget_places().await {
+                Ok(()) => self.store.forget_marks(0).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = forgotten {
+                tracing::debug!(error = %error, "marks of messages are forgotten later");
+            }
+            tokio::time::sleep(UPKEEP).await;
+        }
+    }
+
+    /// One step; whether there may be more to do at once.
+    async fn look(&mut self) -> Result<bool, Fault> {
+        if !self.own().await? {
+            return Ok(false);
+        }
+        if self.kept_up.is_none_or(|at| at.elapsed() > UPKEEP) {
+            self.store.forget_marks(self.retention_ms).await?;
+            self.store.begin().await?;
+            self.kept_up = Some(Instant::now());
+        }
+        let waiting = self.store.waiting(MARKS).await?;
+        let delay_us = self.delay_ms.saturating_mul(1_000);
+        gauge!("postrider_messages_undelivered_behind_seconds").set(round::behind_seconds(&waiting, delay_us));
+        let Some(round) = round::choose(&waiting, delay_us) else { return Ok(false) };
+        self.go_through(&round).await?;
+        Ok(true)
+    }
+
+    /// Whether the search is this process's. Who cannot write leaves it to those who can.
+    async fn own(&mut self) -> Result<bool, Fault> {
+        let able = self.producer.is_up() && self.topics_ready.get();
+        if able && self.owned.is_some_and(|at| at.elapsed() < EVERY) {
+            return Ok(true);
+        }
+        let asked = Instant::now();
+        let owner = able && self.store.claim(self.id, LEASE.as_millis() as i64).await?;
+        if owner && self.owned.is_none() {
+            tracing::info!(after.ms = self.delay_ms, "looking for undelivered messages");
+            self.kept_up = None;
+        }
+        if !owner {
+            gauge!("postrider_messages_undelivered_behind_seconds").set(0.0);
+        }
+        self.owned = owner.then_some(asked);
+        gauge!("postrider_messages_undelivered_owner").set(f64::from(u8::from(owner)));
+        Ok(owner)
+    }
+
+    /// Tells of a page of a round, and moves as far as Kafka has it.
+    async fn go_through(&self, round: &Round) -> Result<(), Fault> {
+        if round.skipped() > 0 {
+            tracing::warn!(records = round.skipped(), "messages past their retention are passed over");
+        }
+        let mut rows = self.store.page(round, LIMITS).await?;
+        let listed_all = rows.len() < usize::try_from(LIMITS.rows).unwrap_or(usize::MAX);
+        let found = rows.len();
+        rows.retain(|row| row.value.is_some());
+        let complete = listed_all && rows.len() == found;
+        let (told, outcome) = self.tell(&rows).await;
+        counter!("postrider_messages_undelivered_total").increment(told as u64);
+        let last = rows.get(..told).and_then(<[Row]>::last).map(|row| (row.lane(), row.offset));
+        let moves = match last {
+            _ if complete && outcome.is_ok() => round.moves(None),
+            Some(last) => round.moves(Some(last)),
+            None => Vec::new(),
+        };
+        self.store.advance(&moves).await?;
+        Ok(outcome?)
+    }
+
+    /// Writes events; how many of the first ones Kafka has, and what was wrong with the next.
+    async fn tell(&self, rows: &[Row]) -> (usize, Result<(), SendError>) {
+        let mut receipts = Vec::with_capacity(rows.len());
+        for row in rows {
+            let receipt = self.send(row, true);
+            let refused = matches!(&receipt, Err(error) if !matches!(error, SendError::TooLarge));
+            receipts.push(receipt);
+            if refused {
+                break;
+            }
+        }
+        for (told, (row, receipt)) in rows.iter().zip(receipts).enumerate() {
+            let mut stored = self.stored(receipt).await;
+            // What is too large is so together with others, or alone, or because of what it carries.
+            for with_data in [true, false] {
+                if matches!(stored, Err(SendError::TooLarge)) {
+                    stored = self.stored(self.send(row, with_data)).await;
+                }
+            }
+            if let Err(error) = stored {
+                return (told, Err(error));
+            }
+        }
+        (rows.len(), Ok(()))
+    }
+
+    async fn stored(&self, receipt: Result<Receipt, SendError>) -> Result<Stored, SendError> {
+        receipt?.stored(&self.topic).await
+    }
+
+    fn send(&self, row: &Row, with_data: bool) -> Result<Receipt, SendError> {
+        let value = event::value(row, with_data);
+        self.producer.send(Outgoing {
+            topic: &self.topic,
+            key: Some(row.receiver_id.as_bytes()),
+            payload: Some(&value),
+            headers: Some(event::headers(row)),
+            ..Outgoing::default()
+        })
+    }
+}

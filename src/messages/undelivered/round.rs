@@ -1,0 +1,226 @@
+//! What is looked through next: arithmetic alone.
+//!
+//! A partition's offsets are cut by its marks into segments of about a second. A segment is ripe when
+//! everything in it is old enough. A round is what is ripe of all partitions and was stored at about the
+//! same time, because whose messages they are is looked up by time, once for all of them.
+
+use std::iter;
+
+use crate::messages::cursor::Lane;
+
+/// Marks that are asked for at a time. The last one only says where the one before it ends.
+pub const MARKS: i64 = 12;
+/// Rows of a segment were stored within this time from its mark, in microseconds.
+const SEGMENT_US: i64 = 1_000_000;
+/// What a round covers, in microseconds.
+const ROUND_US: i64 = 10 * SEGMENT_US;
+/// Times are looked for with this much to spare, in microseconds: Postgres computes them with numbers that round.
+const SLACK_US: i64 = 1_000;
+
+/// A partition that has more than was looked at, with one of its marks; `None` where there is none.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Waiting {
+    topic_epoch: i64,
+    partition: i32,
+    /// Everything below was looked at,
+    place: i64,
+    /// and everything below this is stored.
+    until: i64,
+    offset: Option<i64>,
+    stored_us: Option<i64>,
+    now_us: i64,
+}
+
+impl Waiting {
+    fn lane(&self) -> Lane {
+        Lane { epoch: u32::try_from(self.topic_epoch).unwrap_or_default(), partition: self.partition }
+    }
+}
+
+/// A part of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    pub lane: Lane,
+    /// Where the search is. It is below `low` where what is between is gone with its marks.
+    pub place: i64,
+    pub low: i64,
+    pub high: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Round {
+    /// By lane.
+    pub spans: Vec<Span>,
+    /// Everything in it was stored at or after this time, in microseconds since the epoch,
+    pub from_us: i64,
+    /// and before this one.
+    pub to_us: i64,
+}
+
+/// What is due next, if anything is.
+pub fn choose(waiting: &[Waiting], delay_us: i64) -> Option<Round> {
+    let ripe = |mark: &Waiting| mark.stored_us?.checked_add(SEGMENT_US + delay_us).filter(|due| *due <= mark.now_us);
+    let lanes = || waiting.chunk_by(|one, other| one.lane() == other.lane());
+    let first = |lane: &[Waiting]| lane.first().filter(|mark| ripe(mark).is_some()).and_then(|mark| mark.stored_us);
+    let begin = lanes().filter_map(first).min();
+    let mut round = Round { spans: Vec::new(), from_us: i64::MAX, to_us: i64::MIN };
+    for lane in lanes() {
+        let Some(head) = lane.first() else { continue };
+        let Some(low) = head.offset else {
+            // All its marks are gone, and what they stood for with them.
+            round.spans.push(Span { lane: head.lane(), place: head.place, low: head.until, high: head.until });
+            continue;
+        };
+        let listed_all = lane.len() < usize::try_from(MARKS).unwrap_or(usize::MAX);
+        let last_end = listed_all.then_some(head.until);
+        let ends = lane.iter().skip(1).map(|mark| mark.offset).chain(iter::once(last_end));
+        let low = low.max(head.place);
+        let mut high = low;
+        for (mark, end) in lane.iter().zip(ends) {
+            let (Some(end), Some(stored_us), Some(begin)) = (end, mark.stored_us, begin) else { break };
+            if ripe(mark).is_none() || !(begin..begin + ROUND_US).contains(&stored_us) {
+                break;
+            }
+            high = end.max(high);
+            round.from_us = round.from_us.min(stored_us - SLACK_US);
+            round.to_us = round.to_us.max(stored_us + SEGMENT_US + SLACK_US);
+        }
+        if high > head.place {
+            round.spans.push(Span { lane: head.lane(), place: head.place, low, high });
+        }
+    }
+    if round.from_us > round.to_us {
+        // Nothing but what is passed over.
+        (round.from_us, round.to_us) = (0, 0);
+    }
+    (!round.spans.is_empty()).then_some(round)
+}
+
+/// For how long the oldest message that was not looked at has been due, in seconds.
+pub fn behind_seconds(waiting: &[Waiting], delay_us: i64) -> f64 {
+    let late = waiting.iter().filter_map(|mark| Some(mark.now_us - mark.stored_us? - delay_us));
+    late.max().unwrap_or(0).max(0) as f64 / 1e6
+}
+
+impl Round {
+    /// Where the search is after all of it, or after everything up to one message.
+    pub fn moves(&self, up_to: Option<(Lane, i64)>) -> Vec<(Lane, i64, i64)> {
+        let end = |span: &Span| match up_to {
+            Some((lane, offset)) if lane == span.lane => offset + 1,
+            Some((lane, _)) if lane < span.lane => span.low,
+            _ => span.high,
+        };
+        let moves = self.spans.iter().map(|span| (span.lane, span.place, end(span)));
+        moves.filter(|(_, place, next)| next > place).collect()
+    }
+
+    /// Offsets that are passed over because their marks are gone.
+    pub fn skipped(&self) -> i64 {
+        self.spans.iter().map(|span| span.low - span.place).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: i64 = 1_000_000;
+
+    /// A partition with its marks, as the query gives it.
+    fn lane(partition: i32, place: i64, until: i64, marks: &[(i64, i64)], now_us: i64) -> Vec<Waiting> {
+        let row = |offset, stored_us| Waiting { topic_epoch: 0, partition, place, until, offset, stored_us, now_us };
+        let from = marks.iter().rposition(|(offset, _)| *offset <= place).unwrap_or(0);
+        let listed: Vec<Waiting> = marks[from.min(marks.len())..]
+            .iter()
+            .take(MARKS as usize)
+            .map(|&(at, us)| row(Some(at), Some(us)))
+            .collect();
+        if listed.is_empty() { vec![row(None, None)] } else { listed }
+    }
+
+    fn at(partition: i32) -> Lane {
+        Lane { epoch: 0, partition }
+    }
+
+    #[test]
+    fn only_what_is_old_enough_is_looked_at_and_the_open_end_too_when_it_is() {
+        let marks = [(0, 0), (5, SECOND), (9, 3 * SECOND)];
+        let spans = |now_us| {
+            let round = choose(&lane(0, 0, 12, &marks, now_us), 10 * SECOND)?;
+            Some((round.spans[0].low, round.spans[0].high, round.from_us, round.to_us))
+        };
+        assert_eq!(spans(11 * SECOND - 1), None);
+        assert_eq!(spans(11 * SECOND), Some((0, 5, -SLACK_US, SECOND + SLACK_US)));
+        assert_eq!(spans(13 * SECOND), Some((0, 9, -SLACK_US, 2 * SECOND + SLACK_US)));
+        assert_eq!(spans(14 * SECOND), Some((0, 12, -SLACK_US, 4 * SECOND + SLACK_US)));
+    }
+
+    #[test]
+    fn what_lost_its_marks_is_passed_over() {
+        let round = choose(&lane(0, 3, 20, &[(10, 0)], 100 * SECOND), SECOND).unwrap();
+        assert_eq!((round.skipped(), round.moves(None)), (7, vec![(at(0), 3, 20)]));
+        let round = choose(&lane(0, 3, 20, &[], 100 * SECOND), SECOND).unwrap();
+        assert_eq!((round.skipped(), round.moves(None)), (17, vec![(at(0), 3, 20)]));
+    }
+
+    #[test]
+    fn a_part_of_a_round_moves_only_what_comes_before_its_end() {
+        let waiting: Vec<Waiting> = (0..3).flat_map(|number| lane(number, 4, 10, &[(0, 0)], 100 * SECOND)).collect();
+        let round = choose(&waiting, SECOND).unwrap();
+        assert_eq!(round.moves(Some((at(1), 6))), [(at(0), 4, 10), (at(1), 4, 7)]);
+    }
+
+    /// Batches as partitions get them: rows, and when their transactions began, which may go back.
+    fn batches() -> impl Strategy<Value = Vec<(i32, i64, i64)>> {
+        prop::collection::vec((0..3_i32, 1..4_i64, -500_000..1_500_000_i64), 1..60)
+    }
+
+    proptest! {
+        /// However marks, commits and rounds fall: every row is in exactly one round, within that round's time, and old enough.
+        #[test]
+        fn every_row_is_looked_at_once_in_its_time(batches in batches(), rounds_every in 1..5_usize) {
+            let delay = 5 * SECOND;
+            let (mut clock, mut rows) = (0_i64, BTreeMap::new());
+            let mut marks: BTreeMap<i32, Vec<(i64, i64)>> = BTreeMap::new();
+            let (mut next, mut place): (BTreeMap<i32, i64>, BTreeMap<i32, i64>) = Default::default();
+            let mut step = |now_us: i64, next: &BTreeMap<i32, i64>, marks: &BTreeMap<i32, Vec<(i64, i64)>>, rows: &mut BTreeMap<(i32, i64), i64>| {
+                let waiting: Vec<Waiting> = next.iter().filter_map(|(&number, &until)| {
+                    let place = place.get(&number).copied().unwrap_or(0);
+                    (place < until).then(|| lane(number, place, until, &marks[&number], now_us))
+                }).flatten().collect();
+                let Some(round) = choose(&waiting, delay) else { return Ok(false) };
+                for span in &round.spans {
+                    prop_assert!(span.low == span.place && span.high > span.low);
+                    for offset in span.low..span.high {
+                        let stored = rows.remove(&(span.lane.partition, offset)).unwrap();
+                        prop_assert!((round.from_us..round.to_us).contains(&stored), "{stored} {round:?}");
+                        prop_assert!(stored + delay <= now_us);
+                    }
+                    place.insert(span.lane.partition, span.high);
+                }
+                Ok(true)
+            };
+            for (number, (partition, count, elapsed)) in batches.into_iter().enumerate() {
+                clock += elapsed;
+                let from = *next.entry(partition).or_insert(0);
+                let of = marks.entry(partition).or_default();
+                // The rule of the statement that stores.
+                if !of.last().is_some_and(|&(_, marked)| (marked..marked + SECOND).contains(&clock)) {
+                    of.push((from, clock));
+                }
+                (from..from + count).for_each(|offset| { rows.insert((partition, offset), clock); });
+                next.insert(partition, from + count);
+                if number % rounds_every == 0 {
+                    step(clock, &next, &marks, &mut rows)?;
+                }
+            }
+            let end = clock + 1_000 * SECOND;
+            while step(end, &next, &marks, &mut rows)? {}
+            prop_assert!(rows.is_empty(), "{rows:?}");
+        }
+    }
+}

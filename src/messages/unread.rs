@@ -1,0 +1,186 @@
+//! What receivers have not got yet, and the word of those who got it without an open connection.
+
+use std::collections::HashMap;
+
+use axum::{
+    Json,
+    extract::{Query, Request, State, rejection::QueryRejection},
+    http::HeaderMap,
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    Messages,
+    cursor::Cursor,
+    follower::unreachable,
+    http::{invalid, receiver},
+    model, store,
+};
+use crate::platform::{
+    clock,
+    http::{Code, Problem, ProblemBody, body, context::require_content_type, json},
+};
+
+/// Counted at most for one receiver.
+const MAX_COUNTED: i64 = 1_000;
+/// Receivers of one request.
+const MAX_RECEIVERS: usize = 100;
+
+/// This part of the room's routes.
+pub fn routes() -> OpenApiRouter<Messages> {
+    OpenApiRouter::new().routes(routes!(unread)).routes(routes!(acknowledge))
+}
+
+/// What a receiver has not got yet, as far as is known.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UnreadMessages)]
+struct Unread {
+    receiver_id: String,
+    /// How many; 1,000 at most.
+    #[schema(minimum = 0, maximum = 1000)]
+    unread: i64,
+    /// Whether there are more than that.
+    more: bool,
+    /// When Kafka got the oldest of them, as RFC 3339; null where there is none.
+    oldest: Option<String>,
+    /// Up to where it has got them: those after it are the unread ones.
+    cursor: String,
+    /// The cursor after the newest one, whose acknowledgement leaves none of these unread.
+    last: String,
+}
+
+/// The same for several, in the order asked.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UnreadOfSeveral)]
+struct Several {
+    receivers: Vec<Unread>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = UnreadAnswer)]
+enum Answer {
+    One(Unread),
+    Several(Several),
+}
+
+/// Count what a receiver has not got yet
+///
+/// Counted are the messages that are not known to have arrived, by acknowledgement, by the pongs of plain WebSockets, or by the
+/// `Last-Event-ID` of a stream. With several `receiverId` the answer has one entry for each of them.
+#[utoipa::path(
+    get,
+    path = "/api/v1/messages/unread",
+    tag = "messages",
+    params(
+        ("ReceiverId" = Option<String>, Header, description = "Whose messages; or `receiverId`"),
+        ("receiverId" = Option<Vec<String>>, Query, description = "The same, up to 100 times; the header wins", max_items = 100),
+    ),
+    responses(
+        (status = 200, description = "The count, or those of several in `receivers`", body = Answer),
+        (status = 400, description = "No receiver, or too many", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "An id is too long", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+async fn unread(
+    State(messages): State<Messages>,
+    headers: HeaderMap,
+    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+) -> Result<Json<Answer>, Problem> {
+    let Query(pairs) = query.map_err(|error| invalid(error.body_text()))?;
+    let mut asked: Vec<String> =
+        pairs.into_iter().filter(|(name, _)| name == "receiverId").map(|(_, receiver)| receiver).collect();
+    if asked.len() > MAX_RECEIVERS {
+        return Err(invalid(format!("{} receivers are asked for, the limit is {MAX_RECEIVERS}", asked.len())));
+    }
+    if asked.len() < 2 {
+        asked = vec![receiver(&headers, asked.pop())?];
+    }
+    asked.iter().try_for_each(|receiver| model::check_id("receiverId", receiver))?;
+    let mut counted = messages.count(asked).await?;
+    match counted.pop() {
+        Some(only) if counted.is_empty() => Ok(Json(Answer::One(only))),
+        last => {
+            counted.extend(last);
+            Ok(Json(Answer::Several(Several { receivers: counted })))
+        }
+    }
+}
+
+/// What a receiver has got.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Acknowledgement)]
+struct Got {
+    /// Whose messages.
+    #[serde(default)]
+    #[schema(min_length = 1, max_length = 255)]
+    receiver_id: String,
+    /// A cursor: everything up to it has arrived.
+    ack: String,
+}
+
+/// Acknowledge messages without an open connection
+///
+/// Notes that everything up to a cursor has arrived, as `{"ack":cursor}` does on a WebSocket: no further than what there is, and never
+/// back. Answered, when it is stored, with what is unread now.
+#[utoipa::path(
+    post,
+    path = "/api/v1/messages/ack",
+    tag = "messages",
+    request_body = Got,
+    responses(
+        (status = 200, description = "Noted", body = Unread),
+        (status = 400, description = "Malformed, or not a cursor that was given out", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 415, description = "Not JSON", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "The id is too long", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+async fn acknowledge(State(messages): State<Messages>, request: Request) -> Result<Json<Unread>, Problem> {
+    require_content_type(request.headers(), &["application/json"])?;
+    let body = body::read(request.into_body(), messages.inner.http.limits()).await?;
+    let Got { receiver_id, ack } = json::parse_object(&body)?;
+    model::check_id("receiverId", &receiver_id)?;
+    let cursor: Cursor = ack.parse().map_err(|error| invalid(format!("`ack` is {error}")))?;
+    let places: Vec<_> = cursor.lanes().map(|(lane, offset)| (receiver_id.as_str(), lane, offset)).collect();
+    messages.connections()?.hub.store.acknowledge(&places).await.map_err(|error| unreachable(&error))?;
+    let counted = messages.count(vec![receiver_id]).await?;
+    counted.into_iter().next().map(Json).ok_or_else(|| Problem::new(Code::Internal, "no count"))
+}
+
+impl Messages {
+    /// What each of them has not got, in their order.
+    async fn count(&self, receivers: Vec<String>) -> Result<Vec<Unread>, Problem> {
+        let store = &self.connections()?.hub.store;
+        // One more than is counted says whether there are more.
+        let found = store.unread(&receivers, MAX_COUNTED + 1).await.map_err(|error| unreachable(&error))?;
+        let mut lanes: HashMap<String, Vec<store::Unread>> = HashMap::new();
+        for lane in found {
+            lanes.entry(lane.receiver_id.clone()).or_default().push(lane);
+        }
+        let of = |receiver: String| sum(lanes.get(&receiver).map_or(&[], Vec::as_slice), receiver);
+        Ok(receivers.into_iter().map(of).collect())
+    }
+}
+
+/// The whole of a receiver's lanes.
+fn sum(lanes: &[store::Unread], receiver_id: String) -> Unread {
+    let unread: i64 = lanes.iter().map(|lane| lane.unread).sum();
+    let oldest = lanes.iter().filter_map(|lane| lane.oldest_ms).min().map(clock::rfc3339);
+    let cursor: Cursor = lanes.iter().filter_map(|lane| Some((lane.lane(), lane.delivered?))).collect();
+    let last: Cursor = lanes.iter().map(|lane| (lane.lane(), lane.last)).collect();
+    Unread {
+        receiver_id,
+        unread: unread.min(MAX_COUNTED),
+        more: unread > MAX_COUNTED,
+        oldest,
+        cursor: cursor.to_string(),
+        last: last.to_string(),
+    }
+}
