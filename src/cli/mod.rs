@@ -3,6 +3,7 @@
 mod dlq;
 mod docs;
 mod duration;
+mod feed;
 mod lag;
 mod relay;
 mod text;
@@ -73,6 +74,9 @@ enum Command {
     /// List, show, replay and purge dead letters: records that were given up
     #[command(subcommand)]
     Dlq(dlq::Command),
+    /// Verify and repair feeds, and make data to try them with
+    #[command(subcommand)]
+    Feed(feed::Command),
     /// Show how far every consumer is, and what holds it
     #[command(after_help = lag::EXAMPLES)]
     Lag(lag::Command),
@@ -122,6 +126,7 @@ pub fn main() -> Result<(), String> {
             Ok(())
         }
         Command::Dlq(command) => dlq::run(command, &load(&cli.sources, None)?.settings),
+        Command::Feed(command) => feed::run(command, &load(&cli.sources, None)?.settings),
         Command::Lag(command) => lag::run(&command, &load(&cli.sources, None)?.settings),
         Command::Docs { check } => docs::write_or_check(check),
     }

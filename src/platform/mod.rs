@@ -8,6 +8,7 @@ pub mod http;
 pub mod kafka;
 pub mod ops;
 pub mod outbound;
+pub mod outbox;
 pub mod pace;
 pub mod panic;
 pub mod postgres;

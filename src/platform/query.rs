@@ -20,6 +20,11 @@ impl Error {
         matches!(self, Self::Database(sqlx::Error::Database(error)) if error.constraint() == Some(constraint))
     }
 
+    /// Whether it was not done because somebody else holds a lock (`lock_not_available`).
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Database(sqlx::Error::Database(error)) if error.code().as_deref() == Some("55P03"))
+    }
+
     /// Whether a row is refused however often it is tried: data exceptions, broken constraints, and
     /// what is too large for an index. Everything else is tried again.
     pub fn is_a_rows(&self) -> bool {

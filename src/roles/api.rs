@@ -13,6 +13,7 @@ use super::{
 use crate::{
     comments::{self, Comments},
     dlq::{self, Queue},
+    feed::{self, Feed},
     gateway::{self, Gateway},
     kv::{self, Reader},
     messages::{self, Messages, Presence},
@@ -45,7 +46,9 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
         redis.clone(),
     );
     tasks.spawn("kv reads and audit", kv_background.run(platform.stop.clone(), settings.drain.grace()));
+    let feed = feed(platform, redis.clone(), tasks);
     let short_cuts = kv::short_cuts(gateway::short_cuts(ShortCuts::default(), &gateway), &kv);
+    let short_cuts = feed::short_cuts(short_cuts, &feed);
     let dlq =
         Queue::new(settings.kafka.clone(), platform.producer.clone(), platform.broker.clone(), platform.admin.clone());
     let presence = presence(platform, redis.clone());
@@ -56,6 +59,7 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
         comments::routes(comments),
         messages::routes(messages),
         messages::presence_routes(presence),
+        feed::routes(feed),
         dlq::routes(dlq, &settings.dlq, &settings.http),
     ];
     let (router, openapi) = router(routes);
@@ -135,6 +139,22 @@ fn messages(platform: &Platform, presence: Option<Presence>, tasks: &mut Tasks) 
         tasks.spawn("messages connections", open.clone().run(settings.drain.grace()));
     }
     messages
+}
+
+/// The feed room, with what gathers its reads and writes.
+fn feed(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) -> Feed {
+    let settings = &platform.settings;
+    let (feed, background) = Feed::new(
+        settings.feed.clone(),
+        settings.http.clone(),
+        platform.postgres.clone(),
+        &settings.redis.key_prefix,
+        redis,
+    );
+    if let Some(background) = background {
+        tasks.spawn("feed reads and writes", background.run(platform.stop.clone(), settings.drain.grace()));
+    }
+    feed
 }
 
 fn router(rooms: impl IntoIterator<Item = OpenApiRouter>) -> (Router, OpenApi) {

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use tokio::sync::Notify;
+
 use super::{
     runtime::{Platform, SharedRedis},
     settings::ConsumerPlan,
 };
 use crate::{
-    comments, dlq,
+    comments, dlq, feed,
     kv::Projector,
     messages,
     platform::{
@@ -24,7 +26,8 @@ use crate::{
 pub(super) fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &mut Tasks) -> Result<(), String> {
     project_kv(platform, redis.clone(), tasks);
     project_comments(platform, redis.clone(), tasks);
-    project_messages(platform, redis, tasks);
+    project_messages(platform, redis.clone(), tasks);
+    project_feed(platform, redis, tasks);
     Ok(())
 }
 
@@ -78,6 +81,21 @@ fn project_messages(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) 
     let projection = Projection::new(projector, platform.health.check("messages"));
     let subscription = subscription(platform, ConsumerPlan::messages(settings), settings.messages.batch_records);
     consume("messages consumer", platform, subscription, projection, tasks);
+}
+
+fn project_feed(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) {
+    let settings = &platform.settings;
+    let Some(pool) = platform.postgres.clone() else { return };
+    let (config, news) = (settings.feed.clone(), Arc::<Notify>::default());
+    let cache = feed::Cache::new(pool.clone(), &settings.redis.key_prefix, redis, config.timeline_ids);
+    tasks.spawn_forever("feed timelines", cache.clone().keep_forever());
+    tasks.spawn_forever("feed memory", feed::keep_memory(pool.clone(), config.memory_days));
+    tasks.spawn_forever("feed jobs count", feed::count_jobs(pool.clone()));
+    let jobs = feed::Jobs::new(config.clone(), pool.clone(), cache.clone(), news.clone(), platform.stop.clone());
+    tasks.spawn("feed jobs", jobs.run());
+    let projection = Projection::new(feed::Projector::new(config, pool, cache, news), platform.health.check("feed"));
+    let subscription = subscription(platform, ConsumerPlan::feed(settings), settings.feed.batch_records);
+    consume("feed consumer", platform, subscription, projection, tasks);
 }
 
 fn dead_letters(platform: &Platform) -> DeadLetters {

@@ -9,8 +9,9 @@ use std::{
 
 use super::{progress, runtime::Platform, settings::ConsumerPlan};
 use crate::{
-    dlq,
+    dlq, feed,
     gateway::relay::{Access, Config, Route},
+    outbox,
     platform::{
         drain::Tasks,
         kafka::{
@@ -41,6 +42,7 @@ pub struct RelayCommand {
 /// Starts every configured route.
 pub(super) fn start(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), String> {
     let relays = &platform.settings.gateway.relays;
+    drain_outbox(platform, tasks);
     if relays.is_empty() {
         let stop = platform.stop.clone();
         tasks.spawn("relay", async move {
@@ -56,6 +58,22 @@ pub(super) fn start(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), S
         start_route(platform, config, Access::Public, ConsumerPlan::relay(&platform.settings, config), tasks)?;
     }
     Ok(())
+}
+
+/// Carries what rooms have put into the outbox to Kafka.
+fn drain_outbox(platform: &Arc<Platform>, tasks: &mut Tasks) {
+    let Some(pool) = platform.postgres.clone() else { return };
+    let relay = outbox::Relay::new(
+        pool,
+        platform.producer.clone(),
+        &platform.settings.kafka,
+        vec![feed::TOPIC],
+        platform.topics_ready.clone(),
+        platform.health.check("outbox"),
+        platform.stop.clone(),
+    );
+    tasks.spawn_forever("outbox hints", relay.clone().listen_forever());
+    tasks.spawn("outbox", relay.run());
 }
 
 /// Starts the one route of the command.

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    comments, dlq, gateway, kv, messages,
+    comments, dlq, feed, gateway, kv, messages,
     platform::{drain, http, kafka, kafka::TopicSpec, ops, postgres, redis, telemetry},
 };
 
@@ -69,6 +69,7 @@ pub struct Settings {
     pub dlq: dlq::Config,
     pub comments: comments::Config,
     pub messages: messages::Config,
+    pub feed: feed::Config,
 }
 
 impl Default for Settings {
@@ -88,6 +89,7 @@ impl Default for Settings {
             dlq: dlq::Config::default(),
             comments: comments::Config::default(),
             messages: messages::Config::default(),
+            feed: feed::Config::default(),
         }
     }
 }
@@ -107,6 +109,7 @@ impl ConsumerPlan {
         if !settings.postgres.url.is_empty() {
             all.push(Self::comments(settings));
             all.push(Self::messages(settings));
+            all.push(Self::feed(settings));
         }
         all.extend(settings.gateway.relays.iter().map(|relay| Self::relay(settings, relay)));
         all
@@ -118,6 +121,10 @@ impl ConsumerPlan {
 
     pub fn comments(settings: &Settings) -> Self {
         Self::new("comments", settings, comments::TOPIC, comments::GROUP, settings.comments.epoch)
+    }
+
+    pub fn feed(settings: &Settings) -> Self {
+        Self::new("feed", settings, feed::TOPIC, feed::GROUP, settings.feed.epoch)
     }
 
     pub fn messages(settings: &Settings) -> Self {
@@ -151,6 +158,7 @@ impl TopicPlan {
         specs.extend(dlq::topic_specs(&settings.dlq, &settings.kafka));
         specs.extend(comments::topic_specs(&settings.comments, &settings.kafka));
         specs.extend(messages::topic_specs(&settings.messages, &settings.kafka));
+        specs.extend(feed::topic_specs(&settings.feed, &settings.kafka));
         specs
     }
 
@@ -164,7 +172,7 @@ impl TopicPlan {
     /// Names that the gateway refuses unless they are listed.
     pub fn internal_names(settings: &Settings) -> Vec<String> {
         // Those to come, and those that may be switched off.
-        const OTHERS: [&str; 4] = ["post-events", messages::PRESENCE_TOPIC, "deliveries", messages::EVENTS_TOPIC];
+        const OTHERS: [&str; 3] = [messages::PRESENCE_TOPIC, "deliveries", messages::EVENTS_TOPIC];
         let ours = Self::specs(settings).into_iter().map(|spec| spec.name);
         ours.chain(OTHERS.iter().map(|name| settings.kafka.topic(name))).collect()
     }

@@ -50,10 +50,14 @@ codes! {
         "There is no such route or resource.";
     KeyNotFound "key_not_found" NOT_FOUND "The key does not exist"
         "The view is complete and has no value for this key: never pushed, deleted, or expired.";
+    PostNotFound "post_not_found" NOT_FOUND "The post does not exist"
+        "There is no post with this id, or it was deleted.";
     UnknownTopic "unknown_topic" NOT_FOUND "The topic does not exist"
         "Kafka has no such topic and none is made by itself. Create it, or turn on `gateway.auto_create_topics` where the broker allows that.";
     MethodNotAllowed "method_not_allowed" METHOD_NOT_ALLOWED "The method is not allowed here"
         "The path exists but not with this method; the `Allow` header lists those that do.";
+    BeingErased "being_erased" CONFLICT "The account is being erased"
+        "Until everything of this account is gone, nothing is written for it. Try again in a while; what is written then is of a new account.";
     RequestTimeout "request_timeout" REQUEST_TIMEOUT "The body took too long to arrive"
         "The body was not complete within `http.body_timeout_ms`. Nothing was written.";
     BodyTooLarge "body_too_large" PAYLOAD_TOO_LARGE "The body is too large"
@@ -82,6 +86,8 @@ codes! {
         "What is stored there cannot be read at the moment, or `postgres.url` is not set. Writes to Kafka are not affected. Retry after `Retry-After` seconds.";
     TooManyStreams "too_many_streams" SERVICE_UNAVAILABLE "Too many live streams are open"
         "This process has as many open live streams as its configuration allows. Retry after `Retry-After` seconds; another process may have room.";
+    TooManyReads "too_many_reads" SERVICE_UNAVAILABLE "Too many reads wait for Postgres"
+        "Feeds that Redis does not have are read from Postgres, `feed.max_postgres_reads` at a time, and this one waited three seconds for its turn. Retry after `Retry-After` seconds.";
     Rebuilding "rebuilding" SERVICE_UNAVAILABLE "The view is being rebuilt"
         "Redis has lost data, or the processor has not filled it yet. Until the view is complete nobody can say whether this key exists. Retry after `Retry-After` seconds.";
     NotYetVisible "not_yet_visible" GATEWAY_TIMEOUT "The awaited write is not visible yet"

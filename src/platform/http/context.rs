@@ -65,6 +65,11 @@ impl RequestContext {
         }
     }
 
+    /// Whether a retry of this request can be told.
+    pub fn has_idempotency_key(&self) -> bool {
+        self.idempotency_key.is_some()
+    }
+
     /// The id of the event that this request writes: derived from the idempotency key together
     /// with principal and route, so that a retry writes the same event; otherwise new.
     /// `part` tells the records of one request apart.

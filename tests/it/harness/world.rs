@@ -69,6 +69,7 @@ impl World {
             ("COMMENTS__PARTITIONS", "2"),
             ("MESSAGES__PARTITIONS", "2"),
             ("MESSAGES__PRESENCE__PARTITIONS", "2"),
+            ("FEED__PARTITIONS", "2"),
             ("HTTP__LISTEN", "127.0.0.1:0"),
             ("MANAGEMENT__LISTEN", "127.0.0.1:0"),
             ("TELEMETRY__LOG_FORMAT", "json"),
@@ -131,6 +132,11 @@ impl World {
     /// How to connect to this world's tables.
     pub fn database(&self) -> PgConnectOptions {
         PgConnectOptions::from_str(&self.database_url).unwrap().options([("search_path", self.schema())])
+    }
+
+    /// How many rows a table has.
+    pub async fn count(&self, table: &str) -> i64 {
+        self.number(&format!("SELECT count(*) FROM {table}")).await
     }
 
     pub async fn migrate(&self) {

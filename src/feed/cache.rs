@@ -1,0 +1,307 @@
+//! Timelines in Redis, as the projection keeps them: it adds to those that exist, takes out of them, and drops them.
+//! Where Redis could not be told something, the epoch is raised in Postgres, and all timelines are of the past.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use metrics::{counter, gauge};
+use redis::{Cmd, RedisError, Script, Value};
+use sqlx::PgPool;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::timeline::{Keys, LINGER_MS, Mark, Owner, mark, members, number};
+use crate::platform::{
+    clock,
+    query::{Error, within},
+    redis::Redis,
+};
+
+/// Commands of one round trip at most.
+const TOGETHER: usize = 1_000;
+/// After a failure Redis is not asked for so long, so that rows don't wait for its timeouts.
+const SPARED: Duration = Duration::from_secs(1);
+/// Between two looks at the epoch.
+const LOOK: Duration = Duration::from_secs(1);
+/// One in so many additions looks whether the timeline is too long.
+const MEASURED: u8 = 8;
+/// How often additions are made again because the epoch has moved.
+const ATTEMPTS: usize = 3;
+
+/// KEYS: epoch. ARGV: what it is to be at least.
+const VOUCH: &str = r"
+if (tonumber(redis.call('GET', KEYS[1])) or 0) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
+return 1
+";
+
+/// KEYS: timeline. ARGV: how many ids stay. Below the last of them there may be single ids later, which came late.
+const TRIM: &str = r"
+local top = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+local floor, merged = string.match(top[1] or '', '^r(%d+)(.*)$')
+if not floor then return 0 end
+redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -(tonumber(ARGV[1]) + 2))
+local lowest = redis.call('ZRANGE', KEYS[1], 0, 0)[1]
+if lowest ~= top[1] and tonumber(lowest) > tonumber(floor) then
+  redis.call('ZREM', KEYS[1], top[1])
+  redis.call('ZADD', KEYS[1], top[2], 'r' .. lowest .. merged)
+end
+return 1
+";
+
+/// What the projection does to timelines.
+pub struct Cache {
+    pool: PgPool,
+    keys: Keys,
+    redis: watch::Receiver<Option<Redis>>,
+    epoch: AtomicI64,
+    failed: Mutex<Option<Instant>>,
+    timeline_ids: usize,
+    process: String,
+}
+
+impl Cache {
+    pub fn new(
+        pool: PgPool,
+        key_prefix: &str,
+        redis: watch::Receiver<Option<Redis>>,
+        timeline_ids: usize,
+    ) -> Arc<Self> {
+        let (keys, process) = (Keys::new(key_prefix), Uuid::from_u128(fastrand::u128(..)).simple().to_string());
+        let (epoch, failed) = (AtomicI64::new(0), Mutex::default());
+        // As many as its builder keeps.
+        Arc::new(Self { pool, keys, redis, epoch, failed, timeline_ids: timeline_ids + 1, process })
+    }
+
+    /// Adds posts to the timelines that exist. To be called after the rows are committed: who builds a
+    /// timeline sets its marker before reading them.
+    pub async fn add(&self, additions: HashMap<Owner, Vec<i64>>) -> Result<(), Error> {
+        let additions: Vec<(Owner, Vec<i64>)> = additions.into_iter().collect();
+        for part in additions.chunks(TOGETHER) {
+            let told = match self.redis() {
+                Some(mut redis) => self.try_to_add(&mut redis, part).await,
+                None => Err(absent()),
+            };
+            self.settle_or_raise(told).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes a post out of timelines.
+    pub async fn remove(&self, owners: Vec<Owner>, post_id: i64) -> Result<(), Error> {
+        for part in owners.chunks(TOGETHER) {
+            let told = match self.redis() {
+                Some(mut redis) => self.try_to_remove(&mut redis, part, post_id).await,
+                None => Err(absent()),
+            };
+            self.settle_or_raise(told).await?;
+        }
+        Ok(())
+    }
+
+    /// Drops timelines; whoever builds one now starts over.
+    pub async fn forget(&self, owners: Vec<Owner>) -> Result<(), Error> {
+        for part in owners.chunks(TOGETHER) {
+            let told = match self.redis() {
+                Some(mut redis) => self.try_to_forget(&mut redis, part).await,
+                None => Err(absent()),
+            };
+            self.settle_or_raise(told).await?;
+        }
+        Ok(())
+    }
+
+    /// Timelines are clean of these: the list of what is gone may forget them in a while.
+    pub async fn clean_of(&self, gone: String) -> Result<(), Error> {
+        let Some(mut redis) = self.redis() else { return Ok(()) };
+        let mut add = redis::cmd("ZADD");
+        add.arg(self.keys.gone_until()).arg(clock::now_ms() + LINGER_MS).arg(gone);
+        // At worst the list is longer than it needs to be.
+        let _ = add.query_async::<()>(&mut redis).await;
+        Ok(())
+    }
+
+    fn redis(&self) -> Option<Redis> {
+        let failed = *self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed.is_some_and(|failed| failed.elapsed() < SPARED) {
+            return None;
+        }
+        self.redis.borrow().clone()
+    }
+
+    async fn settle_or_raise(&self, told: Result<(), RedisError>) -> Result<(), Error> {
+        let Err(error) = told else { return Ok(()) };
+        self.spare(&error);
+        let raise = sqlx::query("UPDATE feed_timelines SET epoch = epoch + 1");
+        counter!("postrider_feed_epochs_raised_total").increment(1);
+        within(raise.execute(&self.pool)).await.map(|_| ())
+    }
+
+    fn spare(&self, error: &RedisError) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed.is_none_or(|failed| failed.elapsed() >= SPARED) {
+            tracing::debug!(error = %error, "timelines were not told; they are made anew");
+            *failed = Some(Instant::now());
+        }
+    }
+
+    /// Markers of timelines, in the epoch that Redis has; `None` while nobody vouches for any.
+    async fn marks(&self, redis: &mut Redis, owners: &[Owner]) -> Result<Option<(i64, Vec<Option<Mark>>)>, RedisError> {
+        for _ in 0..ATTEMPTS {
+            let epoch = self.epoch.load(Ordering::Relaxed);
+            let mut commands = vec![command("GET", &self.keys.epoch())];
+            commands.extend(owners.iter().map(|owner| {
+                let mut top = command("ZREVRANGE", &self.keys.timeline(epoch, owner));
+                top.arg(0).arg(0);
+                top
+            }));
+            let mut answers = redis.ask(commands).await.into_iter();
+            let Some(found) = number(&answers.next().unwrap_or(Ok(Value::Nil))?) else { return Ok(None) };
+            if found == epoch {
+                let marks = answers.map(|answer| answer.map(|value| mark(&members(value))));
+                return Ok(Some((epoch, marks.collect::<Result<_, _>>()?)));
+            }
+            self.epoch.store(found, Ordering::Relaxed);
+        }
+        Err(RedisError::from((redis::ErrorKind::Client, "the epoch of timelines moves too fast")))
+    }
+
+    async fn try_to_add(&self, redis: &mut Redis, additions: &[(Owner, Vec<i64>)]) -> Result<(), RedisError> {
+        let owners: Vec<Owner> = additions.iter().map(|(owner, _)| owner.clone()).collect();
+        let Some((epoch, marks)) = self.marks(redis, &owners).await? else { return Ok(()) };
+        let (mut commands, mut measured) = (Vec::new(), Vec::new());
+        for ((owner, ids), mark) in additions.iter().zip(marks) {
+            if mark.is_none() {
+                continue;
+            }
+            let key = self.keys.timeline(epoch, owner);
+            let mut add = command("ZADD", &key);
+            ids.iter().for_each(|id| {
+                add.arg(id).arg(id);
+            });
+            if fastrand::u8(..MEASURED) == 0 {
+                measured.push((commands.len() + 1, key.clone()));
+                commands.extend([add, command("ZCARD", &key)]);
+            } else {
+                commands.push(add);
+            }
+        }
+        if commands.is_empty() {
+            return Ok(());
+        }
+        let answers = redis.ask(commands).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+        for (place, key) in measured {
+            let size = answers.get(place).and_then(number).unwrap_or(0);
+            // The marker is one of them.
+            if usize::try_from(size).unwrap_or(0) > self.timeline_ids + self.timeline_ids / 10 + 1 {
+                let script = Script::new(TRIM);
+                let mut trim = script.key(key);
+                trim.arg(self.timeline_ids).invoke_async::<()>(redis).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_to_remove(&self, redis: &mut Redis, owners: &[Owner], post_id: i64) -> Result<(), RedisError> {
+        let Some((epoch, marks)) = self.marks(redis, owners).await? else { return Ok(()) };
+        let change = |(owner, mark): (&Owner, Option<Mark>)| {
+            let key = self.keys.timeline(epoch, owner);
+            match mark? {
+                // Its builder may have read the post before it was deleted.
+                Mark::Building(_) => Some(command("DEL", &key)),
+                Mark::Ready { .. } => {
+                    let mut remove = command("ZREM", &key);
+                    remove.arg(post_id);
+                    Some(remove)
+                }
+            }
+        };
+        let commands: Vec<Cmd> = owners.iter().zip(marks).filter_map(change).collect();
+        if commands.is_empty() {
+            return Ok(());
+        }
+        redis.ask(commands).await.into_iter().collect::<Result<Vec<_>, _>>().map(|_| ())
+    }
+
+    async fn try_to_forget(&self, redis: &mut Redis, owners: &[Owner]) -> Result<(), RedisError> {
+        let Some((epoch, _)) = self.marks(redis, &[]).await? else { return Ok(()) };
+        let commands = owners.iter().map(|owner| command("DEL", &self.keys.timeline(epoch, owner))).collect();
+        redis.ask(commands).await.into_iter().collect::<Result<Vec<_>, _>>().map(|_| ())
+    }
+
+    /// Vouches for timelines: Redis has the epoch that Postgres has, and did not go back to what it was.
+    pub async fn keep_forever(self: Arc<Self>) {
+        let mut beat = 0;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let connected = self.redis.borrow().clone();
+            let Some(mut redis) = connected else { continue };
+            if let Err(problem) = self.look(&mut redis, &mut beat).await {
+                tracing::debug!(problem, "the epoch of timelines could not be looked at");
+            }
+        }
+    }
+
+    async fn look(&self, redis: &mut Redis, beat: &mut i64) -> Result<(), String> {
+        let in_postgres = sqlx::query_scalar("SELECT epoch FROM feed_timelines").fetch_one(&self.pool);
+        let mut in_postgres: i64 = within(in_postgres).await.map_err(|error| error.to_string())?;
+        let own = self.keys.beat(&self.process);
+        let mut answers = redis.ask(vec![command("GET", &self.keys.epoch()), command("GET", &own)]).await.into_iter();
+        let mut next = || {
+            let answer = answers.next().unwrap_or(Ok(Value::Nil)).map_err(|error| error.to_string())?;
+            Ok::<_, String>(number(&answer))
+        };
+        let (in_redis, found_beat) = (next()?, next()?);
+        let went_back = *beat > 0 && found_beat.is_none_or(|found| found < *beat);
+        // The number that Redis has lost, or went back from, may have timelines that lack something.
+        if went_back || in_redis.is_none_or(|in_redis| in_redis > in_postgres) {
+            let raise = "UPDATE feed_timelines SET epoch = greatest(epoch, $1) + 1 RETURNING epoch";
+            let raise = sqlx::query_scalar(raise).bind(in_redis.unwrap_or(0)).fetch_one(&self.pool);
+            in_postgres = within(raise).await.map_err(|error| error.to_string())?;
+            counter!("postrider_feed_epochs_raised_total").increment(1);
+            tracing::info!(epoch = in_postgres, "Redis lacks something: all timelines are made anew");
+        }
+        if in_redis.is_none_or(|in_redis| in_redis < in_postgres) {
+            let script = Script::new(VOUCH);
+            let mut vouch = script.key(self.keys.epoch());
+            vouch.arg(in_postgres).invoke_async::<()>(redis).await.map_err(|error| error.to_string())?;
+        }
+        gauge!("postrider_feed_timelines_epoch").set(in_postgres as f64);
+        *beat += 1;
+        let mut set = command("SET", &own);
+        set.arg(*beat).arg("EX").arg(600);
+        redis.ask(vec![set]).await.into_iter().collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
+        self.tidy(redis).await.map_err(|error| error.to_string())
+    }
+
+    /// Forgets what timelines have been clean of for long enough.
+    async fn tidy(&self, redis: &mut Redis) -> Result<(), RedisError> {
+        let mut due = command("ZRANGEBYSCORE", &self.keys.gone_until());
+        due.arg("-inf").arg(clock::now_ms()).arg("LIMIT").arg(0).arg(TOGETHER);
+        let due: Vec<String> = due.query_async(redis).await?;
+        if due.is_empty() {
+            return Ok(());
+        }
+        for key in [self.keys.gone(), self.keys.gone_until()] {
+            let mut remove = command("ZREM", &key);
+            remove.arg(&due);
+            remove.query_async::<()>(redis).await?;
+        }
+        Ok(())
+    }
+}
+
+fn absent() -> RedisError {
+    RedisError::from((redis::ErrorKind::Io, "Redis is not connected, or failed just now"))
+}
+
+fn command(name: &str, key: &str) -> Cmd {
+    let mut command = redis::cmd(name);
+    command.arg(key);
+    command
+}

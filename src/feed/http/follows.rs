@@ -1,0 +1,244 @@
+//! Who follows whom, and accounts that are erased.
+
+use axum::{
+    body::Body,
+    extract::{
+        Path, Query, Request, State,
+        rejection::{PathRejection, QueryRejection},
+    },
+    http::{Response, StatusCode},
+    response::IntoResponse,
+};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Feed, feeds::fitting, invalid, meta, posts::Said, settled, user_of};
+use crate::{
+    feed::{
+        feeds::unreachable,
+        group::Refusal,
+        model::{self, FollowDraft},
+        reads::Side,
+        writes::{self, Pair},
+    },
+    platform::http::{Problem, ProblemBody, RequestContext, json as input},
+};
+
+/// Follow somebody
+///
+/// The followee's posts, older ones too, stand in the follower's feed within moments. Again is fine.
+#[utoipa::path(
+    post,
+    path = "/follow",
+    tag = "feed",
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry change nothing, whatever came in between")),
+    request_body = FollowDraft,
+    responses(
+        (status = 200, description = "Stored", body = Said),
+        (status = 400, description = "Malformed, a field is empty, or both are the same", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 409, description = "One of them is being erased", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 415, description = "Not JSON", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "A field is too long", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn follow(
+    State(feed): State<Feed>,
+    context: RequestContext,
+    request: Request,
+) -> Result<Response<Body>, Problem> {
+    let pair = pair(&feed, &context, request, "/follow", "USER_FOLLOWED").await?;
+    settled(feed.desk()?.follows.write(pair).await?)?;
+    Ok(axum::Json(Said { message: "followed successfully" }).into_response())
+}
+
+/// Follow somebody no longer
+///
+/// From the answer on their posts are not in the feed. Who was not followed is no failure.
+#[utoipa::path(
+    post,
+    path = "/unfollow",
+    tag = "feed",
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry change nothing, whatever came in between")),
+    request_body = FollowDraft,
+    responses(
+        (status = 200, description = "Stored", body = Said),
+        (status = 400, description = "Malformed, a field is empty, or both are the same", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 409, description = "One of them is being erased", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 415, description = "Not JSON", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "A field is too long", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn unfollow(
+    State(feed): State<Feed>,
+    context: RequestContext,
+    request: Request,
+) -> Result<Response<Body>, Problem> {
+    let pair = pair(&feed, &context, request, "/unfollow", "USER_UNFOLLOWED").await?;
+    let (desk, member) = (feed.desk()?, format!("u{}", pair.follower_id));
+    // Where nothing has changed, nobody would take the note back.
+    if settled(desk.unfollows.write(pair).await?)? {
+        desk.feeds.note_gone([member]).await;
+    }
+    Ok(axum::Json(Said { message: "unfollowed successfully" }).into_response())
+}
+
+async fn pair(
+    feed: &Feed,
+    context: &RequestContext,
+    request: Request,
+    route: &str,
+    kind: &str,
+) -> Result<Pair, Problem> {
+    let body = feed.body(request).await?;
+    let draft: FollowDraft<'_> = input::parse_object(&body)?;
+    draft.check()?;
+    let meta = meta(context, route)?;
+    let value = model::followed(meta.event_id, kind, &draft.follower_id, &draft.followee_id);
+    let FollowDraft { follower_id, followee_id } = draft;
+    Ok(Pair { meta, follower_id: follower_id.into_owned(), followee_id: followee_id.into_owned(), value })
+}
+
+/// Erase an account
+///
+/// Its posts, its follows in both directions, and its feed. From the answer on none of it is shown; until all of it is
+/// gone, writes for the account are 409. Again is fine.
+#[utoipa::path(
+    delete,
+    path = "/users/{user_id}",
+    tag = "feed",
+    params(
+        ("user_id" = String, Path, min_length = 1, max_length = 255),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Names the event"),
+    ),
+    responses(
+        (status = 202, description = "It has begun", body = Said),
+        (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "The id is too long", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn erase(
+    State(feed): State<Feed>,
+    context: RequestContext,
+    user_id: Result<Path<String>, PathRejection>,
+) -> Result<Response<Body>, Problem> {
+    let user_id = user_of(user_id)?;
+    let (desk, meta) = (feed.desk()?, meta(&context, "/users")?);
+    let value = model::erased(meta.event_id, &user_id);
+    writes::erase(&desk.pool, &meta, &user_id, &value).await.map_err(|error| Refusal::of(&error))?;
+    // A timeline cannot have older ones of one author than so many.
+    let newest = 2 * feed.inner.config.timeline_ids;
+    let posts = desk.feeds.reads().newest_of_erased(&user_id, newest).await.map_err(|error| unreachable(&error))?;
+    let members = posts.into_iter().map(|id| format!("p{id}")).chain([format!("u{user_id}")]);
+    desk.feeds.note_gone(members).await;
+    desk.hint.give().await;
+    Ok((StatusCode::ACCEPTED, axum::Json(Said { message: "erasure accepted" })).into_response())
+}
+
+/// A page of a user's followers.
+#[derive(Serialize, ToSchema)]
+pub struct FollowersPage {
+    user_id: String,
+    /// By their ids.
+    followers: Vec<String>,
+    /// For the next page; null on the last one.
+    next_cursor: Option<String>,
+}
+
+/// A page of those whom a user follows.
+#[derive(Serialize, ToSchema)]
+pub struct FollowingPage {
+    user_id: String,
+    /// By their ids.
+    following: Vec<String>,
+    /// For the next page; null on the last one.
+    next_cursor: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub struct ListQuery {
+    limit: Option<i64>,
+    cursor: Option<String>,
+}
+
+/// List a user's followers
+#[utoipa::path(
+    get,
+    path = "/users/{user_id}/followers",
+    tag = "feed",
+    params(
+        ("user_id" = String, Path, min_length = 1, max_length = 255),
+        ("limit" = Option<i64>, Query, description = "1 to 100; 20 unless told otherwise, or when out of range"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses(
+        (status = 200, description = "A page", body = FollowersPage),
+        (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "The id is too long", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn followers(
+    State(feed): State<Feed>,
+    user_id: Result<Path<String>, PathRejection>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Response<Body>, Problem> {
+    let (user_id, followers, next_cursor) = list(&feed, Side::Followers, user_id, query).await?;
+    Ok(axum::Json(FollowersPage { user_id, followers, next_cursor }).into_response())
+}
+
+/// List those whom a user follows
+#[utoipa::path(
+    get,
+    path = "/users/{user_id}/following",
+    tag = "feed",
+    params(
+        ("user_id" = String, Path, min_length = 1, max_length = 255),
+        ("limit" = Option<i64>, Query, description = "1 to 100; 20 unless told otherwise, or when out of range"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses(
+        (status = 200, description = "A page", body = FollowingPage),
+        (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "The id is too long", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn following(
+    State(feed): State<Feed>,
+    user_id: Result<Path<String>, PathRejection>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Response<Body>, Problem> {
+    let (user_id, following, next_cursor) = list(&feed, Side::Following, user_id, query).await?;
+    Ok(axum::Json(FollowingPage { user_id, following, next_cursor }).into_response())
+}
+
+async fn list(
+    feed: &Feed,
+    side: Side,
+    user_id: Result<Path<String>, PathRejection>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<(String, Vec<String>, Option<String>), Problem> {
+    let user_id = user_of(user_id)?;
+    let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
+    let limit = fitting(query.limit);
+    let after = query.cursor.as_deref().map_or(Ok(String::new()), decode)?;
+    let users = feed.desk()?.feeds.reads().users(side, &user_id, &after, limit + 1).await;
+    let mut users = users.map_err(|error| unreachable(&error))?;
+    let more = users.len() > limit;
+    users.truncate(limit);
+    let next = users.last().filter(|_| more).map(|last| BASE64_URL_SAFE_NO_PAD.encode(last));
+    Ok((user_id, users, next))
+}
+
+fn decode(cursor: &str) -> Result<String, Problem> {
+    let text = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    text.filter(|text| !text.contains('\0')).ok_or_else(|| invalid("`cursor` is not one that was given out here"))
+}

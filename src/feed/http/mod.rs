@@ -1,0 +1,98 @@
+//! Routes of the feed room.
+
+mod feeds;
+mod follows;
+mod posts;
+
+use axum::{
+    body::Body,
+    extract::{Path, Request, rejection::PathRejection},
+    http::{HeaderValue, Response, StatusCode, header},
+};
+use bytes::Bytes;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    Desk, Feed,
+    model::{MAX_ID_BYTES, MAX_POST_ID, check_field},
+    writes::{Meta, Outcome},
+};
+use crate::platform::http::{
+    Code, Problem, RequestContext, body,
+    context::{ANONYMOUS, require_content_type},
+    shortcut::ShortCuts,
+};
+
+/// The room's routes with their descriptions.
+pub fn routes(feed: Feed) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(posts::create))
+        .routes(routes!(posts::show, posts::delete))
+        .routes(routes!(follows::follow))
+        .routes(routes!(follows::unfollow))
+        .routes(routes!(follows::followers))
+        .routes(routes!(follows::following))
+        .routes(routes!(follows::erase))
+        .routes(routes!(feeds::feed))
+        .with_state(feed)
+}
+
+/// Feeds are what is read most, and posts what is written most.
+pub fn short_cuts(short_cuts: ShortCuts, feed: &Feed) -> ShortCuts {
+    posts::short_cut(feeds::short_cut(short_cuts, feed), feed)
+}
+
+impl Feed {
+    fn desk(&self) -> Result<&Desk, Problem> {
+        let off = || Problem::new(Code::PostgresUnavailable, "there are no feeds here: `postgres.url` is not set");
+        self.inner.desk.as_ref().ok_or_else(off)
+    }
+
+    /// The body of a write.
+    async fn body(&self, request: Request) -> Result<Bytes, Problem> {
+        require_content_type(request.headers(), &["application/json"])?;
+        body::read(request.into_body(), self.inner.http.limits()).await
+    }
+}
+
+/// What a write says of itself.
+fn meta(context: &RequestContext, route: &str) -> Result<Meta, Problem> {
+    let event_id = context.event_id(ANONYMOUS, route, None)?;
+    let traceparent = String::from_utf8_lossy(&context.trace.traceparent()).into_owned();
+    Ok(Meta { event_id, keyed: context.has_idempotency_key(), traceparent })
+}
+
+fn settled<T>(outcome: Outcome<T>) -> Result<T, Problem> {
+    match outcome {
+        Outcome::Done(what) => Ok(what),
+        Outcome::Erased => Err(Problem::new(Code::BeingErased, "an account of this write is being erased")),
+    }
+}
+
+/// A user's id out of a path.
+fn user_of(path: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
+    let Path(user_id) = path.map_err(|error| invalid(error.body_text()))?;
+    check_field("user_id", &user_id, MAX_ID_BYTES)?;
+    Ok(user_id)
+}
+
+/// A post's id out of a path.
+fn post_of(path: Result<Path<i64>, PathRejection>) -> Result<i64, Problem> {
+    let Path(id) = path.map_err(|error| invalid(error.body_text()))?;
+    if (1..=MAX_POST_ID).contains(&id) { Ok(id) } else { Err(not_found(id)) }
+}
+
+fn not_found(id: i64) -> Problem {
+    Problem::new(Code::PostNotFound, format!("there is no post {id}"))
+}
+
+fn invalid(detail: impl Into<String>) -> Problem {
+    Problem::new(Code::InvalidRequest, detail)
+}
+
+fn json(status: StatusCode, body: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,244 @@
+//! Work in chunks: fan-out to many followers, backfill, purges, erasure. Jobs take turns of one chunk, so that a large
+//! one delays small ones by no more than a chunk. What a chunk has done is noted after its effects, so that whoever
+//! goes on after a crash repeats one at most.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use metrics::{counter, gauge};
+use sqlx::PgPool;
+use tokio::{sync::Notify, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{
+    Config,
+    cache::Cache,
+    chunks::{Chunks, Found},
+    job_store::{Job, JobStore, Mark},
+    timeline::Owner,
+};
+use crate::platform::query::Error;
+
+/// How often it is looked whether there are jobs of other processes, or such that others have left.
+const LOOK: Duration = Duration::from_millis(250);
+/// A job that waits for something else is looked at again after so long.
+const LATER: Duration = Duration::from_millis(200);
+/// After a failure.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// What runs jobs in a process.
+pub struct Jobs {
+    store: JobStore,
+    worker: Arc<Worker>,
+    in_flight: usize,
+    news: Arc<Notify>,
+    stop: CancellationToken,
+}
+
+struct Worker {
+    chunks: Chunks,
+    cache: Arc<Cache>,
+}
+
+/// How a chunk ended.
+enum Step {
+    More(Mark),
+    Done,
+    /// Something else comes first.
+    Later,
+}
+
+impl Jobs {
+    pub fn new(config: Config, pool: PgPool, cache: Arc<Cache>, news: Arc<Notify>, stop: CancellationToken) -> Self {
+        let store = JobStore::new(pool.clone(), Uuid::from_u128(fastrand::u128(..)));
+        let in_flight = config.jobs_in_flight.max(1);
+        let worker = Arc::new(Worker { chunks: Chunks::new(pool, config), cache });
+        Self { store, worker, in_flight, news, stop }
+    }
+
+    /// Runs jobs until the stop; then lets go of those that are not done.
+    pub async fn run(self) -> Result<(), String> {
+        let (mut waiting, mut running) = (VecDeque::new(), JoinSet::new());
+        while !self.stop.is_cancelled() {
+            if waiting.len() < self.in_flight {
+                self.claim(&mut waiting, running.len()).await;
+            }
+            while running.len() < self.in_flight
+                && let Some(job) = waiting.pop_front()
+            {
+                let worker = self.worker.clone();
+                running.spawn(async move {
+                    let step = worker.step(&job).await;
+                    (job, step)
+                });
+            }
+            let ended = tokio::select! {
+                Some(ended) = running.join_next() => ended,
+                () = self.news.notified(), if running.len() < self.in_flight => continue,
+                () = tokio::time::sleep(LOOK) => continue,
+                () = self.stop.cancelled() => break,
+            };
+            let (job, step) = ended.map_err(|error| error.to_string())?;
+            if let Some(job) = self.settle(job, step).await {
+                waiting.push_back(job);
+            }
+        }
+        while let Some(ended) = running.join_next().await {
+            let (job, step) = ended.map_err(|error| error.to_string())?;
+            self.settle(job, step).await;
+        }
+        if let Err(error) = self.store.let_go().await {
+            tracing::debug!(error = %error, "jobs of feeds were not let go; others take them in a while");
+        }
+        Ok(())
+    }
+
+    async fn claim(&self, waiting: &mut VecDeque<Job>, running: usize) {
+        match self.store.claim(self.in_flight * 2).await {
+            Ok(jobs) => waiting.extend(jobs),
+            Err(error) => {
+                tracing::debug!(error = %error, "jobs of feeds cannot be looked at");
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        gauge!("postrider_feed_jobs_in_hand").set((waiting.len() + running) as f64);
+    }
+
+    /// Notes what came of a chunk, and returns the job where it goes on here.
+    async fn settle(&self, mut job: Job, step: Result<Step, Error>) -> Option<Job> {
+        let noted = match step {
+            Ok(Step::More(mark)) => {
+                job.mark = mark;
+                match self.store.note(&job).await {
+                    Ok(true) => return Some(job),
+                    noted => noted.map(|_| ()),
+                }
+            }
+            Ok(Step::Done) => {
+                counter!("postrider_feed_jobs_done_total", "kind" => job.kind.clone()).increment(1);
+                self.store.finish(&job).await
+            }
+            Ok(Step::Later) => self.store.put_off(&job, LATER).await,
+            Err(error) => {
+                tracing::debug!(error = %error, job.kind, job.id, "a chunk failed and is done again");
+                self.store.put_off(&job, AFTER_FAILURE).await
+            }
+        };
+        if let Err(error) = noted {
+            tracing::debug!(error = %error, job.id, "what a job has done was not noted; its last chunk is repeated");
+        }
+        None
+    }
+}
+
+impl Worker {
+    async fn step(&self, job: &Job) -> Result<Step, Error> {
+        match job.kind.as_str() {
+            "fan_out" => self.fan_out(job).await,
+            "backfill" => self.backfill(job).await,
+            "unfollow" => self.unfollow(job).await,
+            "purge" => self.purge(job).await,
+            "rise" => self.rise(job).await,
+            "fall" => self.fall(job).await,
+            _ => self.erase(job).await,
+        }
+    }
+
+    async fn fan_out(&self, job: &Job) -> Result<Step, Error> {
+        let post_id = job.post_id.unwrap_or_default();
+        let Found { users, last } = self.chunks.fan_out(&job.author_id, post_id, job.after_user()).await?;
+        counter!("postrider_feed_rows_total").increment(users.len() as u64);
+        let more = (!last).then(|| users.last().cloned()).flatten();
+        let additions: HashMap<_, _> = users.into_iter().map(|user| (Owner::User(user), vec![post_id])).collect();
+        self.cache.add(additions).await?;
+        Ok(more.map_or(Step::Done, |user| Step::More(Mark { user: Some(user), post: None })))
+    }
+
+    async fn backfill(&self, job: &Job) -> Result<Step, Error> {
+        let user = job.user_id();
+        let next = self.chunks.backfill(&job.author_id, user, job.mark.post).await?;
+        self.cache.forget(vec![Owner::User(user.to_owned())]).await?;
+        Ok(next.map_or(Step::Done, |post| Step::More(Mark { user: None, post: Some(post) })))
+    }
+
+    async fn unfollow(&self, job: &Job) -> Result<Step, Error> {
+        let user = job.user_id();
+        let next = self.chunks.unfollow(&job.author_id, user, job.mark.post).await?;
+        if let Some(post) = next {
+            return Ok(Step::More(Mark { user: None, post: Some(post) }));
+        }
+        self.cache.forget(vec![Owner::User(user.to_owned())]).await?;
+        self.cache.clean_of(format!("u{user}")).await?;
+        Ok(Step::Done)
+    }
+
+    async fn purge(&self, job: &Job) -> Result<Step, Error> {
+        let post_id = job.post_id.unwrap_or_default();
+        let Found { users, last } = self.chunks.purge(&job.author_id, post_id, job.after_user()).await?;
+        let more = (!last).then(|| users.last().cloned()).flatten();
+        let mut owners: Vec<Owner> = users.into_iter().map(Owner::User).collect();
+        if more.is_none() {
+            owners.push(Owner::Author(job.author_id.clone()));
+        }
+        self.cache.remove(owners, post_id).await?;
+        match more {
+            Some(user) => Ok(Step::More(Mark { user: Some(user), post: None })),
+            None => {
+                self.cache.clean_of(format!("p{post_id}")).await?;
+                Ok(Step::Done)
+            }
+        }
+    }
+
+    /// Timelines that were made before do not know whom to merge.
+    async fn rise(&self, job: &Job) -> Result<Step, Error> {
+        if job.mark.user.is_none() {
+            self.cache.forget(vec![Owner::Author(job.author_id.clone())]).await?;
+        }
+        let Found { users, last } = self.chunks.followers(&job.author_id, job.after_user()).await?;
+        let more = (!last).then(|| users.last().cloned()).flatten();
+        self.cache.forget(users.into_iter().map(Owner::User).collect()).await?;
+        match more {
+            Some(user) => Ok(Step::More(Mark { user: Some(user), post: None })),
+            None => self.chunks.turned(&job.author_id, 1, 2).await.map(|()| Step::Done),
+        }
+    }
+
+    /// Fills what is missing in followers' rows, post by post.
+    async fn fall(&self, job: &Job) -> Result<Step, Error> {
+        let at = job.mark.post.unwrap_or(0);
+        let (post_id, after) = match &job.mark.user {
+            Some(user) => (Some(at), user.as_str()),
+            None => (self.chunks.next_post(&job.author_id, at).await?, ""),
+        };
+        let Some(post_id) = post_id else {
+            return self.chunks.turned(&job.author_id, 3, 0).await.map(|()| Step::Done);
+        };
+        let Found { users, last } = self.chunks.fan_out(&job.author_id, post_id, after).await?;
+        let user = (!last).then(|| users.last().cloned()).flatten();
+        Ok(Step::More(Mark { user, post: Some(post_id) }))
+    }
+
+    async fn erase(&self, job: &Job) -> Result<Step, Error> {
+        let user = &job.author_id;
+        if self.chunks.unfollow_all(user).await? || self.chunks.delete_posts(user).await? {
+            return Ok(Step::More(Mark::default()));
+        }
+        if self.chunks.has_jobs(user).await? {
+            return Ok(Step::Later);
+        }
+        if self.chunks.empty_feed(user).await? || self.chunks.drop_followers(user).await? {
+            return Ok(Step::More(Mark::default()));
+        }
+        self.cache.forget(vec![Owner::User(user.clone()), Owner::Author(user.clone())]).await?;
+        if !self.chunks.forget_account(user).await? {
+            return Ok(Step::Later);
+        }
+        self.cache.clean_of(format!("u{user}")).await?;
+        Ok(Step::Done)
+    }
+}

@@ -1,0 +1,181 @@
+//! Feeds: posts and follows are stored in Postgres with their event, and every post reaches the feed of everybody who
+//! follows its author, once, whatever dies meanwhile. A deleted post, and the posts of somebody who is no longer
+//! followed, are not shown any more as soon as that is answered.
+
+mod cache;
+mod carry;
+mod chunks;
+mod config;
+mod feeds;
+mod group;
+mod http;
+mod job_store;
+mod jobs;
+mod lookup;
+mod model;
+mod project;
+mod reads;
+mod record;
+mod seed;
+mod timeline;
+mod upkeep;
+mod verify;
+mod writes;
+
+pub use cache::Cache;
+pub use config::Config;
+pub use http::{routes, short_cuts};
+pub use jobs::Jobs;
+pub use project::Projector;
+pub use seed::{Plan, Shape, seed};
+pub use upkeep::{count_jobs, keep as keep_memory};
+pub use verify::{Report, Verifier, Whose};
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::PgPool;
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    feeds::Feeds,
+    group::{Group, Grouping},
+    lookup::Asking,
+    reads::Reads,
+    writes::{Follows, Posts, Unfollows},
+};
+use crate::platform::{
+    http::Config as HttpConfig,
+    kafka::{self, TopicSpec},
+    outbox::Hint,
+    redis::Redis,
+};
+
+/// The topic of what happened to posts and follows, before the prefix.
+pub const TOPIC: &str = "post-events";
+/// The consumer group of the projection, before the prefix.
+pub const GROUP: &str = "postrider-feed";
+
+/// Statements that are run for each read or batch, with values that they can be explained with. All must use indexes.
+pub fn hot_statements() -> [(&'static str, &'static str); 6] {
+    [
+        (reads::PAGE, "'u7', 1000000, 20"),
+        (reads::OWN_ROWS, "'u7', 1000000, 100"),
+        (reads::MERGED, "'u7'"),
+        (reads::OF_AUTHOR, "'u7', 1000000, 100"),
+        (carry::FAN_OUT, "ARRAY[11, 12, 13]::bigint[]"),
+        (chunks::FAN_OUT, "'u7', '', 12, 1000"),
+    ]
+}
+
+/// The room's topics.
+pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
+    let setting = |name, value: &str| (name, value.to_owned());
+    vec![TopicSpec {
+        name: kafka.topic(TOPIC),
+        partitions: config.partitions,
+        settings: vec![
+            setting("cleanup.policy", "delete"),
+            setting("retention.ms", &config.topic_retention_ms.to_string()),
+        ],
+        // Events of one author share a key: compaction would keep only the last of them.
+        required: vec![("cleanup.policy", "delete")],
+        remedy: "set `feed.partitions` to what the topic has".to_owned(),
+    }]
+}
+
+/// The room's part of the api role. Cheap to clone.
+#[derive(Clone)]
+pub struct Feed {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    http: HttpConfig,
+    /// `None` without Postgres.
+    desk: Option<Desk>,
+}
+
+/// What reads and writes.
+struct Desk {
+    pool: PgPool,
+    posts: Group<Posts>,
+    follows: Group<Follows>,
+    unfollows: Group<Unfollows>,
+    feeds: Feeds,
+    hint: Arc<Hint>,
+}
+
+/// What runs beside the routes, to be owned by the role.
+pub struct Background {
+    posts: Grouping<Posts>,
+    follows: Grouping<Follows>,
+    unfollows: Grouping<Unfollows>,
+    asking: Asking,
+}
+
+impl Feed {
+    /// Without a pool nothing is taken or read.
+    pub fn new(
+        config: Config,
+        http: HttpConfig,
+        pool: Option<PgPool>,
+        key_prefix: &str,
+        redis: watch::Receiver<Option<Redis>>,
+    ) -> (Self, Option<Background>) {
+        let (desk, background) = match pool {
+            None => (None, None),
+            Some(pool) => {
+                let (desk, background) = Desk::new(&config, pool, key_prefix, redis);
+                (Some(desk), Some(background))
+            }
+        };
+        (Self { inner: Arc::new(Inner { config, http, desk }) }, background)
+    }
+}
+
+impl Desk {
+    fn new(
+        config: &Config,
+        pool: PgPool,
+        key_prefix: &str,
+        redis: watch::Receiver<Option<Redis>>,
+    ) -> (Self, Background) {
+        let hint = Arc::new(Hint::new(pool.clone()));
+        let (rows, in_flight) = (config.group_rows, config.groups_in_flight);
+        let (posts, posts_grouping) = Group::new(Posts(pool.clone()), hint.clone(), rows, in_flight);
+        let (follows, follows_grouping) = Group::new(Follows(pool.clone()), hint.clone(), rows, in_flight);
+        let (unfollows, unfollows_grouping) = Group::new(Unfollows(pool.clone()), hint.clone(), rows, in_flight);
+        let (feeds, asking) = Feeds::new(config.clone(), Reads::new(pool.clone()), key_prefix, redis);
+        let background =
+            Background { posts: posts_grouping, follows: follows_grouping, unfollows: unfollows_grouping, asking };
+        (Self { pool, posts, follows, unfollows, feeds, hint }, background)
+    }
+}
+
+impl Background {
+    /// Runs until the routes are gone, or those that did not finish within `grace` after the stop are
+    /// given up.
+    pub async fn run(self, stop: CancellationToken, grace: Duration) -> Result<(), String> {
+        let given_up = async {
+            stop.cancelled().await;
+            tokio::time::sleep(grace).await;
+        };
+        // Tasks of their own, in a set that aborts them when it is dropped.
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.posts.until_closed());
+        tasks.spawn(self.follows.until_closed());
+        tasks.spawn(self.unfollows.until_closed());
+        tasks.spawn(self.asking.until_closed());
+        tokio::select! {
+            () = given_up => Ok(()),
+            ended = async {
+                while let Some(ended) = tasks.join_next().await {
+                    ended.map_err(|error| error.to_string())?;
+                }
+                Ok(())
+            } => ended,
+        }
+    }
+}

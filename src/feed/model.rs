@@ -1,0 +1,191 @@
+//! What comes in, what is wrong with it, and what it says as an event.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::platform::{
+    clock,
+    http::{Code, Problem, json},
+};
+
+/// Longest id of a user, in bytes.
+pub const MAX_ID_BYTES: usize = 255;
+
+/// The largest id that a post can have: what JavaScript reads exactly.
+pub const MAX_POST_ID: i64 = (1 << 53) - 1;
+
+/// A post that nobody has looked at yet.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = PostDraft)]
+pub struct PostDraft<'a> {
+    /// Who says it. Not empty.
+    #[serde(borrow, default)]
+    #[schema(min_length = 1, max_length = 255)]
+    pub author_id: Cow<'a, str>,
+    /// What is said. Not empty.
+    #[serde(borrow, default)]
+    #[schema(min_length = 1)]
+    pub content: Cow<'a, str>,
+}
+
+/// Who follows whom, or no longer does.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = FollowDraft)]
+pub struct FollowDraft<'a> {
+    /// Whose feed it is. Not empty.
+    #[serde(borrow, default)]
+    #[schema(min_length = 1, max_length = 255)]
+    pub follower_id: Cow<'a, str>,
+    /// Whose posts are to be in it. Not empty, and somebody else.
+    #[serde(borrow, default)]
+    #[schema(min_length = 1, max_length = 255)]
+    pub followee_id: Cow<'a, str>,
+}
+
+/// Why something cannot be stored.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Flaw {
+    #[error("`{0}` is missing or empty")]
+    Missing(&'static str),
+    #[error("`{0}` has a null character, which cannot be stored")]
+    Nul(&'static str),
+    #[error("`{field}` has {bytes} bytes, the limit is {limit}")]
+    TooLong { field: &'static str, bytes: usize, limit: usize },
+    #[error("nobody follows themselves")]
+    Oneself,
+}
+
+impl From<Flaw> for Problem {
+    fn from(flaw: Flaw) -> Self {
+        let code = match flaw {
+            Flaw::TooLong { .. } => Code::InvalidField,
+            _ => Code::InvalidRequest,
+        };
+        Self::new(code, flaw.to_string())
+    }
+}
+
+impl PostDraft<'_> {
+    pub fn check(&self, max_content_bytes: usize) -> Result<(), Flaw> {
+        check_field("author_id", &self.author_id, MAX_ID_BYTES)?;
+        check_field("content", &self.content, max_content_bytes)
+    }
+}
+
+impl FollowDraft<'_> {
+    pub fn check(&self) -> Result<(), Flaw> {
+        check_field("follower_id", &self.follower_id, MAX_ID_BYTES)?;
+        check_field("followee_id", &self.followee_id, MAX_ID_BYTES)?;
+        if self.follower_id == self.followee_id { Err(Flaw::Oneself) } else { Ok(()) }
+    }
+}
+
+/// Whether Postgres takes this text, and it is one.
+pub fn check_field(field: &'static str, text: &str, limit: usize) -> Result<(), Flaw> {
+    match text.len() {
+        0 => Err(Flaw::Missing(field)),
+        _ if text.contains('\0') => Err(Flaw::Nul(field)),
+        bytes if bytes > limit => Err(Flaw::TooLong { field, bytes, limit }),
+        _ => Ok(()),
+    }
+}
+
+/// The value of a post's event, but for the id that it will get: what stands before that, and after.
+pub fn created(event_id: Uuid, author_id: &str, content: &str) -> (String, String) {
+    let mut head = begin(event_id, "POST_CREATED", author_id, author_id.len());
+    head.extend_from_slice(br#"{"post_id":"#);
+    let mut tail = Vec::with_capacity(content.len() + 40);
+    tail.extend_from_slice(br#","content":"#);
+    json::write_string(&mut tail, content);
+    end(&mut tail);
+    (text(head), text(tail))
+}
+
+/// The value of the event that somebody follows somebody, or `USER_UNFOLLOWED`.
+pub fn followed(event_id: Uuid, kind: &str, follower_id: &str, followee_id: &str) -> String {
+    let mut value = begin(event_id, kind, follower_id, follower_id.len() + followee_id.len());
+    value.extend_from_slice(br#"{"followee_id":"#);
+    json::write_string(&mut value, followee_id);
+    end(&mut value);
+    text(value)
+}
+
+/// The value of the event that a user's account is erased.
+pub fn erased(event_id: Uuid, user_id: &str) -> String {
+    let mut value = begin(event_id, "USER_ERASED", user_id, user_id.len());
+    value.push(b'{');
+    end(&mut value);
+    text(value)
+}
+
+fn begin(event_id: Uuid, kind: &str, actor_id: &str, more: usize) -> Vec<u8> {
+    let mut value = Vec::with_capacity(140 + more);
+    value.extend_from_slice(br#"{"event_id":""#);
+    value.extend_from_slice(event_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
+    value.extend_from_slice(br#"","type":""#);
+    value.extend_from_slice(kind.as_bytes());
+    value.extend_from_slice(br#"","actor_id":"#);
+    json::write_string(&mut value, actor_id);
+    value.extend_from_slice(br#","payload":"#);
+    value
+}
+
+fn end(value: &mut Vec<u8>) {
+    value.extend_from_slice(br#"},"timestamp":"#);
+    value.extend_from_slice(itoa::Buffer::new().format(clock::now_ms() / 1_000).as_bytes());
+    value.push(b'}');
+}
+
+/// Made of text only.
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn what_is_missing_or_cannot_be_stored_is_named() {
+        let post = |author: &str, content: &str| {
+            PostDraft { author_id: author.to_owned().into(), content: content.to_owned().into() }.check(5)
+        };
+        assert_eq!(post("a", "fünf"), Ok(()));
+        assert_eq!(post("", "x"), Err(Flaw::Missing("author_id")));
+        assert_eq!(post("a", ""), Err(Flaw::Missing("content")));
+        assert_eq!(post("a\0", "x"), Err(Flaw::Nul("author_id")));
+        assert_eq!(post("a", "fünfe"), Err(Flaw::TooLong { field: "content", bytes: 6, limit: 5 }));
+        let follow = |follower: &str, followee: &str| {
+            FollowDraft { follower_id: follower.to_owned().into(), followee_id: followee.to_owned().into() }.check()
+        };
+        assert_eq!(follow("a", "b"), Ok(()));
+        assert_eq!(follow("a", "a"), Err(Flaw::Oneself));
+        assert_eq!(follow("a", ""), Err(Flaw::Missing("followee_id")));
+        assert!(matches!(follow(&"x".repeat(256), "b"), Err(Flaw::TooLong { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn an_event_says_what_was_written(author in ".{1,20}", content in ".{1,40}", post_id in 1..MAX_POST_ID) {
+            let id = Uuid::from_u128(7);
+            let (head, tail) = created(id, &author, &content);
+            let value: Value = serde_json::from_str(&format!("{head}{post_id}{tail}")).unwrap();
+            prop_assert_eq!(&value["event_id"], &Value::from(id.to_string()));
+            prop_assert_eq!(&value["type"], "POST_CREATED");
+            prop_assert_eq!(&value["actor_id"], &Value::from(author.clone()));
+            prop_assert_eq!(&value["payload"]["post_id"], &Value::from(post_id));
+            prop_assert_eq!(&value["payload"]["content"], &Value::from(content.clone()));
+            prop_assert!(value["timestamp"].as_i64().unwrap() > 1_600_000_000);
+            let value: Value = serde_json::from_str(&followed(id, "USER_FOLLOWED", &author, &content)).unwrap();
+            prop_assert_eq!(&value["payload"]["followee_id"], &Value::from(content));
+            let value: Value = serde_json::from_str(&erased(id, &author)).unwrap();
+            prop_assert_eq!(&value["payload"], &serde_json::json!({}));
+        }
+    }
+}

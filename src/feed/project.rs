@@ -1,0 +1,169 @@
+//! The projection: batches of the topic into feeds, one partition at a time; then into the timelines that exist. What
+//! is read again after a crash, which may have come between the two, is only told to timelines.
+
+use std::{collections::HashMap, sync::Arc};
+
+use metrics::counter;
+use sqlx::PgPool;
+use tokio::sync::Notify;
+
+use super::{
+    Config,
+    cache::Cache,
+    carry::{Authors, Carried, Carrier, Overlap, Place, overlaps},
+    record::{self, Change, Event},
+    timeline::Owner,
+};
+use crate::platform::{
+    kafka::{
+        batch::Record,
+        dead_letter::Reason,
+        lanes::Failure,
+        projection::{Partition, Project, Projection},
+    },
+    query::Error,
+};
+
+/// Rows that one transaction inserts, about, so that others don't wait long and a failure costs little.
+const RUN_ROWS: usize = 20_000;
+
+/// The feed room's part of the processor role.
+pub struct Projector {
+    carrier: Carrier,
+    cache: Arc<Cache>,
+    epoch: u32,
+    /// There are new jobs.
+    jobs: Arc<Notify>,
+}
+
+impl Projector {
+    pub fn new(config: Config, pool: PgPool, cache: Arc<Cache>, jobs: Arc<Notify>) -> Arc<Self> {
+        let epoch = config.epoch;
+        Arc::new(Self { carrier: Carrier::new(pool, config), cache, epoch, jobs })
+    }
+
+    fn place(&self, partition: i32) -> Place {
+        Place { topic_epoch: self.epoch, partition }
+    }
+
+    /// How many of these events go into one transaction.
+    fn run(&self, events: &[Event], authors: &Authors) -> usize {
+        let mut rows = 0;
+        let fits = |event: &&Event| {
+            rows += self.carrier.weight(event, authors);
+            rows <= RUN_ROWS
+        };
+        events.iter().take_while(fits).count().max(1).min(events.len())
+    }
+
+    /// Carries events and moves on. The inner error is that of an event that Postgres refuses.
+    async fn carry(
+        &self,
+        projection: &Projection<Self>,
+        partition: &mut Partition,
+        events: &[Event],
+        next: i64,
+        authors: &Authors,
+    ) -> Result<Result<(), Error>, Failure> {
+        let (place, span) = (self.place(partition.number), (partition.next, next));
+        let mut carried = self.carrier.carry(place, span, events, authors, Overlap::None).await;
+        if carried.as_ref().is_err_and(overlaps) {
+            carried = self.carrier.carry(place, span, events, authors, Overlap::Some).await;
+        }
+        let fanned = match carried {
+            Ok(Carried::Done { fanned, jobs }) => {
+                projection.advance(partition, next, true).await?;
+                if jobs {
+                    self.jobs.notify_one();
+                }
+                fanned
+            }
+            Ok(Carried::Moved) => {
+                projection.advance(partition, next, false).await?;
+                self.jobs.notify_one();
+                self.carrier.fanned(events, authors).await.map_err(retry)?
+            }
+            Err(error) if error.is_a_rows() => return Ok(Err(error)),
+            Err(error) => return Err(retry(error)),
+        };
+        let rows: usize = fanned.iter().map(|(_, users)| users.len()).sum();
+        counter!("postrider_feed_events_total").increment(events.len() as u64);
+        counter!("postrider_feed_rows_total").increment(rows as u64);
+        self.tell(events, authors, fanned).await.map(Ok)
+    }
+
+    /// Adds posts to the timelines of those in whose feeds they stand, and of authors who are merged.
+    async fn tell(&self, events: &[Event], authors: &Authors, fanned: Vec<(i64, Vec<String>)>) -> Result<(), Failure> {
+        let mut additions: HashMap<Owner, Vec<i64>> = HashMap::new();
+        for (post_id, users) in fanned {
+            for user in users {
+                additions.entry(Owner::User(user)).or_default().push(post_id);
+            }
+        }
+        let merged = events.iter().filter_map(|event| match &event.change {
+            Change::Created { post_id, author } if authors.get(author)?.is_merged() => Some((*post_id, author)),
+            _ => None,
+        });
+        let merged: HashMap<i64, &String> = merged.collect();
+        // An event may come again long after its post was deleted.
+        for post_id in self.carrier.live(merged.keys().copied().collect()).await.map_err(retry)? {
+            additions.entry(Owner::Author(merged[&post_id].clone())).or_default().push(post_id);
+        }
+        self.cache.add(additions).await.map_err(retry)
+    }
+}
+
+impl Project for Projector {
+    type Row = Event;
+
+    const EPOCH: &'static str = "feed.epoch";
+
+    async fn begin(&self, partition: i32, low: i64) -> Result<i64, Error> {
+        self.carrier.begin(self.place(partition), low).await
+    }
+
+    async fn progress(&self, partition: i32) -> Result<Option<i64>, Error> {
+        self.carrier.progress(self.place(partition)).await
+    }
+
+    fn row(&self, _: i32, record: &Record<'_>) -> Result<Event, Reason> {
+        record::event(record)
+    }
+
+    fn offset(event: &Event) -> i64 {
+        event.offset
+    }
+
+    async fn append(
+        &self,
+        projection: &Projection<Self>,
+        partition: &mut Partition,
+        events: &[Event],
+        end: i64,
+    ) -> Result<Result<(), Error>, Failure> {
+        let authors = self.carrier.authors(events.iter()).await.map_err(retry)?;
+        let (again, mut fresh) = events.split_at(events.partition_point(|event| event.offset < partition.next));
+        if !again.is_empty() {
+            let fanned = self.carrier.fanned(again, &authors).await.map_err(retry)?;
+            self.tell(again, &authors, fanned).await?;
+            counter!("postrider_feed_repeated_records_total").increment(again.len() as u64);
+        }
+        loop {
+            let (run, rest) = fresh.split_at(self.run(fresh, &authors));
+            let next = rest.first().map_or(end, |event| event.offset);
+            if next > partition.next
+                && let Err(error) = self.carry(projection, partition, run, next, &authors).await?
+            {
+                return Ok(Err(error));
+            }
+            if rest.is_empty() {
+                return Ok(Ok(()));
+            }
+            fresh = rest;
+        }
+    }
+}
+
+fn retry(error: Error) -> Failure {
+    Failure::Retry(error.to_string())
+}

@@ -1,0 +1,227 @@
+//! Timelines as Redis has them: a sorted set of post ids, which are their own scores, with a marker on top.
+
+use std::{cmp::Reverse, collections::BTreeSet};
+
+use redis::Value;
+
+/// Above all ids, so that the marker comes first when the newest are asked for.
+pub const MARK_SCORE: i64 = 1 << 53;
+
+/// How long a deleted post, or a user who unfollowed, stays in the list of them after timelines are clean, in
+/// milliseconds: longer than whoever reads Postgres takes to fill a timeline.
+pub const LINGER_MS: i64 = 15_000;
+
+/// Time to fill a timeline, in milliseconds; then others may.
+pub const BUILD_MS: i64 = 10_000;
+
+/// Whose timeline it is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// What stands in a user's feed, but for authors who are merged at read.
+    User(String),
+    /// What an author wrote.
+    Author(String),
+}
+
+/// Names of keys. The epoch is part of those that hold timelines.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    pub fn new(key_prefix: &str) -> Self {
+        Self { prefix: format!("{key_prefix}feed:") }
+    }
+
+    /// The epoch of timelines; absent while nobody vouches for them.
+    pub fn epoch(&self) -> String {
+        format!("{}epoch", self.prefix)
+    }
+
+    pub fn timeline(&self, epoch: i64, owner: &Owner) -> String {
+        let (kind, name) = match owner {
+            Owner::User(name) => ('u', name),
+            Owner::Author(name) => ('a', name),
+        };
+        format!("{}e{epoch}:{kind}:{name}", self.prefix)
+    }
+
+    /// What a processor wrote last, to see whether Redis went back.
+    pub fn beat(&self, process: &str) -> String {
+        format!("{}beat:{process}", self.prefix)
+    }
+
+    /// Posts and users that timelines may be wrong about, by the version of the list at which they came;
+    pub fn gone(&self) -> String {
+        format!("{}{{gone}}:list", self.prefix)
+    }
+
+    /// that version;
+    pub fn gone_version(&self) -> String {
+        format!("{}{{gone}}:version", self.prefix)
+    }
+
+    /// and when they may go, in milliseconds since the epoch.
+    pub fn gone_until(&self) -> String {
+        format!("{}{{gone}}:until", self.prefix)
+    }
+}
+
+/// The member that says what a timeline is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mark {
+    /// Somebody fills it, who goes by this number.
+    Building(u64),
+    Ready {
+        /// From this id on it has everything; below it there may be single ids, which came late. 0 where it is whole.
+        floor: i64,
+        /// Authors whose own timelines belong to it.
+        merged: Vec<String>,
+    },
+}
+
+impl Mark {
+    pub fn encode(&self) -> String {
+        match self {
+            Self::Building(token) => format!("b{token}"),
+            Self::Ready { floor, merged } => {
+                let merged = serde_json::to_string(merged).unwrap_or_default();
+                format!("r{floor}{merged}")
+            }
+        }
+    }
+
+    pub fn decode(member: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(member).ok()?;
+        match text.split_at_checked(1)? {
+            ("b", token) => token.parse().ok().map(Self::Building),
+            ("r", rest) => {
+                let (floor, merged) = rest.split_at_checked(rest.find('[')?)?;
+                let merged = if merged == "[]" { Vec::new() } else { serde_json::from_str(merged).ok()? };
+                Some(Self::Ready { floor: floor.parse().ok()?, merged })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A part of a timeline from the top or from a cursor on, newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct List {
+    pub ids: Vec<i64>,
+    /// Nothing is known of what is below; 0 where there is nothing.
+    pub floor: i64,
+}
+
+impl List {
+    /// Of as many ids as were asked for, or fewer because there were no more. `floor` is that of the timeline.
+    pub fn new(mut ids: Vec<i64>, asked: usize, floor: i64) -> Self {
+        let cut = if ids.len() < asked { 0 } else { ids.last().copied().unwrap_or(i64::MAX) };
+        ids.retain(|&id| id >= floor);
+        Self { ids, floor: floor.max(cut) }
+    }
+}
+
+/// The page after `skip` ids of several lists together, and whether there is more. `None` when the lists do not
+/// reach far enough down to tell.
+pub fn merge(lists: &[List], skip: usize, limit: usize) -> Option<(Vec<i64>, bool)> {
+    let floor = lists.iter().map(|list| list.floor).max().unwrap_or(0);
+    let known = |ids: &[i64]| ids.iter().copied().take_while(|&id| id >= floor).count();
+    let joined: Vec<i64> = match lists {
+        [only] => only.ids[..known(&only.ids)].to_vec(),
+        lists => {
+            let ids = lists.iter().flat_map(|list| list.ids[..known(&list.ids)].iter().copied().map(Reverse));
+            ids.collect::<BTreeSet<_>>().into_iter().map(|Reverse(id)| id).collect()
+        }
+    };
+    let more = joined.len() > skip + limit;
+    if !more && floor > 0 {
+        return None;
+    }
+    Some((joined.into_iter().skip(skip).take(limit).collect(), more))
+}
+
+/// Ids out of what Redis answers; others among them are left out.
+pub fn ids(values: &[Value]) -> Vec<i64> {
+    let id = |value: &Value| match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok()?.parse().ok(),
+        _ => None,
+    };
+    values.iter().filter_map(id).collect()
+}
+
+/// The members of an answer.
+pub fn members(value: Value) -> Vec<Value> {
+    match value {
+        Value::Array(values) => values,
+        _ => Vec::new(),
+    }
+}
+
+/// The marker, where the first member is one.
+pub fn mark(values: &[Value]) -> Option<Mark> {
+    match values.first() {
+        Some(Value::BulkString(bytes)) => Mark::decode(bytes),
+        _ => None,
+    }
+}
+
+/// A number, where there is one.
+pub fn number(value: &Value) -> Option<i64> {
+    match value {
+        Value::Int(number) => Some(*number),
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok()?.parse().ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_mark_reads_back_as_written(
+            floor in 0..i64::MAX, token: u64, merged in prop::collection::vec(".{0,9}", 0..4),
+        ) {
+            for mark in [Mark::Building(token), Mark::Ready { floor, merged }] {
+                prop_assert_eq!(Mark::decode(mark.encode().as_bytes()), Some(mark));
+            }
+        }
+
+        /// Lists are cut anywhere, and lack any ids below their floor; what is said of a page must be true of the whole.
+        #[test]
+        fn a_page_of_cut_lists_is_that_of_the_whole_or_none(
+            feeds in prop::collection::vec(prop::collection::btree_set(1_i64..200, 0..40), 1..5),
+            asked in prop::collection::vec(1_usize..50, 5), floors in prop::collection::vec(0_i64..200, 5),
+            skip in 0_usize..20, limit in 1_usize..20,
+        ) {
+            let newest_first = |ids: &BTreeSet<i64>| ids.iter().rev().copied().collect::<Vec<_>>();
+            let lists: Vec<List> = feeds.iter().zip(&asked).zip(&floors).map(|((feed, &asked), &floor)| {
+                let kept = newest_first(feed).into_iter().filter(|id| *id >= floor || id % 2 == 0);
+                List::new(kept.take(asked).collect(), asked, floor)
+            }).collect();
+            let all = newest_first(&feeds.iter().flatten().copied().collect());
+            if let Some((page, more)) = merge(&lists, skip, limit) {
+                prop_assert_eq!(page, all.iter().skip(skip).take(limit).copied().collect::<Vec<_>>());
+                prop_assert_eq!(more, all.len() > skip + limit);
+            }
+            if asked.iter().all(|&asked| asked > skip + limit) && floors.iter().all(|&floor| floor == 0) {
+                prop_assert!(merge(&lists, skip, limit).is_some(), "enough was asked for");
+            }
+        }
+    }
+
+    #[test]
+    fn below_its_floor_a_list_says_nothing() {
+        let cut = List::new(vec![9, 7, 4], 5, 7);
+        assert_eq!(merge(std::slice::from_ref(&cut), 0, 1), Some((vec![9], true)));
+        assert_eq!(merge(std::slice::from_ref(&cut), 0, 2), None);
+        assert_eq!(merge(&[cut, List::new(vec![8, 3], 5, 0)], 0, 2), Some((vec![9, 8], true)));
+        assert_eq!(merge(&[List::new(vec![], 5, 3)], 0, 2), None);
+        assert_eq!(merge(&[List::new(vec![], 5, 0)], 0, 2), Some((vec![], false)));
+    }
+}

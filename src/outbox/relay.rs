@@ -1,0 +1,181 @@
+//! The loop that drains: its shards, its rounds, and what it says of itself.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use metrics::gauge;
+use sqlx::{ConnectOptions, PgConnection, PgPool, postgres::PgListener};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{drain::Sender, owner::Owner, store};
+use crate::platform::{
+    kafka::{Config as KafkaConfig, Producer, TopicsReady},
+    ops::Check,
+    outbox::CHANNEL,
+    query::{Error, within},
+};
+
+/// Between two looks at who has which shard; with Postgres' own notice of a death it bounds a takeover.
+const BALANCE: Duration = Duration::from_millis(500);
+/// Between two looks at quarantine, ages and partitions.
+const LOOK: Duration = Duration::from_secs(1);
+/// The shortest and the longest pause between rounds that find nothing.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+/// Looking for rows may take so long without a pause after it.
+const PATIENT: Duration = Duration::from_millis(20);
+/// After Postgres or Kafka failed.
+const AFTER_FAILURE: Duration = Duration::from_millis(200);
+/// Rows of one shard in a round.
+const ROWS: i64 = 500;
+
+/// The room's part of the relay role.
+pub struct Relay {
+    pool: PgPool,
+    sender: Sender,
+    topics_ready: TopicsReady,
+    check: Check,
+    hint: Notify,
+    stop: CancellationToken,
+}
+
+/// What a connection knows while it lasts.
+struct Session {
+    connection: PgConnection,
+    owner: Owner,
+    /// Keys with a row in quarantine.
+    held: HashSet<String>,
+    balanced: Option<Instant>,
+    looked: Option<Instant>,
+}
+
+impl Relay {
+    /// `topics` are those that rows may name, before the prefix.
+    pub fn new(
+        pool: PgPool,
+        producer: Producer,
+        kafka: &KafkaConfig,
+        topics: Vec<&'static str>,
+        topics_ready: TopicsReady,
+        check: Check,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        let sender = Sender::new(producer, kafka.topic_prefix.clone(), topics);
+        Arc::new(Self { pool, sender, topics_ready, check, hint: Notify::new(), stop })
+    }
+
+    /// Drains until the stop.
+    pub async fn run(self: Arc<Self>) -> Result<(), String> {
+        while !self.stop.is_cancelled() {
+            if let Err(error) = self.session().await {
+                self.check.fail(error.to_string());
+                tracing::warn!(error = %error, "the outbox waits for Postgres");
+                self.pause(AFTER_FAILURE.mul_f64(1.0 + fastrand::f64())).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Wakes the rounds when a writer says that there is something; whatever is missed, polling finds.
+    pub async fn listen_forever(self: Arc<Self>) {
+        loop {
+            if let Err(error) = self.listen().await {
+                tracing::debug!(error = %error, "not listening");
+            }
+            tokio::time::sleep(Duration::from_millis(500 + fastrand::u64(0..500))).await;
+        }
+    }
+
+    async fn listen(&self) -> Result<(), Error> {
+        let name = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT {CHANNEL}")));
+        let name: String = within(name.fetch_one(&self.pool)).await?;
+        let mut listener = within(PgListener::connect_with(&self.pool)).await?;
+        within(listener.listen(&name)).await?;
+        loop {
+            // As long as it takes: silence is no fault, and a break ends it.
+            listener.recv().await?;
+            self.hint.notify_one();
+        }
+    }
+
+    /// Rounds over one connection, until it fails or the stop.
+    async fn session(&self) -> Result<(), Error> {
+        let mut session = self.open().await?;
+        let mut pause = PAUSES.0;
+        while !self.stop.is_cancelled() {
+            let found = self.step(&mut session).await?;
+            pause = if found { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
+            if !found {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = self.hint.notified() => pause = PAUSES.0,
+                    () = self.stop.cancelled() => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn open(&self) -> Result<Session, Error> {
+        let options = self.pool.connect_options();
+        let mut connection = within(options.connect()).await?;
+        store::prepare(&mut connection).await?;
+        let owner = Owner::join(&mut connection).await?;
+        Ok(Session { connection, owner, held: HashSet::new(), balanced: None, looked: None })
+    }
+
+    /// One round. Whether there was something to send that could be sent.
+    async fn step(&self, session: &mut Session) -> Result<bool, Error> {
+        let due = |last: Option<Instant>, every| last.is_none_or(|last| last.elapsed() >= every);
+        if due(session.balanced, BALANCE) {
+            session.owner.balance(&mut session.connection).await?;
+            session.balanced = Some(Instant::now());
+            gauge!("postrider_outbox_owned_shards").set(session.owner.shards().len() as f64);
+        }
+        if due(session.looked, LOOK) {
+            self.look_around(session).await?;
+            session.looked = Some(Instant::now());
+        }
+        let shards = session.owner.shards();
+        if shards.is_empty() || !self.topics_ready.get() {
+            return Ok(false);
+        }
+        let asked = Instant::now();
+        let rows = store::page(&mut session.connection, &shards, ROWS).await?;
+        // Behind an old transaction dead rows must be passed over until their partition is truncated: not all the time.
+        if asked.elapsed() > PATIENT {
+            self.pause(asked.elapsed()).await;
+        }
+        if rows.is_empty() {
+            return Ok(false);
+        }
+        let round = self.sender.round(&mut session.connection, &rows, &mut session.held).await?;
+        if let Some(problem) = round.problem {
+            tracing::debug!(problem, left = round.left, "rows of the outbox wait");
+            self.pause(AFTER_FAILURE).await;
+        }
+        Ok(true)
+    }
+
+    /// What is done now and then: quarantine, age, rotation.
+    async fn look_around(&self, session: &mut Session) -> Result<(), Error> {
+        let connection = &mut session.connection;
+        let (keys, quarantined) = store::quarantined(connection).await?;
+        session.held = keys.into_iter().collect();
+        gauge!("postrider_outbox_quarantined_rows").set(quarantined as f64);
+        gauge!("postrider_outbox_oldest_age_seconds").set(store::oldest_s(connection).await?);
+        store::rotate(connection).await?;
+        self.check.pass();
+        Ok(())
+    }
+
+    async fn pause(&self, length: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(length) => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The outbox reaches Kafka whatever commits late, dies, or cannot be sent.
+
+use std::time::Instant;
+
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
+
+use crate::{
+    feed_writes::post,
+    harness::{World, kafka::Stored, until, wait::seconds},
+};
+
+/// A connection to the world's tables.
+async fn connect(world: &World) -> PgConnection {
+    world.database().connect().await.unwrap()
+}
+
+/// A statement that puts a row into the outbox.
+fn row(topic: &str, key: &str, value: &str) -> String {
+    format!(
+        "INSERT INTO outbox (topic, key, event_id, kind, source, value)
+         VALUES ('{topic}', '{key}', gen_random_uuid(), 'test', '/test', '{value}')"
+    )
+}
+
+async fn insert(connection: &mut PgConnection, topic: &str, key: &str, value: &str) {
+    connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(row(topic, key, value)))).await.unwrap();
+}
+
+/// Values of a key in the topic, once there are so many.
+async fn values(world: &World, key: &str, count: usize) -> Vec<String> {
+    let topic = world.topic("post-events");
+    until(&format!("{count} of {key}"), seconds(20), || async {
+        let log = world.kafka.read(&topic).await;
+        let values: Vec<String> =
+            log.iter().filter(|record| record.key() == key).map(|record: &Stored| record.text().to_owned()).collect();
+        (values.len() >= count).then_some(values)
+    })
+    .await
+}
+
+async fn rows(connection: &mut PgConnection, table: &str) -> i64 {
+    sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}")))
+        .fetch_one(connection)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn an_open_transaction_delays_its_own_rows_and_none_is_skipped() {
+    let world = World::new().await.with_postgres().await;
+    let relay = world.app().role("relay").start().await;
+    let (mut late, mut other) = (connect(&world).await, connect(&world).await);
+    let mut open = late.begin().await.unwrap();
+    insert(&mut open, "post-events", "late", "l1").await;
+    // So many that the late row is far below the newest.
+    let many = "INSERT INTO outbox (topic, key, event_id, kind, source, value)
+        SELECT 'post-events', 'k' || n % 10, gen_random_uuid(), 'test', '/test', n::text FROM generate_series(1, 25000) AS n";
+    other.execute(many).await.unwrap();
+    insert(&mut other, "post-events", "prompt", "p1").await;
+    assert_eq!(values(&world, "prompt", 1).await, ["p1"]);
+    until("the others are gone", seconds(30), || async {
+        let mut look = connect(&world).await;
+        (rows(&mut look, "outbox").await == 0).then_some(())
+    })
+    .await;
+    insert(&mut open, "post-events", "late", "l2").await;
+    open.commit().await.unwrap();
+    assert_eq!(values(&world, "late", 2).await, ["l1", "l2"]);
+    let log = world.kafka.read(&world.topic("post-events")).await;
+    assert_eq!(log.len(), 25_003, "each once");
+    for key in 0..10 {
+        let numbers: Vec<u32> = log
+            .iter()
+            .filter(|record| record.key() == format!("k{key}"))
+            .map(|record| record.text().parse().unwrap())
+            .collect();
+        assert!(numbers.is_sorted() && numbers.len() == 2_500, "key {key} is in order");
+    }
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_that_kafka_never_takes_is_put_aside_with_its_key() {
+    let world = World::new().await.with_postgres().await;
+    let mut connection = connect(&world).await;
+    let huge = "x".repeat(3 << 20);
+    for (key, value) in [("good", "1"), ("bad", "1"), ("bad", &huge), ("bad", "3"), ("good", "2")] {
+        insert(&mut connection, "post-events", key, value).await;
+    }
+    insert(&mut connection, "nowhere", "strange", "1").await;
+    let relay = world.app().role("relay").start().await;
+    assert_eq!(values(&world, "good", 2).await, ["1", "2"]);
+    until("the outbox is empty", seconds(20), || async {
+        let mut look = connect(&world).await;
+        (rows(&mut look, "outbox").await == 0).then_some(())
+    })
+    .await;
+    insert(&mut connection, "post-events", "bad", "4").await;
+    insert(&mut connection, "post-events", "good", "3").await;
+    assert_eq!(values(&world, "good", 3).await, ["1", "2", "3"]);
+    assert_eq!(values(&world, "bad", 1).await, ["1"]);
+    let aside: Vec<(String, bool)> =
+        sqlx::query_as("SELECT key, reason IS NOT NULL FROM outbox_quarantine ORDER BY id")
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+    let aside: Vec<(&str, bool)> = aside.iter().map(|(key, reason)| (key.as_str(), *reason)).collect();
+    assert_eq!(aside, [("bad", true), ("bad", false), ("strange", true), ("bad", false)]);
+    until("it is counted", seconds(5), || async {
+        (relay.metric("postrider_outbox_quarantined_rows").await == Some(4.0)).then_some(())
+    })
+    .await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn relays_share_the_shards_and_take_over_within_two_seconds_of_a_death() {
+    let world = World::new().await.with_postgres().await;
+    let api = world.app().role("api").start().await;
+    let (first, second) = (world.app().role("relay").start().await, world.app().role("relay").start().await);
+    for relay in [&first, &second] {
+        until("each has half", seconds(10), || async {
+            (relay.metric("postrider_outbox_owned_shards").await == Some(4.0)).then_some(())
+        })
+        .await;
+    }
+    for number in 0..40 {
+        post(&api, &format!("a{number}"), "before").await;
+    }
+    let topic = world.topic("post-events");
+    world.kafka.read_at_least(&topic, 40).await;
+    first.kill().await;
+    let died = Instant::now();
+    for number in 0..40 {
+        post(&api, &format!("a{number}"), "after").await;
+    }
+    until("the other has all of it", seconds(2), || async {
+        (second.metric("postrider_outbox_owned_shards").await == Some(8.0)).then_some(())
+    })
+    .await;
+    assert!(died.elapsed() < seconds(3), "{:?}", died.elapsed());
+    let log = world.kafka.read_at_least(&topic, 80).await;
+    assert!(log.len() < 120, "few are sent twice");
+    second.stop().await;
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn rows_wait_out_an_outage_of_postgres_and_partitions_are_truncated_in_turn() {
+    let world = World::new().await.with_postgres().await;
+    let relay = world.app().role("relay").start().await;
+    let mut connection = connect(&world).await;
+    // What is old stays visible to this transaction, so that nothing can be vacuumed.
+    let mut old = connect(&world).await;
+    old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM posts LIMIT 1").await.unwrap();
+    let begun = Instant::now();
+    until("a partition with dead rows is truncated", seconds(60), || async {
+        let mut writer = connect(&world).await;
+        let many = "INSERT INTO outbox (topic, key, event_id, kind, source, value)
+            SELECT 'post-events', 'k' || n % 10, gen_random_uuid(), 'test', '/test', repeat('x', 200) FROM generate_series(1, 300) AS n";
+        writer.execute(many).await.unwrap();
+        let sizes: Vec<i64> = sqlx::query_scalar("SELECT pg_relation_size(('outbox_' || n)::regclass) FROM generate_series(0, 3) AS n").fetch_all(&mut writer).await.unwrap();
+        // All four had their turn after so long.
+        (begun.elapsed() > seconds(32) && sizes.iter().any(|&size| size < 100_000)).then_some(())
+    })
+    .await;
+    world.try_sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%outbox WHERE shard%' AND pid <> pg_backend_pid()").await.unwrap();
+    insert(&mut connection, "post-events", "last", "1").await;
+    assert_eq!(values(&world, "last", 1).await, ["1"]);
+    relay.stop().await;
+}
