@@ -2,6 +2,8 @@
 --   post BODYFILE        the same body each time; wrk then runs no Lua while it sends
 --   keyed BODYFILE KEYS  each body once with every key in place of @KEY@
 --   pull KEYS            GET of a random one of /pull/key-0 and so on
+--   feed USERS           GET of a random one of /feeds/u1 and so on
+--   posts USERS          posts by u1 and so on, in turn
 -- Requests are made before the start, so that while it runs Lua only picks one. The result goes out as one line of JSON.
 
 local requests, count, next_one = {}, 0, 0
@@ -35,10 +37,20 @@ function init(args)
       requests[number] = wrk.format(nil, nil, nil, (wrk.body:gsub("@KEY@", string.format("key-%06d", number))))
     end
     request = in_turn
-  elseif mode == "pull" then
+  elseif mode == "posts" then
+    count = tonumber(args[2])
+    wrk.method = "POST"
+    wrk.headers["Content-Type"] = "application/json"
+    for number = 1, count do
+      local body = string.format('{"author_id":"u%d","content":"%s"}', number, string.rep("x", 60))
+      requests[number] = wrk.format(nil, nil, nil, body)
+    end
+    request = in_turn
+  elseif mode == "pull" or mode == "feed" then
     count = tonumber(args[2])
     for number = 1, count do
-      requests[number] = wrk.format(nil, "/pull/key-" .. (number - 1))
+      local path = mode == "pull" and "/pull/key-" .. (number - 1) or "/feeds/u" .. number
+      requests[number] = wrk.format(nil, path)
     end
     -- Threads are told apart by the address of a table of theirs.
     math.randomseed(tonumber(tostring(requests):match("0x(%x+)"), 16) % 2147483647)

@@ -135,7 +135,21 @@ def flame(found):
         "By thread and function:", code(*found["functions"]), code(found["command"])])
 
 
-SECTIONS = {"bare": bare, "produce": produce, "pull": pull, "projection": projection, "lanes": report_aims.lanes,
+def feed(found):
+    rates = found["to_feeds"]["rates"]
+    rows = [("users, follows of each", f"{number(found['users'])}, {found['follows']}"),
+            ("posts/s accepted, relay and processor paused; p99 ms", f"{number(found['accepted_alone']['rps'])}; {found['accepted_alone']['p99_ms']}"),
+            ("posts/s accepted, both running; p99 ms; seconds until all were in feeds",
+             f"{number(found['accepted']['rps'])}; {found['accepted']['p99_ms']}; {found['accepted']['drained_after_s']}"),
+            ("cached reads/s; of the bare route; p99 ms", f"{number(found['reads']['api']['rps'])}; {found['reads']['ratio']:.1%}; {found['reads']['api']['p99_ms']}"),
+            *((f"at {number(case['wanted_rps'])} posts/s: done; visible p50, p99 ms; backlog at the end",
+               f"{number(case['rps'])}; {case['visible']['p50_ms']}, {case['visible']['p99_ms']}; {case['backlog_records']:.0f}") for case in rates),
+            (f"one post to {number(found['one_to_many']['followers'])} feeds, ms each", " ".join(map(str, found["one_to_many"]["ms"]))),
+            ("check", f"{found['check']['errors']} errors, {found['check']['drift']} feeds wrong of 500")]
+    return "\n\n".join(["## Feeds", table(("what", "measured"), rows), code(found["accepted"]["command"])])
+
+
+SECTIONS = {"bare": bare, "feed": feed, "produce": produce, "pull": pull, "projection": projection, "lanes": report_aims.lanes,
             "relay": report_aims.relay, "idle": idle, "flame": flame}
 
 
