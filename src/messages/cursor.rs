@@ -38,6 +38,11 @@ impl Cursor {
         }
     }
 
+    /// What is known of a lane holds no longer.
+    pub fn forget(&mut self, lane: Lane) {
+        self.0.retain(|&(known, _)| known != lane);
+    }
+
     pub fn lanes(&self) -> impl Iterator<Item = (Lane, i64)> {
         self.0.iter().copied()
     }

@@ -39,11 +39,14 @@ pub struct Follower {
     pub cursor: Cursor,
     /// Read and not handed out yet.
     page: VecDeque<Entry>,
+    /// Nothing was read yet: the cursor may be from long ago.
+    resumes: bool,
 }
 
 struct Entry {
     lane: Lane,
-    offset: i64,
+    /// `None` where the cursor's place is known no longer.
+    offset: Option<i64>,
     /// `None` where history ends before the cursor.
     value: Option<Utf8Bytes>,
 }
@@ -61,14 +64,17 @@ impl Follower {
             Some(cursor) => cursor,
             None => hub.store.delivered(receiver).await.map_err(|error| unreachable(&error))?,
         };
-        Ok(Self { seat, cursor, page: VecDeque::new() })
+        Ok(Self { seat, cursor, page: VecDeque::new(), resumes: true })
     }
 
     /// What comes next, or `None` when there is nothing and the seat's slot will wake.
     pub async fn step(&mut self) -> Option<Step> {
         loop {
             if let Some(entry) = self.page.pop_front() {
-                self.cursor.advance(entry.lane, entry.offset);
+                match entry.offset {
+                    Some(offset) => self.cursor.advance(entry.lane, offset),
+                    None => self.cursor.forget(entry.lane),
+                }
                 return Some(entry.value.map_or(Step::Gap, Step::Message));
             }
             match self.seat.slot.take()? {
@@ -99,8 +105,8 @@ impl Follower {
         match read {
             Ok(found) => {
                 counter!("postrider_messages_caught_up_total").increment(found.len() as u64);
-                let (page, complete) = arrange(&self.cursor, found);
-                self.page = page;
+                let (page, complete) = arrange(&self.cursor, found, self.resumes);
+                (self.page, self.resumes) = (page, false);
                 if !complete {
                     self.seat.slot.fall_behind();
                 }
@@ -114,19 +120,24 @@ impl Follower {
     }
 }
 
-/// What was read as it is handed out, and whether it is all there is.
-fn arrange(cursor: &Cursor, found: Vec<Found>) -> (VecDeque<Entry>, bool) {
+/// What was read as it is handed out, and whether it is all there is. Whoever `resumes` may have missed what
+/// there was before its receiver was forgotten; whoever stayed has not.
+fn arrange(cursor: &Cursor, found: Vec<Found>, resumes: bool) -> (VecDeque<Entry>, bool) {
     let (mut page, mut complete) = (VecDeque::with_capacity(found.len()), true);
     let mut seen = cursor.clone();
     let mut rows = found.into_iter().peekable();
     while let Some(row) = rows.next() {
         let (lane, before) = (row.lane(), seen.seen(row.lane()));
+        if row.is_forgotten() {
+            page.extend(resumes.then_some(Entry { lane, offset: None, value: None }));
+            continue;
+        }
         let offset = row.offset.unwrap_or(row.last);
-        if row.value.is_none() || row.prev.is_some_and(|prev| prev > before) {
-            page.push_back(Entry { lane, offset: row.prev.unwrap_or(offset), value: None });
+        if row.is_after_gap(before, resumes) {
+            page.push_back(Entry { lane, offset: Some(row.prev.unwrap_or(offset)), value: None });
         }
         if let Some(value) = row.value {
-            page.push_back(Entry { lane, offset, value: Some(value.into()) });
+            page.push_back(Entry { lane, offset: Some(offset), value: Some(value.into()) });
         }
         seen.advance(lane, offset);
         let last_of_lane = rows.peek().is_none_or(|next| next.lane() != lane);

@@ -269,8 +269,14 @@ async fn history(
     let (mut listed, mut gap, mut last) = (Vec::new(), false, Cursor::default());
     for row in &found {
         last.advance(row.lane(), row.last);
-        let Some(value) = row.value.as_deref().filter(|_| listed.len() < usize::from(limit)) else { continue };
-        gap |= row.prev.is_some_and(|prev| prev > cursor.seen(row.lane()));
+        if row.value.is_some() && listed.len() >= usize::from(limit) {
+            continue;
+        }
+        gap |= row.is_after_gap(cursor.seen(row.lane()), true);
+        if row.is_forgotten() {
+            cursor.forget(row.lane());
+        }
+        let Some(value) = row.value.as_deref() else { continue };
         let offset = row.offset.unwrap_or(row.last);
         cursor.advance(row.lane(), offset);
         let delivered = offset <= delivered.seen(row.lane());
@@ -278,7 +284,6 @@ async fn history(
         let created_at = clock::rfc3339(row.created_ms.unwrap_or_default());
         listed.push(Listed { id: cursor.to_string(), data, created_at, delivered });
     }
-    gap |= found.iter().any(|row| row.value.is_none());
     let more = last.lanes().any(|(lane, last)| cursor.seen(lane) < last) && !listed.is_empty();
     let page = Page { messages: listed, next_cursor: more.then(|| cursor.to_string()), gap };
     Ok(axum::Json(page).into_response())

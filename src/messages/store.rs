@@ -37,12 +37,13 @@ pub struct Appended {
     pub prevs: Vec<i64>,
 }
 
-/// A receiver's partition that has more than a reader has seen, with the next of it.
+/// A receiver's partition that has more than a reader has seen, with the next of it; or one that the reader
+/// knows and that was forgotten since.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Found {
     topic_epoch: i64,
     partition: i32,
-    /// The last message there.
+    /// The last message there; -1 where the receiver was forgotten.
     pub last: i64,
     /// `None` when all of them are gone.
     pub offset: Option<i64>,
@@ -54,6 +55,17 @@ pub struct Found {
 impl Found {
     pub fn lane(&self) -> Lane {
         lane(self.topic_epoch, self.partition)
+    }
+
+    pub fn is_forgotten(&self) -> bool {
+        self.last < 0
+    }
+
+    /// Whether messages between the last one seen and this one are gone. Where the chain begins anew after it,
+    /// nobody knows: its receiver was forgotten, and that is a gap for whoever `resumes`.
+    pub fn is_after_gap(&self, seen: i64, resumes: bool) -> bool {
+        let anew = |prev: i64| resumes && prev < 0 && seen >= 0;
+        self.value.is_none() || self.prev.is_some_and(|prev| prev > seen || anew(prev))
     }
 }
 
@@ -124,7 +136,8 @@ const APPEND: &str = r#"
     ), heads AS (
         INSERT INTO message_receivers (receiver_id, topic_epoch, partition, last)
         SELECT receiver_id, $1, $2, max("offset") FROM chained GROUP BY receiver_id
-        ON CONFLICT (receiver_id, topic_epoch, partition) DO UPDATE SET last = excluded.last
+        ON CONFLICT (receiver_id, topic_epoch, partition)
+        DO UPDATE SET last = excluded.last, last_stored_at = excluded.last_stored_at
     )
     SELECT EXISTS (SELECT FROM moved) AS moved,
            ARRAY(SELECT "offset" FROM stored ORDER BY "offset") AS offsets,
@@ -138,9 +151,9 @@ const BEGIN: &str = "
     SELECT next FROM made UNION ALL SELECT next FROM messages_progress WHERE topic_epoch = $1 AND partition = $2";
 
 const AFTER: &str = r#"
-    SELECT head.topic_epoch, head.partition, head.last, found."offset", found.prev, found.value, found.created_ms
-    FROM message_receivers AS head
-    LEFT JOIN unnest($2::bigint[], $3::int[], $4::bigint[]) AS cursor (topic_epoch, partition, seen)
+    SELECT topic_epoch, partition, coalesce(head.last, -1) AS last, found."offset", found.prev, found.value, found.created_ms
+    FROM (SELECT topic_epoch, partition, last FROM message_receivers WHERE receiver_id = $1) AS head
+    FULL JOIN unnest($2::bigint[], $3::int[], $4::bigint[]) AS cursor (topic_epoch, partition, seen)
          USING (topic_epoch, partition)
     LEFT JOIN LATERAL (
         SELECT * FROM (
@@ -153,8 +166,8 @@ const AFTER: &str = r#"
             ) AS page
         ) AS weighed WHERE bytes_before < $6
     ) AS found ON true
-    WHERE head.receiver_id = $1 AND head.last > coalesce(cursor.seen, -1)
-    ORDER BY head.topic_epoch, head.partition, found."offset""#;
+    WHERE head.last IS NULL OR head.last > coalesce(cursor.seen, -1)
+    ORDER BY topic_epoch, partition, found."offset""#;
 
 /// In the order of the key, so that two processes that write the same rows wait for each other rather
 /// than lock each other out. No further than what is stored, whatever a client says that it got.

@@ -1,6 +1,7 @@
-//! The table's partitions: one for each day, made ahead, and dropped when they are old.
+//! The table's partitions: one for each day, made ahead, and dropped when they are old; and receivers, who are
+//! forgotten when they have had no message for long.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, PgPool};
 
@@ -8,8 +9,10 @@ use sqlx::{AssertSqlSafe, PgPool};
 const AHEAD: u32 = 3;
 const EVERY: Duration = Duration::from_secs(600);
 const AFTER_FAILURE: Duration = Duration::from_secs(15);
-/// Ids forgotten by one statement.
-const IDS: i64 = 10_000;
+/// Ids, or receivers, forgotten by one statement.
+const CHUNK: i64 = 10_000;
+/// How often is looked for receivers that can be forgotten: it reads their whole table.
+const RECEIVERS_EVERY: Duration = Duration::from_secs(24 * 3_600);
 
 /// Days by their partitions' names, in UTC.
 const DAYS: &str = "
@@ -28,11 +31,38 @@ const FORGET: &str = "
     DELETE FROM message_ids WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM message_ids WHERE stored_at < now() - $1::int * interval '1 day' LIMIT $2))";
 
+/// For as long again as messages are kept, whoever is behind is told of the gap. One that gets a message
+/// meanwhile is locked by whoever stores it, and stays.
+const FORGET_RECEIVERS: &str = "
+    WITH idle AS (
+        SELECT receiver_id, topic_epoch, partition, last FROM message_receivers
+        WHERE last_stored_at < now() - (2 * $1::int + 1) * interval '1 day' LIMIT $2 FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM message_receivers AS head USING idle
+        WHERE head.receiver_id = idle.receiver_id AND head.topic_epoch = idle.topic_epoch
+          AND head.partition = idle.partition AND head.last = idle.last
+        RETURNING 1
+    ), known AS (
+        DELETE FROM message_cursors AS known USING idle
+        WHERE known.receiver_id = idle.receiver_id AND known.topic_epoch = idle.topic_epoch
+          AND known.partition = idle.partition AND known.delivered <= idle.last
+    )
+    SELECT count(*) FROM gone";
+
 /// Looks again and again; says what it did, and what it could not do.
 pub async fn keep(pool: PgPool, retention_days: u32) {
     let days = i32::try_from(retention_days.max(1)).unwrap_or(i32::MAX);
+    let mut receivers_looked: Option<Instant> = None;
     loop {
-        let pause = match look(&pool, days).await {
+        let looked = async {
+            look(&pool, days).await?;
+            if receivers_looked.is_none_or(|at| at.elapsed() > RECEIVERS_EVERY) {
+                forget_receivers(&pool, days).await?;
+                receivers_looked = Some(Instant::now());
+            }
+            Ok::<_, sqlx::Error>(())
+        };
+        let pause = match looked.await {
             Ok(()) => EVERY,
             Err(error) => {
                 tracing::warn!(error = %error, "the partitions of messages could not be looked after; the default one takes what comes");
@@ -70,7 +100,22 @@ async fn look(pool: &PgPool, retention_days: i32) -> Result<(), sqlx::Error> {
     for name in &old {
         tracing::info!(table = name, retention.days = retention_days, "dropped a day's partition of messages");
     }
-    while sqlx::query(FORGET).bind(retention_days).bind(IDS).execute(pool).await?.rows_affected() == IDS as u64 {}
+    while sqlx::query(FORGET).bind(retention_days).bind(CHUNK).execute(pool).await?.rows_affected() == CHUNK as u64 {}
     let late = "DELETE FROM messages_default WHERE stored_at < now() - $1::int * interval '1 day'";
     sqlx::query(late).bind(retention_days).execute(pool).await.map(|_| ())
+}
+
+async fn forget_receivers(pool: &PgPool, retention_days: i32) -> Result<(), sqlx::Error> {
+    let mut forgotten = 0;
+    loop {
+        let gone: i64 = sqlx::query_scalar(FORGET_RECEIVERS).bind(retention_days).bind(CHUNK).fetch_one(pool).await?;
+        forgotten += gone;
+        if gone < CHUNK {
+            break;
+        }
+    }
+    if forgotten > 0 {
+        tracing::info!(receivers = forgotten, "forgot receivers that have had no message for long");
+    }
+    Ok(())
 }

@@ -176,6 +176,7 @@ async fn records_of_other_producers_are_taken_and_poison_becomes_dead_letters() 
         resumed.frames(40 - at).await;
     }
     let found = stored(&app, "r", 41).await;
+    assert_eq!(history(&app, "r", 7).await.len(), 41);
     assert!(found.contains(&serde_json::from_str(spaced).unwrap()));
     let letters = until("dead letters", seconds(20), || async {
         Some(world.kafka.read(&world.topic("dead-letter-events")).await).filter(|letters| letters.len() >= 8)
@@ -221,6 +222,64 @@ async fn messages_that_postgres_refuses_become_dead_letters_and_hold_nobody() {
     assert_eq!(stored(&api, "r", 38).await[..37], taken);
     processor.stop().await;
     api.stop().await;
+}
+
+#[tokio::test]
+async fn receivers_without_messages_for_long_are_forgotten_and_whoever_was_away_is_told_of_the_gap() {
+    let world = World::new().await.with_postgres().await;
+    let app = world.app().start().await;
+    let mut cursors = Vec::new();
+    for receiver in ["old", "new"] {
+        let mut socket = Socket::cursors(&app.api, receiver, "").await;
+        for number in 0..3 {
+            send(&app, &message(receiver, "s", number)).await;
+        }
+        let cursor = socket.frames(3).await.cursor().unwrap();
+        socket.say(&json!({"ack": cursor}).to_string()).await;
+        cursors.push(cursor);
+    }
+    let rows = |receiver, count| {
+        format!(
+            "DO $$ BEGIN ASSERT (SELECT count(*) FROM message_receivers WHERE receiver_id = '{receiver}') = {count}
+                 AND (SELECT count(*) FROM message_cursors WHERE receiver_id = '{receiver}') = {count}; END $$"
+        )
+    };
+    until("both are noted", seconds(10), || async {
+        let noted = [rows("old", 1), rows("new", 1)].join(";");
+        world.try_sql(&noted).await.ok()
+    })
+    .await;
+    app.stop().await;
+    world
+        .sql(
+            "DELETE FROM messages WHERE receiver_id = 'old';
+             UPDATE message_receivers SET last_stored_at = now() - interval '62 days' WHERE receiver_id = 'old'",
+        )
+        .await;
+    let app = world.app().start().await;
+    let forgot = app.await_log("forgot receivers that have had no message for long", seconds(20)).await;
+    assert_eq!(forgot["receivers"], 1);
+    world.sql(&[rows("old", 0), rows("new", 1)].join(";")).await;
+    let gap = json!({"type": "gap"});
+    // A device with a cursor from before cannot know whether it has missed anything.
+    let early = Socket::cursors(&app.api, "old", &cursors[0]).await;
+    assert_eq!(early.frames(1).await.json(), std::slice::from_ref(&gap));
+    let page = app.get(&format!("/api/v1/messages?receiverId=old&after={}", cursors[0])).await.expect(200).json();
+    assert_eq!(page, json!({"messages": [], "next_cursor": null, "gap": true}));
+    send(&app, &message("old", "s", 3)).await;
+    assert_eq!(early.frames(2).await.data(), [message("old", "s", 3)]);
+    let late = Socket::cursors(&app.api, "old", &cursors[0]).await.frames(2).await;
+    assert_eq!((&late.json()[0], late.data()), (&gap, vec![message("old", "s", 3)]));
+    // It is told once, and whoever begins anew is told nothing.
+    let resumed = Socket::cursors(&app.api, "old", &early.seen().cursor().unwrap()).await;
+    let fresh = Socket::cursors(&app.api, "old", "0").await;
+    let untouched = Socket::cursors(&app.api, "new", &cursors[1]).await;
+    send(&app, &message("old", "s", 4)).await;
+    send(&app, &message("new", "s", 3)).await;
+    assert_eq!(resumed.frames(1).await.data(), [message("old", "s", 4)]);
+    assert_eq!(fresh.frames(2).await.data(), [message("old", "s", 3), message("old", "s", 4)]);
+    assert_eq!(untouched.frames(1).await.data(), [message("new", "s", 3)]);
+    app.stop().await;
 }
 
 #[tokio::test]
