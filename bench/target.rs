@@ -5,6 +5,8 @@
 //! envelope: offsets of a key must rise, and `at` in the value (microseconds since the epoch) gives the time from
 //! there to here. `GET /stats` tells as JSON, and `POST /!reset` forgets all but the order of keys.
 
+mod histogram;
+
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
@@ -15,6 +17,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use histogram::Histogram;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -23,44 +26,11 @@ use tokio::{
 };
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\nok";
-/// Buckets per doubling: a percentile is off by 3 % at most.
-const FINE: u64 = 32;
 
 #[derive(Default)]
 struct Plan {
     delay: Duration,
     hang: Option<Vec<u8>>,
-}
-
-/// Counts of durations in microseconds.
-struct Histogram(Vec<u64>);
-
-impl Default for Histogram {
-    fn default() -> Self {
-        Self(vec![0; 40 * FINE as usize])
-    }
-}
-
-impl Histogram {
-    fn add(&mut self, value: u64) {
-        let doublings = (value / FINE).checked_ilog2().map_or(0, |log| u64::from(log) + 1);
-        let bucket = if doublings == 0 { value } else { doublings * FINE + (value >> (doublings - 1)) - FINE };
-        let last = self.0.len() - 1;
-        self.0[(bucket as usize).min(last)] += 1;
-    }
-
-    /// The upper end of the bucket that has the quantile.
-    fn quantile(&self, quantile: f64) -> u64 {
-        let wanted = (self.0.iter().sum::<u64>() as f64 * quantile).ceil().max(1.0) as u64;
-        let mut seen = 0;
-        let found = self.0.iter().position(|count| {
-            seen += count;
-            seen >= wanted
-        });
-        let bucket = found.unwrap_or(0) as u64;
-        let doublings = bucket / FINE;
-        if doublings == 0 { bucket } else { (bucket % FINE + FINE + 1) << (doublings - 1) }
-    }
 }
 
 /// What came of one partition.

@@ -77,11 +77,30 @@ class Process:
         return self.child.returncode
 
 
-def cpu_seconds(pid):
-    """User and system time of a process with all its threads, those that ended included."""
+def stat(pid):
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+        return file.read().rpartition(")")[2].split()
+
+
+def children(pid):
+    """Ids of a process's children, such as those of Postgres, which has one for each connection."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+
+
+def cpu_seconds(pid):
+    """User and system time of a process with all its threads and its children, those that ended included."""
+    spent = sum(int(field) for field in stat(pid)[11:15])
+    for child in children(pid):
+        try:
+            spent += sum(int(field) for field in stat(child)[11:13])
+        except OSError:
+            # It has ended meanwhile, and is in its parent's time from now on.
+            continue
+    return spent / TICKS
 
 
 def memory_mib(pid, field="VmRSS"):
@@ -102,10 +121,10 @@ def machine_seconds():
 def strangers(ours):
     """CPU seconds by id of all processes that are not ours, the kernel's own threads left out."""
     found = {}
+    ours = ours | {child for pid in ours if pid != os.getpid() for child in children(pid)}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-                fields = file.read().rpartition(")")[2].split()
+            fields = stat(pid)
         except OSError:
             continue
         if int(pid) not in ours and pid != "2" and fields[1] != "2":

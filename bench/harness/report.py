@@ -2,7 +2,7 @@
 
 import json
 
-from . import report_aims
+from . import report_aims, report_messages
 from .markdown import code, number, rounds, spent, table
 
 # Beyond this share of the processors in other hands, figures say more about the others.
@@ -150,7 +150,7 @@ def feed(found):
 
 
 SECTIONS = {"bare": bare, "feed": feed, "produce": produce, "pull": pull, "projection": projection, "lanes": report_aims.lanes,
-            "relay": report_aims.relay, "idle": idle, "flame": flame}
+            "relay": report_aims.relay, "messages": report_messages.messages, "idle": idle, "flame": flame}
 
 
 def markdown(result):
@@ -191,6 +191,8 @@ def newest_rows(scenarios):
     for name in ("lanes", "relay"):
         if found := scenarios.get(name):
             rows += report_aims.aim_rows(found)
+    if found := scenarios.get("messages"):
+        rows += report_messages.newest_rows(found)
     if found := scenarios.get("idle"):
         rows.append(("Idle api role", f"{found['rss_mib']} MiB RSS, ready {found['ready_seconds']} s after exec"))
     return rows

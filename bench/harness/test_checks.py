@@ -6,7 +6,7 @@ import unittest
 from types import SimpleNamespace
 from unittest import mock
 
-from . import lanes, projection, pull, relay
+from . import lanes, messages, projection, pull, relay
 from .load import payload, produce_body, summary
 from .procs import Failed
 from .produce import Produce
@@ -80,6 +80,13 @@ class Checks(unittest.TestCase):
             with self.assertRaises(Failed):
                 relay.strict({"again": 0, "overlapping": 0} | {name: 1})
 
+    def test_a_message_that_is_lost_doubled_or_led_astray_ends_the_run(self):
+        fine = {"lost": 0, "twice": 0, "foreign": 0, "errors": 0, "posted": 9, "first_error": ""}
+        messages.strict(fine)
+        for name in ("lost", "twice", "foreign", "errors"):
+            with self.assertRaises(Failed):
+                messages.strict(fine | {name: 1})
+
     def test_a_consumer_that_ends_early_ends_the_run(self):
         def found(batch):
             return {name: {"rounds": [{"records": records}]} for name, records in (("bare", 9), ("batch", batch), ("keyed", 9))}
@@ -100,6 +107,23 @@ class Checks(unittest.TestCase):
         self.assertEqual(reached(), [True] * 6)
         self.assertEqual(reached(hanging={"ratio": 1.2}), [True] * 4 + [False, True])
         self.assertEqual(reached(moving={"stayed_gap_ms": {0: 10.0, 1: 1_000.0}}), [True] * 5 + [False])
+
+    def test_an_idle_connection_that_costs_too_much_is_called_so(self):
+        def reached(kib=14.9, cpu=4.9, refused=0, rate=1_990.0, theirs=20.0, p50=5.9):
+            one = {"connections": 18_000, "kib_per_connection": kib, "cpu_percent_of_one": cpu}
+            held = {"servers": [one]}
+            ours = {"one": held, "all": held, "opened": [{"per_second": rate, "refused": refused}]}
+            peer = {"one": {"servers": [{"kib_per_connection": theirs}]}}
+            side = {"steady_median": {"p50_ms": p50, "p99_ms": 19.9}, "saturation_rps": 9_000}
+            other = {"steady_median": {"p99_ms": 20.0}, "saturation_rps": 8_999}
+            found = {"idle": {"postrider": ours, "centrifugo": peer}, "receivers": 10_000,
+                     "delivery": {"postrider": side, "centrifugo": other}}
+            return [one["reached"] for one in messages.aims(found)]
+
+        self.assertEqual(reached(), [True] * 10)
+        for change, missed in (({"kib": 15.0}, 2), ({"cpu": 5.0}, 2), ({"refused": 1}, 1), ({"rate": 1_800.0}, 1),
+                               ({"theirs": 14.9}, 1), ({"p50": 6.0}, 1)):
+            self.assertEqual(reached(**change).count(False), missed, change)
 
     def test_a_machine_in_other_hands_is_called_so(self):
         def result(others):

@@ -12,6 +12,7 @@ use super::{
     cursor::{Cursor, Lane},
     hub::{Hub, Seat},
     item::Notice,
+    places::Place,
     slot::{Ending, Next},
     store::{Found, Limits},
 };
@@ -60,10 +61,14 @@ impl Follower {
         after: Option<Cursor>,
     ) -> Result<Self, Problem> {
         let seat = hub.join(receiver, client).await?;
-        let cursor = match after {
-            Some(cursor) => cursor,
-            None => hub.store.delivered(receiver).await.map_err(|error| unreachable(&error))?,
-        };
+        let found = hub.places.find(seat.receiver.clone()).await;
+        let Place { last, delivered } = found.map_err(|error| Problem::new(Code::PostgresUnavailable, error))?;
+        let cursor = after.unwrap_or(delivered);
+        // What is stored from here on, the seat is told of. A place that is known no longer is a gap.
+        let missed = |(lane, offset)| cursor.seen(lane) < offset;
+        if last.lanes().any(missed) || cursor.lanes().any(|(lane, _)| last.seen(lane) < 0) {
+            seat.slot.fall_behind();
+        }
         Ok(Self { seat, cursor, page: VecDeque::new(), resumes: true })
     }
 

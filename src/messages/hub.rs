@@ -23,6 +23,7 @@ use super::{
     addresses::{Addresses, Place},
     channel,
     item::Notice,
+    places::Places,
     slot::{Ending, Slot},
     store::Store,
 };
@@ -44,6 +45,7 @@ const WITHOUT_REDIS: Duration = Duration::from_millis(500);
 pub struct Hub {
     pub config: Config,
     pub store: Store,
+    pub places: Places,
     pub readers: Semaphore,
     /// Connections that are not closed yet.
     pub open: TaskTracker,
@@ -72,6 +74,7 @@ impl Hub {
             addresses: Addresses::new(config.max_connections_per_address),
             config,
             store,
+            places: Places::default(),
             readers: Semaphore::new(READERS),
             open: TaskTracker::new(),
             presence,
@@ -184,6 +187,11 @@ impl Hub {
         if let Some(slots) = self.receivers().get(receiver) {
             slots.iter().for_each(|slot| slot.push(&notice));
         }
+    }
+
+    /// Finds out where those are who come.
+    pub async fn answer_forever(self: Arc<Self>) {
+        self.places.answer_forever(&self.store).await;
     }
 
     /// Lets time go by for all connections.

@@ -11,6 +11,7 @@ mod http;
 mod hub;
 mod item;
 mod model;
+mod places;
 mod presence;
 mod project;
 mod publish;

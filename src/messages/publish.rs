@@ -14,6 +14,8 @@ use crate::platform::redis::Redis;
 
 /// Batches that wait for Redis.
 const WAITING_BATCHES: usize = 32;
+/// Those that go to it together: partitions have batches of their own, which are small.
+const TOGETHER: usize = 16;
 
 /// The projection's end of it.
 pub struct Publisher {
@@ -52,10 +54,12 @@ impl Publisher {
         }
     }
 
-    /// Publishes, batch after batch.
+    /// Publishes what waits, again and again.
     pub async fn run(self: Arc<Self>, redis: watch::Receiver<Option<Redis>>) {
         let mut batches = self.receiver.lock().await;
-        while let Some(commands) = batches.recv().await {
+        let mut waiting = Vec::with_capacity(TOGETHER);
+        while batches.recv_many(&mut waiting, TOGETHER).await > 0 {
+            let commands: Vec<Cmd> = waiting.drain(..).flatten().collect();
             let count = commands.len() as u64;
             let connected = redis.borrow().clone();
             let Some(mut redis) = connected else {

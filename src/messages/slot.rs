@@ -52,9 +52,8 @@ pub enum Next {
 }
 
 impl Slot {
-    /// A new connection has not read anything yet.
     pub fn new(budget: usize) -> Self {
-        let waiting = Waiting { behind: true, ..Waiting::default() };
+        let waiting = Waiting::default();
         let (silent_ms, since_ping_ms) = (AtomicU64::new(0), AtomicU64::new(0));
         Self { waiting: Mutex::new(waiting), woken: Notify::new(), budget, silent_ms, since_ping_ms }
     }
@@ -161,7 +160,6 @@ mod tests {
     #[test]
     fn what_is_over_the_budget_is_read_again_instead() {
         let slot = Slot::new(1_000);
-        assert!(matches!(slot.take(), Some(Next::CatchUp)), "a new one has read nothing");
         assert!(slot.take().is_none());
         // One alone is taken, whatever its size.
         slot.push(&notice(1, 5_000));
@@ -175,7 +173,6 @@ mod tests {
     #[test]
     fn who_is_silent_is_pinged_and_then_ended() {
         let (slot, second) = (Slot::new(1), Duration::from_secs(1));
-        slot.take();
         slot.tick(second, 2 * second, 4 * second);
         assert!(slot.take().is_none());
         slot.tick(second, 2 * second, 4 * second);

@@ -8,9 +8,14 @@
 //! `stored_at`. The time is that of the transaction's start, and statements may take any time to commit; the
 //! mark is chosen under the lock of the progress, so that it holds nevertheless.
 
+use std::collections::HashMap;
+
 use sqlx::PgPool;
 
-use super::cursor::{Cursor, Lane};
+use super::{
+    cursor::{Cursor, Lane},
+    places::Place,
+};
 use crate::platform::query::{Error, within};
 
 /// A message that is to be stored.
@@ -169,6 +174,12 @@ const AFTER: &str = r#"
     WHERE head.last IS NULL OR head.last > coalesce(cursor.seen, -1)
     ORDER BY topic_epoch, partition, found."offset""#;
 
+const PLACES: &str = "
+    SELECT receiver_id, topic_epoch, partition, head.last, cursor.delivered
+    FROM (SELECT * FROM message_receivers WHERE receiver_id = ANY($1)) AS head
+    FULL JOIN (SELECT * FROM message_cursors WHERE receiver_id = ANY($1)) AS cursor
+         USING (receiver_id, topic_epoch, partition)";
+
 /// In the order of the key, so that two processes that write the same rows wait for each other rather
 /// than lock each other out. No further than what is stored, whatever a client says that it got.
 const ACKNOWLEDGE: &str = "
@@ -270,12 +281,17 @@ impl Store {
             .collect())
     }
 
-    /// Up to where a receiver is known to have got its messages.
-    pub async fn delivered(&self, receiver: &str) -> Result<Cursor, Error> {
-        let query =
-            sqlx::query_as("SELECT topic_epoch, partition, delivered FROM message_cursors WHERE receiver_id = $1");
-        let places: Vec<(i64, i32, i64)> = within(query.bind(receiver).fetch_all(&self.pool)).await?;
-        Ok(places.into_iter().map(|(epoch, partition, at)| (lane(epoch, partition), at)).collect())
+    /// Where receivers are; those that never had a message are missing.
+    pub async fn places(&self, receivers: &[&str]) -> Result<HashMap<String, Place>, Error> {
+        type Row = (String, i64, i32, Option<i64>, Option<i64>);
+        let rows: Vec<Row> = within(sqlx::query_as(PLACES).bind(receivers).fetch_all(&self.pool)).await?;
+        let mut places = HashMap::<String, Place>::new();
+        for (receiver, epoch, partition, last, delivered) in rows {
+            let (place, lane) = (places.entry(receiver).or_default(), lane(epoch, partition));
+            last.into_iter().for_each(|offset| place.last.advance(lane, offset));
+            delivered.into_iter().for_each(|offset| place.delivered.advance(lane, offset));
+        }
+        Ok(places)
     }
 
     /// What these receivers have not got, by lane, counted up to a limit in each.

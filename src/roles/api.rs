@@ -135,6 +135,7 @@ fn messages(platform: &Platform, presence: Option<Presence>, tasks: &mut Tasks) 
         let channels = open.hub.channels();
         tasks.spawn_forever("messages news", channels.run(settings.redis.clone(), open.hub.clone()));
         tasks.spawn_forever("messages sweep", open.hub.clone().sweep_forever());
+        tasks.spawn_forever("messages places", open.hub.clone().answer_forever());
         tasks.spawn_forever("messages clock", open.hub.clone().tick_forever());
         tasks.spawn("messages connections", open.clone().run(settings.drain.grace()));
     }
