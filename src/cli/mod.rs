@@ -6,6 +6,7 @@ mod duration;
 mod feed;
 mod lag;
 mod relay;
+mod roundtrip;
 mod text;
 
 use std::path::PathBuf;
@@ -80,6 +81,9 @@ enum Command {
     /// Show how far every consumer is, and what holds it
     #[command(after_help = lag::EXAMPLES)]
     Lag(lag::Command),
+    /// Send something through every room of a running installation, and look whether it comes out
+    #[command(after_help = roundtrip::EXAMPLES)]
+    Roundtrip(roundtrip::Command),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -128,6 +132,7 @@ pub fn main() -> Result<(), String> {
         Command::Dlq(command) => dlq::run(command, &load(&cli.sources, None)?.settings),
         Command::Feed(command) => feed::run(command, &load(&cli.sources, None)?.settings),
         Command::Lag(command) => lag::run(&command, &load(&cli.sources, None)?.settings),
+        Command::Roundtrip(command) => roundtrip::run(&command),
         Command::Docs { check } => docs::write_or_check(check),
     }
 }

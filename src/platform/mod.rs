@@ -15,5 +15,6 @@ pub mod postgres;
 pub mod pubsub;
 pub mod query;
 pub mod redis;
+pub mod rotation;
 pub mod telemetry;
 pub mod trace_context;

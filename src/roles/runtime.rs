@@ -20,7 +20,7 @@ use crate::platform::{
     ops::{self, Check, Health},
     postgres,
     redis::Redis,
-    telemetry,
+    rotation, telemetry,
 };
 
 /// Ports after a taken management port that a command tries.
@@ -210,6 +210,7 @@ async fn run_mission(platform: &Arc<Platform>, mission: &Mission, mut signal: Si
             tracing::info!(signal = name, "draining");
             None
         }
+        () = rotation::changed(&settings.rotation) => None,
     };
     platform.health.drain();
     if let Some(ended) = early {

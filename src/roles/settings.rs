@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     comments, dlq, feed, gateway, kv, messages,
-    platform::{drain, http, kafka, kafka::TopicSpec, ops, postgres, redis, telemetry},
+    platform::{drain, http, kafka, kafka::TopicSpec, ops, postgres, redis, rotation, telemetry},
 };
 
 /// What a process does.
@@ -63,6 +63,7 @@ pub struct Settings {
     pub kafka: kafka::Config,
     pub redis: redis::Config,
     pub postgres: postgres::Config,
+    pub rotation: rotation::Config,
     pub telemetry: telemetry::Config,
     pub kv: kv::Config,
     pub gateway: gateway::Config,
@@ -83,6 +84,7 @@ impl Default for Settings {
             kafka: kafka::Config::default(),
             redis: redis::Config::default(),
             postgres: postgres::Config::default(),
+            rotation: rotation::Config::default(),
             telemetry: telemetry::Config::default(),
             kv: kv::Config::default(),
             gateway: gateway::Config::default(),
@@ -175,5 +177,45 @@ impl TopicPlan {
         const OTHERS: [&str; 3] = [messages::PRESENCE_TOPIC, "deliveries", messages::EVENTS_TOPIC];
         let ours = Self::specs(settings).into_iter().map(|spec| spec.name);
         ours.chain(OTHERS.iter().map(|name| settings.kafka.topic(name))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use figment::{
+        Figment,
+        providers::{Format, Yaml},
+    };
+    use serde_json::Value;
+
+    use super::*;
+
+    /// What the chart declares for Strimzi, with its own defaults.
+    fn declared() -> BTreeMap<String, (i64, BTreeMap<String, String>)> {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/postrider/files/topics.yaml");
+        let text = std::fs::read_to_string(file).unwrap();
+        let topics: Value = Figment::from(Yaml::string(&format!("topics:\n{text}"))).extract().unwrap();
+        let one = |topic: &Value| {
+            let given = topic["config"].as_object().unwrap().iter();
+            let mut settings: BTreeMap<_, _> =
+                given.map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned())).collect();
+            for (name, from) in topic["from"].as_object().into_iter().flatten() {
+                let value = from["default"].as_i64().unwrap() + from["plus"].as_i64().unwrap_or(0);
+                settings.insert(name.clone(), value.to_string());
+            }
+            (topic["name"].as_str().unwrap().to_owned(), (topic["partitions"]["default"].as_i64().unwrap(), settings))
+        };
+        topics["topics"].as_array().unwrap().iter().map(one).collect()
+    }
+
+    #[test]
+    fn the_chart_declares_our_topics_as_we_would_make_them() {
+        let made = TopicPlan::specs(&Settings::default()).into_iter().map(|spec| {
+            let settings = spec.settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            (spec.name, (i64::from(spec.partitions), settings))
+        });
+        assert_eq!(declared(), made.collect());
     }
 }

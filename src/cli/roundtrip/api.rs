@@ -1,0 +1,96 @@
+//! What a client sees of an installation: requests and their answers.
+
+use axum::{
+    body::Bytes,
+    http::{Method, Request, Response, StatusCode},
+};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde_json::Value;
+use uuid::Uuid;
+
+/// One installation. Cheap to clone.
+#[derive(Clone)]
+pub struct Api {
+    client: Client<HttpConnector, Full<Bytes>>,
+    url: String,
+    /// In everything that is written, so that nobody else's is taken for it.
+    pub mark: String,
+}
+
+pub struct Answer {
+    pub status: StatusCode,
+    /// Of the header `Postrider-Position`.
+    pub position: String,
+    body: Bytes,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or(Value::Null)
+    }
+
+    pub fn expect(self, status: StatusCode, what: &str) -> Result<Self, String> {
+        if self.status == status {
+            return Ok(self);
+        }
+        let body: String = String::from_utf8_lossy(&self.body).chars().take(500).collect();
+        Err(format!("{what} answered {}: {body}", self.status.as_u16()))
+    }
+}
+
+impl Api {
+    pub fn new(url: &str) -> Self {
+        Self {
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            url: url.trim_end_matches('/').to_owned(),
+            mark: Uuid::now_v7().simple().to_string(),
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Result<Answer, String> {
+        self.call(Method::GET, path, &[], Bytes::new()).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Answer, String> {
+        self.call(Method::POST, path, &[("content-type", "application/json")], body.to_string().into()).await
+    }
+
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Answer, String> {
+        let answer = self.send(method, path, headers, body).await?;
+        let status = answer.status();
+        let position = answer.headers().get("postrider-position").and_then(|value| value.to_str().ok());
+        let position = position.unwrap_or_default().to_owned();
+        let body = answer.into_body().collect().await.map_err(|error| format!("{path}: {error}"))?.to_bytes();
+        Ok(Answer { status, position, body })
+    }
+
+    /// Comes back with the head of the answer; the body may go on for as long as it likes.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Response<Incoming>, String> {
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(body)).map_err(|error| format!("{}: {error}", self.url))?;
+        self.client.request(request).await.map_err(|error| {
+            let cause = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
+            format!("{}{path}: {error}{cause}", self.url)
+        })
+    }
+}

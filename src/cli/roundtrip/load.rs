@@ -1,0 +1,147 @@
+//! Pushes at a constant rate, and then a pull of every one of them: for upgrades and failures.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use axum::{
+    body::Bytes,
+    http::{Method, StatusCode},
+};
+use serde_json::json;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+
+use super::{Api, LOOK_EVERY};
+
+/// Requests under way at most; whoever is slower than that is not asked for more.
+const MAX_IN_FLIGHT: usize = 2_000;
+/// How long after the last push everything must be visible.
+const VISIBLE_WITHIN: Duration = Duration::from_secs(120);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often requests become due; each time as many as the rate says.
+const TICK: Duration = Duration::from_millis(5);
+
+#[derive(Default)]
+struct Tally {
+    accepted: Vec<(u64, String)>,
+    latencies: Vec<Duration>,
+    /// What went wrong, and how often.
+    failed: BTreeMap<String, usize>,
+}
+
+impl Tally {
+    fn add(&mut self, outcome: (u64, Duration, Result<String, String>)) {
+        match outcome {
+            (number, took, Ok(position)) => {
+                self.accepted.push((number, position));
+                self.latencies.push(took);
+            }
+            (_, _, Err(problem)) => *self.failed.entry(problem).or_default() += 1,
+        }
+    }
+
+    fn quantile_ms(&mut self, share: f64) -> f64 {
+        self.latencies.sort_unstable();
+        let at = (self.latencies.len() as f64 * share) as usize;
+        self.latencies.get(at.min(self.latencies.len().saturating_sub(1))).map_or(0.0, |took| took.as_secs_f64() * 1e3)
+    }
+}
+
+/// The error is a sentence for the user.
+pub async fn run(api: &Api, rate: u32, length: Duration, failures_allowed: bool) -> Result<(), String> {
+    let begun = Instant::now();
+    let mut tally = push_for(api, rate, length).await;
+    let (sent, failed) = (tally.accepted.len(), tally.failed.values().sum::<usize>());
+    println!("pushed     {sent} in {:.1} s, {failed} failed", begun.elapsed().as_secs_f64());
+    println!(
+        "latency    p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms",
+        tally.quantile_ms(0.5),
+        tally.quantile_ms(0.99),
+        tally.quantile_ms(1.0)
+    );
+    for (problem, count) in &tally.failed {
+        println!("failed     {count} times: {problem}");
+    }
+    let lost = pull_all(api, std::mem::take(&mut tally.accepted)).await;
+    println!("pulled     {} of {sent}", sent - lost.len());
+    match (failed, lost.first()) {
+        (failed, None) if failed == 0 || failures_allowed => Ok(()),
+        (_, Some(number)) => {
+            Err(format!("{} accepted pushes did not come out, the first is number {number}", lost.len()))
+        }
+        (_, None) => Err(format!("{failed} requests failed")),
+    }
+}
+
+async fn push_for(api: &Api, rate: u32, length: Duration) -> Tally {
+    let (mut tally, mut tasks) = (Tally::default(), JoinSet::new());
+    let begun = Instant::now();
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut number = 0;
+    while begun.elapsed() < length {
+        ticks.tick().await;
+        let due = (begun.elapsed().as_secs_f64() * f64::from(rate)) as u64;
+        while number < due {
+            let api = api.clone();
+            tasks.spawn(async move { push(&api, number).await });
+            number += 1;
+            if tasks.len() >= MAX_IN_FLIGHT
+                && let Some(Ok(outcome)) = tasks.join_next().await
+            {
+                tally.add(outcome);
+            }
+        }
+        while let Some(Ok(outcome)) = tasks.try_join_next() {
+            tally.add(outcome);
+        }
+    }
+    while let Some(joined) = tasks.join_next().await {
+        if let Ok(outcome) = joined {
+            tally.add(outcome);
+        }
+    }
+    tally
+}
+
+fn key(api: &Api, number: u64) -> String {
+    format!("load-{}-{number}", api.mark)
+}
+
+async fn push(api: &Api, number: u64) -> (u64, Duration, Result<String, String>) {
+    let begun = Instant::now();
+    let body = json!({"key": key(api, number), "value": number, "ttl_seconds": 3600});
+    let answer = match timeout(REQUEST_TIMEOUT, api.post("/push", &body)).await {
+        Ok(answer) => answer.and_then(|answer| answer.expect(StatusCode::ACCEPTED, "push")),
+        Err(_) => Err(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())),
+    };
+    (number, begun.elapsed(), answer.map(|answer| answer.position))
+}
+
+/// The numbers that are not there when the time is over.
+async fn pull_all(api: &Api, mut wanted: Vec<(u64, String)>) -> Vec<u64> {
+    let deadline = Instant::now() + VISIBLE_WITHIN;
+    loop {
+        let mut missing = Vec::new();
+        for some in wanted.chunks(64) {
+            let pulls: JoinSet<_> =
+                some.iter().cloned().map(|(number, position)| pull(api.clone(), number, position)).collect();
+            missing.extend(pulls.join_all().await.into_iter().flatten());
+        }
+        if missing.is_empty() || Instant::now() > deadline {
+            return missing.into_iter().map(|(number, _)| number).collect();
+        }
+        wanted = missing;
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// What is still to be looked for.
+async fn pull(api: Api, number: u64, position: String) -> Option<(u64, String)> {
+    let path = format!("/pull/{}", key(&api, number));
+    let headers = [("postrider-after", position.as_str())];
+    let answer = timeout(REQUEST_TIMEOUT, api.call(Method::GET, &path, &headers, Bytes::new())).await;
+    let found = matches!(answer, Ok(Ok(answer)) if answer.json()["value"] == number);
+    if found { None } else { Some((number, position)) }
+}
