@@ -1,0 +1,81 @@
+{{/* A role's postrider.yaml. Takes (list $ "api"). What the chart knows, then `config`, then the role's own. */}}
+{{- define "postrider.config" -}}
+{{- $root := index . 0 -}}
+{{- $role := include "postrider.role" . | fromYaml -}}
+{{- $known := include "postrider.knownConfig" . | fromYaml -}}
+{{- $merged := mergeOverwrite $known (deepCopy $root.Values.config) (deepCopy $role.config) -}}
+{{- if and (ne (index . 1) "relay") (hasKey $merged "gateway") -}}
+{{- /* A new route is no reason to restart those who do not carry it. */ -}}
+{{- $_ := set $merged "gateway" (omit $merged.gateway "relays") -}}
+{{- end -}}
+{{- toYaml $merged -}}
+{{- end }}
+
+{{- define "postrider.knownConfig" -}}
+{{- $ := index . 0 -}}
+{{- $secrets := "/etc/postrider/secrets" -}}
+role: {{ index . 1 }}
+drain:
+  readiness_delay_ms: {{ mul 1000 $.Values.drain.readinessDelaySeconds }}
+  grace_ms: {{ mul 1000 $.Values.drain.graceSeconds }}
+{{- if $.Values.rotation.enabled }}
+rotation:
+  files:
+    {{- range $name, $_ := include "postrider.mounts" $ | fromYaml }}
+    - {{ $secrets }}/{{ $name }}
+    {{- end }}
+  spread_ms: {{ mul 1000 $.Values.rotation.spreadSeconds }}
+{{- end }}
+kafka:
+  brokers: {{ include "postrider.brokers" $ | splitList "," | toJson }}
+  security_protocol: {{ $.Values.kafka.securityProtocol }}
+  {{- if include "postrider.usesSasl" $ }}
+  sasl:
+    mechanism: {{ $.Values.kafka.sasl.mechanism }}
+    username: {{ include "postrider.saslUsername" $ | quote }}
+    password_file: {{ $secrets }}/kafka-password/password
+  {{- end }}
+  {{- if include "postrider.usesTls" $ }}
+  tls:
+    {{- if include "postrider.kafkaCaSecret" $ }}
+    ca_file: {{ $secrets }}/kafka-ca/ca.crt
+    {{- end }}
+    {{- if include "postrider.kafkaCertificateSecret" $ }}
+    certificate_file: {{ $secrets }}/kafka-certificate/user.crt
+    key_file: {{ $secrets }}/kafka-certificate/user.key
+    {{- end }}
+  {{- end }}
+  {{- if $.Values.kafka.strimzi.topics.enabled }}
+  topics:
+    create: false
+  {{- end }}
+redis:
+  url_file: {{ $secrets }}/redis/url
+  cluster: {{ $.Values.redis.cluster }}
+{{- if include "postrider.postgresOn" $ }}
+postgres:
+  url_file: {{ $secrets }}/postgres/url
+{{- end }}
+telemetry:
+  log_format: json
+  {{- with $.Values.telemetry.logFilter }}
+  log_filter: {{ . | quote }}
+  {{- end }}
+  {{- with $.Values.telemetry.otlp }}
+  {{- if .endpoint }}
+  otlp:
+    endpoint: {{ .endpoint | quote }}
+    protocol: {{ .protocol }}
+    sample_ratio: {{ .sampleRatio }}
+  {{- end }}
+  {{- end }}
+{{- end }}
+
+{{/* The roles that are on, as a list. */}}
+{{- define "postrider.roles" -}}
+{{- range $name, $role := .Values.roles }}
+{{- if $role.enabled }}
+- {{ $name }}
+{{- end }}
+{{- end }}
+{{- end }}

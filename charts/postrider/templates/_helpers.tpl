@@ -1,0 +1,198 @@
+{{- define "postrider.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "postrider.fullname" -}}
+{{- $name := include "postrider.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end }}
+
+{{- define "postrider.selector" -}}
+app.kubernetes.io/name: {{ include "postrider.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "postrider.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{ include "postrider.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: postrider
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Of pods: what changes with the program, and not with the chart alone, so that it restarts nothing. */}}
+{{- define "postrider.podLabels" -}}
+{{ include "postrider.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: postrider
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "postrider.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "postrider.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "postrider.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end }}
+
+{{/* A role's values, with `defaults` beneath them. Takes (list $ "api"). */}}
+{{- define "postrider.role" -}}
+{{- $root := index . 0 -}}
+{{- $own := index $root.Values.roles (index . 1) -}}
+{{- toYaml (mergeOverwrite (deepCopy $root.Values.defaults) (deepCopy $own)) -}}
+{{- end }}
+
+{{- define "postrider.postgresOn" -}}
+{{- if or .Values.postgres.url .Values.postgres.existingSecret }}true{{ end -}}
+{{- end }}
+
+{{- define "postrider.usesTls" -}}
+{{- if has .Values.kafka.securityProtocol (list "ssl" "sasl_ssl") }}true{{ end -}}
+{{- end }}
+{{- define "postrider.usesSasl" -}}
+{{- if hasPrefix "sasl_" .Values.kafka.securityProtocol }}true{{ end -}}
+{{- end }}
+
+{{- define "postrider.strimziVersion" -}}
+{{- if .Values.kafka.strimzi.apiVersion -}}
+{{- .Values.kafka.strimzi.apiVersion -}}
+{{- else if .Capabilities.APIVersions.Has "kafka.strimzi.io/v1" -}}
+kafka.strimzi.io/v1
+{{- else if .Capabilities.APIVersions.Has "kafka.strimzi.io/v1beta2" -}}
+kafka.strimzi.io/v1beta2
+{{- else -}}
+kafka.strimzi.io/v1
+{{- end -}}
+{{- end }}
+{{- define "postrider.strimziNamespace" -}}
+{{- default .Release.Namespace .Values.kafka.strimzi.namespace -}}
+{{- end }}
+{{- define "postrider.kafkaUser" -}}
+{{- default (include "postrider.fullname" .) .Values.kafka.strimzi.user.name -}}
+{{- end }}
+
+{{- define "postrider.brokers" -}}
+{{- $kafka := .Values.kafka -}}
+{{- if $kafka.brokers -}}
+{{- join "," $kafka.brokers -}}
+{{- else -}}
+{{- $port := ternary 9093 9092 (eq (include "postrider.usesTls" .) "true") -}}
+{{- printf "%s-kafka-bootstrap.%s.svc:%d" $kafka.strimzi.cluster (include "postrider.strimziNamespace" .) $port -}}
+{{- end -}}
+{{- end }}
+
+{{- define "postrider.saslUsername" -}}
+{{- $user := .Values.kafka.strimzi.user -}}
+{{- if .Values.kafka.sasl.username -}}
+{{- .Values.kafka.sasl.username -}}
+{{- else if $user.enabled -}}
+{{- include "postrider.kafkaUser" . -}}
+{{- end -}}
+{{- end }}
+{{- define "postrider.saslSecret" -}}
+{{- $user := .Values.kafka.strimzi.user -}}
+{{- if .Values.kafka.sasl.existingSecret -}}
+{{- .Values.kafka.sasl.existingSecret -}}
+{{- else if and $user.enabled (eq $user.authentication "scram-sha-512") -}}
+{{- include "postrider.kafkaUser" . -}}
+{{- end -}}
+{{- end }}
+{{- define "postrider.kafkaCaSecret" -}}
+{{- if .Values.kafka.tls.caSecret -}}
+{{- .Values.kafka.tls.caSecret -}}
+{{- else if .Values.kafka.strimzi.cluster -}}
+{{- printf "%s-cluster-ca-cert" .Values.kafka.strimzi.cluster -}}
+{{- end -}}
+{{- end }}
+{{- define "postrider.kafkaCertificateSecret" -}}
+{{- $user := .Values.kafka.strimzi.user -}}
+{{- if .Values.kafka.tls.userSecret -}}
+{{- .Values.kafka.tls.userSecret -}}
+{{- else if and $user.enabled (eq $user.authentication "tls") -}}
+{{- include "postrider.kafkaUser" . -}}
+{{- end -}}
+{{- end }}
+
+{{/* Where secrets are mounted: name of the folder → secret and what of it. As YAML. */}}
+{{- define "postrider.mounts" -}}
+{{- if include "postrider.usesSasl" . }}
+kafka-password: {secret: {{ include "postrider.saslSecret" . }}, keys: {password: {{ .Values.kafka.sasl.passwordKey }}}}
+{{- end }}
+{{- if include "postrider.usesTls" . }}
+{{- with include "postrider.kafkaCaSecret" . }}
+kafka-ca: {secret: {{ . }}, keys: {ca.crt: {{ $.Values.kafka.tls.caKey }}}}
+{{- end }}
+{{- with include "postrider.kafkaCertificateSecret" . }}
+kafka-certificate: {secret: {{ . }}, keys: {user.crt: {{ $.Values.kafka.tls.certificateKey }}, user.key: {{ $.Values.kafka.tls.keyKey }}}}
+{{- end }}
+{{- end }}
+{{- with .Values.redis }}
+redis: {secret: {{ .existingSecret | default (include "postrider.fullname" $) }}, keys: {url: {{ ternary .urlKey "redis-url" (not (empty .existingSecret)) }}}}
+{{- end }}
+{{- if include "postrider.postgresOn" . }}
+{{- with .Values.postgres }}
+postgres: {secret: {{ .existingSecret | default (include "postrider.fullname" $) }}, keys: {url: {{ ternary .urlKey "postgres-url" (not (empty .existingSecret)) }}}}
+{{- if .tls.caSecret }}
+postgres-ca: {secret: {{ .tls.caSecret }}, keys: {ca.crt: {{ .tls.caKey }}}}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "postrider.volumes" -}}
+{{- range $name, $mount := . }}
+- name: {{ $name }}
+  secret:
+    secretName: {{ $mount.secret }}
+    defaultMode: 0440
+    items:
+      {{- range $path, $key := $mount.keys }}
+      - {key: {{ $key }}, path: {{ $path }}}
+      {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "postrider.volumeMounts" -}}
+{{- range $name, $mount := . }}
+- {name: {{ $name }}, mountPath: /etc/postrider/secrets/{{ $name }}, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{/* sqlx reads these as libpq does; a URL that says otherwise wins. */}}
+{{- define "postrider.postgresEnv" -}}
+{{- with .Values.postgres.tls.mode }}
+- {name: PGSSLMODE, value: {{ . | quote }}}
+{{- end }}
+{{- if .Values.postgres.tls.caSecret }}
+- {name: PGSSLROOTCERT, value: /etc/postrider/secrets/postgres-ca/ca.crt}
+{{- end }}
+{{- end }}
+
+{{/* Seconds that a pod is given to end: docs/operations.md#stop, and a few to spare. */}}
+{{- define "postrider.gracePeriod" -}}
+{{- with .Values.drain -}}
+{{- add .preStopSeconds .readinessDelaySeconds (mul 2 .graceSeconds) 11 4 -}}
+{{- end -}}
+{{- end }}

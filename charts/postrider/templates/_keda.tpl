@@ -1,0 +1,68 @@
+{{/* Whether any role is scaled on lag. */}}
+{{- define "postrider.usesKeda" -}}
+{{- range $name := include "postrider.roles" . | fromYamlArray -}}
+{{- with (include "postrider.role" (list $ $name) | fromYaml).autoscaling -}}
+{{- if and .enabled (eq .type "lag") }}true{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* What a role consumes, as a list of group and topic. Takes (list $ "processor"). */}}
+{{- define "postrider.consumers" -}}
+{{- $ := index . 0 -}}
+{{- $config := include "postrider.config" . | fromYaml -}}
+{{- $groups := dig "kafka" "group_prefix" "" $config -}}
+{{- $topics := dig "kafka" "topic_prefix" "" $config -}}
+{{- if eq (index . 1) "processor" }}
+- {group: {{ $groups }}postrider-kv{{ include "postrider.epoch" (dig "kv" "epoch" 0 $config) }}, topic: {{ $topics }}messages}
+{{- if include "postrider.postgresOn" $ }}
+- {group: {{ $groups }}postrider-comments{{ include "postrider.epoch" (dig "comments" "epoch" 0 $config) }}, topic: {{ $topics }}comments}
+- {group: {{ $groups }}{{ dig "messages" "group" "client-response-group" $config }}{{ include "postrider.epoch" (dig "messages" "epoch" 0 $config) }}, topic: {{ $topics }}message}
+{{- end }}
+{{- else }}
+{{- range dig "gateway" "relays" list $config }}
+- {group: {{ $groups }}{{ .group | default (printf "http-consumer-%s" .name) }}, topic: {{ .topic }}}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "postrider.epoch" -}}
+{{- if gt (int .) 0 }}-e{{ int . }}{{ end -}}
+{{- end }}
+
+{{/* KEDA takes a user's name from a secret only. */}}
+{{- define "postrider.kedaAuthentication" -}}
+{{- if and (include "postrider.usesKeda" .) (or (include "postrider.usesSasl" .) (include "postrider.usesTls" .)) }}
+{{- if include "postrider.usesSasl" . }}
+---
+apiVersion: v1
+kind: Secret
+metadata:
+  name: {{ include "postrider.fullname" . }}-kafka-username
+  labels: {{- include "postrider.labels" . | nindent 4 }}
+stringData:
+  username: {{ include "postrider.saslUsername" . | quote }}
+{{- end }}
+---
+apiVersion: keda.sh/v1alpha1
+kind: TriggerAuthentication
+metadata:
+  name: {{ include "postrider.fullname" . }}-kafka
+  labels: {{- include "postrider.labels" . | nindent 4 }}
+spec:
+  secretTargetRef:
+    {{- if include "postrider.usesSasl" . }}
+    - {parameter: username, name: {{ include "postrider.fullname" . }}-kafka-username, key: username}
+    - {parameter: password, name: {{ include "postrider.saslSecret" . }}, key: {{ .Values.kafka.sasl.passwordKey }}}
+    {{- end }}
+    {{- if include "postrider.usesTls" . }}
+    {{- with include "postrider.kafkaCaSecret" . }}
+    - {parameter: ca, name: {{ . }}, key: {{ $.Values.kafka.tls.caKey }}}
+    {{- end }}
+    {{- with include "postrider.kafkaCertificateSecret" . }}
+    - {parameter: cert, name: {{ . }}, key: {{ $.Values.kafka.tls.certificateKey }}}
+    - {parameter: key, name: {{ . }}, key: {{ $.Values.kafka.tls.keyKey }}}
+    {{- end }}
+    {{- end }}
+{{- end }}
+{{- end }}

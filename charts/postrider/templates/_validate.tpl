@@ -1,0 +1,84 @@
+{{/* What a schema cannot say. All of it at once, as sentences that name the value. */}}
+{{- define "postrider.validate" -}}
+{{- $problems := list -}}
+{{- $kafka := .Values.kafka -}}
+{{- if not (or $kafka.brokers $kafka.strimzi.cluster) -}}
+{{- $problems = append $problems "kafka.brokers is empty: name the bootstrap servers, such as [\"kafka:9092\"], or set kafka.strimzi.cluster" -}}
+{{- end -}}
+{{- if not (or .Values.redis.url .Values.redis.existingSecret) -}}
+{{- $problems = append $problems "redis.url is empty: set it, or redis.existingSecret to a secret that has it" -}}
+{{- end -}}
+{{- range $name := list "redis" "postgres" -}}
+{{- $server := index $.Values $name -}}
+{{- if and $server.url $server.existingSecret -}}
+{{- $problems = append $problems (printf "%s.url and %s.existingSecret are both set: choose one" $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.postgres.tls.mode (hasPrefix "verify" .Values.postgres.tls.mode) (not .Values.postgres.tls.caSecret) -}}
+{{- $problems = append $problems "postgres.tls.mode verifies the server: set postgres.tls.caSecret to the secret with its authority" -}}
+{{- end -}}
+{{- if include "postrider.usesSasl" . -}}
+{{- if not (include "postrider.saslSecret" .) -}}
+{{- $problems = append $problems (printf "kafka.securityProtocol is %s: set kafka.sasl.existingSecret, or kafka.strimzi.user.enabled" $kafka.securityProtocol) -}}
+{{- end -}}
+{{- if not (include "postrider.saslUsername" .) -}}
+{{- $problems = append $problems "kafka.sasl.username is empty" -}}
+{{- end -}}
+{{- else if $kafka.sasl.existingSecret -}}
+{{- $problems = append $problems (printf "kafka.sasl.existingSecret is set, but kafka.securityProtocol is %s: use sasl_ssl or sasl_plaintext" $kafka.securityProtocol) -}}
+{{- end -}}
+{{- if and $kafka.strimzi.user.enabled (eq $kafka.strimzi.user.authentication "tls") (ne $kafka.securityProtocol "ssl") -}}
+{{- $problems = append $problems "kafka.strimzi.user.authentication is tls: set kafka.securityProtocol to ssl" -}}
+{{- end -}}
+{{- if and (or $kafka.strimzi.topics.enabled $kafka.strimzi.user.enabled) (not $kafka.strimzi.cluster) -}}
+{{- $problems = append $problems "kafka.strimzi.topics and kafka.strimzi.user need kafka.strimzi.cluster, the name of the Kafka resource" -}}
+{{- end -}}
+{{- if gt (int $kafka.strimzi.topics.minInsyncReplicas) (int $kafka.strimzi.topics.replicas) -}}
+{{- $problems = append $problems "kafka.strimzi.topics.minInsyncReplicas is above replicas: nothing could be written" -}}
+{{- end -}}
+{{- range $name := include "postrider.roles" . | fromYamlArray -}}
+{{- $role := include "postrider.role" (list $ $name) | fromYaml -}}
+{{- with $role.autoscaling -}}
+{{- if .enabled -}}
+{{- if and (eq $name "api") (eq .type "lag") -}}
+{{- $problems = append $problems "roles.api.autoscaling.type is lag, but the api consumes nothing: use cpu" -}}
+{{- end -}}
+{{- if gt (int .minReplicas) (int .maxReplicas) -}}
+{{- $problems = append $problems (printf "roles.%s.autoscaling.minReplicas is above maxReplicas" $name) -}}
+{{- end -}}
+{{- if and (eq .type "cpu") (not (dig "requests" "cpu" "" $role.resources)) -}}
+{{- $problems = append $problems (printf "roles.%s.autoscaling.type is cpu: set roles.%s.resources.requests.cpu, of which it is a share" $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $name "relay") (not (dig "gateway" "relays" (dig "gateway" "relays" list $.Values.config) $role.config)) -}}
+{{- $problems = append $problems "roles.relay is enabled and config.gateway.relays is empty: it would have nothing to do" -}}
+{{- end -}}
+{{- range $path := list "redis.url" "postgres.url" "kafka.sasl.password" "kafka.tls.key_password" -}}
+{{- range $config := list $.Values.config $role.config -}}
+{{- $found := $config -}}
+{{- range splitList "." $path -}}
+{{- $found = ternary (index (ternary $found dict (kindIs "map" $found)) .) "" (kindIs "map" $found) -}}
+{{- end -}}
+{{- if $found -}}
+{{- $problems = append $problems (printf "config.%s is a secret and would be in a config map: use redis, postgres and kafka of the chart" $path) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if not (include "postrider.roles" . | fromYamlArray) -}}
+{{- $problems = append $problems "no role is enabled" -}}
+{{- end -}}
+{{- if and (or .Values.ingress.enabled .Values.httpRoute.enabled) (not .Values.roles.api.enabled) -}}
+{{- $problems = append $problems "ingress and httpRoute lead to the api: enable roles.api" -}}
+{{- end -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
+{{- $problems = append $problems "ingress.hosts is empty" -}}
+{{- end -}}
+{{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
+{{- $problems = append $problems "httpRoute.parentRefs is empty: name the Gateway" -}}
+{{- end -}}
+{{- if $problems -}}
+{{- fail (printf "\n\nThese values cannot be installed:\n  - %s\n" (join "\n  - " (uniq $problems))) -}}
+{{- end -}}
+{{- end }}

@@ -1,0 +1,55 @@
+"""kube_schemas.py SWAGGER FOLDER: a strict JSON schema for each of the kinds that the chart and k8s/ use, for kubeconform."""
+
+import json
+import pathlib
+import sys
+
+KINDS = """ConfigMap Secret Service ServiceAccount Pod Deployment StatefulSet Job HorizontalPodAutoscaler PodDisruptionBudget
+NetworkPolicy Ingress Role RoleBinding""".split()
+
+
+def strict(node, needed):
+    """Refuses unknown fields, points references into the same file, and notes which they are."""
+    if isinstance(node, list):
+        return [strict(one, needed) for one in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        name = node["$ref"].rsplit("/", 1)[1]
+        needed.add(name)
+        return {"$ref": f"#/definitions/{name}"}
+    if node.get("format") == "int-or-string":
+        return {"type": ["integer", "string"]}
+    node = {key: strict(value, needed) for key, value in node.items() if key not in ("description", "format") or isinstance(value, dict)}
+    if "properties" in node and "additionalProperties" not in node:
+        node["additionalProperties"] = False
+    return node
+
+
+def main():
+    definitions = json.loads(pathlib.Path(sys.argv[1]).read_text())["definitions"]
+    # A quantity may be written as a number, and a time is a string, whatever else the description says.
+    for name, definition in definitions.items():
+        if name.endswith(".Quantity"):
+            definitions[name] = {"type": ["string", "number"]}
+    folder = pathlib.Path(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    for definition in list(definitions.values()):
+        for kind in definition.get("x-kubernetes-group-version-kind", []):
+            if kind["kind"] not in KINDS:
+                continue
+            needed, done, closure = set(), set(), {}
+            schema = strict(definition, needed)
+            while needed - done:
+                name = (needed - done).pop()
+                done.add(name)
+                closure[name] = strict(definitions[name], needed)
+            for field in ("apiVersion", "kind"):
+                schema["properties"][field] = {"type": "string"}
+            schema["definitions"] = closure
+            group = kind["group"].split(".")[0]
+            parts = [part for part in (kind["kind"].lower(), group, kind["version"]) if part]
+            (folder / f"{'-'.join(parts)}.json").write_text(json.dumps(schema))
+
+
+main()
