@@ -53,7 +53,33 @@ bench: ## measure; results go to bench/results
 	@dev/setup --bench && bench/run
 
 docs: ## write the generated parts of the documentation
-	@$(CARGO) run -q -- docs
+	@$(CARGO) run -q -- docs && dev/chart docs
+
+.PHONY: image kind-up kind-down deploy e2e chart
+image: ## the container image, as postrider:dev, with Docker or without
+	@dev/image --size
+
+kind-up: ## a cluster in Docker, with what postrider needs (kind, kubectl, helm)
+	@kind get clusters 2>/dev/null | grep -qx postrider || kind create cluster --config kind-config.yaml --wait 120s
+	@kubectl --context kind-postrider apply --kustomize k8s/kind
+	@for what in statefulset/kafka statefulset/postgres deployment/redis; do \
+	kubectl --context kind-postrider rollout status $$what --timeout 300s || exit 1; done
+	@kubectl --context kind-postrider wait --for=condition=Complete job/kafka-topic --timeout 300s
+
+kind-down: ## remove that cluster with everything in it
+	@kind delete cluster --name postrider
+
+deploy: ## build the image and install or upgrade the chart in that cluster
+	@dev/image && kind load docker-image postrider:dev --name postrider
+	@helm --kube-context kind-postrider upgrade --install postrider charts/postrider --values charts/postrider/ci/kind-values.yaml --wait --timeout 300s
+	@kubectl --context kind-postrider rollout restart deployment --selector app.kubernetes.io/instance=postrider >/dev/null
+	@kubectl --context kind-postrider rollout status deployment --selector app.kubernetes.io/instance=postrider --timeout 300s
+
+e2e: ## deploy in anger, on the cluster of KUBECONFIG or on one of ../shared/kube
+	@tests/e2e/run
+
+chart: ## write what is generated of the chart, and check all of it
+	@dev/chart docs && dev/chart check
 
 .PHONY: clean
 clean: ## stop the stack, delete its data and all build output

@@ -65,11 +65,12 @@ impl Follower {
         let Place { last, delivered } = found.map_err(|error| Problem::new(Code::PostgresUnavailable, error))?;
         let cursor = after.unwrap_or(delivered);
         // What is stored from here on, the seat is told of. A place that is known no longer is a gap.
-        let missed = |(lane, offset)| cursor.seen(lane) < offset;
-        if last.lanes().any(missed) || cursor.lanes().any(|(lane, _)| last.seen(lane) < 0) {
+        let forgotten = cursor.lanes().any(|(lane, _)| last.seen(lane) < 0);
+        let resumes = forgotten || last.lanes().any(|(lane, offset)| cursor.seen(lane) < offset);
+        if resumes {
             seat.slot.fall_behind();
         }
-        Ok(Self { seat, cursor, page: VecDeque::new(), resumes: true })
+        Ok(Self { seat, cursor, page: VecDeque::new(), resumes })
     }
 
     /// What comes next, or `None` when there is nothing and the seat's slot will wake.

@@ -1,0 +1,261 @@
+# shellcheck shell=bash disable=SC2034,SC2154,SC2317  # its caller's variables, and functions that `await` calls
+# The steps of tests/e2e/run. Sourced by it, after dev/lib/common.sh; its variables are ONE, TWO, work, and the options.
+
+SHARED=../shared/kube
+VALUES=(--values charts/postrider/ci/kind-values.yaml --values tests/e2e/values.yaml)
+
+step() { say "$(printf '%4d s  %s' "$SECONDS" "$*")"; }
+figures=()
+figure() { figures+=("\"$1\": $2"); say "        $1: $2"; }
+write_figures() {
+  if [[ -z $RESULTS ]]; then return; fi
+  (IFS=,; printf '{%s}\n' "${figures[*]}") | jq . >"$RESULTS"
+}
+
+# --- cluster and images --------------------------------------------------------------------------------------------
+
+onenode() { [[ $(kubectl get nodes -o name 2>/dev/null) == node/onenode ]]; }
+
+start_cluster() {
+  if [[ -z ${KUBECONFIG:-} ]]; then
+    [[ -x $SHARED/up ]] || die "KUBECONFIG is not set, and there is no $SHARED"
+    WE_STARTED=yes
+    eval "$("$SHARED/up")"
+  fi
+  command -v helm >/dev/null || export PATH="$CACHE/bin:$PATH"
+  kubectl get --raw /readyz >/dev/null || die "the cluster does not answer"
+}
+
+# Two versions: the same program, and so the same behaviour, in images with different contents.
+load_images() {
+  if [[ $IMAGES == no ]]; then return 0; fi
+  local binary=()
+  if [[ -n $BINARY ]]; then binary=(--binary "$BINARY"); fi
+  dev/image --tag postrider:dev "${binary[@]}" --size >"$work/size"
+  figure image_compressed_mib "$(awk '$1 == "compressed:" { print $2 }' "$work/size")"
+  if onenode; then
+    "$SHARED/deps-images" >/dev/null 2>"$work/images.log" || { cat "$work/images.log" >&2; return 1; }
+    next_version buildah
+    "$SHARED/load" postrider:dev postrider:next
+  else
+    next_version docker
+    kind load docker-image postrider:dev postrider:next --name postrider
+  fi
+}
+next_version() {
+  mkdir -p "$work/next"
+  printf 'FROM postrider:dev\nLABEL org.opencontainers.image.version=next\nENV POSTRIDER_TELEMETRY__LOG_FILTER=info\n' >"$work/next/Dockerfile"
+  if [[ $1 == buildah ]]; then
+    buildah bud --quiet --isolation chroot --pull-never -t postrider:next "$work/next" >/dev/null
+  else
+    docker build --quiet -t postrider:next "$work/next" >/dev/null
+  fi
+}
+
+# Where operators' kinds are not known, the chart does without.
+WITHOUT_OPERATORS=()
+apply_crds() {
+  local folder
+  if [[ ! -d $SHARED/crds ]]; then
+    WITHOUT_OPERATORS=(--set metrics.serviceMonitor.enabled=false --set metrics.prometheusRule.enabled=false)
+    return 0
+  fi
+  for folder in "$SHARED"/crds/*/; do kubectl apply --server-side --force-conflicts --filename "$folder" >/dev/null; done
+  kubectl wait --for=condition=Established crd --all --timeout 60s >/dev/null
+}
+has_strimzi() { kubectl get crd kafkatopics.kafka.strimzi.io >/dev/null 2>&1; }
+
+# validate NAME: has the API server check every object of these values, without making any.
+validate() {
+  if [[ ! -d $SHARED/crds ]]; then return 0; fi
+  helm template one charts/postrider --kube-version "$(kubectl version -o json | jq -r .serverVersion.gitVersion)" --values "charts/postrider/ci/$1-values.yaml" --is-upgrade --no-hooks --api-versions kafka.strimzi.io/v1 |
+    kubectl apply --dry-run=server --validate=strict --filename - >"$work/validated"
+  kubectl apply --dry-run=server --validate=strict --filename k8s/strimzi/3-brokers/kafka.yaml >>"$work/validated"
+}
+
+make_namespace() {
+  kubectl delete namespace "$1" --ignore-not-found --wait --timeout 120s >/dev/null
+  kubectl create namespace "$1" >/dev/null
+  kubectl label namespace "$1" pod-security.kubernetes.io/enforce=restricted >/dev/null
+}
+
+# --- the chart -----------------------------------------------------------------------------------------------------
+
+# chart install|upgrade RELEASE NAMESPACE ARGUMENT...
+chart() {
+  local verb=$1 release=$2 namespace=$3
+  shift 3
+  helm "$verb" "$release" charts/postrider --namespace "$namespace" "${VALUES[@]}" "${WITHOUT_OPERATORS[@]}" --wait --wait-for-jobs --timeout 240s "$@" >"$work/helm.log" ||
+    { cat "$work/helm.log" >&2; return 1; }
+}
+
+ready() { kubectl --namespace "$1" rollout status "deployment/postrider-$2" --timeout 180s >/dev/null; }
+
+# pods NAMESPACE ROLE: those that are not on their way out.
+pods() {
+  kubectl --namespace "$1" get pods --selector "app.kubernetes.io/component=$2" -o json |
+    jq -r '.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name' | sort
+}
+
+# job NAME NAMESPACE ARGUMENT...: our own program in a pod that the policies let in.
+job() {
+  local name=$1 namespace=$2
+  shift 2
+  kubectl --namespace "$namespace" delete job "$name" --ignore-not-found --wait >/dev/null
+  jq -n --arg name "$name" --arg access "${ACCESS:-yes}" --args '{
+    apiVersion: "batch/v1", kind: "Job", metadata: {name: $name},
+    spec: {backoffLimit: 0, template: {
+      metadata: {labels: {"postrider-client": $access}},
+      spec: {restartPolicy: "Never", automountServiceAccountToken: false,
+        securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: "RuntimeDefault"}},
+        containers: [{name: "client", image: "postrider:dev", imagePullPolicy: "IfNotPresent", args: $ARGS.positional,
+          securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: ["ALL"]}}}]}}}}' \
+    -- "$@" | kubectl --namespace "$namespace" create --filename - >/dev/null
+}
+# job_end NAME NAMESPACE SECONDS: its output; 1 when it failed.
+job_end() {
+  local state=''
+  finished() {
+    state=$(kubectl --namespace "$2" get job "$1" -o 'jsonpath={.status.conditions[?(@.status=="True")].type}')
+    [[ $state == *Complete* || $state == *Failed* ]]
+  }
+  await "$3" finished "$1" "$2" || die "the job $1 did not end within $3 s"
+  kubectl --namespace "$2" logs "job/$1" || true
+  [[ $state == *Complete* ]]
+}
+
+# roundtrip NAMESPACE RELEASE: through every room, from inside the cluster.
+roundtrip() {
+  job roundtrip "$1" roundtrip --url "http://$2:8080" --topic "${TOPIC:-roundtrip}"
+  job_end roundtrip "$1" 90 >"$work/roundtrip" || { cat "$work/roundtrip" >&2; die "no round trip"; }
+}
+
+load_begin() {
+  local name=$1 namespace=$2
+  shift 2
+  job "$name" "$namespace" roundtrip --url http://postrider:8080 "$@"
+  kubectl --namespace "$namespace" wait --for=condition=Ready pod --selector "job-name=$name" --timeout 60s >/dev/null
+}
+load_end() {
+  job_end "$1" "$2" 240 >"$work/$1" || { cat "$work/$1" >&2; die "failed under load"; }
+  sed 's/^/        /' "$work/$1" >&2
+  figure "$1_failed_requests" "$(sed -n 's/^pushed .*, \([0-9]*\) failed$/\1/p' "$work/$1")"
+  figure "$1_accepted" "$(sed -n 's/^pushed  *\([0-9]*\) .*/\1/p' "$work/$1")"
+  figure "$1_p99_ms" "$(sed -n 's/^latency .*p99 \([0-9.]*\) ms.*/\1/p' "$work/$1")"
+}
+
+# The route of the values leads back to the api's simulator, which answers a few of them with an error.
+records_reach_the_relay() {
+  delivered() {
+    local pod
+    pod=$(pods "$ONE" relay | head -1)
+    kubectl get --raw "/api/v1/namespaces/$ONE/pods/$pod:9090/proxy/metrics" |
+      grep -q '^postrider_relay_requests_total{.*outcome="delivered"} [1-9]'
+  }
+  await 120 delivered || die "no record of the topic reached the relay's target"
+}
+
+stranger_is_shut_out() {
+  ACCESS=no job stranger "$ONE" roundtrip --url http://postrider:8080 --room kv --timeout 8
+  if job_end stranger "$ONE" 60 >"$work/stranger"; then die "a pod that no policy allows got an answer"; fi
+  grep -q 'nothing came out within 8 s' "$work/stranger" || { cat "$work/stranger" >&2; die "it failed otherwise than expected"; }
+}
+
+memory_use() {
+  local role most
+  measured() { kubectl --namespace "$1" top pods --no-headers >"$work/top" 2>/dev/null && (($(grep -c '^postrider-' "$work/top") >= 5)); }
+  await 60 measured "$1" || { say "        no figures of memory"; return 0; }
+  for role in api processor relay; do
+    most=$(awk -v role="postrider-$role-" 'index($1, role) == 1 { sub("Mi", "", $3); if ($3 > most) most = $3 } END { print most + 0 }' "$work/top")
+    figure "memory_${role}_mib" "$most"
+  done
+}
+
+# --- what may happen to it -----------------------------------------------------------------------------------------
+
+restarts() { kubectl --namespace "$ONE" get pods --selector postrider/management=true -o 'jsonpath={.items[*].status.containerStatuses[0].restartCount}'; }
+
+rotated_secret_is_picked_up() {
+  local before
+  before=$(restarts)
+  # The same server by another URL: what counts is that the file is another one.
+  kubectl --namespace "$ONE" patch secret postrider --type merge --patch '{"stringData": {"redis-url": "redis://redis:6379/0"}}' >/dev/null
+  all_restarted() { ! paste -d ' ' <(tr ' ' '\n' <<<"$before") <(restarts | tr ' ' '\n') | awk '$2 <= $1 { old = 1 } END { exit !old }'; }
+  await 240 all_restarted || die "not every process took the new secret: restarts were $before and are $(restarts)"
+  for role in api processor relay; do ready "$ONE" "$role"; done
+  roundtrip "$ONE" postrider
+}
+
+# Does what Strimzi's operator would: makes a topic of each KafkaTopic that has none.
+stand_in_operator() {
+  kubectl --namespace "$TWO" get kafkatopics.kafka.strimzi.io -o json | jq -r '.items[].spec
+    | "--topic \(.topicName) --partitions \(.partitions) --replication-factor \(.replicas) "
+      + ([.config | to_entries[] | "--config \(.key)=\(.value)"] | join(" "))' |
+    while read -r line; do
+      # shellcheck disable=SC2086
+      kubectl --namespace "$ONE" exec statefulset/kafka -- kafka-topics.sh --bootstrap-server localhost:9092 --create --if-not-exists $line </dev/null >/dev/null
+    done
+}
+
+second_release() {
+  local servers
+  servers=(--set "redis.url=redis://redis.$ONE.svc:6379" --set "postgres.url=postgres://postrider:postrider@postgres.$ONE.svc:5432/postrider"
+    --set config.kafka.topic_prefix=two. --set config.kafka.group_prefix=two. --set config.redis.key_prefix=two:
+    --set config.postgres.schema=two --set roles.relay.enabled=false --set tests.topic=two.roundtrip --set image.tag=dev)
+  make_namespace "$TWO"
+  if has_strimzi; then
+    kubectl --namespace "$ONE" apply --filename - >/dev/null <<'END'
+apiVersion: v1
+kind: Service
+metadata: {name: events-kafka-bootstrap}
+spec:
+  selector: {app.kubernetes.io/name: kafka}
+  ports: [{name: plain, port: 9092}]
+END
+    # Objects in the release's own namespace, the broker by the address that Strimzi would give it.
+    servers+=(--set 'kafka.brokers={events-kafka-bootstrap.'"$ONE"'.svc:9092}' --set kafka.strimzi.cluster=events
+      --set kafka.strimzi.topics.enabled=true --set kafka.strimzi.topics.replicas=1 --set kafka.strimzi.topics.minInsyncReplicas=1
+      --set-json 'kafka.strimzi.topics.extra=[{"name":"two.roundtrip","partitions":1}]')
+  else
+    servers+=(--set "kafka.brokers={kafka.$ONE.svc:9092}")
+  fi
+  helm install postrider charts/postrider --namespace "$TWO" "${VALUES[@]}" "${WITHOUT_OPERATORS[@]}" "${servers[@]}" --timeout 240s >/dev/null
+  if has_strimzi; then stand_in_operator; fi
+  for role in api processor; do ready "$TWO" "$role"; done
+  TOPIC=two.roundtrip roundtrip "$TWO" postrider
+}
+
+drain_a_node() {
+  local node
+  node=$(kubectl --namespace "$ONE" get pods --selector app.kubernetes.io/component=api -o 'jsonpath={.items[0].spec.nodeName}')
+  load_begin draining "$ONE" --rate=200 --seconds=60
+  kubectl drain "$node" --ignore-daemonsets --delete-emptydir-data --pod-selector app.kubernetes.io/name=postrider --timeout 120s >/dev/null
+  kubectl uncordon "$node" >/dev/null
+  load_end draining "$ONE"
+}
+
+# Pods take their time to drain, which helm does not wait for.
+nothing_is_left() {
+  left_behind() {
+    kubectl --namespace "$1" get all,configmaps,secrets,serviceaccounts,networkpolicies,poddisruptionbudgets,ingresses,horizontalpodautoscalers \
+      --selector app.kubernetes.io/instance=postrider -o name
+  }
+  nothing() { [[ -z $(left_behind "$1") ]]; }
+  await 90 nothing "$1" || die "left behind: $(left_behind "$1")"
+  kubectl --namespace "$1" exec statefulset/kafka -- kafka-topics.sh --bootstrap-server localhost:9092 --list | grep -qx messages ||
+    die "the topics are gone"
+}
+
+report_failure() {
+  local namespace role
+  for namespace in "$ONE" "$TWO"; do
+    kubectl get namespace "$namespace" >/dev/null 2>&1 || continue
+    say "--- $namespace"
+    kubectl --namespace "$namespace" get pods -o wide >&2 || true
+    kubectl --namespace "$namespace" get events --sort-by .lastTimestamp 2>/dev/null | tail -n 15 >&2 || true
+    for role in api processor relay migrate; do
+      kubectl --namespace "$namespace" logs --selector "app.kubernetes.io/component=$role" --tail 8 --prefix >&2 2>/dev/null || true
+    done
+  done
+  say FAILED
+}
