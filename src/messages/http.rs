@@ -265,7 +265,8 @@ async fn history(
     let store = &messages.connections()?.hub.store;
     let limits = Limits { rows: limit, bytes: PAGE_BYTES };
     let found = store.after(&receiver, &cursor, limits).await.map_err(|error| unreachable(&error))?;
-    let delivered = store.delivered(&receiver).await.map_err(|error| unreachable(&error))?;
+    let mut places = store.places(&[&receiver]).await.map_err(|error| unreachable(&error))?;
+    let delivered = places.remove(&receiver).unwrap_or_default().delivered;
     let (mut listed, mut gap, mut last) = (Vec::new(), false, Cursor::default());
     for row in &found {
         last.advance(row.lane(), row.last);
