@@ -201,7 +201,7 @@ second_release() {
   local servers
   servers=(--set "redis.url=redis://redis.$ONE.svc:6379" --set "postgres.url=postgres://postrider:postrider@postgres.$ONE.svc:5432/postrider"
     --set config.kafka.topic_prefix=two. --set config.kafka.group_prefix=two. --set config.redis.key_prefix=two:
-    --set config.postgres.schema=two --set roles.relay.enabled=false --set tests.topic=two.roundtrip --set image.tag=dev)
+    --set config.postgres.schema=two --set-json 'config.gateway.relays=[]' --set tests.topic=two.roundtrip --set image.tag=dev)
   make_namespace "$TWO"
   if has_strimzi; then
     kubectl --namespace "$ONE" apply --filename - >/dev/null <<'END'
@@ -221,7 +221,7 @@ END
   fi
   helm install postrider charts/postrider --namespace "$TWO" "${VALUES[@]}" "${WITHOUT_OPERATORS[@]}" "${servers[@]}" --timeout 240s >/dev/null
   if has_strimzi; then stand_in_operator; fi
-  for role in api processor; do ready "$TWO" "$role"; done
+  for role in api processor relay; do ready "$TWO" "$role"; done
   TOPIC=two.roundtrip roundtrip "$TWO" postrider
 }
 

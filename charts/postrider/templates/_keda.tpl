@@ -18,6 +18,7 @@
 {{- if include "postrider.postgresOn" $ }}
 - {group: {{ $groups }}postrider-comments{{ include "postrider.epoch" (dig "comments" "epoch" 0 $config) }}, topic: {{ $topics }}comments}
 - {group: {{ $groups }}{{ dig "messages" "group" "client-response-group" $config }}{{ include "postrider.epoch" (dig "messages" "epoch" 0 $config) }}, topic: {{ $topics }}message}
+- {group: {{ $groups }}postrider-feed{{ include "postrider.epoch" (dig "feed" "epoch" 0 $config) }}, topic: {{ $topics }}post-events}
 {{- end }}
 {{- else }}
 {{- range dig "gateway" "relays" list $config }}

@@ -51,8 +51,14 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if and (eq $name "relay") (not (dig "gateway" "relays" (dig "gateway" "relays" list $.Values.config) $role.config)) -}}
-{{- $problems = append $problems "roles.relay is enabled and config.gateway.relays is empty: it would have nothing to do" -}}
+{{- if eq $name "relay" -}}
+{{- $routes := dig "gateway" "relays" (dig "gateway" "relays" list $.Values.config) $role.config -}}
+{{- if not (or $routes (include "postrider.postgresOn" $)) -}}
+{{- $problems = append $problems "roles.relay has nothing to do without Postgres, and with config.gateway.relays empty: set roles.relay.enabled to false" -}}
+{{- end -}}
+{{- if and $role.autoscaling.enabled (eq $role.autoscaling.type "lag") (not $routes) -}}
+{{- $problems = append $problems "roles.relay.autoscaling.type is lag, and config.gateway.relays is empty: the outbox has no lag in Kafka, use cpu" -}}
+{{- end -}}
 {{- end -}}
 {{- range $path := list "redis.url" "postgres.url" "kafka.sasl.password" "kafka.tls.key_password" -}}
 {{- range $config := list $.Values.config $role.config -}}
@@ -65,6 +71,9 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- if and .Values.roles.api.enabled (include "postrider.postgresOn" .) (not .Values.roles.relay.enabled) -}}
+{{- $problems = append $problems "roles.relay is off: with Postgres, posts would be taken and never reach a feed" -}}
 {{- end -}}
 {{- if not (include "postrider.roles" . | fromYamlArray) -}}
 {{- $problems = append $problems "no role is enabled" -}}
