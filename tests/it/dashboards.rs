@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     harness::{App, World, sse::Stream, wait::seconds},
+    messages::stored,
     roundtrip::roundtrip,
 };
 
@@ -94,6 +95,11 @@ async fn every_metric_of_a_dashboard_or_an_alert_is_in_a_live_scrape() {
         let record = json!({"topic": world.topic("messages"), "key": "a", "payload": 1, "partition": partition});
         app.post_json("/produce", &record).await.expect(200);
     }
+    // And a message that waits for its receiver.
+    let message = json!({"chatId": "c", "senderId": "s", "receiverId": "late", "content": "while you were away"});
+    app.post_json("/api/v1/message/action", &message).await.expect(200);
+    stored(&app, "late", 1).await;
+    let late = Stream::open(&app, "/api/v1/messages/stream?receiverId=late", "").await;
     let wanted = named();
     assert!(wanted.len() > 50, "{wanted:?}");
     let begun = Instant::now();
@@ -107,7 +113,7 @@ async fn every_metric_of_a_dashboard_or_an_alert_is_in_a_live_scrape() {
         assert!(begun.elapsed() < seconds(40), "not scraped: {missing:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    drop(stream);
+    drop((stream, late));
     app.stop().await;
 }
 

@@ -94,7 +94,7 @@ impl<'a> Mailbox<'a> {
     }
 
     fn note(&mut self, sessions: &[&Session]) {
-        for got in sessions.iter().filter(|session| !session.style.has_own_place()).flat_map(|session| &session.got) {
+        for got in sessions.iter().filter(|session| session.style.moves_cursor()).flat_map(|session| &session.got) {
             if let Some(&at) = got.name.as_ref().and_then(|name| self.places.get(name)) {
                 self.first_ms[at] = self.first_ms[at].min(got.at_ms);
             }

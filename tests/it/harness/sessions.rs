@@ -41,6 +41,11 @@ impl Style {
     pub fn has_own_place(self) -> bool {
         matches!(self, Self::Cursors | Self::Events)
     }
+
+    /// Whether what it got moves its receiver's cursor: by pongs, by acknowledgements, or by `Last-Event-ID`.
+    pub fn moves_cursor(self) -> bool {
+        !matches!(self, Self::Cursors)
+    }
 }
 
 /// One connection of a device.
