@@ -206,7 +206,7 @@ pub const TAMPERS: [(&str, &str, Tamper); 25] = [
         let last = evidence.sessions.iter().rposition(fits).expect("a plain client with messages");
         let receiver = evidence.sessions[last].receiver.clone();
         for (at, session) in evidence.sessions.iter_mut().enumerate() {
-            if at != last && session.receiver == receiver && !session.style.has_own_place() {
+            if at != last && session.receiver == receiver && session.style.moves_cursor() {
                 session.got.clear();
             }
         }
