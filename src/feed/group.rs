@@ -11,6 +11,7 @@ use tokio::{
 };
 
 use crate::platform::{
+    gather::gather,
     http::{Code, Problem},
     outbox::Hint,
     query::Error,
@@ -127,14 +128,9 @@ impl<W: Writing> Grouping<W> {
         let permits = Arc::new(Semaphore::new(self.in_flight));
         let mut under_way = JoinSet::new();
         while let Ok(permit) = permits.clone().acquire_owned().await {
-            let Some(first) = self.waiting.recv().await else { break };
-            // Requests that are being read right now come along.
-            tokio::task::yield_now().await;
-            let mut group = vec![first];
-            while group.len() < self.rows
-                && let Ok(next) = self.waiting.try_recv()
-            {
-                group.push(next);
+            let mut group = Vec::new();
+            if !gather(&mut self.waiting, &mut group, self.rows).await {
+                break;
             }
             histogram!("postrider_feed_group_rows").record(group.len() as f64);
             let (writing, hint) = (self.writing.clone(), self.hint.clone());

@@ -13,7 +13,7 @@ use redis::{Cmd, RedisError, Value};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::timeline::{Keys, List, Mark, Owner, ids, mark, members, number};
-use crate::platform::redis::Redis;
+use crate::platform::{gather::gather, redis::Redis};
 
 /// Reads that are asked together at most, to bound what one answer holds.
 const MAX_TOGETHER: usize = 256;
@@ -98,15 +98,7 @@ impl Asking {
     /// Runs until nobody is left who could ask.
     pub async fn until_closed(mut self) {
         let mut together = Vec::with_capacity(MAX_TOGETHER);
-        while let Some(first) = self.questions.recv().await {
-            together.push(first);
-            // Requests that are being read right now come along.
-            tokio::task::yield_now().await;
-            while together.len() < MAX_TOGETHER
-                && let Ok(next) = self.questions.try_recv()
-            {
-                together.push(next);
-            }
+        while gather(&mut self.questions, &mut together, MAX_TOGETHER).await {
             let sights = self.see(&together).await;
             for (asked, sight) in together.drain(..).zip(sights) {
                 // Who went away meanwhile needs no answer.

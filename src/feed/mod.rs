@@ -45,6 +45,7 @@ use self::{
     writes::{Follows, Posts, Unfollows},
 };
 use crate::platform::{
+    drain,
     http::Config as HttpConfig,
     kafka::{self, TopicSpec},
     outbox::Hint,
@@ -158,24 +159,11 @@ impl Background {
     /// Runs until the routes are gone, or those that did not finish within `grace` after the stop are
     /// given up.
     pub async fn run(self, stop: CancellationToken, grace: Duration) -> Result<(), String> {
-        let given_up = async {
-            stop.cancelled().await;
-            tokio::time::sleep(grace).await;
-        };
-        // Tasks of their own, in a set that aborts them when it is dropped.
         let mut tasks = JoinSet::new();
         tasks.spawn(self.posts.until_closed());
         tasks.spawn(self.follows.until_closed());
         tasks.spawn(self.unfollows.until_closed());
         tasks.spawn(self.asking.until_closed());
-        tokio::select! {
-            () = given_up => Ok(()),
-            ended = async {
-                while let Some(ended) = tasks.join_next().await {
-                    ended.map_err(|error| error.to_string())?;
-                }
-                Ok(())
-            } => ended,
-        }
+        drain::until_done(tasks, stop, grace).await
     }
 }

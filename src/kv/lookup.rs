@@ -11,7 +11,7 @@ use super::{
     entry::Marker,
     keys::{Keys, MARKER_FIELD},
 };
-use crate::platform::redis::Redis;
+use crate::platform::{gather::gather, redis::Redis};
 
 /// Reads that are asked together at most, to bound what one answer holds.
 const MAX_TOGETHER: usize = 256;
@@ -58,15 +58,7 @@ impl Asking {
     /// Runs until nobody is left who could ask.
     pub async fn until_closed(mut self) {
         let mut together = Vec::with_capacity(MAX_TOGETHER);
-        while let Some(first) = self.questions.recv().await {
-            together.push(first);
-            // Requests that are being read right now come along.
-            tokio::task::yield_now().await;
-            while together.len() < MAX_TOGETHER
-                && let Ok(next) = self.questions.try_recv()
-            {
-                together.push(next);
-            }
+        while gather(&mut self.questions, &mut together, MAX_TOGETHER).await {
             self.answer(&mut together).await;
         }
     }

@@ -20,7 +20,7 @@ use super::{
     lookup::{Asking, Lookups},
 };
 use crate::platform::{
-    clock,
+    clock, drain,
     http::{Code, Config as HttpConfig, Problem, RequestContext, context::ANONYMOUS},
     kafka::{self, Outgoing, Position, Producer, TopicsReady, event::Event, partition_of},
     redis::{Config as RedisConfig, Redis},
@@ -57,23 +57,10 @@ impl Background {
     /// Runs until the routes are gone, or those that did not finish within `grace` after the stop are
     /// given up.
     pub async fn run(self, stop: CancellationToken, grace: Duration) -> Result<(), String> {
-        let given_up = async {
-            stop.cancelled().await;
-            tokio::time::sleep(grace).await;
-        };
-        // Tasks of their own, in a set that aborts them when it is dropped.
         let mut tasks = JoinSet::new();
         tasks.spawn(self.asking.until_closed());
         tasks.spawn(self.carrying.until_closed());
-        tokio::select! {
-            () = given_up => Ok(()),
-            ended = async {
-                while let Some(ended) = tasks.join_next().await {
-                    ended.map_err(|error| error.to_string())?;
-                }
-                Ok(())
-            } => ended,
-        }
+        drain::until_done(tasks, stop, grace).await
     }
 }
 

@@ -99,6 +99,25 @@ impl Tasks {
     }
 }
 
+/// Waits until these tasks have ended by themselves; those that have not within `grace` after the stop are aborted.
+/// The error is that of a task that panicked.
+pub async fn until_done(mut tasks: JoinSet<()>, stop: CancellationToken, grace: Duration) -> Result<(), String> {
+    let given_up = async {
+        stop.cancelled().await;
+        tokio::time::sleep(grace).await;
+    };
+    let all_ended = async {
+        while let Some(ended) = tasks.join_next().await {
+            ended.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    };
+    tokio::select! {
+        () = given_up => Ok(()),
+        ended = all_ended => ended,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

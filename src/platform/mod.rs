@@ -4,6 +4,7 @@ pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod drain;
+pub mod gather;
 pub mod http;
 pub mod kafka;
 pub mod ops;
