@@ -148,16 +148,16 @@ def to_feeds(stack, settings, users):
     relay, processor = start_all(stack)
     api = stack.start_product("api")
     follow(api, "watcher", "probe")
-    body = stack.work / "post.json"
+    bodies = stack.work / "posts.jsonl"
+    lines = (json.dumps({"author_id": f"u{number}", "content": "x" * 60}) for number in range(1, users + 1))
+    bodies.write_text("\n".join(lines) + "\n")
     rates = []
     for rate in (200,) if settings.quick else (1_000, 3_000):
-        # One author for all: whose followers are 20 as everybody's are.
-        body.write_text(json.dumps({"author_id": f"u{users // 2}", "content": "x" * 60}))
         probe = Probe(api.url, "probe", "watcher")
         probe.start()
         pids = stack.pids | {"api": api.pid, "relay": relay.pid, "processor": processor.pid}
         rows = stack.metric(processor, "postrider_feed_rows_total")
-        found = oha(f"{api.url}/posts", short(body), rate, 100, 5 if settings.quick else 60, pids, stack.work)
+        found = oha(f"{api.url}/posts", bodies, rate, 100, 5 if settings.quick else 60, pids, stack.work, each_line=True)
         backlog = stack.metric(processor, "postrider_consumer_lag_records")
         age = stack.metric(relay, "postrider_outbox_oldest_age_seconds")
         found["feed_rows"] = stack.metric(processor, "postrider_feed_rows_total") - rows

@@ -92,10 +92,11 @@ def interleave(targets, rounds):
     return {name: summary(found) for name, found in results.items()}
 
 
-def oha(url, body_file, rate, connections, seconds, pids, work):
-    """A constant rate, with latency counted from when a request was due."""
+def oha(url, body_file, rate, connections, seconds, pids, work, each_line=False):
+    """A constant rate, with latency counted from when a request was due. With `each_line`, a request's body is a random line."""
     argv = ["oha", "--no-tui", "--output-format", "json", "--latency-correction", "-z", f"{seconds}s", "-q", str(rate),
-            "-c", str(connections), "-w", "-m", "POST", "-T", "application/json", "-D", short(body_file), url]
+            "-c", str(connections), "-w", "-m", "POST", "-T", "application/json",
+            "-Z" if each_line else "-D", short(body_file), url]
     meter = Meter(pids)
     text, cpu = run_measured(argv, work / "oha.out", seconds + 30)
     used = meter.read({"oha": cpu})
