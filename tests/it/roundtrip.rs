@@ -18,7 +18,7 @@ async fn something_goes_through_every_room_and_comes_out_again() {
     let output = roundtrip(&world, &app, &["--topic", &topic]).await;
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{said}");
-    for room in ["kv", "gateway", "comments", "messages", "dlq"] {
+    for room in ["kv", "gateway", "comments", "messages", "presence", "feed", "dlq"] {
         let line = said.lines().find(|line| line.starts_with(room)).unwrap();
         assert!(line.contains("ok"), "{said}");
     }

@@ -2,26 +2,18 @@
 
 mod api;
 mod load;
+mod rooms;
 
-use std::{
-    future::Future,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use axum::{
-    body::Bytes,
-    http::{Method, StatusCode},
-};
 use clap::{Args, ValueEnum};
-use http_body_util::BodyExt;
-use serde_json::json;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use api::Api;
 
 pub const EXAMPLES: &str = "\
 Exit code 0 when everything came out again, else 1. What it writes has names of its own; the key-value
-entry is deleted again, comments and messages stay.
+entry, posts and follow are deleted again, comments and messages stay.
 
 Examples:
   postrider roundtrip --url http://localhost:8080
@@ -62,6 +54,8 @@ enum Room {
     Gateway,
     Comments,
     Messages,
+    Presence,
+    Feed,
     Dlq,
 }
 
@@ -104,81 +98,10 @@ impl Room {
             (Self::Gateway, None) => return Ok(false),
             (Self::Comments, _) => api.comments().await,
             (Self::Messages, _) => api.messages().await,
+            (Self::Presence, _) => return api.presence().await,
+            (Self::Feed, _) => api.feed().await,
             (Self::Dlq, _) => return api.dead_letters().await,
         }
         .map(|()| true)
     }
-}
-
-impl Api {
-    async fn kv(&self) -> Result<(), String> {
-        let (key, value) = (format!("roundtrip-{}", self.mark), json!({"mark": self.mark}));
-        let pushed = self.post("/push", &json!({"key": key, "value": value, "ttl_seconds": 3600})).await?;
-        let position = pushed.expect(StatusCode::ACCEPTED, "push")?.position;
-        let path = format!("/pull/{key}");
-        until(|| async {
-            // The view of a partition that is being rebuilt, or has just moved, is a matter of time.
-            let answer = self.call(Method::GET, &path, &[("postrider-after", &position)], Bytes::new()).await?;
-            match answer.status {
-                StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => Ok(false),
-                _ if answer.json()["value"] == value => Ok(true),
-                _ => answer.expect(StatusCode::OK, "pull").and(Err("pull answered another value".to_owned())),
-            }
-        })
-        .await?;
-        self.call(Method::DELETE, &path, &[], Bytes::new()).await?.expect(StatusCode::ACCEPTED, "delete").map(drop)
-    }
-
-    async fn gateway(&self, topic: &str) -> Result<(), String> {
-        let record = json!({"topic": topic, "key": self.mark, "payload": {"mark": self.mark}});
-        let answer = self.post("/produce", &record).await?.expect(StatusCode::OK, "produce")?.json();
-        let placed = answer["success"] == true && answer["partition"].is_i64() && answer["offset"].is_i64();
-        if placed { Ok(()) } else { Err(format!("produce answered without a place: {answer}")) }
-    }
-
-    async fn comments(&self) -> Result<(), String> {
-        let comment = json!({"text": format!("roundtrip {}", self.mark), "post_id": self.mark});
-        self.post("/api/v1/comments", &comment).await?.expect(StatusCode::OK, "posting")?;
-        let path = format!("/api/v1/comments?post_id={}", self.mark);
-        until(|| async {
-            let answer = self.get(&path).await?.expect(StatusCode::OK, "the list")?.json();
-            Ok(answer["comments"][0]["text"] == comment["text"])
-        })
-        .await
-    }
-
-    async fn messages(&self) -> Result<(), String> {
-        let path = format!("/api/v1/messages/stream?receiverId={}", self.mark);
-        let mut stream = self.send(Method::GET, &path, &[], Bytes::new()).await?.into_body();
-        let content = format!("roundtrip {}", self.mark);
-        let message =
-            json!({"chatId": "roundtrip", "senderId": "roundtrip", "receiverId": self.mark, "content": content});
-        self.post("/api/v1/message/action", &message).await?.expect(StatusCode::OK, "sending")?;
-        let mut seen = String::new();
-        while let Some(frame) = stream.frame().await {
-            let frame = frame.map_err(|error| format!("the stream broke: {error}"))?;
-            seen.push_str(&String::from_utf8_lossy(frame.data_ref().map_or(&[][..], |data| data)));
-            if seen.contains(&content) {
-                return Ok(());
-            }
-        }
-        Err(format!("the stream ended without the message: {seen}"))
-    }
-
-    async fn dead_letters(&self) -> Result<bool, String> {
-        let answer = self.get("/admin/dlq?limit=1&since=1m").await?;
-        match answer.status {
-            // Switched off, or busy with somebody else's question: it answers.
-            StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS => Ok(false),
-            _ => answer.expect(StatusCode::OK, "the list of dead letters").map(|_| true),
-        }
-    }
-}
-
-/// Asks again until it is true; the room's timeout bounds it.
-async fn until<F: Future<Output = Result<bool, String>>>(mut question: impl FnMut() -> F) -> Result<(), String> {
-    while !question().await? {
-        sleep(LOOK_EVERY).await;
-    }
-    Ok(())
 }
