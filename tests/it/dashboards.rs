@@ -17,12 +17,14 @@ use crate::{
 
 /// Counted from their first event on, which needs a fault, or a time that no test has. The sources
 /// have them all the same.
-const NOT_WITHOUT_A_FAULT: [&str; 13] = [
+const NOT_WITHOUT_A_FAULT: [&str; 17] = [
     "http_server_connections_refused_total",
     "http_server_stalled_connections_total",
     "postrider_comments_slow_streams_total",
     "postrider_consumer_pauses_total",
     "postrider_consumer_retries_total",
+    "postrider_feed_epochs_raised_total",
+    "postrider_feed_repeated_records_total",
     "postrider_kv_audit_dropped_total",
     "postrider_kv_rebuilds_total",
     "postrider_kv_restated_records_total",
@@ -30,6 +32,8 @@ const NOT_WITHOUT_A_FAULT: [&str; 13] = [
     "postrider_messages_slow_connections_total",
     "postrider_messages_unannounced_total",
     "postrider_messages_unreadable_notices_total",
+    "postrider_presence_restorations_total",
+    "postrider_presence_takeovers_total",
     "postrider_producer_replaced_total",
 ];
 
@@ -83,6 +87,7 @@ async fn every_metric_of_a_dashboard_or_an_alert_is_in_a_live_scrape() {
         .env("POSTRIDER_GATEWAY__AUTO_CREATE_TOPICS", "true")
         .env("POSTRIDER_GATEWAY__RELAYS", &route.to_string())
         .env("POSTRIDER_GATEWAY__TOPICS__ALLOW", &format!("{},{topic}", world.topic("messages")))
+        .env("POSTRIDER_MESSAGES__UNDELIVERED_AFTER_MS", "1000")
         .env("POSTRIDER_KAFKA__PROPERTIES", &json!({"statistics.interval.ms": "500"}).to_string())
         .start()
         .await;
