@@ -60,6 +60,11 @@ impl ClientContext for Listener {
             self.reason.store(Some(Arc::new(text.to_owned())));
         }
     }
+
+    /// Among these is that the account has no rights on the group, which the client looks up and never joins.
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(error = %error, reason, "the metadata client reports a problem");
+    }
 }
 impl ConsumerContext for Listener {}
 
