@@ -8,9 +8,7 @@ tls_make() {
   mkdir -p "$dir"
   chmod 700 "$dir"
   {
-    openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -sha256 -subj '/CN=postrider dev CA' \
-      -addext 'basicConstraints=critical,CA:TRUE' -addext 'keyUsage=critical,keyCertSign,cRLSign' \
-      -keyout "$dir/ca.key" -out "$dir/ca.crt"
+    tls_authority "$dir" '/CN=postrider dev CA'
     tls_issue "$dir" server '/CN=localhost' "subjectAltName=DNS:localhost,IP:127.0.0.1
 extendedKeyUsage=serverAuth,clientAuth"
     tls_issue "$dir" client '/CN=postrider-client' 'extendedKeyUsage=clientAuth'
@@ -21,6 +19,13 @@ extendedKeyUsage=serverAuth,clientAuth"
   # The broker wants key and chain in one file.
   cat "$dir/server.key" "$dir/server.crt" "$dir/ca.crt" >"$dir/server.pem"
   : >"$dir/complete"
+}
+
+# tls_authority DIR SUBJECT
+tls_authority() {
+  openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -sha256 -subj "$2" \
+    -addext 'basicConstraints=critical,CA:TRUE' -addext 'keyUsage=critical,keyCertSign,cRLSign' \
+    -keyout "$1/ca.key" -out "$1/ca.crt"
 }
 
 # tls_issue DIR NAME SUBJECT EXTENSIONS

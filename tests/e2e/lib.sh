@@ -5,11 +5,17 @@ SHARED=../shared/kube
 VALUES=(--values charts/postrider/ci/kind-values.yaml --values tests/e2e/values.yaml)
 
 step() { say "$(printf '%4d s  %s' "$SECONDS" "$*")"; }
+# Like `await`, at the pace of somebody who shares the processors with what is looked at.
+await_cluster() { local seconds=$1; shift; paced() { "$@" || { sleep 0.7; return 1; }; }; await "$seconds" paced "$@"; }
 figures=()
 figure() { figures+=("\"$1\": $2"); say "        $1: $2"; }
 write_figures() {
   if [[ -z $RESULTS ]]; then return; fi
-  (IFS=,; printf '{%s}\n' "${figures[*]}") | jq . >"$RESULTS"
+  figure rate "$RATE"
+  figure seconds "$SECONDS"
+  figure node "\"$(kubectl get nodes -o 'jsonpath={.items[0].status.nodeInfo.kubeletVersion}, {.items[0].status.nodeInfo.containerRuntimeVersion}')\""
+  (IFS=,; printf '{%s}\n' "${figures[*]}") | jq . >"$work/figures"
+  tests/e2e/result "$work/figures" "$RESULTS" "$COMMAND" >&2
 }
 
 # --- cluster and images --------------------------------------------------------------------------------------------
@@ -102,11 +108,12 @@ job() {
   local name=$1 namespace=$2
   shift 2
   kubectl --namespace "$namespace" delete job "$name" --ignore-not-found --wait >/dev/null
-  jq -n --arg name "$name" --arg access "${ACCESS:-yes}" --args '{
+  jq -n --arg name "$name" --arg access "${ACCESS:-yes}" --arg alias "${HOST_ALIAS:-}" --args '{
     apiVersion: "batch/v1", kind: "Job", metadata: {name: $name},
     spec: {backoffLimit: 0, template: {
       metadata: {labels: {"postrider-client": $access}},
       spec: {restartPolicy: "Never", automountServiceAccountToken: false,
+        hostAliases: ($alias | split(" ") | if . == [] then [] else [{ip: .[0], hostnames: .[1:]}] end),
         securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: "RuntimeDefault"}},
         containers: [{name: "client", image: "postrider:dev", imagePullPolicy: "IfNotPresent", args: $ARGS.positional,
           securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: ["ALL"]}}}]}}}}' \
@@ -119,7 +126,7 @@ job_end() {
     state=$(kubectl --namespace "$2" get job "$1" -o 'jsonpath={.status.conditions[?(@.status=="True")].type}')
     [[ $state == *Complete* || $state == *Failed* ]]
   }
-  await "$3" finished "$1" "$2" || die "the job $1 did not end within $3 s"
+  await_cluster "$3" finished "$1" "$2" || die "the job $1 did not end within $3 s"
   kubectl --namespace "$2" logs "job/$1" || true
   [[ $state == *Complete* ]]
 }
@@ -141,7 +148,9 @@ load_end() {
   sed 's/^/        /' "$work/$1" >&2
   figure "$1_failed_requests" "$(sed -n 's/^pushed .*, \([0-9]*\) failed$/\1/p' "$work/$1")"
   figure "$1_accepted" "$(sed -n 's/^pushed  *\([0-9]*\) .*/\1/p' "$work/$1")"
+  figure "$1_p50_ms" "$(sed -n 's/^latency .*p50 \([0-9.]*\) ms.*/\1/p' "$work/$1")"
   figure "$1_p99_ms" "$(sed -n 's/^latency .*p99 \([0-9.]*\) ms.*/\1/p' "$work/$1")"
+  figure "$1_max_ms" "$(sed -n 's/^latency .*max \([0-9.]*\) ms.*/\1/p' "$work/$1")"
 }
 
 # The route of the values leads back to the api's simulator, which answers a few of them with an error.
@@ -152,7 +161,7 @@ records_reach_the_relay() {
     kubectl get --raw "/api/v1/namespaces/$ONE/pods/$pod:9090/proxy/metrics" |
       grep -q '^postrider_relay_requests_total{.*outcome="delivered"} [1-9]'
   }
-  await 120 delivered || die "no record of the topic reached the relay's target"
+  await_cluster 120 delivered || die "no record of the topic reached the relay's target"
 }
 
 stranger_is_shut_out() {
@@ -161,68 +170,122 @@ stranger_is_shut_out() {
   grep -q 'nothing came out within 8 s' "$work/stranger" || { cat "$work/stranger" >&2; die "it failed otherwise than expected"; }
 }
 
-memory_use() {
-  local role most
-  measured() { kubectl --namespace "$1" top pods --no-headers >"$work/top" 2>/dev/null && (($(grep -c '^postrider-' "$work/top") >= 5)); }
-  await 60 measured "$1" || { say "        no figures of memory"; return 0; }
+# Until it is stopped: what metrics-server knows, every ten seconds, as it does itself.
+watch_use() {
+  while sleep 10; do kubectl --namespace "$ONE" top pods --no-headers >>"$work/use" 2>/dev/null || true; done
+}
+# most ROLE COLUMN SUFFIX: the largest that was seen of any pod.
+most() { awk -v role="postrider-$1-" -v suffix="$3" 'index($1, role) == 1 { sub(suffix, "", $'"$2"'); if ($'"$2"' + 0 > most) most = $'"$2"' + 0 } END { print most + 0 }' "$work/use"; }
+requested() { kubectl --namespace "$ONE" get deployment "postrider-$1" -o "jsonpath={.spec.template.spec.containers[0].resources.requests.$2}"; }
+
+# Requests are what a node reserves: more than was ever used would be taken from others.
+use_fits_requests() {
+  local role memory
+  [[ -s $work/use ]] || { say "        no figures of memory"; return 0; }
   for role in api processor relay; do
-    most=$(awk -v role="postrider-$role-" 'index($1, role) == 1 { sub("Mi", "", $3); if ($3 > most) most = $3 } END { print most + 0 }' "$work/top")
-    figure "memory_${role}_mib" "$most"
+    memory=$(requested "$role" memory)
+    figure "memory_${role}_mib" "$(most "$role" 3 Mi)"
+    figure "memory_${role}_requested_mib" "${memory%Mi}"
+    figure "cpu_${role}_millicores" "$(most "$role" 2 m)"
+    figure "cpu_${role}_requested_millicores" "$(requested "$role" cpu | sed 's/m$//')"
+    (($(most "$role" 3 Mi) <= ${memory%Mi})) || die "a pod of the $role took more memory than it requests"
   done
 }
 
 # --- what may happen to it -----------------------------------------------------------------------------------------
 
-restarts() { kubectl --namespace "$ONE" get pods --selector postrider/management=true -o 'jsonpath={.items[*].status.containerStatuses[0].restartCount}'; }
+restarts() { kubectl --namespace "$1" get pods --selector postrider/management=true -o 'jsonpath={.items[*].status.containerStatuses[0].restartCount}'; }
 
-rotated_secret_is_picked_up() {
-  local before
-  before=$(restarts)
+# every_restarted NAMESPACE RESTARTS_BEFORE: each of its processes took what was mounted anew, and all are well.
+every_restarted() {
+  local role
+  all_restarted() { ! paste -d ' ' <(tr ' ' '\n' <<<"$2") <(restarts "$1" | tr ' ' '\n') | awk '$2 <= $1 { old = 1 } END { exit !old }'; }
+  await_cluster 240 all_restarted "$1" "$2" || die "not every process of $1 took the new secret: restarts were $2 and are $(restarts "$1")"
+  for role in api processor relay; do ready "$1" "$role"; done
+}
+
+rotated_secrets_are_picked_up() {
+  local before_one before_two
+  before_one=$(restarts "$ONE") before_two=$(restarts "$TWO")
   # The same server by another URL: what counts is that the file is another one.
-  kubectl --namespace "$ONE" patch secret postrider --type merge --patch '{"stringData": {"redis-url": "redis://redis:6379/0"}}' >/dev/null
-  all_restarted() { ! paste -d ' ' <(tr ' ' '\n' <<<"$before") <(restarts | tr ' ' '\n') | awk '$2 <= $1 { old = 1 } END { exit !old }'; }
-  await 240 all_restarted || die "not every process took the new secret: restarts were $before and are $(restarts)"
-  for role in api processor relay; do ready "$ONE" "$role"; done
+  kubectl --namespace "$ONE" patch secret postrider-urls --type merge --patch '{"stringData": {"redis-url": "redis://redis:6379/0"}}' >/dev/null
+  if has_strimzi; then
+    operator_password "$TWO" postrider
+    operator_renews_authority "$TWO"
+    every_restarted "$TWO" "$before_two"
+    TOPIC=two.roundtrip roundtrip "$TWO" postrider
+  fi
+  every_restarted "$ONE" "$before_one"
   roundtrip "$ONE" postrider
 }
 
-# Does what Strimzi's operator would: makes a topic of each KafkaTopic that has none.
-stand_in_operator() {
-  kubectl --namespace "$TWO" get kafkatopics.kafka.strimzi.io -o json | jq -r '.items[].spec
-    | "--topic \(.topicName) --partitions \(.partitions) --replication-factor \(.replicas) "
-      + ([.config | to_entries[] | "--config \(.key)=\(.value)"] | join(" "))' |
-    while read -r line; do
-      # shellcheck disable=SC2086
-      kubectl --namespace "$ONE" exec statefulset/kafka -- kafka-topics.sh --bootstrap-server localhost:9092 --create --if-not-exists $line </dev/null >/dev/null
-    done
-}
-
+SECOND=()
 second_release() {
-  local servers
-  servers=(--set "redis.url=redis://redis.$ONE.svc:6379" --set "postgres.url=postgres://postrider:postrider@postgres.$ONE.svc:5432/postrider"
+  SECOND=(--set "redis.url=redis://redis.$ONE.svc:6379" --set "postgres.url=postgres://postrider:postrider@postgres.$ONE.svc:5432/postrider"
     --set config.kafka.topic_prefix=two. --set config.kafka.group_prefix=two. --set config.redis.key_prefix=two:
     --set config.postgres.schema=two --set-json 'config.gateway.relays=[]' --set tests.topic=two.roundtrip --set image.tag=dev)
   make_namespace "$TWO"
   if has_strimzi; then
-    kubectl --namespace "$ONE" apply --filename - >/dev/null <<'END'
-apiVersion: v1
-kind: Service
-metadata: {name: events-kafka-bootstrap}
-spec:
-  selector: {app.kubernetes.io/name: kafka}
-  ports: [{name: plain, port: 9092}]
-END
-    # Objects in the release's own namespace, the broker by the address that Strimzi would give it.
-    servers+=(--set 'kafka.brokers={events-kafka-bootstrap.'"$ONE"'.svc:9092}' --set kafka.strimzi.cluster=events
+    operator_cluster "$TWO"
+    # Objects in the release's own namespace, the brokers by the address that Strimzi would give them.
+    SECOND+=(--set kafka.strimzi.cluster=events --set kafka.strimzi.user.enabled=true
       --set kafka.strimzi.topics.enabled=true --set kafka.strimzi.topics.replicas=1 --set kafka.strimzi.topics.minInsyncReplicas=1
       --set-json 'kafka.strimzi.topics.extra=[{"name":"two.roundtrip","partitions":1}]')
+    second install --set "kafka.brokers={events-kafka-bootstrap.$ONE.svc:9093}" --set kafka.securityProtocol=sasl_ssl
+    operator_topics "$TWO"
+    operator_user "$TWO"
   else
-    servers+=(--set "kafka.brokers={kafka.$ONE.svc:9092}")
+    second install --set "kafka.brokers={kafka.$ONE.svc:9092}"
   fi
-  helm install postrider charts/postrider --namespace "$TWO" "${VALUES[@]}" "${WITHOUT_OPERATORS[@]}" "${servers[@]}" --timeout 240s >/dev/null
-  if has_strimzi; then stand_in_operator; fi
+  second_works
+}
+# Helm does not wait: until the operator has seen the objects, no pod can start.
+second() {
+  local verb=$1
+  shift
+  helm "$verb" postrider charts/postrider --namespace "$TWO" "${VALUES[@]}" "${WITHOUT_OPERATORS[@]}" "${SECOND[@]}" "$@" --timeout 240s >/dev/null
+}
+second_works() {
+  local role
   for role in api processor relay; do ready "$TWO" "$role"; done
   TOPIC=two.roundtrip roundtrip "$TWO" postrider
+}
+
+client_certificates() {
+  second upgrade --set "kafka.brokers={events-kafka-bootstrap.$ONE.svc:9094}" --set kafka.securityProtocol=ssl --set kafka.strimzi.user.authentication=tls
+  operator_user "$TWO"
+  second_works
+}
+
+# api_is_at REPLICAS_OR_MORE, api_is_back REPLICAS
+api_is_at() { (($(kubectl --namespace "$ONE" get deployment postrider-api -o 'jsonpath={.status.readyReplicas}') >= $1)); }
+api_is_back() { (($(kubectl --namespace "$ONE" get deployment postrider-api -o 'jsonpath={.spec.replicas}') == $1)); }
+
+autoscaler_follows_the_load() {
+  local before t0
+  before=$(pods "$ONE" api)
+  chart upgrade postrider "$ONE" --set image.tag=dev --set roles.api.autoscaling.enabled=true --set roles.api.autoscaling.minReplicas=2 \
+    --set roles.api.autoscaling.maxReplicas=3 --set roles.api.autoscaling.behavior.scaleDown.stabilizationWindowSeconds=10
+  [[ $(pods "$ONE" api) == "$before" ]] || die "an autoscaler restarted what it is to scale"
+  load_begin scaling "$ONE" --rate="$RATE" --seconds=60
+  t0=$(now_ms)
+  await_cluster 90 api_is_at 3 || { kubectl --namespace "$ONE" get hpa >&2; die "the autoscaler did not add a pod"; }
+  figure scaled_up_seconds "$(seconds_since "$t0")"
+  load_end scaling "$ONE"
+  await_cluster 180 api_is_back 2 || die "the autoscaler did not take the pod away again"
+}
+
+# A controller that is no service of this cluster is found by the address in the Ingress.
+through_the_ingress() {
+  local class=$1 address
+  chart upgrade postrider "$ONE" --set image.tag=dev --set ingress.enabled=true --set ingress.className="$class" --set 'ingress.hosts={postrider.test}'
+  address=$(kubectl get services --all-namespaces --selector app.kubernetes.io/name=ingress-nginx,app.kubernetes.io/component=controller -o 'jsonpath={.items[0].spec.clusterIP}' 2>/dev/null || true)
+  if [[ -z $address ]]; then
+    kubectl --namespace "$ONE" wait ingress/postrider --for=jsonpath='{.status.loadBalancer.ingress[0].ip}' --timeout 120s >/dev/null
+    address=$(kubectl --namespace "$ONE" get ingress postrider -o 'jsonpath={.status.loadBalancer.ingress[0].ip}')
+  fi
+  HOST_ALIAS="$address postrider.test" job roundtrip "$ONE" roundtrip --url http://postrider.test --topic roundtrip
+  job_end roundtrip "$ONE" 90 >"$work/roundtrip" || { cat "$work/roundtrip" >&2; die "no round trip through the ingress"; }
 }
 
 drain_a_node() {
@@ -241,7 +304,7 @@ nothing_is_left() {
       --selector app.kubernetes.io/instance=postrider -o name
   }
   nothing() { [[ -z $(left_behind "$1") ]]; }
-  await 90 nothing "$1" || die "left behind: $(left_behind "$1")"
+  await_cluster 90 nothing "$1" || die "left behind: $(left_behind "$1")"
   kubectl --namespace "$1" exec statefulset/kafka -- kafka-topics.sh --bootstrap-server localhost:9092 --list | grep -qx messages ||
     die "the topics are gone"
 }
@@ -253,7 +316,7 @@ report_failure() {
     say "--- $namespace"
     kubectl --namespace "$namespace" get pods -o wide >&2 || true
     kubectl --namespace "$namespace" get events --sort-by .lastTimestamp 2>/dev/null | tail -n 15 >&2 || true
-    for role in api processor relay migrate; do
+    for role in api processor relay migrate test; do
       kubectl --namespace "$namespace" logs --selector "app.kubernetes.io/component=$role" --tail 8 --prefix >&2 2>/dev/null || true
     done
   done

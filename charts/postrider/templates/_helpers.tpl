@@ -135,6 +135,11 @@ kafka.strimzi.io/v1
 {{- end -}}
 {{- end }}
 
+{{/* Not the full name: that is the KafkaUser's, whose secret Strimzi makes. */}}
+{{- define "postrider.urlsSecret" -}}
+{{- printf "%s-urls" (include "postrider.fullname" .) -}}
+{{- end }}
+
 {{/* Where secrets are mounted: name of the folder → secret and what of it. As YAML. */}}
 {{- define "postrider.mounts" -}}
 {{- if include "postrider.usesSasl" . }}
@@ -149,11 +154,11 @@ kafka-certificate: {secret: {{ . }}, keys: {user.crt: {{ $.Values.kafka.tls.cert
 {{- end }}
 {{- end }}
 {{- with .Values.redis }}
-redis: {secret: {{ .existingSecret | default (include "postrider.fullname" $) }}, keys: {url: {{ ternary .urlKey "redis-url" (not (empty .existingSecret)) }}}}
+redis: {secret: {{ .existingSecret | default (include "postrider.urlsSecret" $) }}, keys: {url: {{ ternary .urlKey "redis-url" (not (empty .existingSecret)) }}}}
 {{- end }}
 {{- if include "postrider.postgresOn" . }}
 {{- with .Values.postgres }}
-postgres: {secret: {{ .existingSecret | default (include "postrider.fullname" $) }}, keys: {url: {{ ternary .urlKey "postgres-url" (not (empty .existingSecret)) }}}}
+postgres: {secret: {{ .existingSecret | default (include "postrider.urlsSecret" $) }}, keys: {url: {{ ternary .urlKey "postgres-url" (not (empty .existingSecret)) }}}}
 {{- if .tls.caSecret }}
 postgres-ca: {secret: {{ .tls.caSecret }}, keys: {ca.crt: {{ .tls.caKey }}}}
 {{- end }}
