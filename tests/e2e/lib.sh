@@ -188,6 +188,7 @@ use_fits_requests() {
     figure "memory_${role}_requested_mib" "${memory%Mi}"
     figure "cpu_${role}_millicores" "$(most "$role" 2 m)"
     figure "cpu_${role}_requested_millicores" "$(requested "$role" cpu | sed 's/m$//')"
+    if [[ $BINARY == */debug/* ]]; then continue; fi # takes more than what is deployed
     (($(most "$role" 3 Mi) <= ${memory%Mi})) || die "a pod of the $role took more memory than it requests"
   done
 }
