@@ -5,6 +5,7 @@ mod docs;
 mod duration;
 mod feed;
 mod lag;
+mod outbox;
 mod relay;
 mod roundtrip;
 mod text;
@@ -75,6 +76,9 @@ enum Command {
     /// List, show, replay and purge dead letters: records that were given up
     #[command(subcommand)]
     Dlq(dlq::Command),
+    /// Look after what the outbox put aside
+    #[command(subcommand)]
+    Outbox(outbox::Command),
     /// Verify and repair feeds, and make data to try them with
     #[command(subcommand)]
     Feed(feed::Command),
@@ -130,6 +134,7 @@ pub fn main() -> Result<(), String> {
             Ok(())
         }
         Command::Dlq(command) => dlq::run(command, &load(&cli.sources, None)?.settings),
+        Command::Outbox(command) => outbox::run(command, &load(&cli.sources, None)?.settings),
         Command::Feed(command) => feed::run(command, &load(&cli.sources, None)?.settings),
         Command::Lag(command) => lag::run(&command, &load(&cli.sources, None)?.settings),
         Command::Roundtrip(command) => roundtrip::run(&command),

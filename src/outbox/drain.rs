@@ -115,13 +115,20 @@ impl Sender {
                     round.left += 1;
                     round.problem.get_or_insert(problem);
                 }
+                Fate::Bad(_) if waiting.contains(row.key.as_str()) => round.left += 1,
                 Fate::Bad(reason) => {
-                    held.insert(row.key.clone());
                     let reason = Some(reason).filter(|reason| !reason.is_empty());
                     if let Some(reason) = &reason {
                         tracing::error!(outbox.id = row.id, key = row.key, reason, "a row was put aside with its key");
                     }
-                    store::quarantine(connection, row, reason.as_deref()).await?;
+                    if store::quarantine(connection, row, reason.as_deref()).await? {
+                        held.insert(row.key.clone());
+                    } else {
+                        // Those before it were put back: it goes after them, in the next round.
+                        held.remove(&row.key);
+                        waiting.insert(row.key.as_str());
+                        round.left += 1;
+                    }
                 }
             }
         }

@@ -4,9 +4,11 @@
 
 mod drain;
 mod owner;
+mod quarantine;
 mod relay;
 mod store;
 
+pub use quarantine::{Filter, Listing, Outcome, Quarantine};
 pub use relay::Relay;
 
 /// How many shards there are; the table computes a row's.

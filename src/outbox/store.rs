@@ -8,6 +8,9 @@ use crate::platform::query::{Error, within};
 /// Partitions that take turns; see the migration.
 const SLOTS: i16 = 4;
 
+/// Deletions of fewer rows are planned once for all.
+const FEW: usize = 100;
+
 /// A partition smaller than this, in bytes, is not worth truncating.
 const SMALL: i64 = 1 << 20;
 
@@ -37,8 +40,13 @@ const PAGE: &str = "
 /// By their places, which costs no search; a place may have a new row by now, so the id must be right, too.
 const FORGET: &str = "DELETE FROM outbox WHERE slot = $1 AND ctid = ANY($2::text[]::tid[]) AND id = ANY($3)";
 
+/// Without a reason of its own a row only follows one that is there: somebody may have put that back just now.
 const QUARANTINE: &str = "
-    WITH taken AS (DELETE FROM outbox WHERE slot = $1 AND ctid = $2::text::tid AND id = $3 RETURNING *)
+    WITH taken AS (
+        DELETE FROM outbox WHERE slot = $1 AND ctid = $2::text::tid AND id = $3
+          AND ($4::text IS NOT NULL OR EXISTS (SELECT FROM outbox_quarantine WHERE outbox_quarantine.key = outbox.key))
+        RETURNING *
+    )
     INSERT INTO outbox_quarantine (id, topic, key, event_id, kind, source, traceparent, value, created_at, reason)
     SELECT id, topic, key, event_id, kind, source, traceparent, value, created_at, $4 FROM taken
     ON CONFLICT DO NOTHING";
@@ -70,16 +78,18 @@ pub async fn forget(connection: &mut PgConnection, rows: &[&Row]) -> Result<(), 
         let (places, ids): (Vec<&str>, Vec<i64>) =
             rows.iter().filter(|row| row.slot == slot).map(|row| (row.place.as_str(), row.id)).unzip();
         if !ids.is_empty() {
-            within(sqlx::query(FORGET).bind(slot).bind(places).bind(ids).execute(&mut *connection)).await?;
+            // Where there are many, the ids must be known to the planner, which else compares each with each.
+            let (query, few) = (sqlx::query(FORGET).bind(slot), ids.len() < FEW);
+            within(query.bind(places).bind(ids).persistent(few).execute(&mut *connection)).await?;
         }
     }
     Ok(())
 }
 
-/// Puts a row aside. Those that only have the key of a bad one have no reason.
-pub async fn quarantine(connection: &mut PgConnection, row: &Row, reason: Option<&str>) -> Result<(), Error> {
+/// Puts a row aside. Those that only have the key of a bad one have no reason; false where that is not there any more.
+pub async fn quarantine(connection: &mut PgConnection, row: &Row, reason: Option<&str>) -> Result<bool, Error> {
     let query = sqlx::query(QUARANTINE).bind(row.slot).bind(&row.place).bind(row.id).bind(reason);
-    within(query.execute(connection)).await.map(|_| ())
+    Ok(within(query.execute(connection)).await?.rows_affected() > 0)
 }
 
 /// Keys that have a row in quarantine, and how many rows there are.

@@ -25,6 +25,11 @@ impl Error {
         matches!(self, Self::Database(sqlx::Error::Database(error)) if error.code().as_deref() == Some("55P03"))
     }
 
+    /// Whether a table is not there (`undefined_table`).
+    pub fn lacks_a_table(&self) -> bool {
+        matches!(self, Self::Database(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01"))
+    }
+
     /// Whether a row is refused however often it is tried: data exceptions, broken constraints, and
     /// what is too large for an index. Everything else is tried again.
     pub fn is_a_rows(&self) -> bool {

@@ -38,6 +38,7 @@ mod ops;
 mod outages;
 mod outbound;
 mod outbox;
+mod outbox_quarantine;
 mod presence;
 mod presence_faults;
 mod regressions;

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// A connection to the world's tables.
-async fn connect(world: &World) -> PgConnection {
+pub async fn connect(world: &World) -> PgConnection {
     world.database().connect().await.unwrap()
 }
 
@@ -22,12 +22,12 @@ fn row(topic: &str, key: &str, value: &str) -> String {
     )
 }
 
-async fn insert(connection: &mut PgConnection, topic: &str, key: &str, value: &str) {
+pub async fn insert(connection: &mut PgConnection, topic: &str, key: &str, value: &str) {
     connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(row(topic, key, value)))).await.unwrap();
 }
 
 /// Values of a key in the topic, once there are so many.
-async fn values(world: &World, key: &str, count: usize) -> Vec<String> {
+pub async fn values(world: &World, key: &str, count: usize) -> Vec<String> {
     let topic = world.topic("post-events");
     until(&format!("{count} of {key}"), seconds(20), || async {
         let log = world.kafka.read(&topic).await;
