@@ -28,6 +28,11 @@ pub enum Command {
     Verify(Verify),
     /// Make users, follows and posts for trials and measurements
     Seed(Seed),
+    /// Show how Postgres does the busiest statements; the exit code is 1 when one reads a large table from end to end
+    Plans {
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        output: Format,
+    },
 }
 
 #[derive(Args)]
@@ -84,6 +89,7 @@ pub fn run(command: Command, settings: &Settings) -> Result<(), String> {
         match command {
             Command::Verify(verify) => self::verify(&verify, settings).await,
             Command::Seed(seed) => self::seed(seed, settings).await,
+            Command::Plans { output } => plans(output, settings).await,
         }
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -124,6 +130,18 @@ fn text(report: &Report, repaired: bool) -> String {
         text.push_str(&format!("of {}\n", super::text::tame(&examples.join(", "))));
     }
     text
+}
+
+async fn plans(output: Format, settings: &Settings) -> Result<(), String> {
+    let pool = postgres::pool(&settings.postgres).map_err(|error| error.to_string())?;
+    let all = feed::explain_hot(&pool).await.map_err(|error| format!("Postgres: {error}"))?;
+    print(&match output {
+        Format::Json => json(&all)?,
+        Format::Table => all.iter().map(|one| format!("{}\n{}\n\n", one.statement, one.plan)).collect(),
+    })?;
+    let scans = |one: &feed::Explained| format!("{} ({})", one.statement, one.scanned.join(", "));
+    let bad: Vec<String> = all.iter().filter(|one| !one.scanned.is_empty()).map(scans).collect();
+    if bad.is_empty() { Ok(()) } else { Err(format!("these read a large table from end to end: {}", bad.join("; "))) }
 }
 
 async fn seed(command: Seed, settings: &Settings) -> Result<(), String> {

@@ -2,7 +2,6 @@
 //! Where Redis could not be told something, the epoch is raised in Postgres, and all timelines are of the past.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
@@ -23,14 +22,14 @@ use crate::platform::{
     redis::Redis,
 };
 
-/// Commands of one round trip at most.
+/// Timelines of one round trip at most.
 const TOGETHER: usize = 1_000;
 /// After a failure Redis is not asked for so long, so that rows don't wait for its timeouts.
 const SPARED: Duration = Duration::from_secs(1);
 /// Between two looks at the epoch.
 const LOOK: Duration = Duration::from_secs(1);
-/// One in so many additions looks whether the timeline is too long.
-const MEASURED: u8 = 8;
+/// Timelines of one script, so that others don't wait long for it.
+const OF_SCRIPT: usize = 200;
 /// How often additions are made again because the epoch has moved.
 const ATTEMPTS: usize = 3;
 
@@ -40,16 +39,26 @@ if (tonumber(redis.call('GET', KEYS[1])) or 0) < tonumber(ARGV[1]) then redis.ca
 return 1
 ";
 
-/// KEYS: timeline. ARGV: how many ids stay. Below the last of them there may be single ids later, which came late.
-const TRIM: &str = r"
-local top = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-local floor, merged = string.match(top[1] or '', '^r(%d+)(.*)$')
-if not floor then return 0 end
-redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -(tonumber(ARGV[1]) + 2))
-local lowest = redis.call('ZRANGE', KEYS[1], 0, 0)[1]
-if lowest ~= top[1] and tonumber(lowest) > tonumber(floor) then
-  redis.call('ZREM', KEYS[1], top[1])
-  redis.call('ZADD', KEYS[1], top[2], 'r' .. lowest .. merged)
+/// KEYS: timelines. ARGV: how many ids stay of each; for each timeline how many ids come, and those. Adds where there is a
+/// marker. What is too long is cut, a tenth at a time: below the last of them there may be single ids later, which came late.
+const ADD: &str = r"
+local kept, at = tonumber(ARGV[1]), 2
+for _, key in ipairs(KEYS) do
+  local count = tonumber(ARGV[at])
+  local top = redis.call('ZREVRANGE', key, 0, 0, 'WITHSCORES')
+  local kind, floor, merged = string.match(top[1] or '', '^([br])(%d+)(.*)$')
+  if kind then
+    for place = at + 1, at + count do redis.call('ZADD', key, ARGV[place], ARGV[place]) end
+    if kind == 'r' and redis.call('ZCARD', key) > kept + kept / 10 + 1 then
+      redis.call('ZREMRANGEBYRANK', key, 0, -(kept + 2))
+      local lowest = redis.call('ZRANGE', key, 0, 0)[1]
+      if lowest ~= top[1] and tonumber(lowest) > tonumber(floor) then
+        redis.call('ZREM', key, top[1])
+        redis.call('ZADD', key, top[2], 'r' .. lowest .. merged)
+      end
+    end
+  end
+  at = at + count + 1
 end
 return 1
 ";
@@ -80,8 +89,7 @@ impl Cache {
 
     /// Adds posts to the timelines that exist. To be called after the rows are committed: who builds a
     /// timeline sets its marker before reading them.
-    pub async fn add(&self, additions: HashMap<Owner, Vec<i64>>) -> Result<(), Error> {
-        let additions: Vec<(Owner, Vec<i64>)> = additions.into_iter().collect();
+    pub async fn add(&self, additions: Vec<(Owner, Vec<i64>)>) -> Result<(), Error> {
         for part in additions.chunks(TOGETHER) {
             let told = match self.redis() {
                 Some(mut redis) => self.try_to_add(&mut redis, part).await,
@@ -168,43 +176,38 @@ impl Cache {
             }
             self.epoch.store(found, Ordering::Relaxed);
         }
-        Err(RedisError::from((redis::ErrorKind::Client, "the epoch of timelines moves too fast")))
+        Err(too_fast())
     }
 
     async fn try_to_add(&self, redis: &mut Redis, additions: &[(Owner, Vec<i64>)]) -> Result<(), RedisError> {
-        let owners: Vec<Owner> = additions.iter().map(|(owner, _)| owner.clone()).collect();
-        let Some((epoch, marks)) = self.marks(redis, &owners).await? else { return Ok(()) };
-        let (mut commands, mut measured) = (Vec::new(), Vec::new());
-        for ((owner, ids), mark) in additions.iter().zip(marks) {
-            if mark.is_none() {
-                continue;
+        // A Cluster takes scripts with keys of one server only.
+        let of_script = if matches!(redis, Redis::Cluster(_)) { 1 } else { OF_SCRIPT };
+        for _ in 0..ATTEMPTS {
+            let epoch = self.epoch.load(Ordering::Relaxed);
+            let mut commands = vec![command("GET", &self.keys.epoch())];
+            commands.extend(additions.chunks(of_script).map(|part| self.addition(epoch, part)));
+            let mut answers = redis.ask(commands).await.into_iter();
+            let Some(found) = number(&answers.next().unwrap_or(Ok(Value::Nil))?) else { return Ok(()) };
+            if found == epoch {
+                return answers.collect::<Result<Vec<_>, _>>().map(|_| ());
             }
-            let key = self.keys.timeline(epoch, owner);
-            let mut add = command("ZADD", &key);
-            ids.iter().for_each(|id| {
-                add.arg(id).arg(id);
-            });
-            if fastrand::u8(..MEASURED) == 0 {
-                measured.push((commands.len() + 1, key.clone()));
-                commands.extend([add, command("ZCARD", &key)]);
-            } else {
-                commands.push(add);
-            }
+            // What went to timelines of another epoch does no harm there: nobody reads them, or they lack it, too.
+            self.epoch.store(found, Ordering::Relaxed);
         }
-        if commands.is_empty() {
-            return Ok(());
+        Err(too_fast())
+    }
+
+    fn addition(&self, epoch: i64, additions: &[(Owner, Vec<i64>)]) -> Cmd {
+        let mut add = redis::cmd("EVAL");
+        add.arg(ADD).arg(additions.len());
+        additions.iter().for_each(|(owner, _)| {
+            add.arg(self.keys.timeline(epoch, owner));
+        });
+        add.arg(self.timeline_ids);
+        for (_, ids) in additions {
+            add.arg(ids.len()).arg(ids);
         }
-        let answers = redis.ask(commands).await.into_iter().collect::<Result<Vec<_>, _>>()?;
-        for (place, key) in measured {
-            let size = answers.get(place).and_then(number).unwrap_or(0);
-            // The marker is one of them.
-            if usize::try_from(size).unwrap_or(0) > self.timeline_ids + self.timeline_ids / 10 + 1 {
-                let script = Script::new(TRIM);
-                let mut trim = script.key(key);
-                trim.arg(self.timeline_ids).invoke_async::<()>(redis).await?;
-            }
-        }
-        Ok(())
+        add
     }
 
     async fn try_to_remove(&self, redis: &mut Redis, owners: &[Owner], post_id: i64) -> Result<(), RedisError> {
@@ -294,6 +297,10 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+fn too_fast() -> RedisError {
+    RedisError::from((redis::ErrorKind::Client, "the epoch of timelines moves too fast"))
 }
 
 fn absent() -> RedisError {

@@ -41,12 +41,15 @@ impl Author {
 /// Authors by their ids; those without any followers yet are not there.
 pub type Authors = HashMap<String, Author>;
 
+/// Users with posts of their feeds.
+pub type Fanned = Vec<(String, Vec<i64>)>;
+
 /// What came of a run.
 #[derive(Debug)]
 pub enum Carried {
-    /// Posts with those in whose feeds they stand now.
+    /// Users with posts that stand in their feeds now.
     Done {
-        fanned: Vec<(i64, Vec<String>)>,
+        fanned: Fanned,
         /// Whether there are new jobs.
         jobs: bool,
     },
@@ -79,6 +82,7 @@ const FRESH: &str = "
     WHERE NOT EXISTS (SELECT FROM processed_events WHERE processed_events.event_id = incoming.event_id)
     RETURNING event_id::text";
 
+/// By users, so that those of one page of the index come together; newest first, as a backfill inserts them.
 macro_rules! fan_out {
     ($overlap:literal) => {
         concat!(
@@ -86,11 +90,12 @@ macro_rules! fan_out {
                 SELECT id, author_id FROM posts WHERE id = ANY($1) AND deleted_at IS NULL
             ), fanned AS (
                 INSERT INTO feed_rows (user_id, post_id)
-                SELECT follows.follower_id, post.id FROM post JOIN follows ON follows.followee_id = post.author_id ",
+                SELECT follows.follower_id, post.id FROM post JOIN follows ON follows.followee_id = post.author_id
+                ORDER BY follows.follower_id, post.id DESC ",
             $overlap,
             " RETURNING user_id, post_id
             )
-            SELECT post_id, array_agg(user_id) FROM fanned GROUP BY post_id"
+            SELECT user_id, array_agg(post_id) FROM fanned GROUP BY user_id"
         )
     };
 }
@@ -100,9 +105,9 @@ const FAN_OUT_ANYWAY: &str = fan_out!("ON CONFLICT DO NOTHING");
 
 /// In whose feeds posts stand already.
 const FANNED: &str = "
-    SELECT posts.id, array_agg(follows.follower_id)
+    SELECT follows.follower_id, array_agg(posts.id)
     FROM posts JOIN follows ON follows.followee_id = posts.author_id
-    WHERE posts.id = ANY($1) AND posts.deleted_at IS NULL GROUP BY posts.id";
+    WHERE posts.id = ANY($1) AND posts.deleted_at IS NULL GROUP BY follows.follower_id";
 
 const COUNT: &str = "
     INSERT INTO feed_authors AS known (author_id, followers)
@@ -226,7 +231,7 @@ impl Carrier {
     }
 
     /// In whose feeds those posts stand that were fanned out at once, when these events came first.
-    pub async fn fanned(&self, events: &[Event], authors: &Authors) -> Result<Vec<(i64, Vec<String>)>, Error> {
+    pub async fn fanned(&self, events: &[Event], authors: &Authors) -> Result<Fanned, Error> {
         let posts = self.inline(&events.iter().collect::<Vec<_>>(), authors);
         if posts.is_empty() { Ok(Vec::new()) } else { self.fanned_of(&posts).await }
     }
@@ -240,7 +245,7 @@ impl Carrier {
         within(sqlx::query_scalar(query).bind(posts).fetch_all(&self.pool)).await
     }
 
-    async fn fanned_of(&self, posts: &[i64]) -> Result<Vec<(i64, Vec<String>)>, Error> {
+    async fn fanned_of(&self, posts: &[i64]) -> Result<Fanned, Error> {
         within(sqlx::query_as(FANNED).bind(posts).fetch_all(&self.pool)).await
     }
 

@@ -5,7 +5,10 @@
 
 use sqlx::{PgPool, Postgres, Transaction};
 
-use super::{Config, carry::turn};
+use super::{
+    Config,
+    carry::{overlaps, turn},
+};
 use crate::platform::query::{Error, within};
 
 /// Users of a chunk.
@@ -20,15 +23,24 @@ pub struct Found {
 const TOGETHER: &str = "SELECT pg_advisory_xact_lock_shared(hashtext(current_schema() || '.feed_rows'), hashtext($1))";
 const ALONE: &str = "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.feed_rows'), hashtext($1))";
 
-pub(super) const FAN_OUT: &str = "
-    WITH page AS MATERIALIZED (
-        SELECT follower_id FROM follows WHERE followee_id = $1 AND follower_id > $2
-          AND EXISTS (SELECT FROM posts WHERE id = $3 AND deleted_at IS NULL)
-        ORDER BY follower_id LIMIT $4
-    ), fanned AS (
-        INSERT INTO feed_rows (user_id, post_id) SELECT follower_id, $3 FROM page ON CONFLICT DO NOTHING
-    )
-    SELECT follower_id FROM page ORDER BY follower_id";
+macro_rules! fan_out {
+    ($overlap:literal) => {
+        concat!(
+            "WITH page AS MATERIALIZED (
+                SELECT follower_id FROM follows WHERE followee_id = $1 AND follower_id > $2
+                  AND EXISTS (SELECT FROM posts WHERE id = $3 AND deleted_at IS NULL)
+                ORDER BY follower_id LIMIT $4
+            ), fanned AS (
+                INSERT INTO feed_rows (user_id, post_id) SELECT follower_id, $3 FROM page ",
+            $overlap,
+            ")
+            SELECT follower_id FROM page ORDER BY follower_id"
+        )
+    };
+}
+
+pub(super) const FAN_OUT: &str = fan_out!("");
+const FAN_OUT_ANYWAY: &str = fan_out!("ON CONFLICT DO NOTHING");
 
 /// Nothing for authors who are merged at read; once they are not any more, the job that sees to that fills all rows.
 const BACKFILL: &str = "
@@ -97,6 +109,8 @@ const FORGET_ACCOUNT: &str = "
         DELETE FROM posts WHERE author_id = $1 AND deleted_at IS NOT NULL
     ), known AS (
         DELETE FROM feed_authors WHERE author_id = $1
+    ), floors AS (
+        DELETE FROM feed_floors WHERE user_id = $1
     )
     DELETE FROM feed_erasures WHERE user_id = $1
       AND NOT EXISTS (SELECT FROM posts WHERE author_id = $1 AND deleted_at IS NULL)
@@ -159,7 +173,10 @@ impl Chunks {
 
     /// Puts a post into the feeds of a chunk of followers.
     pub async fn fan_out(&self, author_id: &str, post_id: i64, after: &str) -> Result<Found, Error> {
-        self.users((TOGETHER, FAN_OUT), author_id, post_id, after).await
+        match self.users((TOGETHER, FAN_OUT), author_id, post_id, after).await {
+            Err(error) if overlaps(&error) => self.users((TOGETHER, FAN_OUT_ANYWAY), author_id, post_id, after).await,
+            found => found,
+        }
     }
 
     /// Takes a deleted post out of the feeds of a chunk of followers.

@@ -36,6 +36,11 @@ pub struct Config {
     pub timeline_ids: usize,
     /// Time after which a timeline in Redis is made anew, in milliseconds.
     pub timeline_ttl_ms: u64,
+    /// Rows that a feed keeps at least, the newest; up to a tenth more may stand, and what comes within one walk over all
+    /// feeds. Twice `timeline_ids` or more; 0 for all rows, forever.
+    pub keep_rows: u32,
+    /// Pause between two walks over all feeds that trim them, in milliseconds.
+    pub trim_interval_ms: u64,
     /// Feeds read from Postgres at a time, per process; others wait up to three seconds, then 503 `too_many_reads`.
     pub max_postgres_reads: usize,
     /// Days for which events and idempotency keys are remembered.
@@ -58,6 +63,8 @@ impl Default for Config {
             celebrity_followers: 10_000,
             timeline_ids: 100,
             timeline_ttl_ms: 3_600_000,
+            keep_rows: 10_000,
+            trim_interval_ms: 3_600_000,
             max_postgres_reads: 8,
             memory_days: 7,
         }
@@ -67,6 +74,15 @@ impl Default for Config {
 impl Config {
     pub fn timeline_ttl(&self) -> Duration {
         Duration::from_millis(self.timeline_ttl_ms)
+    }
+
+    pub fn trim_interval(&self) -> Duration {
+        Duration::from_millis(self.trim_interval_ms)
+    }
+
+    /// Rows that a feed keeps at least; `None` for all. What Redis has of a feed is never trimmed.
+    pub fn kept_rows(&self) -> Option<i64> {
+        (self.keep_rows > 0).then(|| i64::from(self.keep_rows).max(2 * self.timeline_ids as i64))
     }
 
     /// An author with fewer followers is no celebrity any more.

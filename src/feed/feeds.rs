@@ -30,8 +30,6 @@ use crate::platform::{
 
 /// Time to wait for a turn to read Postgres.
 const TURN: Duration = Duration::from_secs(3);
-/// Ids asked for beyond a page, since some may be gone.
-const SPARE: usize = 8;
 
 /// KEYS: timeline. ARGV: marker, its score, how long it may stand in ms. 1 where there was nothing, or ids without a
 /// marker, as an addition leaves them that comes just after the end of a timeline's time.
@@ -120,9 +118,9 @@ impl Feeds {
         reads: Reads,
         key_prefix: &str,
         redis: watch::Receiver<Option<Redis>>,
-    ) -> (Self, Asking) {
+    ) -> (Self, [Asking; 2]) {
         let keys = Keys::new(key_prefix);
-        let (lookups, asking) = Lookups::new(keys.clone(), redis.clone());
+        let (lookups, asking) = Lookups::new(&keys, &redis);
         let turns = Semaphore::new(config.max_postgres_reads.clamp(1, 1_000));
         let inner = Inner { reads, lookups, keys, redis, turns, flights: Mutex::default(), config };
         (Self { inner: Arc::new(inner) }, asking)
@@ -159,7 +157,7 @@ impl Feeds {
         if skip + limit > self.inner.config.timeline_ids {
             return Ok(None);
         }
-        let count = skip + limit + 1 + SPARE;
+        let count = skip + limit + 1;
         let owner = Owner::User(user_id.to_owned());
         let Some((list, merged, mut hit)) = self.list(owner, before, count).await? else { return Ok(None) };
         let mut lists = vec![list];
@@ -254,7 +252,7 @@ impl Inner {
         let head = match &owner {
             Owner::User(user) => self.reads.head(user, limit).await,
             Owner::Author(author) => {
-                self.reads.of_author(author, limit).await.map(|ids| Head { ids, merged: Vec::new() })
+                self.reads.of_author(author, limit).await.map(|ids| Head { ids, merged: Vec::new(), end: 0 })
             }
         };
         let head = head.map_err(|error| error.to_string())?;

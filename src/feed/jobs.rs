@@ -2,11 +2,7 @@
 //! one delays small ones by no more than a chunk. What a chunk has done is noted after its effects, so that whoever
 //! goes on after a crash repeats one at most.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use metrics::{counter, gauge};
 use sqlx::PgPool;
@@ -153,7 +149,7 @@ impl Worker {
         let Found { users, last } = self.chunks.fan_out(&job.author_id, post_id, job.after_user()).await?;
         counter!("postrider_feed_rows_total").increment(users.len() as u64);
         let more = (!last).then(|| users.last().cloned()).flatten();
-        let additions: HashMap<_, _> = users.into_iter().map(|user| (Owner::User(user), vec![post_id])).collect();
+        let additions = users.into_iter().map(|user| (Owner::User(user), vec![post_id])).collect();
         self.cache.add(additions).await?;
         Ok(more.map_or(Step::Done, |user| Step::More(Mark { user: Some(user), post: None })))
     }

@@ -1,11 +1,15 @@
-//! Reads of timelines, many in one go: while one question is on its way to Redis, others come, and go together.
+//! Reads of timelines, many in one go: while some questions are on their way to Redis, others come, and go together.
+//! There are two such ways, so that this process works on answers while Redis works on questions.
 //!
 //! Each time the epoch and the version of the list of what is gone come along, so that no answer is of timelines that
 //! are out of date, and none has a post whose deletion was answered before.
 
 use std::{
     collections::HashSet,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -17,8 +21,10 @@ use crate::platform::{gather::gather, redis::Redis};
 
 /// Reads that are asked together at most, to bound what one answer holds.
 const MAX_TOGETHER: usize = 256;
-/// Reads that wait to be asked; beyond it, requests wait to get here.
-const QUEUE: usize = 4_096;
+/// Reads that wait to be asked on one way; beyond it, requests wait to get here.
+const QUEUE: usize = 2_048;
+/// Ids asked for beyond a page, while some posts are gone.
+const SPARE: usize = 8;
 /// How often a read is asked again because the epoch has moved.
 const ATTEMPTS: usize = 3;
 /// Between two looks at the whole list of what is gone, to forget what is no longer in it.
@@ -30,7 +36,7 @@ pub struct Question {
     pub owner: Owner,
     /// Only ids below this one.
     pub before: Option<i64>,
-    /// Ids at most.
+    /// Ids at most; a few more may come.
     pub count: usize,
 }
 
@@ -55,21 +61,28 @@ struct Asked {
     answer: oneshot::Sender<Sight>,
 }
 
-/// Where questions are put. Cheap to clone.
-#[derive(Clone)]
-pub struct Lookups(mpsc::Sender<Asked>);
+/// Where questions are put.
+pub struct Lookups {
+    ways: [mpsc::Sender<Asked>; 2],
+    turn: AtomicUsize,
+}
 
 impl Lookups {
     /// The second half asks; see [`Asking::until_closed`].
-    pub fn new(keys: Keys, redis: watch::Receiver<Option<Redis>>) -> (Self, Asking) {
-        let (sender, questions) = mpsc::channel(QUEUE);
-        (Self(sender), Asking { questions, keys, redis, epoch: 0, gone: Gone::default() })
+    pub fn new(keys: &Keys, redis: &watch::Receiver<Option<Redis>>) -> (Self, [Asking; 2]) {
+        let way = || {
+            let (sender, questions) = mpsc::channel(QUEUE);
+            (sender, Asking { questions, keys: keys.clone(), redis: redis.clone(), epoch: 0, gone: Gone::default() })
+        };
+        let [(first, one), (second, other)] = [way(), way()];
+        (Self { ways: [first, second], turn: AtomicUsize::new(0) }, [one, other])
     }
 
     /// Asks; bounded by the time that Redis has for an answer, each time.
     pub async fn ask(&self, question: Question) -> Sight {
         let (answer, sight) = oneshot::channel();
-        if self.0.send(Asked { question, answer }).await.is_err() {
+        let way = &self.ways[self.turn.fetch_add(1, Ordering::Relaxed) % self.ways.len()];
+        if way.send(Asked { question, answer }).await.is_err() {
             return Sight::Unusable;
         }
         sight.await.unwrap_or(Sight::Unusable)
@@ -129,18 +142,19 @@ impl Asking {
         let mut commands = Vec::with_capacity(asked.len() + 2);
         commands.push(command("GET", &self.keys.epoch()));
         commands.push(command("GET", &self.keys.gone_version()));
+        let spare = self.spare();
         for Asked { question, .. } in asked {
-            let key = self.keys.timeline(self.epoch, &question.owner);
+            let (key, count) = (self.keys.timeline(self.epoch, &question.owner), question.count + spare);
             let Some(before) = question.before else {
                 let mut range = command("ZREVRANGE", &key);
-                range.arg(0).arg(question.count);
+                range.arg(0).arg(count);
                 commands.push(range);
                 continue;
             };
             let mut top = command("ZREVRANGE", &key);
             top.arg(0).arg(0);
             let mut below = command("ZREVRANGEBYSCORE", &key);
-            below.arg(format!("({before}")).arg("-inf").arg("LIMIT").arg(0).arg(question.count);
+            below.arg(format!("({before}")).arg("-inf").arg("LIMIT").arg(0).arg(count);
             commands.extend([top, below]);
         }
         let mut answers = redis.ask(commands).await.into_iter();
@@ -160,10 +174,14 @@ impl Asking {
         // What came to the list before this version is known from here on.
         self.gone.follow(redis, &self.keys, version).await?;
         let sights = asked.iter().zip(found);
-        Ok(Some(sights.map(|(asked, (top, below))| self.sight(&asked.question, &top, below)).collect()))
+        Ok(Some(sights.map(|(asked, (top, below))| self.sight(&asked.question, spare, &top, below)).collect()))
     }
 
-    fn sight(&self, question: &Question, top: &[Value], below: Option<Vec<Value>>) -> Sight {
+    fn spare(&self) -> usize {
+        if self.gone.posts.is_empty() { 0 } else { SPARE }
+    }
+
+    fn sight(&self, question: &Question, spare: usize, top: &[Value], below: Option<Vec<Value>>) -> Sight {
         if matches!(&question.owner, Owner::User(user) if self.gone.users.contains(user)) {
             return Sight::Unusable;
         }
@@ -172,7 +190,7 @@ impl Asking {
             Some(Mark::Building(_)) => Sight::Unusable,
             Some(Mark::Ready { floor, merged }) => {
                 let found = below.map_or_else(|| ids(&top[1..]), |below| ids(&below));
-                let mut list = List::new(found, question.count, floor);
+                let mut list = List::new(found, question.count + spare, floor);
                 if !self.gone.posts.is_empty() {
                     list.ids.retain(|id| !self.gone.posts.contains(id));
                 }

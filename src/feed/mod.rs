@@ -13,11 +13,13 @@ mod job_store;
 mod jobs;
 mod lookup;
 mod model;
+mod plans;
 mod project;
 mod reads;
 mod record;
 mod seed;
 mod timeline;
+mod trim;
 mod upkeep;
 mod verify;
 mod writes;
@@ -26,8 +28,10 @@ pub use cache::Cache;
 pub use config::Config;
 pub use http::{routes, short_cuts};
 pub use jobs::Jobs;
+pub use plans::{Explained, explain, explain_hot};
 pub use project::Projector;
 pub use seed::{Plan, Shape, seed};
+pub use trim::Trimmer;
 pub use upkeep::{count_jobs, keep as keep_memory};
 pub use verify::{Report, Verifier, Whose};
 
@@ -56,18 +60,6 @@ use crate::platform::{
 pub const TOPIC: &str = "post-events";
 /// The consumer group of the projection, before the prefix.
 pub const GROUP: &str = "postrider-feed";
-
-/// Statements that are run for each read or batch, with values that they can be explained with. All must use indexes.
-pub fn hot_statements() -> [(&'static str, &'static str); 6] {
-    [
-        (reads::PAGE, "'u7', 1000000, 20"),
-        (reads::OWN_ROWS, "'u7', 1000000, 100"),
-        (reads::MERGED, "'u7'"),
-        (reads::OF_AUTHOR, "'u7', 1000000, 100"),
-        (carry::FAN_OUT, "ARRAY[11, 12, 13]::bigint[]"),
-        (chunks::FAN_OUT, "'u7', '', 12, 1000"),
-    ]
-}
 
 /// The room's topics.
 pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
@@ -113,7 +105,7 @@ pub struct Background {
     posts: Grouping<Posts>,
     follows: Grouping<Follows>,
     unfollows: Grouping<Unfollows>,
-    asking: Asking,
+    asking: [Asking; 2],
 }
 
 impl Feed {
@@ -163,7 +155,9 @@ impl Background {
         tasks.spawn(self.posts.until_closed());
         tasks.spawn(self.follows.until_closed());
         tasks.spawn(self.unfollows.until_closed());
-        tasks.spawn(self.asking.until_closed());
+        for asking in self.asking {
+            tasks.spawn(asking.until_closed());
+        }
         drain::until_done(tasks, stop, grace).await
     }
 }

@@ -1,7 +1,11 @@
 //! The projection: batches of the topic into feeds, one partition at a time; then into the timelines that exist. What
 //! is read again after a crash, which may have come between the two, is only told to timelines.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use metrics::counter;
 use sqlx::PgPool;
@@ -10,7 +14,7 @@ use tokio::sync::Notify;
 use super::{
     Config,
     cache::Cache,
-    carry::{Authors, Carried, Carrier, Overlap, Place, overlaps},
+    carry::{Authors, Carried, Carrier, Fanned, Overlap, Place, overlaps},
     record::{self, Change, Event},
     timeline::Owner,
 };
@@ -26,6 +30,10 @@ use crate::platform::{
 
 /// Rows that one transaction inserts, about, so that others don't wait long and a failure costs little.
 const RUN_ROWS: usize = 20_000;
+
+/// Batches of a partition that follow each other closer than this are held back, so that the next one is larger: each
+/// costs eight round trips, however small it is.
+const PACE: Duration = Duration::from_millis(15);
 
 /// The feed room's part of the processor role.
 pub struct Projector {
@@ -86,20 +94,15 @@ impl Projector {
             Err(error) if error.is_a_rows() => return Ok(Err(error)),
             Err(error) => return Err(retry(error)),
         };
-        let rows: usize = fanned.iter().map(|(_, users)| users.len()).sum();
+        let rows: usize = fanned.iter().map(|(_, posts)| posts.len()).sum();
         counter!("postrider_feed_events_total").increment(events.len() as u64);
         counter!("postrider_feed_rows_total").increment(rows as u64);
         self.tell(events, authors, fanned).await.map(Ok)
     }
 
     /// Adds posts to the timelines of those in whose feeds they stand, and of authors who are merged.
-    async fn tell(&self, events: &[Event], authors: &Authors, fanned: Vec<(i64, Vec<String>)>) -> Result<(), Failure> {
-        let mut additions: HashMap<Owner, Vec<i64>> = HashMap::new();
-        for (post_id, users) in fanned {
-            for user in users {
-                additions.entry(Owner::User(user)).or_default().push(post_id);
-            }
-        }
+    async fn tell(&self, events: &[Event], authors: &Authors, fanned: Fanned) -> Result<(), Failure> {
+        let mut additions: Vec<_> = fanned.into_iter().map(|(user, posts)| (Owner::User(user), posts)).collect();
         let merged = events.iter().filter_map(|event| match &event.change {
             Change::Created { post_id, author } if authors.get(author)?.is_merged() => Some((*post_id, author)),
             _ => None,
@@ -107,7 +110,7 @@ impl Projector {
         let merged: HashMap<i64, &String> = merged.collect();
         // An event may come again long after its post was deleted.
         for post_id in self.carrier.live(merged.keys().copied().collect()).await.map_err(retry)? {
-            additions.entry(Owner::Author(merged[&post_id].clone())).or_default().push(post_id);
+            additions.push((Owner::Author(merged[&post_id].clone()), vec![post_id]));
         }
         self.cache.add(additions).await.map_err(retry)
     }
@@ -141,6 +144,7 @@ impl Project for Projector {
         events: &[Event],
         end: i64,
     ) -> Result<Result<(), Error>, Failure> {
+        let begun = Instant::now();
         let authors = self.carrier.authors(events.iter()).await.map_err(retry)?;
         let (again, mut fresh) = events.split_at(events.partition_point(|event| event.offset < partition.next));
         if !again.is_empty() {
@@ -157,6 +161,7 @@ impl Project for Projector {
                 return Ok(Err(error));
             }
             if rest.is_empty() {
+                tokio::time::sleep(PACE.saturating_sub(begun.elapsed())).await;
                 return Ok(Ok(()));
             }
             fresh = rest;

@@ -21,12 +21,14 @@ pub struct Head {
     pub ids: Vec<i64>,
     /// Authors whose posts belong to it and are not in it.
     pub merged: Vec<String>,
+    /// Below it nothing belongs to the feed any more.
+    pub end: i64,
 }
 
 impl Head {
     /// From which id on it has everything, when so many were asked for.
     pub fn floor(&self, asked: usize) -> i64 {
-        if self.ids.len() < asked { 0 } else { self.ids.last().copied().unwrap_or(0) }
+        if self.ids.len() < asked { self.end } else { self.ids.last().copied().unwrap_or(0) }
     }
 }
 
@@ -35,7 +37,8 @@ impl Head {
 macro_rules! own_rows {
     () => {
         "SELECT post_id AS id FROM feed_rows
-         WHERE user_id = $1 AND post_id < $2 AND (
+         WHERE user_id = $1 AND post_id < $2
+           AND post_id >= coalesce((SELECT floor FROM feed_floors WHERE feed_floors.user_id = $1), 0) AND (
              SELECT posts.deleted_at IS NULL
                 AND EXISTS (SELECT FROM follows WHERE followee_id = posts.author_id AND follower_id = $1)
                 AND NOT EXISTS (SELECT FROM feed_erasures WHERE feed_erasures.user_id IN (posts.author_id, $1))
@@ -69,6 +72,7 @@ pub(super) const PAGE: &str = concat!(
     ") UNION (
         SELECT newest.id FROM merged CROSS JOIN LATERAL (
             SELECT id FROM posts WHERE posts.author_id = merged.author_id AND posts.deleted_at IS NULL AND posts.id < $2
+              AND posts.id >= coalesce((SELECT floor FROM feed_floors WHERE feed_floors.user_id = $1), 0)
             ORDER BY posts.id DESC LIMIT $3
         ) AS newest
     )) AS found ORDER BY id DESC LIMIT $3"
@@ -123,8 +127,10 @@ impl Reads {
     pub async fn head(&self, user_id: &str, limit: usize) -> Result<Head, Error> {
         // Whom to merge first: who is merged from now on is still in the rows.
         let merged = within(sqlx::query_scalar(MERGED).bind(user_id).fetch_all(&self.pool)).await?;
+        let end = sqlx::query_scalar("SELECT floor FROM feed_floors WHERE user_id = $1").bind(user_id);
+        let end = within(end.fetch_optional(&self.pool)).await?.unwrap_or(0);
         let ids = self.ids(OWN_ROWS, user_id, i64::MAX, limit).await?;
-        Ok(Head { ids, merged })
+        Ok(Head { ids, merged, end })
     }
 
     /// An author's newest posts.

@@ -55,18 +55,21 @@ const USERS: &str = "
 const SAMPLE: &str = "
     SELECT follower_id FROM (SELECT DISTINCT follower_id FROM follows) AS known ORDER BY random() LIMIT $1";
 
-/// Authors who are merged at read need no rows; those they have do no harm.
+/// Authors who are merged at read need no rows; those they have do no harm. Below a feed's floor there is nothing to be.
 const MISSING: &str = "
     SELECT follows.follower_id, posts.id FROM follows
     JOIN posts ON posts.author_id = follows.followee_id AND posts.deleted_at IS NULL
     LEFT JOIN feed_authors ON feed_authors.author_id = follows.followee_id
-    WHERE follows.follower_id = ANY($1) AND coalesce(feed_authors.state, 0) = 0
+    LEFT JOIN feed_floors ON feed_floors.user_id = follows.follower_id
+    WHERE posts.id >= coalesce(feed_floors.floor, 0) AND follows.follower_id = ANY($1) AND coalesce(feed_authors.state, 0) = 0
       AND NOT EXISTS (SELECT FROM feed_rows WHERE user_id = follows.follower_id AND post_id = posts.id)";
 
+/// What is below its feed's floor is about to be trimmed.
 const SURPLUS: &str = "
     SELECT feed_rows.user_id, feed_rows.post_id FROM feed_rows
+    LEFT JOIN feed_floors ON feed_floors.user_id = feed_rows.user_id
     LEFT JOIN posts ON posts.id = feed_rows.post_id AND posts.deleted_at IS NULL
-    WHERE feed_rows.user_id = ANY($1)
+    WHERE feed_rows.user_id = ANY($1) AND feed_rows.post_id >= coalesce(feed_floors.floor, 0)
       AND NOT EXISTS (SELECT FROM follows WHERE followee_id = posts.author_id AND follower_id = feed_rows.user_id)";
 
 const FILL: &str = "

@@ -27,10 +27,15 @@ const LOOK: Duration = Duration::from_secs(1);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 /// Looking for rows may take so long without a pause after it.
 const PATIENT: Duration = Duration::from_millis(20);
+/// Rounds that find something begin so far from each other, unless the one before found much: each costs several round
+/// trips to Postgres and one to Kafka, however little it carries.
+const PACE: Duration = Duration::from_millis(10);
 /// After Postgres or Kafka failed.
 const AFTER_FAILURE: Duration = Duration::from_millis(200);
 /// Rows of one shard in a round.
 const ROWS: i64 = 500;
+/// A round with so many rows has more behind it.
+const MUCH: usize = 500;
 
 /// The room's part of the relay role.
 pub struct Relay {
@@ -106,9 +111,13 @@ impl Relay {
         let mut session = self.open().await?;
         let mut pause = PAUSES.0;
         while !self.stop.is_cancelled() {
+            let begun = Instant::now();
             let found = self.step(&mut session).await?;
-            pause = if found { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
-            if !found {
+            pause = if found > 0 { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
+            if found > 0 && found < MUCH {
+                self.pause(PACE.saturating_sub(begun.elapsed())).await;
+            }
+            if found == 0 {
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
                     () = self.hint.notified() => pause = PAUSES.0,
@@ -127,8 +136,8 @@ impl Relay {
         Ok(Session { connection, owner, held: HashSet::new(), balanced: None, looked: None })
     }
 
-    /// One round. Whether there was something to send that could be sent.
-    async fn step(&self, session: &mut Session) -> Result<bool, Error> {
+    /// One round. How many rows there were to send.
+    async fn step(&self, session: &mut Session) -> Result<usize, Error> {
         let due = |last: Option<Instant>, every| last.is_none_or(|last| last.elapsed() >= every);
         if due(session.balanced, BALANCE) {
             session.owner.balance(&mut session.connection).await?;
@@ -141,7 +150,7 @@ impl Relay {
         }
         let shards = session.owner.shards();
         if shards.is_empty() || !self.topics_ready.get() {
-            return Ok(false);
+            return Ok(0);
         }
         let asked = Instant::now();
         let rows = store::page(&mut session.connection, &shards, ROWS).await?;
@@ -150,14 +159,14 @@ impl Relay {
             self.pause(asked.elapsed()).await;
         }
         if rows.is_empty() {
-            return Ok(false);
+            return Ok(0);
         }
         let round = self.sender.round(&mut session.connection, &rows, &mut session.held).await?;
         if let Some(problem) = round.problem {
             tracing::debug!(problem, left = round.left, "rows of the outbox wait");
             self.pause(AFTER_FAILURE).await;
         }
-        Ok(true)
+        Ok(rows.len())
     }
 
     /// What is done now and then: quarantine, age, rotation.

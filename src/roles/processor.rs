@@ -91,6 +91,8 @@ fn project_feed(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) {
     tasks.spawn_forever("feed timelines", cache.clone().keep_forever());
     tasks.spawn_forever("feed memory", feed::keep_memory(pool.clone(), config.memory_days));
     tasks.spawn_forever("feed jobs count", feed::count_jobs(pool.clone()));
+    let trimmer = feed::Trimmer::new(pool.clone(), config.clone());
+    tasks.spawn_forever("feed trimming", trimmer.run());
     let jobs = feed::Jobs::new(config.clone(), pool.clone(), cache.clone(), news.clone(), platform.stop.clone());
     tasks.spawn("feed jobs", jobs.run());
     let projection = Projection::new(feed::Projector::new(config, pool, cache, news), platform.health.check("feed"));

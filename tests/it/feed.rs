@@ -1,7 +1,5 @@
 //! Feeds as their readers see them.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use crate::{
@@ -42,15 +40,10 @@ pub async fn all(app: &App, user: &str, limit: usize) -> Vec<i64> {
 
 /// Waits until the first page is this.
 pub async fn shows(app: &App, user: &str, expected: &[i64]) {
-    let mut last = Vec::new();
-    for _ in 0..500 {
-        last = ids(app, user, "limit=100").await;
-        if last == expected {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("{user} sees {last:?} rather than {expected:?}");
+    until(&format!("{user} sees {expected:?}"), seconds(20), || async {
+        (ids(app, user, "limit=100").await == expected).then_some(())
+    })
+    .await;
 }
 
 /// Waits until a first page comes out of Redis.

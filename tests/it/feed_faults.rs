@@ -95,14 +95,10 @@ async fn nothing_acknowledged_is_lost_or_doubled_when_processes_are_killed_and_p
     let expected: Vec<i64> = posters.stop().await.into_iter().rev().collect();
     for follower in 0..5 {
         let user = format!("f{follower}");
-        let mut found = Vec::new();
-        for _ in 0..300 {
-            found = all_or_none(&api, &user).await;
-            if found == expected {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        }
+        let found = until(&format!("{user} has as many as there are"), seconds(60), || async {
+            Some(all_or_none(&api, &user).await).filter(|found| found.len() >= expected.len())
+        })
+        .await;
         let lost: Vec<_> = expected.iter().filter(|id| !found.contains(id)).collect();
         assert!(lost.is_empty(), "{user} lacks {lost:?}");
         assert_eq!(found, expected, "{user} has more");

@@ -17,6 +17,7 @@ mod feed;
 mod feed_faults;
 mod feed_model;
 mod feed_plans;
+mod feed_retention;
 mod feed_writes;
 mod gateway;
 mod harness;

@@ -1,0 +1,62 @@
+//! How Postgres does the statements that are run for each read or batch: all must use indexes, however large tables are.
+
+use serde::Serialize;
+use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
+
+use super::{carry, chunks, reads, trim};
+
+/// Tables that grow with users and posts.
+const LARGE: [&str; 4] = ["posts", "follows", "feed_rows", "feed_authors"];
+
+/// By name, with values to explain them with.
+const HOT: [(&str, &str, &str); 7] = [
+    ("page", reads::PAGE, "'u7', 1000000, 20"),
+    ("own rows", reads::OWN_ROWS, "'u7', 1000000, 100"),
+    ("whom to merge", reads::MERGED, "'u7'"),
+    ("posts of an author", reads::OF_AUTHOR, "'u7', 1000000, 100"),
+    ("fan-out of a batch", carry::FAN_OUT, "ARRAY[11, 12, 13]::bigint[]"),
+    ("fan-out of a chunk", chunks::FAN_OUT, "'u7', '', 12, 1000"),
+    ("trimming", trim::CHUNK, "'u7', 100, 10000, 11000"),
+];
+
+/// How Postgres does a statement when it knows nothing of the values.
+#[derive(Debug, Serialize)]
+pub struct Explained {
+    pub statement: &'static str,
+    pub plan: String,
+    /// Large tables that are read from end to end.
+    pub scanned: Vec<&'static str>,
+}
+
+/// Explains all hot statements; runs none of them.
+pub async fn explain_hot(pool: &PgPool) -> Result<Vec<Explained>, sqlx::Error> {
+    let mut all = Vec::new();
+    for (name, statement, values) in HOT {
+        all.push(explain(pool, name, statement, values).await?);
+    }
+    Ok(all)
+}
+
+/// Explains one, whose types of parameters Postgres must see from the statement itself.
+pub async fn explain(
+    pool: &PgPool,
+    statement: &'static str,
+    sql: &str,
+    values: &str,
+) -> Result<Explained, sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    let prepare = format!("SET LOCAL plan_cache_mode = force_generic_plan; PREPARE feed_hot AS {sql}");
+    transaction.execute(sqlx::raw_sql(AssertSqlSafe(prepare))).await?;
+    let explain = format!("EXPLAIN EXECUTE feed_hot({values})");
+    let rows = transaction.fetch_all(sqlx::raw_sql(AssertSqlSafe(explain))).await?;
+    transaction.execute("DEALLOCATE feed_hot").await?;
+    let lines: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    let scans = |table: &&str| {
+        let scan = format!("Seq Scan on {table}");
+        lines
+            .iter()
+            .any(|line| line.split_once(&scan).is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with(' ')))
+    };
+    let scanned = LARGE.iter().copied().filter(|table| scans(table)).collect();
+    Ok(Explained { statement, plan: lines.join("\n"), scanned })
+}

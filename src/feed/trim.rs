@@ -1,0 +1,152 @@
+//! Retention: a walk over all feeds, a few users at a time, that trims those with more rows than are kept. A feed's floor
+//! is raised before its rows go, and readers look at the floor, so that no page is ever half of what it was.
+
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
+
+use metrics::{counter, gauge};
+use sqlx::{PgPool, Postgres, Transaction};
+
+use super::Config;
+use crate::platform::query::{Error, within};
+
+/// Between two chunks.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks whether a walk is due.
+const LOOK: Duration = Duration::from_secs(1);
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// Users of a chunk: at first, and at most.
+const USERS: (i64, i64) = (100, 2_000);
+/// A chunk takes about so long; the number of users follows.
+const CHUNK_TIME: Duration = Duration::from_millis(50);
+
+/// Whose turn it is: nobody's while another process has it, or before the next walk.
+const TURN: &str = "
+    SELECT after_user, (extract(epoch FROM now() - begins_at))::float8 FROM feed_walk WHERE begins_at <= now()
+    FOR UPDATE SKIP LOCKED";
+
+/// The next users that have rows, each found by one look into the index; and of those with more rows than are kept, or
+/// with rows below their floor, the floor that they get.
+pub(super) const CHUNK: &str = "
+    WITH RECURSIVE users AS (
+        (SELECT user_id, 1 AS place FROM feed_rows WHERE user_id > $1::text ORDER BY user_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT user_id FROM feed_rows WHERE user_id > users.user_id ORDER BY user_id LIMIT 1), place + 1
+        FROM users WHERE users.user_id IS NOT NULL AND place < $2::bigint
+    ), looked AS (
+        SELECT users.user_id, feed_floors.floor AS old,
+               CASE WHEN EXISTS (
+                   SELECT FROM feed_rows WHERE feed_rows.user_id = users.user_id AND post_id >= coalesce(feed_floors.floor, 0)
+                   ORDER BY post_id DESC OFFSET $4::bigint)
+               THEN (SELECT post_id FROM feed_rows WHERE feed_rows.user_id = users.user_id ORDER BY post_id DESC OFFSET $3::bigint - 1 LIMIT 1)
+               END AS new
+        FROM users LEFT JOIN feed_floors ON feed_floors.user_id = users.user_id WHERE users.user_id IS NOT NULL
+    ), due AS (
+        SELECT user_id, greatest(old, new) AS floor FROM looked
+        WHERE new IS NOT NULL
+           OR (old IS NOT NULL AND EXISTS (SELECT FROM feed_rows WHERE feed_rows.user_id = looked.user_id AND post_id < old))
+    ), raised AS (
+        INSERT INTO feed_floors AS known (user_id, floor) SELECT user_id, floor FROM due ORDER BY user_id
+        ON CONFLICT (user_id) DO UPDATE SET floor = greatest(known.floor, excluded.floor)
+    )
+    SELECT (SELECT count(*) FROM looked), (SELECT max(user_id) FROM looked),
+           coalesce((SELECT array_agg(user_id) FROM due), '{}')";
+
+const TRIM: &str = "
+    DELETE FROM feed_rows WHERE user_id = $1 AND post_id = ANY(ARRAY(
+        SELECT post_id FROM feed_rows
+        WHERE user_id = $1 AND post_id < (SELECT floor FROM feed_floors WHERE user_id = $1) ORDER BY post_id LIMIT $2))";
+
+const GO_ON: &str = "UPDATE feed_walk SET after_user = $1";
+
+const END: &str = "UPDATE feed_walk SET after_user = '', begins_at = now() + $1 * interval '1 millisecond'";
+
+/// What one walk has done in this process.
+#[derive(Debug, Default)]
+struct Tally {
+    feeds: i64,
+    trimmed: u64,
+    rows: u64,
+}
+
+/// Walks over all feeds, again and again.
+pub struct Trimmer {
+    pool: PgPool,
+    config: Config,
+    users: i64,
+    tally: Tally,
+}
+
+impl Trimmer {
+    pub fn new(pool: PgPool, config: Config) -> Self {
+        Self { pool, config, users: USERS.0, tally: Tally::default() }
+    }
+
+    /// Until it is stopped from outside. Without a limit there is nothing to do.
+    pub async fn run(mut self) {
+        let Some(kept) = self.config.kept_rows() else { return std::future::pending().await };
+        loop {
+            let begun = Instant::now();
+            let pause = match self.chunk(kept).await {
+                Ok(ControlFlow::Continue(())) => {
+                    self.users = if begun.elapsed() > CHUNK_TIME { self.users / 2 } else { self.users * 2 };
+                    PAUSE
+                }
+                Ok(ControlFlow::Break(())) => LOOK.min(self.config.trim_interval()),
+                Err(error) => {
+                    tracing::warn!(error = %error, "feeds could not be trimmed; they are kept longer");
+                    self.users /= 4;
+                    AFTER_FAILURE
+                }
+            };
+            self.users = self.users.clamp(1, USERS.1);
+            tokio::time::sleep(pause.mul_f64(0.9 + fastrand::f64() * 0.2)).await;
+        }
+    }
+
+    /// Looks at the next few users. Breaks where it is not this process's turn.
+    async fn chunk(&mut self, kept: i64) -> Result<ControlFlow<()>, Error> {
+        let mut turn = within(self.pool.begin()).await?;
+        let found: Option<(String, f64)> = within(sqlx::query_as(TURN).fetch_optional(&mut *turn)).await?;
+        let Some((after, walking_s)) = found else { return Ok(ControlFlow::Break(())) };
+        gauge!("postrider_feed_trim_walk_age_seconds").set(walking_s);
+        // Only what is well above goes, so that not every walk takes a few rows from everybody.
+        let chunk = sqlx::query_as(CHUNK).bind(after).bind(self.users).bind(kept).bind(kept + kept / 10);
+        // In a transaction of its own: floors are seen before rows go.
+        let (feeds, last, due): (i64, Option<String>, Vec<String>) = within(chunk.fetch_one(&self.pool)).await?;
+        self.tally.feeds += feeds;
+        for user in due {
+            self.trim(&user).await?;
+        }
+        match last.filter(|_| feeds >= self.users) {
+            Some(last) => within(sqlx::query(GO_ON).bind(last).execute(&mut *turn)).await?,
+            None => self.end(&mut turn).await?,
+        };
+        within(turn.commit()).await?;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    async fn trim(&mut self, user: &str) -> Result<(), Error> {
+        let rows = self.config.chunk_rows.max(1);
+        self.tally.trimmed += 1;
+        loop {
+            let gone = within(sqlx::query(TRIM).bind(user).bind(rows).execute(&self.pool)).await?.rows_affected();
+            counter!("postrider_feed_trimmed_rows_total").increment(gone);
+            self.tally.rows += gone;
+            if gone < rows.unsigned_abs() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn end(&mut self, turn: &mut Transaction<'_, Postgres>) -> Result<sqlx::postgres::PgQueryResult, Error> {
+        let Tally { feeds, trimmed, rows } = std::mem::take(&mut self.tally);
+        counter!("postrider_feed_trim_walks_total").increment(1);
+        if rows > 0 {
+            tracing::info!(feeds, trimmed, rows, "feeds were trimmed to what is kept");
+        }
+        within(sqlx::query(END).bind(self.config.trim_interval_ms as f64).execute(&mut **turn)).await
+    }
+}
