@@ -1,85 +1,64 @@
-"""Posts accepted, cached feeds read, posts from acceptance to feeds, and one post to many followers."""
+"""Posts accepted, feeds read, posts from acceptance to feeds, one post to many followers, and feeds that nobody has read."""
 
-import http.client
 import json
 import statistics
-import threading
 import time
-import urllib.parse
 
+from .feed_tools import Backlog, Client, Fleet, Probe, drop_timelines, seed, sql, verify
 from .load import interleave, measured_wrk, oha, summary
 from .procs import Failed, await_true, say
-from .stack import shell, short
 
 USERS, FOLLOWS = 10_000, 20
+READERS = 5_000
+# Of the user with a cold feed.
+AUTHORS, CELEBRITIES = 500, 20
 
 
 def run(stack, settings):
-    sizes = (1_000, 1_000) if settings.quick else (USERS, 20_000)
-    say(f"feed: seeding {sizes[0]} users, {FOLLOWS} follows each")
-    seed(stack, sizes[0], sizes[1])
-    result = {"users": sizes[0], "follows": FOLLOWS}
-    result["accepted_alone"] = accepted(stack, settings, sizes[0], others=False)
-    result["accepted"] = accepted(stack, settings, sizes[0], others=True)
-    result["reads"] = cached_reads(stack, settings, sizes[0])
-    result["to_feeds"] = to_feeds(stack, settings, sizes[0])
-    result["one_to_many"] = one_to_many(stack, 999 if settings.quick else 9_999)
-    errors = sum(case["errors"] for case in (result["accepted"], result["accepted_alone"], *result["to_feeds"]["rates"]))
-    drift = verify(stack)
+    users, posts = (1_000, 1_000) if settings.quick else (USERS, 20_000)
+    say(f"feed: seeding {users} users, {FOLLOWS} follows each")
+    seed(stack, users, FOLLOWS, posts)
+    result = {"users": users, "follows": FOLLOWS}
+    result["accepted_alone"] = accepted(stack, settings, users, others=False)
+    result["accepted"] = accepted(stack, settings, users, others=True)
+    result["reads"] = cached_reads(stack, settings, users)
+    result["to_feeds"] = [to_feeds(stack, settings, users, rate) for rate in ((200,) if settings.quick else (1_000, 3_000))]
+    result["one_to_many"] = one_to_many(stack, settings, users)
+    result["cold"] = cold(stack, 5 if settings.quick else 30)
+    cases = (result["accepted"], result["accepted_alone"], result["reads"]["api"], *result["to_feeds"])
+    errors, drift = sum(case["errors"] for case in cases), verify(stack)
     result["check"] = {"errors": errors, "drift": drift, "passed": errors == 0 and drift == 0}
+    result["aims"] = aims(result)
+    for one in result["aims"]:
+        say(f"feed: {one['what']}: {one['measured']}, aim {one['aim']}: {'reached' if one['reached'] else 'MISSED'}")
     return result
-
-
-def command(stack, *words, seconds=600):
-    return shell([stack.binary, "feed", *words], seconds, env=stack.product_env("api", 0, 0), cwd=stack.work)
-
-
-def seed(stack, users, posts):
-    command(stack, "seed", "--users", str(users), "--follows", str(FOLLOWS), "--posts", str(posts), "--shape", "even")
-
-
-def verify(stack):
-    report = json.loads(command(stack, "verify", "--sample", "500", "--output", "json"))
-    return report["missing_rows"] + report["surplus_rows"] + report["wrong_timelines"]
-
-
-def start_all(stack):
-    return [stack.start_product(role) for role in ("relay", "processor")]
-
-
-def drained(stack, relay, processor):
-    """Nothing is on its way to feeds any more."""
-    return (stack.metric(relay, "postrider_outbox_oldest_age_seconds") == 0
-            and stack.metric(processor, "postrider_feed_jobs_waiting") == 0
-            and stack.metric(processor, "postrider_consumer_lag_records") == 0)
 
 
 def accepted(stack, settings, users, others):
     """Posts at 100 connections, with relay and processor running or without them."""
-    running = start_all(stack) if others else []
-    api = stack.start_product("api")
-    pids = stack.pids | {"api": api.pid} | {child.name: child.pid for child in running}
-    rounds = [measured_wrk(pids, f"{api.url}/posts", ["posts", str(users)], settings, 100, stack.work)
+    fleet = Fleet(stack, *(("relay", "processor", "api") if others else ("api",)))
+    behind = Backlog(stack, fleet["api"], fleet["processor"]) if others else None
+    rounds = [measured_wrk(fleet.pids, f"{fleet['api'].url}/posts", ["posts", str(users)], settings, 100, stack.work)
               for _ in range(settings.rounds)]
     found = summary(rounds)
     say(f"feed: {found['rps']} posts/s accepted {'with relay and processor' if others else 'alone'}, p99 {found['p99_ms']} ms")
-    stack.stop(api)
-    if not others:
-        running = start_all(stack)
-    relay, processor = running
-    began = time.monotonic()
-    await_true("the backlog is carried into feeds", 240, lambda: drained(stack, relay, processor), every=0.5)
-    found["drained_after_s"] = round(time.monotonic() - began, 1)
-    for child in running:
-        stack.stop(child)
+    if others:
+        left = behind.count() - behind.first
+    else:
+        fleet.stop()
+        fleet, left = Fleet(stack, "relay", "processor"), found["ok"]
+    found["left"], found["drained_after_s"] = round(left), fleet.drain()
+    found["drained_per_s"] = round(left / max(found["drained_after_s"], 0.1))
+    say(f"feed: {left:.0f} posts that were left are in feeds after {found['drained_after_s']} s")
+    fleet.stop()
     return found
 
 
 def cached_reads(stack, settings, users):
-    """First pages out of Redis beside the bare route."""
-    bare, processor, api = stack.start_bare(), stack.start_product("processor"), stack.start_product("api")
-    readers = min(users, 5_000)
-    pids = stack.pids | {"bare": bare.pid, "api": api.pid, "processor": processor.pid}
+    """First pages out of Redis beside the bare route, and at half of what that gives."""
+    bare, fleet = stack.start_bare(), Fleet(stack, "processor", "api")
+    api, readers = fleet["api"], min(users, READERS)
+    pids = fleet.pids | {"bare": bare.pid}
 
     def target(url):
         return lambda: measured_wrk(pids, url, ["feed", str(readers)], settings, 50, stack.work)
@@ -87,113 +66,139 @@ def cached_reads(stack, settings, users):
     # Once over all of them, so that their timelines are there.
     measured_wrk(pids, api.url, ["feed", str(readers)], settings, 20, stack.work)
     found = interleave({"bare": target(bare.url), "api": target(api.url)}, settings.rounds)
-    hits, misses = (stack.metric(api, f'postrider_feed_reads_total{{cache="{kind}"}}') for kind in ("hit", "miss"))
     found["ratio"] = round(found["api"]["rps"] / max(found["bare"]["rps"], 1), 4)
     say(f"feed: {found['api']['rps']} cached reads/s, {found['ratio']:.1%} of bare")
-    for child in (api, processor, bare):
-        stack.stop(child)
+    urls = stack.work / "feeds.txt"
+    urls.write_text("\n".join(f"{api.url}/feeds/u{number}" for number in range(1, readers + 1)) + "\n")
+    found["half"] = oha(urls, None, found["api"]["rps"] // 2, 50, settings.seconds, fleet.pids, stack.work)
+    hits, misses = (stack.metric(api, f'postrider_feed_reads_total{{cache="{kind}"}}') for kind in ("hit", "miss"))
+    fleet.stop()
+    stack.stop(bare)
     return found | {"hits": hits, "misses": misses}
 
 
-class Probe(threading.Thread):
-    """Posts now and then, and looks when a follower sees it."""
-
-    def __init__(self, url, author, follower):
-        super().__init__(daemon=True)
-        self.address, self.author, self.follower = urllib.parse.urlsplit(url), author, follower
-        self.took, self.over = [], threading.Event()
-
-    def ask(self, connection, method, path, body=None):
-        connection.request(method, path, body, {"content-type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
-
-    def run(self):
-        connection = http.client.HTTPConnection(self.address.hostname, self.address.port, timeout=10)
-        while not self.over.wait(0.05):
-            post = json.dumps({"author_id": self.author, "content": "probe"})
-            status, body = self.ask(connection, "POST", "/posts", post)
-            if status != 202:
-                continue
-            began = time.perf_counter()
-            while time.perf_counter() - began < 10:
-                status, page = self.ask(connection, "GET", f"/feeds/{self.follower}?limit=20")
-                if status == 200 and body["post_id"] in page["post_ids"]:
-                    break
-                time.sleep(0.002)
-            self.took.append((time.perf_counter() - began) * 1000)
-
-    def percentiles(self):
-        self.over.set()
-        self.join(15)
-        took = sorted(self.took)
-        if len(took) < 10:
-            raise Failed(f"only {len(took)} probes were seen")
-        return {"probes": len(took), "p50_ms": round(statistics.median(took), 1),
-                "p99_ms": round(took[len(took) * 99 // 100], 1), "max_ms": round(took[-1], 1)}
-
-
-def follow(api, follower, followee):
-    address = urllib.parse.urlsplit(api.url)
-    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=10)
-    connection.request("POST", "/follow", json.dumps({"follower_id": follower, "followee_id": followee}),
-                       {"content-type": "application/json"})
-    if connection.getresponse().status != 200:
-        raise Failed("a follow was refused")
-    connection.close()
-
-
-def to_feeds(stack, settings, users):
-    """Constant rates of posts by authors with 20 followers: the backlog, and how soon a follower sees a post."""
-    relay, processor = start_all(stack)
-    api = stack.start_product("api")
-    follow(api, "watcher", "probe")
-    bodies = stack.work / "posts.jsonl"
+def bodies(stack, users):
+    """Posts by authors with 20 followers."""
+    file = stack.work / "posts.jsonl"
     lines = (json.dumps({"author_id": f"u{number}", "content": "x" * 60}) for number in range(1, users + 1))
-    bodies.write_text("\n".join(lines) + "\n")
-    rates = []
-    for rate in (200,) if settings.quick else (1_000, 3_000):
-        probe = Probe(api.url, "probe", "watcher")
-        probe.start()
-        pids = stack.pids | {"api": api.pid, "relay": relay.pid, "processor": processor.pid}
-        rows = stack.metric(processor, "postrider_feed_rows_total")
-        found = oha(f"{api.url}/posts", bodies, rate, 100, 5 if settings.quick else 60, pids, stack.work, each_line=True)
-        backlog = stack.metric(processor, "postrider_consumer_lag_records")
-        age = stack.metric(relay, "postrider_outbox_oldest_age_seconds")
-        found["feed_rows"] = stack.metric(processor, "postrider_feed_rows_total") - rows
-        found |= {"visible": probe.percentiles(), "backlog_records": backlog, "outbox_age_s": round(age, 2)}
-        say(f"feed: {found['rps']} posts/s to feeds, visible p99 {found['visible']['p99_ms']} ms, backlog {backlog:.0f}")
-        await_true("the backlog is carried into feeds", 240, lambda: drained(stack, relay, processor), every=0.5)
-        rates.append(found)
-    for child in (api, processor, relay):
-        stack.stop(child)
-    return {"rates": rates}
+    file.write_text("\n".join(lines) + "\n")
+    return file
 
 
-def one_to_many(stack, followers):
-    """One post by an author with many followers, until the last of them has it."""
+def to_feeds(stack, settings, users, rate):
+    """A constant rate of posts: how many are behind, and how soon a follower sees one."""
+    fleet = Fleet(stack, "relay", "processor", "api")
+    probe, backlog = Probe(fleet["api"].url), Backlog(stack, fleet["api"], fleet["processor"])
+    rows = stack.metric(fleet["processor"], "postrider_feed_rows_total")
+    probe.start()
+    backlog.start()
+    found = oha(f"{fleet['api'].url}/posts", bodies(stack, users), rate, 100, 5 if settings.quick else settings.feed_seconds,
+                fleet.pids, stack.work, each_line=True)
+    found |= {"backlog": backlog.growth(), "visible": probe.percentiles(), "drained_after_s": fleet.drain()}
+    found["feed_rows"] = stack.metric(fleet["processor"], "postrider_feed_rows_total") - rows
+    say(f"feed: {found['rps']} posts/s to feeds, visible p99 {found['visible']['p99_ms']} ms, {found['backlog']['behind']} behind, "
+        f"grows by {found['backlog']['grows_per_s']}/s")
+    fleet.stop()
+    return found
+
+
+def one_to_many(stack, settings, users):
+    """Posts by an author with many followers, until the last of them has each, while others post 500 times a second; and
+    how soon the posts of others are seen, with and without that."""
+    followers, seconds, stars = (999, 4, 2) if settings.quick else (9_999, 15, 10)
     names = f"SELECT 'star', 'fan' || n FROM generate_series(1, {followers}) AS n"
     sql(stack, f"INSERT INTO follows (followee_id, follower_id) {names} ON CONFLICT DO NOTHING; "
-               f"INSERT INTO feed_authors (author_id, followers) VALUES ('star', {followers}) ON CONFLICT DO NOTHING")
-    relay, processor = start_all(stack)
-    api = stack.start_product("api")
-    took = []
-    for number in range(5):
-        address = urllib.parse.urlsplit(api.url)
-        connection = http.client.HTTPConnection(address.hostname, address.port, timeout=10)
-        connection.request("POST", "/posts", json.dumps({"author_id": "star", "content": f"post {number}"}),
-                           {"content-type": "application/json"})
-        post = json.loads(connection.getresponse().read())["post_id"]
+               f"INSERT INTO feed_authors (author_id, followers) VALUES ('star', {followers}) ON CONFLICT DO NOTHING; ANALYZE follows")
+    fleet = Fleet(stack, "relay", "processor", "api")
+    client, took, others = Client(fleet["api"].url), [], {}
+    for name, posts in (("without", 0), ("with", stars)):
+        probe, file = Probe(fleet["api"].url), bodies(stack, users)
+        load = stack.start("oha", ["oha", "--no-tui", "-z", f"{seconds}s", "-q", "500", "-c", "20", "-m", "POST", "-T",
+                                   "application/json", "-Z", str(file), f"{fleet['api'].url}/posts"])
+        probe.start()
+        for _ in range(posts):
+            took.append(until_all_have_it(stack, client, followers))
+            time.sleep(0.8)
+        load.child.wait(seconds + 20)
+        stack.children.remove(load)
+        others[name] = probe.percentiles()
+        fleet.drain()
+    say(f"feed: one post to {followers} feeds in {statistics.median(took)} ms; p99 of others {others['without']['p99_ms']} ms "
+        f"without, {others['with']['p99_ms']} ms with it")
+    fleet.stop()
+    return {"followers": followers, "ms": took, "others": others}
+
+
+def until_all_have_it(stack, client, followers):
+    """From the answer to the post until the last of the followers in the order of their names, in which they get it, sees
+    it; then all must have it."""
+    last = max(f"fan{number}" for number in range(1, followers + 1))
+    post = client.post("star")
+    began = time.perf_counter()
+    await_true("the last of them has it", 20, lambda: post in client.ask("GET", f"/feeds/{last}?limit=20")[1]["post_ids"], every=0.002)
+    took = round((time.perf_counter() - began) * 1000)
+    count = int(sql(stack, "SELECT count(*) FROM follows JOIN feed_rows ON user_id = follower_id "
+                           f"AND post_id = {post} WHERE followee_id = 'star'"))
+    if count != followers:
+        raise Failed(f"the last of {followers} followers has a post, and only {count} have it")
+    return took
+
+
+def cold(stack, users):
+    """First pages of users who follow many authors and some celebrities, when Redis has no timeline at all."""
+    sql(stack, f"""
+        INSERT INTO follows (followee_id, follower_id)
+        SELECT author, 'cold' || n FROM generate_series(1, {users}) AS n, (
+            SELECT 'u' || a AS author FROM generate_series(1, {AUTHORS}) AS a
+            UNION ALL SELECT 'celebrity' || c FROM generate_series(1, {CELEBRITIES}) AS c) AS followed;
+        INSERT INTO feed_authors (author_id, followers, state) SELECT 'celebrity' || c, 20000, 2 FROM generate_series(1, {CELEBRITIES}) AS c;
+        UPDATE feed_authors SET followers = followers + {users} WHERE author_id IN (SELECT 'u' || a FROM generate_series(1, {AUTHORS}) AS a);
+        INSERT INTO posts (id, author_id, content) SELECT nextval('post_ids'), 'celebrity' || c, 'cold' FROM generate_series(1, {CELEBRITIES}) AS c, generate_series(1, 200);
+        INSERT INTO feed_rows SELECT 'cold' || n, id FROM posts, generate_series(1, {users}) AS n
+        WHERE author_id IN (SELECT 'u' || a FROM generate_series(1, {AUTHORS}) AS a);
+        ANALYZE""", 600)
+    fleet, took = Fleet(stack, "processor", "api"), []
+    client = Client(fleet["api"].url)
+    await_true("somebody vouches for timelines", 20,
+               lambda: client.ask("GET", "/feeds/u1")[2]["X-Cache"] == "HIT", every=0.2)
+    for number in range(1, users + 1):
+        drop_timelines(stack)
         began = time.perf_counter()
-        count = f"SELECT count(*) FROM feed_rows JOIN follows ON followee_id = 'star' AND follower_id = user_id WHERE post_id = {post}"
-        await_true("all of them have it", 20, lambda: int(sql(stack, count)) == followers, every=0.01)
-        took.append(round((time.perf_counter() - began) * 1000))
-    say(f"feed: one post to {followers} feeds in {statistics.median(took)} ms (polled by psql)")
-    for child in (api, processor, relay):
-        stack.stop(child)
-    return {"followers": followers, "ms": took}
+        status, page, headers = client.ask("GET", f"/feeds/cold{number}?limit=20")
+        took.append((time.perf_counter() - began) * 1000)
+        assert (status, len(page["post_ids"]), headers["X-Cache"]) == (200, 20, "MISS"), (status, page, headers["X-Cache"])
+    fleet.stop()
+    took.sort()
+    found = {"authors": AUTHORS, "celebrities": CELEBRITIES, "reads": users, "p50_ms": round(statistics.median(took), 1),
+             "max_ms": round(took[-1], 1)}
+    say(f"feed: a cold feed in {found['p50_ms']} ms (p50), {found['max_ms']} ms (max)")
+    return found
 
 
-def sql(stack, statement):
-    argv = ["psql", "-XAtq", stack.env["DATABASE_URL"], "-c", f"SET search_path = postrider; {statement}"]
-    return shell(argv, 30).strip()
+def aims(result):
+    alone, together, reads, many, cold_feed = (result[name] for name in
+                                               ("accepted_alone", "accepted", "reads", "one_to_many", "cold"))
+    slow, fast = result["to_feeds"][0], result["to_feeds"][-1]
+    steady = fast["rps"] >= fast["wanted_rps"] * 0.99 and fast["backlog"]["grows_per_s"] <= fast["wanted_rps"] * 0.01
+    others, spared = many["others"], max(many["others"]["without"]["p99_ms"] * 1.5, 50)
+    rows = [
+        ("posts accepted, relay and processor paused, 100 connections", f"{alone['rps']:,}/s", "at least 10,000/s",
+         alone["rps"] >= 10_000),
+        ("posts accepted, relay and processor running, 100 connections", f"{together['rps']:,}/s", "at least 6,000/s",
+         together["rps"] >= 6_000),
+        ("cached feed reads, 50 connections", f"{reads['api']['rps']:,}/s, {reads['ratio']:.1%} of the bare route's {reads['bare']['rps']:,}/s",
+         "at least 60%", reads["ratio"] >= 0.6),
+        (f"cached feed reads at {reads['half']['wanted_rps']:,}/s, half of that", f"p99 {reads['half']['p99_ms']} ms", "below 10 ms",
+         reads["half"]["p99_ms"] < 10),
+        (f"{fast['wanted_rps']:,} posts/s to 20 feeds each", f"{fast['rps']:,}/s, {fast['backlog']['behind']:,} behind at the end, growing by {fast['backlog']['grows_per_s']:,}/s",
+         "sustained, the backlog not growing", steady),
+        (f"from 202 to visible at {slow['wanted_rps']:,} posts/s", f"p99 {slow['visible']['p99_ms']} ms", "below 250 ms",
+         slow["visible"]["p99_ms"] < 250),
+        (f"one post to {many['followers']:,} followers", f"{max(many['ms'])} ms at worst, {statistics.median(many['ms']):.0f} in the middle",
+         "below 300 ms", max(many["ms"]) < 300),
+        ("from 202 to visible for others meanwhile", f"p99 {others['with']['p99_ms']} ms, without it {others['without']['p99_ms']}",
+         "at most half as much again, or 50 ms", others["with"]["p99_ms"] <= spared),
+        (f"a cold feed of {cold_feed['authors']} authors and {cold_feed['celebrities']} celebrities",
+         f"{cold_feed['p50_ms']} ms in the middle, {cold_feed['max_ms']} at worst", "below 20 ms", cold_feed["p50_ms"] < 20),
+    ]
+    return [dict(zip(("what", "measured", "aim", "reached"), row)) for row in rows]

@@ -93,10 +93,14 @@ def interleave(targets, rounds):
 
 
 def oha(url, body_file, rate, connections, seconds, pids, work, each_line=False):
-    """A constant rate, with latency counted from when a request was due. With `each_line`, a request's body is a random line."""
+    """A constant rate, with latency counted from when a request was due. With `each_line`, a request's body is a random line.
+    Without a body, `url` is a file, and each request is for a random line of it."""
     argv = ["oha", "--no-tui", "--output-format", "json", "--latency-correction", "-z", f"{seconds}s", "-q", str(rate),
-            "-c", str(connections), "-w", "-m", "POST", "-T", "application/json",
-            "-Z" if each_line else "-D", short(body_file), url]
+            "-c", str(connections), "-w"]
+    if body_file:
+        argv += ["-m", "POST", "-T", "application/json", "-Z" if each_line else "-D", short(body_file), url]
+    else:
+        argv += ["--urls-from-file", short(url)]
     meter = Meter(pids)
     text, cpu = run_measured(argv, work / "oha.out", seconds + 30)
     used = meter.read({"oha": cpu})

@@ -2,7 +2,7 @@
 
 import json
 
-from . import report_aims, report_messages
+from . import report_aims, report_feed, report_messages
 from .markdown import code, number, rounds, spent, table
 
 # Beyond this share of the processors in other hands, figures say more about the others.
@@ -135,21 +135,7 @@ def flame(found):
         "By thread and function:", code(*found["functions"]), code(found["command"])])
 
 
-def feed(found):
-    rates = found["to_feeds"]["rates"]
-    rows = [("users, follows of each", f"{number(found['users'])}, {found['follows']}"),
-            ("posts/s accepted, relay and processor paused; p99 ms", f"{number(found['accepted_alone']['rps'])}; {found['accepted_alone']['p99_ms']}"),
-            ("posts/s accepted, both running; p99 ms; seconds until all were in feeds",
-             f"{number(found['accepted']['rps'])}; {found['accepted']['p99_ms']}; {found['accepted']['drained_after_s']}"),
-            ("cached reads/s; of the bare route; p99 ms", f"{number(found['reads']['api']['rps'])}; {found['reads']['ratio']:.1%}; {found['reads']['api']['p99_ms']}"),
-            *((f"at {number(case['wanted_rps'])} posts/s: done; visible p50, p99 ms; backlog at the end",
-               f"{number(case['rps'])}; {case['visible']['p50_ms']}, {case['visible']['p99_ms']}; {case['backlog_records']:.0f}") for case in rates),
-            (f"one post to {number(found['one_to_many']['followers'])} feeds, ms each", " ".join(map(str, found["one_to_many"]["ms"]))),
-            ("check", f"{found['check']['errors']} errors, {found['check']['drift']} feeds wrong of 500")]
-    return "\n\n".join(["## Feeds", table(("what", "measured"), rows), code(found["accepted"]["command"])])
-
-
-SECTIONS = {"bare": bare, "feed": feed, "produce": produce, "pull": pull, "projection": projection, "lanes": report_aims.lanes,
+SECTIONS = {"bare": bare, "feed": report_feed.feed, "feed-growth": report_feed.growth, "produce": produce, "pull": pull, "projection": projection, "lanes": report_aims.lanes,
             "relay": report_aims.relay, "messages": report_messages.messages, "idle": idle, "flame": flame}
 
 
@@ -188,7 +174,7 @@ def newest_rows(scenarios):
         rss = found["rss_mib"]
         rows.append((f"Projection of {number(found['records'])} records", f"{number(found['rps'])}/s; RSS {rss['start']} → "
                      f"{rss['middle']} → {rss['end']} MiB"))
-    for name in ("lanes", "relay"):
+    for name in ("lanes", "relay", "feed"):
         if found := scenarios.get(name):
             rows += report_aims.aim_rows(found)
     if found := scenarios.get("messages"):

@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import threading
 import unittest
 from types import SimpleNamespace
 from unittest import mock
 
 from . import lanes, messages, projection, pull, relay
+from .feed_tools import Backlog
 from .load import payload, produce_body, summary
 from .procs import Failed
 from .produce import Produce
@@ -43,6 +45,16 @@ class Checks(unittest.TestCase):
         silence = contextlib.redirect_stderr(io.StringIO())
         silence.__enter__()
         self.addCleanup(silence.__exit__, None, None, None)
+
+    def test_a_backlog_that_grows_is_told_from_one_that_swings(self):
+        backlog = Backlog.__new__(Backlog)
+        threading.Thread.__init__(backlog)
+        backlog.over, backlog.run = threading.Event(), lambda: None
+        backlog.start()
+        backlog.seen = [0, 0, *range(0, 1000, 100)]
+        self.assertEqual(backlog.growth()["grows_per_s"], 100.0)
+        backlog.seen = [500, 0] * 10
+        self.assertLess(abs(backlog.growth()["grows_per_s"]), 20)
 
     def test_an_acknowledged_record_that_is_missing_ends_the_run(self):
         with self.assertRaises(Failed):

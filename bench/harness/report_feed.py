@@ -1,0 +1,50 @@
+"""The section of the scenario `feed`."""
+
+from .markdown import code, number, rounds, spent, table
+from .report_aims import aims
+
+
+def feed(found):
+    accepted = table(("posts, 100 connections", "accepted/s (median)", "each round", "p50 ms", "p99 ms", "errors", "left to carry",
+                      "carried/s afterwards", "CPU µs per request by process"),
+                     [(name, number(one["rps"]), rounds(one), one["p50_ms"], one["p99_ms"], one["errors"], number(one["left"]),
+                       number(one["drained_per_s"]), spent(one["cpu_us_per_request"]))
+                      for name, one in (("relay and processor paused", found["accepted_alone"]), ("both running", found["accepted"]))])
+    reads = found["reads"]
+    read = table(("first pages, 50 connections", "reads/s (median)", "each round", "p50 ms", "p99 ms", "CPU µs per request by process"),
+                 [(name, number(reads[name]["rps"]), rounds(reads[name]), reads[name]["p50_ms"], reads[name]["p99_ms"],
+                   spent(reads[name]["cpu_us_per_request"])) for name in ("bare", "api")])
+    half = reads["half"]
+    constant = table(("reads at a constant rate", "reached/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms"),
+                     [(number(half["wanted_rps"]), number(half["rps"]), *(half[f"{name}_ms"] for name in ("p50", "p90", "p99", "p99.9")))])
+    rates = table(("posts/s", "reached/s", "accepted p50, p99 ms", "visible p50, p99, max ms", "probes", "posts behind at the end", "growing by, /s",
+                   "feed rows", "CPU µs per post by process"),
+                  [(number(one["wanted_rps"]), number(one["rps"]), f"{one['p50_ms']}, {one['p99_ms']}",
+                    ", ".join(str(one["visible"][name]) for name in ("p50_ms", "p99_ms", "max_ms")), one["visible"]["probes"],
+                    number(one["backlog"]["behind"]), one["backlog"]["grows_per_s"], number(round(one["feed_rows"])),
+                    spent(one["cpu_us_per_request"])) for one in found["to_feeds"]])
+    many, cold = found["one_to_many"], found["cold"]
+    said = (f"One post to {number(many['followers'])} feeds took, in ms: {' '.join(map(str, many['ms']))}, looked at in Postgres, with "
+            f"500 other posts a second beside it. A cold feed was read {cold['reads']} times with all timelines gone from Redis before each: "
+            f"{cold['p50_ms']} ms in the middle, {cold['max_ms']} at worst. Check: {found['check']['errors']} errors, and of 500 users' "
+            f"feeds {found['check']['drift']} rows or timelines are wrong.")
+    return "\n\n".join([f"## Feeds, {number(found['users'])} users, {found['follows']} follows of each", aims(found), accepted, read, constant, rates,
+                        said, code(found["accepted"]["command"], reads["api"]["command"], half["command"],
+                                   *(one["command"] for one in found["to_feeds"]))])
+
+
+def growth(found):
+    rows = [(number(one["users"]), one["follows"], number(one["feed_rows"]), number(one["alone"]["rps"]),
+             f"{number(one['alone']['drained_per_s'])} ({number(one['alone']['drained_per_s'] * one['follows'])} rows)",
+             f"{one['steady']['visible']['p50_ms']}, {one['steady']['visible']['p99_ms']}", one["steady"]["backlog"]["behind"],
+             number(one["reads"]["rps"]), f"{one['reads_ratio']:.1%}", one["cold_ms"],
+             f"{sum(one['bytes'].values()) / 2 ** 30:.1f}", one["seeded_s"]) for one in found["sizes"]]
+    head = ("users", "follows of each", "feed rows at the end", "posts accepted/s, alone", "posts carried/s from a backlog",
+            f"visible at {number(found['sizes'][0]['steady']['wanted_rps'])}/s: p50, p99 ms", "behind then", "cached reads/s", "of bare",
+            "a page from Postgres, ms", "tables, GiB", "seeded in, s")
+    counts, check = found["counts"], found["check"]
+    said = (f"At the end, with {number(counts['posts'])} posts, {number(counts['follows'])} follows and {number(counts['feed_rows'])} rows of "
+            f"feeds, of {len(found['plans'])} hot statements {len(check['scanned'])} read a large table from end to end, and `feed verify` of "
+            f"1,000 users took {found['verify_s']} s and found {check['drift']} wrong.")
+    plans = [line for one in found["plans"] for line in (f"-- {one['statement']}", *one["plan"].split("\n"))]
+    return "\n\n".join(["## Feeds as they grow", table(head, rows), said, "\n".join(["```", *plans, "```"])])
