@@ -4,6 +4,7 @@
 
 mod acks;
 mod addresses;
+mod append;
 mod config;
 mod cursor;
 mod follower;

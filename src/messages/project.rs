@@ -1,4 +1,4 @@
-//! The projection: batches of the topic into Postgres, one partition at a time, each message once; then
+//! The projection: batches of the topic into Postgres, each message once; then
 //! the news of them to whoever is connected.
 
 use std::{collections::HashMap, sync::Arc};
@@ -8,10 +8,11 @@ use sqlx::PgPool;
 
 use super::{
     Config,
+    append::{Appender, Writer},
     cursor::Lane,
     publish::{News, Publisher},
     record,
-    store::{Appended, Row, Store},
+    store::{Appended, Batch, Row, Store},
 };
 use crate::platform::{
     kafka::{
@@ -26,13 +27,17 @@ use crate::platform::{
 /// The messages room's part of the processor role.
 pub struct Projector {
     store: Store,
+    appender: Appender,
     epoch: u32,
     publisher: Arc<Publisher>,
 }
 
 impl Projector {
-    pub fn new(config: &Config, pool: PgPool, publisher: Arc<Publisher>) -> Arc<Self> {
-        Arc::new(Self { store: Store::new(pool), epoch: config.epoch, publisher })
+    /// The second half stores what partitions bring.
+    pub fn new(config: &Config, pool: PgPool, publisher: Arc<Publisher>) -> (Arc<Self>, Writer) {
+        let (store, epoch) = (Store::new(pool), config.epoch);
+        let (appender, writer) = Appender::new(store.clone(), epoch);
+        (Arc::new(Self { store, appender, epoch, publisher }), writer)
     }
 
     fn lane(&self, partition: i32) -> Lane {
@@ -85,10 +90,10 @@ impl Project for Projector {
         next: i64,
     ) -> Result<Result<(), Error>, Failure> {
         let (lane, from) = (self.lane(partition.number), partition.next);
-        let appended = match self.store.append(lane, from, next, rows).await {
+        let batch = Batch { partition: partition.number, expected: from, next, rows: rows.to_vec() };
+        let appended = match self.appender.append(batch).await? {
             Ok(appended) => appended,
-            Err(error) if error.is_a_rows() => return Ok(Err(error)),
-            Err(error) => return Err(Failure::Retry(error.to_string())),
+            Err(refused) => return Ok(Err(refused)),
         };
         projection.advance(partition, next, appended.moved).await?;
         // Whether those that were stored before were announced, nobody knows.

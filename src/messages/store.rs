@@ -1,6 +1,6 @@
 //! Messages in Postgres.
 //!
-//! The statement that stores a batch also moves its partition's progress, from where the writer thinks it
+//! The statement that stores batches also moves the progress of their partitions, from where the writer thinks it
 //! is, and each receiver's last offset: a writer that was replaced stores nothing, and what readers see of a
 //! partition has no holes.
 //!
@@ -31,8 +31,18 @@ pub struct Row {
     pub created_ms: i64,
 }
 
+/// Rows of one partition, and where its progress is before and after them.
+#[derive(Debug)]
+pub struct Batch {
+    pub partition: i32,
+    /// Rows below are stored already.
+    pub expected: i64,
+    pub next: i64,
+    pub rows: Vec<Row>,
+}
+
 /// What came of storing a batch.
-#[derive(Debug, sqlx::FromRow)]
+#[derive(Debug, Default)]
 pub struct Appended {
     /// Whether the progress was where the writer thinks. If not, nothing was stored.
     pub moved: bool,
@@ -104,23 +114,27 @@ pub struct Limits {
 }
 
 const APPEND: &str = r#"
-    WITH moved AS (
-        UPDATE messages_progress
-        SET next = $4,
+    WITH batch AS (
+        SELECT * FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS batch (partition, expected, next)
+    ), moved AS (
+        UPDATE messages_progress AS progress
+        SET next = batch.next,
             marked_at = CASE WHEN now() >= marked_at AND now() < marked_at + interval '1 second' THEN marked_at ELSE now() END
-        WHERE topic_epoch = $1 AND partition = $2 AND next = $3
-        RETURNING next, marked_at
+        FROM batch
+        WHERE topic_epoch = $1 AND progress.partition = batch.partition AND progress.next = expected
+        RETURNING progress.partition, expected, marked_at
     ), marked AS (
         INSERT INTO message_marks (topic_epoch, partition, "offset", stored_at)
-        SELECT $1, $2, $3, marked_at FROM moved WHERE marked_at = now()
+        SELECT $1, partition, expected, marked_at FROM moved WHERE marked_at = now()
         ON CONFLICT (topic_epoch, partition, "offset") DO UPDATE SET stored_at = excluded.stored_at
     ), incoming AS (
-        SELECT * FROM unnest($5::text[], $6::bigint[], $7::text[], $8::text[], $9::bigint[])
-             AS incoming (event_id, "offset", receiver_id, value, created_ms)
-        WHERE EXISTS (SELECT FROM moved) AND "offset" >= $3
+        SELECT * FROM unnest($5::int[], $6::text[], $7::bigint[], $8::text[], $9::text[], $10::bigint[])
+             AS incoming (partition, event_id, "offset", receiver_id, value, created_ms)
+        JOIN moved USING (partition)
+        WHERE "offset" >= expected
     ), first AS (
-        -- Of those that came twice in one batch.
-        SELECT DISTINCT ON (event_id, receiver_id) * FROM incoming ORDER BY event_id, receiver_id, "offset"
+        -- Of those that came twice.
+        SELECT DISTINCT ON (event_id, receiver_id) * FROM incoming ORDER BY event_id, receiver_id, partition, "offset"
     ), fresh AS (
         INSERT INTO message_ids (event_id, receiver_id)
         SELECT event_id::uuid, receiver_id FROM first ORDER BY event_id, receiver_id
@@ -128,25 +142,27 @@ const APPEND: &str = r#"
         RETURNING event_id, receiver_id
     ), chained AS (
         SELECT first.*,
-               lag("offset") OVER (PARTITION BY first.receiver_id ORDER BY "offset") AS before
+               lag("offset") OVER (PARTITION BY first.receiver_id, partition ORDER BY "offset") AS before
         FROM first JOIN fresh ON fresh.event_id = first.event_id::uuid AND fresh.receiver_id = first.receiver_id COLLATE "C"
     ), stored AS (
         INSERT INTO messages (receiver_id, topic_epoch, partition, "offset", prev, event_id, value, created_at)
-        SELECT chained.receiver_id, $1, $2, "offset", coalesce(before, former.last, -1), event_id::uuid, value,
+        SELECT chained.receiver_id, $1, chained.partition, "offset", coalesce(before, former.last, -1), event_id::uuid, value,
                timestamptz 'epoch' + created_ms * interval '1 millisecond'
         FROM chained
         LEFT JOIN message_receivers AS former
-             ON former.receiver_id = chained.receiver_id COLLATE "C" AND former.topic_epoch = $1 AND former.partition = $2
-        RETURNING "offset", prev
+             ON former.receiver_id = chained.receiver_id COLLATE "C" AND former.topic_epoch = $1
+            AND former.partition = chained.partition
+        RETURNING partition, "offset", prev
     ), heads AS (
         INSERT INTO message_receivers (receiver_id, topic_epoch, partition, last)
-        SELECT receiver_id, $1, $2, max("offset") FROM chained GROUP BY receiver_id
+        SELECT receiver_id, $1, partition, max("offset") FROM chained GROUP BY receiver_id, partition
         ON CONFLICT (receiver_id, topic_epoch, partition)
         DO UPDATE SET last = excluded.last, last_stored_at = excluded.last_stored_at
     )
-    SELECT EXISTS (SELECT FROM moved) AS moved,
-           ARRAY(SELECT "offset" FROM stored ORDER BY "offset") AS offsets,
-           ARRAY(SELECT prev FROM stored ORDER BY "offset") AS prevs"#;
+    SELECT moved.partition,
+           array_remove(array_agg("offset" ORDER BY "offset"), NULL) AS offsets,
+           array_remove(array_agg(prev ORDER BY "offset"), NULL) AS prevs
+    FROM moved LEFT JOIN stored USING (partition) GROUP BY moved.partition"#;
 
 const BEGIN: &str = "
     WITH made AS (
@@ -240,20 +256,28 @@ impl Store {
         within(query.bind(i64::from(lane.epoch)).bind(lane.partition).fetch_optional(&self.pool)).await
     }
 
-    /// Stores what is not there yet and moves the progress from `expected` to `next`, together. Rows below
-    /// `expected` are stored already.
-    pub async fn append(&self, lane: Lane, expected: i64, next: i64, rows: &[Row]) -> Result<Appended, Error> {
+    /// Stores what is not there yet and moves the progress, of all batches together; each of a partition of
+    /// its own. Answers are in their order.
+    pub async fn append(&self, epoch: u32, batches: &[Batch]) -> Result<Vec<Appended>, Error> {
+        let rows: Vec<(i32, &Row)> =
+            batches.iter().flat_map(|batch| batch.rows.iter().map(|row| (batch.partition, row))).collect();
         let query = sqlx::query_as(APPEND)
-            .bind(i64::from(lane.epoch))
-            .bind(lane.partition)
-            .bind(expected)
-            .bind(next)
-            .bind(column(rows, |row| row.event_id.as_str()))
-            .bind(column(rows, |row| row.offset))
-            .bind(column(rows, |row| row.receiver_id.as_str()))
-            .bind(column(rows, |row| row.value.as_str()))
-            .bind(column(rows, |row| row.created_ms));
-        within(query.fetch_one(&self.pool)).await
+            .bind(i64::from(epoch))
+            .bind(column(batches, |batch| batch.partition))
+            .bind(column(batches, |batch| batch.expected))
+            .bind(column(batches, |batch| batch.next))
+            .bind(column(&rows, |(partition, _)| *partition))
+            .bind(column(&rows, |(_, row)| row.event_id.as_str()))
+            .bind(column(&rows, |(_, row)| row.offset))
+            .bind(column(&rows, |(_, row)| row.receiver_id.as_str()))
+            .bind(column(&rows, |(_, row)| row.value.as_str()))
+            .bind(column(&rows, |(_, row)| row.created_ms));
+        let moved: Vec<(i32, Vec<i64>, Vec<i64>)> = within(query.fetch_all(&self.pool)).await?;
+        let mut moved: HashMap<i32, Appended> = moved
+            .into_iter()
+            .map(|(partition, offsets, prevs)| (partition, Appended { moved: true, offsets, prevs }))
+            .collect();
+        Ok(batches.iter().map(|batch| moved.remove(&batch.partition).unwrap_or_default()).collect())
     }
 
     /// What a receiver has after the cursor, by lane and offset.

@@ -77,7 +77,11 @@ fn project_messages(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) 
         platform.topics_ready.clone(),
     );
     tasks.spawn("undelivered messages", undelivered.run(platform.stop.clone()));
-    let projector = messages::Projector::new(&settings.messages, pool, publisher);
+    let (projector, writer) = messages::Projector::new(&settings.messages, pool, publisher);
+    tasks.spawn("messages store", async move {
+        writer.until_closed().await;
+        Ok(())
+    });
     let projection = Projection::new(projector, platform.health.check("messages"));
     let subscription = subscription(platform, ConsumerPlan::messages(settings), settings.messages.batch_records);
     consume("messages consumer", platform, subscription, projection, tasks);
