@@ -13,7 +13,8 @@ from .procs import Failed, Meter, await_true, get, memory_mib, say
 from .stack import REPO, free_port, short
 
 CONNECT_RATE, RATE, WINDOW = 2_000, 2_000, 1_000
-PEER_TOPIC = "bench-peer"
+PEER_PREFIX = "bench-peer-"
+PEER_TOPIC = f"{PEER_PREFIX}message"
 AIM_KIB, AIM_REST_PERCENT, AIM_P50_MS, AIM_P99_MS = 15, 5, 6, 20
 SETTLE_SECONDS = 4
 LATENCIES = ("p50_ms", "p90_ms", "p99_ms", "p99.9_ms", "max_ms")
@@ -190,15 +191,11 @@ def idle(stack, settings, binary):
 
 
 def make_topics(stack):
-    """Ours by the product's first start, the peer's by its first record, which is for nobody."""
-    api = stack.start_product("api", "api-topics")
-    command = {"method": "publish", "payload": {"channel": "to:nobody", "data": {}}}
-    body = json.dumps({"topic": PEER_TOPIC, "payload": command}).encode()
-    request = urllib.request.Request(f"{api.url}/produce", body, {"content-type": "application/json"})
-    urllib.request.urlopen(request, timeout=20).close()
+    """Ours by the product's first start, and the peer's by another under a prefix, so that they have as many partitions."""
+    for prefix in ("", PEER_PREFIX):
+        stack.stop(stack.start_product("api", "api-topics", POSTRIDER_KAFKA__TOPIC_PREFIX=prefix))
     if stack.partitions(PEER_TOPIC) != stack.partitions("message"):
         raise Failed("messages: the topics differ in their partitions, which are the peer's concurrency")
-    stack.stop(api)
 
 
 def run(stack, settings):

@@ -58,7 +58,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            partitions: 6,
+            partitions: 3,
             epoch: 0,
             group: "client-response-group".to_owned(),
             topic_retention_ms: 604_800_000,

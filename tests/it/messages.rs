@@ -205,14 +205,18 @@ async fn messages_that_postgres_refuses_become_dead_letters_and_hold_nobody() {
     world.sql(r#"ALTER TABLE messages ADD CHECK (value NOT LIKE '%"content":"_3"%')"#).await;
     let api = world.app().role("api").start().await;
     let socket = Socket::cursors(&api.api, "r", "").await;
+    let beside = Socket::cursors(&api.api, "q", "").await;
+    let to = |receiver| (0..40).map(move |number| message(receiver, "s", number * 2)).collect::<Vec<Value>>();
+    let bytes = |sent: &[Value]| sent.iter().map(|message| message.to_string().into_bytes()).collect::<Vec<_>>();
     let sent: Vec<Value> = (0..40).map(|number| message("r", "s", number)).collect();
-    let values: Vec<Vec<u8>> = sent.iter().map(|message| message.to_string().into_bytes()).collect();
-    world.kafka.write_in(&world.topic("message"), 0, &values).await;
-    // All of them are one batch.
+    world.kafka.write_in(&world.topic("message"), 0, &bytes(&sent)).await;
+    world.kafka.write_in(&world.topic("message"), 1, &bytes(&to("q"))).await;
+    // All of one receiver are one batch, and batches of both partitions may share a statement.
     let processor = world.app().role("processor").start().await;
     let taken: Vec<Value> =
         sent.into_iter().filter(|message| !["13", "23", "33"].map(Value::from).contains(&message["content"])).collect();
     assert_eq!(socket.frames(37).await.data(), taken);
+    assert_eq!(beside.frames(40).await.data(), to("q"));
     let letters = world.kafka.read_at_least(&world.topic("dead-letter-events"), 3).await;
     let mut refused: Vec<_> =
         letters.iter().map(|letter| (letter.header("error-class"), letter.json()["content"].clone())).collect();
