@@ -1,6 +1,13 @@
 //! Starting and stopping: signals, owned tasks, and the order in which things end.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,6 +42,29 @@ impl Config {
     pub fn grace(&self) -> Duration {
         Duration::from_millis(self.grace_ms)
     }
+}
+
+/// Whether the process is on its way out, though it still serves. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Draining(Arc<AtomicBool>);
+
+impl Draining {
+    pub fn begin(&self) {
+        self.0.store(true, Relaxed);
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+/// How a server ends.
+pub struct Ending {
+    pub draining: Draining,
+    /// No more is accepted from then on.
+    pub stop: CancellationToken,
+    /// For what is being answered then.
+    pub grace: Duration,
 }
 
 /// Resolves at the first SIGTERM or SIGINT; from then on a second one ends the process at once.

@@ -74,9 +74,9 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         tracing::info!(%address, "serving HTTP");
     }
-    let (config, stop, grace) = (settings.http.clone(), platform.stop.clone(), settings.drain.grace());
+    let (config, ending) = (settings.http.clone(), platform.ending());
     tasks.spawn("http", async move {
-        serve::serve(listeners, router, short_cuts, &config, proxies, stop, grace).await;
+        serve::serve(listeners, router, short_cuts, &config, proxies, ending).await;
         Ok(())
     });
     Ok(())

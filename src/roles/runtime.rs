@@ -14,7 +14,7 @@ use super::{
     settings::{Settings, TopicPlan},
 };
 use crate::platform::{
-    drain::{self, Tasks},
+    drain::{self, Draining, Ending, Tasks},
     http::{client::Proxies, serve, shortcut::ShortCuts},
     kafka::{Admin, Broker, Producer, TopicError, TopicSpec, TopicsReady, lanes::Lanes},
     ops::{self, Check, Health},
@@ -46,6 +46,11 @@ impl Platform {
     pub fn lanes(&self) -> Lanes {
         let (config, broker) = (self.settings.kafka.clone(), self.broker.clone());
         Lanes { config, broker, health: self.health.clone(), stop: self.stop.clone() }
+    }
+
+    /// How what it serves ends.
+    pub fn ending(&self) -> Ending {
+        Ending { draining: self.health.draining(), stop: self.stop.clone(), grace: self.settings.drain.grace() }
     }
 }
 
@@ -131,8 +136,8 @@ async fn serve_until_stopped(settings: Settings, mission: Mission, metrics: Prom
     let router = ops::router(health.clone(), metrics.clone());
     let management = tokio::spawn({
         let stop = management_stop.clone();
-        let (short_cuts, grace) = (ShortCuts::default(), Duration::from_secs(1));
-        async move { serve::serve(management, router, short_cuts, &config, Proxies::default(), stop, grace).await }
+        let ending = Ending { draining: Draining::default(), stop, grace: Duration::from_secs(1) };
+        async move { serve::serve(management, router, ShortCuts::default(), &config, Proxies::default(), ending).await }
     });
     let outcome = run_mission(&platform, &mission, signal).await;
     let producer = platform.producer.clone();

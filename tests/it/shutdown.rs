@@ -52,6 +52,9 @@ async fn readiness_goes_false_first_while_requests_are_still_served() {
     assert_eq!((&report["ready"], &report["draining"]), (&json!(false), &json!(true)));
     assert_eq!(app.manage("/livez").await.status, 200);
     push(&app, "late", &json!(1)).await;
+    // Who is served now is told to come by another connection next time, which finds another process.
+    let answer = reqwest::get(format!("{}/health", app.api)).await.unwrap();
+    assert_eq!(answer.headers()["connection"], "close");
     let status = app.exit(seconds(15)).await;
     assert!(status.success() && begun.elapsed() >= Duration::from_millis(1_400), "{status} {:?}", begun.elapsed());
     assert_eq!(world.kafka.read(&world.topic("messages")).await.len(), 1);

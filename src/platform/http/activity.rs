@@ -12,7 +12,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use axum::{Router, body::Body, extract::Request, http::Response, http::StatusCode, routing::future::RouteFuture};
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{HeaderValue, Response, StatusCode, header},
+    routing::future::RouteFuture,
+};
 use futures_util::future::Either;
 use hyper::body::{Body as _, Incoming};
 use pin_project_lite::pin_project;
@@ -28,6 +34,7 @@ use super::{
     linger::Linger,
     shortcut::{Answer, ShortCuts},
 };
+use crate::platform::drain::Draining;
 
 /// Counters of one connection.
 #[derive(Default)]
@@ -42,6 +49,13 @@ pub struct Activity {
     pub(super) http2: AtomicBool,
     /// The last answer may have come before its request was read to the end.
     cut_short: AtomicBool,
+    draining: Draining,
+}
+
+impl Activity {
+    pub fn new(draining: Draining) -> Self {
+        Self { draining, ..Self::default() }
+    }
 }
 
 /// Counts what is read.
@@ -157,17 +171,25 @@ impl Future for Counting {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = match ready!(this.answer.poll(cx)) {
+        let mut response = match ready!(this.answer.poll(cx)) {
             Ok(response) => response,
             Err(never) => match never {},
         };
         let Some(running) = this.running.take() else { return Poll::Ready(Ok(response)) };
         running.0.cut_short.store(is_cut_short(response.status()), Relaxed);
+        // A client that is told goes elsewhere with its next request; else that may come just when the connection is closed.
+        if running.0.draining.has_begun() && !running.0.http2.load(Relaxed) && !is_upgrade(response.status()) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         Poll::Ready(Ok(match response.body().size_hint().exact() {
             Some(_) => response,
             None => response.map(|body| Body::new(Streaming { body, _running: running })),
         }))
     }
+}
+
+fn is_upgrade(status: StatusCode) -> bool {
+    status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// Whether such an answer may come before its request was read to the end.

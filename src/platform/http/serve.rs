@@ -31,6 +31,7 @@ use super::{
     shortcut::ShortCuts,
     watch::{Order, Watch},
 };
+use crate::platform::drain::{Draining, Ending};
 
 /// Binds every address, so that a port that is taken is known before anything starts.
 pub async fn bind(addresses: &[String]) -> io::Result<Vec<TcpListener>> {
@@ -49,16 +50,16 @@ fn with_host(address: &str) -> Cow<'_, str> {
     if address.starts_with(':') { format!("0.0.0.0{address}").into() } else { address.into() }
 }
 
-/// Serves the router, and short cuts past it, until `stop`, then lets connections finish what they answer, up to `grace`.
+/// Serves the router, and short cuts past it, until the stop, then lets connections finish what they answer, up to the grace.
 pub async fn serve(
     listeners: Vec<TcpListener>,
     router: Router,
     short_cuts: ShortCuts,
     config: &Config,
     proxies: Proxies,
-    stop: CancellationToken,
-    grace: Duration,
+    ending: Ending,
 ) {
+    let Ending { draining, stop, grace } = ending;
     let server = Arc::new(Server {
         router,
         short_cuts: Arc::new(short_cuts),
@@ -70,6 +71,7 @@ pub async fn serve(
             Duration::from_millis(config.header_timeout_ms),
             Duration::from_millis(config.idle_timeout_ms),
         ),
+        draining,
         stop,
         connections: TaskTracker::new(),
     });
@@ -103,6 +105,7 @@ struct Server {
     proxies: Proxies,
     builder: Builder<TokioExecutor>,
     slots: Arc<Semaphore>,
+    draining: Draining,
     stop: CancellationToken,
     watch: Arc<Watch>,
     connections: TaskTracker,
@@ -155,7 +158,7 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(error = %error, "cannot set TCP_NODELAY");
         }
-        let activity = Arc::<Activity>::default();
+        let activity = Arc::new(Activity::new(self.draining.clone()));
         let (router, short_cuts) = (self.router.clone(), self.short_cuts.clone());
         let (peer_address, proxies) = (peer.ip(), self.proxies.clone());
         let service = Counted { router, short_cuts, peer: peer_address, proxies, activity: activity.clone() };

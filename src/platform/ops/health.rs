@@ -10,6 +10,8 @@ use std::{
 
 use serde_json::{Value, json};
 
+use crate::platform::drain::Draining;
+
 /// How long a loop may be silent before the process counts as stuck.
 const BEAT_LIMIT: Duration = Duration::from_secs(30);
 
@@ -24,7 +26,7 @@ struct Inner {
     checks: Mutex<Vec<Check>>,
     beats: Mutex<Vec<Beat>>,
     published: Mutex<Vec<Published>>,
-    draining: AtomicBool,
+    draining: Draining,
     was_ready: AtomicBool,
 }
 
@@ -61,7 +63,7 @@ impl Default for Health {
                 checks: Mutex::default(),
                 beats: Mutex::default(),
                 published: Mutex::default(),
-                draining: AtomicBool::new(false),
+                draining: Draining::default(),
                 was_ready: AtomicBool::new(false),
             }),
         }
@@ -100,13 +102,18 @@ impl Health {
 
     /// From now on not ready, whatever the checks say.
     pub fn drain(&self) {
-        self.inner.draining.store(true, Ordering::Relaxed);
+        self.inner.draining.begin();
+    }
+
+    /// For those who serve meanwhile.
+    pub fn draining(&self) -> Draining {
+        self.inner.draining.clone()
     }
 
     /// Whether every check passes, with the report that `?verbose` shows.
     pub fn readiness(&self) -> (bool, Value) {
         let checks = self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        let draining = self.inner.draining.load(Ordering::Relaxed);
+        let draining = self.inner.draining.has_begun();
         let mut ready = !draining;
         let mut report = serde_json::Map::new();
         for check in checks.iter() {
