@@ -195,7 +195,11 @@ use_fits_requests() {
 
 # --- what may happen to it -----------------------------------------------------------------------------------------
 
-restarts() { kubectl --namespace "$1" get pods --selector postrider/management=true -o 'jsonpath={.items[*].status.containerStatuses[0].restartCount}'; }
+# Of pods that are not on their way out, one number each.
+restarts() {
+  kubectl --namespace "$1" get pods --selector postrider/management=true -o json |
+    jq -r '[.items[] | select(.metadata.deletionTimestamp == null)] | sort_by(.metadata.name) | map(.status.containerStatuses[0].restartCount) | join(" ")'
+}
 
 # every_restarted NAMESPACE RESTARTS_BEFORE: each of its processes took what was mounted anew, and all are well.
 every_restarted() {
