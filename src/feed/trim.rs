@@ -12,8 +12,9 @@ use sqlx::{PgPool, Postgres, Transaction};
 use super::Config;
 use crate::platform::query::{Error, within};
 
-/// Between two chunks.
+/// Between two chunks, at least; and times as long as the chunk took, so that a walk keeps a tenth of a processor busy.
 const PAUSE: Duration = Duration::from_millis(100);
+const REST: u32 = 9;
 /// Between two looks whether a walk is due.
 const LOOK: Duration = Duration::from_secs(1);
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
@@ -91,10 +92,11 @@ impl Trimmer {
             let begun = Instant::now();
             let pause = match self.chunk(kept).await {
                 Ok(ControlFlow::Continue(())) => {
-                    self.users = if begun.elapsed() > CHUNK_TIME { self.users / 2 } else { self.users * 2 };
-                    PAUSE
+                    let took = begun.elapsed();
+                    self.users = if took > CHUNK_TIME { self.users / 2 } else { self.users * 2 };
+                    PAUSE.max(took * REST)
                 }
-                Ok(ControlFlow::Break(())) => LOOK.min(self.config.trim_interval()),
+                Ok(ControlFlow::Break(())) => self.config.trim_interval().clamp(PAUSE, LOOK),
                 Err(error) => {
                     tracing::warn!(error = %error, "feeds could not be trimmed; they are kept longer");
                     self.users /= 4;
