@@ -23,6 +23,7 @@ use crate::platform::{
     http::{
         Code, Problem, ProblemBody, RequestContext, body,
         context::{ANONYMOUS, require_content_type},
+        refusals::PostgresRead,
         sse,
     },
     kafka::{Outgoing, event::Event},
@@ -134,8 +135,7 @@ struct ListQuery {
     ),
     responses(
         (status = 200, description = "A page", body = Page),
-        (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
+        PostgresRead,
     ),
 )]
 async fn list(

@@ -17,7 +17,12 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{Bounds, Config, Detail, Error, Filter, Letters, Listing, Query, Queue, Report, filter::parse_since};
 use crate::platform::{
     clock,
-    http::{Code, Config as HttpConfig, Problem, ProblemBody, body, body::Limits, json},
+    http::{
+        Code, Config as HttpConfig, Problem, ProblemBody, body,
+        body::Limits,
+        json,
+        refusals::{JsonBody, refusals},
+    },
 };
 
 /// Letters kept track of by one request at most, about 200 bytes each.
@@ -104,6 +109,13 @@ struct ChangeBody {
     all: bool,
 }
 
+refusals! {
+    /// Of routes that read the dead-letter topics.
+    Reading { 429: "Another request is reading", 503: "Kafka cannot be reached, or reading took too long" }
+    /// Of bodies that choose letters.
+    Choice { 400: "Malformed", 422: "Nothing chooses, a field breaks a rule, or too many match" }
+}
+
 /// List dead letters
 ///
 /// The newest first. Reads the dead-letter topics, one request at a time. Until there is
@@ -117,8 +129,7 @@ struct ChangeBody {
         (status = 200, description = "Those that match", body = Listing),
         (status = 400, description = "A parameter cannot be read", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "A parameter breaks a rule", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 429, description = "Another request is reading", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Kafka cannot be reached, or reading took too long", body = ProblemBody, content_type = "application/problem+json"),
+        Reading,
     ),
 )]
 async fn list(
@@ -145,8 +156,7 @@ async fn list(
         (status = 200, description = "The letter", body = Detail),
         (status = 400, description = "The id cannot be read", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "No such letter", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 429, description = "Another request is reading", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Kafka cannot be reached, or reading took too long", body = ProblemBody, content_type = "application/problem+json"),
+        Reading,
     ),
 )]
 async fn show(State(desk): State<Desk>, id: Result<Path<String>, PathRejection>) -> Result<Json<Detail>, Problem> {
@@ -168,13 +178,9 @@ async fn show(State(desk): State<Desk>, id: Result<Path<String>, PathRejection>)
     request_body = ChangeBody,
     responses(
         (status = 200, description = "What became of each", body = Report),
-        (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 415, description = "Not JSON", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "Nothing chooses, a field breaks a rule, or too many match", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 429, description = "Another request is reading", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Kafka cannot be reached, or reading took too long", body = ProblemBody, content_type = "application/problem+json"),
+        Choice,
+        Reading,
+        JsonBody,
     ),
 )]
 async fn replay(State(desk): State<Desk>, request: Request) -> Result<Json<Report>, Problem> {
@@ -193,13 +199,9 @@ async fn replay(State(desk): State<Desk>, request: Request) -> Result<Json<Repor
     request_body = ChangeBody,
     responses(
         (status = 200, description = "What became of each", body = Report),
-        (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 415, description = "Not JSON", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "Nothing chooses, a field breaks a rule, or too many match", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 429, description = "Another request is reading", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Kafka cannot be reached, or reading took too long", body = ProblemBody, content_type = "application/problem+json"),
+        Choice,
+        Reading,
+        JsonBody,
     ),
 )]
 async fn purge(State(desk): State<Desk>, request: Request) -> Result<Json<Report>, Problem> {

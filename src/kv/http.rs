@@ -19,6 +19,7 @@ use crate::platform::{
         Code, Problem, ProblemBody, RequestContext, body,
         context::require_content_type,
         json,
+        refusals::JsonWrite,
         shortcut::{self, ShortCuts},
     },
     kafka::Position,
@@ -96,11 +97,8 @@ struct Pulled {
     responses(
         (status = 202, description = "Stored", body = Accepted, headers(("Postrider-Position" = String, description = "Where it is, such as `messages/3@1234`"))),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 415, description = "Not JSON", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "A field breaks a rule", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
+        JsonWrite,
     ),
 )]
 async fn push(

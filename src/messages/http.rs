@@ -29,7 +29,9 @@ use crate::platform::{
     http::{
         Code, Problem, ProblemBody, RequestContext, body,
         context::{ANONYMOUS, require_content_type},
-        json, sse,
+        json,
+        refusals::{JsonWrite, PostgresRead},
+        sse,
     },
     kafka::{Outgoing, event::Event, partition_of},
 };
@@ -71,11 +73,8 @@ pub fn routes(messages: Messages) -> OpenApiRouter {
     responses(
         (status = 200, description = "`Message Sent`", body = String, content_type = "text/plain"),
         (status = 400, description = "Malformed, or a field is missing or empty", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 415, description = "Not JSON", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "An id is too long", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
+        JsonWrite,
     ),
 )]
 async fn push(
@@ -246,8 +245,7 @@ struct Page<'a> {
     ),
     responses(
         (status = 200, description = "A page", body = Page),
-        (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
+        PostgresRead,
     ),
 )]
 async fn history(

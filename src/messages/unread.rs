@@ -20,7 +20,7 @@ use super::{
 };
 use crate::platform::{
     clock,
-    http::{Code, Problem, ProblemBody, body, context::require_content_type, json},
+    http::{Code, Problem, ProblemBody, body, context::require_content_type, json, refusals::JsonBody},
 };
 
 /// Counted at most for one receiver.
@@ -135,11 +135,9 @@ struct Got {
     responses(
         (status = 200, description = "Noted", body = Unread),
         (status = 400, description = "Malformed, or not a cursor that was given out", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 415, description = "Not JSON", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "The id is too long", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
+        JsonBody,
     ),
 )]
 async fn acknowledge(State(messages): State<Messages>, request: Request) -> Result<Json<Unread>, Problem> {

@@ -22,8 +22,20 @@ use crate::{
         reads::Side,
         writes::{self, Pair},
     },
-    platform::http::{Problem, ProblemBody, RequestContext, json as input},
+    platform::http::{
+        Problem, ProblemBody, RequestContext, json as input,
+        refusals::{JsonWrite, PostgresRead, refusals},
+    },
 };
+
+refusals! {
+    /// Of bodies with a follower and a followee.
+    Following {
+        400: "Malformed, a field is empty, or both are the same",
+        409: "One of them is being erased",
+        422: "A field is too long",
+    }
+}
 
 /// Follow somebody
 ///
@@ -36,13 +48,8 @@ use crate::{
     request_body = FollowDraft,
     responses(
         (status = 200, description = "Stored", body = Said),
-        (status = 400, description = "Malformed, a field is empty, or both are the same", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 409, description = "One of them is being erased", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 415, description = "Not JSON", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "A field is too long", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
+        Following,
+        JsonWrite,
     ),
 )]
 pub async fn follow(
@@ -66,13 +73,8 @@ pub async fn follow(
     request_body = FollowDraft,
     responses(
         (status = 200, description = "Stored", body = Said),
-        (status = 400, description = "Malformed, a field is empty, or both are the same", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 409, description = "One of them is being erased", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 415, description = "Not JSON", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "A field is too long", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
+        Following,
+        JsonWrite,
     ),
 )]
 pub async fn unfollow(
@@ -180,9 +182,8 @@ pub struct ListQuery {
     ),
     responses(
         (status = 200, description = "A page", body = FollowersPage),
-        (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "The id is too long", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
+        PostgresRead,
     ),
 )]
 pub async fn followers(
@@ -206,9 +207,8 @@ pub async fn followers(
     ),
     responses(
         (status = 200, description = "A page", body = FollowingPage),
-        (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "The id is too long", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
+        PostgresRead,
     ),
 )]
 pub async fn following(

@@ -20,7 +20,11 @@ use crate::{
     },
     platform::{
         clock,
-        http::{Problem, ProblemBody, RequestContext, json as input, shortcut::ShortCuts},
+        http::{
+            Problem, ProblemBody, RequestContext, json as input,
+            refusals::{JsonWrite, PostgresRead},
+            shortcut::ShortCuts,
+        },
     },
 };
 
@@ -87,12 +91,9 @@ pub struct Said {
     responses(
         (status = 202, description = "Stored", body = PostCreated),
         (status = 400, description = "Malformed, or a field is empty", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
         (status = 409, description = "The author is being erased", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 415, description = "Not JSON", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "A field is too long", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
+        JsonWrite,
     ),
 )]
 pub async fn create(
@@ -120,9 +121,8 @@ pub async fn create(
     params(("id" = i64, Path, minimum = 0, maximum = 9007199254740991u64)),
     responses(
         (status = 200, description = "The post", body = Shown),
-        (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "No such post, or deleted", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
+        PostgresRead,
     ),
 )]
 pub async fn show(State(feed): State<Feed>, id: Result<Path<i64>, PathRejection>) -> Result<Response<Body>, Problem> {

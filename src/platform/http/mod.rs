@@ -13,6 +13,7 @@ pub mod layer;
 mod linger;
 pub mod problem;
 mod red;
+pub mod refusals;
 pub mod serve;
 pub mod shortcut;
 pub mod sse;

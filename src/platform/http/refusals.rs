@@ -1,0 +1,40 @@
+//! Refusals that several routes share, for their descriptions: `responses((status = 200, …), JsonWrite)`.
+
+use utoipa::{
+    ToSchema,
+    openapi::{ContentBuilder, Ref, Response, ResponseBuilder},
+};
+
+use super::ProblemBody;
+
+/// Makes types of sets of refusals: statuses, and what each means.
+macro_rules! refusals {
+    ($($(#[$doc:meta])* $visibility:vis $name:ident { $($status:literal: $meaning:literal),+ $(,)? })+) => {$(
+        $(#[$doc])*
+        $visibility enum $name {}
+
+        impl utoipa::IntoResponses for $name {
+            fn responses() -> std::collections::BTreeMap<String, utoipa::openapi::RefOr<utoipa::openapi::Response>> {
+                let refusal = |meaning| $crate::platform::http::refusals::refusal(meaning).into();
+                [$(($status.to_string(), refusal($meaning))),+].into()
+            }
+        }
+    )+};
+}
+pub(crate) use refusals;
+
+refusals! {
+    /// Of routes that read a JSON body.
+    pub JsonBody { 408: "Body too slow", 413: "Too large", 415: "Not JSON" }
+    /// Of routes that read a JSON body and write it to Kafka or Postgres.
+    pub JsonWrite { 408: "Body too slow", 413: "Too large", 415: "Not JSON", 503: "Refused, or outcome unknown" }
+    /// Of routes that read Postgres.
+    pub PostgresRead { 400: "Malformed", 503: "Postgres cannot be reached" }
+}
+
+/// An answer with a problem.
+pub fn refusal(meaning: &str) -> Response {
+    let schema = Ref::from_schema_name(ProblemBody::name());
+    let content = ContentBuilder::new().schema(Some(schema)).build();
+    ResponseBuilder::new().description(meaning).content("application/problem+json", content).build()
+}
