@@ -170,7 +170,7 @@ def delivery(stack, settings, binary):
             for what, how in (("steady", f"rate={RATE}"), ("saturated", f"window={WINDOW}")):
                 found[name][what].append(sent(receivers, api, processes, settings.message_seconds, how, check))
     for name, one in found.items():
-        one["steady_median"] = {key: median(each[key] for each in one["steady"]) for key in LATENCIES}
+        one["steady_median"] = {key: round(median(each[key] for each in one["steady"]), 3) for key in LATENCIES}
         one["saturation_rps"] = round(median(each["rps"] for each in one["saturated"]))
     stack_stop(stack, *(side[0].child for side in sides.values()), *children)
     return found, config
