@@ -49,8 +49,8 @@ dlq: ## list the dead letters of the stack that runs
 	@servers=$$(dev/stack env) && eval "$$servers" && export POSTRIDER_KAFKA__BROKERS="$${POSTRIDER_KAFKA__BROKERS:-$$KAFKA_BROKERS}" && \
 	$(CARGO) run -q --release --bin postrider -- dlq list
 
-bench: ## measure; results go to bench/results
-	@dev/setup --bench && bench/run
+bench: ## measure; results go to bench/results: WHAT="feed feed-growth"
+	@dev/setup --bench && bench/run $(WHAT)
 
 docs: ## write the generated parts of the documentation
 	@$(CARGO) run -q -- docs && dev/chart docs
