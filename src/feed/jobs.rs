@@ -145,13 +145,17 @@ impl Worker {
     }
 
     async fn fan_out(&self, job: &Job) -> Result<Step, Error> {
-        let post_id = job.post_id.unwrap_or_default();
-        let Found { users, last } = self.chunks.fan_out(&job.author_id, post_id, job.after_user()).await?;
+        let more = self.put(&job.author_id, job.post_id.unwrap_or_default(), job.after_user()).await?;
+        Ok(more.map_or(Step::Done, |user| Step::More(Mark { user: Some(user), post: None })))
+    }
+
+    /// Puts a post into the feeds of a chunk of followers and tells their timelines; returns the last of them where there may be more.
+    async fn put(&self, author_id: &str, post_id: i64, after: &str) -> Result<Option<String>, Error> {
+        let Found { users, last } = self.chunks.fan_out(author_id, post_id, after).await?;
         counter!("postrider_feed_rows_total").increment(users.len() as u64);
         let more = (!last).then(|| users.last().cloned()).flatten();
-        let additions = users.into_iter().map(|user| (Owner::User(user), vec![post_id])).collect();
-        self.cache.add(additions).await?;
-        Ok(more.map_or(Step::Done, |user| Step::More(Mark { user: Some(user), post: None })))
+        self.cache.add(users.into_iter().map(|user| (Owner::User(user), vec![post_id])).collect()).await?;
+        Ok(more)
     }
 
     async fn backfill(&self, job: &Job) -> Result<Step, Error> {
@@ -214,8 +218,7 @@ impl Worker {
         let Some(post_id) = post_id else {
             return self.chunks.turned(&job.author_id, 3, 0).await.map(|()| Step::Done);
         };
-        let Found { users, last } = self.chunks.fan_out(&job.author_id, post_id, after).await?;
-        let user = (!last).then(|| users.last().cloned()).flatten();
+        let user = self.put(&job.author_id, post_id, after).await?;
         Ok(Step::More(Mark { user, post: Some(post_id) }))
     }
 
