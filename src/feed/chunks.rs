@@ -54,10 +54,11 @@ const BACKFILL: &str = "
     )
     SELECT count(*), min(id) FROM page";
 
+/// Deleted posts go also when the author is followed again: while nobody followed, their purge did not see this feed.
 const UNFOLLOW: &str = "
     WITH page AS MATERIALIZED (
         SELECT id FROM posts WHERE author_id = $1 AND id < $2
-          AND NOT EXISTS (SELECT FROM follows WHERE followee_id = $1 AND follower_id = $3)
+          AND (deleted_at IS NOT NULL OR NOT EXISTS (SELECT FROM follows WHERE followee_id = $1 AND follower_id = $3))
         ORDER BY id DESC LIMIT $4
     ), purged AS (
         DELETE FROM feed_rows USING page WHERE feed_rows.user_id = $3 AND feed_rows.post_id = page.id
