@@ -46,10 +46,10 @@ local kept, at = tonumber(ARGV[1]), 2
 for _, key in ipairs(KEYS) do
   local count = tonumber(ARGV[at])
   local top = redis.call('ZREVRANGE', key, 0, 0, 'WITHSCORES')
-  local kind, floor, merged = string.match(top[1] or '', '^([br])(%d+)(.*)$')
+  local kind, floor, merged = string.match(top[1] or '', '^([brw])(%d+)(.*)$')
   if kind then
     for place = at + 1, at + count do redis.call('ZADD', key, ARGV[place], ARGV[place]) end
-    if kind == 'r' and redis.call('ZCARD', key) > kept + kept / 10 + 1 then
+    if kind ~= 'b' and redis.call('ZCARD', key) > kept + kept / 10 + 1 then
       redis.call('ZREMRANGEBYRANK', key, 0, -(kept + 2))
       local lowest = redis.call('ZRANGE', key, 0, 0)[1]
       if lowest ~= top[1] and tonumber(lowest) > tonumber(floor) then

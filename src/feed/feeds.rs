@@ -42,19 +42,20 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1
 ";
 
-/// KEYS: timeline. ARGV: the builder's marker, its score, the floor, whom to merge, how long it lives in ms, how many ids,
-/// then ids. What was added meanwhile stays, where there is room for it.
+/// KEYS: timeline. ARGV: the builder's marker, their score, the marker that takes its place, how long the timeline lives in
+/// ms, how many ids, then ids. What was added meanwhile stays, where there is room for it.
 const FILL: &str = r"
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return 0 end
 redis.call('ZREM', KEYS[1], ARGV[1])
-for at = 7, #ARGV do redis.call('ZADD', KEYS[1], ARGV[at], ARGV[at]) end
-local over = redis.call('ZCARD', KEYS[1]) - tonumber(ARGV[6])
+for at = 6, #ARGV do redis.call('ZADD', KEYS[1], ARGV[at], ARGV[at]) end
+local over = redis.call('ZCARD', KEYS[1]) - tonumber(ARGV[5])
 if over > 0 then redis.call('ZREMRANGEBYRANK', KEYS[1], 0, over - 1) end
-local floor = ARGV[3]
+local marker = ARGV[3]
+local floor, merged = string.match(marker, '^%a(%d+)(.*)$')
 local lowest = redis.call('ZRANGE', KEYS[1], 0, 0)[1]
-if over > 0 and tonumber(lowest) > tonumber(floor) then floor = lowest end
-redis.call('ZADD', KEYS[1], ARGV[2], 'r' .. floor .. ARGV[4])
-redis.call('PEXPIRE', KEYS[1], ARGV[5])
+if over > 0 and tonumber(lowest) > tonumber(floor) then marker = 'r' .. lowest .. merged end
+redis.call('ZADD', KEYS[1], ARGV[2], marker)
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return 1
 ";
 
@@ -89,6 +90,13 @@ pub struct Page {
     pub more: bool,
     /// Whether Redis had all of it.
     pub hit: bool,
+}
+
+/// A part of a timeline.
+struct Part {
+    list: List,
+    /// Of which timeline in Redis, with its epoch; `None` where it was only now made.
+    kept: Option<(i64, Owner)>,
 }
 
 /// What came of a flight; errors are shared as their sentence.
@@ -158,37 +166,42 @@ impl Feeds {
             return Ok(None);
         }
         let count = skip + limit + 1;
-        let owner = Owner::User(user_id.to_owned());
-        let Some((list, merged, mut hit)) = self.list(owner, before, count).await? else { return Ok(None) };
-        let mut lists = vec![list];
-        let others = merged.into_iter().map(|author| self.list(Owner::Author(author), before, count));
+        let own = self.part(Owner::User(user_id.to_owned()), before, count).await?;
+        let Some((own, merged)) = own else { return Ok(None) };
+        let mut parts = vec![own];
+        let others = merged.into_iter().map(|author| self.part(Owner::Author(author), before, count));
         for other in join_all(others).await {
-            let Some((list, _, found)) = other? else { return Ok(None) };
-            hit &= found;
-            lists.push(list);
+            let Some((part, _)) = other? else { return Ok(None) };
+            parts.push(part);
         }
-        Ok(merge(&lists, skip, limit).map(|(ids, more)| Page { ids, more, hit }))
+        let hit = parts.iter().all(|part| part.kept.is_some());
+        let (lists, kept): (Vec<List>, Vec<_>) = parts.into_iter().map(|part| (part.list, part.kept)).unzip();
+        let page = merge(&lists, skip, limit);
+        if page.is_none() && before.is_none() {
+            self.inner.drop_short(&lists, kept).await;
+        }
+        Ok(page.map(|(ids, more)| Page { ids, more, hit }))
     }
 
-    /// A part of a timeline, whose else belongs to it, and whether Redis had it.
-    async fn list(
+    /// A part of a timeline, and whose else belongs to it.
+    async fn part(
         &self,
         owner: Owner,
         before: Option<i64>,
         count: usize,
-    ) -> Result<Option<(List, Vec<String>, bool)>, Problem> {
+    ) -> Result<Option<(Part, Vec<String>)>, Problem> {
         let question = Question { owner: owner.clone(), before, count };
         match self.inner.lookups.ask(question).await {
-            Sight::Ready { list, merged } => Ok(Some((list, merged, true))),
+            Sight::Ready { epoch, list, merged } => Ok(Some((Part { list, kept: Some((epoch, owner)) }, merged))),
             Sight::Unusable => Ok(None),
             Sight::Absent { epoch, gone } => {
                 let head = self.fly(owner, epoch).await?;
                 let ids = head.ids.iter().copied().filter(|&id| before.is_none_or(|before| id < before));
-                let floor = head.floor(self.inner.kept());
-                let mut list = List::new(ids.take(count).collect(), count, floor);
+                let (floor, whole) = head.floor(self.inner.kept());
+                let mut list = List::new(ids.take(count).collect(), count, floor, whole);
                 // The flight may have begun before they went.
                 list.ids.retain(|id| !gone.contains(id));
-                Ok(Some((list, head.merged.clone(), false)))
+                Ok(Some((Part { list, kept: None }, head.merged.clone())))
             }
         }
     }
@@ -241,6 +254,23 @@ impl Inner {
         tokio::time::timeout(TURN, self.turns.acquire()).await.map_err(|_| busy())?.map_err(|_| busy())
     }
 
+    /// Timelines that end before the page does: what they held was deleted. Whoever asks next makes them anew.
+    async fn drop_short(&self, lists: &[List], kept: Vec<Option<(i64, Owner)>>) {
+        let connected = self.redis.borrow().clone();
+        let Some(mut redis) = connected else { return };
+        let floor = lists.iter().map(|list| list.floor).max();
+        let short = lists.iter().zip(kept).filter(|(list, _)| Some(list.floor) == floor);
+        let drops = short.filter_map(|(_, kept)| {
+            let (epoch, owner) = kept?;
+            Some(redis::cmd("DEL").arg(self.keys.timeline(epoch, &owner)).to_owned())
+        });
+        for dropped in redis.ask(drops.collect()).await {
+            if let Err(error) = dropped {
+                tracing::debug!(error = %error, "a timeline that is too short was not dropped");
+            }
+        }
+    }
+
     async fn build(&self, owner: Owner, epoch: i64) -> Landed {
         let _turn = self.turn().await.map_err(|problem| problem.detail)?;
         counter!("postrider_feed_timelines_built_total").increment(1);
@@ -274,10 +304,11 @@ impl Inner {
     async fn fill(&self, key: &str, token: &str, head: &Head) {
         let connected = self.redis.borrow().clone();
         let Some(mut redis) = connected else { return };
-        let merged = serde_json::to_string(&head.merged).unwrap_or_default();
+        let (floor, whole) = head.floor(self.kept());
+        let ready = Mark::Ready { floor, whole, merged: head.merged.clone() };
         let script = Script::new(FILL);
         let mut fill = script.key(key);
-        fill.arg(token).arg(MARK_SCORE).arg(head.floor(self.kept())).arg(merged);
+        fill.arg(token).arg(MARK_SCORE).arg(ready.encode());
         fill.arg(self.config.timeline_ttl().as_millis() as u64).arg(self.kept());
         head.ids.iter().for_each(|id| {
             fill.arg(id);

@@ -44,6 +44,7 @@ pub struct Question {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sight {
     Ready {
+        epoch: i64,
         list: List,
         merged: Vec<String>,
     },
@@ -188,13 +189,13 @@ impl Asking {
         match mark(top) {
             None => Sight::Absent { epoch: self.epoch, gone: self.gone.posts.clone() },
             Some(Mark::Building(_)) => Sight::Unusable,
-            Some(Mark::Ready { floor, merged }) => {
+            Some(Mark::Ready { floor, whole, merged }) => {
                 let found = below.map_or_else(|| ids(&top[1..]), |below| ids(&below));
-                let mut list = List::new(found, question.count + spare, floor);
+                let mut list = List::new(found, question.count + spare, floor, whole);
                 if !self.gone.posts.is_empty() {
                     list.ids.retain(|id| !self.gone.posts.contains(id));
                 }
-                Sight::Ready { list, merged }
+                Sight::Ready { epoch: self.epoch, list, merged }
             }
         }
     }

@@ -26,9 +26,9 @@ pub struct Head {
 }
 
 impl Head {
-    /// From which id on it has everything, when so many were asked for.
-    pub fn floor(&self, asked: usize) -> i64 {
-        if self.ids.len() < asked { self.end } else { self.ids.last().copied().unwrap_or(0) }
+    /// From which id on it has everything, when so many were asked for, and whether nothing below that belongs to it.
+    pub fn floor(&self, asked: usize) -> (i64, bool) {
+        if self.ids.len() < asked { (self.end, true) } else { (self.ids.last().copied().unwrap_or(0), false) }
     }
 }
 

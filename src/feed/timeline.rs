@@ -74,8 +74,10 @@ pub enum Mark {
     /// Somebody fills it, who goes by this number.
     Building(u64),
     Ready {
-        /// From this id on it has everything; below it there may be single ids, which came late. 0 where it is whole.
+        /// From this id on it has everything; below it there may be single ids, which came late.
         floor: i64,
+        /// Nothing below the floor belongs to it.
+        whole: bool,
         /// Authors whose own timelines belong to it.
         merged: Vec<String>,
     },
@@ -85,9 +87,10 @@ impl Mark {
     pub fn encode(&self) -> String {
         match self {
             Self::Building(token) => format!("b{token}"),
-            Self::Ready { floor, merged } => {
+            Self::Ready { floor, whole, merged } => {
                 let merged = serde_json::to_string(merged).unwrap_or_default();
-                format!("r{floor}{merged}")
+                let kind = if *whole { 'w' } else { 'r' };
+                format!("{kind}{floor}{merged}")
             }
         }
     }
@@ -96,10 +99,10 @@ impl Mark {
         let text = std::str::from_utf8(member).ok()?;
         match text.split_at_checked(1)? {
             ("b", token) => token.parse().ok().map(Self::Building),
-            ("r", rest) => {
+            (kind @ ("r" | "w"), rest) => {
                 let (floor, merged) = rest.split_at_checked(rest.find('[')?)?;
                 let merged = if merged == "[]" { Vec::new() } else { serde_json::from_str(merged).ok()? };
-                Some(Self::Ready { floor: floor.parse().ok()?, merged })
+                Some(Self::Ready { floor: floor.parse().ok()?, whole: kind == "w", merged })
             }
             _ => None,
         }
@@ -110,16 +113,18 @@ impl Mark {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct List {
     pub ids: Vec<i64>,
-    /// Nothing is known of what is below; 0 where there is nothing.
+    /// Nothing is known of what is below,
     pub floor: i64,
+    /// but that nothing below this belongs to the feed; 0 where that is not known.
+    pub end: i64,
 }
 
 impl List {
-    /// Of as many ids as were asked for, or fewer because there were no more. `floor` is that of the timeline.
-    pub fn new(mut ids: Vec<i64>, asked: usize, floor: i64) -> Self {
+    /// Of as many ids as were asked for, or fewer because there were no more. `floor` and `whole` are those of the timeline.
+    pub fn new(mut ids: Vec<i64>, asked: usize, floor: i64, whole: bool) -> Self {
         let cut = if ids.len() < asked { 0 } else { ids.last().copied().unwrap_or(i64::MAX) };
         ids.retain(|&id| id >= floor);
-        Self { ids, floor: floor.max(cut) }
+        Self { ids, floor: floor.max(cut), end: if whole { floor } else { 0 } }
     }
 }
 
@@ -127,6 +132,7 @@ impl List {
 /// reach far enough down to tell.
 pub fn merge(lists: &[List], skip: usize, limit: usize) -> Option<(Vec<i64>, bool)> {
     let floor = lists.iter().map(|list| list.floor).max().unwrap_or(0);
+    let end = lists.iter().map(|list| list.end).max().unwrap_or(0);
     let known = |ids: &[i64]| ids.iter().copied().take_while(|&id| id >= floor).count();
     let joined: Vec<i64> = match lists {
         [only] => only.ids[..known(&only.ids)].to_vec(),
@@ -136,7 +142,7 @@ pub fn merge(lists: &[List], skip: usize, limit: usize) -> Option<(Vec<i64>, boo
         }
     };
     let more = joined.len() > skip + limit;
-    if !more && floor > 0 {
+    if !more && floor > end {
         return None;
     }
     Some((joined.into_iter().skip(skip).take(limit).collect(), more))
@@ -185,31 +191,35 @@ mod tests {
     proptest! {
         #[test]
         fn a_mark_reads_back_as_written(
-            floor in 0..i64::MAX, token: u64, merged in prop::collection::vec(".{0,9}", 0..4),
+            floor in 0..i64::MAX, whole: bool, token: u64, merged in prop::collection::vec(".{0,9}", 0..4),
         ) {
-            for mark in [Mark::Building(token), Mark::Ready { floor, merged }] {
+            for mark in [Mark::Building(token), Mark::Ready { floor, whole, merged }] {
                 prop_assert_eq!(Mark::decode(mark.encode().as_bytes()), Some(mark));
             }
         }
 
-        /// Lists are cut anywhere, and lack any ids below their floor; what is said of a page must be true of the whole.
+        /// Lists are cut anywhere, and lack any ids below their floor, where the feed may end; what is said of a page must be
+        /// true of the whole.
         #[test]
         fn a_page_of_cut_lists_is_that_of_the_whole_or_none(
             feeds in prop::collection::vec(prop::collection::btree_set(1_i64..200, 0..40), 1..5),
             asked in prop::collection::vec(1_usize..50, 5), floors in prop::collection::vec(0_i64..200, 5),
-            skip in 0_usize..20, limit in 1_usize..20,
+            ends: bool, skip in 0_usize..20, limit in 1_usize..20,
         ) {
+            // Only a user's own rows say where a feed ends.
+            let whole = |place| ends && place == 0;
+            let end = if ends { floors[0] } else { 0 };
             let newest_first = |ids: &BTreeSet<i64>| ids.iter().rev().copied().collect::<Vec<_>>();
-            let lists: Vec<List> = feeds.iter().zip(&asked).zip(&floors).map(|((feed, &asked), &floor)| {
+            let lists: Vec<List> = feeds.iter().zip(&asked).zip(&floors).enumerate().map(|(place, ((feed, &asked), &floor))| {
                 let kept = newest_first(feed).into_iter().filter(|id| *id >= floor || id % 2 == 0);
-                List::new(kept.take(asked).collect(), asked, floor)
+                List::new(kept.take(asked).collect(), asked, floor, whole(place))
             }).collect();
-            let all = newest_first(&feeds.iter().flatten().copied().collect());
+            let all = newest_first(&feeds.iter().flatten().copied().filter(|&id| id >= end).collect());
             if let Some((page, more)) = merge(&lists, skip, limit) {
                 prop_assert_eq!(page, all.iter().skip(skip).take(limit).copied().collect::<Vec<_>>());
                 prop_assert_eq!(more, all.len() > skip + limit);
             }
-            if asked.iter().all(|&asked| asked > skip + limit) && floors.iter().all(|&floor| floor == 0) {
+            if asked.iter().all(|&asked| asked > skip + limit) && floors[1..].iter().all(|&floor| floor == 0) && (ends || floors[0] == 0) {
                 prop_assert!(merge(&lists, skip, limit).is_some(), "enough was asked for");
             }
         }
@@ -217,11 +227,14 @@ mod tests {
 
     #[test]
     fn below_its_floor_a_list_says_nothing() {
-        let cut = List::new(vec![9, 7, 4], 5, 7);
+        let list = |ids: &[i64], floor| List::new(ids.to_vec(), 5, floor, false);
+        let cut = list(&[9, 7, 4], 7);
         assert_eq!(merge(std::slice::from_ref(&cut), 0, 1), Some((vec![9], true)));
         assert_eq!(merge(std::slice::from_ref(&cut), 0, 2), None);
-        assert_eq!(merge(&[cut, List::new(vec![8, 3], 5, 0)], 0, 2), Some((vec![9, 8], true)));
-        assert_eq!(merge(&[List::new(vec![], 5, 3)], 0, 2), None);
-        assert_eq!(merge(&[List::new(vec![], 5, 0)], 0, 2), Some((vec![], false)));
+        assert_eq!(merge(&[cut, list(&[8, 3], 0)], 0, 2), Some((vec![9, 8], true)));
+        assert_eq!(merge(&[list(&[], 3)], 0, 2), None);
+        assert_eq!(merge(&[list(&[], 0)], 0, 2), Some((vec![], false)));
+        let ended = List::new(vec![9, 7, 4], 5, 7, true);
+        assert_eq!(merge(&[ended, list(&[8, 3], 0)], 0, 5), Some((vec![9, 8, 7], false)));
     }
 }

@@ -61,6 +61,66 @@ pub async fn cached_page(app: &App, user: &str, limit: usize) -> Vec<i64> {
 }
 
 #[tokio::test]
+async fn a_timeline_of_which_much_was_deleted_is_made_anew() {
+    let world = World::new().await.with_postgres().await;
+    let small = [("TIMELINE_IDS", "6"), ("CELEBRITY_FOLLOWERS", "2")];
+    let app =
+        small.into_iter().fold(world.app(), |app, (name, value)| app.env(&format!("POSTRIDER_FEED__{name}"), value));
+    let app = app.start().await;
+    for (follower, followee) in [("bob", "ann"), ("bob", "star"), ("dan", "star")] {
+        follow(&app, follower, followee).await;
+    }
+    for author in ["ann", "star"] {
+        let mut posts = Vec::new();
+        for number in 0..20 {
+            posts.insert(0, post(&app, author, &number.to_string()).await);
+        }
+        until("bob sees the newest", seconds(20), || async {
+            (ids(&app, "bob", "limit=4").await == posts[..4]).then_some(())
+        })
+        .await;
+        assert_eq!(cached_page(&app, "bob", 4).await, posts[..4]);
+        for id in posts.drain(..4) {
+            delete(&app, &format!("/posts/{id}")).await.expect(200);
+        }
+        assert_eq!(cached_page(&app, "bob", 4).await, posts[..4]);
+    }
+    app.stop().await;
+}
+
+/// The purge of a deleted post does not see who does not follow just then, and the unfollow may come to its turn when they
+/// follow again.
+#[tokio::test]
+async fn what_was_deleted_between_an_unfollow_and_the_next_follow_leaves_no_row() {
+    let world = World::new().await.with_postgres().await;
+    let app = world.app().start().await;
+    follow(&app, "bob", "ann").await;
+    let (kept, gone) = (post(&app, "ann", "kept").await, post(&app, "ann", "gone").await);
+    shows(&app, "bob", &[gone, kept]).await;
+    world
+        .sql(
+            "DELETE FROM follows;
+             INSERT INTO feed_jobs (kind, author_id, user_id, until) VALUES ('unfollow', 'ann', 'bob', 'infinity')",
+        )
+        .await;
+    delete(&app, &format!("/posts/{gone}")).await.expect(200);
+    let done = async |kind: &str| {
+        let name = format!(r#"postrider_feed_jobs_done_total{{kind="{kind}"}}"#);
+        until(&format!("{kind} is done"), seconds(20), || async {
+            app.metric(&name).await.filter(|&count| count == 1.0)
+        })
+        .await;
+    };
+    done("purge").await;
+    assert_eq!(world.count("feed_rows").await, 2, "the purge saw a follower");
+    follow(&app, "bob", "ann").await;
+    world.sql("UPDATE feed_jobs SET until = '-infinity'").await;
+    done("unfollow").await;
+    assert_eq!(world.number("SELECT sum(post_id)::bigint FROM feed_rows").await, kept);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn two_users_follow_post_read_delete_and_unfollow() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;

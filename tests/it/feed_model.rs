@@ -1,11 +1,11 @@
-//! Feeds against a simple model of them, through whatever happens in between.
+//! Feeds against a simple model of them, through whatever happens in between. Seeded: `FEED_SEED`, and `FEED_STEPS` for more of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     feed::{all, cached, cached_page},
     feed_writes::{delete, follow, post, unfollow},
-    harness::{App, World, until, wait::seconds},
+    harness::{App, World, stack::off_runtime, until, wait::seconds},
 };
 
 const USERS: usize = 6;
@@ -154,8 +154,17 @@ impl Story {
             (self.world.count("feed_jobs").await == 0 && self.world.count("outbox").await == 0).then_some(())
         })
         .await;
-        let output = self.world.command().args(["feed", "verify", "--all", "--output", "json"]).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        // What is in Kafka may still be on its way.
+        until("rows and timelines are those of the pages", seconds(60), || async {
+            let mut verify = self.world.command();
+            verify.args(["feed", "verify", "--all", "--output", "json"]);
+            let output = off_runtime(move || verify.output().unwrap()).await;
+            if !output.status.success() {
+                println!("{}", String::from_utf8_lossy(&output.stdout));
+            }
+            output.status.success().then_some(())
+        })
+        .await;
         for app in [Some(self.api), self.processor, self.relay].into_iter().flatten() {
             app.stop().await;
         }
@@ -163,12 +172,13 @@ impl Story {
 }
 
 #[tokio::test]
-#[ignore = "fails in most runs since timelines are cut as they grow: docs/status.md"]
 async fn after_any_story_every_page_of_every_feed_is_that_of_the_model() {
-    for seed in [fastrand::u64(..), fastrand::u64(..)] {
-        println!("seed {seed}");
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    for _ in 0..2 {
+        let seed = number("FEED_SEED").unwrap_or_else(|| fastrand::u64(..));
+        eprintln!("feed: seed {seed}");
         let mut story = Story::begin(seed).await;
-        for _ in 0..150 {
+        for _ in 0..number("FEED_STEPS").unwrap_or(150) {
             story.step().await;
         }
         story.ends_well().await;

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{
     feed::{all, cached_page, ids, shows},
-    feed_writes::{follow, post},
+    feed_writes::{follow, post, unfollow},
     harness::{App, World, stack::off_runtime, until, wait::seconds},
 };
 
@@ -74,5 +74,9 @@ async fn feeds_are_trimmed_to_what_is_kept_and_nothing_that_was_trimmed_comes_ba
     assert!(mended.len() >= 20 && seen.starts_with(&mended), "{mended:?}");
     let gone = app.metric("postrider_feed_trimmed_rows_total").await.unwrap_or_default();
     assert!(gone >= 38.0, "{gone} rows were trimmed");
+
+    // Fewer than a page are left above the floor, and nothing is below it: Redis can have all of it.
+    unfollow(&app, "bob", "ann").await;
+    assert_eq!(cached_page(&app, "bob", 8).await, [new]);
     app.stop().await;
 }
