@@ -2,8 +2,9 @@
 //! Where Redis could not be told something, the epoch is raised in Postgres, and all timelines are of the past.
 
 use std::{
+    mem::take,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     time::{Duration, Instant},
@@ -30,6 +31,8 @@ const SPARED: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(1);
 /// Timelines of one script, so that others don't wait long for it.
 const OF_SCRIPT: usize = 200;
+/// Of what timelines are clean, at most, while Redis cannot be told.
+const MAX_UNSAID: usize = 100_000;
 /// How often additions are made again because the epoch has moved.
 const ATTEMPTS: usize = 3;
 
@@ -70,6 +73,7 @@ pub struct Cache {
     redis: watch::Receiver<Option<Redis>>,
     epoch: AtomicI64,
     failed: Mutex<Option<Instant>>,
+    unsaid: Mutex<Vec<String>>,
     timeline_ids: usize,
     process: String,
 }
@@ -82,9 +86,9 @@ impl Cache {
         timeline_ids: usize,
     ) -> Arc<Self> {
         let (keys, process) = (Keys::new(key_prefix), Uuid::from_u128(fastrand::u128(..)).simple().to_string());
-        let (epoch, failed) = (AtomicI64::new(0), Mutex::default());
+        let (epoch, failed, unsaid) = (AtomicI64::new(0), Mutex::default(), Mutex::default());
         // As many as its builder keeps.
-        Arc::new(Self { pool, keys, redis, epoch, failed, timeline_ids: timeline_ids + 1, process })
+        Arc::new(Self { pool, keys, redis, epoch, failed, unsaid, timeline_ids: timeline_ids + 1, process })
     }
 
     /// Adds posts to the timelines that exist. To be called after the rows are committed: who builds a
@@ -124,14 +128,43 @@ impl Cache {
         Ok(())
     }
 
-    /// Timelines are clean of these: the list of what is gone may forget them in a while.
-    pub async fn clean_of(&self, gone: String) -> Result<(), Error> {
-        let Some(mut redis) = self.redis() else { return Ok(()) };
-        let mut add = redis::cmd("ZADD");
-        add.arg(self.keys.gone_until()).arg(clock::now_ms() + LINGER_MS).arg(gone);
-        // At worst the list is longer than it needs to be.
-        let _ = add.query_async::<()>(&mut redis).await;
-        Ok(())
+    /// Timelines are clean of this: the list of what is gone may forget it in a while.
+    pub async fn clean_of(&self, gone: String) {
+        {
+            let mut unsaid = self.unsaid();
+            // What is not said stays in the list for as long as a timeline that was there before.
+            if unsaid.len() < MAX_UNSAID {
+                unsaid.push(gone);
+            }
+        }
+        let connected = self.redis();
+        if let Some(mut redis) = connected
+            && let Err(error) = self.say_clean(&mut redis).await
+        {
+            tracing::debug!(error = %error, "said again with the next look what timelines are clean of");
+        }
+    }
+
+    /// What timelines are clean of, and Redis was not told yet.
+    fn unsaid(&self) -> MutexGuard<'_, Vec<String>> {
+        self.unsaid.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn say_clean(&self, redis: &mut Redis) -> Result<(), RedisError> {
+        let clean = take(&mut *self.unsaid());
+        if clean.is_empty() {
+            return Ok(());
+        }
+        let until = clock::now_ms() + LINGER_MS;
+        let mut add = command("ZADD", &self.keys.gone_until());
+        clean.iter().for_each(|gone| {
+            add.arg(until).arg(gone);
+        });
+        let said = add.query_async::<()>(redis).await;
+        if said.is_err() {
+            self.unsaid().extend(clean);
+        }
+        said
     }
 
     fn redis(&self) -> Option<Redis> {
@@ -279,6 +312,7 @@ impl Cache {
         let mut set = command("SET", &own);
         set.arg(*beat).arg("EX").arg(600);
         redis.ask(vec![set]).await.into_iter().collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
+        self.say_clean(redis).await.map_err(|error| error.to_string())?;
         self.tidy(redis).await.map_err(|error| error.to_string())
     }
 

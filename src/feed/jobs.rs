@@ -172,7 +172,7 @@ impl Worker {
             return Ok(Step::More(Mark { user: None, post: Some(post) }));
         }
         self.cache.forget(vec![Owner::User(user.to_owned())]).await?;
-        self.cache.clean_of(format!("u{user}")).await?;
+        self.cache.clean_of(format!("u{user}")).await;
         Ok(Step::Done)
     }
 
@@ -188,7 +188,7 @@ impl Worker {
         match more {
             Some(user) => Ok(Step::More(Mark { user: Some(user), post: None })),
             None => {
-                self.cache.clean_of(format!("p{post_id}")).await?;
+                self.cache.clean_of(format!("p{post_id}")).await;
                 Ok(Step::Done)
             }
         }
@@ -237,7 +237,7 @@ impl Worker {
         if !self.chunks.forget_account(user).await? {
             return Ok(Step::Later);
         }
-        self.cache.clean_of(format!("u{user}")).await?;
+        self.cache.clean_of(format!("u{user}")).await;
         Ok(Step::Done)
     }
 }
