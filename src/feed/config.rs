@@ -36,6 +36,9 @@ pub struct Config {
     pub timeline_ids: usize,
     /// Time after which a timeline in Redis is made anew, in milliseconds.
     pub timeline_ttl_ms: u64,
+    /// Timelines that an api process keeps in memory, about 1 KiB each, for as long as Redis says that they have not
+    /// changed. 0 for none; a Redis Cluster, or a server that does not know `CLIENT TRACKING`, has none either.
+    pub timelines_in_memory: usize,
     /// Rows that a feed keeps at least, the newest; up to a tenth more may stand, and what comes within one walk over all
     /// feeds. Twice `timeline_ids` or more; 0 for all rows, forever.
     pub keep_rows: u32,
@@ -63,6 +66,7 @@ impl Default for Config {
             celebrity_followers: 10_000,
             timeline_ids: 100,
             timeline_ttl_ms: 3_600_000,
+            timelines_in_memory: 10_000,
             keep_rows: 10_000,
             trim_interval_ms: 3_600_000,
             max_postgres_reads: 8,

@@ -11,7 +11,7 @@ use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared, join_all},
 };
-use metrics::counter;
+use metrics::{Counter, counter};
 use redis::Script;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
@@ -25,7 +25,7 @@ use crate::platform::{
     clock,
     http::{Code, Problem},
     query::Error,
-    redis::Redis,
+    redis::{Config as RedisConfig, Redis},
 };
 
 /// Time to wait for a turn to read Postgres.
@@ -117,20 +117,36 @@ struct Inner {
     turns: Semaphore,
     /// Timelines that are being filled, for all who want them.
     flights: Mutex<HashMap<Owner, Flight>>,
+    counters: Counters,
     config: Config,
+}
+
+/// Looked up once: pages are what is read most.
+struct Counters {
+    hits: Counter,
+    misses: Counter,
+    bypasses: Counter,
+}
+
+impl Counters {
+    fn new() -> Self {
+        let counter = |cache| counter!("postrider_feed_reads_total", "cache" => cache);
+        Self { hits: counter("hit"), misses: counter("miss"), bypasses: counter("bypass") }
+    }
 }
 
 impl Feeds {
     pub fn new(
         config: Config,
         reads: Reads,
-        key_prefix: &str,
+        redis_config: &RedisConfig,
         redis: watch::Receiver<Option<Redis>>,
-    ) -> (Self, [Asking; 2]) {
-        let keys = Keys::new(key_prefix);
-        let (lookups, asking) = Lookups::new(&keys, &redis);
+    ) -> (Self, Asking) {
+        let keys = Keys::new(&redis_config.key_prefix);
+        let (lookups, asking) = Lookups::new(redis_config, redis.clone(), config.timelines_in_memory);
         let turns = Semaphore::new(config.max_postgres_reads.clamp(1, 1_000));
-        let inner = Inner { reads, lookups, keys, redis, turns, flights: Mutex::default(), config };
+        let inner =
+            Inner { reads, lookups, keys, redis, turns, flights: Mutex::default(), counters: Counters::new(), config };
         (Self { inner: Arc::new(inner) }, asking)
     }
 
@@ -141,10 +157,11 @@ impl Feeds {
     /// A page of a user's feed.
     pub async fn page(&self, user_id: &str, start: Start, limit: usize) -> Result<Page, Problem> {
         if let Some(page) = self.cached(user_id, start, limit).await? {
-            counter!("postrider_feed_reads_total", "cache" => if page.hit { "hit" } else { "miss" }).increment(1);
+            let Counters { hits, misses, .. } = &self.inner.counters;
+            if page.hit { hits } else { misses }.increment(1);
             return Ok(page);
         }
-        counter!("postrider_feed_reads_total", "cache" => "bypass").increment(1);
+        self.inner.counters.bypasses.increment(1);
         let (before, skip) = match start {
             Start::Offset(skip) => (i64::MAX, skip),
             Start::Before(before) => (before, 0),
@@ -175,8 +192,8 @@ impl Feeds {
             parts.push(part);
         }
         let hit = parts.iter().all(|part| part.kept.is_some());
-        let (lists, kept): (Vec<List>, Vec<_>) = parts.into_iter().map(|part| (part.list, part.kept)).unzip();
-        let page = merge(&lists, skip, limit);
+        let (mut lists, kept): (Vec<List>, Vec<_>) = parts.into_iter().map(|part| (part.list, part.kept)).unzip();
+        let page = merge(&mut lists, skip, limit);
         if page.is_none() && before.is_none() {
             self.inner.drop_short(&lists, kept).await;
         }

@@ -1,32 +1,37 @@
 //! Reads of timelines, many in one go: while some questions are on their way to Redis, others come, and go together.
-//! There are two such ways, so that this process works on answers while Redis works on questions.
 //!
 //! Each time the epoch and the version of the list of what is gone come along, so that no answer is of timelines that
-//! are out of date, and none has a post whose deletion was answered before.
+//! are out of date, and none has a post whose deletion was answered before. Often that is all: timelines that are read
+//! again and again are kept in memory, see [`Local`].
 
 use std::{
     collections::HashSet,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use metrics::counter;
 use redis::{Cmd, RedisError, Value};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::timeline::{Keys, List, Mark, Owner, ids, mark, members, number};
-use crate::platform::{gather::gather, redis::Redis};
+use super::{
+    local::{Local, Source, Timeline},
+    timeline::{Keys, List, Mark, Owner, ids, mark, members, number},
+};
+use crate::platform::{
+    gather::gather,
+    redis::{Config, Redis},
+    tracking,
+};
 
 /// Reads that are asked together at most, to bound what one answer holds.
 const MAX_TOGETHER: usize = 256;
-/// Reads that wait to be asked on one way; beyond it, requests wait to get here.
+/// Reads that wait to be asked; beyond it, requests wait to get here.
 const QUEUE: usize = 2_048;
 /// Ids asked for beyond a page, while some posts are gone.
 const SPARE: usize = 8;
-/// How often a read is asked again because the epoch has moved.
-const ATTEMPTS: usize = 3;
+/// How often a read is asked again because the epoch has moved, what was in memory changed, or the connection broke.
+const ATTEMPTS: usize = 4;
 /// Between two looks at the whole list of what is gone, to forget what is no longer in it.
 const RELOAD: Duration = Duration::from_secs(30);
 
@@ -64,26 +69,22 @@ struct Asked {
 
 /// Where questions are put.
 pub struct Lookups {
-    ways: [mpsc::Sender<Asked>; 2],
-    turn: AtomicUsize,
+    questions: mpsc::Sender<Asked>,
 }
 
 impl Lookups {
-    /// The second half asks; see [`Asking::until_closed`].
-    pub fn new(keys: &Keys, redis: &watch::Receiver<Option<Redis>>) -> (Self, [Asking; 2]) {
-        let way = || {
-            let (sender, questions) = mpsc::channel(QUEUE);
-            (sender, Asking { questions, keys: keys.clone(), redis: redis.clone(), epoch: 0, gone: Gone::default() })
-        };
-        let [(first, one), (second, other)] = [way(), way()];
-        (Self { ways: [first, second], turn: AtomicUsize::new(0) }, [one, other])
+    /// Keeps so many timelines in memory. The second half asks; see [`Asking::until_closed`].
+    pub fn new(config: &Config, redis: watch::Receiver<Option<Redis>>, timelines: usize) -> (Self, Asking) {
+        let keys = Keys::new(&config.key_prefix);
+        let (sender, questions) = mpsc::channel(QUEUE);
+        let local = Local::new(config.clone(), keys.clone(), timelines);
+        (Self { questions: sender }, Asking { questions, keys, redis, local, epoch: 0, gone: Gone::default() })
     }
 
     /// Asks; bounded by the time that Redis has for an answer, each time.
     pub async fn ask(&self, question: Question) -> Sight {
         let (answer, sight) = oneshot::channel();
-        let way = &self.ways[self.turn.fetch_add(1, Ordering::Relaxed) % self.ways.len()];
-        if way.send(Asked { question, answer }).await.is_err() {
+        if self.questions.send(Asked { question, answer }).await.is_err() {
             return Sight::Unusable;
         }
         sight.await.unwrap_or(Sight::Unusable)
@@ -95,6 +96,7 @@ pub struct Asking {
     questions: mpsc::Receiver<Asked>,
     keys: Keys,
     redis: watch::Receiver<Option<Redis>>,
+    local: Local,
     epoch: i64,
     gone: Gone,
 }
@@ -122,83 +124,143 @@ impl Asking {
     }
 
     async fn see(&mut self, asked: &[Asked]) -> Vec<Sight> {
-        let unusable = || vec![Sight::Unusable; asked.len()];
-        let connected = self.redis.borrow().clone();
-        let Some(mut redis) = connected else { return unusable() };
+        let mut sights = vec![None; asked.len()];
         for _ in 0..ATTEMPTS {
-            match self.try_to_see(&mut redis, asked).await {
-                Ok(Some(sights)) => return sights,
-                Ok(None) => {}
+            let own = self.local.connection();
+            let is_own = own.is_some();
+            let Some(mut redis) = own.or_else(|| self.redis.borrow().clone()) else { break };
+            match self.try_to_see(&mut redis, asked, &mut sights).await {
+                Ok(()) if sights.iter().all(Option::is_some) => break,
+                Ok(()) => {}
                 Err(error) => {
                     tracing::debug!(error = %error, "timelines cannot be read");
-                    return unusable();
+                    if !is_own {
+                        break;
+                    }
+                    self.local.disconnect();
                 }
             }
         }
-        unusable()
+        sights.into_iter().map(|sight| sight.unwrap_or(Sight::Unusable)).collect()
     }
 
-    /// `None` when the epoch was another one.
-    async fn try_to_see(&mut self, redis: &mut Redis, asked: &[Asked]) -> Result<Option<Vec<Sight>>, RedisError> {
-        let mut commands = Vec::with_capacity(asked.len() + 2);
-        commands.push(command("GET", &self.keys.epoch()));
-        commands.push(command("GET", &self.keys.gone_version()));
+    /// Leaves open what must be asked once more.
+    async fn try_to_see(
+        &mut self,
+        redis: &mut Redis,
+        asked: &[Asked],
+        sights: &mut [Option<Sight>],
+    ) -> Result<(), RedisError> {
         let spare = self.spare();
-        for Asked { question, .. } in asked {
-            let (key, count) = (self.keys.timeline(self.epoch, &question.owner), question.count + spare);
-            let Some(before) = question.before else {
-                let mut range = command("ZREVRANGE", &key);
-                range.arg(0).arg(count);
-                commands.push(range);
-                continue;
-            };
-            let mut top = command("ZREVRANGE", &key);
-            top.arg(0).arg(0);
-            let mut below = command("ZREVRANGEBYSCORE", &key);
-            below.arg(format!("({before}")).arg("-inf").arg("LIMIT").arg(0).arg(count);
-            commands.extend([top, below]);
+        let mut commands = vec![command("GET", &self.keys.epoch()), command("GET", &self.keys.gone_version())];
+        let mut open = Vec::with_capacity(asked.len());
+        for (place, Asked { question, .. }) in asked.iter().enumerate().filter(|(place, _)| sights[*place].is_none()) {
+            let source = self.local.source(&question.owner);
+            open.push((place, source));
+            self.add_commands(&mut commands, question, source, spare);
         }
         let mut answers = redis.ask(commands).await.into_iter();
         let mut next = || answers.next().unwrap_or(Ok(Value::Nil));
         let (epoch, version) = (number(&next()?), number(&next()?).unwrap_or(0));
-        let Some(epoch) = epoch else { return Ok(Some(vec![Sight::Unusable; asked.len()])) };
+        let Some(epoch) = epoch else {
+            sights.fill(Some(Sight::Unusable));
+            return Ok(());
+        };
         if epoch != self.epoch {
             self.epoch = epoch;
-            return Ok(None);
+            self.local.forget_all();
+            return Ok(());
         }
-        let mut found = Vec::with_capacity(asked.len());
-        for Asked { question, .. } in asked {
-            let top = members(next()?);
-            let below = if question.before.is_some() { Some(members(next()?)) } else { None };
-            found.push((top, below));
+        let mut pages = Vec::with_capacity(open.len());
+        for (place, source) in &open {
+            let Asked { question, .. } = &asked[*place];
+            let (top, below) = match source {
+                Source::Memory => continue,
+                Source::Page if question.before.is_some() => (members(next()?), Some(members(next()?))),
+                Source::Page => (members(next()?), None),
+                Source::Whole => {
+                    next()?;
+                    (members(next()?), None)
+                }
+            };
+            pages.push((*place, *source, top, below));
         }
         // What came to the list before this version is known from here on.
         self.gone.follow(redis, &self.keys, version).await?;
-        let sights = asked.iter().zip(found);
-        Ok(Some(sights.map(|(asked, (top, below))| self.sight(&asked.question, spare, &top, below)).collect()))
+        let count = (open.len() - pages.len()) as u64;
+        counter!("postrider_feed_timeline_reads_total", "from" => "redis").increment(pages.len() as u64);
+        counter!("postrider_feed_timeline_reads_total", "from" => "memory").increment(count);
+        for (place, source, top, below) in pages {
+            let question = &asked[place].question;
+            sights[place] = Some(match mark(&top) {
+                _ if self.is_distrusted(&question.owner) => Sight::Unusable,
+                None => Sight::Absent { epoch, gone: self.gone.posts.clone() },
+                Some(Mark::Building(_)) => Sight::Unusable,
+                Some(Mark::Ready { floor, whole, merged }) if source == Source::Whole => {
+                    let timeline = Timeline::new(ids(&top[1..]), floor, whole, merged);
+                    let sight = part(&timeline, question, epoch, &self.gone.posts);
+                    self.local.keep(question.owner.clone(), timeline);
+                    sight
+                }
+                Some(Mark::Ready { floor, whole, merged }) => {
+                    let found = below.map_or_else(|| ids(&top[1..]), |below| ids(&below));
+                    let mut list = List::new(found, question.count + spare, floor, whole);
+                    list.ids.retain(|id| !self.gone.posts.contains(id));
+                    Sight::Ready { epoch, list, merged }
+                }
+            });
+        }
+        // Only now: what was read just now may have changed already, and is then not kept.
+        self.local.follow_changes(epoch);
+        for (place, _) in open.iter().filter(|(_, source)| *source == Source::Memory) {
+            let question = &asked[*place].question;
+            let distrusted = self.is_distrusted(&question.owner);
+            let Some(timeline) = self.local.get(&question.owner) else { continue };
+            sights[*place] =
+                Some(if distrusted { Sight::Unusable } else { part(timeline, question, epoch, &self.gone.posts) });
+        }
+        Ok(())
+    }
+
+    fn add_commands(&self, commands: &mut Vec<Cmd>, question: &Question, source: Source, spare: usize) {
+        if source == Source::Memory {
+            return;
+        }
+        let key = self.keys.timeline(self.epoch, &question.owner);
+        let mut top = command("ZREVRANGE", &key);
+        top.arg(0);
+        match (source, question.before) {
+            (Source::Whole, _) => {
+                top.arg(-1);
+                commands.extend([tracking::next(), top]);
+            }
+            (_, None) => {
+                top.arg(question.count + spare);
+                commands.push(top);
+            }
+            (_, Some(before)) => {
+                top.arg(0);
+                let mut below = command("ZREVRANGEBYSCORE", &key);
+                below.arg(format!("({before}")).arg("-inf").arg("LIMIT").arg(0).arg(question.count + spare);
+                commands.extend([top, below]);
+            }
+        }
     }
 
     fn spare(&self) -> usize {
         if self.gone.posts.is_empty() { 0 } else { SPARE }
     }
 
-    fn sight(&self, question: &Question, spare: usize, top: &[Value], below: Option<Vec<Value>>) -> Sight {
-        if matches!(&question.owner, Owner::User(user) if self.gone.users.contains(user)) {
-            return Sight::Unusable;
-        }
-        match mark(top) {
-            None => Sight::Absent { epoch: self.epoch, gone: self.gone.posts.clone() },
-            Some(Mark::Building(_)) => Sight::Unusable,
-            Some(Mark::Ready { floor, whole, merged }) => {
-                let found = below.map_or_else(|| ids(&top[1..]), |below| ids(&below));
-                let mut list = List::new(found, question.count + spare, floor, whole);
-                if !self.gone.posts.is_empty() {
-                    list.ids.retain(|id| !self.gone.posts.contains(id));
-                }
-                Sight::Ready { epoch: self.epoch, list, merged }
-            }
-        }
+    /// Who unfollowed somebody a moment ago.
+    fn is_distrusted(&self, owner: &Owner) -> bool {
+        matches!(owner, Owner::User(user) if self.gone.users.contains(user))
     }
+}
+
+/// What a question gets of a timeline that is here as a whole.
+fn part(timeline: &Timeline, question: &Question, epoch: i64, gone: &HashSet<i64>) -> Sight {
+    let list = timeline.list(question.before, question.count, |id| gone.contains(&id));
+    Sight::Ready { epoch, list, merged: timeline.merged.clone() }
 }
 
 impl Gone {

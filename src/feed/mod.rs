@@ -11,6 +11,7 @@ mod group;
 mod http;
 mod job_store;
 mod jobs;
+mod local;
 mod lookup;
 mod model;
 mod plans;
@@ -53,7 +54,7 @@ use crate::platform::{
     http::Config as HttpConfig,
     kafka::{self, TopicSpec},
     outbox::Hint,
-    redis::Redis,
+    redis::{Config as RedisConfig, Redis},
 };
 
 /// The topic of what happened to posts and follows, before the prefix.
@@ -105,7 +106,7 @@ pub struct Background {
     posts: Grouping<Posts>,
     follows: Grouping<Follows>,
     unfollows: Grouping<Unfollows>,
-    asking: [Asking; 2],
+    asking: Asking,
 }
 
 impl Feed {
@@ -114,13 +115,13 @@ impl Feed {
         config: Config,
         http: HttpConfig,
         pool: Option<PgPool>,
-        key_prefix: &str,
+        redis_config: &RedisConfig,
         redis: watch::Receiver<Option<Redis>>,
     ) -> (Self, Option<Background>) {
         let (desk, background) = match pool {
             None => (None, None),
             Some(pool) => {
-                let (desk, background) = Desk::new(&config, pool, key_prefix, redis);
+                let (desk, background) = Desk::new(&config, pool, redis_config, redis);
                 (Some(desk), Some(background))
             }
         };
@@ -132,7 +133,7 @@ impl Desk {
     fn new(
         config: &Config,
         pool: PgPool,
-        key_prefix: &str,
+        redis_config: &RedisConfig,
         redis: watch::Receiver<Option<Redis>>,
     ) -> (Self, Background) {
         let hint = Arc::new(Hint::new(pool.clone()));
@@ -140,7 +141,7 @@ impl Desk {
         let (posts, posts_grouping) = Group::new(Posts(pool.clone()), hint.clone(), rows, in_flight);
         let (follows, follows_grouping) = Group::new(Follows(pool.clone()), hint.clone(), rows, in_flight);
         let (unfollows, unfollows_grouping) = Group::new(Unfollows(pool.clone()), hint.clone(), rows, in_flight);
-        let (feeds, asking) = Feeds::new(config.clone(), Reads::new(pool.clone()), key_prefix, redis);
+        let (feeds, asking) = Feeds::new(config.clone(), Reads::new(pool.clone()), redis_config, redis);
         let background =
             Background { posts: posts_grouping, follows: follows_grouping, unfollows: unfollows_grouping, asking };
         (Self { pool, posts, follows, unfollows, feeds, hint }, background)
@@ -155,9 +156,7 @@ impl Background {
         tasks.spawn(self.posts.until_closed());
         tasks.spawn(self.follows.until_closed());
         tasks.spawn(self.unfollows.until_closed());
-        for asking in self.asking {
-            tasks.spawn(asking.until_closed());
-        }
+        tasks.spawn(self.asking.until_closed());
         drain::until_done(tasks, stop, grace).await
     }
 }

@@ -1,6 +1,6 @@
 //! Timelines as Redis has them: a sorted set of post ids, which are their own scores, with a marker on top.
 
-use std::{cmp::Reverse, collections::BTreeSet};
+use std::{cmp::Reverse, collections::BTreeSet, mem::take};
 
 use redis::Value;
 
@@ -45,6 +45,19 @@ impl Keys {
             Owner::Author(name) => ('a', name),
         };
         format!("{}e{epoch}:{kind}:{name}", self.prefix)
+    }
+
+    /// Whose timeline of this epoch a key is; `None` for any other key.
+    pub fn owner(&self, epoch: i64, key: &[u8]) -> Option<Owner> {
+        let rest = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?.strip_prefix('e')?;
+        let (of, rest) = rest.split_once(':')?;
+        let (kind, name) = rest.split_once(':')?;
+        match kind {
+            _ if of.parse() != Ok(epoch) => None,
+            "u" => Some(Owner::User(name.to_owned())),
+            "a" => Some(Owner::Author(name.to_owned())),
+            _ => None,
+        }
     }
 
     /// What a processor wrote last, to see whether Redis went back.
@@ -128,24 +141,28 @@ impl List {
     }
 }
 
-/// The page after `skip` ids of several lists together, and whether there is more. `None` when the lists do not
-/// reach far enough down to tell.
-pub fn merge(lists: &[List], skip: usize, limit: usize) -> Option<(Vec<i64>, bool)> {
+/// The page after `skip` ids of several lists together, whose ids it takes, and whether there is more. `None` when the
+/// lists do not reach far enough down to tell.
+pub fn merge(lists: &mut [List], skip: usize, limit: usize) -> Option<(Vec<i64>, bool)> {
     let floor = lists.iter().map(|list| list.floor).max().unwrap_or(0);
     let end = lists.iter().map(|list| list.end).max().unwrap_or(0);
-    let known = |ids: &[i64]| ids.iter().copied().take_while(|&id| id >= floor).count();
-    let joined: Vec<i64> = match lists {
-        [only] => only.ids[..known(&only.ids)].to_vec(),
+    for List { ids, .. } in &mut *lists {
+        ids.truncate(ids.partition_point(|&id| id >= floor));
+    }
+    let mut joined = match lists {
+        [only] => take(&mut only.ids),
         lists => {
-            let ids = lists.iter().flat_map(|list| list.ids[..known(&list.ids)].iter().copied().map(Reverse));
-            ids.collect::<BTreeSet<_>>().into_iter().map(|Reverse(id)| id).collect()
+            let ids: BTreeSet<_> = lists.iter().flat_map(|list| &list.ids).copied().map(Reverse).collect();
+            ids.into_iter().map(|Reverse(id)| id).collect()
         }
     };
     let more = joined.len() > skip + limit;
     if !more && floor > end {
         return None;
     }
-    Some((joined.into_iter().skip(skip).take(limit).collect(), more))
+    joined.truncate(skip + limit);
+    joined.drain(..skip.min(joined.len()));
+    Some((joined, more))
 }
 
 /// Ids out of what Redis answers; others among them are left out.
@@ -198,6 +215,17 @@ mod tests {
             }
         }
 
+        #[test]
+        fn a_key_tells_whose_it_is(epoch in 0..i64::MAX, name in ".{0,9}", prefix in ".{0,9}") {
+            let keys = Keys::new(&prefix);
+            for owner in [Owner::User(name.clone()), Owner::Author(name)] {
+                let key = keys.timeline(epoch, &owner);
+                prop_assert_eq!(keys.owner(epoch, key.as_bytes()), Some(owner));
+                prop_assert_eq!(keys.owner(epoch ^ 1, key.as_bytes()), None);
+            }
+            prop_assert_eq!(keys.owner(epoch, keys.epoch().as_bytes()), None);
+        }
+
         /// Lists are cut anywhere, and lack any ids below their floor, where the feed may end; what is said of a page must be
         /// true of the whole.
         #[test]
@@ -210,17 +238,18 @@ mod tests {
             let whole = |place| ends && place == 0;
             let end = if ends { floors[0] } else { 0 };
             let newest_first = |ids: &BTreeSet<i64>| ids.iter().rev().copied().collect::<Vec<_>>();
-            let lists: Vec<List> = feeds.iter().zip(&asked).zip(&floors).enumerate().map(|(place, ((feed, &asked), &floor))| {
+            let mut lists: Vec<List> = feeds.iter().zip(&asked).zip(&floors).enumerate().map(|(place, ((feed, &asked), &floor))| {
                 let kept = newest_first(feed).into_iter().filter(|id| *id >= floor || id % 2 == 0);
                 List::new(kept.take(asked).collect(), asked, floor, whole(place))
             }).collect();
             let all = newest_first(&feeds.iter().flatten().copied().filter(|&id| id >= end).collect());
-            if let Some((page, more)) = merge(&lists, skip, limit) {
-                prop_assert_eq!(page, all.iter().skip(skip).take(limit).copied().collect::<Vec<_>>());
-                prop_assert_eq!(more, all.len() > skip + limit);
+            let merged = merge(&mut lists, skip, limit);
+            if let Some((page, more)) = &merged {
+                prop_assert_eq!(page, &all.iter().skip(skip).take(limit).copied().collect::<Vec<_>>());
+                prop_assert_eq!(*more, all.len() > skip + limit);
             }
             if asked.iter().all(|&asked| asked > skip + limit) && floors[1..].iter().all(|&floor| floor == 0) && (ends || floors[0] == 0) {
-                prop_assert!(merge(&lists, skip, limit).is_some(), "enough was asked for");
+                prop_assert!(merged.is_some(), "enough was asked for");
             }
         }
     }
@@ -229,12 +258,13 @@ mod tests {
     fn below_its_floor_a_list_says_nothing() {
         let list = |ids: &[i64], floor| List::new(ids.to_vec(), 5, floor, false);
         let cut = list(&[9, 7, 4], 7);
-        assert_eq!(merge(std::slice::from_ref(&cut), 0, 1), Some((vec![9], true)));
-        assert_eq!(merge(std::slice::from_ref(&cut), 0, 2), None);
-        assert_eq!(merge(&[cut, list(&[8, 3], 0)], 0, 2), Some((vec![9, 8], true)));
-        assert_eq!(merge(&[list(&[], 3)], 0, 2), None);
-        assert_eq!(merge(&[list(&[], 0)], 0, 2), Some((vec![], false)));
+        let merge = |lists: &[&List], limit| merge(&mut lists.iter().copied().cloned().collect::<Vec<_>>(), 0, limit);
+        assert_eq!(merge(&[&cut], 1), Some((vec![9], true)));
+        assert_eq!(merge(&[&cut], 2), None);
+        assert_eq!(merge(&[&cut, &list(&[8, 3], 0)], 2), Some((vec![9, 8], true)));
+        assert_eq!(merge(&[&list(&[], 3)], 2), None);
+        assert_eq!(merge(&[&list(&[], 0)], 2), Some((vec![], false)));
         let ended = List::new(vec![9, 7, 4], 5, 7, true);
-        assert_eq!(merge(&[ended, list(&[8, 3], 0)], 0, 5), Some((vec![9, 8, 7], false)));
+        assert_eq!(merge(&[&ended, &list(&[8, 3], 0)], 5), Some((vec![9, 8, 7], false)));
     }
 }

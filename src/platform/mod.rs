@@ -19,3 +19,4 @@ pub mod redis;
 pub mod rotation;
 pub mod telemetry;
 pub mod trace_context;
+pub mod tracking;

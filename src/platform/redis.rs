@@ -7,7 +7,7 @@ use std::{pin::pin, time::Duration};
 use futures_util::{StreamExt, future::join_all};
 use redis::{
     Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, Value,
-    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
+    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
     cluster::ClusterClientBuilder,
     cluster_async::ClusterConnection,
 };
@@ -96,6 +96,8 @@ async fn listen_once(config: &Config, channel: &str, wake: &impl Fn()) -> Result
 pub enum Redis {
     Single(ConnectionManager),
     Cluster(ClusterConnection),
+    /// One that does not reconnect: see [`Tracking`](super::tracking::Tracking).
+    Own(MultiplexedConnection),
 }
 
 impl Redis {
@@ -134,25 +136,21 @@ impl Redis {
     /// Asks several things that have nothing to do with each other, and gives the answers in their order:
     /// in one go with one server; with a Cluster side by side, each where it belongs.
     pub async fn ask(&mut self, commands: Vec<Cmd>) -> Vec<Result<Value, RedisError>> {
+        if let Self::Cluster(connection) = self {
+            let ask_one = |command: Cmd| {
+                let mut connection = connection.clone();
+                async move { connection.req_packed_command(&command).await.and_then(Value::extract_error) }
+            };
+            return join_all(commands.into_iter().map(ask_one)).await;
+        }
         let count = commands.len();
-        match self {
-            Self::Single(connection) => {
-                let mut pipeline = Pipeline::with_capacity(count);
-                for command in commands {
-                    pipeline.add_command(command);
-                }
-                match connection.req_packed_commands(&pipeline, 0, count).await {
-                    Ok(values) => values.into_iter().map(Value::extract_error).collect(),
-                    Err(error) => vec![Err(error); count],
-                }
-            }
-            Self::Cluster(connection) => {
-                let ask_one = |command: Cmd| {
-                    let mut connection = connection.clone();
-                    async move { connection.req_packed_command(&command).await.and_then(Value::extract_error) }
-                };
-                join_all(commands.into_iter().map(ask_one)).await
-            }
+        let mut pipeline = Pipeline::with_capacity(count);
+        for command in commands {
+            pipeline.add_command(command);
+        }
+        match self.req_packed_commands(&pipeline, 0, count).await {
+            Ok(values) => values.into_iter().map(Value::extract_error).collect(),
+            Err(error) => vec![Err(error); count],
         }
     }
 
@@ -173,6 +171,7 @@ impl ConnectionLike for Redis {
         match self {
             Self::Single(connection) => connection.req_packed_command(command),
             Self::Cluster(connection) => connection.req_packed_command(command),
+            Self::Own(connection) => connection.req_packed_command(command),
         }
     }
 
@@ -185,6 +184,7 @@ impl ConnectionLike for Redis {
         match self {
             Self::Single(connection) => connection.req_packed_commands(commands, offset, count),
             Self::Cluster(connection) => connection.req_packed_commands(commands, offset, count),
+            Self::Own(connection) => connection.req_packed_commands(commands, offset, count),
         }
     }
 
@@ -192,6 +192,7 @@ impl ConnectionLike for Redis {
         match self {
             Self::Single(connection) => connection.get_db(),
             Self::Cluster(connection) => connection.get_db(),
+            Self::Own(connection) => connection.get_db(),
         }
     }
 }

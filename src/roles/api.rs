@@ -145,13 +145,8 @@ fn messages(platform: &Platform, presence: Option<Presence>, tasks: &mut Tasks) 
 /// The feed room, with what gathers its reads and writes.
 fn feed(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) -> Feed {
     let settings = &platform.settings;
-    let (feed, background) = Feed::new(
-        settings.feed.clone(),
-        settings.http.clone(),
-        platform.postgres.clone(),
-        &settings.redis.key_prefix,
-        redis,
-    );
+    let (feed, background) =
+        Feed::new(settings.feed.clone(), settings.http.clone(), platform.postgres.clone(), &settings.redis, redis);
     if let Some(background) = background {
         tasks.spawn("feed reads and writes", background.run(platform.stop.clone(), settings.drain.grace()));
     }

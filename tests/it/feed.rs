@@ -53,8 +53,8 @@ pub async fn cached(app: &App, user: &str) -> Vec<i64> {
 
 /// The same for a page of this size.
 pub async fn cached_page(app: &App, user: &str, limit: usize) -> Vec<i64> {
-    // Longer than it is distrusted after an unfollow.
-    until(&format!("{user}'s feed is in Redis"), seconds(40), || async {
+    // Longer than it is distrusted after an unfollow whose job a dead process had taken.
+    until(&format!("{user}'s feed is in Redis"), seconds(120), || async {
         page(app, user, &format!("limit={limit}")).await.filter(|(_, hit, _)| *hit).map(|(ids, ..)| ids)
     })
     .await
@@ -86,6 +86,37 @@ async fn a_timeline_of_which_much_was_deleted_is_made_anew() {
         assert_eq!(cached_page(&app, "bob", 4).await, posts[..4]);
     }
     app.stop().await;
+}
+
+#[tokio::test]
+async fn a_timeline_in_memory_follows_every_change() {
+    let world = World::new().await.with_postgres().await;
+    let (app, other) = (world.app().start().await, world.app().role("api").start().await);
+    let from_memory = async || app.metric(r#"postrider_feed_timeline_reads_total{from="memory"}"#).await.unwrap_or(0.0);
+    follow(&app, "bob", "ann").await;
+    let mut expected = vec![post(&app, "ann", "first").await];
+    shows(&app, "bob", &expected).await;
+    for round in 0..12 {
+        let before = from_memory().await;
+        until("it came out of memory", seconds(20), || async {
+            assert_eq!(ids(&app, "bob", "limit=50").await, expected);
+            (from_memory().await > before).then_some(())
+        })
+        .await;
+        if round % 3 == 2 {
+            // Another process says that it is gone, and from then on it is.
+            let gone = expected.remove(round % expected.len());
+            delete(&other, &format!("/posts/{gone}")).await.expect(200);
+        } else {
+            expected.insert(0, post(&other, "ann", "more").await);
+            shows(&app, "bob", &expected).await;
+        }
+        assert_eq!(ids(&app, "bob", "limit=50").await, expected);
+    }
+    unfollow(&other, "bob", "ann").await;
+    assert_eq!(ids(&app, "bob", "limit=50").await, [0_i64; 0]);
+    app.stop().await;
+    other.stop().await;
 }
 
 /// The purge of a deleted post does not see who does not follow just then, and the unfollow may come to its turn when they
