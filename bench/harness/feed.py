@@ -6,7 +6,7 @@ import time
 
 from .feed_tools import Backlog, Client, Fleet, Probe, drop_timelines, seed, sql, verify
 from .load import interleave, measured_wrk, oha, summary
-from .procs import Failed, await_true, say
+from .procs import Failed, await_true, say, say_aims
 
 USERS, FOLLOWS = 10_000, 20
 READERS = 5_000
@@ -29,8 +29,7 @@ def run(stack, settings):
     errors, drift = sum(case["errors"] for case in cases), verify(stack)
     result["check"] = {"errors": errors, "drift": drift, "passed": errors == 0 and drift == 0}
     result["aims"] = aims(result)
-    for one in result["aims"]:
-        say(f"feed: {one['what']}: {one['measured']}, aim {one['aim']}: {'reached' if one['reached'] else 'MISSED'}")
+    say_aims("feed", result["aims"])
     return result
 
 

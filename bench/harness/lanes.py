@@ -4,7 +4,7 @@ import json
 import shlex
 
 from .load import summary
-from .procs import Failed, Meter, run_measured, say
+from .procs import Failed, Meter, run_measured, say, say_aims
 from .stack import short
 
 TOPIC, KEYS = "bench-lanes", 10_000
@@ -30,8 +30,7 @@ def run(stack, settings):
     result["ratio"] = {what: round(found[what]["rps"] / found["bare"]["rps"], 4) for what in ("batch", "keyed")}
     result["ratio"]["sleep"] = round(found["sleep"]["rps"] / found["sleep"]["rounds"][0]["allowed_rps"], 4)
     result["aims"] = aims(result)
-    for one in result["aims"]:
-        say(f"lanes: {one['what']}: {one['measured']}, aim {one['aim']}: {'reached' if one['reached'] else 'MISSED'}")
+    say_aims("lanes", result["aims"])
     result["check"] = check(found, records)
     return result
 

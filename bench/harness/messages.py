@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from statistics import median
 
-from .procs import Failed, Meter, await_true, get, memory_mib, say
+from .procs import Failed, Meter, await_true, get, memory_mib, say, say_aims
 from .stack import REPO, free_port, short
 
 CONNECT_RATE, RATE, WINDOW = 2_000, 2_000, 1_000
@@ -213,8 +213,7 @@ def run(stack, settings):
     result["idle"] = idle(stack, settings, binary)
     result["delivery"], result["peer_config"] = delivery(stack, settings, binary)
     result["aims"] = aims(result)
-    for one in result["aims"]:
-        say(f"messages: {one['what']}: {one['measured']}, aim {one['aim']}: {'reached' if one['reached'] else 'MISSED'}")
+    say_aims("messages", result["aims"])
     result["check"] = {"passed": True}
     return result
 

@@ -20,6 +20,11 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
+def say_aims(scenario, aims):
+    for one in aims:
+        say(f"{scenario}: {one['what']}: {one['measured']}, aim {one['aim']}: {'reached' if one['reached'] else 'MISSED'}")
+
+
 def get(url, seconds=2):
     """Status and body of a GET; status 0 when nobody answers."""
     try:

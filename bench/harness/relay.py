@@ -6,7 +6,7 @@ import time
 import urllib.request
 from statistics import median
 
-from .procs import Failed, Meter, await_true, get, memory_mib, say
+from .procs import Failed, Meter, await_true, get, memory_mib, say, say_aims
 from .stack import free_port, short
 
 KEYS, PARTITIONS, WORKERS = 10_000, 3, 64
@@ -239,8 +239,7 @@ def run(stack, settings):
     result |= lateness(bench, settings, result["at_once"]["rps"])
     result["moving"] = moving(bench, settings.relay_seconds)
     result["aims"] = aims(result)
-    for one in result["aims"]:
-        say(f"relay: {one['what']}: {one['measured']}, aim {one['aim']}: {'reached' if one['reached'] else 'MISSED'}")
+    say_aims("relay", result["aims"])
     result["check"] = {"passed": True}
     return result
 

@@ -8,7 +8,11 @@ use std::{
 
 use clap::{Args, Subcommand};
 
-use super::text::{Format, columns, json, print, tame};
+use super::{
+    block_on,
+    change::Change,
+    text::{Output, columns, tame},
+};
 use crate::{
     dlq::{Bounds, Detail, Filter, Letters, Listing, Outcome, Progress, Query, Queue, Report, parse_since},
     platform::{
@@ -73,10 +77,10 @@ pub enum Command {
     },
     /// Write the records of dead letters to their topics again, and delete the letters
     #[command(after_help = REPLAY_EXAMPLES)]
-    Replay(Change),
+    Replay(Choice),
     /// Delete dead letters
     #[command(after_help = PURGE_EXAMPLES)]
-    Purge(Change),
+    Purge(Choice),
 }
 
 #[derive(Args)]
@@ -112,7 +116,7 @@ pub struct Selection {
 }
 
 #[derive(Args)]
-pub struct Change {
+pub struct Choice {
     /// Only the letters of these ids
     #[arg(value_name = "ID")]
     ids: Vec<String>,
@@ -121,33 +125,13 @@ pub struct Change {
     /// How many at most, in the order of their records
     #[arg(long)]
     limit: Option<usize>,
-    /// Change nothing, and say what would be
-    #[arg(long)]
-    dry_run: bool,
-    /// Yes, every letter; needed where no id and no filter chooses
-    #[arg(long)]
-    yes: bool,
     #[command(flatten)]
-    output: Output,
-}
-
-#[derive(Args)]
-pub struct Output {
-    /// How to print
-    #[arg(long = "output", value_enum, default_value_t = Format::Table)]
-    format: Format,
+    change: Change,
 }
 
 /// Does what was asked. The error is a sentence for the user.
 pub fn run(command: Command, settings: &Settings) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let outcome = runtime.block_on(act(command, settings));
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    outcome
+    block_on(act(command, settings))
 }
 
 async fn act(command: Command, settings: &Settings) -> Result<(), String> {
@@ -161,29 +145,25 @@ async fn act(command: Command, settings: &Settings) -> Result<(), String> {
         Command::List { selection, limit, output } => {
             let query = selection.query(Vec::new(), limit)?;
             let listing = queue.list(query, bounds()).await.map_err(|error| error.to_string())?;
-            print(&match output.format {
-                Format::Json => json(&listing)?,
-                Format::Table => table(&listing),
-            })
+            output.print(&listing, table)
         }
         Command::Show { id, letters, output } => {
             let found = queue.show(letters.into(), id.clone(), bounds()).await.map_err(|error| error.to_string())?;
             let detail =
                 found.ok_or_else(|| format!("there is no dead letter `{id}`; `postrider dlq list` has them"))?;
-            print(&match output.format {
-                Format::Json => json(&detail)?,
-                Format::Table => page(&detail),
-            })
+            output.print(&detail, page)
         }
-        Command::Replay(change) => {
-            let query = change.query("replay")?;
-            let report = queue.replay(query, change.dry_run, bounds()).await.map_err(|error| error.to_string())?;
-            change.report(&report, "replayed")
+        Command::Replay(choice) => {
+            let query = choice.query("replay")?;
+            let report =
+                queue.replay(query, choice.change.dry_run, bounds()).await.map_err(|error| error.to_string())?;
+            choice.report(&report, "replayed")
         }
-        Command::Purge(change) => {
-            let query = change.query("purge")?;
-            let report = queue.purge(query, change.dry_run, bounds()).await.map_err(|error| error.to_string())?;
-            change.report(&report, "purged")
+        Command::Purge(choice) => {
+            let query = choice.query("purge")?;
+            let report =
+                queue.purge(query, choice.change.dry_run, bounds()).await.map_err(|error| error.to_string())?;
+            choice.report(&report, "purged")
         }
     }
 }
@@ -210,24 +190,17 @@ impl Selection {
     }
 }
 
-impl Change {
+impl Choice {
     fn query(&self, word: &str) -> Result<Query, String> {
         let query = self.selection.query(self.ids.clone(), self.limit.unwrap_or(usize::MAX))?;
-        if query.filter.is_empty() && !self.yes && !self.dry_run {
-            return Err(format!(
-                "this would {word} every letter: choose some by id, --topic, --key, --since or --error, \
-                 look first with --dry-run, or say --yes"
-            ));
-        }
+        let would = format!("{word} every letter: choose some by id, --topic, --key, --since or --error");
+        self.change.confirm(!query.filter.is_empty(), &would)?;
         Ok(query)
     }
 
     /// Prints what became of them; an error when something failed.
     fn report(&self, report: &Report, done: &str) -> Result<(), String> {
-        print(&match self.output.format {
-            Format::Json => json(report)?,
-            Format::Table => outcomes(report, done),
-        })?;
+        self.change.output.print(report, |report| outcomes(report, done))?;
         match (report.failed, report.remaining) {
             (0, _) => Ok(()),
             (failed, remaining) => {

@@ -1,11 +1,11 @@
 //! `postrider feed`: a graph to try things with, and whether feeds are what they must be. Needs Postgres; `verify`
 //! looks at Redis, too, where it answers.
 
-use std::{io::IsTerminal, time::Duration};
+use std::io::IsTerminal;
 
 use clap::{Args, Subcommand};
 
-use super::text::{Format, json, print};
+use super::{block_on, text::Output};
 use crate::{
     feed::{self, Plan, Report, Shape, Verifier, Whose},
     platform::{postgres, redis::Redis, telemetry::StatusLine},
@@ -30,8 +30,8 @@ pub enum Command {
     Seed(Seed),
     /// Show how Postgres does the busiest statements; the exit code is 1 when one reads a large table from end to end
     Plans {
-        #[arg(long, value_enum, default_value_t = Format::Table)]
-        output: Format,
+        #[command(flatten)]
+        output: Output,
     },
 }
 
@@ -42,8 +42,8 @@ pub struct Verify {
     /// Mend what is wrong
     #[arg(long)]
     repair: bool,
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    output: Format,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Args)]
@@ -80,20 +80,13 @@ pub struct Seed {
 }
 
 pub fn run(command: Command, settings: &Settings) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let outcome = runtime.block_on(async {
+    block_on(async {
         match command {
             Command::Verify(verify) => self::verify(&verify, settings).await,
             Command::Seed(seed) => self::seed(seed, settings).await,
-            Command::Plans { output } => plans(output, settings).await,
+            Command::Plans { output } => plans(&output, settings).await,
         }
-    });
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    outcome
+    })
 }
 
 async fn verify(command: &Verify, settings: &Settings) -> Result<(), String> {
@@ -112,10 +105,7 @@ async fn verify(command: &Verify, settings: &Settings) -> Result<(), String> {
     let line = StatusLine::on_terminal();
     let report = verifier.run(&whose, |users| show(line.as_ref(), &format!("{users} feeds looked at"))).await?;
     drop(line);
-    print(&match command.output {
-        Format::Json => json(&report)?,
-        Format::Table => text(&report, command.repair),
-    })?;
+    command.output.print(&report, |report| text(report, command.repair))?;
     if report.is_clean() || command.repair { Ok(()) } else { Err("feeds are not what they must be".to_owned()) }
 }
 
@@ -132,13 +122,10 @@ fn text(report: &Report, repaired: bool) -> String {
     text
 }
 
-async fn plans(output: Format, settings: &Settings) -> Result<(), String> {
+async fn plans(output: &Output, settings: &Settings) -> Result<(), String> {
     let pool = postgres::pool(&settings.postgres).map_err(|error| error.to_string())?;
     let all = feed::explain_hot(&pool).await.map_err(|error| format!("Postgres: {error}"))?;
-    print(&match output {
-        Format::Json => json(&all)?,
-        Format::Table => all.iter().map(|one| format!("{}\n{}\n\n", one.statement, one.plan)).collect(),
-    })?;
+    output.print(&all, |all| all.iter().map(|one| format!("{}\n{}\n\n", one.statement, one.plan)).collect())?;
     let scans = |one: &feed::Explained| format!("{} ({})", one.statement, one.scanned.join(", "));
     let bad: Vec<String> = all.iter().filter(|one| !one.scanned.is_empty()).map(scans).collect();
     if bad.is_empty() { Ok(()) } else { Err(format!("these read a large table from end to end: {}", bad.join("; "))) }

@@ -9,7 +9,10 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::text::{Format, columns, json, print};
+use super::{
+    block_on,
+    text::{Output, columns},
+};
 use crate::{
     platform::{
         clock,
@@ -40,9 +43,8 @@ pub struct Command {
     /// Management ports of running processes; may be repeated (default: the one that is configured, on this machine)
     #[arg(long, value_name = "URL")]
     management: Vec<String>,
-    /// How to print
-    #[arg(long = "output", value_enum, default_value_t = Format::Table)]
-    format: Format,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Serialize)]
@@ -66,15 +68,12 @@ struct Row {
 /// The error is a sentence for the user.
 pub fn run(command: &Command, settings: &Settings) -> Result<(), String> {
     let consumers = command.consumers(settings)?;
-    let (holders, silent) = ask_processes(&command.addresses(settings))?;
+    let (holders, silent) = block_on(async { Ok(ask_processes(&command.addresses(settings)).await) })?;
     let mut rows = Vec::new();
     for consumer in &consumers {
         rows.extend(measure(&settings.kafka, consumer, &holders)?);
     }
-    print(&match command.format {
-        Format::Json => json(&rows)?,
-        Format::Table => table(&rows, &consumers, &silent),
-    })
+    command.output.print(&rows, |rows| table(rows, &consumers, &silent))
 }
 
 impl Command {
@@ -110,12 +109,10 @@ impl Command {
 type Holders = HashMap<(String, String, i64), Value>;
 
 /// Asks every address; returns those that did not answer, too.
-fn ask_processes(addresses: &[String]) -> Result<(Holders, Vec<String>), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("cannot start the runtime: {error}"))?;
+async fn ask_processes(addresses: &[String]) -> (Holders, Vec<String>) {
     let (mut holders, mut silent) = (Holders::new(), Vec::new());
     for address in addresses {
-        let Some(consumers) = runtime.block_on(fetch(address)) else {
+        let Some(consumers) = fetch(address).await else {
             silent.push(address.clone());
             continue;
         };
@@ -127,7 +124,7 @@ fn ask_processes(addresses: &[String]) -> Result<(Holders, Vec<String>), String>
             }
         }
     }
-    Ok((holders, silent))
+    (holders, silent)
 }
 
 async fn fetch(address: &str) -> Option<Value> {

@@ -1,5 +1,6 @@
 //! The command line: parse, load the configuration, dispatch.
 
+mod change;
 mod dlq;
 mod docs;
 mod duration;
@@ -10,7 +11,7 @@ mod relay;
 mod roundtrip;
 mod text;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -158,12 +159,20 @@ fn load_with(sources: &Sources, own: Vec<(String, String, &'static str)>) -> Res
     config::load(&overrides, std::env::vars()).map_err(|error| error.to_string())
 }
 
-fn migrate(settings: &Settings) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+/// Does the work of a command. What it leaves behind has a second to end.
+fn block_on<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let count = runtime.block_on(postgres::migrate(&settings.postgres)).map_err(|error| error.to_string())?;
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+fn migrate(settings: &Settings) -> Result<(), String> {
+    let count = block_on(async { postgres::migrate(&settings.postgres).await.map_err(|error| error.to_string()) })?;
     println!("{count} migrations are applied in schema `{}`", settings.postgres.schema);
     Ok(())
 }

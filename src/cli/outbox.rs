@@ -1,10 +1,12 @@
 //! `postrider outbox`: what the outbox put aside, on the command line. Needs Postgres alone.
 
-use std::time::Duration;
+use clap::Subcommand;
 
-use clap::{Args, Subcommand};
-
-use super::text::{Format, columns, json, print};
+use super::{
+    block_on,
+    change::Change,
+    text::{Output, columns},
+};
 use crate::{
     outbox::{Filter, Listing, Outcome, Quarantine},
     platform::{postgres, query::Error},
@@ -82,34 +84,9 @@ pub enum Action {
     },
 }
 
-#[derive(Args)]
-pub struct Change {
-    /// Change nothing, and say what would be
-    #[arg(long)]
-    dry_run: bool,
-    /// Yes, every row; needed where nothing chooses
-    #[arg(long)]
-    yes: bool,
-    #[command(flatten)]
-    output: Output,
-}
-
-#[derive(Args)]
-pub struct Output {
-    /// How to print
-    #[arg(long = "output", value_enum, default_value_t = Format::Table)]
-    format: Format,
-}
-
 /// Does what was asked. The error is a sentence for the user.
 pub fn run(Command::Quarantine(action): Command, settings: &Settings) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let outcome = runtime.block_on(act(action, settings));
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    outcome
+    block_on(act(action, settings))
 }
 
 async fn act(action: Action, settings: &Settings) -> Result<(), String> {
@@ -123,50 +100,35 @@ async fn act(action: Action, settings: &Settings) -> Result<(), String> {
         Action::List { key, limit, output } => {
             let filter = Filter { ids: Vec::new(), key };
             let listing = quarantine.list(&filter, limit.into()).await.map_err(told)?;
-            print(&match output.format {
-                Format::Json => json(&listing)?,
-                Format::Table => table(&listing),
-            })
+            output.print(&listing, table)
         }
         Action::Release { key, change } => {
-            change.is_chosen(key.is_some(), "put every row back: choose some by --key")?;
+            change.confirm(key.is_some(), "put every row back: choose some by --key")?;
             let outcome = quarantine.release(key.as_deref(), change.dry_run).await.map_err(told)?;
-            change.report(&outcome, "put back", key.as_deref(), &[])
+            report(&change, &outcome, "put back", key.as_deref(), &[])
         }
         Action::Drop { ids, key, change } => {
             let chosen = key.is_some() || !ids.is_empty();
-            change.is_chosen(chosen, "drop every row: choose some by id or --key")?;
+            change.confirm(chosen, "drop every row: choose some by id or --key")?;
             let filter = Filter { ids, key };
             let outcome = quarantine.drop_rows(&filter, change.dry_run).await.map_err(told)?;
-            change.report(&outcome, "dropped", filter.key.as_deref(), &filter.ids)
+            report(&change, &outcome, "dropped", filter.key.as_deref(), &filter.ids)
         }
     }
 }
 
-impl Change {
-    fn is_chosen(&self, chosen: bool, would: &str) -> Result<(), String> {
-        if chosen || self.yes || self.dry_run {
-            return Ok(());
-        }
-        Err(format!("this would {would}, look first with --dry-run, or say --yes"))
+/// Prints what was done; an error when what was named is not there.
+fn report(change: &Change, outcome: &Outcome, done: &str, key: Option<&str>, ids: &[i64]) -> Result<(), String> {
+    let Outcome { keys, rows, .. } = outcome;
+    let would = if outcome.dry_run { "would be " } else { "" };
+    change.output.print(outcome, |_| format!("{rows} rows of {keys} keys {would}{done}\n"))?;
+    let is_missing = if ids.is_empty() { key.is_some() && *rows == 0 } else { *rows < ids.len() as i64 };
+    if is_missing {
+        return Err(
+            "not all that was named is in quarantine; `postrider outbox quarantine list` has what is".to_owned()
+        );
     }
-
-    /// Prints what was done; an error when what was named is not there.
-    fn report(&self, outcome: &Outcome, done: &str, key: Option<&str>, ids: &[i64]) -> Result<(), String> {
-        let Outcome { keys, rows, .. } = outcome;
-        let would = if outcome.dry_run { "would be " } else { "" };
-        print(&match self.output.format {
-            Format::Json => json(outcome)?,
-            Format::Table => format!("{rows} rows of {keys} keys {would}{done}\n"),
-        })?;
-        let is_missing = if ids.is_empty() { key.is_some() && *rows == 0 } else { *rows < ids.len() as i64 };
-        if is_missing {
-            return Err(
-                "not all that was named is in quarantine; `postrider outbox quarantine list` has what is".to_owned()
-            );
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 fn table(listing: &Listing) -> String {

@@ -2,13 +2,30 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     Table,
     Json,
+}
+
+#[derive(Args)]
+pub struct Output {
+    /// How to print
+    #[arg(long = "output", value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+impl Output {
+    /// Prints what was found, for programs or as a table.
+    pub fn print<T: Serialize>(&self, found: &T, table: impl FnOnce(&T) -> String) -> Result<(), String> {
+        print(&match self.format {
+            Format::Json => json(found)?,
+            Format::Table => table(found),
+        })
+    }
 }
 
 /// Prints to stdout; a reader that has seen enough, such as `head`, is no error.

@@ -17,7 +17,14 @@ pub struct Found {
     /// By their ids.
     pub users: Vec<String>,
     /// Whether there are no more.
-    pub last: bool,
+    last: bool,
+}
+
+impl Found {
+    /// The last of them, after whom there may be more.
+    pub fn more(&self) -> Option<String> {
+        self.users.last().filter(|_| !self.last).cloned()
+    }
 }
 
 const TOGETHER: &str = "SELECT pg_advisory_xact_lock_shared(hashtext(current_schema() || '.feed_rows'), hashtext($1))";

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{
     Config,
     cache::Cache,
-    chunks::{Chunks, Found},
+    chunks::Chunks,
     job_store::{Job, JobStore, Mark},
     timeline::Owner,
 };
@@ -151,10 +151,10 @@ impl Worker {
 
     /// Puts a post into the feeds of a chunk of followers and tells their timelines; returns the last of them where there may be more.
     async fn put(&self, author_id: &str, post_id: i64, after: &str) -> Result<Option<String>, Error> {
-        let Found { users, last } = self.chunks.fan_out(author_id, post_id, after).await?;
-        counter!("postrider_feed_rows_total").increment(users.len() as u64);
-        let more = (!last).then(|| users.last().cloned()).flatten();
-        self.cache.add(users.into_iter().map(|user| (Owner::User(user), vec![post_id])).collect()).await?;
+        let found = self.chunks.fan_out(author_id, post_id, after).await?;
+        counter!("postrider_feed_rows_total").increment(found.users.len() as u64);
+        let more = found.more();
+        self.cache.add(found.users.into_iter().map(|user| (Owner::User(user), vec![post_id])).collect()).await?;
         Ok(more)
     }
 
@@ -178,9 +178,9 @@ impl Worker {
 
     async fn purge(&self, job: &Job) -> Result<Step, Error> {
         let post_id = job.post_id.unwrap_or_default();
-        let Found { users, last } = self.chunks.purge(&job.author_id, post_id, job.after_user()).await?;
-        let more = (!last).then(|| users.last().cloned()).flatten();
-        let mut owners: Vec<Owner> = users.into_iter().map(Owner::User).collect();
+        let found = self.chunks.purge(&job.author_id, post_id, job.after_user()).await?;
+        let more = found.more();
+        let mut owners: Vec<Owner> = found.users.into_iter().map(Owner::User).collect();
         if more.is_none() {
             owners.push(Owner::Author(job.author_id.clone()));
         }
@@ -199,9 +199,9 @@ impl Worker {
         if job.mark.user.is_none() {
             self.cache.forget(vec![Owner::Author(job.author_id.clone())]).await?;
         }
-        let Found { users, last } = self.chunks.followers(&job.author_id, job.after_user()).await?;
-        let more = (!last).then(|| users.last().cloned()).flatten();
-        self.cache.forget(users.into_iter().map(Owner::User).collect()).await?;
+        let found = self.chunks.followers(&job.author_id, job.after_user()).await?;
+        let more = found.more();
+        self.cache.forget(found.users.into_iter().map(Owner::User).collect()).await?;
         match more {
             Some(user) => Ok(Step::More(Mark { user: Some(user), post: None })),
             None => self.chunks.turned(&job.author_id, 1, 2).await.map(|()| Step::Done),

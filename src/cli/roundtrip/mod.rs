@@ -11,6 +11,8 @@ use tokio::time::timeout;
 
 use api::Api;
 
+use super::block_on;
+
 pub const EXAMPLES: &str = "\
 Exit code 0 when everything came out again, else 1. What it writes has names of its own; the key-value
 entry, posts and follow are deleted again, comments and messages stay.
@@ -61,9 +63,7 @@ enum Room {
 
 /// The error is a sentence for the user.
 pub fn run(command: &Command) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("cannot start the runtime: {error}"))?;
-    runtime.block_on(every_room(command))
+    block_on(every_room(command))
 }
 
 async fn every_room(command: &Command) -> Result<(), String> {
