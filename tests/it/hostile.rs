@@ -69,7 +69,9 @@ async fn what_is_too_large_is_413_or_422_and_memory_does_not_grow() {
             app.post(route, nested(20_000)).await.problem(400, "invalid_json");
         }
         app.post("/push", long_key.clone()).await.problem(422, "invalid_field");
-        app.post("/push", format!(r#"{{"key":"{}","value":1}}"#, "k".repeat(MIB))).await.problem(413, "body_too_large");
+        let answer = app.post("/push", format!(r#"{{"key":"{}","value":1}}"#, "k".repeat(MIB))).await;
+        assert_eq!(answer.header("connection"), "close", "no next request may come on a connection that ends");
+        answer.problem(413, "body_too_large");
     };
     for _ in 0..5 {
         round().await;

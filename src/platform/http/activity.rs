@@ -178,7 +178,8 @@ impl Future for Counting {
         let Some(running) = this.running.take() else { return Poll::Ready(Ok(response)) };
         running.0.cut_short.store(is_cut_short(response.status()), Relaxed);
         // A client that is told goes elsewhere with its next request; else that may come just when the connection is closed.
-        if running.0.draining.has_begun() && !running.0.http2.load(Relaxed) && !is_upgrade(response.status()) {
+        let closes = running.0.draining.has_begun() || leaves_body(response.status());
+        if closes && !running.0.http2.load(Relaxed) && !is_upgrade(response.status()) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Poll::Ready(Ok(match response.body().size_hint().exact() {
@@ -190,6 +191,11 @@ impl Future for Counting {
 
 fn is_upgrade(status: StatusCode) -> bool {
     status == StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// Whether such an answer comes while the rest of the request is still on its way: nobody reads that, and so the connection ends.
+fn leaves_body(status: StatusCode) -> bool {
+    matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT)
 }
 
 /// Whether such an answer may come before its request was read to the end.
