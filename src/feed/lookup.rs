@@ -134,10 +134,13 @@ impl Asking {
                 Ok(()) => {}
                 Err(error) => {
                     tracing::debug!(error = %error, "timelines cannot be read");
-                    if !is_own {
+                    if is_own {
+                        self.local.disconnect();
+                    }
+                    // Over the other connection a server that does not answer would take as long again.
+                    if !is_own || error.is_timeout() {
                         break;
                     }
-                    self.local.disconnect();
                 }
             }
         }

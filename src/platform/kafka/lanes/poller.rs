@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Subscription,
     membership::{Client, Lane, Owned},
-    progress::{Progress, Watchdog},
+    progress::{Progress, Silence, Watchdog},
     report::Report,
     shape::{Opening, Shape, Start},
 };
@@ -63,6 +63,8 @@ struct Filling {
     generation: u64,
     start: u64,
     batch: Batch,
+    /// Until something is heard of the partition: a record, or that there is none.
+    silence: Option<Silence>,
 }
 
 impl Poller {
@@ -133,6 +135,7 @@ impl Poller {
         if filling.start == 0 {
             return;
         }
+        filling.silence = None;
         filling.batch.push(message);
         let limits = &self.subscription;
         if filling.batch.len() >= limits.max_batch_records || filling.batch.bytes() >= limits.max_batch_bytes {
@@ -203,6 +206,9 @@ impl Poller {
         self.drop_lost();
         let client = self.client.clone();
         let mut owned = client.context().owned();
+        if let Some(filling) = self.filling.get_mut(partition as usize) {
+            filling.silence = None;
+        }
         if let Some(lane) = owned.lanes.get_mut(&partition)
             && lane.start != 0
             && hand_over(lane, &mut self.filling[partition as usize])
@@ -248,7 +254,7 @@ impl Poller {
             return false;
         }
         let filling = &mut self.filling[start.partition as usize];
-        *filling = Filling { generation: lane.generation, start: 0, batch: Batch::default() };
+        *filling = Filling { generation: lane.generation, ..Filling::default() };
         lane.start = 0;
         if let Some(offset) = start.offset {
             let topic = &self.subscription.topic;
@@ -259,17 +265,19 @@ impl Poller {
             }
         }
         (lane.start, filling.start) = (start.start, start.start);
+        filling.silence = Some(Silence::new(start.offset, Instant::now()));
         lane.work.begun(start.start);
         lane.paused = !self.set_paused(start.partition, false);
         false
     }
 
-    /// Once a second: metrics, and who holds what.
+    /// Once a second: metrics, who holds what, and partitions that are silent.
     fn look_after(&mut self) {
         if self.looked.elapsed() < Duration::from_secs(1) {
             return;
         }
         self.looked = Instant::now();
+        self.rouse();
         let client = self.client.clone();
         let mut owned = client.context().owned();
         self.report.update(
@@ -280,6 +288,34 @@ impl Poller {
         );
         let partitions = owned.lanes.len();
         gauge!("postrider_consumer_partitions", "consumer" => self.subscription.name).set(partitions as f64);
+    }
+
+    /// The client library forgets a start, or a resume, that crosses another one of its own (librdkafka #2190, #5591), and
+    /// says nothing: nobody would read the partition until it had another owner.
+    fn rouse(&mut self) {
+        if !self.broker.is_up() {
+            return;
+        }
+        let (now, client) = (Instant::now(), self.client.clone());
+        for (partition, filling) in (0..).zip(&mut self.filling) {
+            let is_read = |lane: &Lane| lane.generation == filling.generation && lane.start != 0 && !lane.paused;
+            let Some(silence) = filling.silence.as_mut().filter(|silence| silence.is_due(now)) else { continue };
+            if !client.context().owned().lanes.get(&partition).is_some_and(is_read) {
+                continue;
+            }
+            let (consumer, silent_s) = (self.subscription.name, now.duration_since(silence.since).as_secs());
+            tracing::warn!(
+                consumer,
+                partition,
+                silent.s = silent_s,
+                "neither a record nor the end was read; reading is begun again"
+            );
+            counter!("postrider_consumer_roused_total", "consumer" => consumer).increment(1);
+            if let Err(error) = begin_again(&client, &self.subscription.topic, partition, silence) {
+                tracing::warn!(consumer, partition, error = %error, "reading could not be begun again");
+            }
+            silence.tried(now);
+        }
     }
 
     /// Whether work that waits is being worked on. Whatever a dependency does: handlers that fail are at work.
@@ -327,6 +363,19 @@ impl Poller {
         }
         self.client.unsubscribe();
     }
+}
+
+/// By turns: a resume, which does nothing where none was forgotten; and the assignment of the partition anew.
+fn begin_again(client: &Client, topic: &str, partition: i32, silence: &Silence) -> Result<(), KafkaError> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition(topic, partition);
+    if silence.tries.is_multiple_of(2) {
+        return client.resume(&list);
+    }
+    client.incremental_unassign(&list)?;
+    let offset = silence.offset.map_or(Offset::Stored, Offset::Offset);
+    list.set_partition_offset(topic, partition, offset)?;
+    client.incremental_assign(&list)
 }
 
 /// Whether the batch being filled is with the partition's work now, or there was none.

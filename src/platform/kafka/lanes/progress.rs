@@ -55,9 +55,51 @@ impl Watchdog {
     }
 }
 
+/// A partition is read, and nothing was heard of it since.
+#[derive(Debug)]
+pub(super) struct Silence {
+    /// From where on; `None` is the group's commit.
+    pub offset: Option<i64>,
+    pub since: Instant,
+    /// How often it was begun again.
+    pub tries: u32,
+    due: Instant,
+}
+
+impl Silence {
+    /// So long it takes at the worst, while brokers answer; doubled with every attempt.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const MAX_DOUBLINGS: u32 = 6;
+
+    pub fn new(offset: Option<i64>, now: Instant) -> Self {
+        Self { offset, since: now, tries: 0, due: now + Self::PATIENCE }
+    }
+
+    pub fn is_due(&self, now: Instant) -> bool {
+        now >= self.due
+    }
+
+    pub fn tried(&mut self, now: Instant) {
+        self.tries += 1;
+        self.due = now + Self::PATIENCE * 2_u32.pow(self.tries.min(Self::MAX_DOUBLINGS));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn silence_is_broken_less_and_less_often() {
+        let begun = Instant::now();
+        let at = |seconds: u64| begun + Duration::from_secs(seconds);
+        let mut silence = Silence::new(Some(7), begun);
+        assert!(!silence.is_due(at(4)) && silence.is_due(at(5)));
+        silence.tried(at(5));
+        assert!(!silence.is_due(at(14)) && silence.is_due(at(15)));
+        (0..20).for_each(|_| silence.tried(at(100)));
+        assert!(!silence.is_due(at(100 + 319)) && silence.is_due(at(100 + 320)));
+    }
 
     #[test]
     fn only_waiting_work_without_any_finished_turn_is_stuck() {
