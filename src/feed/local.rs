@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
+    fmt::Display,
     hash::BuildHasher,
     mem::take,
     time::{Duration, Instant},
@@ -65,7 +66,7 @@ enum Link {
     Up(Tracking),
 }
 
-/// Those kept for one of the ways to Redis.
+/// Those kept, and the connection that says what has changed.
 pub struct Local {
     /// `None` when nothing is to be kept.
     config: Option<Config>,
@@ -100,14 +101,16 @@ impl Local {
                     self.link = Link::Up(tracking);
                     return Some(redis);
                 }
-                Some(failed) => {
-                    let error = failed.map_or_else(|error| error.to_string(), |_| "refused".to_owned());
-                    tracing::debug!(error, "no timelines are kept in memory");
-                    self.link = Link::Down(Some(Instant::now()));
-                }
+                Some(Ok(Err(error))) => self.wait_after(&error),
+                Some(Err(error)) => self.wait_after(&error),
             },
         }
         None
+    }
+
+    fn wait_after(&mut self, error: &dyn Display) {
+        tracing::debug!(%error, "no timelines are kept in memory");
+        self.link = Link::Down(Some(Instant::now()));
     }
 
     /// After a break nothing is known to be unchanged.

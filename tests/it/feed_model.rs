@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     feed::{all, cached, cached_page},
     feed_writes::{delete, follow, post, unfollow},
-    harness::{App, World, stack::off_runtime, until, wait::seconds},
+    harness::{App, World, stack::off_runtime, until, variables::number, wait::seconds},
 };
 
 const USERS: usize = 6;
@@ -173,7 +173,6 @@ impl Story {
 
 #[tokio::test]
 async fn after_any_story_every_page_of_every_feed_is_that_of_the_model() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     for _ in 0..2 {
         let seed = number("FEED_SEED").unwrap_or_else(|| fastrand::u64(..));
         eprintln!("feed: seed {seed}");

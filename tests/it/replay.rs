@@ -27,6 +27,7 @@ use crate::{
         redis,
         sessions::{Name, Notebook, Style},
         until,
+        variables::number,
         wait::seconds,
     },
     messages::{PATH, send},
@@ -289,7 +290,6 @@ async fn end(app: App, killed: bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_device_gets_each_message_once_and_in_order_or_is_told_of_the_gap() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let seed = number("REPLAY_SEED").unwrap_or_else(|| Rng::new().u64(..1 << 32));
     eprintln!("replay: seed {seed}");
     let mut scene = Scene::start(seed).await;

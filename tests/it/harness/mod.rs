@@ -20,6 +20,7 @@ pub mod socket;
 pub mod sse;
 pub mod stack;
 pub mod target;
+pub mod variables;
 pub mod wait;
 pub mod world;
 

@@ -36,7 +36,14 @@ use self::{
     tail::{Commits, Tail},
     target::Target,
 };
-use crate::harness::{Stack, World, app::target_folder, proxy::Proxy, sessions::Notebook, wait::seconds};
+use crate::harness::{
+    Stack, World,
+    app::target_folder,
+    proxy::Proxy,
+    sessions::Notebook,
+    variables::{number, text},
+    wait::seconds,
+};
 
 /// Time between two lines of progress, and between two looks of the judge while it runs.
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -59,13 +66,11 @@ struct Plan {
 
 impl Plan {
     fn read() -> Self {
-        let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let number = |name: &str| get(name).map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is {text}")));
         Self {
             lasts: seconds(number("SOAK_SECONDS").unwrap_or(60)),
             seed: number("SOAK_SEED").unwrap_or_else(|| Rng::new().u64(..1 << 32)),
-            inject: get("SOAK_INJECT").map(|word| Inject::parse(&word)),
-            brokers: get("SOAK_BROKERS").unwrap_or_else(|| "1".to_owned()),
+            inject: text("SOAK_INJECT").map(|word| Inject::parse(&word)),
+            brokers: text("SOAK_BROKERS").unwrap_or_else(|| "1".to_owned()),
         }
     }
 }

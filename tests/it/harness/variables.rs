@@ -1,0 +1,11 @@
+//! Variables by which whoever runs a test repeats or lengthens it.
+
+/// What a variable says; an empty one says nothing.
+pub fn text(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())
+}
+
+/// The same where it must be a number.
+pub fn number(name: &str) -> Option<u64> {
+    text(name).map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is {text}")))
+}
