@@ -29,9 +29,12 @@ infra: ## start Kafka, Redis and Postgres, and leave them up
 infra-down: ## stop them; data is kept (`dev/stack wipe` deletes it)
 	@dev/stack down
 
-.PHONY: test lint fmt
-test: ## all checks and tests, against real servers
-	@dev/test all
+.PHONY: test test-long lint fmt
+test: ## all checks and tests, against real servers, which are stopped afterwards: KEEP=1 keeps them
+	@dev/test all $(if $(KEEP),--keep)
+
+test-long: ## what takes longer: the chart, the API description at length, the soak
+	@dev/test long $(if $(KEEP),--keep)
 
 lint: ## rustfmt, clippy and shellcheck
 	@dev/test lint
@@ -41,8 +44,8 @@ fmt: ## format the Rust code
 
 .PHONY: soak
 soak: ## everything at once while things fail, and what must hold: MINUTES=10 SEED=1
-	@dev/setup --test && $(CARGO) build --bin postrider && SOAK_SECONDS=$$(( $(or $(MINUTES),10) * 60 )) SOAK_SEED=$(SEED) \
-	cargo test --test it soak::whatever -- --nocapture
+	@dev/setup --test && SOAK_SECONDS=$$(( $(or $(MINUTES),10) * 60 )) SOAK_SEED=$(SEED) \
+	$(CARGO) test --test it soak::whatever -- --nocapture
 
 .PHONY: dlq bench docs
 dlq: ## list the dead letters of the stack that runs

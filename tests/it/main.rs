@@ -50,6 +50,7 @@ mod replay;
 mod roundtrip;
 mod shutdown;
 mod soak;
+mod stuck_clients;
 mod streams;
 mod tls;
 mod traces;

@@ -5,22 +5,23 @@
 
 use std::{
     sync::{
-        Arc, Weak,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     thread::Thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rdkafka::{
     ClientContext,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError, RDKafkaErrorCode},
+    metadata::Metadata,
 };
 
-use super::Config;
+use super::{Config, client_watchdog::count_replacement};
 use crate::platform::ops::Check;
 
 /// How often a healthy broker is asked.
@@ -29,6 +30,8 @@ const CALM: Duration = Duration::from_secs(3);
 const ANXIOUS: Duration = Duration::from_millis(250);
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a client gets no answer before another one is tried beside it, and how long that one is tried.
+const BESIDE: Duration = Duration::from_secs(4);
 
 /// Cheap to clone; one per process.
 #[derive(Clone)]
@@ -36,10 +39,16 @@ pub struct Broker {
     inner: Arc<Inner>,
 }
 
+type Client = BaseConsumer<Listener>;
+
 struct Inner {
-    client: BaseConsumer<Listener>,
+    /// Replaced when it gets no answer and another client does.
+    client: ArcSwap<Client>,
+    config: Config,
     probe_topic: String,
     up: AtomicBool,
+    /// Since when every question was answered; `None` while the last one was not.
+    up_since: Mutex<Option<Instant>>,
     suspicious: AtomicBool,
     check: Check,
     prober: ArcSwapOption<Thread>,
@@ -68,22 +77,26 @@ impl ClientContext for Listener {
 }
 impl ConsumerContext for Listener {}
 
+fn connect(config: &Config) -> Result<Client, KafkaError> {
+    let mut properties = config.client("metadata");
+    // A consumer that never subscribes: the one kind of client whose questions create no topic.
+    properties
+        .set("allow.auto.create.topics", "false")
+        .set("statistics.interval.ms", "0")
+        .set("group.id", "postrider-metadata");
+    config.with_overrides(properties).create_with_context(Listener::default())
+}
+
 impl Broker {
     /// Starts asking. `check` is what readiness shows.
     pub fn start(config: &Config, check: Check) -> Result<Self, KafkaError> {
-        let mut properties = config.client("metadata");
-        // A consumer that never subscribes: the one kind of client whose questions create no topic.
-        properties
-            .set("allow.auto.create.topics", "false")
-            .set("statistics.interval.ms", "0")
-            .set("group.id", "postrider-metadata");
-        let client: BaseConsumer<Listener> =
-            config.with_overrides(properties).create_with_context(Listener::default())?;
         let inner = Arc::new(Inner {
-            client,
+            client: ArcSwap::from_pointee(connect(config)?),
+            config: config.clone(),
             probe_topic: config.topic("messages"),
             // Until the first answer writes are let through and wait, as at any short break.
             up: AtomicBool::new(true),
+            up_since: Mutex::new(None),
             suspicious: AtomicBool::new(true),
             check,
             prober: ArcSwapOption::empty(),
@@ -100,6 +113,11 @@ impl Broker {
     /// Whether the last question was answered.
     pub fn is_up(&self) -> bool {
         self.inner.up.load(Ordering::Relaxed)
+    }
+
+    /// How long every question has been answered; `None` while the last one was not.
+    pub(super) fn up_for(&self) -> Option<Duration> {
+        self.inner.up_since.lock().unwrap_or_else(PoisonError::into_inner).map(|since| since.elapsed())
     }
 
     /// Something looks wrong: ask now rather than later.
@@ -122,7 +140,7 @@ impl Broker {
     pub async fn any_broker_id(&self) -> Option<i32> {
         let inner = self.inner.clone();
         let id = super::off_runtime(move || {
-            let metadata = inner.client.fetch_metadata(Some(&inner.probe_topic), PATIENCE)?;
+            let metadata = inner.client.load_full().fetch_metadata(Some(&inner.probe_topic), PATIENCE)?;
             Ok(metadata.brokers().first().map(rdkafka::metadata::MetadataBroker::id))
         });
         id.await.ok().flatten()
@@ -131,13 +149,13 @@ impl Broker {
     /// First and next offset of a partition, off the runtime.
     pub async fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), KafkaError> {
         let (inner, topic) = (self.inner.clone(), topic.to_owned());
-        super::off_runtime(move || inner.client.fetch_watermarks(&topic, partition, PATIENCE)).await
+        super::off_runtime(move || inner.client.load_full().fetch_watermarks(&topic, partition, PATIENCE)).await
     }
 }
 
 impl Inner {
     fn partitions(&self, topic: &str) -> Result<Option<i32>, KafkaError> {
-        let metadata = self.client.fetch_metadata(Some(topic), PATIENCE)?;
+        let metadata = self.client.load_full().fetch_metadata(Some(topic), PATIENCE)?;
         let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
         match found.error().map(RDKafkaErrorCode::from) {
             None => Ok(Some(found.partitions().len() as i32)),
@@ -151,35 +169,96 @@ impl Inner {
     }
 }
 
+/// Asks for metadata. An answer without brokers is none: it is what a broker says that has just started, and the
+/// client has forgotten all brokers when it has read it (librdkafka #5301).
+fn ask(client: &Client, topic: &str) -> Result<Metadata, KafkaError> {
+    let metadata = client.fetch_metadata(Some(topic), PATIENCE)?;
+    if metadata.brokers().is_empty() {
+        return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::AllBrokersDown));
+    }
+    Ok(metadata)
+}
+
+/// A second client that is asked while the first one gets no answers.
+struct Spare {
+    client: Client,
+    since: Instant,
+}
+
+/// Asks whether Kafka answers, until the last [`Broker`] is dropped.
 fn probe(weak: &Weak<Inner>) {
+    let (mut spare, mut silent_since): (Option<Spare>, Option<Instant>) = (None, None);
     while let Some(inner) = weak.upgrade() {
-        let answer = inner.client.fetch_metadata(Some(&inner.probe_topic), PATIENCE);
-        let was_up = inner.up.swap(answer.is_ok(), Ordering::Relaxed);
-        let listener = inner.client.context();
+        let client = inner.client.load_full();
+        let mut answer = ask(&client, &inner.probe_topic);
         // Nothing is ever consumed: polling only makes the client say what it has to say.
         for _ in 0..20 {
-            drop(inner.client.poll(Duration::ZERO));
+            drop(client.poll(Duration::ZERO));
         }
+        let forgetful = matches!(answer, Err(KafkaError::MetadataFetch(RDKafkaErrorCode::AllBrokersDown)));
+        drop(client);
+        match &answer {
+            Ok(_) => {
+                silent_since = None;
+                if let Some(spare) = spare.take() {
+                    super::discard(spare);
+                }
+            }
+            Err(_) => {
+                let silent_for = silent_since.get_or_insert_with(Instant::now).elapsed();
+                if forgetful || silent_for >= BESIDE || spare.is_some() {
+                    answer = inner.ask_beside(&mut spare).unwrap_or(answer);
+                }
+            }
+        }
+        inner.conclude(answer);
+        let calm = inner.up.load(Ordering::Relaxed);
+        drop(inner);
+        std::thread::park_timeout(if calm { CALM } else { ANXIOUS });
+    }
+}
+
+impl Inner {
+    /// Asks with a client of its own, which takes the place of the one that gets no answers when it gets one. A spare
+    /// client is given up after a while as well: it may lose its way just like the first.
+    fn ask_beside(&self, spare: &mut Option<Spare>) -> Option<Result<Metadata, KafkaError>> {
+        if spare.as_ref().is_none_or(|spare| spare.since.elapsed() >= BESIDE) {
+            let next = connect(&self.config).ok().map(|client| Spare { client, since: Instant::now() });
+            super::discard(std::mem::replace(spare, next));
+        }
+        let answer = ask(&spare.as_ref()?.client, &self.probe_topic);
+        if answer.is_ok() {
+            let found = spare.take()?;
+            count_replacement("metadata", "disconnected");
+            super::discard(self.client.swap(Arc::new(found.client)));
+        }
+        Some(answer)
+    }
+
+    fn conclude(&self, answer: Result<Metadata, KafkaError>) {
+        let was_up = self.up.swap(answer.is_ok(), Ordering::Relaxed);
+        let client = self.client.load_full();
+        let listener = client.context();
+        let mut up_since = self.up_since.lock().unwrap_or_else(PoisonError::into_inner);
         match answer {
             Ok(_) => {
+                up_since.get_or_insert_with(Instant::now);
                 if !was_up {
                     tracing::info!("Kafka answers again");
                 }
-                inner.suspicious.store(false, Ordering::Relaxed);
+                self.suspicious.store(false, Ordering::Relaxed);
                 listener.reason.store(None);
-                inner.check.pass();
+                self.check.pass();
             }
             Err(error) => {
+                *up_since = None;
                 // Kept over several attempts: the client says the same thing only once in a while.
                 let reason = listener.reason.load_full().map_or_else(|| error.to_string(), |text| (*text).clone());
                 if was_up {
                     tracing::warn!(reason, "Kafka does not answer; writes are refused until it does");
                 }
-                inner.check.fail(format!("no broker answers: {reason}"));
+                self.check.fail(format!("no broker answers: {reason}"));
             }
         }
-        let calm = inner.up.load(Ordering::Relaxed);
-        drop(inner);
-        std::thread::park_timeout(if calm { CALM } else { ANXIOUS });
     }
 }

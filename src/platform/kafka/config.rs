@@ -6,7 +6,7 @@ use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::dead_letter;
+use super::{client_watchdog::REPORT_INTERVAL_MS, dead_letter};
 use crate::platform::config::Secret;
 
 /// How Kafka is reached, written to and read from.
@@ -138,7 +138,8 @@ impl Default for Topics {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProducerConfig {
-    /// Time from hand-over to a confirmed or unknown outcome, in milliseconds.
+    /// Time that a write waits for its record to be confirmed, in milliseconds. After that its outcome is
+    /// unknown; the record itself is never given up.
     pub delivery_timeout_ms: u64,
     /// Records in flight at most; beyond it writes are refused with 503 `overloaded`.
     pub max_in_flight_records: usize,
@@ -216,7 +217,7 @@ impl Config {
             .set("bootstrap.servers", self.brokers.join(","))
             .set("client.id", format!("postrider-{client}"))
             .set("security.protocol", self.security_protocol.property())
-            .set("statistics.interval.ms", "5000")
+            .set("statistics.interval.ms", REPORT_INTERVAL_MS.to_string())
             .set("socket.keepalive.enable", "true")
             .set("socket.nagle.disable", "true")
             .set("reconnect.backoff.ms", "50")
@@ -265,7 +266,8 @@ impl Config {
             .set("partitioner", "murmur2_random")
             .set("compression.type", &producer.compression)
             .set("linger.ms", (producer.linger_us as f64 / 1_000.0).to_string())
-            .set("message.timeout.ms", producer.delivery_timeout_ms.to_string())
+            // Never: see `Receipt::stored`.
+            .set("message.timeout.ms", "0")
             .set("request.timeout.ms", producer.delivery_timeout_ms.clamp(1_000, 5_000).to_string())
             .set("max.in.flight.requests.per.connection", producer.max_in_flight_requests.clamp(1, 5).to_string())
             // A dead letter is its record and something more.

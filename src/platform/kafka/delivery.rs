@@ -20,6 +20,7 @@ use tokio::sync::{Notify, oneshot};
 use super::{
     admission::Permit,
     broker::Broker,
+    client_watchdog::Connectivity,
     producer::{SendError, Stored},
     stats,
 };
@@ -136,6 +137,8 @@ impl Outcomes {
 /// What the client library calls, on the polling thread.
 pub(super) struct Context {
     pub broker: Broker,
+    /// Of this client alone.
+    pub connectivity: Connectivity,
     pub fatal: Arc<AtomicBool>,
     pub outcomes: Arc<Outcomes>,
     pub metrics: Metrics,
@@ -143,6 +146,7 @@ pub(super) struct Context {
 
 impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
+        self.connectivity.report(&statistics);
         stats::record(&statistics);
     }
 

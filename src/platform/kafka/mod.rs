@@ -4,6 +4,7 @@
 pub mod admission;
 pub mod batch;
 pub mod broker;
+mod client_watchdog;
 mod config;
 mod cork;
 pub mod dead_letter;
@@ -38,4 +39,10 @@ async fn off_runtime<T: Send + 'static>(
         Ok(result) => result,
         Err(_) => Err(KafkaError::Canceled),
     }
+}
+
+/// Drops a client on a thread of its own: the client library may wait for brokers that do not answer.
+fn discard<T: Send + 'static>(client: T) {
+    // Where there is no thread to be had, this one waits.
+    drop(std::thread::Builder::new().name("kafka-discard".to_owned()).spawn(move || drop(client)));
 }

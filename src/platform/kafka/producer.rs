@@ -1,8 +1,8 @@
 //! The one producer of a process: idempotent, `acks=all`, with admission and batching of our own.
 //!
 //! `send` never waits: it takes the record or refuses it. The receipt resolves when the broker
-//! has answered or when the delivery timeout leaves the outcome unknown. A fatal error of the
-//! client makes the role unready while the client is replaced.
+//! has answered or when the delivery timeout leaves the outcome unknown. A client that reports a
+//! fatal error, or that gets nowhere while Kafka answers others, is replaced; until then writes are refused.
 
 use std::{
     sync::{
@@ -14,7 +14,6 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use metrics::counter;
 use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
     message::OwnedHeaders,
@@ -27,9 +26,13 @@ use super::{
     Config,
     admission::{self, Admission, Permit},
     broker::Broker,
+    client_watchdog::{ClientWatchdog, Connectivity, Stuck},
     cork::{Cork, Waiting, wait_for},
     delivery::{Answer, Context, Metrics, Outcomes, Pending, classify},
 };
+
+/// How long the records of a client that is being replaced have to be confirmed after all.
+const FLUSH_BEFORE_REPLACEMENT: Duration = Duration::from_secs(2);
 
 /// A record on its way to Kafka.
 #[derive(Debug, Default)]
@@ -73,15 +76,20 @@ pub enum SendError {
 
 /// The answer to come for a record that was taken.
 #[derive(Debug)]
-pub struct Receipt(oneshot::Receiver<Result<Stored, SendError>>);
+pub struct Receipt {
+    outcome: oneshot::Receiver<Result<Stored, SendError>>,
+    deadline: Instant,
+}
 
 impl Receipt {
-    /// Waits for the broker's answer; bounded by the delivery timeout.
+    /// Waits for the broker's answer, up to the delivery timeout. After that the outcome is unknown to whoever wrote
+    /// the record; the client goes on sending it, since giving it up may store its neighbours twice (librdkafka #4953).
     pub async fn stored(self, topic: &str) -> Result<Stored, SendError> {
+        let answered = tokio::time::timeout_at(self.deadline.into(), self.outcome);
         // A span of its own only where the request has one.
         let answered =
-            if Span::current().is_none() { self.0.await } else { self.0.instrument(publish_span(topic)).await };
-        answered.unwrap_or(Err(SendError::Unknown))
+            if Span::current().is_none() { answered.await } else { answered.instrument(publish_span(topic)).await };
+        answered.map_or(Err(SendError::Unknown), |outcome| outcome.unwrap_or(Err(SendError::Unknown)))
     }
 }
 
@@ -108,7 +116,9 @@ struct Shared {
     cork: Cork,
     broker: Broker,
     config: Config,
+    /// The client cannot go on, and is about to be replaced.
     fatal: Arc<AtomicBool>,
+    watchdog: ClientWatchdog,
     outcomes: Arc<Outcomes>,
     stop: AtomicBool,
     metrics: Metrics,
@@ -128,6 +138,7 @@ impl Producer {
             broker,
             config: config.clone(),
             fatal,
+            watchdog: ClientWatchdog::default(),
             outcomes,
             stop: AtomicBool::new(false),
             metrics,
@@ -143,7 +154,8 @@ impl Producer {
     pub fn send(&self, record: Outgoing<'_>) -> Result<Receipt, SendError> {
         let (sender, receiver) = oneshot::channel();
         self.take(record, sender)?;
-        Ok(Receipt(receiver))
+        let deadline = Instant::now() + Duration::from_millis(self.shared.config.producer.delivery_timeout_ms);
+        Ok(Receipt { outcome: receiver, deadline })
     }
 
     /// Takes a record and waits until it is stored.
@@ -264,7 +276,10 @@ impl Shared {
         while !self.stop.load(Ordering::Relaxed) {
             self.client.load_full().poll(Duration::from_millis(100));
             if self.fatal.load(Ordering::Relaxed) {
-                self.replace();
+                self.replace("fatal");
+            } else if let Some(stuck) = self.look() {
+                self.fatal.store(true, Ordering::Relaxed);
+                self.replace(stuck.label());
             }
             if measured.elapsed() > Duration::from_secs(1) {
                 measured = Instant::now();
@@ -276,19 +291,28 @@ impl Shared {
         }
     }
 
-    /// Replaces a client that reported a fatal error; its unconfirmed records end as unknown.
-    fn replace(&self) {
+    /// Whether the client gets nowhere although Kafka answers.
+    fn look(&self) -> Option<Stuck> {
+        let client = self.client.load();
+        self.watchdog.look(&client.context().connectivity, self.broker.up_for(), Instant::now())
+    }
+
+    /// Replaces a client that cannot go on; its unconfirmed records end as unknown.
+    fn replace(&self, reason: &'static str) {
         let old = self.client.load_full();
-        let reason = old.client().fatal_error().map_or_else(String::new, |(code, text)| format!("{code}: {text}"));
-        tracing::error!(reason, "the producer failed fatally and is being replaced");
-        counter!("postrider_producer_replaced_total").increment(1);
-        if let Err(error) = old.flush(Duration::from_secs(2)) {
-            tracing::warn!(error = %error, "records of the failed producer end with an unknown outcome");
+        if let Some((code, text)) = old.client().fatal_error() {
+            tracing::error!(%code, reason = text, "the producer failed fatally and is being replaced");
+        }
+        if let Err(error) = old.flush(FLUSH_BEFORE_REPLACEMENT) {
+            let (records, _) = self.admission.in_flight();
+            tracing::warn!(error = %error, records, "records of the failed producer end with an unknown outcome");
         }
         match connect(&self.config, &self.broker, &self.fatal, &self.outcomes, &self.metrics) {
             Ok(client) => {
+                self.watchdog.replaced("producer", reason);
                 self.client.store(Arc::new(client));
                 self.fatal.store(false, Ordering::Relaxed);
+                super::discard(old);
             }
             Err(error) => {
                 tracing::error!(error = %error, "cannot make a new producer yet");
@@ -310,7 +334,12 @@ fn connect(
     outcomes: &Arc<Outcomes>,
     metrics: &Metrics,
 ) -> Result<BaseProducer<Context>, KafkaError> {
-    let context =
-        Context { broker: broker.clone(), fatal: fatal.clone(), outcomes: outcomes.clone(), metrics: metrics.clone() };
+    let context = Context {
+        broker: broker.clone(),
+        connectivity: Connectivity::default(),
+        fatal: fatal.clone(),
+        outcomes: outcomes.clone(),
+        metrics: metrics.clone(),
+    };
     config.producer_client().create_with_context(context)
 }

@@ -9,13 +9,17 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
     error::{KafkaError, RDKafkaErrorCode},
 };
 
-use super::{Config, broker::Broker};
+use super::{Config, broker::Broker, client_watchdog::count_replacement};
+
+/// How long brokers may take to answer an operation.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a topic of ours must be like.
 #[derive(Debug, Clone)]
@@ -70,18 +74,42 @@ impl TopicsReady {
     }
 }
 
+fn options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE))
+}
+
+fn connect(config: &Config) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
+    let mut properties = config.client("admin");
+    properties.set("statistics.interval.ms", "0");
+    config.with_overrides(properties).create()
+}
+
 /// The client for what is done to topics rather than with them.
 pub struct Admin {
-    client: AdminClient<DefaultClientContext>,
+    client: ArcSwap<AdminClient<DefaultClientContext>>,
     broker: Broker,
     config: Config,
 }
 
 impl Admin {
     pub fn new(config: &Config, broker: Broker) -> Result<Self, KafkaError> {
-        let mut properties = config.client("admin");
-        properties.set("statistics.interval.ms", "0");
-        Ok(Self { client: config.with_overrides(properties).create()?, broker, config: config.clone() })
+        Ok(Self { client: ArcSwap::from_pointee(connect(config)?), broker, config: config.clone() })
+    }
+
+    /// Passes the outcome of an operation on. Where it failed although Kafka answers others, the next one gets a new client.
+    fn checked<T>(&self, outcome: Result<T, KafkaError>) -> Result<T, KafkaError> {
+        let lost = outcome.as_ref().err().and_then(KafkaError::rdkafka_error_code).is_some_and(|code| {
+            use RDKafkaErrorCode as E;
+            matches!(code, E::OperationTimedOut | E::RequestTimedOut | E::BrokerTransportFailure | E::AllBrokersDown)
+        });
+        if lost
+            && self.broker.is_up()
+            && let Ok(client) = connect(&self.config)
+        {
+            count_replacement("admin", "unanswered");
+            super::discard(self.client.swap(Arc::new(client)));
+        }
+        outcome
     }
 
     /// Makes what is missing and checks what is there. All that somebody has to change is said at
@@ -137,8 +165,9 @@ impl Admin {
     }
 
     async fn create(&self, topic: NewTopic<'_>) -> Result<(), TopicError> {
-        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(5)));
-        for result in self.client.create_topics([&topic], &options).await? {
+        let client = self.client.load_full();
+        let results = self.checked(client.create_topics([&topic], &options()).await)?;
+        for result in results {
             match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
                 Err((name, code)) => return Err(TopicError::Refused(name, code)),
@@ -192,7 +221,8 @@ impl Admin {
     }
 
     async fn describe(&self, resource: &ResourceSpecifier<'_>) -> Result<HashMap<String, String>, TopicError> {
-        let described = self.client.describe_configs([resource], &AdminOptions::new()).await?;
+        let client = self.client.load_full();
+        let described = self.checked(client.describe_configs([resource], &options()).await)?;
         let mut settings = HashMap::new();
         for result in described {
             let resource = result.map_err(KafkaError::AdminOp)?;

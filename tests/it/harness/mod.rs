@@ -7,6 +7,7 @@ pub mod check;
 pub mod device;
 pub mod inbox;
 pub mod kafka;
+pub mod kafka_proxy;
 pub mod load;
 pub mod mailbox;
 pub mod member;

@@ -27,9 +27,15 @@ impl Stack {
         static SHARED: OnceLock<Stack> = OnceLock::new();
         SHARED.get_or_init(|| {
             let state = state_folder("test-stack");
-            run(&state, &["up"]);
+            // `dev/test` brings it up once for all processes, and says so.
+            let is_up = std::env::var_os("TEST_STACK_IS_UP").is_some();
+            if !is_up {
+                run(&state, &["up"]);
+            }
             let stack = Stack { env: environment(&state), state, own: false, _turn: None };
-            super::kafka::remove_leftovers(stack.get("KAFKA_BROKERS"));
+            if !is_up {
+                super::kafka::remove_leftovers(stack.get("KAFKA_BROKERS"));
+            }
             stack
         })
     }

@@ -27,6 +27,9 @@ use crate::platform::{
     },
 };
 
+/// How often a handler gets to do what is due without records, in a partition that is busy as in one that is not.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Runs one worker per partition.
 pub(super) struct Batches<H> {
     pub handler: Arc<H>,
@@ -232,11 +235,14 @@ impl<H: BatchHandler> Worker<H> {
 
     /// Ends with `Ok` when the partition is taken away, with the reason when it must start over.
     async fn work_through(&mut self, start: u64, state: &mut H::Partition) -> Result<(), String> {
+        let mut idle_at = tokio::time::Instant::now() + IDLE_INTERVAL;
         loop {
             let next = tokio::select! {
                 biased;
                 () = self.closed.cancelled() => return Ok(()),
-                next = tokio::time::timeout(Duration::from_secs(1), self.work.recv()) => next,
+                // Before the next batch: where batches never end, what is due without them is done all the same.
+                () = tokio::time::sleep_until(idle_at) => Err(()),
+                next = self.work.recv() => Ok(next),
             };
             let settled = match next {
                 Ok(None) => return Ok(()),
@@ -249,7 +255,11 @@ impl<H: BatchHandler> Worker<H> {
                     settled
                 }
                 Ok(Some((_, Work::CaughtUp))) => self.catch_up(state).await,
-                Err(_) => self.idle(state).await,
+                Err(()) => {
+                    let settled = self.idle(state).await;
+                    idle_at = tokio::time::Instant::now() + IDLE_INTERVAL;
+                    settled
+                }
             };
             self.progress.made();
             settled?;

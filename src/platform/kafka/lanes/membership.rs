@@ -17,7 +17,7 @@ use rdkafka::{
 };
 
 use super::shape::{PartitionWork, Shape};
-use crate::platform::kafka::stats;
+use crate::platform::kafka::{client_watchdog::Connectivity, stats};
 
 pub(super) type Client = BaseConsumer<Membership>;
 
@@ -43,6 +43,7 @@ pub(super) struct Membership {
     joined: AtomicBool,
     /// Records that Kafka has and that were not fetched yet, by its last statistics.
     pub unfetched: AtomicI64,
+    pub connectivity: Connectivity,
 }
 
 #[derive(Default)]
@@ -74,6 +75,7 @@ impl Membership {
             tells_changes_only,
             joined: AtomicBool::new(false),
             unfetched: AtomicI64::new(0),
+            connectivity: Connectivity::default(),
         }
     }
 
@@ -130,6 +132,20 @@ impl Membership {
 }
 
 impl Membership {
+    /// The same for all partitions that this member owns, as when it ends.
+    pub fn let_go_of_all(&self, client: &Client) {
+        let partitions: Vec<i32> = {
+            let owned = self.owned();
+            owned.lanes.keys().chain(&owned.gained).copied().collect()
+        };
+        self.let_go(client, &partitions);
+        if let Some(shape) = self.shape.get()
+            && self.joined.swap(false, Ordering::Relaxed)
+        {
+            shape.left();
+        }
+    }
+
     /// With more members than partitions, some have none: those have their share, too.
     fn notice_no_share(&self, group: &ConsumerGroup) {
         let settled = group.state == "up" && group.stateage > NO_SHARE_MS && group.assignment_size == 0;
@@ -155,6 +171,7 @@ impl ClientContext for Membership {
         if let Some(group) = &statistics.cgrp {
             self.notice_no_share(group);
         }
+        self.connectivity.report(&statistics);
         stats::record(&statistics);
     }
 

@@ -92,12 +92,12 @@ use self::{
     keyed::{Pool, Shared},
     lookup::Lookup,
     membership::{Client, Membership},
-    poller::Poller,
+    poller::{End, Poller},
     progress::{Progress, Watchdog},
     report::Report,
     shape::Shape,
 };
-use super::{Broker, Config, GroupProtocol, dead_letter::DeadLetters};
+use super::{Broker, Config, GroupProtocol, client_watchdog::ClientWatchdog, dead_letter::DeadLetters};
 use crate::platform::ops::{Beat, Health};
 
 /// What a consumer reads and how much at a time.
@@ -138,9 +138,13 @@ impl Lanes {
         let progress = Arc::<Progress>::default();
         let (shared, wanted, broker) = (progress.clone(), subscription.clone(), self.broker.clone());
         let shape = |client: &Arc<Client>| -> Arc<dyn Shape> {
-            let lookup = Lookup::new(client, broker, &wanted.topic);
-            let runtime = Handle::current();
-            Arc::new(Batches { handler, subscription: wanted, lookup, progress: shared, runtime })
+            Arc::new(Batches {
+                handler: handler.clone(),
+                subscription: wanted.clone(),
+                lookup: Lookup::new(client, broker.clone(), &wanted.topic),
+                progress: shared.clone(),
+                runtime: Handle::current(),
+            })
         };
         self.run(subscription, progress, shape).await
     }
@@ -154,33 +158,54 @@ impl Lanes {
     ) -> Result<(), KafkaError> {
         let progress = Arc::<Progress>::default();
         let pool = Pool::new(handler, subscription.clone(), keyed, progress.clone());
-        self.run(subscription, progress, |_| Arc::new(Shared(pool))).await
+        self.run(subscription, progress, |_| Arc::new(Shared(pool.clone()))).await
     }
 
+    /// Consumes with one client after another: a client that gets nowhere is replaced.
     async fn run(
         &self,
         subscription: Subscription,
         progress: Arc<Progress>,
-        shape: impl FnOnce(&Arc<Client>) -> Arc<dyn Shape>,
+        shape: impl Fn(&Arc<Client>) -> Arc<dyn Shape>,
     ) -> Result<(), KafkaError> {
         let name = subscription.name;
         let beat = self.health.beat(name);
-        let Some(client) = self.connect(&subscription, &beat).await? else { return Ok(()) };
-        let client = Arc::new(client);
-        let shape = shape(&client);
-        // Set once, here; nothing polls yet.
-        let _ = client.context().shape.set(shape.clone());
-        client.subscribe(&[&subscription.topic])?;
-        let report = Report::new(&subscription, self.health.publish(name));
-        let limit = Duration::from_millis(self.config.consumer.stall_timeout_ms);
-        let watchdog = Watchdog::new(limit, Instant::now());
-        let poller = Poller::new(client, subscription, shape, self.broker.clone(), progress, report, watchdog);
-        let stop = self.stop.clone();
+        let (published, clients) = (self.health.publish(name), Arc::<ClientWatchdog>::default());
+        while let Some(client) = self.connect(&subscription, &beat).await? {
+            let client = Arc::new(client);
+            let shape = shape(&client);
+            // Set once, here; nothing polls yet.
+            let _ = client.context().shape.set(shape.clone());
+            client.subscribe(&[&subscription.topic])?;
+            let report = Report::new(&subscription, published.clone());
+            let limit = Duration::from_millis(self.config.consumer.stall_timeout_ms);
+            let watchdog = Watchdog::new(limit, Instant::now());
+            let (broker, progress) = (self.broker.clone(), progress.clone());
+            let poller = Poller::new(client, subscription.clone(), shape, broker, progress, report, watchdog);
+            match self.poll(poller, &beat, &clients).await? {
+                End::Left => return Ok(()),
+                End::Stuck(stuck) => clients.replaced(name, stuck.label()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Polls on a thread of its own until it ends, or until ending takes too long.
+    async fn poll(&self, poller: Poller, beat: &Beat, clients: &Arc<ClientWatchdog>) -> Result<End, KafkaError> {
+        let name = poller.subscription.name;
+        let (stop, beat, clients) = (self.stop.clone(), beat.clone(), clients.clone());
         let (ended, end) = tokio::sync::oneshot::channel();
         std::thread::Builder::new()
             .name(format!("consume-{name}"))
             .spawn(move || {
-                let _ = ended.send(poller.poll_until(&stop, &beat));
+                let mut client = Some(poller.client.clone());
+                let end = poller.poll_until(&stop, &beat, &clients);
+                // Closing a client that is stuck may take long: its successor begins meanwhile. Any other is closed first.
+                if !matches!(end, Ok(End::Stuck(_))) {
+                    client = None;
+                }
+                let _ = ended.send(end);
+                drop(client);
             })
             .map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
         let too_late = async {
@@ -191,7 +216,7 @@ impl Lanes {
             ended = end => ended.unwrap_or(Err(KafkaError::Canceled)),
             () = too_late => {
                 tracing::warn!(consumer = name, "left without a last commit: Kafka does not answer; what was done since is seen again");
-                Ok(())
+                Ok(End::Left)
             }
         }
     }

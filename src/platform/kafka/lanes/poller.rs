@@ -4,7 +4,11 @@
 //! library, which run on this thread, inside `poll`.
 
 use std::{
-    sync::{Arc, atomic::Ordering, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -25,7 +29,11 @@ use super::{
     shape::{Opening, Shape, Start},
 };
 use crate::platform::{
-    kafka::{Broker, batch::Batch},
+    kafka::{
+        Broker,
+        batch::Batch,
+        client_watchdog::{ClientWatchdog, Stuck},
+    },
     ops::Beat,
 };
 
@@ -37,6 +45,17 @@ const POLL: Duration = Duration::from_millis(20);
 const FILL: Duration = Duration::from_millis(5);
 /// Polls between two looks at everything else, while records keep coming.
 const ROUND: usize = 512;
+
+/// Counts ownerships of partitions over all consumers and clients; 0 is none.
+static GENERATIONS: AtomicU64 = AtomicU64::new(1);
+
+/// Why polling ended.
+pub(super) enum End {
+    /// Stopped: what was done is committed, and the group was left.
+    Left,
+    /// The client gets nowhere although Kafka answers. Its partitions have been let go.
+    Stuck(Stuck),
+}
 
 pub(super) struct Poller {
     pub client: Arc<Client>,
@@ -51,7 +70,6 @@ pub(super) struct Poller {
     /// By partition: what is being filled.
     filling: Vec<Filling>,
     losses: u64,
-    generation: u64,
     looked: Instant,
     flushed: Instant,
 }
@@ -79,7 +97,7 @@ impl Poller {
     ) -> Self {
         let (sender, starts) = mpsc::channel();
         let looked = Instant::now();
-        let (filling, losses, generation) = (Vec::new(), 0, 0);
+        let (filling, losses) = (Vec::new(), 0);
         Self {
             client,
             subscription,
@@ -92,14 +110,18 @@ impl Poller {
             sender,
             filling,
             losses,
-            generation,
             looked,
             flushed: looked,
         }
     }
 
-    /// Polls until the stop, then finishes, commits and leaves.
-    pub fn poll_until(mut self, stop: &CancellationToken, beat: &Beat) -> Result<(), KafkaError> {
+    /// Polls until the stop, then finishes, commits and leaves; or until the client is stuck.
+    pub fn poll_until(
+        mut self,
+        stop: &CancellationToken,
+        beat: &Beat,
+        clients: &ClientWatchdog,
+    ) -> Result<End, KafkaError> {
         let client = self.client.clone();
         while !stop.is_cancelled() {
             let (mut wait, mut drained) = (POLL, false);
@@ -124,9 +146,14 @@ impl Poller {
             if self.is_alive() {
                 beat.tick();
             }
+            let connectivity = &client.context().connectivity;
+            if let Some(stuck) = clients.look(connectivity, self.broker.up_for(), Instant::now()) {
+                client.context().let_go_of_all(&client);
+                return Ok(End::Stuck(stuck));
+            }
         }
         self.leave();
-        Ok(())
+        Ok(End::Left)
     }
 
     fn take(&mut self, message: &BorrowedMessage<'_>) {
@@ -222,14 +249,14 @@ impl Poller {
         let gained = std::mem::take(&mut self.client.context().owned().gained);
         for partition in gained {
             self.set_paused(partition, true);
-            self.generation += 1;
+            let generation = GENERATIONS.fetch_add(1, Ordering::Relaxed);
             if self.filling.len() <= partition as usize {
                 self.filling.resize_with(partition as usize + 1, Filling::default);
             }
-            self.filling[partition as usize] = Filling { generation: self.generation, ..Filling::default() };
-            let opening = Opening { partition, generation: self.generation, starts: self.sender.clone() };
+            self.filling[partition as usize] = Filling { generation, ..Filling::default() };
+            let opening = Opening { partition, generation, starts: self.sender.clone() };
             let work = self.shape.open(opening);
-            let lane = Lane { work, generation: self.generation, start: 0, paused: true, stored: -1 };
+            let lane = Lane { work, generation, start: 0, paused: true, stored: -1 };
             self.client.context().owned().lanes.insert(partition, lane);
         }
     }
@@ -352,9 +379,7 @@ impl Poller {
     }
 
     fn leave(self) {
-        let membership = self.client.context();
-        let partitions: Vec<i32> = membership.owned().lanes.keys().copied().collect();
-        membership.let_go(&self.client, &partitions);
+        self.client.context().let_go_of_all(&self.client);
         if let Err(error) = self.client.commit_consumer_state(CommitMode::Sync)
             && error.rdkafka_error_code() != Some(RDKafkaErrorCode::NoOffset)
         {
