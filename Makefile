@@ -50,7 +50,7 @@ soak: ## everything at once while things fail, and what must hold: MINUTES=10 SE
 .PHONY: dlq bench docs
 dlq: ## list the dead letters of the stack that runs
 	@servers=$$(dev/stack env) && eval "$$servers" && export POSTRIDER_KAFKA__BROKERS="$${POSTRIDER_KAFKA__BROKERS:-$$KAFKA_BROKERS}" && \
-	$(CARGO) run -q --release --bin postrider -- dlq list
+	$(CARGO) run -q --profile quick --bin postrider -- dlq list
 
 bench: ## measure; results go to bench/results: WHAT="feed feed-growth"
 	@dev/setup --bench && bench/run $(WHAT)

@@ -25,6 +25,7 @@ const NOT_WITHOUT_A_FAULT: [&str; 17] = [
     "postrider_consumer_retries_total",
     "postrider_feed_epochs_raised_total",
     "postrider_feed_repeated_records_total",
+    "postrider_kafka_clients_replaced_total",
     "postrider_kv_audit_dropped_total",
     "postrider_kv_rebuilds_total",
     "postrider_kv_restated_records_total",
@@ -34,7 +35,6 @@ const NOT_WITHOUT_A_FAULT: [&str; 17] = [
     "postrider_messages_unreadable_notices_total",
     "postrider_presence_restorations_total",
     "postrider_presence_takeovers_total",
-    "postrider_producer_replaced_total",
 ];
 
 fn root() -> &'static Path {

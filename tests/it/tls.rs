@@ -1,8 +1,17 @@
 //! Brokers that demand SASL over TLS, or a client certificate.
 
+use std::{os::unix::process::ExitStatusExt, time::Duration};
+
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::harness::{Stack, World, app::Builder, until, wait::seconds};
+use crate::harness::{
+    Stack, World,
+    app::Builder,
+    until,
+    variables::{self, seed},
+    wait::{seconds, until_now},
+};
 
 /// A process on the listener that wants SCRAM over TLS.
 fn scram(world: &World, stack: &Stack) -> Builder {
@@ -60,4 +69,43 @@ async fn scram_and_mutual_tls_work_and_wrong_credentials_are_named_in_readiness(
     let without =
         mutual(&world, &stack).unset("POSTRIDER_KAFKA__TLS__CERTIFICATE_FILE").unset("POSTRIDER_KAFKA__TLS__KEY_FILE");
     refused(without, &["ssl", "certificate"]).await;
+}
+
+/// Ends processes at random moments of their first connections, which is when a process that exits in disorder is killed by
+/// a fault of memory: OpenSSL must not clean up under threads that still use it.
+#[tokio::test]
+async fn a_process_that_ends_while_it_connects_ends_without_a_crash() {
+    let stack = Stack::own("exits", &["--secure", "--only", "kafka"]).await;
+    let world = World::on(&stack).await;
+    let (starts, seed) = (if variables::long() { 200 } else { 40 }, seed("EXIT_SEED"));
+    let mut random = fastrand::Rng::with_seed(seed);
+    for number in 0..starts {
+        let app = if number % 4 == 3 { mutual(&world, &stack) } else { scram(&world, &stack) };
+        // An address that cannot be had ends it by itself, after its clients have begun to connect.
+        let fails = number % 5 == 4;
+        let app = if fails { app.env("POSTRIDER_HTTP__LISTEN", "192.0.2.1:1") } else { app };
+        let mut process = app.spawn();
+        let pid = Pid::from_raw(i32::try_from(process.id()).unwrap()).unwrap();
+        if !fails {
+            tokio::time::sleep(Duration::from_millis(random.u64(20..260))).await;
+            kill_process(pid, Signal::TERM).unwrap();
+            tokio::time::sleep(Duration::from_millis(random.u64(0..50))).await;
+            // The second one ends it at once, wherever it is. It may have ended before.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let what = format!("process {number} ends (EXIT_SEED={seed})");
+        let status = until_now(&what, seconds(30), || process.try_wait().unwrap()).await;
+        let is_fine = match status.code() {
+            Some(code) => {
+                if fails {
+                    code == 1
+                } else {
+                    code == 0 || code == 143
+                }
+            }
+            // Before it had a handler.
+            None => status.signal() == Some(Signal::TERM.as_raw()) && !fails,
+        };
+        assert!(is_fine, "process {number} ended with {status} (EXIT_SEED={seed}, starts that fail: {fails})");
+    }
 }

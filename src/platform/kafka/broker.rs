@@ -30,7 +30,7 @@ const CALM: Duration = Duration::from_secs(3);
 const ANXIOUS: Duration = Duration::from_millis(250);
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long a client gets no answer before another one is tried beside it, and how long that one is tried.
+/// How long a second client is tried beside the one that gets no answers, before it is given up for a third.
 const BESIDE: Duration = Duration::from_secs(4);
 
 /// Cheap to clone; one per process.
@@ -187,7 +187,7 @@ struct Spare {
 
 /// Asks whether Kafka answers, until the last [`Broker`] is dropped.
 fn probe(weak: &Weak<Inner>) {
-    let (mut spare, mut silent_since): (Option<Spare>, Option<Instant>) = (None, None);
+    let mut spare: Option<Spare> = None;
     while let Some(inner) = weak.upgrade() {
         let client = inner.client.load_full();
         let mut answer = ask(&client, &inner.probe_topic);
@@ -195,21 +195,10 @@ fn probe(weak: &Weak<Inner>) {
         for _ in 0..20 {
             drop(client.poll(Duration::ZERO));
         }
-        let forgetful = matches!(answer, Err(KafkaError::MetadataFetch(RDKafkaErrorCode::AllBrokersDown)));
         drop(client);
         match &answer {
-            Ok(_) => {
-                silent_since = None;
-                if let Some(spare) = spare.take() {
-                    super::discard(spare);
-                }
-            }
-            Err(_) => {
-                let silent_for = silent_since.get_or_insert_with(Instant::now).elapsed();
-                if forgetful || silent_for >= BESIDE || spare.is_some() {
-                    answer = inner.ask_beside(&mut spare).unwrap_or(answer);
-                }
-            }
+            Ok(_) => spare.take().into_iter().for_each(super::discard),
+            Err(_) => answer = inner.ask_beside(&mut spare).unwrap_or(answer),
         }
         inner.conclude(answer);
         let calm = inner.up.load(Ordering::Relaxed);

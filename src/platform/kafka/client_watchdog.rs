@@ -18,6 +18,10 @@ pub(super) const REPORT_INTERVAL_MS: u64 = 2_500;
 /// Together with one report it stays below the ten seconds within which a client has to be replaced.
 const PATIENCE: Duration = Duration::from_secs(4);
 
+/// How long Kafka must have answered before a client is taken for stuck that has no connection: healthy ones reconnect
+/// within a second.
+const RECONNECT: Duration = Duration::from_secs(2);
+
 /// The longest patience with a client that was replaced again and again, for clusters that answer metadata requests
 /// and nothing else.
 const MAX_PATIENCE: Duration = Duration::from_secs(64);
@@ -50,7 +54,8 @@ impl Connectivity {
     /// Takes over a report of the library. Connections to a group coordinator do not count: the library keeps them
     /// when it has forgotten the brokers.
     pub fn report(&self, statistics: &Statistics) {
-        let brokers = || statistics.brokers.values().filter(|broker| matches!(&*broker.source, "learned" | "configured"));
+        let brokers =
+            || statistics.brokers.values().filter(|broker| matches!(&*broker.source, "learned" | "configured"));
         let connected = brokers().any(|broker| broker.state == "UP");
         let waiting = brokers().any(|broker| broker.waitresp_cnt > 0 || broker.outbuf_cnt > 0);
         let responses = brokers().map(|broker| broker.rx).sum();
@@ -61,7 +66,9 @@ impl Connectivity {
         self.connected.store(connected, Ordering::Relaxed);
         self.waiting.store(waiting, Ordering::Relaxed);
         // Brokers that are forgotten take their counts along, so the sum may fall as well.
-        if self.responses.swap(responses, Ordering::Relaxed) != responses || self.responded_ms.load(Ordering::Relaxed) < 0 {
+        if self.responses.swap(responses, Ordering::Relaxed) != responses
+            || self.responded_ms.load(Ordering::Relaxed) < 0
+        {
             self.responded_ms.store(self.begun.elapsed().as_millis() as i64, Ordering::Relaxed);
         }
     }
@@ -100,8 +107,9 @@ impl ClientWatchdog {
     /// Whether the client gets nowhere. `kafka_up_for` is how long the metadata client has had its answers without
     /// interruption; `None` while it has none.
     pub fn look(&self, client: &Connectivity, kafka_up_for: Option<Duration>, now: Instant) -> Option<Stuck> {
-        let patience = (PATIENCE * 2_u32.saturating_pow(self.replaced.load(Ordering::Relaxed).min(8))).min(MAX_PATIENCE);
-        let kafka_is_fine = kafka_up_for.is_some_and(|up_for| up_for >= patience);
+        let patience =
+            (PATIENCE * 2_u32.saturating_pow(self.replaced.load(Ordering::Relaxed).min(8))).min(MAX_PATIENCE);
+        let kafka_is_fine = kafka_up_for.is_some_and(|up_for| up_for >= RECONNECT);
         let age = now.saturating_duration_since(client.begun);
         let connected = client.connected.load(Ordering::Relaxed);
         let silent_for = client.responded_at().map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
@@ -158,7 +166,7 @@ mod tests {
         assert_eq!(watchdog.look(&client, UP, after(&client, 3)), None, "it may still be connecting");
         assert_eq!(watchdog.look(&client, UP, after(&client, 4)), Some(Stuck::Disconnected));
         assert_eq!(watchdog.look(&client, None, after(&client, 400)), None, "nobody reaches Kafka");
-        let just_back = Some(Duration::from_secs(3));
+        let just_back = Some(Duration::from_secs(1));
         assert_eq!(watchdog.look(&client, just_back, after(&client, 400)), None, "it needs a moment to reconnect");
     }
 

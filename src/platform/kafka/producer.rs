@@ -31,8 +31,8 @@ use super::{
     delivery::{Answer, Context, Metrics, Outcomes, Pending, classify},
 };
 
-/// How long the records of a client that is being replaced have to be confirmed after all.
-const FLUSH_BEFORE_REPLACEMENT: Duration = Duration::from_secs(2);
+/// How long the records of a client that failed have to be confirmed after all. One that gets nowhere is not waited for.
+const FLUSH_AFTER_FATAL: Duration = Duration::from_secs(2);
 
 /// A record on its way to Kafka.
 #[derive(Debug, Default)]
@@ -303,7 +303,8 @@ impl Shared {
         if let Some((code, text)) = old.client().fatal_error() {
             tracing::error!(%code, reason = text, "the producer failed fatally and is being replaced");
         }
-        if let Err(error) = old.flush(FLUSH_BEFORE_REPLACEMENT) {
+        let patience = if old.client().fatal_error().is_some() { FLUSH_AFTER_FATAL } else { Duration::ZERO };
+        if let Err(error) = old.flush(patience) {
             let (records, _) = self.admission.in_flight();
             tracing::warn!(error = %error, records, "records of the failed producer end with an unknown outcome");
         }

@@ -90,6 +90,12 @@ impl Builder {
         self
     }
 
+    /// Spawns it and waits for nothing. What it says goes nowhere.
+    pub fn spawn(self) -> Child {
+        let mut command = command(&self.env);
+        command.args(["run", "--role", self.role]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
     /// Spawns it and waits until it is ready.
     pub async fn start(self) -> App {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
