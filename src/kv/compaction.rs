@@ -1,17 +1,35 @@
-//! A model of the view's rules, held against every log that compaction may leave of a history.
+//! Random histories of the topic, held against two views: a twin of the rules in Rust, and the scripts that
+//! run in production on a Redis of the test's own. Between the steps of a history the projection crashes,
+//! Redis loses its data, hours pass, values expire, and the log is compacted.
+
+mod redis;
+mod twin;
 
 use std::collections::BTreeMap;
 
-use proptest::prelude::*;
+use proptest::{
+    prelude::*,
+    test_runner::{RngAlgorithm, TestError, TestRng, TestRunner},
+};
 
-/// Hours: how long a double may come after the last sight of its write, and for how long Kafka keeps
-/// everything.
+use self::{
+    redis::{RedisView, Server},
+    twin::Twin,
+};
+use super::script::Scripts;
+
+/// Hours: how long a duplicate may come after the last sight of its write.
 const DAY: i32 = 24;
+/// Hours for which Kafka keeps everything, and Redis remembers ids and deleted keys.
 const LAG: i32 = 36;
 
-type Value = Option<u32>;
+/// Histories per test. Redis takes about 2 ms for one.
+const CASES: u32 = 4_000;
 
-#[derive(Debug, Clone, Copy)]
+/// A number, and the hour at which it expires; `None` is deleted.
+type Value = Option<(u32, Option<i32>)>;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     Plain,
     /// A write with this id.
@@ -20,7 +38,7 @@ enum Kind {
     Restated(i64),
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Record {
     offset: i64,
     hour: i32,
@@ -29,72 +47,64 @@ struct Record {
     value: Value,
 }
 
-/// What Redis has, by the rules of the script.
-#[derive(Default, Clone)]
-struct View {
-    next: i64,
-    entries: BTreeMap<u8, (i64, Value)>,
-    /// By id and key: the first offset and the last sight.
-    ids: BTreeMap<(u8, u8), (i64, i32)>,
-}
+/// What the projection appends: the key, the offset for all up to which it holds, and the value.
+type Restated = (u8, i64, Value);
 
-impl View {
-    fn apply(&mut self, record: &Record) {
-        let newest = self.entries.get(&record.key).map_or(-1, |(version, _)| *version);
-        let (applies, version) = match record.kind {
-            Kind::Plain => (true, record.offset),
-            Kind::Restated(version) => (version >= newest, version),
-            Kind::Idempotent(id) => {
-                let memory = self.ids.get(&(id, record.key)).copied();
-                let double = memory.filter(|(first, seen)| *first < record.offset && record.hour - *seen <= DAY);
-                let applies = double.is_none() || newest < 0;
-                let first = double.filter(|_| !applies).map_or(record.offset, |(first, _)| first);
-                self.ids.insert((id, record.key), (first, record.hour));
-                (applies, record.offset)
-            }
-        };
-        if applies {
-            self.entries.insert(record.key, (version, record.value));
-        }
-        self.next = record.offset + 1;
-    }
-
-    /// What must be said again after this record.
-    fn restatement(&self, record: &Record) -> Option<(Kind, Value)> {
-        let (entry, value) = *self.entries.get(&record.key)?;
-        let unsettled = match record.kind {
-            Kind::Plain => false,
-            Kind::Restated(version) => entry > version,
-            Kind::Idempotent(id) => self.ids.get(&(id, record.key))?.0 < record.offset,
-        };
-        (unsettled && entry < record.offset).then_some((Kind::Restated(self.next - 1), value))
-    }
-
-    fn values(&self) -> BTreeMap<u8, u32> {
-        self.entries.iter().filter_map(|(key, (_, value))| Some((*key, (*value)?))).collect()
-    }
+/// The view of one partition under its projection.
+trait View {
+    /// Everything below this offset is in the view.
+    fn next(&self) -> i64;
+    /// Applies the records of a batch that the view lacks.
+    fn apply(&mut self, batch: &[Record], hour: i32);
+    /// What must be restated after a batch, of whose records those below `settled` were looked at before.
+    fn restatements(&mut self, batch: &[Record], settled: i64) -> Vec<Restated>;
+    /// The tombstones of values that have expired; forgets deleted keys whose time is over.
+    fn expired(&mut self, hour: i32) -> Vec<Restated>;
+    /// Loses the data, with or without the memory of ids, and reads a log up to its end.
+    fn rebuild(&mut self, ids_too: bool, log: &[Record], end: i64, hour: i32);
+    /// Lets hours pass for what the view forgets by itself.
+    fn pass(&mut self, hours: i32);
+    /// By key the version and the value, expired or not.
+    fn entries(&mut self) -> BTreeMap<u8, (i64, Value)>;
 }
 
 /// The topic, its projection, and what clients are entitled to see.
-#[derive(Default)]
-struct World {
+struct World<V> {
     hour: i32,
     end: i64,
     log: Vec<Record>,
-    view: View,
+    view: V,
     /// Below, restatements are written.
     committed: i64,
     wanted: BTreeMap<u8, Value>,
     sights: BTreeMap<(u8, u8), i32>,
 }
 
-impl World {
+/// The numbers that have not expired.
+fn live(values: impl IntoIterator<Item = (u8, Value)>, hour: i32) -> BTreeMap<u8, u32> {
+    let live = |value: (u32, Option<i32>)| value.1.is_none_or(|expires| expires > hour).then_some(value.0);
+    values.into_iter().filter_map(|(key, value)| Some((key, live(value?)?))).collect()
+}
+
+impl<V: View> World<V> {
+    fn new(view: V) -> Self {
+        let (wanted, sights) = (BTreeMap::new(), BTreeMap::new());
+        Self { hour: 0, end: 0, log: Vec::new(), view, committed: 0, wanted, sights }
+    }
+
     fn append(&mut self, key: u8, kind: Kind, value: Value) {
         self.log.push(Record { offset: self.end, hour: self.hour, key, kind, value });
         self.end += 1;
     }
 
-    fn write(&mut self, key: u8, id: Option<u8>, value: Value) {
+    fn append_restated(&mut self, restated: Vec<Restated>) {
+        for (key, version, value) in restated {
+            self.append(key, Kind::Restated(version), value);
+        }
+    }
+
+    fn write(&mut self, key: u8, id: Option<u8>, number: Option<u32>, ttl: Option<i32>) {
+        let value = number.map(|number| (number, ttl.map(|hours| self.hour + hours)));
         let last = id.and_then(|id| self.sights.insert((id, key), self.hour));
         if last.is_none_or(|last| self.hour - last > DAY) {
             self.wanted.insert(key, value);
@@ -102,24 +112,16 @@ impl World {
         self.append(key, id.map_or(Kind::Plain, Kind::Idempotent), value);
     }
 
-    /// Projects the next records as one batch. A crash comes before what is to be said again.
+    /// Projects the next records as one batch. A crash comes before the restatements.
     fn project(&mut self, count: usize, crash: bool) {
-        let next = self.view.next.min(self.committed);
+        let next = self.view.next().min(self.committed);
         let batch: Vec<Record> = self.log.iter().filter(|record| record.offset >= next).take(count).copied().collect();
-        for record in &batch {
-            if record.offset >= self.view.next {
-                self.view.apply(record);
-            }
-        }
+        self.view.apply(&batch, self.hour);
         if crash {
             return;
         }
-        let committed = self.committed;
-        for record in batch.iter().filter(|record| record.offset >= committed) {
-            if let Some((kind, value)) = self.view.restatement(record) {
-                self.append(record.key, kind, value);
-            }
-        }
+        let restated = self.view.restatements(&batch, self.committed);
+        self.append_restated(restated);
         let done = batch.last().map_or(next, |record| record.offset + 1);
         self.committed = self.committed.max(done);
     }
@@ -130,30 +132,93 @@ impl World {
         }
     }
 
+    /// Looks for expired values. A crash comes before their tombstones.
+    fn expire(&mut self, crash: bool) {
+        let tombstones = self.view.expired(self.hour);
+        if !crash {
+            self.append_restated(tombstones);
+        }
+    }
+
+    fn wait(&mut self, hours: i32) {
+        // The projection is never behind for as long as compaction waits beyond a day.
+        self.settle();
+        self.hour += hours;
+        self.view.pass(hours);
+    }
+
     /// Drops what the choices say of what compaction may drop: not the last record of a key, nothing
     /// young, and a last tombstone only together with all before it.
     fn compact(&mut self, choices: &[bool]) {
         let hour = self.hour;
         let old = |record: &Record| record.hour + LAG < hour;
         let last: BTreeMap<u8, Record> = self.log.iter().map(|record| (record.key, *record)).collect();
-        let gone = |record: &Record| {
+        let dropped_with_all = |record: &Record| {
             let last = last[&record.key];
             last.value.is_none() && last.hour + LAG + DAY < hour && choices[record.key as usize % choices.len()]
         };
         let mut choice = choices.iter().cycle();
         self.log.retain(|record| {
             let dropped = *choice.next().unwrap_or(&false) && old(record) && last[&record.key].offset != record.offset;
-            !dropped && !gone(record)
+            !dropped && !dropped_with_all(record)
         });
+    }
+
+    /// Reads the log again up to its end; below the commit nothing is restated again.
+    fn rebuild(&mut self, ids_too: bool) {
+        self.view.rebuild(ids_too, &self.log, self.end, self.hour);
+    }
+
+    fn run(mut self, steps: &[Step]) -> Self {
+        for step in steps {
+            match step {
+                Step::Push(key, value, ttl) => self.write(*key, None, Some(*value), *ttl),
+                Step::Delete(key) => self.write(*key, None, None, None),
+                // The body of an id is always the same. Some are deletes, and some expire.
+                Step::Idempotent(key, id) => {
+                    let number = (*id > 0).then_some(10_000 + u32::from(*id));
+                    self.write(*key, Some(*id), number, (*id > 1).then_some(10));
+                }
+                Step::Project(count, crash) => self.project(*count, *crash),
+                Step::Expire(crash) => self.expire(*crash),
+                Step::Wait(hours) => self.wait(*hours),
+                Step::Compact(choices) => self.compact(choices),
+                Step::Lose(ids_too) => self.rebuild(*ids_too),
+            }
+        }
+        // A value whose tombstone a crash prevented is due again.
+        self.wait(1);
+        self.expire(false);
+        self.settle();
+        self
+    }
+
+    /// What clients see.
+    fn values(&mut self) -> BTreeMap<u8, u32> {
+        live(self.view.entries().into_iter().map(|(key, (_, value))| (key, value)), self.hour)
+    }
+
+    /// Holds the end of a history against what was written.
+    fn check(&mut self) -> Result<(), TestCaseError> {
+        prop_assert_eq!(self.values(), live(self.wanted.clone(), self.hour));
+        let last: BTreeMap<u8, &Record> = self.log.iter().map(|record| (record.key, record)).collect();
+        for record in last.values() {
+            let expired = record.value.and_then(|(_, expires)| expires).is_some_and(|expires| expires <= self.hour);
+            prop_assert!(!expired, "no tombstone after {:?} in hour {}", record, self.hour);
+        }
+        Ok(())
     }
 }
 
 #[derive(Debug, Clone)]
 enum Step {
-    Push(u8, u32),
+    /// Key, value, and the TTL in hours.
+    Push(u8, u32, Option<i32>),
     Delete(u8),
+    /// Key and id.
     Idempotent(u8, u8),
     Project(usize, bool),
+    Expire(bool),
     Wait(i32),
     Compact(Vec<bool>),
     /// Redis loses everything; true: with the ids of writes as well.
@@ -161,11 +226,13 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let ttl = prop_oneof![1 => Just(None), 1 => (1..50_i32).prop_map(Some)];
     let step = prop_oneof![
-        3 => (0..2_u8, 0..1_000_u32).prop_map(|(key, value)| Step::Push(key, value)),
+        3 => (0..2_u8, 0..1_000_u32, ttl).prop_map(|(key, value, ttl)| Step::Push(key, value, ttl)),
         1 => (0..2_u8).prop_map(Step::Delete),
-        5 => (0..2_u8, 0..3_u8).prop_map(|(key, id)| Step::Idempotent(key, id)),
+        5 => (0..2_u8, 0..4_u8).prop_map(|(key, id)| Step::Idempotent(key, id)),
         4 => (1..5_usize, any::<bool>()).prop_map(|(count, crash)| Step::Project(count, crash)),
+        2 => any::<bool>().prop_map(Step::Expire),
         3 => (1..26_i32).prop_map(Step::Wait),
         2 => prop::collection::vec(any::<bool>(), 1..12).prop_map(Step::Compact),
         2 => any::<bool>().prop_map(Step::Lose),
@@ -173,63 +240,85 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-fn run(steps: &[Step]) -> World {
-    let mut world = World::default();
-    for step in steps {
-        match step {
-            Step::Push(key, value) => world.write(*key, None, Some(*value)),
-            Step::Delete(key) => world.write(*key, None, None),
-            // The body of an id is always the same, and some are deletes.
-            Step::Idempotent(key, id) => world.write(*key, Some(*id), (*id > 0).then_some(10_000 + u32::from(*id))),
-            Step::Project(count, crash) => world.project(*count, *crash),
-            Step::Wait(hours) => {
-                // The projection is never behind for as long as compaction waits beyond a day.
-                world.settle();
-                world.hour += hours;
-            }
-            Step::Compact(choices) => world.compact(choices),
-            Step::Lose(ids_too) => {
-                let ids = std::mem::take(&mut world.view).ids;
-                if !ids_too {
-                    world.view.ids = ids;
-                }
-                world.rebuild();
-            }
-        }
-    }
-    world.settle();
-    world
+/// Whatever compaction drops after a history, and however much later.
+fn compactions() -> impl Strategy<Value = (Vec<bool>, i32)> {
+    (prop::collection::vec(any::<bool>(), 1..40), 0..100_i32)
 }
 
-impl World {
-    /// Reads the log again up to its end; below the commit nothing is said again.
-    fn rebuild(&mut self) {
-        for record in self.log.clone() {
-            self.view.apply(&record);
-        }
-        self.view.next = self.end;
-    }
+/// The values before and after a compaction and a rebuild, without those that expired meanwhile.
+fn rebuilt<V: View>(world: &mut World<V>, choices: &[bool], wait: i32) -> (BTreeMap<u8, u32>, BTreeMap<u8, u32>) {
+    world.wait(wait);
+    let before = world.values();
+    world.compact(choices);
+    world.rebuild(true);
+    (before, world.values())
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4_000))]
+    #![proptest_config(ProptestConfig::with_cases(CASES))]
 
     #[test]
     fn the_view_is_what_was_written_last_whatever_was_lost_and_compacted(steps in steps()) {
-        let world = run(&steps);
-        let wanted: BTreeMap<u8, u32> =
-            world.wanted.iter().filter_map(|(key, value)| Some((*key, (*value)?))).collect();
-        prop_assert_eq!(world.view.values(), wanted);
+        World::new(Twin::default()).run(&steps).check()?;
     }
 
     #[test]
-    fn a_rebuild_from_any_compacted_log_gives_the_same_view(steps in steps(), choices in prop::collection::vec(any::<bool>(), 1..40), wait in 0..100_i32) {
-        let mut world = run(&steps);
-        let before = world.view.values();
-        world.hour += wait;
-        world.compact(&choices);
-        world.view = View::default();
-        world.rebuild();
-        prop_assert_eq!(world.view.values(), before);
+    fn a_rebuild_from_any_compacted_log_gives_the_same_view(steps in steps(), (choices, wait) in compactions()) {
+        let mut world = World::new(Twin::default()).run(&steps);
+        let (before, after) = rebuilt(&mut world, &choices, wait);
+        prop_assert_eq!(after, before);
+    }
+}
+
+/// Drives the scripts and the twin with the same history: they must agree, and the scripts must keep the
+/// same promises.
+fn compare(view: RedisView<'_>, steps: &[Step], (choices, wait): (&[bool], i32)) -> Result<(), TestCaseError> {
+    let mut twin = World::new(Twin::default()).run(steps);
+    let mut world = World::new(view).run(steps);
+    world.check()?;
+    prop_assert_eq!(&world.log, &twin.log);
+    prop_assert_eq!(world.view.entries(), twin.view.entries());
+    let (before, after) = rebuilt(&mut world, choices, wait);
+    prop_assert_eq!(after, before);
+    Ok(())
+}
+
+#[test]
+fn the_scripts_in_redis_agree_with_the_twin() {
+    let server = Server::start();
+    let scripts = Scripts::default();
+    let config = ProptestConfig { source_file: Some(file!()), ..ProptestConfig::with_cases(CASES) };
+    let outcome = TestRunner::new(config).run(&(steps(), compactions()), |(steps, (choices, wait))| {
+        compare(RedisView::new(&server, &scripts), &steps, (&choices, wait))
+    });
+    if let Err(failure) = outcome {
+        panic!("{failure}");
+    }
+}
+
+/// The histories find each of these faults in a script.
+#[test]
+fn a_fault_in_a_script_is_found() {
+    const FAULTS: [(&str, &str); 8] = [
+        ("applies = not double or not present", "applies = true"),
+        ("tonumber(first) < tonumber(version) and ", ""),
+        ("<= 86400", "<= 90000"),
+        ("local applies = tonumber(version) >= newest", "local applies = true"),
+        ("if ARGV[at + 7] ~= '' then", "if false then"),
+        ("(applies and version or first)", "version"),
+        ("redis.call('ZADD', KEYS[2], ARGV[2], field)", "redis.call('ZREM', KEYS[2], field)"),
+        ("return {#fields, expired}", "return {#expired, expired}"),
+    ];
+    let server = Server::start();
+    for (right, wrong) in FAULTS {
+        let scripts = Scripts::altered(right, wrong);
+        let config =
+            ProptestConfig { failure_persistence: None, max_shrink_iters: 0, ..ProptestConfig::with_cases(CASES) };
+        let random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+        let outcome = TestRunner::new_with_rng(config, random)
+            .run(&(steps(), compactions()), |(steps, (choices, wait))| {
+                compare(RedisView::new(&server, &scripts), &steps, (&choices, wait))
+            });
+        assert!(matches!(outcome, Err(TestError::Fail(..))), "no history tells `{wrong}` from `{right}`");
     }
 }

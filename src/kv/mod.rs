@@ -18,6 +18,7 @@ mod record;
 mod restate;
 mod script;
 mod standing;
+mod view;
 
 pub use config::{AuditMode, Config};
 pub use http::{routes, short_cuts};

@@ -7,17 +7,17 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use metrics::{counter, gauge};
-use uuid::Uuid;
 
 use super::{
     Config, TOPIC,
-    entry::{Entry, Marker},
+    entry::Marker,
     keys::Keys,
     plan::{Plan, plan},
-    record::{self, Place, Repeated, Unfit},
+    record::{self, Unfit},
     restate::Restater,
-    script::{Scripts, Writes},
+    script::Scripts,
     standing::Standing,
+    view::{Partition, unreachable},
 };
 use crate::platform::{
     clock,
@@ -44,16 +44,6 @@ pub struct Projector {
     key_prefix: String,
     check: Check,
     standing: Mutex<Standing>,
-}
-
-/// Where one partition is.
-pub struct Partition {
-    pub(super) number: i32,
-    pub(super) keys: Keys,
-    /// As it stands in Redis, as far as we know.
-    pub(super) marker: Marker,
-    /// Records below were looked at by an earlier owner, restatements included.
-    settled: i64,
 }
 
 impl Projector {
@@ -113,7 +103,7 @@ impl Projector {
         }
     }
 
-    /// Compares and sets the marker; fails with `Restart` when it is not what we think.
+    /// Compares and sets the marker; fails with `Restart` when Redis has another one.
     async fn mark(
         &self,
         partition: &mut Partition,
@@ -121,13 +111,7 @@ impl Projector {
         marker: Marker,
         drop_view: bool,
     ) -> Result<(), Failure> {
-        let mut redis = self.redis()?;
-        let found = self.scripts.mark(&mut redis, &partition.keys, expected, &marker.encode(), drop_view).await;
-        let (_, set) = found.map_err(unreachable)?;
-        if !set {
-            return Err(Failure::Restart("another writer moved the marker".to_owned()));
-        }
-        partition.marker = marker;
+        partition.mark(&self.scripts, &mut self.redis()?, expected, marker, drop_view).await?;
         self.report_marker(partition);
         Ok(())
     }
@@ -144,11 +128,6 @@ impl Projector {
     }
 }
 
-/// Redis did not answer; it is tried again.
-pub(super) fn unreachable(error: redis::RedisError) -> Failure {
-    Failure::Retry(format!("Redis: {error}"))
-}
-
 impl BatchHandler for Projector {
     type Partition = Partition;
 
@@ -159,7 +138,7 @@ impl BatchHandler for Projector {
         let marker = found.unwrap_or(Marker { next: assignment.low, written_s: 0, target: None });
         let expected = found.map(|marker| marker.encode()).unwrap_or_default();
         let settled = assignment.committed.unwrap_or(0);
-        let mut partition = Partition { number, keys, marker, settled };
+        let mut partition = Partition { number, partitions: self.config.partitions, keys, marker, settled };
         let from = match plan(found, &assignment, clock::now_ms() / 1_000) {
             Plan::Continue => assignment.committed.unwrap_or(assignment.low).clamp(assignment.low, marker.next),
             Plan::CatchUp { target } => {
@@ -204,19 +183,15 @@ impl BatchHandler for Projector {
     async fn apply(&self, partition: &mut Partition, batch: &Batch) -> Result<Vec<Poison>, Failure> {
         let Some(next) = batch.next_offset() else { return Ok(Vec::new()) };
         // What an earlier owner settled has its letter; what it only wrote may lack it.
-        let place = self.place(partition);
+        let place = partition.place();
         let written = batch.iter().filter(|record| record.offset() < partition.marker.next);
         let unsettled = written.filter(|record| record.offset() >= partition.settled);
         let unfit = |record: Record<'_>| Some((record.offset(), record::judge(&place, &record).err()?));
         let mut unfit: Vec<(i64, Unfit)> = unsettled.filter_map(unfit).collect();
         if next > partition.marker.next {
-            unfit.extend(self.write(partition, batch, next).await?);
+            unfit.extend(self.write(partition, batch).await?);
         }
-        let unsure = batch.iter().filter(|record| record.offset() >= partition.settled);
-        let unsure = unsure.filter_map(|record| Some((record.key()?, Repeated::of(&record)?))).collect::<Vec<_>>();
-        if !unsure.is_empty() {
-            self.restate_newer(partition, &unsure).await?;
-        }
+        self.restate_newer(partition, batch).await?;
         counter!("postrider_kv_projected_records_total").increment(batch.len() as u64);
         Ok(unfit.into_iter().map(|(offset, unfit)| self.give_up(partition, offset, unfit)).collect())
     }
@@ -266,36 +241,24 @@ impl BatchHandler for Projector {
 }
 
 impl Projector {
-    /// Writes what the view lacks of a batch, together with the marker.
-    async fn write(&self, partition: &mut Partition, batch: &Batch, next: i64) -> Result<Vec<(i64, Unfit)>, Failure> {
-        let (mut writes, mut unfit) = (Writes::default(), Vec::new());
-        let (now_ms, place) = (clock::now_ms(), self.place(partition));
-        for record in batch.iter().filter(|record| record.offset() >= partition.marker.next) {
-            if let Err(found) = record::add(&mut writes, &place, &record, now_ms) {
-                unfit.push((record.offset(), found));
-            }
-        }
-        unfit.retain(|(offset, _)| *offset >= partition.settled);
-        let expected = partition.marker.encode();
-        let marker = partition.marker.advanced(next, batch.last_timestamp_ms());
-        let mut redis = self.redis()?;
-        let applied = self.scripts.apply(&mut redis, &partition.keys, &expected, &marker.encode(), writes).await;
-        let (before, applied) = applied.map_err(unreachable)?;
-        // An attempt whose answer was lost may have done it already.
-        let done_before = Marker::decode(&before).is_some_and(|found| found.next == next);
-        if !applied && !done_before {
-            return Err(Failure::Restart("another writer, or a loss, moved the marker".to_owned()));
-        }
+    /// Writes what the view lacks of a batch.
+    async fn write(&self, partition: &mut Partition, batch: &Batch) -> Result<Vec<(i64, Unfit)>, Failure> {
         let was_complete = partition.marker.is_complete();
-        partition.marker = if applied { marker } else { Marker::decode(&before).unwrap_or(marker) };
+        let unfit = partition.write(&self.scripts, &mut self.redis()?, batch, clock::now_ms()).await?;
         if !was_complete {
             self.report_marker(partition);
         }
         Ok(unfit)
     }
 
-    fn place<'p>(&self, partition: &'p Partition) -> Place<'p> {
-        Place { keys: &partition.keys, partition: partition.number, partitions: self.config.partitions }
+    /// Appends the entries that must be restated after a batch, and waits until Kafka has them.
+    async fn restate_newer(&self, partition: &Partition, batch: &Batch) -> Result<(), Failure> {
+        for restatement in partition.restatements(&mut self.redis()?, batch).await? {
+            counter!("postrider_kv_restated_records_total").increment(1);
+            let receipt = self.restater.send(partition.number, &restatement);
+            self.restater.stored(receipt).await?;
+        }
+        Ok(())
     }
 
     /// A record that the view cannot take goes to the dead letters.
@@ -332,17 +295,6 @@ impl Projector {
         }
     }
 
-    /// For each record the marker and the key's entry, and the first offset of its idempotent write.
-    /// One pipeline: all of it is in one slot.
-    async fn ask(&self, partition: &Partition, unsure: &[(&[u8], Repeated)]) -> Result<Vec<Found>, Failure> {
-        let mut question = redis::pipe();
-        for (key, repeated) in unsure {
-            question.cmd("HMGET").arg(&partition.keys.view).arg(super::keys::MARKER_FIELD).arg(*key);
-            question.cmd("GET").arg(partition.keys.id(repeated.id.unwrap_or(Uuid::nil())));
-        }
-        question.query_async(&mut self.redis()?).await.map_err(unreachable)
-    }
-
     /// Views of earlier epochs are nobody's any more.
     async fn drop_older_epochs(&self, partition: i32) -> Result<(), Failure> {
         let mut redis = self.redis()?;
@@ -357,36 +309,4 @@ impl Projector {
         }
         Ok(())
     }
-
-    /// Where a record that was just read is not the newest of its key, or may once be taken for it, the
-    /// topic's last word on that key is said again, for all that the view has seen so far.
-    async fn restate_newer(&self, partition: &Partition, unsure: &[(&[u8], Repeated)]) -> Result<(), Failure> {
-        let answers = self.ask(partition, unsure).await?;
-        let marker = partition.marker.encode();
-        for ((key, repeated), ((found, entry), first)) in unsure.iter().zip(answers) {
-            if found.as_deref() != Some(marker.as_bytes()) {
-                // An older entry would be said to be the newest.
-                return Err(Failure::Restart("the view moved while it was looked at".to_owned()));
-            }
-            let Some(entry) = entry.as_deref().and_then(Entry::decode) else { continue };
-            let unsettled = match repeated.id {
-                // A rebuild may no longer have the first of it and take the double for a new write.
-                Some(_) => first.as_deref().and_then(first_offset).is_some_and(|first| first < repeated.offset),
-                None => entry.version > repeated.version,
-            };
-            if unsettled && entry.version < repeated.offset {
-                counter!("postrider_kv_restated_records_total").increment(1);
-                self.restater.restate(partition.number, key, &entry, partition.marker.next - 1).await?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Marker and entry, and what is remembered of an idempotent write.
-type Found = ((Option<Vec<u8>>, Option<Vec<u8>>), Option<Vec<u8>>);
-
-/// The first offset of an idempotent write, from `<offset>:<last seen>`.
-fn first_offset(memory: &[u8]) -> Option<i64> {
-    std::str::from_utf8(memory).ok()?.split(':').next()?.parse().ok()
 }

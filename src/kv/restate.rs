@@ -1,7 +1,7 @@
-//! Saying a key's newest value again, where the topic's last record of it is an older one.
+//! Restating a key's newest value where the topic's last record of it is an older one.
 //!
-//! Compaction keeps a key's last record, so the last one must be the newest. It is not, when a late
-//! double of an older write, or the tombstone of an expired value, came after a newer write.
+//! Compaction keeps a key's last record, so the last one must be the newest. It is not when a late
+//! duplicate of an older write, or the tombstone of an expired value, came after a newer write.
 
 use rdkafka::message::{Header, OwnedHeaders};
 
@@ -18,7 +18,46 @@ use crate::platform::{
     trace_context::TraceContext,
 };
 
-/// Writes records that repeat what the view has.
+/// A record that the projection appends: the newest of its key up to the offset `version`.
+#[derive(Debug)]
+pub struct Restatement {
+    kind: &'static str,
+    pub key: Vec<u8>,
+    /// `None` is a tombstone.
+    pub value: Option<Vec<u8>>,
+    pub version: i64,
+    expires_ms: Option<i64>,
+}
+
+impl Restatement {
+    /// The entry again. Not with the entry's own version: a rebuild may no longer find out that the record
+    /// which this one overrules is a duplicate, and take that for newer.
+    pub fn of_entry(key: &[u8], entry: &Entry<'_>, version: i64) -> Self {
+        let (value, expires_ms) = match entry.state {
+            State::Value { value, expires_ms } => (Some(value.to_vec()), expires_ms),
+            State::Deleted => (None, None),
+        };
+        Self { kind: "postrider.kv.restated", key: key.to_vec(), value, version, expires_ms }
+    }
+
+    /// The tombstone of a value that has expired. It deletes what was written up to the offset `version`,
+    /// and nothing newer.
+    pub fn of_expired(key: &[u8], version: i64) -> Self {
+        Self { kind: "postrider.kv.expired", key: key.to_vec(), value: None, version, expires_ms: None }
+    }
+
+    pub fn headers(&self) -> OwnedHeaders {
+        let event = Event { id: event::new_id(), kind: self.kind, source: "/kv", trace: TraceContext::root() };
+        let version = self.version.to_string();
+        let headers = event.headers(2).insert(Header { key: VERSION_HEADER, value: Some(&version) });
+        match self.expires_ms {
+            Some(ms) => headers.insert(Header { key: EXPIRES_HEADER, value: Some(&ms.to_string()) }),
+            None => headers,
+        }
+    }
+}
+
+/// Appends restatements to the topic.
 pub struct Restater {
     producer: Producer,
     topic: String,
@@ -29,54 +68,23 @@ impl Restater {
         Self { producer, topic }
     }
 
-    /// Writes the entry again, as the newest of its key up to the offset `version`, and waits until Kafka
-    /// has it. Not with the entry's own version: a rebuild may no longer find out that the record which
-    /// this one overrules is a double, and take that for newer.
-    pub async fn restate(&self, partition: i32, key: &[u8], entry: &Entry<'_>, version: i64) -> Result<(), Failure> {
-        let (value, expires_ms) = match entry.state {
-            State::Value { value, expires_ms } => (Some(value), expires_ms),
-            State::Deleted => (None, None),
-        };
-        let receipt = self.send("postrider.kv.restated", partition, key, value, version, expires_ms);
-        self.stored(receipt).await
+    pub fn send(&self, partition: i32, restatement: &Restatement) -> Result<Receipt, SendError> {
+        self.producer.send(Outgoing {
+            topic: &self.topic,
+            partition: Some(partition),
+            key: Some(&restatement.key),
+            payload: restatement.value.as_deref(),
+            headers: Some(restatement.headers()),
+            timestamp_ms: None,
+        })
     }
 
-    /// Writes the tombstone of a value that has expired. It deletes what was written up to the offset
-    /// `version`, and nothing newer.
-    pub fn expire(&self, partition: i32, key: &[u8], version: i64) -> Result<Receipt, SendError> {
-        self.send("postrider.kv.expired", partition, key, None, version, None)
-    }
-
+    /// Waits until Kafka has a record that was sent.
     pub async fn stored(&self, receipt: Result<Receipt, SendError>) -> Result<(), Failure> {
         let outcome = match receipt {
             Ok(receipt) => receipt.stored(&self.topic).await.map(|_| ()),
             Err(error) => Err(error),
         };
         outcome.map_err(|error| Failure::Retry(format!("Kafka: {error}")))
-    }
-
-    fn send(
-        &self,
-        kind: &str,
-        partition: i32,
-        key: &[u8],
-        value: Option<&[u8]>,
-        version: i64,
-        expires_ms: Option<i64>,
-    ) -> Result<Receipt, SendError> {
-        let event = Event { id: event::new_id(), kind, source: "/kv", trace: TraceContext::root() };
-        let mut headers: OwnedHeaders =
-            event.headers(2).insert(Header { key: VERSION_HEADER, value: Some(&version.to_string()) });
-        if let Some(ms) = expires_ms {
-            headers = headers.insert(Header { key: EXPIRES_HEADER, value: Some(&ms.to_string()) });
-        }
-        self.producer.send(Outgoing {
-            topic: &self.topic,
-            partition: Some(partition),
-            key: Some(key),
-            payload: value,
-            headers: Some(headers),
-            timestamp_ms: None,
-        })
     }
 }

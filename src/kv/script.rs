@@ -58,14 +58,16 @@ return {marker, 1}
 ";
 
 /// KEYS: view, ends. ARGV: now in ms, when to look again in ms, how many, expected marker.
-/// Forgets deleted keys whose time is over; returns the fields of values that have expired.
+/// Forgets deleted keys whose time is over; returns how many keys were due, and the fields of values
+/// that have expired.
 const DUE: &str = r"
 local expired = {}
-if redis.call('HGET', KEYS[1], '') ~= ARGV[4] then return expired end
-for _, field in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])) do
+if redis.call('HGET', KEYS[1], '') ~= ARGV[4] then return {0, expired} end
+local fields = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])
+for _, field in ipairs(fields) do
   local entry = redis.call('HGET', KEYS[1], field)
   local kind = entry and string.sub(entry, 1, 1)
-  local ends = kind == 'e' and tonumber(string.match(entry, '^e%d+:(%d+):'))
+  local ends = kind == 'e' and tonumber(string.match(entry, '^e%d+:(-?%d+):'))
   if kind == 'd' then
     redis.call('HDEL', KEYS[1], field)
     redis.call('ZREM', KEYS[2], field)
@@ -78,7 +80,7 @@ for _, field in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1], 'LI
     expired[#expired + 1] = field
   end
 end
-return expired
+return {#fields, expired}
 ";
 
 /// How long ids and deleted keys are remembered, in seconds: the day within which a double may come,
@@ -105,6 +107,14 @@ impl Default for Scripts {
 pub type Found = (Vec<u8>, bool);
 
 impl Scripts {
+    /// The scripts with a part of one of them replaced.
+    #[cfg(test)]
+    pub fn altered(part: &str, other: &str) -> Self {
+        assert_eq!([APPLY, MARK, DUE].iter().filter(|script| script.contains(part)).count(), 1, "{part}");
+        let altered = |script: &str| Script::new(&script.replace(part, other));
+        Self { apply: altered(APPLY), mark: altered(MARK), due: altered(DUE) }
+    }
+
     pub async fn apply(
         &self,
         redis: &mut Redis,
@@ -136,8 +146,9 @@ impl Scripts {
         call.invoke_async(redis).await
     }
 
-    /// Fields that have expired; none when the marker is another one.
-    pub async fn due(&self, redis: &mut Redis, keys: &Keys, due: &Due) -> Result<Vec<Vec<u8>>, RedisError> {
+    /// How many keys were due, and which of them have a value that expired; none when the marker differs
+    /// from the expected one.
+    pub async fn due(&self, redis: &mut Redis, keys: &Keys, due: &Due) -> Result<(usize, Vec<Vec<u8>>), RedisError> {
         let mut call = self.due.key(&keys.view);
         call.key(&keys.ends).arg(due.now_ms).arg(due.again_ms).arg(due.limit).arg(&due.marker);
         call.invoke_async(redis).await

@@ -1,0 +1,168 @@
+//! The view of one partition: what the projection writes to it, and what it decides from it.
+//!
+//! Nothing here reads a clock or writes to Kafka, so that a test can drive it with a time and a topic of
+//! its own.
+
+use uuid::Uuid;
+
+use super::{
+    entry::{Entry, Marker},
+    keys::{Keys, MARKER_FIELD},
+    record::{self, Place, Repeated, Unfit},
+    restate::Restatement,
+    script::{Due, Scripts, Writes},
+};
+use crate::platform::{
+    kafka::{
+        batch::{Batch, Record},
+        lanes::Failure,
+    },
+    redis::Redis,
+};
+
+/// When the projection looks again at a value whose tombstone it wrote but has not read yet, in ms.
+const AGAIN_MS: i64 = 30_000;
+
+/// One partition in one ownership.
+pub struct Partition {
+    pub number: i32,
+    /// Partitions of the topic.
+    pub partitions: i32,
+    pub keys: Keys,
+    /// The marker that the projection expects in Redis.
+    pub marker: Marker,
+    /// Records below were looked at by an earlier owner, restatements included.
+    pub settled: i64,
+}
+
+/// The outcome of one look for expired values.
+pub struct Expired {
+    /// Keys that were due: expired values, and deleted keys that the view forgot.
+    pub due: usize,
+    /// Tombstones to append.
+    pub tombstones: Vec<Restatement>,
+}
+
+/// Redis did not answer; the caller retries.
+pub fn unreachable(error: redis::RedisError) -> Failure {
+    Failure::Retry(format!("Redis: {error}"))
+}
+
+impl Partition {
+    pub fn place(&self) -> Place<'_> {
+        Place { keys: &self.keys, partition: self.number, partitions: self.partitions }
+    }
+
+    /// Compares and sets the marker; fails with `Restart` when Redis has another one.
+    pub async fn mark(
+        &mut self,
+        scripts: &Scripts,
+        redis: &mut Redis,
+        expected: &str,
+        marker: Marker,
+        drop_view: bool,
+    ) -> Result<(), Failure> {
+        let found = scripts.mark(redis, &self.keys, expected, &marker.encode(), drop_view).await;
+        let (_, set) = found.map_err(unreachable)?;
+        if !set {
+            return Err(Failure::Restart("another writer moved the marker".to_owned()));
+        }
+        self.marker = marker;
+        Ok(())
+    }
+
+    /// Writes what the view lacks of a batch, together with the marker. Returns the records that the view
+    /// cannot take.
+    pub async fn write(
+        &mut self,
+        scripts: &Scripts,
+        redis: &mut Redis,
+        batch: &Batch,
+        now_ms: i64,
+    ) -> Result<Vec<(i64, Unfit)>, Failure> {
+        let Some(next) = batch.next_offset() else { return Ok(Vec::new()) };
+        let (mut writes, mut unfit) = (Writes::default(), Vec::new());
+        for record in batch.iter().filter(|record| record.offset() >= self.marker.next) {
+            if let Err(found) = record::add(&mut writes, &self.place(), &record, now_ms) {
+                unfit.push((record.offset(), found));
+            }
+        }
+        unfit.retain(|(offset, _)| *offset >= self.settled);
+        let marker = self.marker.advanced(next, batch.last_timestamp_ms());
+        let applied = scripts.apply(redis, &self.keys, &self.marker.encode(), &marker.encode(), writes).await;
+        let (before, applied) = applied.map_err(unreachable)?;
+        // An attempt whose answer was lost may have done it already.
+        let done_before = Marker::decode(&before).filter(|found| found.next == next);
+        self.marker = match (applied, done_before) {
+            (true, _) => marker,
+            (false, Some(found)) => found,
+            (false, None) => return Err(Failure::Restart("another writer, or a loss, moved the marker".to_owned())),
+        };
+        Ok(unfit)
+    }
+
+    /// Decides what must be restated after a batch: where one of its records is not the newest of its key,
+    /// or a rebuild may once take it for the newest, the key's entry, for all that the view has seen.
+    pub async fn restatements(&self, redis: &mut Redis, batch: &Batch) -> Result<Vec<Restatement>, Failure> {
+        let unsure = batch.iter().filter(|record| record.offset() >= self.settled);
+        let unsure: Vec<_> =
+            unsure.filter_map(|record: Record<'_>| Some((record.key()?, Repeated::of(&record)?))).collect();
+        if unsure.is_empty() {
+            return Ok(Vec::new());
+        }
+        let answers = self.ask(redis, &unsure).await?;
+        let marker = self.marker.encode();
+        let mut restatements = Vec::new();
+        for ((key, repeated), ((found, entry), first)) in unsure.iter().zip(answers) {
+            if found.as_deref() != Some(marker.as_bytes()) {
+                // An older entry would be restated as the newest.
+                return Err(Failure::Restart("the view moved while it was looked at".to_owned()));
+            }
+            let Some(entry) = entry.as_deref().and_then(Entry::decode) else { continue };
+            let unsettled = match repeated.id {
+                // A rebuild may no longer have the first of it and take the duplicate for a new write.
+                Some(_) => first.as_deref().and_then(first_offset).is_some_and(|first| first < repeated.offset),
+                None => entry.version > repeated.version,
+            };
+            if unsettled && entry.version < repeated.offset {
+                restatements.push(Restatement::of_entry(key, &entry, self.marker.next - 1));
+            }
+        }
+        Ok(restatements)
+    }
+
+    /// Finds values that have expired by `now_ms`, and forgets deleted keys whose time is over; at most
+    /// `limit` keys.
+    pub async fn expired(
+        &self,
+        scripts: &Scripts,
+        redis: &mut Redis,
+        now_ms: i64,
+        limit: usize,
+    ) -> Result<Expired, Failure> {
+        let question = Due { marker: self.marker.encode(), now_ms, again_ms: now_ms + AGAIN_MS, limit };
+        let (due, fields) = scripts.due(redis, &self.keys, &question).await.map_err(unreachable)?;
+        // A tombstone overrules whatever the view has seen of its key.
+        let tombstone = |key: &Vec<u8>| Restatement::of_expired(key, self.marker.next - 1);
+        Ok(Expired { due, tombstones: fields.iter().map(tombstone).collect() })
+    }
+
+    /// For each record the marker and the key's entry, and the first offset of its idempotent write.
+    /// One pipeline: all of it is in one slot.
+    async fn ask(&self, redis: &mut Redis, unsure: &[(&[u8], Repeated)]) -> Result<Vec<Found>, Failure> {
+        let mut question = redis::pipe();
+        for (key, repeated) in unsure {
+            question.cmd("HMGET").arg(&self.keys.view).arg(MARKER_FIELD).arg(*key);
+            question.cmd("GET").arg(self.keys.id(repeated.id.unwrap_or(Uuid::nil())));
+        }
+        question.query_async(redis).await.map_err(unreachable)
+    }
+}
+
+/// Marker and entry, and what is remembered of an idempotent write.
+type Found = ((Option<Vec<u8>>, Option<Vec<u8>>), Option<Vec<u8>>);
+
+/// The first offset of an idempotent write, from `<offset>:<last seen>`.
+fn first_offset(memory: &[u8]) -> Option<i64> {
+    std::str::from_utf8(memory).ok()?.split(':').next()?.parse().ok()
+}
