@@ -6,7 +6,7 @@ use super::{
     events::Presence,
     ledger::{Evidence, Place, Record, Topic},
 };
-use crate::harness::changes::{Change, faults};
+use crate::harness::changes::{Change, untold};
 
 /// Times of presence here, in milliseconds.
 pub const LEASE_MS: u64 = 3_000;
@@ -19,7 +19,8 @@ pub const UNDELIVERED_AFTER_MS: i64 = 3_000;
 pub fn presence(evidence: &Evidence) -> Vec<String> {
     let connected: Vec<&str> =
         evidence.connected.iter().filter(|(_, count)| **count > 0).map(|(receiver, _)| receiver.as_str()).collect();
-    let mut found = faults(&with_lost_ends(evidence, &connected), &connected);
+    let wrong = untold(&with_lost_ends(evidence, &connected), &connected);
+    let mut found: Vec<String> = wrong.into_iter().map(|what| with_times(evidence, what)).collect();
     for (receiver, count) in &evidence.connected {
         let expected = Some(*count).filter(|count| *count > 0);
         match evidence.present.get(receiver) {
@@ -28,6 +29,23 @@ pub fn presence(evidence: &Evidence) -> Vec<String> {
         }
     }
     found
+}
+
+/// What is wrong with a receiver, which it begins with, and when its state has changed.
+fn with_times(evidence: &Evidence, what: String) -> String {
+    let receiver = what.split(' ').next();
+    let of_receiver = evidence.presence.iter().filter(|one| Some(one.change.receiver.as_str()) == receiver);
+    let times: Vec<String> = of_receiver
+        .map(|one| {
+            format!(
+                "{} {} ms ({})",
+                if one.change.connected { "connected" } else { "away" },
+                one.at_ms,
+                one.change.version
+            )
+        })
+        .collect();
+    format!("{what}: {}", times.join(", "))
 }
 
 /// The changes, and those that nobody can know of: when a process ends and Redis loses its data before others have
