@@ -277,4 +277,22 @@ mod tests {
         assert!(open.iter().chain(&silent).all(|kind| kinds.contains(kind)));
         assert_eq!(kinds.len(), open.len() + silent.len());
     }
+
+    #[test]
+    fn the_bounds_are_those_of_the_table_in_the_docs() {
+        let docs = include_str!("../../../docs/soak.md");
+        let split = |bound: &Bound| bound.kind.split_once(' ').unwrap();
+        let same = |one: &Bound, other: &Bound| {
+            let times = |bound: &Bound| (bound.answered_ms, bound.carried_ms);
+            split(one).0 == split(other).0 && times(one) == times(other)
+        };
+        for bounds in BOUNDS.chunk_by(same) {
+            let hows: Vec<&str> = bounds.iter().map(|bound| split(bound).1).collect();
+            let seconds = |ms: u64| ms as f64 / 1e3;
+            let (part, hows) = (split(&bounds[0]).0, hows.join(", "));
+            let (answered, carried) = (seconds(bounds[0].answered_ms), seconds(bounds[0].carried_ms));
+            let row = format!("| {part} {hows} | {answered} s | {carried} s |");
+            assert!(docs.contains(&row), "docs/soak.md lacks: {row}");
+        }
+    }
 }
