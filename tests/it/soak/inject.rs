@@ -1,12 +1,15 @@
 //! Faults on purpose in what is judged, while it is gathered or afterwards: each must be found, or the judge is blind.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use super::{
-    check::{self, Finding},
+    check,
     ledger::Evidence,
     tamper::{self, Tamper},
 };
@@ -82,14 +85,15 @@ impl Injection {
     }
 }
 
-/// Tampers with a copy in each of the ways; returns those that nobody noticed.
+/// Tampers with a copy in each of the ways; returns those that nobody noticed. A rule that is violated already cannot
+/// be tried.
 pub fn unnoticed(evidence: &Evidence) -> Vec<&'static str> {
-    assert_eq!(check::in_the_end(evidence), Vec::<Finding>::new(), "only good evidence can be tampered with");
+    let violated: BTreeSet<&str> = check::in_the_end(evidence).iter().map(|finding| finding.rule).collect();
     let blind = |(what, rule, tamper): (&'static str, &'static str, Tamper)| {
         let mut copy = evidence.clone();
         tamper(&mut copy);
         let found = check::in_the_end(&copy);
         (!found.iter().any(|finding| finding.rule == rule)).then_some(what)
     };
-    tamper::all().filter_map(blind).collect()
+    tamper::all().filter(|(_, rule, _)| !violated.contains(rule)).filter_map(blind).collect()
 }

@@ -103,8 +103,10 @@ async fn whatever_fails_what_must_hold_holds() {
         assert!(found, "{inject:?} was not found as a violation of: {}", inject.breaks());
         panic!("{inject:?} on purpose, and found");
     }
+    let unnoticed = inject::unnoticed(&evidence);
+    unnoticed.iter().for_each(|what| eprintln!("soak: the judge does not see when {what}"));
     assert_eq!(findings, Vec::<Finding>::new(), "seed {}, logs in target/test-logs/{}*", plan.seed, run.prefix);
-    assert_eq!(inject::unnoticed(&evidence), Vec::<&str>::new(), "the judge is blind to this");
+    assert_eq!(unnoticed, Vec::<&str>::new(), "the judge is blind to this");
 }
 
 /// All that runs. Dropped in this order: clients before processes before servers.
