@@ -1,6 +1,9 @@
 //! A TCP proxy on 127.0.0.1 that can go wrong in one direction only.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -22,6 +25,9 @@ pub enum Mode {
     CutResponses,
     /// Requests go through, and nothing comes back. Who has missed something is closed afterwards.
     MuteResponses,
+    /// The same, and no connection that was open meanwhile is ever closed or heard of again, as when a router
+    /// has forgotten it: not even that the server ends it gets through.
+    BlackHole,
 }
 
 /// Ends when it is dropped.
@@ -80,10 +86,11 @@ async fn carry(client: TcpStream, upstream: watch::Receiver<String>, mode: watch
         let Ok(server) = TcpStream::connect(upstream).await else { return };
         // Without it, small packets of one direction wait for the other.
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
-        let ((mut requests, answers), (server_answers, mut server)) = (client.into_split(), server.into_split());
+        let ((requests, answers), (server_answers, server)) = (client.into_split(), server.into_split());
+        let silent = AtomicBool::new(false);
         tokio::select! {
-            _ = tokio::io::copy(&mut requests, &mut server) => {}
-            () = answer(server_answers, answers, mode) => {}
+            () = ask(requests, server, &silent) => {}
+            () = answer(server_answers, answers, mode, &silent) => {}
         }
     };
     tokio::select! {
@@ -92,29 +99,115 @@ async fn carry(client: TcpStream, upstream: watch::Receiver<String>, mode: watch
     }
 }
 
+/// Carries requests until the client ends, or the server where that gets through.
+async fn ask(mut client: OwnedReadHalf, mut server: OwnedWriteHalf, silent: &AtomicBool) {
+    let _ = tokio::io::copy(&mut client, &mut server).await;
+    if silent.load(Ordering::Relaxed) {
+        let _ = tokio::io::copy(&mut client, &mut tokio::io::sink()).await;
+    }
+}
+
 /// Carries what comes back, until something is lost or the connection ends.
-async fn answer(mut server: OwnedReadHalf, mut client: OwnedWriteHalf, mut mode: watch::Receiver<Mode>) {
+async fn answer(
+    mut server: OwnedReadHalf,
+    mut client: OwnedWriteHalf,
+    mut mode: watch::Receiver<Mode>,
+    silent: &AtomicBool,
+) {
     let (mut buffer, mut missed) = (vec![0; 1 << 16], false);
     loop {
+        let now = *mode.borrow_and_update();
+        if now == Mode::BlackHole {
+            silent.store(true, Ordering::Relaxed);
+            while matches!(server.read(&mut buffer).await, Ok(1..)) {}
+            // The client's own end is what ends it.
+            return std::future::pending().await;
+        }
+        if missed && now != Mode::MuteResponses {
+            return;
+        }
         tokio::select! {
             read = server.read(&mut buffer) => {
-                let Ok(count @ 1..) = read else { return };
-                let now = *mode.borrow();
-                match now {
-                    Mode::Pass if !missed => {
-                        if client.write_all(&buffer[..count]).await.is_err() {
-                            return;
-                        }
+                let Ok(count @ 1..) = read else {
+                    // An end that comes together with the fault is not heard of either.
+                    if *mode.borrow() == Mode::BlackHole {
+                        continue;
                     }
-                    Mode::MuteResponses => missed = true,
+                    return;
+                };
+                match *mode.borrow() {
+                    Mode::Pass if !missed => {}
+                    Mode::MuteResponses => {
+                        missed = true;
+                        continue;
+                    }
+                    Mode::BlackHole => continue,
                     _ => return,
+                }
+                if client.write_all(&buffer[..count]).await.is_err() {
+                    return;
                 }
             }
             changed = mode.changed() => {
-                if changed.is_err() || (missed && *mode.borrow() != Mode::MuteResponses) {
+                if changed.is_err() {
                     return;
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// A server that sends back what it gets.
+    async fn echo() -> (SocketAddr, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                connections.spawn(async move {
+                    let (mut from, mut to) = stream.split();
+                    let _ = tokio::io::copy(&mut from, &mut to).await;
+                });
+            }
+        });
+        (address, server)
+    }
+
+    /// Whether the connection brings back a byte; `None` while nothing comes and nothing ends.
+    async fn ask(client: &mut TcpStream, patience: Duration) -> Option<bool> {
+        let _ = client.write_all(b"?").await;
+        let mut byte = [0];
+        timeout(patience, client.read(&mut byte)).await.ok().map(|read| matches!(read, Ok(1)))
+    }
+
+    #[tokio::test]
+    async fn a_black_hole_is_silent_for_ever_and_closes_nothing_and_new_connections_are_good_afterwards() {
+        const SHORT: Duration = Duration::from_millis(200);
+        const LONG: Duration = Duration::from_secs(10);
+        let (address, server) = echo().await;
+        let proxy = Proxy::start().await;
+        proxy.lead_to(&address.to_string());
+        let mut before = TcpStream::connect(proxy.address).await.unwrap();
+        assert_eq!(ask(&mut before, LONG).await, Some(true));
+        proxy.set(Mode::BlackHole);
+        let mut during = TcpStream::connect(proxy.address).await.unwrap();
+        assert_eq!(ask(&mut before, SHORT).await, None);
+        assert_eq!(ask(&mut during, SHORT).await, None);
+        proxy.set(Mode::Pass);
+        assert_eq!(ask(&mut before, SHORT).await, None);
+        server.abort();
+        assert_eq!(ask(&mut during, SHORT).await, None, "not even the server's end is heard of");
+        let (address, _server) = echo().await;
+        proxy.lead_to(&address.to_string());
+        let mut after = TcpStream::connect(proxy.address).await.unwrap();
+        assert_eq!(ask(&mut after, LONG).await, Some(true));
     }
 }

@@ -110,6 +110,11 @@ impl Notebook {
         self.pages().sessions.clone()
     }
 
+    /// When the last message came, to any device.
+    pub fn last_ms(&self) -> Option<u64> {
+        self.pages().sessions.iter().filter_map(|session| session.got.last()).map(|got| got.at_ms).max()
+    }
+
     /// A device is connected; returns what to call the session by.
     pub fn open(&self, device: &str, receiver: &str, style: Style, asked_ms: u64) -> usize {
         let (device, receiver, open_ms) = (device.to_owned(), receiver.to_owned(), self.now_ms());

@@ -6,9 +6,10 @@ use std::{
 };
 
 use super::{
+    feeds,
     history::{backward, histories},
-    ledger::{Evidence, Kind, Outcome, Place, Record, Topic, Verdict, Write},
-    received,
+    ledger::{Evidence, Kind, Place, Record, Topic, Verdict, Write},
+    present, received, recovery,
 };
 
 /// Something that must not be.
@@ -24,11 +25,6 @@ impl fmt::Display for Finding {
         write!(out, "{}: {}", self.rule, self.detail)
     }
 }
-
-/// Records between a record and its copy, where the client library wrote it again.
-const NEAR: i64 = 200;
-/// Time around a write in which the library may have given up another one.
-const GIVEN_UP_MS: u64 = 10_000;
 
 pub const LOST: &str = "an acknowledged write is where its answer said";
 pub const LEAKED: &str = "a refused write appears nowhere";
@@ -46,11 +42,16 @@ pub const FOREIGN: &str = "no device gets what is for somebody else";
 pub const MAILBOX: &str = "a device gets each message of its receiver once and in order";
 pub const PLACE: &str = "a device without a place of its own begins at its receiver's cursor";
 pub const HISTORY: &str = "a receiver's history has each of its messages once and in order";
-pub const LETTERS: &str = "nothing of ours is given up";
+pub const FEED: &str = "in the end a feed has the posts of all whom its reader follows, newest first";
+pub const PAGE: &str = "no page of a feed shows what it must not";
+pub const PRESENCE: &str = "every change of presence is told once, and the last one is what is so";
+pub const UNDELIVERED: &str = "a message that its receiver did not get in time is announced once, and no other is";
+pub const RECOVERY: &str = "service is back in time after a fault";
+pub const LETTERS: &str = "nothing of ours is dead-lettered";
 pub const INCIDENT: &str = "no process dies, panics, swells, or answers what it must not";
 
 /// All that must hold.
-pub const RULES: [&str; 18] = [
+pub const RULES: [&str; 23] = [
     LOST,
     LEAKED,
     REPEATED,
@@ -67,6 +68,11 @@ pub const RULES: [&str; 18] = [
     MAILBOX,
     PLACE,
     HISTORY,
+    FEED,
+    PAGE,
+    PRESENCE,
+    UNDELIVERED,
+    RECOVERY,
     LETTERS,
     INCIDENT,
 ];
@@ -83,6 +89,9 @@ pub fn at_any_time(evidence: &Evidence) -> Vec<Finding> {
     found.extend(named(REPEATED, repeated(evidence, &index)));
     found.extend(named(ORDER, disordered(evidence, &index)));
     found.extend(named(FOREIGN, received::foreign(evidence)));
+    found.extend(named(LEAKED, feeds::leaked(evidence)));
+    found.extend(named(REPEATED, feeds::repeated(evidence)));
+    found.extend(named(ORDER, feeds::disordered(evidence)));
     found
 }
 
@@ -103,6 +112,12 @@ pub fn in_the_end(evidence: &Evidence) -> Vec<Finding> {
     found.extend(named(MAILBOX, sequence));
     found.extend(named(PLACE, place));
     found.extend(named(HISTORY, received::history(evidence)));
+    found.extend(named(LOST, feeds::lost(evidence)));
+    found.extend(named(FEED, feeds::feeds(evidence)));
+    found.extend(named(PAGE, feeds::pages(evidence)));
+    found.extend(named(PRESENCE, present::presence(evidence)));
+    found.extend(named(UNDELIVERED, present::undelivered(evidence)));
+    found.extend(named(RECOVERY, recovery::late(evidence)));
     let letters = evidence.logs.get(&Topic::Events).into_iter().flatten();
     found.extend(named(LETTERS, letters.map(|letter| format!("{letter:?}"))));
     found
@@ -170,17 +185,6 @@ fn leaked(evidence: &Evidence, index: &Index<'_>) -> Vec<String> {
         .collect()
 }
 
-/// Whether copies may be the client library's doing: when it gives up a record that is in flight, it numbers all
-/// others that are in flight anew, and the broker can no longer tell which of them it has (librdkafka, issue 4953).
-fn renumbered(evidence: &Evidence, write: &Write, records: &[&Record]) -> bool {
-    let near = |pair: &[&Record]| pair[0].place.0 == pair[1].place.0 && (pair[1].place.1 - pair[0].place.1) < NEAR;
-    let done_ms = write.done_ms.unwrap_or(write.sent_ms);
-    let meanwhile = write.sent_ms.saturating_sub(GIVEN_UP_MS)..=done_ms + GIVEN_UP_MS;
-    let given_up = |other: &Write| !std::ptr::eq(other, write) && other.attempts.contains(&Outcome::Unknown);
-    records.windows(2).all(near)
-        && evidence.writes.iter().any(|other| meanwhile.contains(&other.sent_ms) && given_up(other))
-}
-
 fn repeated(evidence: &Evidence, index: &Index<'_>) -> Vec<String> {
     let mut faults = Vec::new();
     let mut explained: HashSet<(Topic, &str, u64)> = HashSet::new();
@@ -195,7 +199,7 @@ fn repeated(evidence: &Evidence, index: &Index<'_>) -> Vec<String> {
         explained.insert((write.kind.topic(), &write.key, write.number));
         let records = index.records(write);
         let ids: BTreeSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
-        let too_many = records.len() > write.possible() && !renumbered(evidence, write, records);
+        let too_many = records.len() > write.possible();
         // What was refused is another rule's.
         if write.possible() > 0 && (too_many || ids.len() > 1) {
             let places: Vec<_> = records.iter().map(|record| record.place).collect();

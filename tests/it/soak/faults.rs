@@ -9,11 +9,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     fleet::Fleet,
     ledger::{Fault, Ledger},
+    recovery::{longest_ms, missing},
     target::{Manner, Target},
 };
 use crate::harness::{
     Stack,
     proxy::{Mode, Proxy},
+    sessions::Notebook,
 };
 
 /// What can be broken.
@@ -23,11 +25,14 @@ pub struct Site {
     /// Between the product and the servers, by the servers' names.
     pub proxies: [(&'static str, Proxy); 3],
     pub ledger: Ledger,
+    pub notebook: Notebook,
+    /// Whether connections may also go silent for ever.
+    pub black_holes: bool,
     pub stack: Stack,
 }
 
-/// One kind of fault; the name is also what the report sorts by.
-const KINDS: [&str; 19] = [
+/// Kinds of faults: first what is broken, then how. Each has a bound in `recovery.rs`.
+pub const KINDS: [&str; 22] = [
     "api killed",
     "api frozen",
     "api restarted",
@@ -40,14 +45,22 @@ const KINDS: [&str; 19] = [
     "kafka killed",
     "kafka restarted",
     "kafka frozen",
+    "kafka answers lost",
     "redis emptied",
     "redis killed",
     "redis frozen",
+    "redis answers lost",
     "postgres killed",
     "postgres restarted",
+    "postgres frozen",
+    "postgres answers lost",
     "target fails",
-    "answers lost",
 ];
+/// Kinds that come only with `SOAK_BLACK_HOLE=1`.
+pub const BLACK_HOLES: [&str; 3] = ["kafka black hole", "redis black hole", "postgres black hole"];
+
+/// Share of faults, in a hundred, after which the next one waits until all services are back.
+const AWAITED: u8 = 35;
 
 impl Site {
     /// Breaks and mends, until told to stop; nothing is broken when it returns.
@@ -57,6 +70,7 @@ impl Site {
             if deck.is_empty() {
                 // Each kind once before any comes again.
                 deck.extend(KINDS);
+                deck.extend(BLACK_HOLES.iter().filter(|_| self.black_holes));
                 rng.shuffle(&mut deck);
             }
             let kind = deck.pop().unwrap_or(KINDS[0]);
@@ -72,13 +86,36 @@ impl Site {
             });
             let pause = Duration::from_millis(rng.u64(500..3_000));
             let _ = stop.run_until_cancelled(sleep(pause)).await;
+            if rng.u8(0..100) < AWAITED {
+                self.await_recovery().await;
+            }
+        }
+        self.await_recovery().await;
+    }
+
+    /// Waits until all services are back after the last faults, or must be.
+    async fn await_recovery(&self) {
+        let (ended_ms, due_ms) = {
+            let evidence = self.ledger.evidence();
+            let ends = evidence.faults.iter().map(|fault| (fault.to_ms, fault.to_ms + longest_ms(fault.kind)));
+            ends.fold((0, 0), |(ended_ms, due_ms), (end, due)| (ended_ms.max(end), due_ms.max(due)))
+        };
+        while self.ledger.now_ms() <= due_ms + 100 {
+            let frame_ms = self.notebook.last_ms();
+            if missing(&self.ledger.evidence(), frame_ms, ended_ms).is_empty() {
+                return;
+            }
+            sleep(Duration::from_millis(200)).await;
         }
     }
 
     async fn fault(&self, kind: &'static str, rng: &mut Rng) {
         let from_ms = self.ledger.now_ms();
         let what = match part(kind) {
-            _ if kind == "answers lost" => self.answers(rng).await,
+            part if kind.ends_with("answers lost") => {
+                self.answers(part, if rng.bool() { Mode::CutResponses } else { Mode::MuteResponses }, rng).await
+            }
+            part if kind.ends_with("black hole") => self.answers(part, Mode::BlackHole, rng).await,
             "api" | "processor" | "relay" => self.process(kind, rng).await,
             "kafka" => self.kafka(kind, rng).await,
             "redis" => self.redis(kind, rng).await,
@@ -150,6 +187,9 @@ impl Site {
     }
 
     async fn postgres(&self, kind: &str, rng: &mut Rng) -> String {
+        if kind == "postgres frozen" {
+            return self.frozen("postgres", rng).await;
+        }
         if kind == "postgres killed" {
             self.stack.ctl(&["kill", "postgres"]).await;
             sleep(Duration::from_millis(rng.u64(0..2_000))).await;
@@ -176,21 +216,17 @@ impl Site {
     }
 
     /// Servers do what they are asked, and nobody hears of it.
-    async fn answers(&self, rng: &mut Rng) -> String {
-        let (server, proxy) = &self.proxies[rng.usize(..self.proxies.len())];
-        let mode = if rng.bool() { Mode::CutResponses } else { Mode::MuteResponses };
-        proxy.set(mode);
-        sleep(Duration::from_millis(rng.u64(1_000..4_000))).await;
-        proxy.set(Mode::Pass);
+    async fn answers(&self, server: &str, mode: Mode, rng: &mut Rng) -> String {
+        if let Some((_, proxy)) = self.proxies.iter().find(|(name, _)| *name == server) {
+            proxy.set(mode);
+            sleep(Duration::from_millis(rng.u64(1_000..4_000))).await;
+            proxy.set(Mode::Pass);
+        }
         format!("{mode:?} of {server}")
     }
 }
 
 /// What a fault breaks; two at a time never break the same.
 fn part(kind: &str) -> &str {
-    match kind {
-        // A proxy in front of a server that is down tells nothing.
-        "answers lost" => "kafka",
-        _ => kind.split(' ').next().unwrap_or(kind),
-    }
+    kind.split(' ').next().unwrap_or(kind)
 }

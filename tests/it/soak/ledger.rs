@@ -6,6 +6,9 @@ use std::{
     time::Instant,
 };
 
+use postrider::platform::clock;
+
+use super::events::{Page, Posted, Presence, Searched, Shown, Undelivered};
 use crate::harness::{
     mailbox::Noted,
     sessions::{Name, Session},
@@ -26,10 +29,15 @@ pub enum Kind {
     Comment,
     /// To a receiver, by `POST /api/v1/message/action`.
     Message,
+    /// To all who follow its author.
+    Post,
+    DeletePost,
+    Follow,
+    Unfollow,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 12] = [
         Self::Push,
         Self::Delete,
         Self::Expiring,
@@ -38,6 +46,10 @@ impl Kind {
         Self::Stream,
         Self::Comment,
         Self::Message,
+        Self::Post,
+        Self::DeletePost,
+        Self::Follow,
+        Self::Unfollow,
     ];
 
     pub fn topic(self) -> Topic {
@@ -46,6 +58,7 @@ impl Kind {
             Self::Produce | Self::Batch | Self::Stream => Topic::Orders,
             Self::Comment => Topic::Comments,
             Self::Message => Topic::Chat,
+            Self::Post | Self::DeletePost | Self::Follow | Self::Unfollow => Topic::Posts,
         }
     }
 }
@@ -60,6 +73,12 @@ pub enum Topic {
     Comments,
     /// Messages to receivers.
     Chat,
+    /// Posts, and who follows whom.
+    Posts,
+    /// Who is connected, and who no longer.
+    Presence,
+    /// Messages that nobody has got in time.
+    Undelivered,
     /// Dead letters of our own topics.
     Events,
     /// Dead letters of deliveries.
@@ -67,8 +86,17 @@ pub enum Topic {
 }
 
 impl Topic {
-    pub const ALL: [Topic; 6] =
-        [Self::Messages, Self::Orders, Self::Comments, Self::Chat, Self::Events, Self::Deliveries];
+    pub const ALL: [Topic; 9] = [
+        Self::Messages,
+        Self::Orders,
+        Self::Comments,
+        Self::Chat,
+        Self::Posts,
+        Self::Presence,
+        Self::Undelivered,
+        Self::Events,
+        Self::Deliveries,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -76,6 +104,9 @@ impl Topic {
             Self::Orders => "orders",
             Self::Comments => "comments",
             Self::Chat => "message",
+            Self::Posts => "post-events",
+            Self::Presence => "presence",
+            Self::Undelivered => "message-events",
             Self::Events => "dead-letter-events",
             Self::Deliveries => "dead-letter-deliveries",
         }
@@ -112,6 +143,8 @@ pub struct Write {
     pub attempts: Vec<Outcome>,
     /// When it was acknowledged.
     pub done_ms: Option<u64>,
+    /// The id of the post that was made, or is to be deleted.
+    pub post: Option<i64>,
 }
 
 impl Write {
@@ -220,6 +253,22 @@ pub struct Evidence {
     pub noted: Vec<Noted>,
     /// The history of each receiver in the end.
     pub mailboxes: BTreeMap<String, Vec<Name>>,
+    /// All of `post-events`, `presence` and `message-events`.
+    pub posts: Vec<Posted>,
+    pub presence: Vec<Presence>,
+    pub undelivered: Vec<Undelivered>,
+    /// Pages that readers of feeds got.
+    pub pages: Vec<Page>,
+    /// Each reader's whole feed in the end, newest first.
+    pub feeds: BTreeMap<String, Vec<Shown>>,
+    /// How many connections each receiver has now,
+    pub connected: BTreeMap<String, i64>,
+    /// and what the API says in the end: the number of connections, `None` for those that count as disconnected.
+    pub present: BTreeMap<String, Option<i64>>,
+    /// How far the search for undelivered messages was, sampled.
+    pub searched: Vec<Searched>,
+    /// When clients stopped writing.
+    pub load_ended_ms: Option<u64>,
     /// Where each partition ends in the end.
     pub ends: BTreeMap<Topic, BTreeMap<i32, i64>>,
     pub faults: Vec<Fault>,
@@ -236,11 +285,18 @@ pub struct Evidence {
 pub struct Ledger {
     evidence: Arc<Mutex<Evidence>>,
     began: Instant,
+    /// The same by the clock that the servers go by, in milliseconds since the epoch.
+    began_at_ms: i64,
 }
 
 impl Ledger {
     pub fn new() -> Self {
-        Self { evidence: Arc::default(), began: Instant::now() }
+        Self { evidence: Arc::default(), began: Instant::now(), began_at_ms: clock::now_ms() }
+    }
+
+    /// A time of the servers' clock, since the start.
+    pub fn since_start(&self, at_ms: i64) -> i64 {
+        at_ms - self.began_at_ms
     }
 
     pub fn began(&self) -> Instant {
@@ -257,8 +313,8 @@ impl Ledger {
 
     /// A write that is about to be sent; returns its place in the ledger.
     pub fn begin(&self, kind: Kind, key: &str, number: u64) -> usize {
-        let write =
-            Write { kind, key: key.to_owned(), number, sent_ms: self.now_ms(), attempts: Vec::new(), done_ms: None };
+        let (key, sent_ms) = (key.to_owned(), self.now_ms());
+        let write = Write { kind, key, number, sent_ms, attempts: Vec::new(), done_ms: None, post: None };
         let mut evidence = self.evidence();
         evidence.writes.push(write);
         evidence.writes.len() - 1
@@ -279,6 +335,11 @@ impl Ledger {
         if let Some(last) = write.attempts.last_mut() {
             *last = outcome;
         }
+    }
+
+    /// Clients write no longer.
+    pub fn load_ends(&self) {
+        self.evidence().load_ended_ms = Some(self.now_ms());
     }
 
     pub fn incident(&self, what: String) {

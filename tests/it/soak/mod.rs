@@ -2,19 +2,27 @@
 //! and seen, and a judge (docs/soak.md). `cargo test` runs a minute of it, `make soak` as long as told.
 
 mod check;
+mod commits;
+mod events;
 mod faults;
+mod feeds;
 mod fleet;
 mod history;
 mod inject;
 mod judged;
 mod ledger;
+mod posters;
+mod present;
 mod readers;
 mod received;
+mod recovery;
 mod report;
 mod senders;
 mod settle;
 mod tail;
+mod tamper;
 mod target;
+mod visitors;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -29,11 +37,12 @@ use self::{
     fleet::Fleet,
     inject::{Inject, Injection},
     ledger::{Ledger, Topic},
+    posters::Poster,
     readers::Follower,
     report::Report,
     senders::{Clients, Sender, Style},
     settle::Gauge,
-    tail::{Commits, Tail},
+    tail::Tail,
     target::Target,
 };
 use crate::harness::{
@@ -49,11 +58,12 @@ use crate::harness::{
 const PROGRESS: Duration = Duration::from_secs(5);
 const PARTITIONS: i32 = 4;
 /// The consumer groups, before the prefix, and what they consume.
-const GROUPS: [(Topic, &str); 4] = [
+const GROUPS: [(Topic, &str); 5] = [
     (Topic::Messages, "postrider-kv"),
     (Topic::Orders, "soak"),
     (Topic::Comments, "postrider-comments"),
     (Topic::Chat, "client-response-group"),
+    (Topic::Posts, "postrider-feed"),
 ];
 
 /// What the environment asks for.
@@ -62,6 +72,7 @@ struct Plan {
     seed: u64,
     inject: Option<Inject>,
     brokers: String,
+    black_holes: bool,
 }
 
 impl Plan {
@@ -71,6 +82,7 @@ impl Plan {
             seed: number("SOAK_SEED").unwrap_or_else(|| Rng::new().u64(..1 << 32)),
             inject: text("SOAK_INJECT").map(|word| Inject::parse(&word)),
             brokers: text("SOAK_BROKERS").unwrap_or_else(|| "1".to_owned()),
+            black_holes: number("SOAK_BLACK_HOLE").is_some_and(|number| number > 0),
         }
     }
 }
@@ -91,8 +103,10 @@ async fn whatever_fails_what_must_hold_holds() {
         assert!(found, "{inject:?} was not found as a violation of: {}", inject.breaks());
         panic!("{inject:?} on purpose, and found");
     }
+    let unnoticed = inject::unnoticed(&evidence);
+    unnoticed.iter().for_each(|what| eprintln!("soak: the judge does not see when {what}"));
     assert_eq!(findings, Vec::<Finding>::new(), "seed {}, logs in target/test-logs/{}*", plan.seed, run.prefix);
-    assert_eq!(inject::unnoticed(&evidence), Vec::<&str>::new(), "the judge is blind to this");
+    assert_eq!(unnoticed, Vec::<&str>::new(), "the judge is blind to this");
 }
 
 /// All that runs. Dropped in this order: clients before processes before servers.
@@ -124,11 +138,20 @@ impl Run {
             "backoff": "exponential", "max_retry_delay_ms": 2_000,
         }]);
         let fleet = Arc::new(Fleet::start(&world, &relays.to_string()).await);
-        let proxies = [("Kafka", kafka), ("Redis", redis), ("Postgres", postgres)];
+        let proxies = [("kafka", kafka), ("redis", redis), ("postgres", postgres)];
         let gauge = Arc::new(Gauge::new(&world));
-        let site = Arc::new(Site { stack, fleet: fleet.clone(), target, proxies, ledger: ledger.clone() });
-        let clients = Clients { fleet, ledger: ledger.clone(), orders, stop: CancellationToken::new(), injection };
         let notebook = Notebook::new(ledger.began(), plan.inject.and_then(Inject::trick));
+        let site = Site {
+            stack,
+            fleet: fleet.clone(),
+            target,
+            proxies,
+            ledger: ledger.clone(),
+            notebook: notebook.clone(),
+            black_holes: plan.black_holes,
+        };
+        let site = Arc::new(site);
+        let clients = Clients { fleet, ledger: ledger.clone(), orders, stop: CancellationToken::new(), injection };
         let (prefix, tail) = (world.prefix.clone(), None);
         let (tasks, senders) = (JoinSet::new(), JoinSet::new());
         let mut run = Self { clients, tasks, senders, tail, notebook, gauge, prefix, site, world };
@@ -147,6 +170,12 @@ impl Run {
             let follower = Follower::start(&self.clients, &format!("follower-{number}"), seed + number).await;
             self.tasks.spawn(follower.run(self.clients.clone()));
             self.tasks.spawn(readers::pull(self.clients.clone(), format!("reader-{number}"), seed + 10 + number));
+        }
+        for number in 0..2 {
+            self.tasks.spawn(posters::read(self.clients.clone(), seed + 20 + number));
+        }
+        for visitor in visitors::all(&self.clients, seed + 300) {
+            self.tasks.spawn(visitor);
         }
         for device in readers::devices(&self.clients, &self.notebook, seed + 200) {
             self.tasks.spawn(device.run());
@@ -183,6 +212,11 @@ impl Run {
             let name = format!("{}{number}", format!("{style:?}").to_lowercase());
             let sender = Sender::new(self.clients.clone(), style, &name, plan.seed + 100 + number as u64);
             self.senders.spawn(sender.run());
+        }
+        for (number, repeats) in [true, true, false].into_iter().enumerate() {
+            let name = format!("author{number}");
+            let poster = Poster::new(self.clients.clone(), repeats, &name, plan.seed + 400 + number as u64);
+            self.senders.spawn(poster.run());
         }
         let end = tokio::time::Instant::now() + plan.lasts;
         let (site, over) = (self.site.clone(), CancellationToken::new());
@@ -266,6 +300,18 @@ async fn world(stack: &Stack, proxies: &[&Proxy; 3]) -> World {
         ("KV__PARTITIONS", PARTITIONS.to_string()),
         ("COMMENTS__PARTITIONS", PARTITIONS.to_string()),
         ("MESSAGES__PARTITIONS", PARTITIONS.to_string()),
+        ("FEED__PARTITIONS", PARTITIONS.to_string()),
+        // So few that posts of some authors are fanned out at once, of some by jobs, and of some not at all.
+        ("FEED__CELEBRITY_FOLLOWERS", "4".to_owned()),
+        ("FEED__INLINE_FOLLOWERS", "1".to_owned()),
+        ("FEED__CHUNK_ROWS", "2".to_owned()),
+        ("FEED__TIMELINE_IDS", "30".to_owned()),
+        ("FEED__KEEP_ROWS", "0".to_owned()),
+        // So short that all of it happens within a minute.
+        ("MESSAGES__UNDELIVERED_AFTER_MS", present::UNDELIVERED_AFTER_MS.to_string()),
+        ("MESSAGES__PRESENCE__LEASE_MS", present::LEASE_MS.to_string()),
+        ("MESSAGES__PRESENCE__HEARTBEAT_MS", present::HEARTBEAT_MS.to_string()),
+        ("MESSAGES__PRESENCE__LINGER_MS", present::LINGER_MS.to_string()),
         // So little that devices fall behind, and so short that they notice a process that stands still.
         ("MESSAGES__CONNECTION_BUFFER_BYTES", "2000".to_owned()),
         ("MESSAGES__PING_INTERVAL_MS", "500".to_owned()),
@@ -279,6 +325,8 @@ async fn world(stack: &Stack, proxies: &[&Proxy; 3]) -> World {
 }
 
 fn partitions() -> BTreeMap<Topic, i32> {
-    let count = |topic: &Topic| if matches!(topic, Topic::Events | Topic::Deliveries) { 2 } else { PARTITIONS };
+    // Two as every world has, where it is not set above.
+    let two = |topic: &Topic| matches!(topic, Topic::Events | Topic::Deliveries | Topic::Presence);
+    let count = |topic: &Topic| if two(topic) { 2 } else { PARTITIONS };
     Topic::ALL.iter().map(|topic| (*topic, count(topic))).collect()
 }

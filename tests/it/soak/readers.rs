@@ -24,10 +24,10 @@ use crate::harness::{
 };
 
 const COMMENTS: &str = "/api/v1/comments";
-/// To whom messages are sent.
-pub const RECEIVERS: [&str; 4] = ["r0", "r1", "r2", "r3"];
+/// To whom messages are sent. The last two never have a device.
+pub const RECEIVERS: [&str; 6] = ["r0", "r1", "r2", "r3", "a0", "a1"];
 /// Each receiver has other kinds of devices; one has only one.
-const DEVICES: [(&str, Style); 9] = [
+pub const DEVICES: [(&str, Style); 9] = [
     ("r0", Style::Plain),
     ("r0", Style::Plain),
     ("r1", Style::Plain),
@@ -175,6 +175,6 @@ pub async fn view(client: &Client, api: &str, keys: BTreeSet<String>) -> Option<
     Some(view)
 }
 
-async fn get(client: &Client, url: &str) -> Option<Answer> {
+pub async fn get(client: &Client, url: &str) -> Option<Answer> {
     Answer::read(client.get(url).send().await.ok()?).await.ok()
 }

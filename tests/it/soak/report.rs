@@ -1,13 +1,11 @@
 //! What a run was: counts, faults, the time that nothing got through, and what was found.
 
-use std::{
-    collections::BTreeMap,
-    fmt::{self, Write as _},
-};
+use std::{collections::BTreeMap, fmt};
 
 use super::{
     check::Finding,
     ledger::{Evidence, Kind, Topic, Verdict},
+    recovery::{Service, recoveries},
 };
 
 /// Findings of a rule that are shown in full.
@@ -65,7 +63,13 @@ impl Report<'_> {
     fn sinks(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let evidence = self.evidence;
         for topic in Topic::ALL {
-            writeln!(out, "  {:>9} records in {}", evidence.logs.get(&topic).map_or(0, Vec::len), topic.name())?;
+            let count = match topic {
+                Topic::Posts => evidence.posts.len(),
+                Topic::Presence => evidence.presence.len(),
+                Topic::Undelivered => evidence.undelivered.len(),
+                _ => evidence.logs.get(&topic).map_or(0, Vec::len),
+            };
+            writeln!(out, "  {count:>9} records in {}", topic.name())?;
         }
         let taken = evidence.deliveries.iter().filter(|delivery| delivery.taken).count();
         let streamed = evidence.streamed.values().map(Vec::len).sum::<usize>();
@@ -83,6 +87,8 @@ impl Report<'_> {
                 evidence.sessions.iter().map(|session| session.got.len()).sum(),
                 format!("got by devices over {} connections", evidence.sessions.len()),
             ),
+            (evidence.pages.len(), "pages of feeds".to_owned()),
+            (evidence.feeds.values().map(Vec::len).sum(), format!("posts in {} feeds", evidence.feeds.len())),
             (evidence.commits.len(), "samples of what is committed".to_owned()),
         ] {
             writeln!(out, "  {count:>9} {what}")?;
@@ -90,26 +96,28 @@ impl Report<'_> {
         writeln!(out)
     }
 
-    /// Of each kind of fault: how often, and the longest time without a success on each path.
+    /// Of each kind of fault: how often, and the longest time from its end to the first success of each service, with
+    /// those that overlap it.
     fn faults(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let paths = paths(self.evidence);
-        let mut kinds: BTreeMap<&str, (usize, Vec<u64>)> = BTreeMap::new();
+        let mut kinds: BTreeMap<&str, (usize, BTreeMap<Service, u64>)> = BTreeMap::new();
         for fault in &self.evidence.faults {
-            // From the beginning of the next one on it is that one's time.
-            let next = self.evidence.faults.iter().map(|next| next.from_ms).filter(|at| *at > fault.to_ms).min();
-            let until_ms = next.unwrap_or(self.lasted_ms).min(fault.to_ms + 10_000);
-            let (count, worst) = kinds.entry(fault.kind).or_insert_with(|| (0, vec![0; paths.len()]));
-            *count += 1;
-            for (worst, (_, times)) in worst.iter_mut().zip(&paths) {
-                *worst = (*worst).max(gap_ms(times, fault.from_ms, until_ms));
-            }
+            kinds.entry(fault.kind).or_default().0 += 1;
         }
-        let mut head = format!("  {:<20} {:>5}   longest time without:", "fault", "times");
-        paths.iter().try_for_each(|(name, _)| write!(head, " {name:>9}"))?;
-        writeln!(out, "{head}")?;
-        for (kind, (count, worst)) in kinds {
-            write!(out, "  {kind:<20} {count:>5} {:>23}", "")?;
-            worst.iter().try_for_each(|ms| write!(out, " {:>7.1} s", *ms as f64 / 1e3))?;
+        for recovery in recoveries(self.evidence) {
+            let (_, longest) = kinds.entry(recovery.kind).or_default();
+            let took_ms = recovery.back_ms.unwrap_or(self.lasted_ms).saturating_sub(recovery.ended_ms);
+            let longest = longest.entry(recovery.service).or_default();
+            *longest = took_ms.max(*longest);
+        }
+        write!(out, "  {:<22} {:>5}   back after:", "fault", "times")?;
+        Service::ALL.iter().try_for_each(|service| write!(out, " {service:>9}"))?;
+        writeln!(out)?;
+        for (kind, (count, longest)) in kinds {
+            write!(out, "  {kind:<22} {count:>5} {:>13}", "")?;
+            for service in Service::ALL {
+                let took_ms = longest.get(&service).copied().unwrap_or(0);
+                write!(out, " {:>7.1} s", took_ms as f64 / 1e3)?;
+            }
             writeln!(out)?;
         }
         writeln!(out)
@@ -130,43 +138,5 @@ impl Report<'_> {
         faults.try_for_each(|fault| {
             writeln!(out, "    {} to {}  {}: {}", fault.from_ms, fault.to_ms, fault.kind, fault.what)
         })
-    }
-}
-
-/// When something got through, by path.
-fn paths(evidence: &Evidence) -> Vec<(&'static str, Vec<u64>)> {
-    let done = |topic: Topic| {
-        let writes = evidence.writes.iter().filter(move |write| write.kind.topic() == topic);
-        writes.filter_map(|write| write.done_ms).collect::<Vec<u64>>()
-    };
-    let taken = evidence.deliveries.iter().filter(|delivery| delivery.taken).map(|delivery| delivery.at_ms).collect();
-    let mut paths = vec![
-        ("a push", done(Topic::Messages)),
-        ("produce", done(Topic::Orders)),
-        ("comment", done(Topic::Comments)),
-        ("a pull", evidence.sights.iter().map(|sight| sight.at_ms).collect()),
-        ("delivery", taken),
-        ("message", done(Topic::Chat)),
-        ("a frame", evidence.sessions.iter().flat_map(|session| &session.got).map(|got| got.at_ms).collect()),
-    ];
-    paths.iter_mut().for_each(|(_, times)| times.sort_unstable());
-    paths
-}
-
-/// The longest time between successes, from the one before the beginning to the one after the end at most.
-fn gap_ms(times: &[u64], from_ms: u64, until_ms: u64) -> u64 {
-    let inside = times.iter().copied().filter(|at| (from_ms..until_ms).contains(at));
-    let edges: Vec<u64> = [from_ms].into_iter().chain(inside).chain([until_ms]).collect();
-    edges.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_longest_gap_is_within_the_time_of_the_fault() {
-        assert_eq!(gap_ms(&[0, 100, 900, 1_000, 5_000], 500, 2_000), 1_000);
-        assert_eq!(gap_ms(&[], 500, 2_000), 1_500);
     }
 }

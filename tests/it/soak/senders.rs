@@ -17,7 +17,7 @@ use super::{
 use crate::harness::{Answer, wait::seconds};
 
 /// Codes of answers that say that nothing was stored.
-const REFUSALS: [&str; 3] = ["kafka_unavailable", "kafka_rejected", "overloaded"];
+const REFUSALS: [&str; 4] = ["kafka_unavailable", "kafka_rejected", "overloaded", "postgres_unavailable"];
 /// How long a sender goes on with a write after the faults have ended.
 const LAST_ATTEMPTS: Duration = Duration::from_secs(60);
 
@@ -60,8 +60,18 @@ pub struct Sender {
     client: Client,
     rng: Rng,
     number: u64,
-    /// When it gives up on what is in hand, once it is to stop.
-    until: Option<Instant>,
+    last_attempts: LastAttempts,
+}
+
+/// When a client gives up on what is in hand, once it is to stop.
+#[derive(Default)]
+pub struct LastAttempts(Option<Instant>);
+
+impl LastAttempts {
+    pub fn are_over(&mut self, stop: &CancellationToken) -> bool {
+        let now = Instant::now();
+        stop.is_cancelled() && now > *self.0.get_or_insert(now + LAST_ATTEMPTS)
+    }
 }
 
 pub fn client() -> Client {
@@ -72,7 +82,7 @@ pub fn client() -> Client {
 impl Sender {
     pub fn new(clients: Clients, style: Style, name: &str, seed: u64) -> Self {
         let (name, rng) = (name.to_owned(), Rng::with_seed(seed));
-        Self { clients, style, name, client: client(), rng, number: 0, until: None }
+        Self { clients, style, name, client: client(), rng, number: 0, last_attempts: LastAttempts::default() }
     }
 
     /// Writes until it is to stop, and then finishes what it is at.
@@ -126,18 +136,10 @@ impl Sender {
                 Outcome::Acknowledged(place) => return self.after(kind, &key, place).await,
                 Outcome::Refused if give_up && only_refused => return,
                 _ if !self.repeats() => return,
-                _ if self.out_of_time() => return,
+                _ if self.last_attempts.are_over(&self.clients.stop) => return,
                 _ => sleep(Duration::from_millis(self.rng.u64(50..300))).await,
             }
         }
-    }
-
-    fn out_of_time(&mut self) -> bool {
-        if !self.clients.stop.is_cancelled() {
-            return false;
-        }
-        let now = Instant::now();
-        now > *self.until.get_or_insert(now + LAST_ATTEMPTS)
     }
 
     fn body(&mut self, kind: Kind, key: &str, number: u64) -> Value {
@@ -145,7 +147,8 @@ impl Sender {
         match kind {
             Kind::Push => json!({"key": key, "value": value}),
             Kind::Expiring => json!({"key": key, "value": value, "ttl_seconds": self.rng.u8(1..3)}),
-            Kind::Delete => Value::Null,
+            // Without a body, or written by others.
+            Kind::Delete | Kind::Post | Kind::DeletePost | Kind::Follow | Kind::Unfollow => Value::Null,
             Kind::Produce | Kind::Batch | Kind::Stream => {
                 json!({"topic": self.clients.orders, "key": key, "payload": value})
             }
@@ -189,21 +192,8 @@ impl Sender {
     async fn outcome(&self, request: RequestBuilder) -> Outcome {
         match answer(request).await {
             Ok(answer) if answer.status < 300 => Outcome::Acknowledged(place(&answer)),
-            Ok(answer) => self.refusal(answer.status, &code(&answer)),
+            Ok(answer) => refusal(&self.clients.ledger, &self.name, answer.status, &code(&answer)),
             Err(error) => broken(&error),
-        }
-    }
-
-    fn refusal(&self, status: u16, code: &str) -> Outcome {
-        let ledger = &self.clients.ledger;
-        *ledger.evidence().answers.entry(format!("{status} {code}")).or_default() += 1;
-        match code {
-            _ if status == 503 && REFUSALS.contains(&code) => Outcome::Refused,
-            "outcome_unknown" if status == 503 => Outcome::Unknown,
-            _ => {
-                ledger.incident(format!("{} was answered {status} {code}", self.name));
-                Outcome::Unknown
-            }
         }
     }
 
@@ -241,7 +231,10 @@ impl Sender {
         };
         let outcomes = match answer(request).await {
             Ok(answer) if answer.status < 300 => results(&answer).iter().map(|result| self.result(result)).collect(),
-            Ok(answer) => vec![self.refusal(answer.status, &code(&answer)); writes.len()],
+            Ok(answer) => {
+                let outcome = refusal(&self.clients.ledger, &self.name, answer.status, &code(&answer));
+                vec![outcome; writes.len()]
+            }
             Err(error) => vec![broken(&error); writes.len()],
         };
         // What has no result is unknown.
@@ -255,20 +248,33 @@ impl Sender {
             return Outcome::Acknowledged(place_in(result));
         }
         let status = result["status"].as_u64().and_then(|status| u16::try_from(status).ok());
-        self.refusal(status.unwrap_or(0), result["code"].as_str().unwrap_or("?"))
+        refusal(&self.clients.ledger, &self.name, status.unwrap_or(0), result["code"].as_str().unwrap_or("?"))
     }
 }
 
-async fn answer(request: RequestBuilder) -> Result<Answer, reqwest::Error> {
+/// What an answer other than success says of the write.
+pub fn refusal(ledger: &Ledger, sender: &str, status: u16, code: &str) -> Outcome {
+    *ledger.evidence().answers.entry(format!("{status} {code}")).or_default() += 1;
+    match code {
+        _ if status == 503 && REFUSALS.contains(&code) => Outcome::Refused,
+        "outcome_unknown" if status == 503 => Outcome::Unknown,
+        _ => {
+            ledger.incident(format!("{sender} was answered {status} {code}"));
+            Outcome::Unknown
+        }
+    }
+}
+
+pub async fn answer(request: RequestBuilder) -> Result<Answer, reqwest::Error> {
     Answer::read(request.send().await?).await
 }
 
 /// Whoever could not connect has sent nothing.
-fn broken(error: &reqwest::Error) -> Outcome {
+pub fn broken(error: &reqwest::Error) -> Outcome {
     if error.is_connect() { Outcome::Refused } else { Outcome::Unknown }
 }
 
-fn code(answer: &Answer) -> String {
+pub fn code(answer: &Answer) -> String {
     let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     body["code"].as_str().unwrap_or("without a code").to_owned()
 }

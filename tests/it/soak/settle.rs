@@ -9,7 +9,14 @@ use fastrand::Rng;
 use sqlx::{ConnectOptions, postgres::PgConnectOptions};
 use tokio::{sync::Mutex, time::sleep};
 
-use super::{Commits, GROUPS, PARTITIONS, Run, check, check::Finding, ledger::Ledger, partitions, readers, senders};
+use super::{
+    GROUPS, PARTITIONS, Run, check,
+    check::Finding,
+    commits::Commits,
+    events::Searched,
+    ledger::{Ledger, Topic},
+    partitions, posters, readers, senders, visitors,
+};
 use crate::harness::{World, mailbox::Noted, stack::off_runtime};
 
 /// Time for everything to catch up, on a slow and busy machine.
@@ -47,17 +54,22 @@ impl Gauge {
         let mut samples = off_runtime(move || commits.sample(&to)).await;
         for sample in &mut samples {
             let reached = match sample.topic {
-                super::Topic::Messages => self.markers().await,
-                super::Topic::Comments => self.progress("comments_progress").await,
-                super::Topic::Chat => self.progress("messages_progress").await,
+                Topic::Messages => self.markers().await,
+                Topic::Comments => self.progress("comments_progress").await,
+                Topic::Chat => self.progress("messages_progress").await,
+                Topic::Posts => self.progress("feed_progress").await,
                 _ => None,
             };
             sample.reached = reached.unwrap_or_default();
         }
+        let next = self.progress("message_undelivered").await;
         let noted = self.noted().await.map(|places| Noted { at_ms: ledger.now_ms(), places });
+        let cursors = noted.as_ref().map(|noted| noted.places.clone());
+        let searched = next.zip(cursors).map(|(next, cursors)| Searched { next, cursors });
         let mut evidence = ledger.evidence();
         evidence.commits.extend(samples);
         evidence.noted.extend(noted);
+        evidence.searched.extend(searched);
     }
 
     /// Of each partition whose view is complete: where it goes on.
@@ -121,6 +133,7 @@ impl Run {
     /// Ends the load, waits until nothing is missing, and says what is wrong all the same.
     pub async fn settle(&mut self) -> Vec<Finding> {
         self.await_ready(PATIENCE).await;
+        self.site.ledger.load_ends();
         self.clients.stop.cancel();
         while let Some(done) = self.senders.join_next().await {
             done.unwrap();
@@ -158,6 +171,14 @@ impl Run {
             let mailbox = readers::mailbox(&client, &api, receiver).await;
             mailboxes.insert(receiver.to_owned(), mailbox.unwrap_or_default());
         }
+        let mut feeds = BTreeMap::new();
+        for reader in posters::READERS {
+            let feed = posters::feed(&client, &api, reader).await;
+            feeds.insert(reader.to_owned(), feed.unwrap_or_default());
+        }
+        ledger.evidence().connected.extend(visitors::devices());
+        let receivers: Vec<String> = ledger.evidence().connected.keys().cloned().collect();
+        let present = visitors::present(&client, &api, receivers).await;
         let commits = self.gauge.commits.clone();
         let ends = off_runtime(move || commits.ends()).await;
         self.gauge.sample(ledger).await;
@@ -165,6 +186,8 @@ impl Run {
         evidence.view = view.unwrap_or_default();
         evidence.listed = listed.unwrap_or_default();
         evidence.mailboxes = mailboxes;
+        evidence.feeds = feeds;
+        evidence.present = present;
         evidence.sessions = self.notebook.sessions();
         evidence.ends = ends.unwrap_or_default();
     }

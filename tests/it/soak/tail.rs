@@ -1,4 +1,4 @@
-//! Follows the topics and what is committed of them, from the first record on and through all faults.
+//! Follows the topics from the first record on and through all faults.
 
 use std::{
     collections::BTreeMap,
@@ -7,25 +7,35 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
-    message::Headers,
+    message::{BorrowedMessage, Headers},
 };
 use serde_json::Value;
 
-use super::ledger::{Commit, Ledger, Record, Topic};
+use super::{
+    events::{Posted, Presence, Undelivered},
+    ledger::{Ledger, Record, Topic},
+};
 use crate::harness::{World, sessions::Name};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time without a record of a partition that has more, and then another client is made. A client can forget all
+/// its brokers and never connect again (librdkafka 5301).
+const STUCK: Duration = Duration::from_secs(5);
+/// Time for an answer about one partition.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-fn consumer(brokers: &str, group: &str) -> BaseConsumer {
+pub fn consumer(brokers: &str, group: &str) -> BaseConsumer {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers).set("group.id", group).set("log_level", "0");
     config.set("enable.auto.commit", "false").set("fetch.wait.max.ms", "100").set("reconnect.backoff.max.ms", "500");
+    // The defaults are to go on at the end, and a minute, which is as long as a run.
+    config.set("auto.offset.reset", "earliest");
+    config.set("socket.timeout.ms", "5000");
     config.create().unwrap()
 }
 
@@ -38,26 +48,15 @@ pub struct Tail {
 impl Tail {
     /// `partitions` says how many each topic has.
     pub fn start(world: &World, partitions: &BTreeMap<Topic, i32>, ledger: Ledger) -> Self {
-        let names: BTreeMap<String, Topic> =
-            partitions.keys().map(|topic| (world.topic(topic.name()), *topic)).collect();
-        let mut wanted = TopicPartitionList::new();
-        for (name, topic) in &names {
-            for partition in 0..partitions[topic] {
-                wanted.add_partition_offset(name, partition, Offset::Beginning).unwrap();
-            }
-        }
+        let names = partitions.keys().map(|topic| (world.topic(topic.name()), *topic)).collect();
+        let places = partitions.iter().flat_map(|(topic, count)| {
+            let name = world.topic(topic.name());
+            (0..*count).map(move |partition| ((name.clone(), partition), Progress::default()))
+        });
+        let places = places.collect();
         let stop = Arc::new(AtomicBool::new(false));
         let (brokers, stopped) = (world.kafka.brokers.clone(), stop.clone());
-        let thread = std::thread::spawn(move || {
-            let consumer = consumer(&brokers, "soak-tail");
-            consumer.assign(&wanted).unwrap();
-            while !stopped.load(Ordering::Relaxed) {
-                // Errors are the faults of the moment; the client goes on by itself.
-                let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
-                let topic = names[message.topic()];
-                ledger.evidence().logs.entry(topic).or_default().push(record(topic, &message));
-            }
-        });
+        let thread = std::thread::spawn(move || Reader { brokers, names, places, ledger }.read(&stopped));
         Self { stop, thread: Some(thread) }
     }
 }
@@ -66,17 +65,127 @@ impl Drop for Tail {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+            // Without it the judge would have seen nothing since.
+            assert!(thread.join().is_ok() || std::thread::panicking(), "the thread that follows the topics panicked");
         }
     }
 }
 
+/// How far a partition is read, and how far it was at the last look.
+#[derive(Default)]
+struct Progress {
+    next: i64,
+    looked: i64,
+}
+
+struct Reader {
+    brokers: String,
+    names: BTreeMap<String, Topic>,
+    places: BTreeMap<(String, i32), Progress>,
+    ledger: Ledger,
+}
+
+impl Reader {
+    fn read(mut self, stop: &AtomicBool) {
+        let mut consumer = self.connect();
+        let mut looked = Instant::now();
+        while !stop.load(Ordering::Relaxed) {
+            // Errors are the faults of the moment.
+            if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
+                self.take(&message);
+            }
+            if looked.elapsed() > STUCK {
+                if self.is_stuck(&consumer) {
+                    eprintln!(
+                        "soak: {:6.1} s  the judge reads on with a new client",
+                        self.ledger.now_ms() as f64 / 1e3
+                    );
+                    let old = std::mem::replace(&mut consumer, self.connect());
+                    // Its end may take a while.
+                    std::thread::spawn(move || drop(old));
+                }
+                looked = Instant::now();
+            }
+        }
+    }
+
+    /// A client that goes on where the one before was.
+    fn connect(&self) -> BaseConsumer {
+        let mut wanted = TopicPartitionList::new();
+        for ((name, partition), progress) in &self.places {
+            wanted.add_partition_offset(name, *partition, Offset::Offset(progress.next)).unwrap();
+        }
+        let consumer = consumer(&self.brokers, "soak-tail");
+        consumer.assign(&wanted).unwrap();
+        consumer
+    }
+
+    /// Whether a partition that has more brought nothing since the last look, or nothing can be asked.
+    fn is_stuck(&mut self, consumer: &BaseConsumer) -> bool {
+        let mut stuck = false;
+        for ((name, partition), progress) in &mut self.places {
+            let still = progress.next == progress.looked;
+            progress.looked = progress.next;
+            stuck = stuck
+                || still
+                    && consumer
+                        .fetch_watermarks(name, *partition, PATIENCE)
+                        .map_or(true, |(_, end)| end > progress.next);
+        }
+        stuck
+    }
+
+    fn take(&mut self, message: &BorrowedMessage<'_>) {
+        let place = (message.topic().to_owned(), message.partition());
+        let (Some(topic), Some(progress)) = (self.names.get(message.topic()), self.places.get_mut(&place)) else {
+            return;
+        };
+        // A client that was replaced may have brought it already.
+        if message.offset() < progress.next {
+            return;
+        }
+        progress.next = message.offset() + 1;
+        if !write_down(*topic, message, &self.ledger) {
+            let value = String::from_utf8_lossy(message.payload().unwrap_or_default());
+            self.ledger.incident(format!("{} {place:?} has {value}", topic.name()));
+        }
+    }
+}
+
+/// Puts a record into the ledger; whether it is one that may be there.
+fn write_down(topic: Topic, message: &BorrowedMessage<'_>, ledger: &Ledger) -> bool {
+    let id = || header(message, "ce_id").unwrap_or_default();
+    let key = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
+    let value = || serde_json::from_slice::<Value>(message.payload().unwrap_or_default()).unwrap_or_default();
+    match topic {
+        Topic::Posts => {
+            let found = Posted::read((message.partition(), message.offset()), id(), key, &value());
+            found.map(|found| ledger.evidence().posts.push(found)).is_some()
+        }
+        Topic::Presence => {
+            let found = Presence::read(id(), &key, &value(), ledger);
+            found.map(|found| ledger.evidence().presence.push(found)).is_some()
+        }
+        Topic::Undelivered => {
+            let at_ms = message.timestamp().to_millis().unwrap_or_default();
+            let found = Undelivered::read(id(), &key, at_ms, &value(), ledger);
+            found.map(|found| ledger.evidence().undelivered.push(found)).is_some()
+        }
+        _ => {
+            ledger.evidence().logs.entry(topic).or_default().push(record(topic, message));
+            true
+        }
+    }
+}
+
+fn header(message: &impl Message, name: &str) -> Option<String> {
+    let headers = message.headers()?;
+    let found = headers.iter().find(|header| header.key == name)?;
+    Some(String::from_utf8_lossy(found.value.unwrap_or_default()).into_owned())
+}
+
 fn record(topic: Topic, message: &impl Message) -> Record {
-    let header = |name: &str| {
-        let headers = message.headers()?;
-        let found = headers.iter().find(|header| header.key == name)?;
-        Some(String::from_utf8_lossy(found.value.unwrap_or_default()).into_owned())
-    };
+    let header = |name: &str| header(message, name);
     let number = |name: &str| header(name).and_then(|text| text.parse().ok());
     let value = message.payload().and_then(|value| serde_json::from_slice(value).ok());
     let origin = number("original-partition").zip(number("original-offset"));
@@ -102,53 +211,5 @@ pub fn number_of(topic: Topic, value: &Value) -> Option<u64> {
         Topic::Comments => value["text"].as_str()?.rsplit(' ').next()?.parse().ok(),
         Topic::Chat => Name::of(value).map(|name| name.number),
         _ => value["n"].as_u64(),
-    }
-}
-
-/// Looks at what the groups have committed.
-pub struct Commits {
-    groups: Vec<(Topic, String, BaseConsumer, TopicPartitionList)>,
-}
-
-impl Commits {
-    pub fn new(world: &World, groups: &[(Topic, &str)], partitions: &BTreeMap<Topic, i32>) -> Self {
-        let look = |(topic, group): &(Topic, &str)| {
-            let name = world.topic(topic.name());
-            let mut wanted = TopicPartitionList::new();
-            for partition in 0..partitions[topic] {
-                wanted.add_partition(&name, partition);
-            }
-            // Groups have the same prefix as topics.
-            (*topic, name, consumer(&world.kafka.brokers, &world.topic(group)), wanted)
-        };
-        Self { groups: groups.iter().map(look).collect() }
-    }
-
-    /// The commits of each group; nothing of a group whose brokers do not answer.
-    pub fn sample(&self, ledger: &Ledger) -> Vec<Commit> {
-        let look = |(topic, _, consumer, wanted): &(Topic, String, BaseConsumer, TopicPartitionList)| {
-            let found = consumer.committed_offsets(wanted.clone(), PATIENCE).ok()?;
-            let offset = |offset| match offset {
-                Offset::Offset(offset) => Some(offset),
-                _ => None,
-            };
-            let elements = found.elements();
-            let offsets = elements.iter().filter_map(|of| Some((of.partition(), offset(of.offset())?))).collect();
-            let deliveries = ledger.evidence().deliveries.len();
-            Some(Commit { topic: *topic, at_ms: ledger.now_ms(), offsets, reached: BTreeMap::new(), deliveries })
-        };
-        self.groups.iter().filter_map(look).collect()
-    }
-
-    /// Where the topics of the groups end.
-    pub fn ends(&self) -> Option<BTreeMap<Topic, BTreeMap<i32, i64>>> {
-        let mut ends: BTreeMap<Topic, BTreeMap<i32, i64>> = BTreeMap::new();
-        for (topic, name, consumer, wanted) in &self.groups {
-            for partition in wanted.elements().iter().map(|of| of.partition()) {
-                let (_, end) = consumer.fetch_watermarks(name, partition, PATIENCE).ok()?;
-                ends.entry(*topic).or_default().insert(partition, end);
-            }
-        }
-        Some(ends)
     }
 }
