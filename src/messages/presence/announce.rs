@@ -4,7 +4,7 @@
 //! whoever made the change may die before. The id is a function of receiver and version, so that an event that
 //! is written twice is known for one.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use metrics::counter;
@@ -25,6 +25,10 @@ use crate::platform::{
 
 /// Batches that wait; further ones stay due and are sent by whoever looks for such.
 const WAITING_BATCHES: usize = 64;
+/// Changes that are kept in memory while Kafka does not take them; further ones are only in Redis.
+const MAX_UNSENT: usize = 10_000;
+/// How long changes wait that Kafka did not take.
+const AGAIN: Duration = Duration::from_millis(500);
 /// Events handed to the producer at a time.
 const CHUNK: usize = 500;
 /// The namespace of event ids.
@@ -98,13 +102,22 @@ impl Announcer {
         }
     }
 
-    /// Sends what is added, batch after batch.
+    /// Sends what is added, batch after batch. Changes that Kafka does not take are kept and sent again: Redis, which
+    /// has noted them as well, may lose them meanwhile.
     pub async fn run(&self, scripts: &Scripts, keys: &Keys, redis: &watch::Receiver<Option<Redis>>) {
         let mut waiting = self.waiting.lock().await;
-        while let Some(changes) = waiting.recv().await {
+        let mut unsent: Vec<Change> = Vec::new();
+        loop {
+            let more = tokio::select! {
+                more = waiting.recv() => more,
+                () = tokio::time::sleep(AGAIN), if !unsent.is_empty() => Some(Vec::new()),
+            };
+            let Some(more) = more else { return };
+            let room = MAX_UNSENT.saturating_sub(unsent.len());
+            unsent.extend(more.into_iter().take(room));
             let connected = redis.borrow().clone();
             if let Some(redis) = connected {
-                self.announce(&mut Calls { scripts, keys, redis }, &changes).await;
+                unsent = self.announce(&mut Calls { scripts, keys, redis }, &unsent).await;
             }
         }
     }
@@ -113,19 +126,25 @@ impl Announcer {
     pub async fn finish(&self, calls: &mut Calls<'_>) {
         let mut waiting = self.waiting.lock().await;
         while let Ok(changes) = waiting.try_recv() {
-            self.announce(calls, &changes).await;
+            let _ = self.announce(calls, &changes).await;
         }
     }
 
-    /// Sends changes and waits until Kafka has them; those that it has are no longer due.
-    pub async fn announce(&self, calls: &mut Calls<'_>, changes: &[Change]) {
+    /// Sends changes and waits until Kafka has them; those that it has are no longer due. Returns the others.
+    pub async fn announce(&self, calls: &mut Calls<'_>, changes: &[Change]) -> Vec<Change> {
         if !self.topics_ready.get() {
-            return;
+            return changes.to_vec();
         }
+        let mut unsent = Vec::new();
         for chunk in changes.chunks(CHUNK) {
             let mut stored: HashMap<Bucket, Vec<(&str, i64)>> = HashMap::new();
-            for change in join_all(chunk.iter().map(|change| self.store(change))).await.into_iter().flatten() {
-                stored.entry(Bucket::of(&change.receiver)).or_default().push((&change.receiver, change.version));
+            let outcomes = join_all(chunk.iter().map(|change| self.store(change))).await;
+            for (change, is_stored) in chunk.iter().zip(outcomes) {
+                if is_stored {
+                    stored.entry(Bucket::of(&change.receiver)).or_default().push((&change.receiver, change.version));
+                } else {
+                    unsent.push(change.clone());
+                }
             }
             for (bucket, done) in stored {
                 if let Err(error) = calls.settle(bucket, &done).await {
@@ -133,10 +152,11 @@ impl Announcer {
                 }
             }
         }
+        unsent
     }
 
-    /// The change, once Kafka has it.
-    async fn store<'a>(&self, change: &'a Change) -> Option<&'a Change> {
+    /// Whether Kafka has the change.
+    async fn store(&self, change: &Change) -> bool {
         let kind = match change.connected {
             true => "postrider.presence.connected",
             false => "postrider.presence.disconnected",
@@ -153,11 +173,11 @@ impl Announcer {
         match self.producer.store(record).await {
             Ok(_) => {
                 counter!("postrider_presence_events_total", "state" => change.state()).increment(1);
-                Some(change)
+                true
             }
             Err(error) => {
                 tracing::debug!(error = %error, "a change of presence is sent later");
-                None
+                false
             }
         }
     }

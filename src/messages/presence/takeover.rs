@@ -165,7 +165,7 @@ async fn end_bucket(
                     Some(Change { receiver, connected: outcome.change?, connections: 0, at_ms, version })
                 })
                 .collect();
-            shared.announcer.announce(calls, &changes).await;
+            let _ = shared.announcer.announce(calls, &changes).await;
             ended += chunk.len();
         }
         if next == "0" {
@@ -206,7 +206,7 @@ async fn send_due_of(
     if !late.is_empty() {
         tracing::debug!(events = late.len(), "sending changes of presence that are overdue");
         late.sort_by_key(|change| change.version);
-        shared.announcer.announce(calls, &late).await;
+        let _ = shared.announcer.announce(calls, &late).await;
     }
     Ok(late.len())
 }

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use reqwest::{Client, Method};
@@ -13,7 +13,9 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{App, check::Write};
+use super::{App, check::Write, wait::until_now};
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What happened to the writes.
 #[derive(Default, Debug)]
@@ -22,10 +24,6 @@ pub struct Outcome {
     pub refused: Vec<Refusal>,
     /// Connections that broke or could not be made.
     pub broken: usize,
-    /// The longest time a writer went without an acknowledgement.
-    pub longest_gap: Duration,
-    /// The longest time that an answer took.
-    pub slowest: Duration,
 }
 
 /// A write that was answered with a problem.
@@ -54,8 +52,15 @@ impl Outcome {
 /// Running writers.
 pub struct Load {
     stop: CancellationToken,
-    done: Arc<AtomicUsize>,
+    progress: Vec<Arc<Progress>>,
     writers: Vec<JoinHandle<Outcome>>,
+}
+
+/// Answers that one writer has got so far.
+#[derive(Default)]
+struct Progress {
+    acknowledged: AtomicUsize,
+    refused: AtomicUsize,
 }
 
 /// Where numbers are written to.
@@ -71,23 +76,42 @@ impl Load {
     /// Starts writers `w0`, `w1`… against the process. A number is written once: what was not
     /// acknowledged is not repeated, so that the log's order can be checked.
     pub fn start(app: &App, target: &Target, writers: usize) -> Self {
-        let (stop, done) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
-        let writer = |number: usize| {
+        let stop = CancellationToken::new();
+        let progress: Vec<Arc<Progress>> = (0..writers).map(|_| Arc::default()).collect();
+        let writer = |(number, progress): (usize, &Arc<Progress>)| {
             let (client, url, target) = (app.client.clone(), app.api.clone(), target.clone());
-            let (stop, done) = (stop.clone(), done.clone());
-            tokio::spawn(async move { write(&client, &url, &target, &format!("w{number}"), &stop, &done).await })
+            let (stop, progress) = (stop.clone(), progress.clone());
+            tokio::spawn(async move { write(&client, &url, &target, &format!("w{number}"), &stop, &progress).await })
         };
-        Self { writers: (0..writers).map(writer).collect(), stop, done }
+        Self { writers: progress.iter().enumerate().map(writer).collect(), stop, progress }
     }
 
     /// Waits until this many more writes are acknowledged.
     pub async fn more(&self, count: usize) {
-        let goal = self.done.load(Ordering::Relaxed) + count;
+        let acknowledged = || self.acknowledged().iter().sum::<usize>();
+        let goal = acknowledged() + count;
         let what = format!("{count} more writes are acknowledged");
-        super::wait::until_now(&what, Duration::from_secs(60), || {
-            (self.done.load(Ordering::Relaxed) >= goal).then_some(())
+        until_now(&what, PATIENCE, || (acknowledged() >= goal).then_some(())).await;
+    }
+
+    /// Waits until each writer has this many more acknowledgements.
+    pub async fn each_more(&self, count: usize) {
+        let goals: Vec<usize> = self.acknowledged().iter().map(|done| done + count).collect();
+        let what = format!("each writer has {count} more acknowledgements");
+        until_now(&what, PATIENCE, || {
+            self.acknowledged().iter().zip(&goals).all(|(done, goal)| done >= goal).then_some(())
         })
         .await;
+    }
+
+    /// Waits until each writer was refused: none waits for a server that is away.
+    pub async fn each_refused(&self) {
+        let refused = |progress: &Arc<Progress>| progress.refused.load(Ordering::Relaxed) > 0;
+        until_now("each writer was refused", PATIENCE, || self.progress.iter().all(refused).then_some(())).await;
+    }
+
+    fn acknowledged(&self) -> Vec<usize> {
+        self.progress.iter().map(|progress| progress.acknowledged.load(Ordering::Relaxed)).collect()
     }
 
     /// Lets the writers finish what they wait for.
@@ -99,8 +123,6 @@ impl Load {
             all.acknowledged.extend(outcome.acknowledged);
             all.refused.extend(outcome.refused);
             all.broken += outcome.broken;
-            all.longest_gap = all.longest_gap.max(outcome.longest_gap);
-            all.slowest = all.slowest.max(outcome.slowest);
         }
         all
     }
@@ -112,10 +134,9 @@ async fn write(
     target: &Target,
     key: &str,
     stop: &CancellationToken,
-    done: &AtomicUsize,
+    progress: &Progress,
 ) -> Outcome {
     let mut outcome = Outcome::default();
-    let mut acknowledged = Instant::now();
     for number in 1_u64.. {
         if stop.is_cancelled() {
             break;
@@ -124,30 +145,26 @@ async fn write(
             Target::Push => ("/push", json!({"key": key, "value": number})),
             Target::Produce(topic) => ("/produce", json!({"topic": topic, "key": key, "payload": number})),
         };
-        let asked = Instant::now();
         let answer = client.request(Method::POST, format!("{url}{path}")).json(&body).send().await;
         let answer = match answer {
             Ok(answer) => super::Answer::read(answer).await,
             Err(error) => Err(error),
         };
-        outcome.slowest = outcome.slowest.max(asked.elapsed());
         match answer {
             Ok(answer) if answer.status < 300 => {
                 outcome.acknowledged.push((key.to_owned(), number));
-                done.fetch_add(1, Ordering::Relaxed);
-                outcome.longest_gap = outcome.longest_gap.max(acknowledged.elapsed());
-                acknowledged = Instant::now();
+                progress.acknowledged.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
             Ok(answer) => {
                 let code = answer.json()["code"].as_str().unwrap_or("?").to_owned();
                 outcome.refused.push(Refusal { write: (key.to_owned(), number), status: answer.status, code });
+                progress.refused.fetch_add(1, Ordering::Relaxed);
             }
             Err(_) => outcome.broken += 1,
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    outcome.longest_gap = outcome.longest_gap.max(acknowledged.elapsed());
     outcome
 }
 
