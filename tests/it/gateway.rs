@@ -129,7 +129,8 @@ async fn a_topic_that_does_not_exist_is_404_at_once() {
     let problem = answer.problem(404, "unknown_topic");
     assert_eq!(problem["success"], false);
     assert_eq!(problem["error"], problem["detail"]);
-    assert!(asked.elapsed().as_secs() < 2, "{:?}", asked.elapsed());
+    // The client library alone would say so after the delivery timeout of nine seconds.
+    assert!(asked.elapsed().as_secs() < 8, "{:?}", asked.elapsed());
     assert_eq!(world.kafka.partitions(&topic).await, None, "and it was not made by the asking");
 }
 

@@ -81,8 +81,9 @@ async fn a_target_that_hangs_costs_the_timeout_and_no_more() {
     target.script([Act::Hang]);
     let options = Options { timeout: Duration::from_millis(300), ..options() };
     let began = Instant::now();
-    assert_eq!(failure(&options, &target.url("/")).await.class, "timeout");
-    assert!((300..1_500).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+    let refused = tokio::time::timeout(seconds(30), failure(&options, &target.url("/"))).await;
+    assert_eq!(refused.expect("it ends").class, "timeout");
+    assert!(began.elapsed() >= options.timeout, "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -127,9 +128,10 @@ async fn slow_and_huge_bodies_cost_nothing_once_the_status_is_known() {
     let target = Target::start().await;
     for act in [Act::Trickle(200), Act::Flood(200, 200 << 20)] {
         target.script([act.clone()]);
-        let began = Instant::now();
-        assert_eq!(post(&options(), &target.url("/")).await.unwrap(), 200, "{act:?}");
-        assert!(began.elapsed() < Duration::from_millis(1_500), "{act:?}: {:?}", began.elapsed());
+        // Whoever waited for the body would have the timeout for an answer.
+        let options = Options { timeout: seconds(60), ..options() };
+        let answered = tokio::time::timeout(seconds(30), post(&options, &target.url("/"))).await;
+        assert_eq!(answered.expect("it does not wait for the body").unwrap(), 200, "{act:?}");
     }
     target.script([Act::Flood(500, 200 << 20)]);
     let refused = failure(&options(), &target.url("/")).await;

@@ -157,10 +157,9 @@ async fn sigterm_does_not_wait_for_a_target_that_hangs_or_a_slot_that_is_far() {
     scene.write(vec![numbered("a", 1), numbered("b", 2), numbered("c", 3)]).await;
     let mut app = scene.relay(&["--rate", "0.01"]).await;
     scene.target.await_seen(1, seconds(20)).await;
-    let began = Instant::now();
     app.sigterm();
+    // The target has 30 s, and the next slot is 100 s away.
     assert!(app.exit(seconds(20)).await.success());
-    assert!(began.elapsed() < seconds(12), "{:?}", began.elapsed());
     let app = scene.relay(&[]).await;
     scene.target.await_seen(4, seconds(20)).await;
     app.stop().await;
