@@ -1,6 +1,6 @@
 //! The processor role: every room's projection.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::Notify;
 
@@ -21,6 +21,9 @@ use crate::{
         },
     },
 };
+
+/// How long the store of messages may take to end: consumers have left their groups by then.
+const STORE_DEADLINE: Duration = Duration::from_secs(12);
 
 /// Starts the consumers.
 pub(super) fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &mut Tasks) -> Result<(), String> {
@@ -78,8 +81,17 @@ fn project_messages(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) 
     );
     tasks.spawn("undelivered messages", undelivered.run(platform.stop.clone()));
     let (projector, writer) = messages::Projector::new(&settings.messages, pool, publisher);
+    let stop = platform.stop.clone();
     tasks.spawn("messages store", async move {
-        writer.until_closed().await;
+        // What is not stored by then is not committed either, and the next owner of its partition reads it again.
+        let too_late = async {
+            stop.cancelled().await;
+            tokio::time::sleep(STORE_DEADLINE).await;
+        };
+        tokio::select! {
+            () = writer.until_closed() => {}
+            () = too_late => tracing::warn!("the store of messages was still in use when its time to end was over"),
+        }
         Ok(())
     });
     let projection = Projection::new(projector, platform.health.check("messages"));
