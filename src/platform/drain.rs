@@ -129,13 +129,15 @@ impl Tasks {
     }
 }
 
+/// Ends when `grace` has passed since the stop.
+pub async fn time_over(stop: &CancellationToken, grace: Duration) {
+    stop.cancelled().await;
+    tokio::time::sleep(grace).await;
+}
+
 /// Waits until these tasks have ended by themselves; those that have not within `grace` after the stop are aborted.
 /// The error is that of a task that panicked.
 pub async fn until_done(mut tasks: JoinSet<()>, stop: CancellationToken, grace: Duration) -> Result<(), String> {
-    let given_up = async {
-        stop.cancelled().await;
-        tokio::time::sleep(grace).await;
-    };
     let all_ended = async {
         while let Some(ended) = tasks.join_next().await {
             ended.map_err(|error| error.to_string())?;
@@ -143,7 +145,7 @@ pub async fn until_done(mut tasks: JoinSet<()>, stop: CancellationToken, grace: 
         Ok(())
     };
     tokio::select! {
-        () = given_up => Ok(()),
+        () = time_over(&stop, grace) => Ok(()),
         ended = all_ended => ended,
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     kv::Projector,
     messages,
     platform::{
-        drain::Tasks,
+        drain::{Tasks, time_over},
         kafka::{
             DeadLetters,
             lanes::{BatchHandler, Subscription},
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// How long the store of messages may take to end: consumers have left their groups by then.
+/// Time that the store of messages has to end after the stop; consumers have left their groups by then.
 const STORE_DEADLINE: Duration = Duration::from_secs(12);
 
 /// Starts the consumers.
@@ -84,13 +84,9 @@ fn project_messages(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) 
     let stop = platform.stop.clone();
     tasks.spawn("messages store", async move {
         // What is not stored by then is not committed either, and the next owner of its partition reads it again.
-        let too_late = async {
-            stop.cancelled().await;
-            tokio::time::sleep(STORE_DEADLINE).await;
-        };
         tokio::select! {
             () = writer.until_closed() => {}
-            () = too_late => tracing::warn!("the store of messages was still in use when its time to end was over"),
+            () = time_over(&stop, STORE_DEADLINE) => tracing::warn!("the store of messages was still in use when its time to end was over"),
         }
         Ok(())
     });

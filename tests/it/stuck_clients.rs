@@ -1,6 +1,6 @@
 //! Clients of the Kafka library that lose their way are replaced, and nothing is lost.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use serde_json::json;
 
@@ -8,8 +8,9 @@ use crate::{
     harness::{
         App, Stack, World,
         check::{Write, leaked, lost},
-        kafka_proxy::KafkaProxy,
         load::{Load, Target},
+        metadata_proxy::MetadataProxy,
+        proxy::{Mode, Proxy},
         target,
         wait::{seconds, until},
     },
@@ -19,9 +20,8 @@ use crate::{
 /// Within this a client that gets nowhere is replaced. The library's own time-outs are longer, or there are none.
 const REPLACED: Duration = seconds(10);
 
-/// The broker behind a proxy, and the product with load on it.
+/// The product with load on it, and a broker behind a proxy.
 struct Scene {
-    proxy: KafkaProxy,
     world: World,
     topic: String,
     target: target::Target,
@@ -32,11 +32,14 @@ struct Scene {
 }
 
 impl Scene {
-    async fn new(name: &str, properties: serde_json::Value) -> Self {
-        let proxy = KafkaProxy::start().await;
-        let stack = broker_behind(&proxy, name).await;
+    async fn new(name: &str, proxy: SocketAddr, lead_to: impl Fn(&str), properties: serde_json::Value) -> Self {
+        let advertised = format!("advertised.listeners=PLAINTEXT://{proxy}");
+        // A client that is replaced cannot leave its group: the others wait for its session to end.
+        let session = "group.consumer.session.timeout.ms=6000";
+        let options = ["--only", "kafka", "--kafka-config", &advertised, "--kafka-config", session];
+        let stack = Stack::behind(name, &options, lead_to).await;
         let mut world = World::on(&stack).await;
-        world.set("POSTRIDER_KAFKA__BROKERS", &proxy.address.to_string());
+        world.set("POSTRIDER_KAFKA__BROKERS", &proxy.to_string());
         world.set("POSTRIDER_KAFKA__PROPERTIES", &properties.to_string());
         let topic = world.make_topic("orders", 2).await;
         let target = target::Target::start().await;
@@ -48,7 +51,7 @@ impl Scene {
         let load = Load::start(&app, &Target::Produce(topic.clone()), 4);
         load.more(100).await;
         until("the relay delivers", seconds(20), || async { (target.count() > 0).then_some(()) }).await;
-        Self { proxy, world, topic, target, app, relay, load, _stack: stack }
+        Self { world, topic, target, app, relay, load, _stack: stack }
     }
 
     /// Producer, projection and relay work again, each within the bound.
@@ -85,53 +88,62 @@ impl Scene {
     }
 }
 
-/// A broker that is reached through a proxy, also by what its metadata says.
-async fn broker_behind(proxy: &KafkaProxy, name: &str) -> Stack {
-    let advertised = format!("advertised.listeners=PLAINTEXT://{}", proxy.address);
-    let ports = crate::harness::app::target_folder().join(format!("test-stack-{name}/ports"));
-    // While it starts, the stack's own probe goes through the proxy as well.
-    let follow = async {
-        loop {
-            let text = std::fs::read_to_string(&ports).unwrap_or_default();
-            if let Some(port) = text.lines().find_map(|line| line.strip_prefix("kafka-1=")) {
-                proxy.lead_to(&format!("127.0.0.1:{port}"));
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    // A client that is replaced cannot leave its group: the others wait for its session to end.
-    let session = "group.consumer.session.timeout.ms=6000";
-    let options = ["--only", "kafka", "--kafka-config", &advertised, "--kafka-config", session];
-    tokio::select! {
-        stack = Stack::own(name, &options) => stack,
-        () = follow => unreachable!("it goes on for ever"),
-    }
-}
-
 #[tokio::test]
 async fn clients_that_were_told_of_no_brokers_work_again_in_time_and_nothing_is_lost() {
     // Consumers ask rarely, unless told otherwise.
-    let scene = Scene::new("forgetful", json!({"topic.metadata.refresh.interval.ms": "2000"})).await;
-    scene.proxy.hide_brokers();
+    let properties = json!({"topic.metadata.refresh.interval.ms": "2000"});
+    let proxy = MetadataProxy::start().await;
+    let scene = Scene::new("forgetful", proxy.address, |upstream| proxy.lead_to(upstream), properties).await;
+    proxy.hide_brokers();
     let relay = format!("relay-{}", scene.topic);
     let clients = ["producer", "kv", &relay].map(|client| format!("postrider-{client}"));
     until(&format!("one of {clients:?} asks no more"), seconds(60), || async {
-        clients.iter().any(|client| scene.proxy.is_lost(client, seconds(4))).then_some(())
+        clients.iter().any(|client| proxy.is_lost(client, seconds(4))).then_some(())
     })
     .await;
-    scene.proxy.show_brokers();
+    proxy.show_brokers();
     scene.await_service().await;
     scene.settle().await;
 }
 
 #[tokio::test]
 async fn clients_whose_connections_are_black_holes_are_replaced_and_nothing_is_lost() {
-    let scene = Scene::new("swallowed", json!({})).await;
-    scene.proxy.swallow_open_connections();
+    let proxy = Proxy::start().await;
+    let scene = Scene::new("swallowed", proxy.address, |upstream| proxy.lead_to(upstream), json!({})).await;
+    proxy.set(Mode::BlackHole);
+    // New connections are no better until the network is: only those that are open by then stay silent.
+    scene.app.await_failing("kafka", seconds(30)).await;
+    scene.relay.await_failing("kafka", seconds(30)).await;
+    proxy.set(Mode::Pass);
     scene.await_service().await;
     for (process, client) in [(&scene.app, "kv".to_owned()), (&scene.relay, format!("relay-{}", scene.topic))] {
         let metric = format!("postrider_kafka_clients_replaced_total{{client=\"{client}\",reason=\"unanswered\"}}");
         assert!(process.metric(&metric).await >= Some(1.0), "{client} was not replaced");
     }
     scene.settle().await;
+}
+
+#[tokio::test]
+async fn clients_that_wait_for_a_broker_that_stands_still_are_not_replaced() {
+    // A broker that is fenced meanwhile answers without brokers when it is back, which clients do lose their way by.
+    let stack = Stack::own("still", &["--only", "kafka", "--kafka-config", "broker.session.timeout.ms=60000"]).await;
+    let world = World::on(&stack).await;
+    let app = running(&world).await;
+    push(&app, "k", &json!(1)).await;
+    // Longer than clients are let be without a response where Kafka answers others.
+    stack.ctl(&["pause", "kafka"]).await;
+    tokio::time::sleep(seconds(8)).await;
+    stack.ctl(&["resume", "kafka"]).await;
+    app.await_ready(seconds(20)).await;
+    let requests = || async { app.metric("postrider_kafka_client_requests_total{client=\"kv\"}").await };
+    for _ in 0..3 {
+        let before = requests().await;
+        until("its clients report", seconds(20), || async { (requests().await != before).then_some(()) }).await;
+    }
+    for client in ["producer", "kv"] {
+        let metric = format!("postrider_kafka_clients_replaced_total{{client=\"{client}\"");
+        assert_eq!(app.metric(&metric).await, None, "{client} was replaced");
+    }
+    push(&app, "k", &json!(2)).await;
+    app.stop().await;
 }

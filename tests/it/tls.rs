@@ -71,8 +71,8 @@ async fn scram_and_mutual_tls_work_and_wrong_credentials_are_named_in_readiness(
     refused(without, &["ssl", "certificate"]).await;
 }
 
-/// Ends processes at random moments of their first connections, which is when a process that exits in disorder is killed by
-/// a fault of memory: OpenSSL must not clean up under threads that still use it.
+/// Ends processes at random moments of their first connections. OpenSSL must not clean up then under threads that
+/// still use it, which would be a segmentation fault.
 #[tokio::test]
 async fn a_process_that_ends_while_it_connects_ends_without_a_crash() {
     let stack = Stack::own("exits", &["--secure", "--only", "kafka"]).await;

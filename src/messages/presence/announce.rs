@@ -27,7 +27,7 @@ use crate::platform::{
 const WAITING_BATCHES: usize = 64;
 /// Changes that are kept in memory while Kafka does not take them; further ones are only in Redis.
 const MAX_UNSENT: usize = 10_000;
-/// How long changes wait that Kafka did not take.
+/// Pause before changes are sent again that Kafka did not take.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Events handed to the producer at a time.
 const CHUNK: usize = 500;
@@ -155,7 +155,7 @@ impl Announcer {
         unsent
     }
 
-    /// Whether Kafka has the change.
+    /// Sends a change. Returns whether Kafka has it.
     async fn store(&self, change: &Change) -> bool {
         let kind = match change.connected {
             true => "postrider.presence.connected",

@@ -30,7 +30,7 @@ const CALM: Duration = Duration::from_secs(3);
 const ANXIOUS: Duration = Duration::from_millis(250);
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long a second client is tried beside the one that gets no answers, before it is given up for a third.
+/// Time for which a second client is tried beside the one that gets no answers, before a third takes its place.
 const BESIDE: Duration = Duration::from_secs(4);
 
 /// Cheap to clone; one per process.
@@ -47,11 +47,18 @@ struct Inner {
     config: Config,
     probe_topic: String,
     up: AtomicBool,
-    /// Since when every question was answered; `None` while the last one was not.
-    up_since: Mutex<Option<Instant>>,
+    /// `None` while the last question was not answered.
+    answers: Mutex<Option<Answers>>,
     suspicious: AtomicBool,
     check: Check,
     prober: ArcSwapOption<Thread>,
+}
+
+/// Questions that were answered without one between them that was not: the first answer and the last.
+#[derive(Clone, Copy)]
+struct Answers {
+    first: Instant,
+    last: Instant,
 }
 
 /// Keeps what the client last said of a connection: a failed question itself does not tell a wrong
@@ -96,7 +103,7 @@ impl Broker {
             probe_topic: config.topic("messages"),
             // Until the first answer writes are let through and wait, as at any short break.
             up: AtomicBool::new(true),
-            up_since: Mutex::new(None),
+            answers: Mutex::new(None),
             suspicious: AtomicBool::new(true),
             check,
             prober: ArcSwapOption::empty(),
@@ -115,9 +122,14 @@ impl Broker {
         self.inner.up.load(Ordering::Relaxed)
     }
 
-    /// How long every question has been answered; `None` while the last one was not.
-    pub(super) fn up_for(&self) -> Option<Duration> {
-        self.inner.up_since.lock().unwrap_or_else(PoisonError::into_inner).map(|since| since.elapsed())
+    /// Returns since when every question has been answered, if one was after `moment`; else one is asked now.
+    pub(super) fn up_since(&self, moment: Instant) -> Option<Instant> {
+        let answers = (*self.inner.answers.lock().unwrap_or_else(PoisonError::into_inner))?;
+        if answers.last < moment {
+            self.suspect();
+            return None;
+        }
+        Some(answers.first)
     }
 
     /// Something looks wrong: ask now rather than later.
@@ -228,10 +240,11 @@ impl Inner {
         let was_up = self.up.swap(answer.is_ok(), Ordering::Relaxed);
         let client = self.client.load_full();
         let listener = client.context();
-        let mut up_since = self.up_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         match answer {
             Ok(_) => {
-                up_since.get_or_insert_with(Instant::now);
+                let now = Instant::now();
+                answers.get_or_insert(Answers { first: now, last: now }).last = now;
                 if !was_up {
                     tracing::info!("Kafka answers again");
                 }
@@ -240,7 +253,7 @@ impl Inner {
                 self.check.pass();
             }
             Err(error) => {
-                *up_since = None;
+                *answers = None;
                 // Kept over several attempts: the client says the same thing only once in a while.
                 let reason = listener.reason.load_full().map_or_else(|| error.to_string(), |text| (*text).clone());
                 if was_up {

@@ -31,7 +31,8 @@ use super::{
     delivery::{Answer, Context, Metrics, Outcomes, Pending, classify},
 };
 
-/// How long the records of a client that failed have to be confirmed after all. One that gets nowhere is not waited for.
+/// Time that the records of a client have to be confirmed after it failed fatally. One that gets nowhere is not
+/// waited for.
 const FLUSH_AFTER_FATAL: Duration = Duration::from_secs(2);
 
 /// A record on its way to Kafka.
@@ -291,10 +292,10 @@ impl Shared {
         }
     }
 
-    /// Whether the client gets nowhere although Kafka answers.
+    /// Returns the reason when the client gets nowhere although Kafka answers.
     fn look(&self) -> Option<Stuck> {
         let client = self.client.load();
-        self.watchdog.look(&client.context().connectivity, self.broker.up_for(), Instant::now())
+        self.watchdog.look(&client.context().connectivity, |reported| self.broker.up_since(reported))
     }
 
     /// Replaces a client that cannot go on; its unconfirmed records end as unknown.

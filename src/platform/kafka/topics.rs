@@ -18,7 +18,7 @@ use rdkafka::{
 
 use super::{Config, broker::Broker, client_watchdog::count_replacement};
 
-/// How long brokers may take to answer an operation.
+/// Time that brokers have to answer an operation.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a topic of ours must be like.
@@ -96,7 +96,8 @@ impl Admin {
         Ok(Self { client: ArcSwap::from_pointee(connect(config)?), broker, config: config.clone() })
     }
 
-    /// Passes the outcome of an operation on. Where it failed although Kafka answers others, the next one gets a new client.
+    /// Passes the outcome of an operation on. Where it failed although Kafka answers others, the next one gets a new
+    /// client.
     fn checked<T>(&self, outcome: Result<T, KafkaError>) -> Result<T, KafkaError> {
         let lost = outcome.as_ref().err().and_then(KafkaError::rdkafka_error_code).is_some_and(|code| {
             use RDKafkaErrorCode as E;

@@ -45,7 +45,7 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let (upstream, to) = watch::channel(String::new());
         let (mode, watched) = watch::channel(Mode::Pass);
-        let server = tokio::spawn(accept(listener, to, watched));
+        let server = tokio::spawn(accept(listener, move |client| carry(client, to.clone(), watched.clone())));
         Self { address, upstream, mode, server }
     }
 
@@ -65,13 +65,14 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, upstream: watch::Receiver<String>, mode: watch::Receiver<Mode>) {
+/// Carries every connection that comes, each in a task of its own that ends with this.
+pub async fn accept<F: Future<Output = ()> + Send + 'static>(listener: TcpListener, carry: impl Fn(TcpStream) -> F) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 if let Ok((client, _)) = accepted {
-                    connections.spawn(carry(client, upstream.clone(), mode.clone()));
+                    connections.spawn(carry(client));
                 }
             }
             Some(_) = connections.join_next() => {}

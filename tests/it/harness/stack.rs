@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
+    time::Duration,
 };
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -54,6 +55,25 @@ impl Stack {
         });
         let (env, state) = env.await;
         Stack { env, state, own: true, _turn: turn }
+    }
+
+    /// The same, with a broker that tells its clients the address of a proxy (the option `advertised.listeners`). Its own
+    /// probe goes through the proxy as well, so the proxy is led to the broker while it starts.
+    pub async fn behind(name: &str, options: &[&str], lead_to: impl Fn(&str)) -> Stack {
+        let ports = state_folder(&format!("test-stack-{name}")).join("ports");
+        let follow = async {
+            loop {
+                let text = std::fs::read_to_string(&ports).unwrap_or_default();
+                if let Some(port) = text.lines().find_map(|line| line.strip_prefix("kafka-1=")) {
+                    lead_to(&format!("127.0.0.1:{port}"));
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            stack = Stack::own(name, options) => stack,
+            () = follow => unreachable!("it goes on for ever"),
+        }
     }
 
     /// A variable of `dev/stack env`.

@@ -47,7 +47,6 @@ use self::{
 };
 use crate::harness::{
     Stack, World,
-    app::target_folder,
     proxy::Proxy,
     sessions::Notebook,
     variables::{number, text},
@@ -270,21 +269,7 @@ async fn stack(plan: &Plan, kafka: &Proxy) -> Stack {
             options.extend(["--kafka-config", setting]);
         }
     }
-    // While it starts, its own probe goes through the proxy as well.
-    let ports = target_folder().join("test-stack-soak/ports");
-    let follow = async {
-        loop {
-            let text = std::fs::read_to_string(&ports).unwrap_or_default();
-            if let Some(port) = text.lines().find_map(|line| line.strip_prefix("kafka-1=")) {
-                kafka.lead_to(&format!("127.0.0.1:{port}"));
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::select! {
-        stack = Stack::own("soak", &options) => stack,
-        () = follow => unreachable!("it goes on for ever"),
-    }
+    Stack::behind("soak", &options, |upstream| kafka.lead_to(upstream)).await
 }
 
 /// Its corner of the servers, reached through the proxies.

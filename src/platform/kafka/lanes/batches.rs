@@ -27,7 +27,7 @@ use crate::platform::{
     },
 };
 
-/// How often a handler gets to do what is due without records, in a partition that is busy as in one that is not.
+/// Time between two calls of a handler's `idle`, in a partition that is busy as in one that is not.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs one worker per partition.

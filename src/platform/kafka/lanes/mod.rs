@@ -64,6 +64,7 @@
 //! ```
 
 mod batches;
+mod filling;
 mod handler;
 mod keyed;
 mod lookup;
@@ -98,7 +99,10 @@ use self::{
     shape::Shape,
 };
 use super::{Broker, Config, GroupProtocol, client_watchdog::ClientWatchdog, dead_letter::DeadLetters};
-use crate::platform::ops::{Beat, Health};
+use crate::platform::{
+    drain::time_over,
+    ops::{Beat, Health},
+};
 
 /// What a consumer reads and how much at a time.
 #[derive(Clone)]
@@ -198,23 +202,18 @@ impl Lanes {
         std::thread::Builder::new()
             .name(format!("consume-{name}"))
             .spawn(move || {
-                let mut client = Some(poller.client.clone());
+                let client = poller.client.clone();
                 let end = poller.poll_until(&stop, &beat, &clients);
-                // Closing a client that is stuck may take long: its successor begins meanwhile. Any other is closed first.
-                if !matches!(end, Ok(End::Stuck(_))) {
-                    client = None;
-                }
+                // Closing a client that is stuck may take long: its successor begins meanwhile. Any other is
+                // closed first.
+                let closed_later = matches!(end, Ok(End::Stuck(_))).then_some(client);
                 let _ = ended.send(end);
-                drop(client);
+                drop(closed_later);
             })
             .map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
-        let too_late = async {
-            self.stop.cancelled().await;
-            tokio::time::sleep(LEAVE_DEADLINE).await;
-        };
         tokio::select! {
             ended = end => ended.unwrap_or(Err(KafkaError::Canceled)),
-            () = too_late => {
+            () = time_over(&self.stop, LEAVE_DEADLINE) => {
                 tracing::warn!(consumer = name, "left without a last commit: Kafka does not answer; what was done since is seen again");
                 Ok(End::Left)
             }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, gauge};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{CommitMode, Consumer},
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Subscription,
+    filling::Filling,
     membership::{Client, Lane, Owned},
     progress::{Progress, Silence, Watchdog},
     report::Report,
@@ -31,7 +32,6 @@ use super::{
 use crate::platform::{
     kafka::{
         Broker,
-        batch::Batch,
         client_watchdog::{ClientWatchdog, Stuck},
     },
     ops::Beat,
@@ -49,7 +49,7 @@ const ROUND: usize = 512;
 /// Counts ownerships of partitions over all consumers and clients; 0 is none.
 static GENERATIONS: AtomicU64 = AtomicU64::new(1);
 
-/// Why polling ended.
+/// The end of polling.
 pub(super) enum End {
     /// Stopped: what was done is committed, and the group was left.
     Left,
@@ -72,17 +72,6 @@ pub(super) struct Poller {
     losses: u64,
     looked: Instant,
     flushed: Instant,
-}
-
-/// The batch of a partition that the next records go into.
-#[derive(Default)]
-struct Filling {
-    /// Of the ownership and the start that it belongs to; 0 while nothing may be read.
-    generation: u64,
-    start: u64,
-    batch: Batch,
-    /// Until something is heard of the partition: a record, or that there is none.
-    silence: Option<Silence>,
 }
 
 impl Poller {
@@ -147,7 +136,7 @@ impl Poller {
                 beat.tick();
             }
             let connectivity = &client.context().connectivity;
-            if let Some(stuck) = clients.look(connectivity, self.broker.up_for(), Instant::now()) {
+            if let Some(stuck) = clients.look(connectivity, |reported| self.broker.up_since(reported)) {
                 client.context().let_go_of_all(&client);
                 return Ok(End::Stuck(stuck));
             }
@@ -194,7 +183,7 @@ impl Poller {
             {
                 let mut owned = client.context().owned();
                 let Some(lane) = owned.lanes.get_mut(&partition) else { return };
-                if hand_over(lane, &mut self.filling[partition as usize]) || lane.paused {
+                if self.filling[partition as usize].hand_over(lane) || lane.paused {
                     return;
                 }
                 if Instant::now() >= until {
@@ -219,7 +208,7 @@ impl Poller {
         let mut owned = client.context().owned();
         for (&partition, lane) in &mut owned.lanes {
             if lane.start != 0 && (all || lane.paused) {
-                let handed_over = hand_over(lane, &mut self.filling[partition as usize]);
+                let handed_over = self.filling[partition as usize].hand_over(lane);
                 if handed_over && lane.paused && lane.work.has_room() {
                     lane.paused = !self.set_paused(partition, false);
                 }
@@ -238,7 +227,7 @@ impl Poller {
         }
         if let Some(lane) = owned.lanes.get_mut(&partition)
             && lane.start != 0
-            && hand_over(lane, &mut self.filling[partition as usize])
+            && self.filling[partition as usize].hand_over(lane)
         {
             lane.work.caught_up();
         }
@@ -401,21 +390,4 @@ fn begin_again(client: &Client, topic: &str, partition: i32, silence: &Silence) 
     let offset = silence.offset.map_or(Offset::Stored, Offset::Offset);
     list.set_partition_offset(topic, partition, offset)?;
     client.incremental_assign(&list)
-}
-
-/// Whether the batch being filled is with the partition's work now, or there was none.
-fn hand_over(lane: &mut Lane, filling: &mut Filling) -> bool {
-    if filling.batch.is_empty() {
-        return true;
-    }
-    if filling.generation != lane.generation || filling.start != lane.start {
-        filling.batch = Batch::default();
-        return true;
-    }
-    let size = filling.batch.size();
-    let taken = lane.work.offer(&mut filling.batch);
-    if taken {
-        histogram!("postrider_consumer_batch_records").record(size.1 as f64);
-    }
-    taken
 }

@@ -1,14 +1,10 @@
 //! A proxy in front of a broker that takes the brokers out of its metadata answers, as a broker does that has just
-//! started (it knows its topics before it knows of any broker that is alive), or swallows what comes over connections
-//! that are open, as a network does that has forgotten them.
+//! started: it knows its topics before it knows of any broker that is alive.
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -19,15 +15,17 @@ use tokio::{
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::watch,
-    task::{JoinHandle, JoinSet},
+    task::JoinHandle,
 };
+
+use super::proxy::accept;
 
 /// Kafka's number of the metadata request, and its first version with compact encodings.
 const METADATA: i16 = 3;
 const FLEXIBLE: i16 = 9;
 
 /// Ends when it is dropped.
-pub struct KafkaProxy {
+pub struct MetadataProxy {
     pub address: SocketAddr,
     shared: Arc<Shared>,
     server: JoinHandle<()>,
@@ -36,21 +34,21 @@ pub struct KafkaProxy {
 #[derive(Default)]
 struct Shared {
     upstream: Mutex<String>,
-    /// Whether brokers are hidden. When that begins, all connections end.
+    /// True while brokers are hidden. When that begins, all connections end.
     hides: watch::Sender<bool>,
-    /// Connections up to this number are black holes.
-    swallowed: AtomicU64,
-    connections: AtomicU64,
     /// When clients last got an answer without brokers, by their ids.
     told: Mutex<BTreeMap<String, Instant>>,
 }
 
-impl KafkaProxy {
+impl MetadataProxy {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::<Shared>::default();
-        let server = tokio::spawn(accept(listener, shared.clone()));
+        let server = tokio::spawn(accept(listener, {
+            let shared = shared.clone();
+            move |client| carry(client, shared.clone())
+        }));
         Self { address, shared, server }
     }
 
@@ -69,35 +67,15 @@ impl KafkaProxy {
         self.shared.hides.send_replace(false);
     }
 
-    /// From now on nothing comes through the connections that are open, in either direction, and they stay open. Those
-    /// that follow work.
-    pub fn swallow_open_connections(&self) {
-        self.shared.swallowed.store(self.shared.connections.load(Ordering::SeqCst), Ordering::SeqCst);
-    }
-
-    /// Whether this client got an answer without brokers, and has asked nothing since for so long: it is lost.
+    /// Returns whether a client is lost: it got an answer without brokers, and has asked nothing for so long.
     pub fn is_lost(&self, client: &str, silent_for: Duration) -> bool {
         self.shared.told.lock().unwrap().get(client).is_some_and(|at| at.elapsed() >= silent_for)
     }
 }
 
-impl Drop for KafkaProxy {
+impl Drop for MetadataProxy {
     fn drop(&mut self) {
         self.server.abort();
-    }
-}
-
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => {
-                if let Ok((client, _)) = accepted {
-                    connections.spawn(carry(client, shared.clone()));
-                }
-            }
-            Some(_) = connections.join_next() => {}
-        }
     }
 }
 
@@ -106,13 +84,11 @@ async fn carry(client: TcpStream, shared: Arc<Shared>) {
     let Ok(server) = TcpStream::connect(upstream).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((requests, to_client), (answers, to_server)) = (client.into_split(), server.into_split());
-    let number = shared.connections.fetch_add(1, Ordering::SeqCst) + 1;
-    let is_swallowed = || number <= shared.swallowed.load(Ordering::SeqCst);
     let (mut hides, asked) = (shared.hides.subscribe(), Mutex::default());
     let begun_hidden = *hides.borrow_and_update();
     tokio::select! {
-        _ = pass_requests(requests, to_server, &asked, is_swallowed) => {}
-        _ = pass_answers(answers, to_client, &asked, &shared, is_swallowed) => {}
+        _ = pass_requests(requests, to_server, &asked) => {}
+        _ = pass_answers(answers, to_client, &asked, &shared) => {}
         _ = hides.wait_for(|hides| *hides), if !begun_hidden => {}
     }
 }
@@ -120,17 +96,9 @@ async fn carry(client: TcpStream, shared: Arc<Shared>) {
 /// Metadata requests without an answer: version and client, by correlation id.
 type Asked = Mutex<BTreeMap<i32, (i16, String)>>;
 
-async fn pass_requests(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    asked: &Asked,
-    is_swallowed: impl Fn() -> bool,
-) -> std::io::Result<()> {
+async fn pass_requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, asked: &Asked) -> std::io::Result<()> {
     loop {
         let frame = read_frame(&mut from).await?;
-        if is_swallowed() {
-            continue;
-        }
         let number = |at: usize| i16::from_be_bytes([frame[at], frame[at + 1]]);
         if number(0) == METADATA {
             let id = i32::from_be_bytes([frame[4], frame[5], frame[6], frame[7]]);
@@ -147,13 +115,9 @@ async fn pass_answers(
     mut to: OwnedWriteHalf,
     asked: &Asked,
     shared: &Shared,
-    is_swallowed: impl Fn() -> bool,
 ) -> std::io::Result<()> {
     loop {
         let mut frame = read_frame(&mut from).await?;
-        if is_swallowed() {
-            continue;
-        }
         let id = i32::from_be_bytes([frame[0], frame[1], frame[2], frame[3]]);
         let metadata = asked.lock().unwrap().remove(&id);
         if let Some((version, client)) = metadata
