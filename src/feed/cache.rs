@@ -214,7 +214,7 @@ impl Cache {
 
     async fn try_to_add(&self, redis: &mut Redis, additions: &[(Owner, Vec<i64>)]) -> Result<(), RedisError> {
         // A Cluster takes scripts with keys of one server only.
-        let of_script = if matches!(redis, Redis::Cluster(_)) { 1 } else { OF_SCRIPT };
+        let of_script = if redis.is_cluster() { 1 } else { OF_SCRIPT };
         for _ in 0..ATTEMPTS {
             let epoch = self.epoch.load(Ordering::Relaxed);
             let mut commands = vec![command("GET", &self.keys.epoch())];

@@ -7,7 +7,10 @@ use std::{
 };
 
 use metrics::gauge;
-use sqlx::{ConnectOptions, PgConnection, PgPool, postgres::PgListener};
+use sqlx::{
+    ConnectOptions, Executor, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +28,8 @@ const BALANCE: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_secs(1);
 /// The shortest and the longest pause between rounds that find nothing.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+/// A listener that has received nothing for this long is tested.
+const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Looking for rows may take so long without a pause after it.
 const PATIENT: Duration = Duration::from_millis(20);
 /// Rounds that find something begin so far from each other, unless the one before found much: each costs several round
@@ -97,12 +102,16 @@ impl Relay {
     async fn listen(&self) -> Result<(), Error> {
         let name = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT {CHANNEL}")));
         let name: String = within(name.fetch_one(&self.pool)).await?;
-        let mut listener = within(PgListener::connect_with(&self.pool)).await?;
+        // A pool of its own: a listener whose connection stays silent would keep one of the others' for ever.
+        let options = PgConnectOptions::clone(&self.pool.connect_options());
+        let own = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+        let mut listener = within(PgListener::connect_with(&own)).await?;
         within(listener.listen(&name)).await?;
         loop {
-            // As long as it takes: silence is no fault, and a break ends it.
-            listener.recv().await?;
-            self.hint.notify_one();
+            match tokio::time::timeout(HEARTBEAT, listener.recv()).await {
+                Ok(received) => received.map(|_| self.hint.notify_one())?,
+                Err(_) => within(listener.execute("/* heartbeat */")).await.map(|_| ())?,
+            }
         }
     }
 

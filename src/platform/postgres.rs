@@ -1,16 +1,40 @@
 //! The Postgres pool, its migrations, and the watch that readiness shows.
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    io,
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
+use metrics::counter;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sqlx::{
-    Executor, PgConnection, PgPool,
+    Connection, Executor, PgConnection, PgPool,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use super::{config::Secret, ops::Check};
+use super::{
+    config::Secret,
+    ops::Check,
+    query::{self, within},
+};
+
+/// Settings of every session. The server ends a session whose client stays silent within some eight seconds, so that its
+/// locks are released, and one that was left in the middle of a transaction.
+const SESSION: [(&str, &str); 5] = [
+    ("tcp_keepalives_idle", "5"),
+    ("tcp_keepalives_interval", "1"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "8000"),
+    ("idle_in_transaction_session_timeout", "30000"),
+];
+/// A connection that was used less than this long ago is taken from the pool without a test.
+const MAX_UNTESTED: Duration = Duration::from_secs(1);
+/// Time for the answer to a test, after which a connection counts as silent.
+const PING_PATIENCE: Duration = Duration::from_secs(1);
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
@@ -72,12 +96,54 @@ pub fn pool(config: &Config) -> Result<PgPool, Error> {
         .statement_cache_capacity(config.statement_cache)
         // Statements are short, and the planner's guess at the cost of partitions makes it compile some of them for longer
         // than they run.
-        .options([("search_path", config.schema.as_str()), ("jit", "off")]);
+        .options([("search_path", config.schema.as_str()), ("jit", "off")])
+        .options(SESSION);
+    let silence = Arc::new(Silence::default());
+    let at_release = silence.clone();
     Ok(PgPoolOptions::new()
         .max_connections(config.max_connections)
         .min_connections(config.min_connections)
         .acquire_timeout(Duration::from_millis(config.acquire_timeout_ms))
+        // The pool's own test waits for ever on a connection that stays silent.
+        .test_before_acquire(false)
+        .before_acquire(move |connection, about| {
+            let silence = silence.clone();
+            Box::pin(async move {
+                let tested = about.idle_for < MAX_UNTESTED;
+                Ok(silence.admits(about.idle_for) && (tested || silence.test(connection).await?))
+            })
+        })
+        .after_release(move |connection, _| {
+            let silence = at_release.clone();
+            Box::pin(async move { silence.test(connection).await })
+        })
         .connect_lazy_with(options))
+}
+
+/// The last time when a connection stayed silent. Then the network has probably forgotten all that were open, so those
+/// that have been idle since are closed rather than tested one after the other.
+#[derive(Default)]
+struct Silence(Mutex<Option<Instant>>);
+
+impl Silence {
+    fn last(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn admits(&self, idle: Duration) -> bool {
+        self.last().is_none_or(|silent_at| silent_at.elapsed() >= idle)
+    }
+
+    /// Returns whether a connection is good. Silence is an error, after which the pool closes it without more words.
+    async fn test(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let Ok(answer) = tokio::time::timeout(PING_PATIENCE, connection.ping()).await else {
+            *self.last() = Some(Instant::now());
+            counter!("postrider_postgres_connections_silent_total").increment(1);
+            let text = format!("no answer within {} s on an open connection", PING_PATIENCE.as_secs());
+            return Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, text)));
+        };
+        Ok(answer.is_ok())
+    }
 }
 
 /// Creates the schema and applies what is missing; safe to run beside itself and the old version.
@@ -123,13 +189,13 @@ pub async fn watch(pool: PgPool, check: Check) {
     }
 }
 
-async fn applied(pool: &PgPool) -> Result<i64, sqlx::Error> {
+async fn applied(pool: &PgPool) -> Result<i64, query::Error> {
     let known: Option<String> =
-        sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations')::text").fetch_one(pool).await?;
+        within(sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations')::text").fetch_one(pool)).await?;
     if known.is_none() {
         return Ok(0);
     }
     let version: Option<i64> =
-        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success").fetch_one(pool).await?;
+        within(sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success").fetch_one(pool)).await?;
     Ok(version.unwrap_or(0))
 }

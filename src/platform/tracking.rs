@@ -55,7 +55,7 @@ impl Tracking {
                 Ok::<_, std::convert::Infallible>(())
             });
         let client = Client::open(info.set_redis_settings(settings))?;
-        let mut redis = Redis::Own(client.get_multiplexed_async_connection_with_config(&options).await?);
+        let mut redis = Redis::once(client.get_multiplexed_async_connection_with_config(&options).await?);
         redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("OPTIN").query_async::<()>(&mut redis).await?;
         Ok(Self { redis, changes })
     }

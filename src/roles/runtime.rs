@@ -245,7 +245,7 @@ fn lazy_redis(platform: &Platform) -> SharedRedis {
         let redis = Redis::connect_patiently(&config, &check).await;
         check.pass();
         sender.send_replace(Some(redis.clone()));
-        redis.watch(check).await;
+        redis.watch(config, check).await;
     }));
     receiver
 }

@@ -127,15 +127,16 @@ async fn a_process_that_stood_still_tells_again_who_is_connected() {
     let world = quick().await;
     let (one, two) = (api(&world).await, api(&world).await);
     let sockets = connect(&one, "r", 40).await;
-    await_connections(&two, "r39", 1).await;
+    let names: Vec<String> = (0..40).map(|number| format!("r{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    await_changes(&world, &names).await;
     one.signal(Signal::STOP);
     await_connections(&two, "r39", 0).await;
     await_changes(&world, &[]).await;
     one.signal(Signal::CONT);
     await_connections(&two, "r39", 1).await;
     await_connections(&two, "r0", 1).await;
-    let names: Vec<String> = (0..40).map(|number| format!("r{number}")).collect();
-    await_changes(&world, &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    await_changes(&world, &names).await;
     assert_eq!(states(&changes(&world).await, "r7"), [true, false, true]);
     drop(sockets);
     one.stop().await;
@@ -179,6 +180,57 @@ async fn when_redis_forgets_everything_nobody_who_is_connected_is_said_to_be_awa
     drop((second, both, late));
     one.stop().await;
     two.stop().await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_moves_while_redis_has_forgotten_it_is_not_connected_twice() {
+    let stack = Stack::own("presence-moves", &["--only", "redis"]).await;
+    let world = with_quick(World::on(&stack).await.with_postgres().await);
+    let (one, two) = (api(&world).await, api(&world).await);
+    let before = connect(&one, "r", 20).await;
+    let names: Vec<String> = (0..20).map(|number| format!("r{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    await_changes(&world, &names).await;
+    // Only this process knows that they are connected, and it cannot say so before the other one is asked.
+    one.signal(Signal::STOP);
+    let _: String = redis::run(&world.redis_url, &["FLUSHALL"]).await;
+    let after = connect(&two, "r", 20).await;
+    await_connections(&two, "r19", 1).await;
+    one.signal(Signal::CONT);
+    await_connections(&two, "r19", 2).await;
+    drop(before);
+    await_connections(&two, "r19", 1).await;
+    // When Redis is sure that nobody else knows of a receiver, it is announced.
+    let new = Socket::plain(&two.api, "new").await;
+    await_changes(&world, &[&names[..], &["new"]].concat()).await;
+    assert_eq!(count(&changes(&world).await), 21, "nothing else has changed");
+    drop((after, new));
+    one.stop().await;
+    two.stop().await;
+    assert_eq!(faults(&changes(&world).await, &[]), NONE);
+}
+
+#[tokio::test]
+async fn what_has_changed_while_kafka_was_away_is_not_lost_with_redis() {
+    let stack = Stack::own("presence-unsent", &["--only", "kafka,redis"]).await;
+    let world = with_quick(World::on(&stack).await.with_postgres().await);
+    let app = api(&world).await;
+    let first = Socket::plain(&app.api, "first").await;
+    await_changes(&world, &["first"]).await;
+    stack.ctl(&["pause", "kafka"]).await;
+    // Each in a batch of its own.
+    let mut sockets = Vec::new();
+    let names: Vec<String> = (0..120).map(|number| format!("r{number}")).collect();
+    for name in &names {
+        sockets.push(Socket::plain(&app.api, name).await);
+        await_connections(&app, name, 1).await;
+    }
+    let _: String = redis::run(&world.redis_url, &["FLUSHALL"]).await;
+    stack.ctl(&["resume", "kafka"]).await;
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    await_changes(&world, &[&names[..], &["first"]].concat()).await;
+    drop((first, sockets));
+    app.stop().await;
 }
 
 #[tokio::test]

@@ -4,12 +4,17 @@
 //! whoever made the change may die before. The id is a function of receiver and version, so that an event that
 //! is written twice is known for one.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use metrics::counter;
 use serde::Serialize;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use super::{
@@ -23,13 +28,11 @@ use crate::platform::{
     trace_context::TraceContext,
 };
 
-/// Batches that wait; further ones stay due and are sent by whoever looks for such.
-const WAITING_BATCHES: usize = 64;
-/// Changes that are kept in memory while Kafka does not take them; further ones are only in Redis.
+/// Changes kept in memory until Kafka has them. More than that are only in Redis, until a process finds them due.
 const MAX_UNSENT: usize = 10_000;
 /// Pause before changes are sent again that Kafka did not take.
 const AGAIN: Duration = Duration::from_millis(500);
-/// Events handed to the producer at a time.
+/// Changes handed to the producer at a time.
 const CHUNK: usize = 500;
 /// The namespace of event ids.
 const NAMESPACE: Uuid = Uuid::from_u128(0x3e0c_64b1_97d2_5c0a_8f4e_6a1d_20c5_b7f9);
@@ -80,79 +83,91 @@ impl Change {
     }
 }
 
-/// Sends changes.
+/// Sends changes to Kafka.
 pub struct Announcer {
     topic: String,
     producer: Producer,
     topics_ready: TopicsReady,
-    sender: mpsc::Sender<Vec<Change>>,
-    waiting: Mutex<mpsc::Receiver<Vec<Change>>>,
+    /// Changes that Kafka does not have yet, by version: Redis, which has noted them as well, may lose them meanwhile.
+    unsent: Mutex<BTreeMap<(i64, Arc<str>), Change>>,
+    added: Notify,
 }
 
 impl Announcer {
     pub fn new(topic: String, producer: Producer, topics_ready: TopicsReady) -> Self {
-        let (sender, waiting) = mpsc::channel(WAITING_BATCHES);
-        Self { topic, producer, topics_ready, sender, waiting: Mutex::new(waiting) }
+        Self { topic, producer, topics_ready, unsent: Mutex::default(), added: Notify::new() }
     }
 
     /// Has changes sent soon.
-    pub fn add(&self, changes: Vec<Change>) {
-        if !changes.is_empty() && self.sender.try_send(changes).is_err() {
-            tracing::debug!("changes of presence wait in Redis");
+    pub fn add(&self, changes: impl IntoIterator<Item = Change>) {
+        let mut unsent = self.unsent();
+        for change in changes {
+            if unsent.len() >= MAX_UNSENT {
+                tracing::debug!("changes of presence wait in Redis");
+                break;
+            }
+            unsent.insert((change.version, change.receiver.clone()), change);
         }
+        drop(unsent);
+        self.added.notify_one();
     }
 
-    /// Sends what is added, batch after batch. Changes that Kafka does not take are kept and sent again: Redis, which
-    /// has noted them as well, may lose them meanwhile.
+    /// Sends changes as they are added, and again until Kafka has them. Never ends by itself.
     pub async fn run(&self, scripts: &Scripts, keys: &Keys, redis: &watch::Receiver<Option<Redis>>) {
-        let mut waiting = self.waiting.lock().await;
-        let mut unsent: Vec<Change> = Vec::new();
         loop {
-            let more = tokio::select! {
-                more = waiting.recv() => more,
-                () = tokio::time::sleep(AGAIN), if !unsent.is_empty() => Some(Vec::new()),
-            };
-            let Some(more) = more else { return };
-            let room = MAX_UNSENT.saturating_sub(unsent.len());
-            unsent.extend(more.into_iter().take(room));
+            let first = self.after(None);
+            if first.is_empty() {
+                self.added.notified().await;
+                continue;
+            }
             let connected = redis.borrow().clone();
-            if let Some(redis) = connected {
-                unsent = self.announce(&mut Calls { scripts, keys, redis }, &unsent).await;
+            let all_sent = match connected {
+                Some(redis) => self.announce(&mut Calls { scripts, keys, redis }, &first).await,
+                None => false,
+            };
+            if !all_sent {
+                tokio::time::sleep(AGAIN).await;
             }
         }
     }
 
-    /// Sends what is still waiting to be sent.
+    /// Sends everything that was added, once.
     pub async fn finish(&self, calls: &mut Calls<'_>) {
-        let mut waiting = self.waiting.lock().await;
-        while let Ok(changes) = waiting.try_recv() {
-            let _ = self.announce(calls, &changes).await;
+        let mut next = self.after(None);
+        while let Some(last) = next.last() {
+            let last = (last.version, last.receiver.clone());
+            self.announce(calls, &next).await;
+            next = self.after(Some(last));
         }
     }
 
-    /// Sends changes and waits until Kafka has them; those that it has are no longer due. Returns the others.
-    pub async fn announce(&self, calls: &mut Calls<'_>, changes: &[Change]) -> Vec<Change> {
+    /// Returns the first unsent changes after a version and receiver.
+    fn after(&self, last: Option<(i64, Arc<str>)>) -> Vec<Change> {
+        let start = last.map_or(Bound::Unbounded, Bound::Excluded);
+        self.unsent().range((start, Bound::Unbounded)).take(CHUNK).map(|(_, change)| change.clone()).collect()
+    }
+
+    /// Sends changes and waits until Kafka has them; those that it has are no longer due. Returns whether it has all.
+    async fn announce(&self, calls: &mut Calls<'_>, changes: &[Change]) -> bool {
         if !self.topics_ready.get() {
-            return changes.to_vec();
+            return false;
         }
-        let mut unsent = Vec::new();
-        for chunk in changes.chunks(CHUNK) {
-            let mut stored: HashMap<Bucket, Vec<(&str, i64)>> = HashMap::new();
-            let outcomes = join_all(chunk.iter().map(|change| self.store(change))).await;
-            for (change, is_stored) in chunk.iter().zip(outcomes) {
-                if is_stored {
-                    stored.entry(Bucket::of(&change.receiver)).or_default().push((&change.receiver, change.version));
-                } else {
-                    unsent.push(change.clone());
-                }
-            }
-            for (bucket, done) in stored {
-                if let Err(error) = calls.settle(bucket, &done).await {
-                    tracing::debug!(error = %error, "changes of presence will be sent again");
-                }
+        let outcomes = join_all(changes.iter().map(|change| self.store(change))).await;
+        let mut stored: HashMap<Bucket, Vec<(&str, i64)>> = HashMap::new();
+        for change in changes.iter().zip(&outcomes).filter_map(|(change, is_stored)| is_stored.then_some(change)) {
+            self.unsent().remove(&(change.version, change.receiver.clone()));
+            stored.entry(Bucket::of(&change.receiver)).or_default().push((&change.receiver, change.version));
+        }
+        for (bucket, done) in stored {
+            if let Err(error) = calls.settle(bucket, &done).await {
+                tracing::debug!(error = %error, "changes of presence will be sent again");
             }
         }
-        unsent
+        outcomes.into_iter().all(|is_stored| is_stored)
+    }
+
+    fn unsent(&self) -> MutexGuard<'_, BTreeMap<(i64, Arc<str>), Change>> {
+        self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a change. Returns whether Kafka has it.

@@ -44,9 +44,9 @@ impl Config {
         Duration::from_millis(self.heartbeat_ms.max(10))
     }
 
-    /// At least three heartbeats, so that one that is late costs nothing.
-    pub fn lease(&self) -> Duration {
-        Duration::from_millis(self.lease_ms).max(3 * self.heartbeat())
+    /// The lease in milliseconds: at least three heartbeats, so that one that is late costs nothing.
+    pub fn whole_lease_ms(&self) -> u64 {
+        self.lease_ms.max(3 * self.heartbeat_ms.max(10))
     }
 
     pub fn linger(&self) -> Duration {

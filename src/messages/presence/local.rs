@@ -29,6 +29,8 @@ struct State {
     dirty: HashSet<Arc<str>>,
     /// Those without connections, by when they count as gone.
     lingering: BTreeSet<(Instant, Arc<str>)>,
+    /// Those of which Redis could not say yet whether their event was sent.
+    unsure: HashSet<Arc<str>>,
 }
 
 #[derive(Default)]
@@ -50,7 +52,7 @@ impl Local {
 
     pub fn join(&self, receiver: &Arc<str>) {
         let mut guard = self.state();
-        let State { receivers, dirty, lingering } = &mut *guard;
+        let State { receivers, dirty, lingering, .. } = &mut *guard;
         let entry = receivers.entry(receiver.clone()).or_default();
         entry.connections += 1;
         if let Some(at) = entry.gone_at.take() {
@@ -63,7 +65,7 @@ impl Local {
 
     pub fn leave(&self, receiver: &Arc<str>) {
         let mut guard = self.state();
-        let State { receivers, dirty, lingering } = &mut *guard;
+        let State { receivers, dirty, lingering, .. } = &mut *guard;
         let Some(entry) = receivers.get_mut(receiver) else { return };
         entry.connections = entry.connections.saturating_sub(1);
         if entry.connections == 0 && !entry.told {
@@ -86,7 +88,7 @@ impl Local {
     /// `confirm` or `put_back`.
     pub fn take(&self, limit: usize, now: Instant, can: impl Fn(&str) -> bool) -> Vec<Update<Arc<str>>> {
         let mut guard = self.state();
-        let State { receivers, dirty, lingering } = &mut *guard;
+        let State { receivers, dirty, lingering, .. } = &mut *guard;
         while let Some((at, receiver)) = lingering.pop_first() {
             if at > now {
                 lingering.insert((at, receiver));
@@ -114,6 +116,9 @@ impl Local {
             entry.telling = false;
             if update.connections >= 0 {
                 entry.known = outcome.known;
+                if outcome.known.is_none() && outcome.change.is_none() {
+                    state.unsure.insert(update.receiver.clone());
+                }
             } else if entry.connections == 0 {
                 state.receivers.remove(&update.receiver);
             } else {
@@ -138,6 +143,13 @@ impl Local {
         dirty.extend(receivers.keys().cloned());
         drop(guard);
         self.changed.notify_one();
+    }
+
+    /// Has those told again of which Redis could not say whether their event was sent.
+    pub fn retry_unsure(&self) {
+        let mut guard = self.state();
+        let State { receivers, dirty, unsure, .. } = &mut *guard;
+        dirty.extend(unsure.drain().filter(|receiver| receivers.contains_key(receiver)));
     }
 
     /// When the next one counts as gone.

@@ -144,10 +144,10 @@ impl Presence {
         let left = async {
             let last = register.leave(shared).await?;
             let mut calls = shared.calls()?;
-            shared.announcer.finish(&mut calls).await;
             if last {
                 takeover::end_all(shared, &mut calls).await?;
             }
+            shared.announcer.finish(&mut calls).await;
             Ok::<_, Trouble>(())
         };
         let left = tokio::time::timeout(RETIRE_PATIENCE, left).await;
@@ -162,7 +162,7 @@ impl Presence {
         let told = local.await_told(receiver, TOLD_PATIENCE).await;
         let (now_ms, born_ms, fields) = self.shared.calls()?.ask(Bucket::of(receiver), receiver).await?;
         let standing = Standing::of(&fields);
-        let lease_ms = i64::try_from(self.shared.config.lease().as_millis()).unwrap_or(i64::MAX);
+        let lease_ms = i64::try_from(self.shared.config.whole_lease_ms()).unwrap_or(i64::MAX);
         let settled = told && born_ms > 0 && now_ms - born_ms >= lease_ms;
         let doubtful = !standing.connected && (!settled || local.is_connected(receiver));
         Ok(if doubtful { Answer::Rebuilding } else { Answer::Known(standing) })

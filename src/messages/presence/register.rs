@@ -139,10 +139,10 @@ impl Register {
             }
         }
         // One shard that is away must not end what is on the others.
-        let lease_ms = u64::try_from(shared.config.lease().as_millis()).unwrap_or(u64::MAX);
-        if !shared.calls()?.beat(&self.process, lease_ms).await? {
+        if !shared.calls()?.beat(&self.process, shared.config.whole_lease_ms()).await? {
             return Err(Trouble::Lost);
         }
+        shared.local.retry_unsure();
         let silent = self.buckets.iter().any(|marker| marker.silent);
         let pause = if silent { AFTER_SILENCE } else { shared.config.heartbeat() };
         let next = began + pause.mul_f64(0.9 + fastrand::f64() * 0.1);
@@ -215,7 +215,8 @@ async fn tell_chunk(
     let text = marker.written.to_string();
     marker.uncertain = true;
     let remember_s = shared.config.remember_s();
-    let speaker = Speaker { process, marker: &text, remember_s, seen_ms: 0 };
+    let doubt_ms = shared.config.whole_lease_ms();
+    let speaker = Speaker { process, marker: &text, remember_s, seen_ms: 0, doubt_ms };
     let (now_ms, outcomes) = calls.update(bucket, speaker, updates).await?.ok_or(Trouble::Lost)?;
     *marker = Marker { written: marker.written + 1, ..Marker::default() };
     shared.local.confirm(updates, &outcomes);
@@ -225,6 +226,6 @@ async fn tell_chunk(
         let receiver = update.receiver.clone();
         Some(Change { receiver, connected, connections, at_ms: now_ms, version: outcome.version })
     });
-    shared.announcer.add(changes.collect());
+    shared.announcer.add(changes);
     Ok(())
 }

@@ -18,9 +18,25 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 ";
 
+/// Begins the bucket anew when its server was restarted, since it may have lost the last changes, and a process that
+/// had made none of them cannot see that in its marker. Without the right to `INFO` this is left out.
+const RENEW: &str = "
+local info = redis.pcall('INFO', 'server')
+local run = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
+local last_run = redis.call('HGET', KEYS[1], 'run')
+if last_run ~= run then
+  redis.call('HSET', KEYS[1], 'run', run)
+  if last_run then redis.call('HSET', KEYS[1], 'born', now) end
+end
+redis.call('HSETNX', KEYS[1], 'born', now)
+";
+
 /// KEYS: head, own, due, then one per receiver. ARGV: process, expected marker, seconds to remember who has gone,
-/// when they were seen last or 0 for now, then for each receiver: name, connections or -1 when it has gone, and the version
-/// and time at which this process knows it to be connected, or 0 and 0.
+/// when they were seen last or 0 for now, the age in ms below which the bucket may not know yet what it has lost, then
+/// for each receiver: name, connections or -1 when it has gone, and the version and time at which this process knows
+/// it to be connected, or 0 and 0.
+/// While the bucket may have lost a receiver of which this process knows nothing, it is connected with version 0 and
+/// without an event: another process may know that its event was sent.
 /// Each change is noted as due under its version, or, where very many are, under no version, so that the last one of
 /// each receiver is kept. A receiver that Redis knows less of than the process is what the process says.
 /// Returns nothing when the marker is another one; otherwise now and, for each receiver, version, since when it is
@@ -29,14 +45,14 @@ const UPDATE: &str = "
 local marker = redis.call('HGET', KEYS[2], '') or '0'
 if marker ~= ARGV[2] then return {} end
 local field = 'p:' .. ARGV[1]
-redis.call('HSETNX', KEYS[1], 'born', now)
+local young = now - tonumber(redis.call('HGET', KEYS[1], 'born')) < tonumber(ARGV[5])
 if marker ~= 'taken' then
   redis.call('HSETNX', KEYS[1], field, now)
   redis.call('HINCRBY', KEYS[2], '', 1)
 end
 local found = {now}
 for i = 4, #KEYS do
-  local key, at = KEYS[i], 4 * i - 11
+  local key, at = KEYS[i], 4 * i - 10
   local name, count = ARGV[at], tonumber(ARGV[at + 1])
   local version, since = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local is = redis.call('HMGET', key, 'state', 'version', 'since', 'seen', field)
@@ -48,7 +64,9 @@ for i = 4, #KEYS do
   end
   if count == 0 and state ~= 'connected' then count = -1 end
   if count >= 0 then
-    if state ~= 'connected' then
+    if version == 0 and young then
+      if state ~= 'connected' then state, since = 'connected', now end
+    elseif state ~= 'connected' or version == 0 then
       state, version, since, change = 'connected', math.max(version + 1, now), now, 1
     end
     if count == 0 then seen = now end
@@ -62,7 +80,9 @@ for i = 4, #KEYS do
       seen = math.max(seen, ARGV[4] == '0' and now or tonumber(ARGV[4]))
     end
     local others = redis.call('HLEN', key) - (is[1] and 4 or 0)
-    if state == 'connected' then
+    if state == 'connected' and version == 0 and others <= 0 then
+      redis.call('DEL', key)
+    elseif state == 'connected' then
       if others <= 0 then
         state, version, change = 'disconnected', math.max(version + 1, now), 2
         if seen == 0 then seen = now end
@@ -87,7 +107,6 @@ return found
 /// Returns the marker. Where data was lost, the bucket is born anew: what it does not know, nobody knows for a while.
 const LOOK: &str = "
 local marker = redis.call('HGET', KEYS[2], '') or '0'
-redis.call('HSETNX', KEYS[1], 'born', now)
 if marker == ARGV[2] or marker == ARGV[3] then
   if marker ~= '0' then redis.call('HSETNX', KEYS[1], 'p:' .. ARGV[1], now) end
 elseif marker ~= 'taken' then
@@ -183,9 +202,10 @@ pub struct Scripts {
 impl Default for Scripts {
     fn default() -> Self {
         let with_time = |code: &str| Script::new(&format!("{NOW}{code}"));
+        let renewed = |code: &str| with_time(&format!("{RENEW}{code}"));
         Self {
-            update: with_time(UPDATE),
-            look: with_time(LOOK),
+            update: renewed(UPDATE),
+            look: renewed(LOOK),
             beat: with_time(BEAT),
             retire: with_time(RETIRE),
             list: with_time(LIST),
@@ -223,13 +243,15 @@ pub struct Speaker<'a> {
     pub remember_s: u64,
     /// When those were seen whose connections are gone; 0 is now.
     pub seen_ms: i64,
+    /// The age from which on a bucket knows all that it has lost.
+    pub doubt_ms: u64,
 }
 
 /// What came of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
     pub version: i64,
-    /// While it is connected.
+    /// While it is connected, unless another process may know better.
     pub known: Option<Known>,
     /// The receiver has just become connected, or (false) disconnected.
     pub change: Option<bool>,
@@ -261,7 +283,8 @@ impl Calls<'_> {
     ) -> Result<Option<(i64, Vec<Outcome>)>, RedisError> {
         let mut call = self.scripts.update.key(self.keys.head(bucket));
         call.key(self.keys.own(bucket, speaker.process)).key(self.keys.due(bucket));
-        call.arg(speaker.process).arg(speaker.marker).arg(speaker.remember_s).arg(speaker.seen_ms);
+        call.arg(speaker.process).arg(speaker.marker);
+        call.arg(speaker.remember_s).arg(speaker.seen_ms).arg(speaker.doubt_ms);
         for update in updates {
             let name = update.receiver.as_ref();
             let known = update.known.unwrap_or(Known { version: 0, since_ms: 0 });
@@ -357,7 +380,7 @@ impl Calls<'_> {
 
 fn outcome(numbers: &[i64]) -> Outcome {
     let version = numbers[0];
-    let known = (numbers[1] > 0).then_some(Known { version, since_ms: numbers[1] });
+    let known = (version > 0 && numbers[1] > 0).then_some(Known { version, since_ms: numbers[1] });
     let change = match numbers[2] {
         1 => Some(true),
         2 => Some(false),

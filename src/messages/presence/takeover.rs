@@ -121,7 +121,7 @@ async fn end_process(shared: &Shared, calls: &mut Calls<'_>, dead: &Dead, at_onc
     if !calls.claim(&dead.process, &dead.lease, CLAIM_MS, at_once).await? {
         return Ok(());
     }
-    let lease_ms = i64::try_from(shared.config.lease().as_millis()).unwrap_or(0);
+    let lease_ms = i64::try_from(shared.config.whole_lease_ms()).unwrap_or(0);
     // The last sign of life.
     let seen_ms = dead.lease.parse::<f64>().map_or(0, |ends| (ends as i64 - lease_ms).max(0));
     let mut receivers = 0;
@@ -147,7 +147,8 @@ async fn end_bucket(
     process: &str,
     seen_ms: i64,
 ) -> Result<usize, RedisError> {
-    let speaker = Speaker { process, marker: TAKEN, remember_s: shared.config.remember_s(), seen_ms };
+    let (remember_s, doubt_ms) = (shared.config.remember_s(), shared.config.whole_lease_ms());
+    let speaker = Speaker { process, marker: TAKEN, remember_s, seen_ms, doubt_ms };
     let (own, count) = (shared.keys.own(bucket, process), CHUNK.to_string());
     let (mut cursor, mut ended) = ("0".to_owned(), 0);
     loop {
@@ -157,15 +158,10 @@ async fn end_bucket(
         for chunk in gone.chunks(CHUNK) {
             // Nothing when somebody else has finished it.
             let Some((at_ms, outcomes)) = calls.update(bucket, speaker, chunk).await? else { return Ok(ended) };
-            let changes: Vec<Change> = chunk
-                .iter()
-                .zip(outcomes)
-                .filter_map(|(update, outcome)| {
-                    let (receiver, version) = (Arc::from(update.receiver), outcome.version);
-                    Some(Change { receiver, connected: outcome.change?, connections: 0, at_ms, version })
-                })
-                .collect();
-            let _ = shared.announcer.announce(calls, &changes).await;
+            shared.announcer.add(chunk.iter().zip(outcomes).filter_map(|(update, outcome)| {
+                let (receiver, version) = (Arc::from(update.receiver), outcome.version);
+                Some(Change { receiver, connected: outcome.change?, connections: 0, at_ms, version })
+            }));
             ended += chunk.len();
         }
         if next == "0" {
@@ -205,8 +201,8 @@ async fn send_due_of(
     }
     if !late.is_empty() {
         tracing::debug!(events = late.len(), "sending changes of presence that are overdue");
-        late.sort_by_key(|change| change.version);
-        let _ = shared.announcer.announce(calls, &late).await;
     }
-    Ok(late.len())
+    let count = late.len();
+    shared.announcer.add(late);
+    Ok(count)
 }

@@ -1,0 +1,237 @@
+//! One Redis connection for all of a process. It reconnects, is replaced when it stays silent, and never blocks for long.
+//!
+//! The client library reconnects when a connection breaks, but not when it stays silent because packets are dropped, nor
+//! when its server was demoted to a replica. [`Redis::watch`] finds both and replaces the connection under all clones.
+//!
+//! A command that was cut off is not repeated, so every write made through it is idempotent.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use futures_util::future::join_all;
+use metrics::counter;
+use redis::{
+    Cmd, ErrorKind, Pipeline, RedisError, RedisFuture, ServerErrorKind, Value,
+    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
+    cluster::ClusterClientBuilder,
+    cluster_async::ClusterConnection,
+};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
+
+use super::Config;
+use crate::platform::ops::Check;
+
+/// Pause between two checks of the connection.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Shortest pause between two checks, however many commands fail.
+const MIN_PAUSE: Duration = Duration::from_millis(250);
+/// Time for the answer to a `PING`, after which the connection counts as silent.
+const PING_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A handle on the connection that all its clones share. Cheap to clone.
+#[derive(Clone)]
+pub struct Redis(Arc<Shared>);
+
+struct Shared {
+    link: ArcSwap<Link>,
+    /// Notified with either of those below.
+    suspected: Notify,
+    /// A command was not answered in time.
+    timed_out: AtomicBool,
+    /// A command was refused because the server is a replica.
+    read_only: AtomicBool,
+}
+
+#[derive(Clone)]
+enum Link {
+    Single(ConnectionManager),
+    Cluster(ClusterConnection),
+    /// A connection that does not reconnect: see [`Tracking`](crate::platform::tracking::Tracking).
+    Once(MultiplexedConnection),
+}
+
+impl Link {
+    async fn open(config: &Config) -> Result<Self, RedisError> {
+        let response = Duration::from_millis(config.response_timeout_ms);
+        let connect = Duration::from_millis(config.connect_timeout_ms);
+        if config.cluster {
+            let client = ClusterClientBuilder::new(config.urls())
+                .response_timeout(response)
+                .connection_timeout(connect)
+                .retries(3)
+                .build()?;
+            return Ok(Self::Cluster(client.get_async_connection().await?));
+        }
+        let client = redis::Client::open(config.first_url()?)?;
+        let options = ConnectionManagerConfig::new()
+            .set_response_timeout(Some(response))
+            .set_connection_timeout(Some(connect))
+            .set_max_delay(Duration::from_millis(500))
+            .set_number_of_retries(1);
+        Ok(Self::Single(ConnectionManager::new_with_config(client, options).await?))
+    }
+
+    fn connection(&mut self) -> &mut (dyn ConnectionLike + Send) {
+        match self {
+            Self::Single(connection) => connection,
+            Self::Cluster(connection) => connection,
+            Self::Once(connection) => connection,
+        }
+    }
+}
+
+impl Shared {
+    /// Has the connection checked soon where a result says that it may be of no use.
+    fn look_at<T>(&self, result: &Result<T, RedisError>, is_read_only: impl Fn(&T) -> bool) {
+        let suspicion = match result {
+            Ok(found) if is_read_only(found) => &self.read_only,
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) => &self.read_only,
+            Err(error) if error.is_timeout() => &self.timed_out,
+            _ => return,
+        };
+        suspicion.store(true, Ordering::Relaxed);
+        self.suspected.notify_one();
+    }
+
+    /// Returns why the connection should be replaced, after telling the check how it is.
+    async fn fault(&self, mut redis: Redis, check: &Check) -> Option<&'static str> {
+        let (timed_out, read_only) = (&self.timed_out, &self.read_only);
+        let [timed_out, read_only] = [timed_out, read_only].map(|flag| flag.swap(false, Ordering::Relaxed));
+        let ping = redis::cmd("PING");
+        let silent = match timeout(PING_PATIENCE, ping.query_async::<()>(&mut redis)).await {
+            // One of a Cluster's servers answers, and others may not.
+            Ok(Ok(())) => timed_out && redis.is_cluster(),
+            Ok(Err(error)) => {
+                check.fail(format!("Redis does not answer: {error}"));
+                return error.is_timeout().then_some("silent");
+            }
+            Err(_) => {
+                check.fail(format!("Redis does not answer within {} s", PING_PATIENCE.as_secs()));
+                return Some("silent");
+            }
+        };
+        check.pass();
+        if silent { Some("silent") } else { read_only.then_some("read_only") }
+    }
+}
+
+/// Returns whether a replica has refused a write.
+fn is_read_only(value: &Value) -> bool {
+    matches!(value, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::ReadOnly))
+}
+
+impl Redis {
+    /// Connects once. Later breaks are mended in the background, and silence where [`Self::watch`] runs.
+    pub async fn connect(config: &Config) -> Result<Self, RedisError> {
+        Ok(Self::over(Link::open(config).await?))
+    }
+
+    /// Uses a connection that does not reconnect.
+    pub fn once(connection: MultiplexedConnection) -> Self {
+        Self::over(Link::Once(connection))
+    }
+
+    fn over(link: Link) -> Self {
+        let (timed_out, read_only) = (AtomicBool::default(), AtomicBool::default());
+        Self(Arc::new(Shared { link: ArcSwap::from_pointee(link), suspected: Notify::new(), timed_out, read_only }))
+    }
+
+    /// Connects, trying again until it works.
+    pub async fn connect_patiently(config: &Config, check: &Check) -> Self {
+        loop {
+            match Self::connect(config).await {
+                Ok(redis) => return redis,
+                Err(error) => check.fail(format!("Redis does not answer: {error}")),
+            }
+            sleep(Duration::from_millis(250 + fastrand::u64(0..250))).await;
+        }
+    }
+
+    /// Returns whether the servers form a Cluster, which takes scripts with the keys of one server only.
+    pub fn is_cluster(&self) -> bool {
+        matches!(**self.0.link.load(), Link::Cluster(_))
+    }
+
+    /// Asks several things that have nothing to do with each other, and gives the answers in their order:
+    /// in one go with one server; with a Cluster side by side, each where it belongs.
+    pub async fn ask(&mut self, commands: Vec<Cmd>) -> Vec<Result<Value, RedisError>> {
+        if self.is_cluster() {
+            let ask_one = |command: Cmd| {
+                let mut connection = self.clone();
+                async move { connection.req_packed_command(&command).await.and_then(Value::extract_error) }
+            };
+            return join_all(commands.into_iter().map(ask_one)).await;
+        }
+        let count = commands.len();
+        let mut pipeline = Pipeline::with_capacity(count);
+        for command in commands {
+            pipeline.add_command(command);
+        }
+        match self.req_packed_commands(&pipeline, 0, count).await {
+            Ok(values) => values.into_iter().map(Value::extract_error).collect(),
+            Err(error) => vec![Err(error); count],
+        }
+    }
+
+    /// Checks the connection every second, and soon after a command failed in a way that concerns it. Replaces it when
+    /// it is silent or leads to a replica. Never ends by itself.
+    pub async fn watch(self, config: Config, check: Check) {
+        loop {
+            if let Some(reason) = self.0.fault(self.clone(), &check).await {
+                self.replace(&config, &check, reason).await;
+            }
+            sleep(MIN_PAUSE).await;
+            let _ = timeout(PAUSE - MIN_PAUSE, self.0.suspected.notified()).await;
+        }
+    }
+
+    async fn replace(&self, config: &Config, check: &Check, reason: &'static str) {
+        match Link::open(config).await {
+            Ok(link) => {
+                self.0.link.store(Arc::new(link));
+                check.pass();
+                counter!("postrider_redis_connections_replaced_total", "reason" => reason).increment(1);
+                tracing::warn!(reason, "replaced the redis connection");
+            }
+            Err(error) => check.fail(format!("Redis does not answer: {error}")),
+        }
+    }
+}
+
+impl ConnectionLike for Redis {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        let mut link = Link::clone(&self.0.link.load());
+        Box::pin(async move {
+            let result = link.connection().req_packed_command(command).await;
+            self.0.look_at(&result, is_read_only);
+            result
+        })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        commands: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        let mut link = Link::clone(&self.0.link.load());
+        Box::pin(async move {
+            let result = link.connection().req_packed_commands(commands, offset, count).await;
+            self.0.look_at(&result, |values| values.iter().any(is_read_only));
+            result
+        })
+    }
+
+    fn get_db(&self) -> i64 {
+        Link::clone(&self.0.link.load()).connection().get_db()
+    }
+}

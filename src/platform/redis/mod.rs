@@ -1,0 +1,88 @@
+//! Redis, standalone or Cluster: its configuration, the shared connection, and single channels.
+
+mod connection;
+
+use std::{pin::pin, time::Duration};
+
+use futures_util::StreamExt;
+use redis::{ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use self::connection::Redis;
+use super::{config::Secret, pubsub::hang};
+
+/// How Redis is reached.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `redis://[user:password@]host:port/db`, or `rediss://` for TLS; several separated by commas
+    /// for a Cluster.
+    pub url: Secret,
+    /// Whether the servers form a Redis Cluster.
+    pub cluster: bool,
+    /// Put before all of our keys.
+    pub key_prefix: String,
+    /// Time for one command, in milliseconds.
+    pub response_timeout_ms: u64,
+    /// Time to connect, in milliseconds.
+    pub connect_timeout_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            url: Secret::new("redis://127.0.0.1:6379"),
+            cluster: false,
+            key_prefix: "postrider:".to_owned(),
+            response_timeout_ms: 2_000,
+            connect_timeout_ms: 1_000,
+        }
+    }
+}
+
+impl Config {
+    fn urls(&self) -> impl Iterator<Item = &str> {
+        self.url.expose().split(',').map(str::trim).filter(|url| !url.is_empty())
+    }
+
+    pub(super) fn first_url(&self) -> Result<ConnectionInfo, RedisError> {
+        let first = self.urls().next().ok_or((ErrorKind::InvalidClientConfig, "`redis.url` is not set"))?;
+        first.into_connection_info()
+    }
+}
+
+/// Calls `wake` for each message on a channel, and whenever some may have been missed. Over a connection of
+/// its own, made again when it breaks; in a Cluster every server has all messages.
+pub async fn listen(config: Config, channel: String, wake: impl Fn() + Send) {
+    loop {
+        if let Err(error) = listen_once(&config, &channel, &wake).await {
+            tracing::debug!(channel, error = %error, "not listening");
+        }
+        tokio::time::sleep(Duration::from_millis(500 + fastrand::u64(0..500))).await;
+    }
+}
+
+async fn listen_once(config: &Config, channel: &str, wake: &impl Fn()) -> Result<(), RedisError> {
+    let client = redis::Client::open(config.first_url()?)?;
+    let connect = Duration::from_millis(config.connect_timeout_ms);
+    let subscribe = async {
+        let mut listener = client.get_async_pubsub().await?;
+        listener.subscribe(channel).await?;
+        Ok::<_, RedisError>(listener)
+    };
+    let too_slow = (ErrorKind::Io, "no answer within `redis.connect_timeout_ms`");
+    let listener = tokio::time::timeout(connect, subscribe).await.map_err(|_| RedisError::from(too_slow))??;
+    wake();
+    let (sink, mut messages) = listener.split();
+    let mut hung = pin!(hang(sink, connect));
+    loop {
+        tokio::select! {
+            message = messages.next() => match message {
+                Some(_) => wake(),
+                None => return Ok(()),
+            },
+            error = &mut hung => return Err(error),
+        }
+    }
+}
