@@ -47,6 +47,14 @@ pub async fn await_connections(app: &App, receiver: &str, connections: u64) -> V
     .await
 }
 
+/// Waits until Redis is sure of everybody: before that, who connects is not announced.
+pub async fn settled(app: &App) {
+    // Some in each bucket.
+    for number in 0..64 {
+        await_connections(app, &format!("nobody{number}"), 0).await;
+    }
+}
+
 /// Waits until the topic says this, and fails when it says something else as well.
 pub async fn await_changes(world: &World, connected: &[&str]) {
     let mut last = NONE;
@@ -142,6 +150,7 @@ async fn a_drain_leaves_nobody_behind_and_the_last_process_says_so_itself() {
     let world = quick().await;
     let start = || world.app().role("api").start();
     let (one, two) = (start().await, start().await);
+    settled(&two).await;
     let sockets =
         [Socket::plain(&one.api, "a").await, Socket::plain(&one.api, "b").await, Socket::plain(&two.api, "b").await];
     let stream = Stream::open(&one, "/api/v1/messages/stream?receiverId=s", "").await;

@@ -64,7 +64,7 @@ for i = 4, #KEYS do
   end
   if count == 0 and state ~= 'connected' then count = -1 end
   if count >= 0 then
-    if version == 0 and young then
+    if version == 0 and (young or count == 0) then
       if state ~= 'connected' then state, since = 'connected', now end
     elseif state ~= 'connected' or version == 0 then
       state, version, since, change = 'connected', math.max(version + 1, now), now, 1
@@ -80,15 +80,14 @@ for i = 4, #KEYS do
       seen = math.max(seen, ARGV[4] == '0' and now or tonumber(ARGV[4]))
     end
     local others = redis.call('HLEN', key) - (is[1] and 4 or 0)
-    if state == 'connected' and version == 0 and others <= 0 then
-      redis.call('DEL', key)
-    elseif state == 'connected' then
+    if state == 'connected' then
       if others <= 0 then
-        state, version, change = 'disconnected', math.max(version + 1, now), 2
+        state = 'disconnected'
+        if version > 0 then version, change = math.max(version + 1, now), 2 end
         if seen == 0 then seen = now end
       end
       redis.call('HSET', key, 'state', state, 'version', version, 'since', since, 'seen', seen)
-      if change == 2 then redis.call('EXPIRE', key, ARGV[3]) end
+      if others <= 0 then redis.call('EXPIRE', key, ARGV[3]) end
     end
   end
   if change > 0 then
