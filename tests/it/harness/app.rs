@@ -5,7 +5,10 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,12 +21,15 @@ use super::{
     wait::{seconds, until, until_now},
 };
 
-const BINARY: &str = env!("CARGO_BIN_EXE_postrider");
+/// The program under test. `TEST_BINARY=…/target/debug/postrider` chooses another one, such as that of an earlier commit.
+static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
+    let other = std::env::var_os("TEST_BINARY");
+    other.map_or_else(|| env!("CARGO_BIN_EXE_postrider").into(), PathBuf::from)
+});
 
 /// The build's folder, where logs and stacks of tests go.
 pub fn target_folder() -> PathBuf {
-    let binary = Path::new(BINARY);
-    binary.ancestors().nth(2).expect("the binary is in target/PROFILE").to_owned()
+    BINARY.ancestors().nth(2).expect("the binary is in target/PROFILE").to_owned()
 }
 
 pub fn log_folder() -> PathBuf {
@@ -34,7 +40,7 @@ pub fn log_folder() -> PathBuf {
 
 /// The binary with these variables and no other `POSTRIDER_*`, away from any `postrider.yaml`.
 pub fn command(env: &BTreeMap<String, String>) -> Command {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(&*BINARY);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("POSTRIDER_")) {
         command.env_remove(name);
     }
