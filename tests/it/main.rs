@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod batches;
+mod black_holes;
 mod comments;
 mod comments_faults;
 mod comments_stream;

@@ -14,6 +14,7 @@ use super::{
     Stack,
     app::{Builder, command, migrate},
     kafka::Kafka,
+    proxy::Proxy,
     stack::off_runtime,
 };
 
@@ -147,6 +148,16 @@ impl World {
     /// Sets a variable for all processes to come.
     pub fn set(&mut self, name: &str, value: &str) {
         self.env.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Has processes to come reach Redis and Postgres through proxies, which lead there from now on.
+    pub fn reach_through(&mut self, redis: &Proxy, postgres: &Proxy) {
+        redis.lead_to(self.redis_url.trim_start_matches("redis://"));
+        self.set("POSTRIDER_REDIS__URL", &format!("redis://{}", redis.address));
+        let (before, rest) = self.database_url.rsplit_once('@').unwrap();
+        let (server, name) = rest.split_once('/').unwrap();
+        postgres.lead_to(server);
+        self.set("POSTRIDER_POSTGRES__URL", &format!("{before}@{}/{name}", postgres.address));
     }
 
     /// The full name of a topic of this world.

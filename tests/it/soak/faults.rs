@@ -26,13 +26,11 @@ pub struct Site {
     pub proxies: [(&'static str, Proxy); 3],
     pub ledger: Ledger,
     pub notebook: Notebook,
-    /// Whether connections may also go silent for ever.
-    pub black_holes: bool,
     pub stack: Stack,
 }
 
 /// Kinds of faults: first what is broken, then how. Each has a bound in `recovery.rs`.
-pub const KINDS: [&str; 22] = [
+pub const KINDS: [&str; 25] = [
     "api killed",
     "api frozen",
     "api restarted",
@@ -46,18 +44,19 @@ pub const KINDS: [&str; 22] = [
     "kafka restarted",
     "kafka frozen",
     "kafka answers lost",
+    "kafka black hole",
     "redis emptied",
     "redis killed",
     "redis frozen",
     "redis answers lost",
+    "redis black hole",
     "postgres killed",
     "postgres restarted",
     "postgres frozen",
     "postgres answers lost",
+    "postgres black hole",
     "target fails",
 ];
-/// Kinds that come only with `SOAK_BLACK_HOLE=1`.
-pub const BLACK_HOLES: [&str; 3] = ["kafka black hole", "redis black hole", "postgres black hole"];
 
 /// Share of faults, in a hundred, after which the next one waits until all services are back.
 const AWAITED: u8 = 35;
@@ -70,7 +69,6 @@ impl Site {
             if deck.is_empty() {
                 // Each kind once before any comes again.
                 deck.extend(KINDS);
-                deck.extend(BLACK_HOLES.iter().filter(|_| self.black_holes));
                 rng.shuffle(&mut deck);
             }
             let kind = deck.pop().unwrap_or(KINDS[0]);

@@ -71,7 +71,6 @@ struct Plan {
     seed: u64,
     inject: Option<Inject>,
     brokers: String,
-    black_holes: bool,
 }
 
 impl Plan {
@@ -81,7 +80,6 @@ impl Plan {
             seed: number("SOAK_SEED").unwrap_or_else(|| Rng::new().u64(..1 << 32)),
             inject: text("SOAK_INJECT").map(|word| Inject::parse(&word)),
             brokers: text("SOAK_BROKERS").unwrap_or_else(|| "1".to_owned()),
-            black_holes: number("SOAK_BLACK_HOLE").is_some_and(|number| number > 0),
         }
     }
 }
@@ -140,15 +138,8 @@ impl Run {
         let proxies = [("kafka", kafka), ("redis", redis), ("postgres", postgres)];
         let gauge = Arc::new(Gauge::new(&world));
         let notebook = Notebook::new(ledger.began(), plan.inject.and_then(Inject::trick));
-        let site = Site {
-            stack,
-            fleet: fleet.clone(),
-            target,
-            proxies,
-            ledger: ledger.clone(),
-            notebook: notebook.clone(),
-            black_holes: plan.black_holes,
-        };
+        let site =
+            Site { stack, fleet: fleet.clone(), target, proxies, ledger: ledger.clone(), notebook: notebook.clone() };
         let site = Arc::new(site);
         let clients = Clients { fleet, ledger: ledger.clone(), orders, stop: CancellationToken::new(), injection };
         let (prefix, tail) = (world.prefix.clone(), None);
@@ -268,19 +259,13 @@ async fn stack(plan: &Plan, kafka: &Proxy) -> Stack {
 /// Its corner of the servers, reached through the proxies.
 async fn world(stack: &Stack, proxies: &[&Proxy; 3]) -> World {
     let mut world = World::on(stack).await.with_postgres().await;
-    let [kafka, redis, postgres] = proxies.map(|proxy| proxy.address.to_string());
-    let database = stack.get("DATABASE_URL");
-    let (before, rest) = database.rsplit_once('@').unwrap();
-    let (server, name) = rest.split_once('/').unwrap();
+    let [kafka, redis, postgres] = proxies;
+    world.reach_through(redis, postgres);
     let one_broker = !stack.get("KAFKA_BROKERS").contains(',');
-    proxies[0].lead_to(if one_broker { stack.get("KAFKA_BROKERS") } else { "127.0.0.1:1" });
-    proxies[1].lead_to(stack.get("REDIS_URL").trim_start_matches("redis://"));
-    proxies[2].lead_to(server);
-    let brokers = if one_broker { kafka } else { stack.get("KAFKA_BROKERS").to_owned() };
+    kafka.lead_to(if one_broker { stack.get("KAFKA_BROKERS") } else { "127.0.0.1:1" });
+    let brokers = if one_broker { kafka.address.to_string() } else { stack.get("KAFKA_BROKERS").to_owned() };
     for (name, value) in [
         ("KAFKA__BROKERS", brokers),
-        ("REDIS__URL", format!("redis://{redis}")),
-        ("POSTGRES__URL", format!("{before}@{postgres}/{name}")),
         ("KAFKA__PRODUCER__DELIVERY_TIMEOUT_MS", "4000".to_owned()),
         ("KV__PARTITIONS", PARTITIONS.to_string()),
         ("COMMENTS__PARTITIONS", PARTITIONS.to_string()),
