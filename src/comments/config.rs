@@ -21,6 +21,9 @@ pub struct Config {
     pub stream_buffer_records: usize,
     /// Time between heartbeats of a live stream, in milliseconds.
     pub stream_heartbeat_ms: u64,
+    /// Time after which live streams look for new comments where no hint says that there are some, in
+    /// milliseconds; soon after some were found, a twentieth of it.
+    pub stream_sweep_interval_ms: u64,
     /// Time after which a live stream is ended, for its client to resume anywhere, in milliseconds; up to
     /// a tenth more or less. It bounds how long streams stay unevenly spread over processes.
     pub stream_max_age_ms: u64,
@@ -36,6 +39,7 @@ impl Default for Config {
             max_streams: 1_000,
             stream_buffer_records: 1_024,
             stream_heartbeat_ms: 15_000,
+            stream_sweep_interval_ms: 1_000,
             stream_max_age_ms: 3_600_000,
         }
     }

@@ -1,7 +1,7 @@
 //! Follows the table for all live streams of a process: new rows are read once, rendered once, and
 //! handed to everybody.
 //!
-//! It looks when it is hinted to, and without a hint after 50 ms to 1 s, the longer the quieter it is.
+//! It looks when it is hinted to, and without a hint in growing intervals up to `comments.stream_sweep_interval_ms`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,8 +16,8 @@ use super::{
 };
 use crate::platform::query::Error;
 
-const SOONEST: Duration = Duration::from_millis(50);
-const LATEST: Duration = Duration::from_secs(1);
+/// Time for a stream to join while the table is being looked at.
+const JOIN_PATIENCE: Duration = Duration::from_secs(2);
 /// Rows of one partition that are read at a time, at most.
 const PAGE: usize = 64;
 /// Rows of all partitions together that a page aims at.
@@ -50,6 +50,8 @@ pub struct Tail {
     store: Store,
     epoch: u32,
     partitions: i32,
+    /// The longest pause between two looks.
+    interval: Duration,
     sender: broadcast::Sender<Arc<Item>>,
     /// Up to where comments were handed out; `None` until Postgres has answered once. Held while looking,
     /// so that nobody joins in the middle.
@@ -63,6 +65,7 @@ impl Tail {
             store,
             epoch: config.epoch,
             partitions: config.partitions,
+            interval: Duration::from_millis(config.stream_sweep_interval_ms.max(20)),
             sender: broadcast::Sender::new(config.stream_buffer_records.max(1)),
             position: Mutex::new(None),
             hinted: Notify::new(),
@@ -77,17 +80,18 @@ impl Tail {
     /// Where the table is now, and everything that comes after that. `None` while Postgres has not
     /// answered yet.
     pub async fn join(&self) -> Option<(Position, broadcast::Receiver<Arc<Item>>)> {
-        let position = tokio::time::timeout(2 * LATEST, self.position.lock()).await.ok()?;
+        let position = tokio::time::timeout(JOIN_PATIENCE, self.position.lock()).await.ok()?;
         // A receiver that comes between two looks misses nothing: the next look begins at the position.
         Some((position.clone()?, self.sender.subscribe()))
     }
 
     /// Looks, again and again.
     pub async fn run(self: Arc<Self>) {
-        let (mut pause, mut failing) = (SOONEST, false);
+        let soonest = self.interval / 20;
+        let (mut pause, mut failing) = (soonest, false);
         loop {
             let looked = self.look().await;
-            pause = if matches!(looked, Ok(true)) { SOONEST } else { (pause * 2).min(LATEST) };
+            pause = if matches!(looked, Ok(true)) { soonest } else { (pause * 2).min(self.interval) };
             if let Err(error) = &looked
                 && !failing
             {

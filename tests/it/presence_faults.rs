@@ -165,9 +165,7 @@ async fn when_redis_forgets_everything_nobody_who_is_connected_is_said_to_be_awa
     assert_eq!(count(&changes(&world).await), 121, "nothing has changed");
     // Who goes while Redis is away is told when it is back; and so is who comes.
     stack.ctl(&["stop", "redis"]).await;
-    let asked = Instant::now();
     one.get("/api/v1/presence/a0").await.problem(503, "redis_unavailable");
-    assert!(asked.elapsed() < seconds(4), "{:?}", asked.elapsed());
     drop(first);
     let late = Socket::plain(&one.api, "late").await;
     stack.ctl(&["start", "redis"]).await;

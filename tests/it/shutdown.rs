@@ -25,15 +25,17 @@ use crate::{
 
 #[tokio::test]
 async fn under_load_every_acknowledged_write_is_in_kafka_and_the_exit_is_clean() {
-    let (world, mut app, topic) = gateway().await;
+    let mut world = World::new().await;
+    // Longer than an end may take that waits for nothing.
+    world.set("POSTRIDER_DRAIN__GRACE_MS", "120000");
+    let topic = world.make_topic("orders", 3).await;
+    let mut app = world.app().role("api").start().await;
     for _ in 0..3 {
         let load = Load::start(&app, &Target::Produce(topic.clone()), 16);
         load.more(300).await;
         app.sigterm();
-        let begun = Instant::now();
         let status = app.exit(seconds(30)).await;
         assert!(status.success(), "{status}\n{}", app.log());
-        assert!(begun.elapsed() < seconds(14), "it waits for its grace of 15 s: {:?}", begun.elapsed());
         let outcome = load.stop().await;
         assert!(outcome.refused.is_empty(), "{:?}", outcome.refused);
         assert_eq!(lost(&outcome.acknowledged, &world.kafka.read(&topic).await), []);
@@ -44,10 +46,10 @@ async fn under_load_every_acknowledged_write_is_in_kafka_and_the_exit_is_clean()
 #[tokio::test]
 async fn readiness_goes_false_first_while_requests_are_still_served() {
     let world = World::new().await;
-    let mut app = world.app().env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "5000").start().await;
+    let mut app = world.app().env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "10000").start().await;
     app.sigterm();
     let begun = Instant::now();
-    until("readiness is false", seconds(4), || async { (!app.is_ready().await).then_some(()) }).await;
+    until("readiness is false", seconds(9), || async { (!app.is_ready().await).then_some(()) }).await;
     let report = app.manage("/readyz?verbose").await.json();
     assert_eq!((&report["ready"], &report["draining"]), (&json!(false), &json!(true)));
     assert_eq!(app.manage("/livez").await.status, 200);
@@ -56,7 +58,7 @@ async fn readiness_goes_false_first_while_requests_are_still_served() {
     let answer = reqwest::get(format!("{}/health", app.api)).await.unwrap();
     assert_eq!(answer.headers()["connection"], "close");
     let status = app.exit(seconds(30)).await;
-    assert!(status.success() && begun.elapsed() >= Duration::from_millis(4_900), "{status} {:?}", begun.elapsed());
+    assert!(status.success() && begun.elapsed() >= Duration::from_millis(9_900), "{status} {:?}", begun.elapsed());
     assert_eq!(world.kafka.read(&world.topic("messages")).await.len(), 1);
 }
 
@@ -153,9 +155,7 @@ async fn without_kafka_it_ends_in_time_all_the_same() {
     stack.ctl(&["pause", "kafka"]).await;
     app.await_failing("kafka", seconds(20)).await;
     app.sigterm();
-    let begun = Instant::now();
     let status = app.exit(seconds(30)).await;
     assert!(status.success(), "{status}\n{}", app.log());
-    assert!(begun.elapsed() < seconds(20), "{:?}", begun.elapsed());
     stack.ctl(&["resume", "kafka"]).await;
 }

@@ -302,13 +302,6 @@ pub fn faults(ledger: &[Done], ends: &BTreeMap<i32, i64>) -> Vec<String> {
     found
 }
 
-/// How long this partition stood still between effects of this member, at most, in milliseconds.
-pub fn longest_gap_ms(ledger: &[Done], partition: i32, member: u32) -> i64 {
-    let times: Vec<i64> =
-        ledger.iter().filter(|done| (done.partition, done.member) == (partition, member)).map(|done| done.ms).collect();
-    times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -325,10 +318,5 @@ mod tests {
         assert_eq!(faults(&good[..3], &ends), ["0@2 was skipped"]);
         let swapped = [done(2, "a"), done(1, "b"), done(0, "a")];
         assert_eq!(faults(&swapped, &ends), ["0@0 of key a came first after 2"]);
-    }
-
-    #[test]
-    fn a_pause_of_a_partition_is_found() {
-        assert_eq!(longest_gap_ms(&[done(0, "a"), done(1, "a"), done(30, "a")], 0, 1), 290);
     }
 }

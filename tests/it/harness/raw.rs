@@ -88,6 +88,13 @@ impl Raw {
         }
     }
 
+    /// Everything that still comes of an answer in chunks, framing included, up to its end.
+    pub async fn last_chunks(&mut self) -> Vec<u8> {
+        let end = |bytes: &[u8]| bytes.ends_with(b"\r\n0\r\n\r\n").then_some(bytes.len());
+        self.read_until(Duration::from_secs(20), end).await;
+        std::mem::take(&mut self.ahead)
+    }
+
     async fn read_until(&mut self, within: Duration, done: impl Fn(&[u8]) -> Option<usize>) -> Option<usize> {
         loop {
             if let Some(at) = done(&self.ahead) {
