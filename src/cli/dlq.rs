@@ -138,7 +138,7 @@ async fn act(command: Command, settings: &Settings) -> Result<(), String> {
     let kafka = &settings.kafka;
     let say = |error| format!("kafka: {error}");
     let broker = Broker::start(kafka, Health::default().check("kafka")).map_err(say)?;
-    let producer = Producer::start(kafka, broker.clone()).map_err(say)?;
+    let producer = Producer::start_alone(kafka, broker.clone()).map_err(say)?;
     let admin = Arc::new(Admin::new(kafka, broker.clone()).map_err(say)?);
     let queue = Queue::new(kafka.clone(), producer, broker, admin);
     match command {

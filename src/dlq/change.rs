@@ -166,7 +166,7 @@ impl Change<'_> {
                 key: letter.key.as_deref(),
                 payload: letter.value.as_deref(),
                 headers: Some(letter.headers.clone()),
-                timestamp_ms: None,
+                ..Outgoing::default()
             });
             let stored = self.store(records);
             let mut written = Vec::new();

@@ -50,6 +50,7 @@ struct Inner {
 }
 
 impl Queue {
+    /// The producer sends each record alone: what the broker refuses must not fail other letters, or other writers.
     pub fn new(kafka: kafka::Config, producer: Producer, broker: Broker, admin: Arc<Admin>) -> Self {
         let turn = Arc::new(Semaphore::new(1));
         Self { inner: Arc::new(Inner { kafka, producer, broker, admin, turn }) }

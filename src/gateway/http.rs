@@ -187,15 +187,14 @@ impl Gateway {
         let checked = record.check(default_topic)?;
         let topic = checked.topic.clone().into_owned();
         self.inner.topics.permit(&topic)?;
-        if !self.inner.topics.is_known(&topic) {
-            self.inner.topics.ensure(&topic).await?;
-        }
+        let limits = self.inner.topics.limits(&topic).await?;
         let (part, until) = match place {
             Place::Alone => (None, Instant::now()),
             Place::Part(part, until) => (Some(part), until),
         };
         let id = context.event_id(ANONYMOUS, ROUTE, part)?;
         let event = Event { id, kind: EVENT_TYPE, source: "/gateway", trace: context.trace };
+        checked.fits(&limits, &event)?;
         let producer = &self.inner.producer;
         loop {
             let waits = part.is_some() && Instant::now() < until;
@@ -203,7 +202,7 @@ impl Gateway {
                 tokio::time::sleep(ROOM_AGAIN).await;
                 continue;
             }
-            match producer.send(checked.outgoing(&event)) {
+            match producer.send(checked.outgoing(&event), &limits) {
                 Ok(receipt) => return Ok(Taken { topic, receipt }),
                 Err(SendError::Full) if waits => tokio::time::sleep(ROOM_AGAIN).await,
                 Err(error) => return Err(self.explain(&error, &topic)),
@@ -268,7 +267,8 @@ impl Gateway {
     }
 
     fn explain(&self, error: &SendError, topic: &str) -> Problem {
-        if matches!(error, SendError::UnknownTopic(_)) {
+        // What is known of the topic may be out of date.
+        if matches!(error, SendError::UnknownTopic(_) | SendError::TooLarge | SendError::Rejected(_)) {
             self.inner.topics.forget(topic);
         }
         let code = match error {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::platform::{
     http::Config as HttpConfig,
-    kafka::{Admin, Broker, Producer},
+    kafka::{Admin, Broker, CallersProducer},
 };
 
 /// The room, built by the api role.
@@ -26,7 +26,7 @@ pub struct Gateway {
 }
 
 struct Inner {
-    producer: Producer,
+    producer: CallersProducer,
     topics: topics::Topics,
     config: Config,
     http: HttpConfig,
@@ -37,7 +37,7 @@ impl Gateway {
     pub fn new(
         config: Config,
         http: HttpConfig,
-        producer: Producer,
+        producer: CallersProducer,
         broker: Broker,
         admin: Arc<Admin>,
         internal: Vec<String>,

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use crate::platform::{
     clock,
     http::{Code, Problem, json},
-    kafka::{Outgoing, admission, event::Event},
+    kafka::{Outgoing, TopicLimits, admission, batch_bytes, event::Event},
 };
 
 /// One record to produce. Absent and empty keys are the same: no key.
@@ -123,6 +123,40 @@ impl Checked<'_> {
         admission::weight(self.key.as_deref(), Some(&self.payload))
     }
 
+    /// Refuses a record that the broker would refuse, before it shares a batch with others.
+    pub fn fits(&self, limits: &TopicLimits, event: &Event<'_>) -> Result<(), Problem> {
+        let topic = &self.topic;
+        if limits.needs_key && self.key.is_none() {
+            return Err(malformed(format!("`key` is required: topic `{topic}` is compacted")));
+        }
+        if let Some(ms) = self.timestamp_ms {
+            let ahead_ms = ms - clock::now_ms();
+            let (setting, bound_ms) = match ahead_ms {
+                0.. => ("message.timestamp.after.max.ms", limits.max_after_ms),
+                _ => ("message.timestamp.before.max.ms", limits.max_before_ms),
+            };
+            if ahead_ms.abs() > bound_ms {
+                let detail = format!(
+                    "`timestamp` must be within {bound_ms} ms of now, as `{setting}` of topic `{topic}` says (got {ms})"
+                );
+                return Err(Problem::new(Code::InvalidField, detail));
+            }
+        }
+        // Most records are far below.
+        let headers: usize = self.headers.iter().flatten().map(|(name, value)| name.len() + value.len()).sum();
+        if self.bytes() + headers > limits.max_message_bytes / 2 {
+            let bytes = batch_bytes(&self.outgoing(event));
+            if bytes > limits.max_message_bytes {
+                let limit = limits.max_message_bytes;
+                let detail = format!(
+                    "the record has {bytes} bytes, and topic `{topic}` takes {limit} at most (`max.message.bytes`)"
+                );
+                return Err(Problem::new(Code::BodyTooLarge, detail));
+            }
+        }
+        Ok(())
+    }
+
     /// The record as the producer takes it.
     pub fn outgoing(&self, event: &Event<'_>) -> Outgoing<'_> {
         let own = self.headers.as_ref().map_or(0, BTreeMap::len);
@@ -137,6 +171,7 @@ impl Checked<'_> {
             payload: Some(&self.payload),
             headers: Some(headers),
             timestamp_ms: self.timestamp_ms,
+            extra_bytes: 0,
         }
     }
 }

@@ -11,10 +11,10 @@ use tokio::sync::{OnceCell, Semaphore};
 use super::Config;
 use crate::platform::{
     http::{Code, Problem},
-    kafka::{Admin, Broker, TopicError},
+    kafka::{Admin, Broker, TopicError, TopicLimits},
 };
 
-/// How long a topic that was there is taken to be there.
+/// How long a topic that was there is taken to be there, and to have the settings it had.
 const REMEMBER: Duration = Duration::from_secs(60);
 /// Names remembered at most.
 const MAX_KNOWN: usize = 10_000;
@@ -25,11 +25,17 @@ pub struct Topics {
     allow: Vec<String>,
     internal: HashSet<String>,
     auto_create: bool,
-    known: RwLock<HashMap<String, Instant>>,
+    known: RwLock<HashMap<String, Known>>,
     broker: Broker,
     admin: Arc<Admin>,
     brokers_create: OnceCell<bool>,
     questions: Semaphore,
+}
+
+/// A topic that was there.
+struct Known {
+    since: Instant,
+    limits: TopicLimits,
 }
 
 impl Topics {
@@ -54,37 +60,46 @@ impl Topics {
         Err(Problem::new(Code::TopicForbidden, format!("topic `{topic}` may not be written to through the gateway")))
     }
 
-    /// Whether the topic is known to exist, without asking anyone.
-    pub fn is_known(&self, topic: &str) -> bool {
+    /// Returns the limits of a topic that is known to exist, without asking anyone.
+    fn known(&self, topic: &str) -> Option<TopicLimits> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.get(topic).is_some_and(|since| since.elapsed() < REMEMBER)
+        known.get(topic).filter(|known| known.since.elapsed() < REMEMBER).map(|known| known.limits)
     }
 
-    /// Makes sure that the topic exists: asks, and makes it where that is allowed. 404 at once otherwise.
-    pub async fn ensure(&self, topic: &str) -> Result<(), Problem> {
+    /// Returns the limits of a topic, after making it where it does not exist and that is allowed. 404 at once otherwise.
+    pub async fn limits(&self, topic: &str) -> Result<TopicLimits, Problem> {
+        match self.known(topic) {
+            Some(limits) => Ok(limits),
+            None => self.look_up(topic).await,
+        }
+    }
+
+    async fn look_up(&self, topic: &str) -> Result<TopicLimits, Problem> {
         if !self.broker.is_up() {
             return Err(Problem::new(Code::KafkaUnavailable, "no broker answers"));
         }
-        let Ok(_turn) = self.questions.acquire().await else { return Ok(()) };
-        if self.is_known(topic) {
-            return Ok(());
-        }
-        let found = self.broker.partitions(topic).await.map_err(|error| {
+        let unanswered = |error: String| {
             self.broker.suspect();
             Problem::new(Code::KafkaUnavailable, format!("the topic cannot be looked up: {error}"))
-        })?;
-        if found.is_none() {
+        };
+        // The semaphore is never closed.
+        let Ok(_turn) = self.questions.acquire().await else { return Ok(TopicLimits::default()) };
+        if let Some(limits) = self.known(topic) {
+            return Ok(limits);
+        }
+        if self.broker.partitions(topic).await.map_err(|error| unanswered(error.to_string()))?.is_none() {
             self.create(topic).await?;
         }
+        let limits = self.admin.limits(topic).await.map_err(|error| unanswered(error.to_string()))?;
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_KNOWN {
             known.clear();
         }
-        known.insert(topic.to_owned(), Instant::now());
-        Ok(())
+        known.insert(topic.to_owned(), Known { since: Instant::now(), limits });
+        Ok(limits)
     }
 
-    /// The topic turned out not to exist.
+    /// Looks the topic up again next time: it turned out not to exist, or to have other settings.
     pub fn forget(&self, topic: &str) {
         self.known.write().unwrap_or_else(PoisonError::into_inner).remove(topic);
     }

@@ -122,7 +122,7 @@ impl Reader {
             key: Some(key.as_bytes()),
             payload: value,
             headers: Some(headers),
-            timestamp_ms: None,
+            ..Outgoing::default()
         };
         let stored = inner.producer.store(record).await?;
         Ok(Position {

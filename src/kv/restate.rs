@@ -75,7 +75,7 @@ impl Restater {
             key: Some(&restatement.key),
             payload: restatement.value.as_deref(),
             headers: Some(restatement.headers()),
-            timestamp_ms: None,
+            ..Outgoing::default()
         })
     }
 

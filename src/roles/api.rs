@@ -28,10 +28,11 @@ use crate::{
 /// Builds the rooms and starts serving.
 pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &mut Tasks) -> Result<(), String> {
     let settings = &platform.settings;
+    let callers_producer = platform.callers_producer.clone().ok_or("the role has no producer for callers' records")?;
     let gateway = Gateway::new(
         settings.gateway.clone(),
         settings.http.clone(),
-        platform.producer.clone(),
+        callers_producer.clone(),
         platform.broker.clone(),
         platform.admin.clone(),
         TopicPlan::internal_names(settings),
@@ -50,7 +51,7 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
     let short_cuts = kv::short_cuts(gateway::short_cuts(ShortCuts::default(), &gateway), &kv);
     let short_cuts = feed::short_cuts(short_cuts, &feed);
     let dlq =
-        Queue::new(settings.kafka.clone(), platform.producer.clone(), platform.broker.clone(), platform.admin.clone());
+        Queue::new(settings.kafka.clone(), callers_producer.alone(), platform.broker.clone(), platform.admin.clone());
     let presence = presence(platform, redis.clone());
     let (comments, messages) = (comments(platform, tasks), messages(platform, presence.clone(), tasks));
     let routes = [

@@ -16,7 +16,7 @@ use super::{
 use crate::platform::{
     drain::{self, Draining, Ending, Tasks},
     http::{client::Proxies, serve, shortcut::ShortCuts},
-    kafka::{Admin, Broker, Producer, TopicError, TopicSpec, TopicsReady, lanes::Lanes},
+    kafka::{Admin, Broker, CallersProducer, Producer, TopicError, TopicSpec, TopicsReady, lanes::Lanes},
     ops::{self, Check, Health},
     postgres,
     redis::Redis,
@@ -33,6 +33,8 @@ pub(super) struct Platform {
     pub metrics: PrometheusHandle,
     pub broker: Broker,
     pub producer: Producer,
+    /// Where the role takes callers' records.
+    pub callers_producer: Option<CallersProducer>,
     pub admin: Arc<Admin>,
     pub topics_ready: TopicsReady,
     /// `None` where `postgres.url` is not set: what needs it is off.
@@ -115,6 +117,11 @@ async fn serve_until_stopped(settings: Settings, mission: Mission, metrics: Prom
     let broker = Broker::start(&settings.kafka, health.check("kafka")).map_err(|error| format!("kafka: {error}"))?;
     let admin = Admin::new(&settings.kafka, broker.clone()).map_err(|error| format!("kafka: {error}"))?;
     let producer = Producer::start(&settings.kafka, broker.clone()).map_err(|error| format!("kafka: {error}"))?;
+    let callers_producer = match &mission {
+        Mission::Role if settings.role.serves_api() => Some(CallersProducer::start(&settings.kafka, &broker)),
+        _ => None,
+    };
+    let callers_producer = callers_producer.transpose().map_err(|error| format!("kafka: {error}"))?;
     let postgres = match &mission {
         Mission::Role => open_postgres(&settings)?,
         Mission::Relay(_) => None,
@@ -125,6 +132,7 @@ async fn serve_until_stopped(settings: Settings, mission: Mission, metrics: Prom
         metrics: metrics.clone(),
         broker,
         producer,
+        callers_producer,
         admin: Arc::new(admin),
         topics_ready: TopicsReady::default(),
         postgres,
@@ -140,9 +148,13 @@ async fn serve_until_stopped(settings: Settings, mission: Mission, metrics: Prom
         async move { serve::serve(management, router, ShortCuts::default(), &config, Proxies::default(), ending).await }
     });
     let outcome = run_mission(&platform, &mission, signal).await;
-    let producer = platform.producer.clone();
+    let (producer, callers_producer) = (platform.producer.clone(), platform.callers_producer.clone());
     let grace = platform.settings.drain.grace();
-    if tokio::task::spawn_blocking(move || producer.close(grace)).await.is_err() {
+    let close = move || {
+        callers_producer.inspect(|producer| producer.close(grace));
+        producer.close(grace);
+    };
+    if tokio::task::spawn_blocking(close).await.is_err() {
         tracing::error!("the producer failed while it was closed");
     }
     management_stop.cancel();

@@ -70,7 +70,7 @@ impl Post {
             key,
             payload: value,
             headers: Some(headers.clone()),
-            timestamp_ms: None,
+            ..Outgoing::default()
         };
         let stored = self.producer.store(record).await.unwrap();
         message(topic, stored.partition, stored.offset, key, value, headers)

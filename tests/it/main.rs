@@ -24,6 +24,7 @@ mod gateway;
 mod harness;
 mod hostile;
 mod http;
+mod isolation;
 mod kv;
 mod kv_cluster;
 mod kv_loss;

@@ -62,7 +62,7 @@ async fn metrics_say_what_happened() {
         r#"http_server_request_duration_seconds_bucket{http_request_method="POST",http_route="/push",http_response_status_code="202",le="10"} 1"#,
         r#"http_route="unmatched",http_response_status_code="404"} 1"#,
         "http_server_active_requests",
-        r#"postrider_producer_records_total{outcome="stored"}"#,
+        r#"postrider_producer_records_total{client="producer",outcome="stored"}"#,
         "postrider_producer_delivery_duration_seconds_count",
         "postrider_kv_projected_records_total",
         r#"postrider_check_ok{check="kafka"} 1"#,

@@ -140,7 +140,7 @@ async fn clients_that_wait_for_a_broker_that_stands_still_are_not_replaced() {
         let before = requests().await;
         until("its clients report", seconds(20), || async { (requests().await != before).then_some(()) }).await;
     }
-    for client in ["producer", "kv"] {
+    for client in ["producer", "producer-callers", "kv"] {
         let metric = format!("postrider_kafka_clients_replaced_total{{client=\"{client}\"");
         assert_eq!(app.metric(&metric).await, None, "{client} was replaced");
     }

@@ -21,7 +21,7 @@ use self::{
 };
 use super::{Config, EVENTS_TOPIC};
 use crate::platform::{
-    kafka::{self, Outgoing, Producer, Receipt, SendError, Stored, TopicsReady, event as kafka_event},
+    kafka::{self, Outgoing, Producer, Receipt, SendError, Stored, TopicsReady, dead_letter, event as kafka_event},
     query,
 };
 
@@ -225,6 +225,7 @@ impl Undelivered {
             key: Some(row.receiver_id.as_bytes()),
             payload: Some(&value),
             headers: Some(event::headers(row)),
+            extra_bytes: dead_letter::ROOM_BYTES as usize,
             ..Outgoing::default()
         })
     }

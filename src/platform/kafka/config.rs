@@ -6,8 +6,12 @@ use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{client_watchdog::REPORT_INTERVAL_MS, dead_letter};
+use super::{client_watchdog::REPORT_INTERVAL_MS, dead_letter, producer::Purpose};
 use crate::platform::config::Secret;
+
+/// Largest batch of several records, in bytes before compression. Below the brokers' default for topics, so that only a
+/// topic that was set to less refuses a batch for its size.
+pub(super) const BATCH_BYTES: usize = 1_000_000;
 
 /// How Kafka is reached, written to and read from.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -256,16 +260,17 @@ impl Config {
         properties
     }
 
-    /// The properties of the producer.
-    pub fn producer_client(&self) -> ClientConfig {
+    /// The properties of a producer.
+    pub fn producer_client(&self, purpose: Purpose) -> ClientConfig {
         let producer = &self.producer;
-        let mut properties = self.client("producer");
+        let mut properties = self.client(purpose.client());
         properties
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("partitioner", "murmur2_random")
             .set("compression.type", &producer.compression)
             .set("linger.ms", (producer.linger_us as f64 / 1_000.0).to_string())
+            .set("batch.size", BATCH_BYTES.to_string())
             // Never: see `Receipt::stored`.
             .set("message.timeout.ms", "0")
             .set("request.timeout.ms", producer.delivery_timeout_ms.clamp(1_000, 5_000).to_string())
@@ -275,6 +280,9 @@ impl Config {
             // Admission is ours and comes first, so the library's own bounds are never met.
             .set("queue.buffering.max.messages", producer.max_in_flight_records.saturating_mul(2).to_string())
             .set("queue.buffering.max.kbytes", (producer.max_in_flight_bytes / 512).max(1_024).to_string());
+        if purpose == Purpose::Alone {
+            properties.set("batch.num.messages", "1").set("linger.ms", "0");
+        }
         self.with_overrides(properties)
     }
 

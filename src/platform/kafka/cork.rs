@@ -49,6 +49,11 @@ impl Waiting {
         }
     }
 
+    /// Returns what waits for the record, without the record.
+    pub fn into_pending(self) -> Box<Pending> {
+        self.pending
+    }
+
     /// Splits into what the client library borrows and what it takes.
     pub fn use_with<T>(self, hand_over: impl FnOnce(Outgoing<'_>, Box<Pending>) -> T) -> T {
         let (key, payload) = self.bytes.split_at(self.key_len.unwrap_or(0));
@@ -59,6 +64,7 @@ impl Waiting {
             payload: self.has_payload.then_some(payload),
             headers: self.headers,
             timestamp_ms: self.timestamp_ms,
+            extra_bytes: 0,
         };
         hand_over(record, self.pending)
     }

@@ -140,6 +140,7 @@ impl Letter<'_> {
             payload: Some(value.unwrap_or_default()),
             headers: Some(self.headers(keep)),
             timestamp_ms: None,
+            extra_bytes: ROOM_BYTES as usize,
         }
     }
 }

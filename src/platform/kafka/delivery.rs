@@ -12,18 +12,22 @@ use metrics::{Counter, Histogram, counter, histogram};
 use rdkafka::{
     ClientContext, Message, Statistics,
     error::{KafkaError, RDKafkaErrorCode},
-    message::DeliveryResult,
+    message::{BorrowedHeaders, BorrowedMessage, DeliveryResult},
     producer::ProducerContext,
 };
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{
     admission::Permit,
     broker::Broker,
     client_watchdog::Connectivity,
-    producer::{SendError, Stored},
+    cork::Waiting,
+    producer::{Outgoing, Purpose, SendError, Stored},
     stats,
 };
+
+/// Where records go whose batch was refused. Bounded by admission: each holds a permit.
+pub(super) type Resend = mpsc::UnboundedSender<Waiting>;
 
 /// Who is told what became of a record.
 pub(super) type Answer = oneshot::Sender<Result<Stored, SendError>>;
@@ -32,12 +36,14 @@ pub(super) type Answer = oneshot::Sender<Result<Stored, SendError>>;
 pub(super) struct Pending {
     _permit: Permit,
     accepted: Instant,
+    /// The record's own time, which the client library does not report for a record that failed.
+    pub timestamp_ms: Option<i64>,
     answer: Option<Answer>,
 }
 
 impl Pending {
     pub fn new(permit: Permit, answer: Option<Answer>) -> Box<Self> {
-        Box::new(Self { _permit: permit, accepted: Instant::now(), answer })
+        Box::new(Self { _permit: permit, accepted: Instant::now(), timestamp_ms: None, answer })
     }
 }
 
@@ -61,23 +67,39 @@ pub(super) fn classify(code: RDKafkaErrorCode, topic: &str) -> SendError {
     }
 }
 
-/// Counters of the producer.
+/// Returns whether a record may have been refused only because it shared a batch with others. None of them is stored.
+fn concerns_the_batch(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as E;
+    matches!(
+        code,
+        E::InvalidDifferentRecord
+            | E::InvalidRecord
+            | E::InvalidTimestamp
+            | E::MessageSizeTooLarge
+            | E::InvalidMessageSize
+    )
+}
+
+/// Counters of a producer.
 #[derive(Clone)]
 pub(super) struct Metrics {
     stored: Counter,
     failed: Counter,
+    resent: Counter,
     pub refused: Counter,
     latency: Histogram,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        let outcome = |word| counter!("postrider_producer_records_total", "outcome" => word);
+impl Metrics {
+    pub fn of(purpose: Purpose) -> Self {
+        let client = purpose.client();
+        let outcome = |word| counter!("postrider_producer_records_total", "client" => client, "outcome" => word);
         Self {
             stored: outcome("stored"),
             failed: outcome("failed"),
+            resent: outcome("resent"),
             refused: outcome("refused"),
-            latency: histogram!("postrider_producer_delivery_duration_seconds"),
+            latency: histogram!("postrider_producer_delivery_duration_seconds", "client" => client),
         }
     }
 }
@@ -141,7 +163,31 @@ pub(super) struct Context {
     pub connectivity: Connectivity,
     pub fatal: Arc<AtomicBool>,
     pub outcomes: Arc<Outcomes>,
+    pub resend: Option<Resend>,
     pub metrics: Metrics,
+}
+
+impl Context {
+    /// Passes a record on whose batch was refused; gives it back where that is final.
+    fn resend(
+        &self,
+        code: RDKafkaErrorCode,
+        message: &BorrowedMessage<'_>,
+        pending: Box<Pending>,
+    ) -> Option<Box<Pending>> {
+        let Some(resend) = self.resend.as_ref().filter(|_| concerns_the_batch(code)) else { return Some(pending) };
+        let record = Outgoing {
+            topic: message.topic(),
+            partition: Some(message.partition()),
+            key: message.key(),
+            payload: message.payload(),
+            headers: message.headers().map(BorrowedHeaders::detach),
+            timestamp_ms: pending.timestamp_ms,
+            extra_bytes: 0,
+        };
+        self.metrics.resent.increment(1);
+        resend.send(Waiting::new(record, pending)).err().map(|unsent| unsent.0.into_pending())
+    }
 }
 
 impl ClientContext for Context {
@@ -163,21 +209,22 @@ impl ProducerContext for Context {
     type DeliveryOpaque = Box<Pending>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, pending: Box<Pending>) {
-        self.metrics.latency.record(pending.accepted.elapsed());
-        let outcome = match result {
+        let (pending, outcome) = match result {
             Ok(message) => {
                 self.metrics.stored.increment(1);
-                Ok(Stored { partition: message.partition(), offset: message.offset() })
+                (pending, Ok(Stored { partition: message.partition(), offset: message.offset() }))
             }
             Err((error, message)) => {
-                self.metrics.failed.increment(1);
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                let Some(pending) = self.resend(code, message, pending) else { return };
+                self.metrics.failed.increment(1);
                 if code == RDKafkaErrorCode::Fatal {
                     self.fatal.store(true, Ordering::Relaxed);
                 }
-                Err(classify(code, message.topic()))
+                (pending, Err(classify(code, message.topic())))
             }
         };
+        self.metrics.latency.record(pending.accepted.elapsed());
         self.outcomes.report(pending, outcome);
     }
 }

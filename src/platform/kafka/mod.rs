@@ -4,6 +4,7 @@
 pub mod admission;
 pub mod batch;
 pub mod broker;
+mod callers;
 mod client_watchdog;
 mod config;
 mod cork;
@@ -16,18 +17,21 @@ mod partitioner;
 mod position;
 pub mod producer;
 pub mod projection;
+mod record_size;
 pub mod scan;
 mod standing;
 mod stats;
 pub mod topics;
 
 pub use broker::Broker;
+pub use callers::CallersProducer;
 pub use config::{Config, GroupProtocol, SecurityProtocol};
 pub use dead_letter::DeadLetters;
 pub use partitioner::partition_of;
 pub use position::Position;
 pub use producer::{Outgoing, Producer, Receipt, SendError, Stored};
-pub use topics::{Admin, TopicError, TopicSpec, TopicsReady};
+pub use record_size::batch_bytes;
+pub use topics::{Admin, TopicError, TopicLimits, TopicSpec, TopicsReady};
 
 use rdkafka::error::KafkaError;
 

@@ -1,4 +1,4 @@
-//! The one producer of a process: idempotent, `acks=all`, with admission and batching of our own.
+//! A producer: idempotent, `acks=all`, with admission and batching of our own.
 //!
 //! `send` never waits: it takes the record or refuses it. The receipt resolves when the broker
 //! has answered or when the delivery timeout leaves the outcome unknown. A client that reports a
@@ -25,15 +25,39 @@ use tracing::{Instrument, Span};
 use super::{
     Config,
     admission::{self, Admission, Permit},
+    batch_bytes,
     broker::Broker,
     client_watchdog::{ClientWatchdog, Connectivity, Stuck},
     cork::{Cork, Waiting, wait_for},
-    delivery::{Answer, Context, Metrics, Outcomes, Pending, classify},
+    delivery::{Answer, Context, Metrics, Outcomes, Pending, Resend, classify},
 };
 
 /// Time that the records of a client have to be confirmed after it failed fatally. One that gets nowhere is not
 /// waited for.
 const FLUSH_AFTER_FATAL: Duration = Duration::from_secs(2);
+
+/// What a producer is for. Each has a client of its own, since the client library fails and drains more than what
+/// belongs to one record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Records of our own topics.
+    Internal,
+    /// Callers' records.
+    Callers,
+    /// Callers' records that may not share a batch with others.
+    Alone,
+}
+
+impl Purpose {
+    /// The client's name in logs and metrics.
+    pub fn client(self) -> &'static str {
+        match self {
+            Self::Internal => "producer",
+            Self::Callers => "producer-callers",
+            Self::Alone => "producer-alone",
+        }
+    }
+}
 
 /// A record on its way to Kafka.
 #[derive(Debug, Default)]
@@ -47,6 +71,8 @@ pub struct Outgoing<'a> {
     pub headers: Option<OwnedHeaders>,
     /// Milliseconds since the epoch; the client's clock when absent.
     pub timestamp_ms: Option<i64>,
+    /// Bytes that the topic takes beyond `kafka.producer.max_message_bytes`.
+    pub extra_bytes: usize,
 }
 
 /// Where a record was stored.
@@ -112,6 +138,7 @@ pub struct Producer {
 }
 
 struct Shared {
+    purpose: Purpose,
     client: ArcSwap<BaseProducer<Context>>,
     admission: Arc<Admission>,
     cork: Cork,
@@ -121,26 +148,55 @@ struct Shared {
     fatal: Arc<AtomicBool>,
     watchdog: ClientWatchdog,
     outcomes: Arc<Outcomes>,
+    /// Takes the records of batches that the broker refused.
+    resend: Option<Resend>,
     stop: AtomicBool,
     metrics: Metrics,
 }
 
 impl Producer {
-    /// Connects in the background; a broker that is down now is waited for. Call it inside the runtime.
+    /// Starts the producer of our own topics. It connects in the background; a broker that is down now is waited for.
+    /// Call it inside the runtime.
     pub fn start(config: &Config, broker: Broker) -> Result<Self, KafkaError> {
-        let metrics = Metrics::default();
-        let (fatal, outcomes) = (Arc::<AtomicBool>::default(), Arc::<Outcomes>::default());
-        let client = connect(config, &broker, &fatal, &outcomes, &metrics)?;
+        Self::start_for(Purpose::Internal, config, broker, None, None)
+    }
+
+    /// Starts a producer whose batches have one record, so that one that is refused fails alone.
+    pub fn start_alone(config: &Config, broker: Broker) -> Result<Self, KafkaError> {
+        Self::start_for(Purpose::Alone, config, broker, None, None)
+    }
+
+    /// Starts a producer, with the admission of another one where they share a bound.
+    pub(super) fn start_for(
+        purpose: Purpose,
+        config: &Config,
+        broker: Broker,
+        admission: Option<Arc<Admission>>,
+        resend: Option<Resend>,
+    ) -> Result<Self, KafkaError> {
         let limits = &config.producer;
+        let own = || Admission::new(limits.max_in_flight_records, limits.max_in_flight_bytes);
+        let context = Context {
+            broker: broker.clone(),
+            connectivity: Connectivity::default(),
+            fatal: Arc::default(),
+            outcomes: Arc::default(),
+            resend: resend.clone(),
+            metrics: Metrics::of(purpose),
+        };
+        let (fatal, outcomes, metrics) = (context.fatal.clone(), context.outcomes.clone(), context.metrics.clone());
+        let client = config.producer_client(purpose).create_with_context(context)?;
         let shared = Arc::new(Shared {
+            purpose,
             client: ArcSwap::from_pointee(client),
-            admission: Admission::new(limits.max_in_flight_records, limits.max_in_flight_bytes),
+            admission: admission.unwrap_or_else(own),
             cork: Cork::default(),
             broker,
             config: config.clone(),
             fatal,
             watchdog: ClientWatchdog::default(),
             outcomes,
+            resend,
             stop: AtomicBool::new(false),
             metrics,
         });
@@ -172,6 +228,19 @@ impl Producer {
         self.shared.hand_over(record, Pending::new(permit, None))
     }
 
+    /// Takes a record that another producer's client has handed back, with what waits for it.
+    pub(super) fn take_over(&self, waiting: Waiting) {
+        waiting.use_with(|record, pending| {
+            // Who waits for it has been told.
+            let _ = self.shared.hand_over(record, pending);
+        });
+    }
+
+    /// The bound on what is in flight.
+    pub(super) fn admission(&self) -> Arc<Admission> {
+        self.shared.admission.clone()
+    }
+
     /// Takes room for a record, where writing makes sense at all.
     fn admit(
         &self,
@@ -179,10 +248,14 @@ impl Producer {
         acquire: impl FnOnce(&Arc<Admission>, usize) -> Option<Permit>,
     ) -> Result<Permit, SendError> {
         let shared = &*self.shared;
-        let admitted = if !self.is_up() {
+        let bytes = admission::weight(record.key, record.payload);
+        let limit = shared.config.producer.max_message_bytes as usize + record.extra_bytes;
+        // A record that the broker refuses would cost its neighbours more than time. Most are far below.
+        let admitted = if bytes > limit / 2 && batch_bytes(record) > limit {
+            Err(SendError::TooLarge)
+        } else if !self.is_up() {
             Err(SendError::Unavailable)
         } else {
-            let bytes = admission::weight(record.key, record.payload);
             acquire(&shared.admission, bytes).ok_or(SendError::Full)
         };
         admitted.inspect_err(|_| shared.metrics.refused.increment(1))
@@ -256,7 +329,8 @@ impl Shared {
     }
 
     /// Gives one record to the client library, which refuses some at once.
-    fn hand_over(&self, record: Outgoing<'_>, pending: Box<Pending>) -> Result<(), SendError> {
+    fn hand_over(&self, record: Outgoing<'_>, mut pending: Box<Pending>) -> Result<(), SendError> {
+        pending.timestamp_ms = record.timestamp_ms;
         let mut message: BaseRecord<'_, [u8], [u8], Box<Pending>> = BaseRecord::with_opaque_to(record.topic, pending);
         message.partition = record.partition;
         message.key = record.key;
@@ -284,10 +358,15 @@ impl Shared {
             }
             if measured.elapsed() > Duration::from_secs(1) {
                 measured = Instant::now();
+                if self.purpose == Purpose::Alone {
+                    // Its bound is that of the others.
+                    continue;
+                }
                 self.admission.roll_peak();
                 let (records, bytes) = self.admission.in_flight();
-                metrics::gauge!("postrider_producer_in_flight_records").set(records as f64);
-                metrics::gauge!("postrider_producer_in_flight_bytes").set(bytes as f64);
+                let client = self.purpose.client();
+                metrics::gauge!("postrider_producer_in_flight_records", "client" => client).set(records as f64);
+                metrics::gauge!("postrider_producer_in_flight_bytes", "client" => client).set(bytes as f64);
             }
         }
     }
@@ -296,6 +375,19 @@ impl Shared {
     fn look(&self) -> Option<Stuck> {
         let client = self.client.load();
         self.watchdog.look(&client.context().connectivity, |reported| self.broker.up_since(reported))
+    }
+
+    /// Makes a client like the present one.
+    fn connect(&self) -> Result<BaseProducer<Context>, KafkaError> {
+        let context = Context {
+            broker: self.broker.clone(),
+            connectivity: Connectivity::default(),
+            fatal: self.fatal.clone(),
+            outcomes: self.outcomes.clone(),
+            resend: self.resend.clone(),
+            metrics: self.metrics.clone(),
+        };
+        self.config.producer_client(self.purpose).create_with_context(context)
     }
 
     /// Replaces a client that cannot go on; its unconfirmed records end as unknown.
@@ -309,9 +401,9 @@ impl Shared {
             let (records, _) = self.admission.in_flight();
             tracing::warn!(error = %error, records, "records of the failed producer end with an unknown outcome");
         }
-        match connect(&self.config, &self.broker, &self.fatal, &self.outcomes, &self.metrics) {
+        match self.connect() {
             Ok(client) => {
-                self.watchdog.replaced("producer", reason);
+                self.watchdog.replaced(self.purpose.client(), reason);
                 self.client.store(Arc::new(client));
                 self.fatal.store(false, Ordering::Relaxed);
                 super::discard(old);
@@ -327,21 +419,4 @@ impl Shared {
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<Thread, KafkaError> {
     let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
     spawned.map(|handle| handle.thread().clone()).map_err(|error| KafkaError::ClientCreation(error.to_string()))
-}
-
-fn connect(
-    config: &Config,
-    broker: &Broker,
-    fatal: &Arc<AtomicBool>,
-    outcomes: &Arc<Outcomes>,
-    metrics: &Metrics,
-) -> Result<BaseProducer<Context>, KafkaError> {
-    let context = Context {
-        broker: broker.clone(),
-        connectivity: Connectivity::default(),
-        fatal: fatal.clone(),
-        outcomes: outcomes.clone(),
-        metrics: metrics.clone(),
-    };
-    config.producer_client().create_with_context(context)
 }

@@ -14,6 +14,10 @@ pub fn record(statistics: &Statistics) {
         .absolute(u64::try_from(statistics.tx_bytes).unwrap_or(0));
     counter!("postrider_kafka_client_received_bytes_total", "client" => client.clone())
         .absolute(u64::try_from(statistics.rx_bytes).unwrap_or(0));
+    if let Some(idempotence) = &statistics.eos {
+        counter!("postrider_kafka_client_epochs_total", "client" => client.clone())
+            .absolute(u64::try_from(idempotence.epoch_cnt).unwrap_or(0));
+    }
     let up = statistics.brokers.values().filter(|broker| broker.nodeid >= 0 && broker.state == "UP").count();
     gauge!("postrider_kafka_client_connected_brokers", "client" => client.clone()).set(up as f64);
     let slowest = statistics.brokers.values().filter_map(|broker| broker.rtt.as_ref()).map(|rtt| rtt.p99).max();

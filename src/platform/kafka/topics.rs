@@ -74,6 +74,47 @@ impl TopicsReady {
     }
 }
 
+/// What the broker takes in a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicLimits {
+    /// Whether each record needs a key, because the topic is compacted.
+    pub needs_key: bool,
+    /// Largest batch in bytes (`max.message.bytes`).
+    pub max_message_bytes: usize,
+    /// How far a record's timestamp may be before and after the broker's clock, in milliseconds
+    /// (`message.timestamp.before.max.ms`, `message.timestamp.after.max.ms`).
+    pub max_before_ms: i64,
+    pub max_after_ms: i64,
+}
+
+impl Default for TopicLimits {
+    /// None, for a topic whose settings cannot be read.
+    fn default() -> Self {
+        Self { needs_key: false, max_message_bytes: usize::MAX, max_before_ms: i64::MAX, max_after_ms: i64::MAX }
+    }
+}
+
+impl TopicLimits {
+    fn read(settings: &HashMap<String, String>) -> Self {
+        let number = |name: &str| settings.get(name).and_then(|value| value.parse::<i64>().ok()).filter(|&n| n >= 0);
+        // Brokers older than 3.6 have one setting for both directions.
+        let both = number("message.timestamp.difference.max.ms").unwrap_or(i64::MAX);
+        let [before, after] = ["before", "after"].map(|way| number(&format!("message.timestamp.{way}.max.ms")));
+        let takes_any_time = settings.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime");
+        let bound = |found: Option<i64>| if takes_any_time { i64::MAX } else { found.unwrap_or(both) };
+        Self {
+            needs_key: is_compacted(settings),
+            max_message_bytes: number("max.message.bytes").map_or(usize::MAX, |bytes| bytes as usize),
+            max_before_ms: bound(before),
+            max_after_ms: bound(after),
+        }
+    }
+}
+
+fn is_compacted(settings: &HashMap<String, String>) -> bool {
+    settings.get("cleanup.policy").is_some_and(|policy| policy.split(',').any(|word| word.trim() == "compact"))
+}
+
 fn options() -> AdminOptions {
     AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE))
 }
@@ -217,8 +258,18 @@ impl Admin {
 
     /// Whether a topic keeps only the newest record of a key.
     pub async fn is_compacted(&self, topic: &str) -> Result<bool, TopicError> {
-        let settings = self.describe(&ResourceSpecifier::Topic(topic)).await?;
-        Ok(settings.get("cleanup.policy").is_some_and(|policy| policy.split(',').any(|word| word.trim() == "compact")))
+        Ok(is_compacted(&self.describe(&ResourceSpecifier::Topic(topic)).await?))
+    }
+
+    /// Returns what the broker takes in a topic. Without the right to read its settings, nothing is known of that.
+    pub async fn limits(&self, topic: &str) -> Result<TopicLimits, TopicError> {
+        match self.describe(&ResourceSpecifier::Topic(topic)).await {
+            Ok(settings) => Ok(TopicLimits::read(&settings)),
+            Err(TopicError::Kafka(KafkaError::AdminOp(
+                RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed,
+            ))) => Ok(TopicLimits::default()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn describe(&self, resource: &ResourceSpecifier<'_>) -> Result<HashMap<String, String>, TopicError> {
@@ -230,5 +281,37 @@ impl Admin {
             settings.extend(resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))));
         }
         Ok(settings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(settings: &[(&str, &str)]) -> TopicLimits {
+        TopicLimits::read(&settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    }
+
+    #[test]
+    fn limits_are_read_from_the_settings_of_newer_and_older_brokers() {
+        let newer = [
+            ("cleanup.policy", "compact,delete"),
+            ("max.message.bytes", "10000"),
+            ("message.timestamp.type", "CreateTime"),
+            ("message.timestamp.before.max.ms", "9223372036854775807"),
+            ("message.timestamp.after.max.ms", "3600000"),
+        ];
+        let expected = TopicLimits {
+            needs_key: true,
+            max_message_bytes: 10_000,
+            max_before_ms: i64::MAX,
+            max_after_ms: 3_600_000,
+        };
+        assert_eq!(limits(&newer), expected);
+        let older = limits(&[("cleanup.policy", "delete"), ("message.timestamp.difference.max.ms", "60000")]);
+        assert_eq!(older, TopicLimits { max_before_ms: 60_000, max_after_ms: 60_000, ..TopicLimits::default() });
+        let brokers_time = [newer[3], newer[4], ("message.timestamp.type", "LogAppendTime")];
+        assert_eq!(limits(&brokers_time), TopicLimits::default());
+        assert_eq!(limits(&[]), TopicLimits::default());
     }
 }

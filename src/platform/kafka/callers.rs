@@ -1,0 +1,63 @@
+//! The producers of callers' records, apart from that of our own topics.
+//!
+//! For one record that the broker refuses, the client library fails its whole batch and then drains every partition. So
+//! callers' records have clients of their own. Records of a refused batch are sent again, each alone, through a client
+//! whose batches have one record; so are all records of topics that take only small batches.
+
+use std::time::Duration;
+
+use rdkafka::error::KafkaError;
+use tokio::sync::mpsc;
+
+use super::{
+    Config,
+    broker::Broker,
+    config::BATCH_BYTES,
+    producer::{Outgoing, Producer, Purpose, Receipt, SendError},
+    topics::TopicLimits,
+};
+
+/// Cheap to clone; all clones share the clients.
+#[derive(Clone)]
+pub struct CallersProducer {
+    together: Producer,
+    alone: Producer,
+}
+
+impl CallersProducer {
+    /// Connects in the background, as [`Producer::start`] does.
+    pub fn start(config: &Config, broker: &Broker) -> Result<Self, KafkaError> {
+        let (resend, mut refused) = mpsc::unbounded_channel();
+        let together = Producer::start_for(Purpose::Callers, config, broker.clone(), None, Some(resend))?;
+        let admission = Some(together.admission());
+        let alone = Producer::start_for(Purpose::Alone, config, broker.clone(), admission, None)?;
+        let taker = alone.clone();
+        tokio::spawn(async move {
+            while let Some(waiting) = refused.recv().await {
+                taker.take_over(waiting);
+            }
+        });
+        Ok(Self { together, alone })
+    }
+
+    /// Takes a record, or refuses it; never waits. The limits are those of its topic.
+    pub fn send(&self, record: Outgoing<'_>, limits: &TopicLimits) -> Result<Receipt, SendError> {
+        if limits.max_message_bytes < BATCH_BYTES { self.alone.send(record) } else { self.together.send(record) }
+    }
+
+    /// Returns the producer whose batches have one record.
+    pub fn alone(&self) -> Producer {
+        self.alone.clone()
+    }
+
+    /// Returns whether a record of this size would be taken now, as far as the bound is concerned.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.together.has_room(bytes)
+    }
+
+    /// Waits for everything in flight, then stops. Call it off the runtime, after intake ended.
+    pub fn close(&self, deadline: Duration) {
+        self.together.close(deadline);
+        self.alone.close(deadline);
+    }
+}

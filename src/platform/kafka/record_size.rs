@@ -1,0 +1,52 @@
+//! The size of a record in Kafka's format, as brokers compare it with `max.message.bytes`.
+//!
+//! The format is that of Kafka's protocol guide, "Record Batch" (magic 2).
+
+use rdkafka::message::Headers;
+
+use super::producer::Outgoing;
+
+/// A batch without its records.
+const BATCH_HEADER: usize = 61;
+/// Attributes, and the deltas of time and offset of a batch's first record, one byte each.
+const FIXED: usize = 3;
+
+/// Returns the size of a batch with nothing but this record, before compression.
+pub fn batch_bytes(record: &Outgoing<'_>) -> usize {
+    let (count, headers) = record.headers.as_ref().map_or((0, 0), |headers| {
+        let field = |bytes: usize| varint(bytes as i64) + bytes;
+        let header = |(name, value): (&str, Option<&[u8]>)| field(name.len()) + optional(value);
+        (headers.count(), headers.iter().map(|found| header((found.key, found.value))).sum())
+    });
+    let body = FIXED + optional(record.key) + optional(record.payload) + varint(count as i64) + headers;
+    BATCH_HEADER + varint(body as i64) + body
+}
+
+fn optional(bytes: Option<&[u8]>) -> usize {
+    bytes.map_or_else(|| varint(-1), |bytes| varint(bytes.len() as i64) + bytes.len())
+}
+
+/// Bytes of a number in zigzag encoding, seven bits each.
+fn varint(number: i64) -> usize {
+    let zigzag = ((number << 1) ^ (number >> 63)) as u64;
+    (64 - (zigzag | 1).leading_zeros() as usize).div_ceil(7)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_take_a_byte_for_each_seven_bits() {
+        let sizes = [-1, 0, 63, 64, 8_191, 8_192, 1_048_575, 1_048_576].map(varint);
+        assert_eq!(sizes, [1, 1, 1, 2, 2, 3, 3, 4]);
+    }
+
+    #[test]
+    fn a_record_without_anything_is_the_smallest() {
+        // Length, attributes, two deltas, no key, no value, no headers.
+        assert_eq!(batch_bytes(&Outgoing::default()), 61 + 7);
+        let record = Outgoing { key: Some(b"k"), payload: Some(b"12345"), ..Outgoing::default() };
+        assert_eq!(batch_bytes(&record), 61 + 7 + 1 + 5);
+    }
+}

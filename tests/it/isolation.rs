@@ -1,0 +1,198 @@
+//! What one caller sends never changes what another one is answered.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
+    client::DefaultClientContext,
+};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{
+    Answer, App, World,
+    wait::{seconds, until},
+};
+
+/// Good callers, and answers that each has got.
+const GOOD: usize = 20;
+const ANSWERS: usize = 100;
+
+/// Sends the bodies of good callers while others send theirs. Each good one is stored; what the others are answered is
+/// returned.
+async fn beside(app: &App, good: impl Fn(usize) -> Value, bad: &[Value]) -> Vec<Answer> {
+    let (stop, refused) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
+    let mut others = JoinSet::new();
+    for body in bad {
+        let (client, url, body) = (app.client.clone(), format!("{}/produce", app.api), body.to_string());
+        let (stop, refused) = (stop.clone(), refused.clone());
+        others.spawn(async move {
+            let mut last = None;
+            while !stop.is_cancelled() {
+                let request = client.post(&url).header("content-type", "application/json").body(body.clone());
+                last = Some(Answer::read(request.send().await.unwrap()).await.unwrap());
+                refused.fetch_add(1, Ordering::Relaxed);
+            }
+            last.unwrap()
+        });
+    }
+    let mut writers = JoinSet::new();
+    for number in 0..GOOD {
+        let (client, url, body) = (app.client.clone(), format!("{}/produce", app.api), good(number).to_string());
+        writers.spawn(async move {
+            for _ in 0..ANSWERS {
+                let request = client.post(&url).header("content-type", "application/json").body(body.clone());
+                Answer::read(request.send().await.unwrap()).await.unwrap().expect(200);
+            }
+        });
+    }
+    while let Some(done) = writers.join_next().await {
+        done.unwrap();
+    }
+    assert!(refused.load(Ordering::Relaxed) > bad.len(), "nobody was bad meanwhile");
+    stop.cancel();
+    others.join_all().await
+}
+
+/// How often the client of our own topics had to begin anew.
+async fn epochs(app: &App) -> Option<f64> {
+    until("the producer has its id", seconds(20), || async {
+        app.metric("postrider_kafka_client_epochs_total{client=\"producer\"}").await.filter(|count| *count > 0.0)
+    })
+    .await
+    .into()
+}
+
+#[tokio::test]
+async fn a_record_that_its_topic_does_not_take_fails_alone() {
+    let world = World::new().await;
+    let app = world.app().start().await;
+    app.post_json("/push", &json!({"key": "k", "value": 1})).await.expect(202);
+    let before = epochs(&app).await;
+    let (plain, compacted, small) = (world.topic("plain"), world.topic("compacted"), world.topic("small"));
+    world.kafka.create(&plain, 1).await;
+    world.kafka.create_with(&compacted, 1, &[("cleanup.policy", "compact")]).await;
+    world.kafka.create_with(&small, 1, &[("max.message.bytes", "10000")]).await;
+    let good = |topic: &str| {
+        let topic = topic.to_owned();
+        move |number: usize| json!({"topic": topic, "key": format!("k{number}"), "payload": noise(1_000, number as u64)})
+    };
+    let future = json!({"topic": plain, "payload": 1, "timestamp": 4_102_444_800_000_i64});
+    for answer in beside(&app, good(&plain), &[future.clone(), future]).await {
+        answer.problem(422, "invalid_field");
+    }
+    let keyless = json!({"topic": compacted, "payload": 1});
+    for answer in beside(&app, good(&compacted), &[keyless.clone(), keyless]).await {
+        answer.problem(400, "invalid_request");
+    }
+    let large = json!({"topic": small, "key": "k", "payload": noise(20_000, 99)});
+    for answer in beside(&app, good(&small), &[large.clone(), large]).await {
+        answer.problem(413, "body_too_large");
+    }
+    for topic in [plain, compacted, small] {
+        assert_eq!(world.kafka.read(&topic).await.len(), GOOD * ANSWERS, "{topic}");
+    }
+    app.post_json("/push", &json!({"key": "k", "value": 2})).await.expect(202);
+    assert_eq!(epochs(&app).await, before, "what callers write does not concern our own topics");
+    app.stop().await;
+}
+
+/// Text that does not compress.
+fn noise(bytes: usize, seed: u64) -> String {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    std::iter::repeat_with(|| rng.alphanumeric()).take(bytes).collect()
+}
+
+async fn alter(world: &World, topic: &str, name: &str, value: &str) {
+    let client: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &world.kafka.brokers).create().unwrap();
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+    client.alter_configs([&change], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+}
+
+#[tokio::test]
+async fn a_batch_that_a_topic_refuses_since_it_was_changed_is_sent_again_record_by_record() {
+    let world = World::new().await;
+    let app = world.app().role("api").start().await;
+    for (setting, value, bad, status, code) in [
+        ("cleanup.policy", "compact", json!({"payload": 1}), 400, "invalid_request"),
+        ("max.message.bytes", "5000", json!({"key": "k", "payload": noise(6_000, 1)}), 413, "body_too_large"),
+        ("message.timestamp.after.max.ms", "1000", json!({"payload": 1, "timestamp": 0}), 422, "invalid_field"),
+    ] {
+        let topic = world.topic(&setting.replace('.', "-"));
+        world.kafka.create(&topic, 1).await;
+        app.post_json("/produce", &json!({"topic": topic, "key": "k", "payload": 0})).await.expect(200);
+        // What the process knows of the topic is out of date from here on.
+        alter(&world, &topic, setting, value).await;
+        let mut bad = bad;
+        bad["topic"] = json!(topic);
+        if setting.contains("timestamp") {
+            bad["timestamp"] = json!(postrider::platform::clock::now_ms() + 1_800_000);
+        }
+        let good = |number: usize| json!({"topic": topic, "key": format!("k{number}"), "payload": noise(1_000, 7)});
+        for answer in beside(&app, good, &[bad]).await {
+            answer.problem(status, code);
+        }
+        let log = world.kafka.read(&topic).await;
+        assert_eq!(log.len(), GOOD * ANSWERS + 1, "{topic}");
+        assert!(log.iter().all(|record| record.header("ce_id").is_some() && record.key.is_some()), "parts were lost");
+    }
+    let resent = app.metric("postrider_producer_records_total{client=\"producer-callers\",outcome=\"resent\"}").await;
+    assert!(resent > Some(0.0), "{resent:?}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn parts_of_batches_and_streams_fail_alone_too() {
+    let world = World::new().await;
+    let app = world.app().role("api").start().await;
+    let topic = world.topic("small");
+    world.kafka.create_with(&topic, 1, &[("max.message.bytes", "2000")]).await;
+    let mut records: Vec<Value> = (0..200).map(|n| json!({"key": "k", "payload": [n, noise(500, n)]})).collect();
+    records[7]["timestamp"] = json!(4_102_444_800_000_i64);
+    records[99]["payload"] = json!(noise(3_000, 1));
+    let answer =
+        app.post_json(&format!("/produce?topic={topic}"), &json!({"records": records})).await.expect(207).json();
+    let failed = |results: &[Value]| -> Vec<(usize, String)> {
+        let codes = results.iter().enumerate().filter(|(_, result)| result["success"] == false);
+        codes.map(|(part, result)| (part, result["code"].as_str().unwrap().to_owned())).collect()
+    };
+    let expected = [(7, "invalid_field".to_owned()), (99, "body_too_large".to_owned())];
+    assert_eq!(failed(answer["results"].as_array().unwrap()), expected);
+    let lines: String = records.iter().map(|record| format!("{record}\n")).collect();
+    let headers = [("content-type", "application/x-ndjson")];
+    let answer =
+        app.request(reqwest::Method::POST, &format!("/produce?topic={topic}"), &headers, lines).await.expect(200);
+    let results: Vec<Value> = answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(failed(&results), expected);
+    let stored: Vec<i64> =
+        world.kafka.read(&topic).await.iter().map(|record| record.json()[0].as_i64().unwrap()).collect();
+    let whole: Vec<i64> = (0..200).filter(|n| ![7, 99].contains(n)).collect();
+    assert_eq!(stored, [whole.clone(), whole].concat(), "in their order");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_largest_record_that_fits_is_taken_and_one_byte_more_is_413() {
+    let world = World::new().await;
+    let app = world.app().role("api").start().await;
+    let topic = world.topic("small");
+    world.kafka.create_with(&topic, 1, &[("max.message.bytes", "3000")]).await;
+    let body = |bytes: usize| json!({"topic": topic, "key": "k", "headers": {"h": "1"}, "payload": noise(bytes, 3)});
+    let problem = app.post_json("/produce", &body(3_000)).await.problem(413, "body_too_large");
+    let needed: usize = problem["detail"].as_str().unwrap().split(' ').find_map(|word| word.parse().ok()).unwrap();
+    let largest = 3_000 - (needed - 3_000);
+    app.post_json("/produce", &body(largest)).await.expect(200);
+    let problem = app.post_json("/produce", &body(largest + 1)).await.problem(413, "body_too_large");
+    assert!(problem["detail"].as_str().unwrap().contains("3001 bytes"), "{problem}");
+    // The broker says the same: it takes exactly so much.
+    alter(&world, &topic, "max.message.bytes", "2999").await;
+    let problem = app.post_json("/produce", &body(largest)).await.problem(413, "body_too_large");
+    assert!(!problem["detail"].as_str().unwrap().contains("bytes, and"), "it was the broker who refused: {problem}");
+    app.stop().await;
+}
