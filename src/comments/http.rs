@@ -212,7 +212,7 @@ impl Comments {
             return Err(Problem::new(Code::KafkaUnavailable, detail));
         }
         let value = serde_json::to_vec(&comment).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
-        let id = context.event_id(ANONYMOUS, ROUTE, None)?;
+        let id = context.event_id(ANONYMOUS, ROUTE, None, &[&body])?;
         let event = Event { id, kind: "postrider.comment.pushed", source: "/comments", trace: context.trace };
         let key = comment.post_id.as_ref().or(comment.author_id.as_ref()).map(Id::text);
         let record = Outgoing {

@@ -23,7 +23,7 @@ use super::{
 use crate::platform::{
     http::{
         Code, Problem, ProblemBody, RequestContext, body,
-        context::{ANONYMOUS, require_content_type},
+        context::{ANONYMOUS, digest, require_content_type},
         json,
         shortcut::ShortCuts,
     },
@@ -168,18 +168,19 @@ impl Gateway {
         let mut record: Record<'_> = json::parse_object(&body)?;
         if let Some(records) = record.records.take() {
             let topic = record.topic.as_deref().or(topic);
-            return self.produce_batch(&records, topic, context).await;
+            return self.produce_batch(&records, &body, topic, context).await;
         }
-        let taken = self.hand_over(record, topic, context, Place::Alone).await?;
+        let taken = self.hand_over(record, &body, topic, context, Place::Alone).await?;
         let (topic, stored) = self.settle(taken).await?;
         Ok(json_response(200, produced(&topic, stored)))
     }
 
     /// Checks one record and hands it over. The part of a batch or a stream waits for room, and those
-    /// after it wait for it, so that they keep their order.
+    /// after it wait for it, so that they keep their order. `content` tells apart requests with one idempotency key.
     async fn hand_over(
         &self,
         record: Record<'_>,
+        content: &[u8],
         default_topic: Option<&str>,
         context: &RequestContext,
         place: Place,
@@ -192,7 +193,7 @@ impl Gateway {
             Place::Alone => (None, Instant::now()),
             Place::Part(part, until) => (Some(part), until),
         };
-        let id = context.event_id(ANONYMOUS, ROUTE, part)?;
+        let id = context.event_id(ANONYMOUS, ROUTE, part, &[topic.as_bytes(), content])?;
         let event = Event { id, kind: EVENT_TYPE, source: "/gateway", trace: context.trace };
         checked.fits(&limits, &event)?;
         let producer = &self.inner.producer;
@@ -221,6 +222,7 @@ impl Gateway {
     async fn produce_batch(
         &self,
         records: &[&RawValue],
+        body: &[u8],
         topic: Option<&str>,
         context: &RequestContext,
     ) -> Result<Response<Body>, Problem> {
@@ -232,11 +234,13 @@ impl Gateway {
                 format!("`records` has {}, the limit is {limit}", records.len()),
             ));
         }
+        // Once, rather than for each record.
+        let content = if context.has_idempotency_key() { digest(&[body]) } else { [0; 32] };
         let until = Instant::now() + self.inner.http.limits().timeout;
         let mut parts = Vec::with_capacity(records.len());
         for (part, raw) in records.iter().enumerate() {
             let place = Place::Part(part as u64, until);
-            let taken = self.take_part(raw.get().as_bytes(), topic, context, place).await;
+            let taken = self.take_part(raw.get().as_bytes(), &content, topic, context, place).await;
             parts.push(self.settle_part(taken));
         }
         let results: Vec<Value> = join_all(parts).await;
@@ -251,11 +255,12 @@ impl Gateway {
     pub(super) async fn take_part(
         &self,
         record: &[u8],
+        content: &[u8],
         topic: Option<&str>,
         context: &RequestContext,
         place: Place,
     ) -> Result<Taken, Problem> {
-        self.hand_over(json::parse_object(record)?, topic, context, place).await
+        self.hand_over(json::parse_object(record)?, content, topic, context, place).await
     }
 
     /// The second half, side by side: an object with its position or its error.

@@ -37,7 +37,9 @@ pub fn respond(
             // One after the other: a record that waits for room is not overtaken, and nothing is read.
             async move {
                 let place = Place::Part(number as u64, Instant::now() + gateway.inner.http.limits().timeout);
-                gateway.take_part(&line?, topic.as_deref(), &context, place).await
+                let line = line?;
+                // The whole body is not known yet.
+                gateway.take_part(&line, &line, topic.as_deref(), &context, place).await
             }
         })
         .map(move |taken| {

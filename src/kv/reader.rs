@@ -108,7 +108,8 @@ impl Reader {
             return Err(Problem::new(Code::KafkaUnavailable, detail));
         }
         let kind = if value.is_some() { "postrider.kv.pushed" } else { "postrider.kv.deleted" };
-        let id = context.event_id(ANONYMOUS, route, None)?;
+        let ttl = ttl_seconds.unwrap_or(0).to_be_bytes();
+        let id = context.event_id(ANONYMOUS, route, None, &[key.as_bytes(), value.unwrap_or_default(), &ttl])?;
         let event = Event { id, kind, source: "/kv", trace: context.trace };
         let mut headers: OwnedHeaders = event.headers(1);
         if let Some(seconds) = ttl_seconds {

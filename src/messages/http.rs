@@ -301,7 +301,7 @@ impl Messages {
         }
         let text = std::str::from_utf8(&body).map_err(|error| Problem::new(Code::InvalidJson, error.to_string()))?;
         let value = json::minify(text);
-        let id = context.event_id(ANONYMOUS, ROUTE, None)?;
+        let id = context.event_id(ANONYMOUS, ROUTE, None, &[&body])?;
         let event = Event { id, kind: "postrider.message.sent", source: "/messages", trace: context.trace };
         let record = Outgoing {
             topic: &inner.topic,

@@ -196,3 +196,47 @@ async fn the_largest_record_that_fits_is_taken_and_one_byte_more_is_413() {
     assert!(!problem["detail"].as_str().unwrap().contains("bytes, and"), "it was the broker who refused: {problem}");
     app.stop().await;
 }
+
+#[tokio::test]
+async fn different_writes_under_one_idempotency_key_are_all_stored() {
+    let world = World::new().await.with_postgres().await;
+    let app = world.app().start().await;
+    let topic = world.make_topic("orders", 1).await;
+    let write = async |path: &str, body: Value| {
+        // Again is the same write.
+        for _ in 0..2 {
+            let answer = app.post_with(path, &[("idempotency-key", "shared")], &body).await;
+            assert!(answer.status < 300, "{path}: {answer:?}");
+        }
+    };
+    for author in ["a", "b"] {
+        write("/api/v1/comments", json!({"text": "nice", "author_id": author})).await;
+        write("/api/v1/message/action", json!({"chatId": "c", "senderId": author, "receiverId": "r", "content": "hi"}))
+            .await;
+        write("/push", json!({"key": "k", "value": author})).await;
+        write("/posts", json!({"author_id": author, "content": "post"})).await;
+        write("/follow", json!({"follower_id": "f", "followee_id": author})).await;
+        write("/produce", json!({"topic": topic, "payload": author})).await;
+        write("/produce", json!({"records": [{"topic": topic, "payload": 1}, {"topic": topic, "payload": author}]}))
+            .await;
+    }
+    until("both comments are listed", seconds(20), || async {
+        (app.get("/api/v1/comments").await.json()["comments"].as_array()?.len() == 2).then_some(())
+    })
+    .await;
+    until("both messages are stored", seconds(20), || async {
+        let page = app.get("/api/v1/messages?receiverId=r").await;
+        (page.status == 200 && page.json()["messages"].as_array()?.len() == 2).then_some(())
+    })
+    .await;
+    until("both posts are in the feed", seconds(20), || async {
+        (app.get("/feeds/f").await.json()["post_ids"].as_array()?.len() == 2).then_some(())
+    })
+    .await;
+    let ids = |log: Vec<crate::harness::kafka::Stored>| -> std::collections::BTreeSet<String> {
+        log.iter().map(|record| record.header("ce_id").unwrap().to_owned()).collect()
+    };
+    assert_eq!(ids(world.kafka.read(&topic).await).len(), 6, "one of each single record, two of each batch");
+    assert_eq!(app.get("/pull/k").await.expect(200).json()["value"], "b", "the later push counts");
+    app.stop().await;
+}

@@ -101,7 +101,7 @@ async fn pair(
     let body = feed.body(request).await?;
     let draft: FollowDraft<'_> = input::parse_object(&body)?;
     draft.check()?;
-    let meta = meta(context, route)?;
+    let meta = meta(context, route, &body)?;
     let value = model::followed(meta.event_id, kind, &draft.follower_id, &draft.followee_id);
     let FollowDraft { follower_id, followee_id } = draft;
     Ok(Pair { meta, follower_id: follower_id.into_owned(), followee_id: followee_id.into_owned(), value })
@@ -132,7 +132,7 @@ pub async fn erase(
     user_id: Result<Path<String>, PathRejection>,
 ) -> Result<Response<Body>, Problem> {
     let user_id = user_of(user_id)?;
-    let (desk, meta) = (feed.desk()?, meta(&context, "/users")?);
+    let (desk, meta) = (feed.desk()?, meta(&context, "/users", user_id.as_bytes())?);
     let value = model::erased(meta.event_id, &user_id);
     writes::erase(&desk.pool, &meta, &user_id, &value).await.map_err(|error| Refusal::of(&error))?;
     // A timeline cannot have older ones of one author than so many.

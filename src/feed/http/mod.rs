@@ -55,9 +55,9 @@ impl Feed {
     }
 }
 
-/// What a write says of itself.
-fn meta(context: &RequestContext, route: &str) -> Result<Meta, Problem> {
-    let event_id = context.event_id(ANONYMOUS, route, None)?;
+/// Describes a write. `content` is the body, or what the path names.
+fn meta(context: &RequestContext, route: &str, content: &[u8]) -> Result<Meta, Problem> {
+    let event_id = context.event_id(ANONYMOUS, route, None, &[content])?;
     let traceparent = String::from_utf8_lossy(&context.trace.traceparent()).into_owned();
     Ok(Meta { event_id, keyed: context.has_idempotency_key(), traceparent })
 }

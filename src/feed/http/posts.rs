@@ -104,7 +104,7 @@ pub async fn create(
     let body = feed.body(request).await?;
     let draft: PostDraft<'_> = input::parse_object(&body)?;
     draft.check(feed.inner.config.max_content_bytes)?;
-    let meta = meta(&context, ROUTE)?;
+    let meta = meta(&context, ROUTE, &body)?;
     let (head, tail) = model::created(meta.event_id, &draft.author_id, &draft.content);
     let PostDraft { author_id, content } = draft;
     let post = NewPost { meta, author_id: author_id.into_owned(), content: content.into_owned(), head, tail };
@@ -156,7 +156,7 @@ pub async fn delete(
     id: Result<Path<i64>, PathRejection>,
 ) -> Result<Response<Body>, Problem> {
     let id = post_of(id)?;
-    let (desk, meta) = (feed.desk()?, meta(&context, &format!("{ROUTE}/{id}"))?);
+    let (desk, meta) = (feed.desk()?, meta(&context, ROUTE, id.to_string().as_bytes())?);
     let gone = writes::delete_post(&desk.pool, &meta, id).await.map_err(|error| Refusal::of(&error))?;
     if gone.is_none() {
         let before = writes::was_deleted(&desk.pool, &meta, id).await.map_err(|error| unreachable(&error))?;

@@ -6,6 +6,7 @@ use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts},
 };
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{code::Code, problem::Problem};
@@ -70,13 +71,22 @@ impl RequestContext {
         self.idempotency_key.is_some()
     }
 
-    /// The id of the event that this request writes: derived from the idempotency key together
-    /// with principal and route, so that a retry writes the same event; otherwise new.
-    /// `part` tells the records of one request apart.
-    pub fn event_id(&self, principal: &str, route: &str, part: Option<u64>) -> Result<Uuid, Problem> {
+    /// Returns the id of the event that this request writes. With an idempotency key it is derived from the key, the
+    /// principal, the route and the content, so that a retry writes the same event, and requests that differ write
+    /// different ones although they share a key. Without a key it is new.
+    ///
+    /// `part` tells the records of one request apart. `content` is what was asked for: the body, and what the path and
+    /// the query say.
+    pub fn event_id(
+        &self,
+        principal: &str,
+        route: &str,
+        part: Option<u64>,
+        content: &[&[u8]],
+    ) -> Result<Uuid, Problem> {
         self.check_idempotency_key()?;
         let Some(key) = &self.idempotency_key else { return Ok(event::new_id()) };
-        let mut name = Vec::with_capacity(64);
+        let mut name = Vec::with_capacity(128);
         for piece in [principal.as_bytes(), route.as_bytes(), key.as_bytes()] {
             name.extend_from_slice(piece);
             name.push(0);
@@ -84,8 +94,19 @@ impl RequestContext {
         if let Some(part) = part {
             name.extend_from_slice(&part.to_be_bytes());
         }
+        name.extend_from_slice(&digest(content));
         Ok(Uuid::new_v5(&EVENT_NAMESPACE, &name))
     }
+}
+
+/// Returns the SHA-256 of several pieces, each with its length, so that they cannot be mistaken for others.
+pub fn digest(pieces: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for piece in pieces {
+        hash.update((piece.len() as u64).to_be_bytes());
+        hash.update(piece);
+    }
+    hash.finalize().into()
 }
 
 fn new_request_id() -> HeaderValue {
@@ -131,17 +152,23 @@ mod tests {
     }
 
     #[test]
-    fn the_event_id_is_a_function_of_principal_route_and_key() {
+    fn the_event_id_is_a_function_of_principal_route_key_and_content() {
         let context = with("idempotency-key", "k1");
-        let id = context.event_id("anonymous", "/push", None).unwrap();
-        assert_eq!(id, context.event_id("anonymous", "/push", None).unwrap());
+        let id = context.event_id("anonymous", "/push", None, &[b"ab", b"c"]).unwrap();
+        assert_eq!(id, context.event_id("anonymous", "/push", None, &[b"ab", b"c"]).unwrap());
         assert_eq!(id.get_version_num(), 5);
-        for (principal, route, part) in
-            [("b", "/push", None), ("anonymous", "/produce", None), ("anonymous", "/push", Some(0))]
-        {
-            assert_ne!(id, context.event_id(principal, route, part).unwrap());
+        for (principal, route, part, content) in [
+            ("b", "/push", None, [&b"ab"[..], b"c"]),
+            ("anonymous", "/produce", None, [b"ab", b"c"]),
+            ("anonymous", "/push", Some(0), [b"ab", b"c"]),
+            ("anonymous", "/push", None, [b"a", b"bc"]),
+        ] {
+            assert_ne!(id, context.event_id(principal, route, part, &content).unwrap());
         }
-        assert!(with("idempotency-key", "").event_id("a", "b", None).is_err());
+        assert_ne!(id, with("idempotency-key", "k2").event_id("anonymous", "/push", None, &[b"ab", b"c"]).unwrap());
+        let keyless = with("host", "k1");
+        assert_ne!(keyless.event_id("a", "b", None, &[]).unwrap(), keyless.event_id("a", "b", None, &[]).unwrap());
+        assert!(with("idempotency-key", "").event_id("a", "b", None, &[]).is_err());
     }
 
     #[test]
