@@ -171,6 +171,8 @@ async fn write(
 /// Readers that pull the writers' keys all the time.
 pub struct Readers {
     stop: CancellationToken,
+    /// Answers so far that said anything.
+    sights: Arc<AtomicUsize>,
     reader: JoinHandle<super::check::Watch>,
 }
 
@@ -179,6 +181,8 @@ impl Readers {
     pub fn start(app: &App, keys: usize) -> Self {
         let stop = CancellationToken::new();
         let (client, url, ended) = (app.client.clone(), app.api.clone(), stop.clone());
+        let sights = Arc::<AtomicUsize>::default();
+        let counted = sights.clone();
         let reader = tokio::spawn(async move {
             let mut watch = super::check::Watch::default();
             for number in (0..keys).cycle() {
@@ -192,10 +196,17 @@ impl Readers {
                     404 => watch.see((key, None)),
                     _ => tokio::time::sleep(Duration::from_millis(5)).await,
                 }
+                counted.store(watch.sights, Ordering::Relaxed);
             }
             watch
         });
-        Self { stop, reader }
+        Self { stop, sights, reader }
+    }
+
+    /// Waits until this many reads have said anything.
+    pub async fn sights(&self, count: usize) {
+        let what = format!("{count} reads said anything");
+        until_now(&what, PATIENCE, || (self.sights.load(Ordering::Relaxed) >= count).then_some(())).await;
     }
 
     pub async fn stop(self) -> super::check::Watch {
