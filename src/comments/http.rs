@@ -6,7 +6,6 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Response, header},
     response::IntoResponse,
 };
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -239,7 +238,7 @@ fn is_form(headers: &HeaderMap) -> bool {
 }
 
 /// `curl -d '{…}'` and its like call everything a form; no field of ours begins so.
-fn draft(body: &Bytes, form: bool) -> Result<Draft, Problem> {
+fn draft(body: &[u8], form: bool) -> Result<Draft, Problem> {
     if form && body.trim_ascii_start().first() != Some(&b'{') {
         return Draft::from_form(body);
     }

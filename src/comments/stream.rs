@@ -114,8 +114,9 @@ fn respond(live: Live) -> Response<Body> {
     // An event without data changes nothing but where the client resumes, should nothing come before it must.
     let hello = sse::hello(&live.position);
     let hello = stream::once(async { Ok::<_, Infallible>(hello) });
+    let heartbeat = live.heartbeat.period();
     let events = stream::unfold(live, |mut live| async move { live.next().await.map(|event| (Ok(event), live)) });
-    sse::respond(stream::StreamExt::chain(hello, events))
+    sse::respond(stream::StreamExt::chain(hello, events), heartbeat)
 }
 
 impl Live {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     extract::{RawQuery, Request, State},
     http::{HeaderValue, Method, Response, header},
     response::IntoResponse,
@@ -164,7 +164,7 @@ impl Gateway {
         if require_content_type(request.headers(), &["application/json", NDJSON])? == NDJSON {
             return stream::respond(self.clone(), topic.map(str::to_owned), context.clone(), request.into_body());
         }
-        let body: Bytes = body::read(request.into_body(), self.inner.http.limits()).await?;
+        let body = body::read(request.into_body(), self.inner.http.limits()).await?;
         let mut record: Record<'_> = json::parse_object(&body)?;
         if let Some(records) = record.records.take() {
             let topic = record.topic.as_deref().or(topic);

@@ -14,7 +14,10 @@ use super::{
     Gateway,
     http::{NDJSON, Place},
 };
-use crate::platform::http::{Code, Problem, RequestContext, body};
+use crate::platform::http::{
+    Code, Problem, RequestContext,
+    body::{self, Footprint},
+};
 
 /// A line of the body, or what was wrong with it.
 type Line = Result<Bytes, Problem>;
@@ -59,6 +62,7 @@ struct Lines {
     buffer: BytesMut,
     /// How far the buffer holds no newline.
     searched: usize,
+    footprint: Footprint,
     /// The rest of a line that was too long is being thrown away.
     skipping: bool,
     ended: bool,
@@ -72,6 +76,7 @@ impl Lines {
             body: BodyStream::new(body),
             buffer: BytesMut::new(),
             searched: 0,
+            footprint: Footprint::default(),
             skipping: false,
             ended: false,
             limits,
@@ -88,9 +93,13 @@ impl Lines {
             }
             match tokio::time::timeout(self.limits.timeout, self.body.frame()).await {
                 Ok(Some(Ok(frame))) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.buffer.extend_from_slice(&data);
+                    let Ok(data) = frame.into_data() else { continue };
+                    if let Err(problem) = self.footprint.cover(self.buffer.len() + data.len()) {
+                        self.ended = true;
+                        self.buffer.clear();
+                        return Some(Err(problem));
                     }
+                    self.buffer.extend_from_slice(&data);
                 }
                 Ok(None) => self.ended = true,
                 Ok(Some(Err(error))) => {

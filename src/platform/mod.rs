@@ -7,6 +7,7 @@ pub mod drain;
 pub mod gather;
 pub mod http;
 pub mod kafka;
+pub mod memory;
 pub mod ops;
 pub mod outbound;
 pub mod outbox;

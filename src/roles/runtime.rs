@@ -17,6 +17,7 @@ use crate::platform::{
     drain::{self, Draining, Ending, Tasks},
     http::{client::Proxies, serve, shortcut::ShortCuts},
     kafka::{Admin, Broker, CallersProducer, Producer, TopicError, TopicSpec, TopicsReady, lanes::Lanes},
+    memory,
     ops::{self, Check, Health},
     postgres,
     redis::Redis,
@@ -95,8 +96,8 @@ fn launch(settings: Settings, mission: Mission) -> Result<(), String> {
 async fn live(settings: Settings, mission: Mission) -> Result<(), String> {
     let metrics = telemetry::install_metrics()?;
     let traces = telemetry::init(&settings.telemetry, &settings.role.to_string())?;
-    let files = raise_file_limit();
-    tracing::info!(role = %settings.role, version = env!("CARGO_PKG_VERSION"), files, "starting");
+    let (files, memory_bytes) = (raise_file_limit(), memory::divide(&settings.memory));
+    tracing::info!(role = %settings.role, version = env!("CARGO_PKG_VERSION"), files, memory_bytes, "starting");
     let outcome = serve_until_stopped(settings, mission, metrics).await;
     let flushed = tokio::task::spawn_blocking(move || traces.shutdown(Duration::from_secs(3)));
     if flushed.await.is_err() {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     comments, dlq, feed, gateway, kv, messages,
-    platform::{drain, http, kafka, kafka::TopicSpec, ops, postgres, redis, rotation, telemetry},
+    platform::{drain, http, kafka, kafka::TopicSpec, memory, ops, postgres, redis, rotation, telemetry},
 };
 
 /// What a process does.
@@ -60,6 +60,7 @@ pub struct Settings {
     pub http: http::Config,
     pub management: ops::Config,
     pub drain: drain::Config,
+    pub memory: memory::Config,
     pub kafka: kafka::Config,
     pub redis: redis::Config,
     pub postgres: postgres::Config,
@@ -81,6 +82,7 @@ impl Default for Settings {
             http: http::Config::default(),
             management: ops::Config::default(),
             drain: drain::Config::default(),
+            memory: memory::Config::default(),
             kafka: kafka::Config::default(),
             redis: redis::Config::default(),
             postgres: postgres::Config::default(),

@@ -9,7 +9,6 @@ use axum::{
     extract::{Path, Request, rejection::PathRejection},
     http::{HeaderValue, Response, StatusCode, header},
 };
-use bytes::Bytes;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
@@ -18,7 +17,8 @@ use super::{
     writes::{Meta, Outcome},
 };
 use crate::platform::http::{
-    Code, Problem, RequestContext, body,
+    Code, Problem, RequestContext,
+    body::{self, RequestBody},
     context::{ANONYMOUS, require_content_type},
     shortcut::ShortCuts,
 };
@@ -49,7 +49,7 @@ impl Feed {
     }
 
     /// The body of a write.
-    async fn body(&self, request: Request) -> Result<Bytes, Problem> {
+    async fn body(&self, request: Request) -> Result<RequestBody, Problem> {
         require_content_type(request.headers(), &["application/json"])?;
         body::read(request.into_body(), self.inner.http.limits()).await
     }

@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use axum::{
@@ -29,6 +30,7 @@ use tokio::{
 use tower::Service;
 
 use super::{
+    answer,
     client::{ClientAddress, Proxies},
     layer::Answering,
     linger::Linger,
@@ -135,6 +137,7 @@ pub struct Counted {
     pub peer: IpAddr,
     pub proxies: Proxies,
     pub activity: Arc<Activity>,
+    pub write_timeout: Duration,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Counted {
@@ -153,7 +156,7 @@ impl hyper::service::Service<Request<Incoming>> for Counted {
                 Either::Right(self.router.clone().call(request))
             }
         };
-        Counting { answer, running }
+        Counting { answer, running, write_timeout: self.write_timeout }
     }
 }
 
@@ -163,6 +166,7 @@ pin_project! {
         #[pin]
         answer: Either<Answering<Answer>, RouteFuture<Infallible>>,
         running: Option<Running>,
+        write_timeout: Duration,
     }
 }
 
@@ -176,6 +180,7 @@ impl Future for Counting {
             Err(never) => match never {},
         };
         let Some(running) = this.running.take() else { return Poll::Ready(Ok(response)) };
+        response = answer::guard(response, *this.write_timeout);
         running.0.cut_short.store(is_cut_short(response.status()), Relaxed);
         // A client that is told goes elsewhere with its next request; else that may come just when the connection is closed.
         let closes = running.0.draining.has_begun() || leaves_body(response.status());
@@ -200,7 +205,7 @@ fn leaves_body(status: StatusCode) -> bool {
 
 /// Whether such an answer may come before its request was read to the end.
 fn is_cut_short(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 400 | 405 | 408 | 413 | 415)
+    matches!(status.as_u16(), 400 | 405 | 408 | 413 | 415 | 503)
 }
 
 /// A request that is not answered yet.

@@ -1,7 +1,8 @@
-//! Reading a request body within its size and its time, and no further.
+//! Reading a request body within its size, its time and the memory that there is, and no further.
 
 use std::{
     future::poll_fn,
+    ops::Deref,
     pin::{Pin, pin},
     task::Poll,
     time::Duration,
@@ -13,6 +14,12 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
 use super::{code::Code, problem::Problem};
+use crate::platform::memory::{Lease, budgets};
+
+/// The part of a body that draws from the budget for small ones. Large bodies, however slow, leave that room to others.
+const SMALL: usize = 16 << 10;
+/// A body that came with its head, up to this size, is in its connection's own buffer and not counted.
+const UNCOUNTED: usize = 8 << 10;
 
 /// Bounds on a request body.
 #[derive(Debug, Clone, Copy)]
@@ -22,8 +29,55 @@ pub struct Limits {
     pub timeout: Duration,
 }
 
-/// Reads the whole body. 413 when it is too large, 408 when it takes too long, 400 when it breaks.
-pub async fn read(body: Body, limits: Limits) -> Result<Bytes, Problem> {
+/// What a body takes of the memory budgets.
+#[derive(Default)]
+pub struct Footprint {
+    small: Option<Lease>,
+    large: Option<Lease>,
+}
+
+impl Footprint {
+    /// Takes as much as this many bytes need, where it has less. 503 when there is no more.
+    pub fn cover(&mut self, bytes: usize) -> Result<(), Problem> {
+        let small = bytes.min(SMALL);
+        let parts = [
+            (&mut self.small, &budgets().small_requests, small),
+            (&mut self.large, &budgets().requests, bytes - small),
+        ];
+        for (lease, budget, needed) in parts {
+            let covered = match lease {
+                Some(lease) => lease.bytes() >= needed || lease.grow(needed - lease.bytes()),
+                None if needed == 0 => true,
+                None => {
+                    *lease = budget.lease(needed);
+                    lease.is_some()
+                }
+            };
+            if !covered {
+                return Err(Problem::new(Code::Overloaded, "the memory for request bodies is used up"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A whole body, with its part of the budgets.
+pub struct RequestBody {
+    bytes: Bytes,
+    _footprint: Footprint,
+}
+
+impl Deref for RequestBody {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Reads the whole body. 413 when it is too large, 408 when it takes too long, 400 when it breaks, 503 when there is no
+/// memory for it.
+pub async fn read(body: Body, limits: Limits) -> Result<RequestBody, Problem> {
     if body.size_hint().lower() > limits.max_bytes as u64 {
         return Err(too_large(limits.max_bytes));
     }
@@ -53,7 +107,8 @@ async fn read_what_came<F: Future>(mut reading: Pin<&mut F>) -> Option<F::Output
     .await
 }
 
-async fn collect(mut body: Body, max_bytes: usize) -> Result<Bytes, Problem> {
+async fn collect(mut body: Body, max_bytes: usize) -> Result<RequestBody, Problem> {
+    let mut footprint = Footprint::default();
     let mut first: Option<Bytes> = None;
     let mut joined = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -64,15 +119,28 @@ async fn collect(mut body: Body, max_bytes: usize) -> Result<Bytes, Problem> {
             return Err(too_large(max_bytes));
         }
         match first.take() {
-            None if joined.is_empty() => first = Some(data),
-            None => joined.extend_from_slice(&data),
-            Some(earlier) => {
+            None if joined.is_empty() => {
+                if data.len() > UNCOUNTED {
+                    footprint.cover(data.len())?;
+                }
+                first = Some(data);
+            }
+            earlier => {
+                let earlier = earlier.unwrap_or_default();
+                let needed = joined.len() + earlier.len() + data.len();
+                if needed > joined.capacity() {
+                    // As much again each time, so that bytes are copied once or twice and not once for each frame.
+                    let capacity = (2 * joined.capacity()).max(needed).min(max_bytes);
+                    footprint.cover(joined.capacity() + capacity)?;
+                    joined.reserve(capacity - joined.len());
+                }
                 joined.extend_from_slice(&earlier);
                 joined.extend_from_slice(&data);
             }
         }
     }
-    Ok(first.unwrap_or_else(|| joined.freeze()))
+    let bytes = first.unwrap_or_else(|| joined.freeze());
+    Ok(RequestBody { bytes, _footprint: footprint })
 }
 
 /// The answer to a body over the limit.

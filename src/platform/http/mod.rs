@@ -3,6 +3,7 @@
 //! One place maps errors, applies limits and adds ids and metrics, so that handlers stay short.
 
 mod activity;
+mod answer;
 pub mod body;
 pub mod client;
 pub mod code;

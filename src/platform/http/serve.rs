@@ -13,7 +13,7 @@ use std::{
 
 use axum::Router;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
 use metrics::{counter, gauge};
@@ -26,6 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     activity::{Activity, Counted, Metered},
+    answer::StreamExecutor,
     client::Proxies,
     config::Config,
     shortcut::ShortCuts,
@@ -64,7 +65,8 @@ pub async fn serve(
         router,
         short_cuts: Arc::new(short_cuts),
         proxies,
-        builder: builder(),
+        builder: builder(config),
+        write_timeout: Duration::from_millis(config.write_timeout_ms),
         slots: Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS))),
         watch: Watch::new(
             stop.clone(),
@@ -103,7 +105,8 @@ struct Server {
     router: Router,
     short_cuts: Arc<ShortCuts>,
     proxies: Proxies,
-    builder: Builder<TokioExecutor>,
+    builder: Builder<StreamExecutor>,
+    write_timeout: Duration,
     slots: Arc<Semaphore>,
     draining: Draining,
     stop: CancellationToken,
@@ -111,13 +114,16 @@ struct Server {
     connections: TaskTracker,
 }
 
-fn builder() -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+fn builder(config: &Config) -> Builder<StreamExecutor> {
+    let mut builder = Builder::new(StreamExecutor { write_timeout: Duration::from_millis(config.write_timeout_ms) });
     // Slow heads are the watch's business: hyper's own timer would be armed for every request.
     // And no `pipeline_flush`: it holds back an answer while unread bytes wait, and where the rest of
     // a request is not to be read (too large, malformed), the connection would close without one.
     builder.http1().header_read_timeout(None);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(20));
+    let mut http2 = builder.http2();
+    http2.timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(20));
+    // What a client may send before a handler reads it, and what the library keeps for one that does not read.
+    http2.initial_stream_window_size(64 << 10).initial_connection_window_size(256 << 10).max_send_buf_size(64 << 10);
     builder
 }
 
@@ -161,7 +167,14 @@ impl Server {
         let activity = Arc::new(Activity::new(self.draining.clone()));
         let (router, short_cuts) = (self.router.clone(), self.short_cuts.clone());
         let (peer_address, proxies) = (peer.ip(), self.proxies.clone());
-        let service = Counted { router, short_cuts, peer: peer_address, proxies, activity: activity.clone() };
+        let service = Counted {
+            router,
+            short_cuts,
+            peer: peer_address,
+            proxies,
+            activity: activity.clone(),
+            write_timeout: self.write_timeout,
+        };
         let mut watched = self.watch.take(activity.clone());
         let stream = TokioIo::new(Metered::new(stream, activity));
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));

@@ -22,6 +22,8 @@ use rdkafka::{
 use tokio::sync::oneshot;
 use tracing::{Instrument, Span};
 
+use crate::platform::memory::budgets;
+
 use super::{
     Config,
     admission::{self, Admission, Permit},
@@ -175,7 +177,8 @@ impl Producer {
         resend: Option<Resend>,
     ) -> Result<Self, KafkaError> {
         let limits = &config.producer;
-        let own = || Admission::new(limits.max_in_flight_records, limits.max_in_flight_bytes);
+        let budget = if purpose == Purpose::Internal { &budgets().producer } else { &budgets().producer_callers };
+        let own = || Admission::new(limits.max_in_flight_records, limits.max_in_flight_bytes.min(budget.bound()));
         let context = Context {
             broker: broker.clone(),
             connectivity: Connectivity::default(),

@@ -1,0 +1,215 @@
+//! The body of an answer while its client takes it: what it holds of the memory budgets, and whether it moves.
+//!
+//! HTTP/2 has a window for each stream. A client that never opens it keeps the stream, and all that belongs to it, while
+//! its connection lives, and neither TCP nor the library notices. So every such stream runs under supervision: one whose
+//! body is not asked for more within its time is reset.
+
+use std::{
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, Response},
+    response::IntoResponse,
+};
+use bytes::Bytes;
+use hyper::body::{Body as _, Frame, SizeHint};
+use metrics::counter;
+use tokio::time::Instant;
+
+use super::{
+    Code, Problem,
+    context::{REQUEST_ID, TRACEPARENT},
+};
+use crate::platform::memory::{Lease, budgets};
+
+/// Bodies and pieces up to this size are not counted: connections themselves cost as much.
+const UNCOUNTED: usize = 4 << 10;
+/// Largest piece that is handed over at a time, since the HTTP/2 library takes pieces beyond the client's window.
+const PIECE: usize = 16 << 10;
+/// Time after which the next piece of a streamed answer comes, unless its response says otherwise: a request body that
+/// pauses for longer is given up.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// Says in a response's extensions how soon a stream always has something to send, such as a heartbeat.
+#[derive(Debug, Clone, Copy)]
+pub struct Heartbeat(pub Duration);
+
+tokio::task_local! {
+    /// The HTTP/2 stream that this task serves.
+    static STREAM: Arc<Stream>;
+}
+
+/// One HTTP/2 stream under supervision.
+#[derive(Default)]
+struct Stream {
+    /// When the body was asked for more, and how soon it must be asked again. `None` before there is an answer.
+    asked: Mutex<Option<(Instant, Duration)>>,
+}
+
+impl Stream {
+    fn ask(&self, within: Duration) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), within));
+    }
+
+    fn is_stalled(&self) -> bool {
+        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.is_some_and(|(at, within)| at.elapsed() >= within)
+    }
+}
+
+/// Runs HTTP/2 streams, each until its end or until it stalls.
+#[derive(Debug, Clone)]
+pub struct StreamExecutor {
+    /// Time for which a client may take nothing of an answer.
+    pub write_timeout: Duration,
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for StreamExecutor {
+    fn execute(&self, stream: F) {
+        let look = (self.write_timeout / 4).max(Duration::from_millis(10));
+        tokio::spawn(supervise(stream, look));
+    }
+}
+
+async fn supervise(stream: impl Future<Output = ()>, look: Duration) {
+    let state = Arc::<Stream>::default();
+    let mut running = pin!(STREAM.scope(state.clone(), stream));
+    while tokio::time::timeout(look, &mut running).await.is_err() {
+        if state.is_stalled() {
+            // Dropping the stream resets it.
+            counter!("http_server_stalled_streams_total").increment(1);
+            return;
+        }
+    }
+}
+
+/// Puts an answer's body under the budgets, and on HTTP/2 under supervision. A large body for which there is no room
+/// becomes 503 `overloaded`.
+pub fn guard(response: Response<Body>, write_timeout: Duration) -> Response<Body> {
+    let size = response.body().size_hint().exact();
+    let stream = STREAM.try_with(Arc::clone).ok();
+    let is_small = size.is_some_and(|bytes| bytes <= UNCOUNTED as u64);
+    if is_small && stream.is_none() {
+        return response;
+    }
+    let whole = match size {
+        Some(bytes) if !is_small => match budgets().responses.lease(usize::try_from(bytes).unwrap_or(usize::MAX)) {
+            Some(lease) => Some(Arc::new(lease)),
+            None => return no_room(response.headers()),
+        },
+        _ => None,
+    };
+    let pause = match (size, response.extensions().get::<Heartbeat>()) {
+        (Some(_), _) => Duration::ZERO,
+        (None, Some(Heartbeat(every))) => 2 * *every,
+        (None, None) => PAUSE,
+    };
+    let within = write_timeout + pause;
+    response.map(|body| {
+        let guarded = Guarded { body, rest: Bytes::new(), rest_lease: None, whole, stream, within };
+        if let Some(stream) = &guarded.stream {
+            stream.ask(within);
+        }
+        Body::new(guarded)
+    })
+}
+
+fn no_room(former: &HeaderMap) -> Response<Body> {
+    let mut refusal = Problem::new(Code::Overloaded, "the memory for answers is used up").into_response();
+    for name in [&REQUEST_ID, &TRACEPARENT] {
+        if let Some(value) = former.get(name) {
+            refusal.headers_mut().insert(name.clone(), value.clone());
+        }
+    }
+    refusal
+}
+
+/// A body whose pieces hold their part of a budget until they are sent.
+struct Guarded {
+    body: Body,
+    /// What is left of a large piece.
+    rest: Bytes,
+    rest_lease: Option<Arc<Lease>>,
+    /// For all of a body whose size was known.
+    whole: Option<Arc<Lease>>,
+    stream: Option<Arc<Stream>>,
+    within: Duration,
+}
+
+impl Guarded {
+    /// Takes the next piece of what is left.
+    fn piece(&mut self) -> Bytes {
+        let piece = self.rest.split_to(self.rest.len().min(PIECE));
+        let lease = if self.rest.is_empty() { self.rest_lease.take() } else { self.rest_lease.clone() };
+        match lease {
+            Some(lease) => Bytes::from_owner(Held { piece, _lease: lease }),
+            None => piece,
+        }
+    }
+}
+
+/// A piece with its lease.
+struct Held {
+    piece: Bytes,
+    _lease: Arc<Lease>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.piece
+    }
+}
+
+impl hyper::body::Body for Guarded {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = self.get_mut();
+        if let Some(stream) = &this.stream {
+            stream.ask(this.within);
+        }
+        if this.rest.is_empty() {
+            let data = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => data,
+                    Err(other) => return Poll::Ready(Some(Ok(other))),
+                },
+                other => return Poll::Ready(other),
+            };
+            this.rest_lease = match &this.whole {
+                Some(whole) => Some(whole.clone()),
+                None if data.len() <= UNCOUNTED => None,
+                None => match budgets().queues.lease(data.len()) {
+                    Some(lease) => Some(Arc::new(lease)),
+                    // The client resumes.
+                    None => return Poll::Ready(Some(Err(axum::Error::new(NoRoom)))),
+                },
+            };
+            this.rest = data;
+        }
+        Poll::Ready(Some(Ok(Frame::data(this.piece()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (rest, mut hint) = (self.rest.len() as u64, self.body.size_hint());
+        match hint.exact() {
+            Some(exact) => hint.set_exact(exact + rest),
+            None => hint.set_lower(hint.lower() + rest),
+        }
+        hint
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the memory for streams is used up")]
+struct NoRoom;

@@ -1,0 +1,262 @@
+//! The memory that callers can make a process use: one limit, divided into budgets.
+//!
+//! Whatever grows with what callers send or do not read takes a lease from a budget first, and gives it back when it is
+//! dropped. A budget that is used up refuses (503 `overloaded`) or makes wait; it never grows. The budgets belong to the
+//! process as its heap does, so there is one set of them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    pin::pin,
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use metrics::{Counter, Gauge, counter, gauge};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+/// How much memory callers may make the process use.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Bytes that all budgets together may take; 0 takes 60 % of the container's memory limit, or 512 MiB without one.
+    /// Bodies, answers, queues of connections and records in flight draw from it; the process itself needs about 60 MiB
+    /// besides.
+    pub limit_bytes: u64,
+}
+
+/// The limit where neither the configuration nor a control group says one.
+const UNLIMITED: u64 = 512 << 20;
+
+/// What is divided, and its share of the limit in percent. The rest is for what is not counted.
+const SHARES: [(&str, usize); 6] = [
+    ("small_requests", 5),
+    ("requests", 20),
+    ("responses", 15),
+    ("queues", 25),
+    ("producer", 10),
+    ("producer_callers", 10),
+];
+
+/// All budgets of the process.
+pub struct Budgets {
+    /// The first part of each request body, so that large bodies leave room for small ones.
+    pub small_requests: Budget,
+    /// What request bodies have beyond that.
+    pub requests: Budget,
+    /// Answers, from their making until the client has them, and pages read for streams.
+    pub responses: Budget,
+    /// What waits for open WebSockets and event streams.
+    pub queues: Budget,
+    /// Records of our own topics on their way to Kafka.
+    pub producer: Budget,
+    /// Callers' records on their way to Kafka.
+    pub producer_callers: Budget,
+}
+
+static BUDGETS: OnceLock<Budgets> = OnceLock::new();
+
+/// Returns the budgets of the process. Without [`divide`] before, those of the default limit.
+pub fn budgets() -> &'static Budgets {
+    BUDGETS.get_or_init(|| Budgets::of(UNLIMITED))
+}
+
+/// Divides the limit, once, at the start of a process. Returns the limit.
+pub fn divide(config: &Config) -> u64 {
+    let limit = match config.limit_bytes {
+        0 => container_limit().map_or(UNLIMITED, |bytes| bytes / 100 * 60),
+        bytes => bytes,
+    };
+    BUDGETS.get_or_init(|| Budgets::of(limit));
+    gauge!("postrider_memory_limit_bytes").set(limit as f64);
+    limit
+}
+
+impl Budgets {
+    fn of(limit: u64) -> Self {
+        let [small_requests, requests, responses, queues, producer, producer_callers] = SHARES
+            .map(|(name, percent)| Budget::new(name, usize::try_from(limit / 100).unwrap_or(usize::MAX) * percent));
+        Self { small_requests, requests, responses, queues, producer, producer_callers }
+    }
+}
+
+/// A bound in bytes.
+pub struct Budget {
+    bound: usize,
+    used: AtomicUsize,
+    waiting: AtomicUsize,
+    freed: Notify,
+    in_use: Gauge,
+    refused: Counter,
+}
+
+impl Budget {
+    fn new(name: &'static str, bound: usize) -> Self {
+        gauge!("postrider_memory_budget_bytes", "budget" => name).set(bound as f64);
+        Self {
+            bound,
+            used: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            freed: Notify::new(),
+            in_use: gauge!("postrider_memory_used_bytes", "budget" => name),
+            refused: counter!("postrider_memory_refused_total", "budget" => name),
+        }
+    }
+
+    /// Returns the bound in bytes.
+    pub fn bound(&self) -> usize {
+        self.bound
+    }
+
+    /// Takes bytes, or refuses.
+    pub fn lease(&'static self, bytes: usize) -> Option<Lease> {
+        self.take(bytes).then_some(Lease { budget: self, bytes })
+    }
+
+    /// Takes bytes, waiting until others have given back enough.
+    pub async fn lease_within(&'static self, bytes: usize, patience: Duration) -> Option<Lease> {
+        let bytes = bytes.min(self.bound);
+        self.waiting.fetch_add(1, Relaxed);
+        let waited = tokio::time::timeout(patience, async {
+            loop {
+                let mut freed = pin!(self.freed.notified());
+                // From here on, whatever is given back is heard of.
+                freed.as_mut().enable();
+                if self.try_take(bytes) {
+                    return Lease { budget: self, bytes };
+                }
+                freed.await;
+            }
+        });
+        let lease = waited.await.ok();
+        self.waiting.fetch_sub(1, Relaxed);
+        if lease.is_none() {
+            self.refused.increment(1);
+        }
+        lease
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let taken = self.try_take(bytes);
+        if !taken {
+            self.refused.increment(1);
+        }
+        taken
+    }
+
+    fn try_take(&self, bytes: usize) -> bool {
+        let more = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.bound);
+        let taken = self.used.fetch_update(Relaxed, Relaxed, more).is_ok();
+        if taken {
+            self.in_use.increment(bytes as f64);
+        }
+        taken
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Relaxed);
+        self.in_use.decrement(bytes as f64);
+        if self.waiting.load(Relaxed) > 0 {
+            self.freed.notify_waiters();
+        }
+    }
+}
+
+/// Bytes of a budget; given back when dropped.
+pub struct Lease {
+    budget: &'static Budget,
+    bytes: usize,
+}
+
+impl Lease {
+    /// Takes more of the same budget; `false` when there is none, and nothing has changed.
+    pub fn grow(&mut self, bytes: usize) -> bool {
+        let taken = self.budget.take(bytes);
+        if taken {
+            self.bytes += bytes;
+        }
+        taken
+    }
+
+    /// Gives back all but so many bytes.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.bytes -= less;
+        self.budget.give_back(less);
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.budget.give_back(self.bytes);
+    }
+}
+
+/// Returns the smallest memory limit of the process's control group and those above it.
+fn container_limit() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let root = Path::new("/sys/fs/cgroup");
+    let folders: Vec<PathBuf> =
+        root.join(own).ancestors().take_while(|at| at.starts_with(root)).map(Path::to_owned).collect();
+    let newer = folders.iter().map(|folder| folder.join("memory.max"));
+    let older = [root.join("memory/memory.limit_in_bytes")];
+    let limits = newer.chain(older).filter_map(|file| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok());
+    // Without a limit, older kernels say a number beyond all memory.
+    limits.filter(|bytes| *bytes < 1 << 60).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(bound: usize) -> &'static Budget {
+        Box::leak(Box::new(Budget::new("test", bound)))
+    }
+
+    #[test]
+    fn a_budget_refuses_beyond_its_bound_and_has_room_again_when_leases_end() {
+        let budget = budget(100);
+        let mut first = budget.lease(60).unwrap();
+        assert!(budget.lease(41).is_none());
+        assert!(first.grow(40) && !first.grow(1));
+        first.shrink_to(50);
+        let second = budget.lease(50).unwrap();
+        drop(first);
+        assert_eq!(budget.used.load(Relaxed), 50);
+        drop(second);
+        assert_eq!(budget.used.load(Relaxed), 0);
+        assert!(budget.lease(usize::MAX).is_none(), "no overflow");
+    }
+
+    #[tokio::test]
+    async fn who_waits_goes_on_when_there_is_room_or_gives_up() {
+        let budget = budget(100);
+        let lease = budget.lease(80).unwrap();
+        assert!(budget.lease_within(30, Duration::from_millis(1)).await.is_none());
+        let waiting = tokio::spawn(budget.lease_within(30, Duration::from_secs(60)));
+        while budget.waiting.load(Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(lease);
+        assert_eq!(waiting.await.unwrap().unwrap().bytes(), 30);
+        let all = budget.lease_within(1_000, Duration::from_secs(1)).await;
+        assert_eq!(all.map(|lease| lease.bytes()), Some(100), "more than there is takes all there is");
+    }
+
+    #[test]
+    fn the_shares_leave_room_for_what_is_not_counted() {
+        assert!(SHARES.iter().map(|(_, percent)| percent).sum::<usize>() <= 90);
+        let budgets = Budgets::of(100 << 20);
+        assert_eq!(budgets.requests.bound(), (100 << 20) / 100 * 20);
+    }
+}
