@@ -27,8 +27,12 @@ use super::{
 };
 use crate::platform::{
     http::{Code, Problem, sse},
+    memory::{Lease, budgets},
     query::Error,
 };
+
+/// Time for which a page waits for memory.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
 
 struct Live {
     store: Store,
@@ -38,6 +42,9 @@ struct Live {
     items: Receiver<Arc<Item>>,
     /// Read from Postgres and not sent yet.
     missed: VecDeque<Item>,
+    /// For what is missed.
+    lease: Option<Lease>,
+    max_text_bytes: usize,
     /// Whether Postgres has to be read before `items`.
     behind: bool,
     /// Whether anything of `items` was taken since Postgres was read.
@@ -88,6 +95,8 @@ pub async fn open(comments: &Comments, after: Option<Position>) -> Result<Respon
         position,
         items,
         missed: VecDeque::new(),
+        lease: None,
+        max_text_bytes: inner.config.max_text_bytes,
         behind,
         followed: false,
         heartbeat,
@@ -114,9 +123,8 @@ fn respond(live: Live) -> Response<Body> {
     // An event without data changes nothing but where the client resumes, should nothing come before it must.
     let hello = sse::hello(&live.position);
     let hello = stream::once(async { Ok::<_, Infallible>(hello) });
-    let heartbeat = live.heartbeat.period();
     let events = stream::unfold(live, |mut live| async move { live.next().await.map(|event| (Ok(event), live)) });
-    sse::respond(stream::StreamExt::chain(hello, events), heartbeat)
+    sse::respond(stream::StreamExt::chain(hello, events))
 }
 
 impl Live {
@@ -129,13 +137,18 @@ impl Live {
             if let Some(item) = self.missed.pop_front() {
                 return Some(self.event(&item));
             }
+            self.lease = None;
             if self.behind {
                 let stop = self.stop.clone();
-                if let Err(error) = stop.run_until_cancelled(self.catch_up()).await? {
-                    tracing::debug!(error = %error, "a live stream of comments ends");
-                    return None;
+                match stop.run_until_cancelled(self.catch_up()).await? {
+                    Ok(true) => continue,
+                    // Others have the memory for now.
+                    Ok(false) => return Some(sse::HEARTBEAT),
+                    Err(error) => {
+                        tracing::debug!(error = %error, "a live stream of comments ends");
+                        return None;
+                    }
                 }
-                continue;
             }
             tokio::select! {
                 biased;
@@ -166,17 +179,24 @@ impl Live {
         sse::event(&self.position, &item.data)
     }
 
-    /// Reads a page of what comes after the position. After the last page of an epoch comes the next epoch.
-    async fn catch_up(&mut self) -> Result<(), Error> {
-        let limit = page_rows(self.position.partitions()).min(16);
+    /// Reads a page of what comes after the position. After the last page of an epoch comes the next epoch. Returns
+    /// `false` where there was no memory for a page.
+    async fn catch_up(&mut self) -> Result<bool, Error> {
+        let queues = &budgets().queues;
+        let partitions = self.position.partitions().max(1);
+        let limit = if queues.is_tight() { 1 } else { page_rows(partitions).min(16) };
+        let most = limit * partitions * self.max_text_bytes;
+        let Some(mut lease) = queues.lease_within(most, MEMORY_PATIENCE).await else { return Ok(false) };
         let (rows, complete) = self.store.after(&self.position, limit).await?;
         self.missed.extend(rows.iter().map(Item::from));
+        lease.shrink_to(self.missed.iter().map(|item| item.data.len()).sum());
+        self.lease = Some(lease);
         self.followed = false;
         if self.position.topic_epoch == self.topic_epoch {
             self.behind = !complete;
         } else if complete && rows.is_empty() {
             self.position = Position::start(self.position.topic_epoch + 1, self.partitions);
         }
-        Ok(())
+        Ok(true)
     }
 }

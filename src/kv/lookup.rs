@@ -13,8 +13,10 @@ use super::{
 };
 use crate::platform::{gather::gather, redis::Redis};
 
-/// Reads that are asked together at most, to bound what one answer holds.
-const MAX_TOGETHER: usize = 256;
+/// Reads that are asked together at most, and what they may bring: after an answer with more than that, fewer are asked
+/// together, until answers are small again.
+const MAX_TOGETHER: usize = 64;
+const ANSWER_BYTES: usize = 8 << 20;
 /// Reads that wait to be asked; beyond it, requests wait to get here.
 const QUEUE: usize = 4_096;
 
@@ -57,18 +59,23 @@ pub struct Asking {
 impl Asking {
     /// Runs until nobody is left who could ask.
     pub async fn until_closed(mut self) {
-        let mut together = Vec::with_capacity(MAX_TOGETHER);
-        while gather(&mut self.questions, &mut together, MAX_TOGETHER).await {
-            self.answer(&mut together).await;
+        let (mut together, mut most) = (Vec::with_capacity(MAX_TOGETHER), MAX_TOGETHER);
+        while gather(&mut self.questions, &mut together, most).await {
+            let count = together.len();
+            let bytes = self.answer(&mut together).await;
+            most = next_most(most, count, bytes);
         }
     }
 
-    async fn answer(&self, questions: &mut Vec<Question>) {
+    /// Answers questions. Returns the bytes of all answers.
+    async fn answer(&self, questions: &mut Vec<Question>) -> usize {
         questions.sort_unstable_by_key(|question| question.partition);
         let redis = self.redis.borrow().clone();
         let Some(mut redis) = redis else {
-            return tell(questions.drain(..), &Err("Redis is not connected yet".to_owned()));
+            tell(questions.drain(..), &Err("Redis is not connected yet".to_owned()));
+            return 0;
         };
+        let mut bytes = 0;
         let of_one_partition = |one: &Question, other: &Question| one.partition == other.partition;
         let commands = questions.chunk_by(of_one_partition).map(|group| self.command(group)).collect();
         let sizes: Vec<usize> = questions.chunk_by(of_one_partition).map(<[Question]>::len).collect();
@@ -76,13 +83,14 @@ impl Asking {
         for (size, answer) in sizes.into_iter().zip(answers) {
             let group = questions.drain(..size);
             match answer {
-                Ok(Value::Array(values)) => settle(group, values),
+                Ok(Value::Array(values)) => bytes += settle(group, values),
                 Ok(other) => tell(group, &Err(format!("unexpected answer {other:?}"))),
                 Err(error) => tell(group, &Err(error.to_string())),
             }
         }
         // None are left, unless the client gave fewer answers than it was asked.
         tell(questions.drain(..), &Err("no answer".to_owned()));
+        bytes
     }
 
     fn command(&self, group: &[Question]) -> Cmd {
@@ -96,20 +104,44 @@ impl Asking {
     }
 }
 
-/// Who went away meanwhile needs no answer.
-fn settle(group: impl Iterator<Item = Question>, values: Vec<Value>) {
+/// Returns how many reads may be asked together, after so many have brought so much.
+fn next_most(most: usize, count: usize, bytes: usize) -> usize {
+    if bytes > ANSWER_BYTES { (count * ANSWER_BYTES / bytes).max(1) } else { (most * 2).min(MAX_TOGETHER) }
+}
+
+/// Gives each question its value; who went away meanwhile needs none. Returns the bytes of all values.
+fn settle(group: impl Iterator<Item = Question>, values: Vec<Value>) -> usize {
     let mut values = values.into_iter().map(|value| match value {
         Value::BulkString(bytes) => Some(bytes),
         _ => None,
     });
     let marker = values.next().flatten().as_deref().and_then(Marker::decode);
+    let mut bytes = 0;
     for question in group {
-        let _ = question.answer.send(Ok((marker, values.next().flatten())));
+        let value = values.next().flatten();
+        bytes += value.as_ref().map_or(0, Vec::len);
+        let _ = question.answer.send(Ok((marker, value)));
     }
+    bytes
 }
 
 fn tell(group: impl Iterator<Item = Question>, found: &Found) {
     for question in group {
         let _ = question.answer.send(found.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_answers_make_the_next_ones_smaller_and_small_ones_give_the_room_back() {
+        const MIB: usize = 1 << 20;
+        let few = next_most(64, 64, 64 * MIB);
+        assert_eq!(few, 8);
+        assert_eq!(next_most(few, 8, 8 * MIB), 16);
+        assert_eq!(next_most(2, 2, 64 * MIB), 1, "one at least");
+        assert_eq!(next_most(64, 64, MIB), 64);
     }
 }

@@ -13,16 +13,20 @@ use super::{
     hub::{Hub, Seat},
     item::Notice,
     places::Place,
-    slot::{Ending, Next},
+    slot::{Ending, Next, TIGHT_BYTES},
     store::{Found, Limits},
 };
 use crate::platform::{
     http::{Code, Problem},
+    memory::{Lease, budgets},
     query::Error,
 };
 
-/// Messages read at a time.
+/// Messages read at a time, and their bytes.
 const PAGE: u16 = 64;
+const PAGE_BYTES: usize = 64 << 10;
+/// Time for which a page waits for memory before its connection looks around again.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What comes next for a client.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,6 +44,8 @@ pub struct Follower {
     pub cursor: Cursor,
     /// Read and not handed out yet.
     page: VecDeque<Entry>,
+    /// For the page.
+    lease: Option<Lease>,
     /// Nothing was read yet: the cursor may be from long ago.
     resumes: bool,
 }
@@ -70,7 +76,7 @@ impl Follower {
         if resumes {
             seat.slot.fall_behind();
         }
-        Ok(Self { seat, cursor, page: VecDeque::new(), resumes })
+        Ok(Self { seat, cursor, page: VecDeque::new(), lease: None, resumes })
     }
 
     /// What comes next, or `None` when there is nothing and the seat's slot will wake.
@@ -83,6 +89,7 @@ impl Follower {
                 }
                 return Some(entry.value.map_or(Step::Gap, Step::Message));
             }
+            self.lease = None;
             match self.seat.slot.take()? {
                 Next::End(ending) => return Some(Step::End(ending)),
                 Next::Ping => return Some(Step::Ping),
@@ -103,13 +110,26 @@ impl Follower {
     /// Reads a page of what comes after the cursor. While Postgres is away, it is tried again and again.
     async fn catch_up(&mut self) {
         let hub = self.seat.hub.clone();
-        let limits = Limits { rows: PAGE, bytes: hub.config.connection_buffer_bytes };
+        let queues = &budgets().queues;
+        let bytes = if queues.is_tight() { TIGHT_BYTES } else { PAGE_BYTES.min(hub.config.connection_buffer_bytes) };
+        let Some(mut lease) = queues.lease_within(bytes, MEMORY_PATIENCE).await else {
+            return self.seat.slot.fall_behind();
+        };
+        let limits = Limits { rows: PAGE, bytes };
         let read = {
             let Ok(_turn) = hub.readers.acquire().await else { return };
             hub.store.after(&self.seat.receiver, &self.cursor, limits).await
         };
         match read {
             Ok(found) => {
+                let needed = found.iter().map(|row| row.value.as_ref().map_or(0, String::len)).sum();
+                // A message larger than the page comes alone; where there is no memory for it, later.
+                if needed > lease.bytes() && !lease.grow(needed - lease.bytes()) {
+                    self.seat.slot.fall_behind();
+                    return tokio::time::sleep(Duration::from_millis(200 + fastrand::u64(0..800))).await;
+                }
+                lease.shrink_to(needed);
+                self.lease = Some(lease);
                 counter!("postrider_messages_caught_up_total").increment(found.len() as u64);
                 let (page, complete) = arrange(&self.cursor, found, self.resumes);
                 (self.page, self.resumes) = (page, false);

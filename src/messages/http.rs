@@ -194,7 +194,7 @@ async fn live(
         // Whoever names an event has got it; it is the only word that ever comes from the client of a stream.
         open.acks.add(&follower.seat.receiver, &follower.cursor);
     }
-    Ok(stream::respond(follower, age, messages.inner.config.ping_interval()))
+    Ok(stream::respond(follower, age))
 }
 
 #[derive(Deserialize)]

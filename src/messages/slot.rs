@@ -12,6 +12,10 @@ use std::{
 use tokio::sync::Notify;
 
 use super::item::Notice;
+use crate::platform::memory::{Lease, budgets};
+
+/// Bytes that may wait for one connection while memory is tight.
+pub const TIGHT_BYTES: usize = 8 << 10;
 
 /// Why a connection is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +41,8 @@ pub struct Slot {
 struct Waiting {
     notices: VecDeque<Arc<Notice>>,
     bytes: usize,
+    /// For those bytes.
+    lease: Option<Lease>,
     /// There may be messages in Postgres that are not among the notices.
     behind: bool,
     ping: bool,
@@ -49,6 +55,22 @@ pub enum Next {
     CatchUp,
     Ping,
     End(Ending),
+}
+
+impl Waiting {
+    fn take_memory(&mut self, bytes: usize) -> bool {
+        match &mut self.lease {
+            Some(lease) => {
+                // What was taken out since leaves room.
+                let needed = (self.bytes + bytes).saturating_sub(lease.bytes());
+                needed == 0 || lease.grow(needed)
+            }
+            None => {
+                self.lease = budgets().queues.lease(bytes);
+                self.lease.is_some()
+            }
+        }
+    }
 }
 
 impl Slot {
@@ -65,8 +87,10 @@ impl Slot {
             Notice::Head(..) => size_of::<Notice>(),
         };
         let mut waiting = self.waiting();
-        if waiting.bytes + bytes > self.budget && !waiting.notices.is_empty() {
-            (waiting.notices, waiting.bytes, waiting.behind) = (VecDeque::new(), 0, true);
+        let budget = if budgets().queues.is_tight() { self.budget.min(TIGHT_BYTES) } else { self.budget };
+        let fits = waiting.bytes + bytes <= budget || waiting.notices.is_empty();
+        if !fits || !waiting.take_memory(bytes) {
+            *waiting = Waiting { behind: true, ping: waiting.ping, ending: waiting.ending, ..Waiting::default() };
         } else {
             waiting.bytes += bytes;
             waiting.notices.push_back(notice.clone());
@@ -105,7 +129,7 @@ impl Slot {
         waiting.bytes = waiting.bytes.saturating_sub(size_of::<Notice>());
         if waiting.notices.is_empty() {
             // An idle connection keeps no room.
-            waiting.notices = VecDeque::new();
+            (waiting.notices, waiting.lease) = (VecDeque::new(), None);
         }
         Some(Next::Notice(notice))
     }

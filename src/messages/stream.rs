@@ -12,14 +12,14 @@ use crate::platform::http::sse;
 
 /// The answer that carries a follower's steps.
 /// Ends after `age`, and its client resumes it.
-pub fn respond(follower: Follower, age: Duration, heartbeat: Duration) -> Response<Body> {
+pub fn respond(follower: Follower, age: Duration) -> Response<Body> {
     let hello = sse::hello(&follower.cursor);
     let events = stream::unfold(follower, |mut follower| async {
         let event = next(&mut follower).await?;
         Some((Ok::<_, Infallible>(event), follower))
     });
     let events = events.take_until(tokio::time::sleep(age));
-    sse::respond(stream::once(async { Ok(hello) }).chain(events), heartbeat)
+    sse::respond(stream::once(async { Ok(hello) }).chain(events))
 }
 
 /// What to send next; `None` ends the stream, and its client resumes where it is.

@@ -113,9 +113,15 @@ impl Budget {
         self.bound
     }
 
+    /// Returns whether more than half of it is used. What can do with less then takes less, so that those who take their
+    /// time leave room for others.
+    pub fn is_tight(&self) -> bool {
+        self.used.load(Relaxed) > self.bound / 2
+    }
+
     /// Takes bytes, or refuses.
     pub fn lease(&'static self, bytes: usize) -> Option<Lease> {
-        self.take(bytes).then_some(Lease { budget: self, bytes })
+        self.take(bytes).then(|| Lease { budget: self, bytes })
     }
 
     /// Takes bytes, waiting until others have given back enough.

@@ -77,7 +77,7 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
     }
     let (config, ending) = (settings.http.clone(), platform.ending());
     tasks.spawn("http", async move {
-        serve::serve(listeners, router, short_cuts, &config, proxies, ending).await;
+        serve::serve(serve::Audience::Callers, listeners, router, short_cuts, &config, proxies, ending).await;
         Ok(())
     });
     Ok(())

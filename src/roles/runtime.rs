@@ -146,7 +146,18 @@ async fn serve_until_stopped(settings: Settings, mission: Mission, metrics: Prom
     let management = tokio::spawn({
         let stop = management_stop.clone();
         let ending = Ending { draining: Draining::default(), stop, grace: Duration::from_secs(1) };
-        async move { serve::serve(management, router, ShortCuts::default(), &config, Proxies::default(), ending).await }
+        async move {
+            serve::serve(
+                serve::Audience::Operators,
+                management,
+                router,
+                ShortCuts::default(),
+                &config,
+                Proxies::default(),
+                ending,
+            )
+            .await
+        }
     });
     let outcome = run_mission(&platform, &mission, signal).await;
     let (producer, callers_producer) = (platform.producer.clone(), platform.callers_producer.clone());

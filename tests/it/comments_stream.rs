@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-const STREAM: &str = "/api/v1/comments/stream";
+pub const STREAM: &str = "/api/v1/comments/stream";
 
 async fn events(stream: &Stream, count: usize) -> Seen {
     until_now(&format!("{count} events"), seconds(20), || (stream.count() >= count).then_some(())).await;

@@ -33,6 +33,7 @@ mod kv_poison;
 mod lag;
 mod lanes;
 mod lanes_outcomes;
+mod memory;
 mod messages;
 mod messages_faults;
 mod messages_undelivered;

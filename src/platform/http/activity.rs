@@ -1,16 +1,17 @@
 //! What a connection is doing: counters that its stream and its requests keep, for the watch to look at.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     io,
     net::IpAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -34,6 +35,7 @@ use super::{
     client::{ClientAddress, Proxies},
     layer::Answering,
     linger::Linger,
+    serve::Audience,
     shortcut::{Answer, ShortCuts},
 };
 use crate::platform::drain::Draining;
@@ -51,12 +53,49 @@ pub struct Activity {
     pub(super) http2: AtomicBool,
     /// The last answer may have come before its request was read to the end.
     cut_short: AtomicBool,
+    /// Pieces of answers that the HTTP/2 library has not sent yet, by number, and since when.
+    unsent: Mutex<BTreeMap<u64, Instant>>,
     draining: Draining,
+    /// Answers draw from the memory budgets.
+    pub(super) counts_answers: bool,
 }
 
 impl Activity {
-    pub fn new(draining: Draining) -> Self {
-        Self { draining, ..Self::default() }
+    pub fn new(draining: Draining, audience: Audience) -> Self {
+        Self { draining, counts_answers: audience == Audience::Callers, ..Self::default() }
+    }
+}
+
+impl Activity {
+    fn unsent(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
+        self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns for how long a piece of an answer has been waiting for its client.
+    pub(super) fn unsent_for(&self) -> Option<Duration> {
+        self.unsent().first_key_value().map(|(_, since)| since.elapsed())
+    }
+}
+
+/// A piece of an answer that the HTTP/2 library has; dropped when it is sent, or its stream reset.
+pub(super) struct Unsent {
+    activity: Arc<Activity>,
+    number: u64,
+}
+
+impl Unsent {
+    pub fn new(activity: Arc<Activity>) -> Self {
+        let mut unsent = activity.unsent();
+        let number = unsent.last_key_value().map_or(0, |(last, _)| last + 1);
+        unsent.insert(number, Instant::now());
+        drop(unsent);
+        Self { activity, number }
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        self.activity.unsent().remove(&self.number);
     }
 }
 
@@ -137,7 +176,6 @@ pub struct Counted {
     pub peer: IpAddr,
     pub proxies: Proxies,
     pub activity: Arc<Activity>,
-    pub write_timeout: Duration,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Counted {
@@ -156,7 +194,7 @@ impl hyper::service::Service<Request<Incoming>> for Counted {
                 Either::Right(self.router.clone().call(request))
             }
         };
-        Counting { answer, running, write_timeout: self.write_timeout }
+        Counting { answer, running }
     }
 }
 
@@ -166,7 +204,6 @@ pin_project! {
         #[pin]
         answer: Either<Answering<Answer>, RouteFuture<Infallible>>,
         running: Option<Running>,
-        write_timeout: Duration,
     }
 }
 
@@ -180,7 +217,7 @@ impl Future for Counting {
             Err(never) => match never {},
         };
         let Some(running) = this.running.take() else { return Poll::Ready(Ok(response)) };
-        response = answer::guard(response, *this.write_timeout);
+        response = answer::guard(response, &running.0);
         running.0.cut_short.store(is_cut_short(response.status()), Relaxed);
         // A client that is told goes elsewhere with its next request; else that may come just when the connection is closed.
         let closes = running.0.draining.has_begun() || leaves_body(response.status());

@@ -1,8 +1,9 @@
 //! The body of an answer while its client takes it: what it holds of the memory budgets, and whether it moves.
 //!
 //! HTTP/2 has a window for each stream. A client that never opens it keeps the stream, and all that belongs to it, while
-//! its connection lives, and neither TCP nor the library notices. So every such stream runs under supervision: one whose
-//! body is not asked for more within its time is reset.
+//! its connection lives, and neither TCP nor the library notices. So every such stream runs under supervision: one that
+//! has no room for the next piece within its time is reset. The end of an answer may outlive its stream in the library;
+//! a connection that does not take it is dropped.
 
 use std::{
     pin::{Pin, pin},
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 
 use super::{
     Code, Problem,
+    activity::{Activity, Unsent},
     context::{REQUEST_ID, TRACEPARENT},
 };
 use crate::platform::memory::{Lease, budgets};
@@ -31,14 +33,6 @@ use crate::platform::memory::{Lease, budgets};
 const UNCOUNTED: usize = 4 << 10;
 /// Largest piece that is handed over at a time, since the HTTP/2 library takes pieces beyond the client's window.
 const PIECE: usize = 16 << 10;
-/// Time after which the next piece of a streamed answer comes, unless its response says otherwise: a request body that
-/// pauses for longer is given up.
-const PAUSE: Duration = Duration::from_secs(30);
-
-/// Says in a response's extensions how soon a stream always has something to send, such as a heartbeat.
-#[derive(Debug, Clone, Copy)]
-pub struct Heartbeat(pub Duration);
-
 tokio::task_local! {
     /// The HTTP/2 stream that this task serves.
     static STREAM: Arc<Stream>;
@@ -47,18 +41,17 @@ tokio::task_local! {
 /// One HTTP/2 stream under supervision.
 #[derive(Default)]
 struct Stream {
-    /// When the body was asked for more, and how soon it must be asked again. `None` before there is an answer.
-    asked: Mutex<Option<(Instant, Duration)>>,
+    /// When a piece was handed to the library, which asks for more once there is room in the client's window for it.
+    handed: Mutex<Option<Instant>>,
 }
 
 impl Stream {
-    fn ask(&self, within: Duration) {
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), within));
+    fn note(&self, handed: Option<Instant>) {
+        *self.handed.lock().unwrap_or_else(PoisonError::into_inner) = handed;
     }
 
-    fn is_stalled(&self) -> bool {
-        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.is_some_and(|(at, within)| at.elapsed() >= within)
+    fn is_stalled(&self, timeout: Duration) -> bool {
+        self.handed.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() >= timeout)
     }
 }
 
@@ -71,16 +64,16 @@ pub struct StreamExecutor {
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for StreamExecutor {
     fn execute(&self, stream: F) {
-        let look = (self.write_timeout / 4).max(Duration::from_millis(10));
-        tokio::spawn(supervise(stream, look));
+        tokio::spawn(supervise(stream, self.write_timeout));
     }
 }
 
-async fn supervise(stream: impl Future<Output = ()>, look: Duration) {
+async fn supervise(stream: impl Future<Output = ()>, timeout: Duration) {
     let state = Arc::<Stream>::default();
+    let look = (timeout / 4).max(Duration::from_millis(10));
     let mut running = pin!(STREAM.scope(state.clone(), stream));
     while tokio::time::timeout(look, &mut running).await.is_err() {
-        if state.is_stalled() {
+        if state.is_stalled(timeout) {
             // Dropping the stream resets it.
             counter!("http_server_stalled_streams_total").increment(1);
             return;
@@ -90,33 +83,22 @@ async fn supervise(stream: impl Future<Output = ()>, look: Duration) {
 
 /// Puts an answer's body under the budgets, and on HTTP/2 under supervision. A large body for which there is no room
 /// becomes 503 `overloaded`.
-pub fn guard(response: Response<Body>, write_timeout: Duration) -> Response<Body> {
+pub fn guard(response: Response<Body>, activity: &Arc<Activity>) -> Response<Body> {
     let size = response.body().size_hint().exact();
     let stream = STREAM.try_with(Arc::clone).ok();
     let is_small = size.is_some_and(|bytes| bytes <= UNCOUNTED as u64);
-    if is_small && stream.is_none() {
+    if !activity.counts_answers || (is_small && stream.is_none()) {
         return response;
     }
-    let whole = match size {
+    let (response, whole) = match size {
         Some(bytes) if !is_small => match budgets().responses.lease(usize::try_from(bytes).unwrap_or(usize::MAX)) {
-            Some(lease) => Some(Arc::new(lease)),
-            None => return no_room(response.headers()),
+            Some(lease) => (response, Some(Arc::new(lease))),
+            None => (no_room(response.headers()), None),
         },
-        _ => None,
+        _ => (response, None),
     };
-    let pause = match (size, response.extensions().get::<Heartbeat>()) {
-        (Some(_), _) => Duration::ZERO,
-        (None, Some(Heartbeat(every))) => 2 * *every,
-        (None, None) => PAUSE,
-    };
-    let within = write_timeout + pause;
-    response.map(|body| {
-        let guarded = Guarded { body, rest: Bytes::new(), rest_lease: None, whole, stream, within };
-        if let Some(stream) = &guarded.stream {
-            stream.ask(within);
-        }
-        Body::new(guarded)
-    })
+    let activity = stream.is_some().then(|| activity.clone());
+    response.map(|body| Body::new(Guarded { body, rest: Bytes::new(), rest_lease: None, whole, stream, activity }))
 }
 
 fn no_room(former: &HeaderMap) -> Response<Body> {
@@ -137,8 +119,9 @@ struct Guarded {
     rest_lease: Option<Arc<Lease>>,
     /// For all of a body whose size was known.
     whole: Option<Arc<Lease>>,
+    /// On HTTP/2.
     stream: Option<Arc<Stream>>,
-    within: Duration,
+    activity: Option<Arc<Activity>>,
 }
 
 impl Guarded {
@@ -146,17 +129,24 @@ impl Guarded {
     fn piece(&mut self) -> Bytes {
         let piece = self.rest.split_to(self.rest.len().min(PIECE));
         let lease = if self.rest.is_empty() { self.rest_lease.take() } else { self.rest_lease.clone() };
+        if let Some(stream) = &self.stream {
+            stream.note(Some(Instant::now()));
+        }
         match lease {
-            Some(lease) => Bytes::from_owner(Held { piece, _lease: lease }),
+            Some(lease) => {
+                let unsent = self.activity.as_ref().map(|activity| Unsent::new(activity.clone()));
+                Bytes::from_owner(Held { piece, _lease: lease, _unsent: unsent })
+            }
             None => piece,
         }
     }
 }
 
-/// A piece with its lease.
+/// A piece with its lease, until it is sent.
 struct Held {
     piece: Bytes,
     _lease: Arc<Lease>,
+    _unsent: Option<Unsent>,
 }
 
 impl AsRef<[u8]> for Held {
@@ -172,7 +162,7 @@ impl hyper::body::Body for Guarded {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
         if let Some(stream) = &this.stream {
-            stream.ask(this.within);
+            stream.note(None);
         }
         if this.rest.is_empty() {
             let data = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {

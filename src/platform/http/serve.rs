@@ -30,7 +30,7 @@ use super::{
     client::Proxies,
     config::Config,
     shortcut::ShortCuts,
-    watch::{Order, Watch},
+    watch::{Order, Timeouts, Watch},
 };
 use crate::platform::drain::{Draining, Ending};
 
@@ -51,8 +51,17 @@ fn with_host(address: &str) -> Cow<'_, str> {
     if address.starts_with(':') { format!("0.0.0.0{address}").into() } else { address.into() }
 }
 
+/// Who can reach a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    Callers,
+    /// Whoever runs it. Answers do not draw from the memory budgets: they say what is wrong when those are used up.
+    Operators,
+}
+
 /// Serves the router, and short cuts past it, until the stop, then lets connections finish what they answer, up to the grace.
 pub async fn serve(
+    audience: Audience,
     listeners: Vec<TcpListener>,
     router: Router,
     short_cuts: ShortCuts,
@@ -62,16 +71,19 @@ pub async fn serve(
 ) {
     let Ending { draining, stop, grace } = ending;
     let server = Arc::new(Server {
+        audience,
         router,
         short_cuts: Arc::new(short_cuts),
         proxies,
         builder: builder(config),
-        write_timeout: Duration::from_millis(config.write_timeout_ms),
         slots: Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS))),
         watch: Watch::new(
             stop.clone(),
-            Duration::from_millis(config.header_timeout_ms),
-            Duration::from_millis(config.idle_timeout_ms),
+            Timeouts {
+                header: Duration::from_millis(config.header_timeout_ms),
+                idle: Duration::from_millis(config.idle_timeout_ms),
+                write: Duration::from_millis(config.write_timeout_ms),
+            },
         ),
         draining,
         stop,
@@ -102,11 +114,11 @@ fn cut_stuck_clients(listener: &TcpListener, after: Duration) {
 }
 
 struct Server {
+    audience: Audience,
     router: Router,
     short_cuts: Arc<ShortCuts>,
     proxies: Proxies,
     builder: Builder<StreamExecutor>,
-    write_timeout: Duration,
     slots: Arc<Semaphore>,
     draining: Draining,
     stop: CancellationToken,
@@ -114,12 +126,15 @@ struct Server {
     connections: TaskTracker,
 }
 
+/// What a connection of HTTP/1 reads ahead of its handler, at most. A head must fit.
+const HTTP1_BUFFER: usize = 64 << 10;
+
 fn builder(config: &Config) -> Builder<StreamExecutor> {
     let mut builder = Builder::new(StreamExecutor { write_timeout: Duration::from_millis(config.write_timeout_ms) });
     // Slow heads are the watch's business: hyper's own timer would be armed for every request.
     // And no `pipeline_flush`: it holds back an answer while unread bytes wait, and where the rest of
     // a request is not to be read (too large, malformed), the connection would close without one.
-    builder.http1().header_read_timeout(None);
+    builder.http1().header_read_timeout(None).max_buf_size(HTTP1_BUFFER);
     let mut http2 = builder.http2();
     http2.timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(20));
     // What a client may send before a handler reads it, and what the library keeps for one that does not read.
@@ -164,17 +179,10 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(error = %error, "cannot set TCP_NODELAY");
         }
-        let activity = Arc::new(Activity::new(self.draining.clone()));
+        let activity = Arc::new(Activity::new(self.draining.clone(), self.audience));
         let (router, short_cuts) = (self.router.clone(), self.short_cuts.clone());
         let (peer_address, proxies) = (peer.ip(), self.proxies.clone());
-        let service = Counted {
-            router,
-            short_cuts,
-            peer: peer_address,
-            proxies,
-            activity: activity.clone(),
-            write_timeout: self.write_timeout,
-        };
+        let service = Counted { router, short_cuts, peer: peer_address, proxies, activity: activity.clone() };
         let mut watched = self.watch.take(activity.clone());
         let stream = TokioIo::new(Metered::new(stream, activity));
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));

@@ -9,8 +9,6 @@ use axum::{
 use bytes::Bytes;
 use futures_util::Stream;
 
-use super::answer::Heartbeat;
-
 /// One event, as clients take it apart.
 #[derive(utoipa::ToSchema)]
 #[schema(as = ServerSentEvent)]
@@ -56,13 +54,8 @@ pub fn age(max_age_ms: u64) -> Duration {
 }
 
 /// The answer that carries a stream.
-/// `heartbeat` is how soon the stream always has something to send.
-pub fn respond(
-    events: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static,
-    heartbeat: Duration,
-) -> Response<Body> {
+pub fn respond(events: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static) -> Response<Body> {
     let mut response = Response::new(Body::from_stream(events));
-    response.extensions_mut().insert(Heartbeat(heartbeat));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -26,7 +26,7 @@ pub enum Order {
     GoOn,
     /// Answer what was asked, and close.
     Finish,
-    /// A request's head does not get finished: close at once.
+    /// A request's head does not get finished, or an answer is not taken: close at once.
     Drop,
 }
 
@@ -49,13 +49,23 @@ pub struct Watch {
     connections: Mutex<HashMap<u64, Watched>>,
     next_id: AtomicU64,
     stop: CancellationToken,
-    header_timeout: Duration,
-    idle_timeout: Duration,
+    timeouts: Timeouts,
+}
+
+/// How long a connection may be in each state.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// In the head of a request.
+    pub header: Duration,
+    /// Without a request.
+    pub idle: Duration,
+    /// Without taking what it asked for.
+    pub write: Duration,
 }
 
 impl Watch {
-    pub fn new(stop: CancellationToken, header_timeout: Duration, idle_timeout: Duration) -> Arc<Self> {
-        Arc::new(Self { connections: Mutex::default(), next_id: AtomicU64::new(0), stop, header_timeout, idle_timeout })
+    pub fn new(stop: CancellationToken, timeouts: Timeouts) -> Arc<Self> {
+        Arc::new(Self { connections: Mutex::default(), next_id: AtomicU64::new(0), stop, timeouts })
     }
 
     /// Takes a connection under watch, until what is returned is dropped.
@@ -72,10 +82,10 @@ impl Watch {
 
     /// Looks after them until the stop, and passes that on.
     pub async fn keep(self: Arc<Self>) {
-        let every = (self.header_timeout / 4).max(Duration::from_millis(10));
+        let every = (self.timeouts.header.min(self.timeouts.write) / 4).max(Duration::from_millis(10));
         while self.stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             for watched in self.connections().values_mut() {
-                watched.look(every, self.header_timeout, self.idle_timeout);
+                watched.look(every, self.timeouts);
             }
         }
         for watched in self.connections().values() {
@@ -132,7 +142,7 @@ impl Watched {
         Self { activity, mailbox, requests: 0, idle: Duration::ZERO, in_head: None }
     }
 
-    fn look(&mut self, since_last: Duration, header_timeout: Duration, idle_timeout: Duration) -> Order {
+    fn look(&mut self, since_last: Duration, timeouts: Timeouts) -> Order {
         let activity = &self.activity;
         let requests = activity.requests.load(Relaxed);
         let busy = activity.active.load(Relaxed) > 0 || requests != self.requests;
@@ -142,9 +152,12 @@ impl Watched {
         self.requests = requests;
         self.idle = if busy || in_head { Duration::ZERO } else { self.idle + since_last };
         self.in_head = in_head.then(|| self.in_head.map_or(Duration::ZERO, |before| before + since_last));
+        // Streams that are still there are reset one by one before that.
+        let stuck = activity.unsent_for().is_some_and(|unsent| unsent >= 2 * timeouts.write);
         let order = match self.in_head {
-            Some(so_far) if so_far >= header_timeout => Order::Drop,
-            _ if self.idle >= idle_timeout => Order::Finish,
+            _ if stuck => Order::Drop,
+            Some(so_far) if so_far >= timeouts.header => Order::Drop,
+            _ if self.idle >= timeouts.idle => Order::Finish,
             _ => return Order::GoOn,
         };
         self.mailbox.send(order);
@@ -163,7 +176,7 @@ mod tests {
     }
 
     fn look(watched: &mut Watched) -> Order {
-        watched.look(LOOK, 2 * LOOK, 4 * LOOK)
+        watched.look(LOOK, Timeouts { header: 2 * LOOK, idle: 4 * LOOK, write: LOOK })
     }
 
     #[test]
@@ -203,7 +216,7 @@ mod tests {
     #[tokio::test]
     async fn the_stop_reaches_connections_that_come_before_and_after_it() {
         let stop = CancellationToken::new();
-        let watch = Watch::new(stop.clone(), LOOK, LOOK);
+        let watch = Watch::new(stop.clone(), Timeouts { header: LOOK, idle: LOOK, write: LOOK });
         let cx = &Context::from_waker(Waker::noop());
         let mut before = watch.take(Arc::default());
         assert_eq!(before.order(cx), Order::GoOn);
