@@ -15,7 +15,6 @@ use std::{
 use axum::{
     body::Body,
     http::{HeaderMap, Response},
-    response::IntoResponse,
 };
 use bytes::Bytes;
 use hyper::body::{Body as _, Frame, SizeHint};
@@ -102,7 +101,7 @@ pub fn guard(response: Response<Body>, activity: &Arc<Activity>) -> Response<Bod
 }
 
 fn no_room(former: &HeaderMap) -> Response<Body> {
-    let mut refusal = Problem::new(Code::Overloaded, "the memory for answers is used up").into_response();
+    let mut refusal = Problem::new(Code::Overloaded, "the memory for answers is used up").respond(None);
     for name in [&REQUEST_ID, &TRACEPARENT] {
         if let Some(value) = former.get(name) {
             refusal.headers_mut().insert(name.clone(), value.clone());
