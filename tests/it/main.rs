@@ -37,6 +37,7 @@ mod messages;
 mod messages_faults;
 mod messages_undelivered;
 mod messages_unread;
+mod migrations;
 mod ops;
 mod outages;
 mod outbound;
