@@ -124,7 +124,7 @@ impl DailyTable {
             )
             SELECT "table", day::text AS first, (day + 1)::text AS next FROM named
             WHERE "table" ~ '_d[0-9]{{8}}$' AND day > date '0001-01-01' AND to_regclass(quote_ident("table")) IS NULL
-            ORDER BY day DESC"#
+            ORDER BY day < (now() AT TIME ZONE 'UTC')::date, day"#
         );
         within_at_most(MOVE_PATIENCE, sqlx::query_as(AssertSqlSafe(query)).bind(self.days_ahead).fetch_all(pool)).await
     }
@@ -138,8 +138,8 @@ impl DailyTable {
             return Ok(None);
         }
         let covers = day.covers(time);
-        // The check spares the scan of the day's rows while everybody waits. The last lock comes before the attachment, which
-        // alone would let readers through that know the old partitions and see the new rows' state.
+        // The check spares the scan of the day's rows while everybody waits. Attaching alone does not lock the table against
+        // readers: one that has planned with the old partitions, and then waits for the default one, would miss the moved rows.
         let statements = format!(
             "LOCK TABLE ONLY {name} IN SHARE ROW EXCLUSIVE MODE;
              LOCK TABLE {name}_default IN SHARE ROW EXCLUSIVE MODE;
