@@ -21,3 +21,4 @@ pub mod rotation;
 pub mod telemetry;
 pub mod trace_context;
 pub mod tracking;
+pub mod upkeep;

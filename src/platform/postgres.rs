@@ -3,7 +3,7 @@
 use std::{
     io,
     str::FromStr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -36,7 +36,12 @@ const MAX_UNTESTED: Duration = Duration::from_secs(1);
 /// Time for the answer to a test, after which a connection counts as silent.
 const PING_PATIENCE: Duration = Duration::from_secs(1);
 
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+/// This version's migrations. A newer version may have applied more, which leave what this one needs (migrations/README.md).
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrations = sqlx::migrate!("./migrations");
+    migrations.set_ignore_missing(true);
+    migrations
+});
 
 /// How Postgres is reached.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -146,8 +151,8 @@ impl Silence {
     }
 }
 
-/// Creates the schema and applies what is missing; safe to run beside itself and the old version.
-/// Returns how many migrations there are.
+/// Creates the schema and applies what is missing; safe to run beside itself and the old version, and on the schema of a
+/// newer version. Returns how many migrations this version has.
 pub async fn migrate(config: &Config) -> Result<usize, Error> {
     let pool = pool(config)?;
     let mut connection = pool.acquire().await?;
@@ -176,12 +181,11 @@ async fn create_schema(connection: &mut PgConnection, schema: &str) -> Result<()
 
 /// Asks every two seconds whether Postgres answers and has our tables.
 pub async fn watch(pool: PgPool, check: Check) {
-    let newest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
     loop {
-        match applied(&pool).await {
-            Ok(version) if version >= newest => check.pass(),
-            Ok(version) => {
-                check.fail(format!("schema is at {version}, this version needs {newest}: run `postrider migrate`"))
+        match missing(&pool).await {
+            Ok(missing) if missing.is_empty() => check.pass(),
+            Ok(missing) => {
+                check.fail(format!("the schema lacks migrations {missing:?} of this version: run `postrider migrate`"));
             }
             Err(error) => check.fail(format!("Postgres does not answer: {error}")),
         }
@@ -189,13 +193,16 @@ pub async fn watch(pool: PgPool, check: Check) {
     }
 }
 
-async fn applied(pool: &PgPool) -> Result<i64, query::Error> {
+/// Returns the numbers of this version's migrations that are not applied. A newer version's do not matter.
+async fn missing(pool: &PgPool) -> Result<Vec<i64>, query::Error> {
     let known: Option<String> =
         within(sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations')::text").fetch_one(pool)).await?;
-    if known.is_none() {
-        return Ok(0);
-    }
-    let version: Option<i64> =
-        within(sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success").fetch_one(pool)).await?;
-    Ok(version.unwrap_or(0))
+    let applied: Vec<i64> = match known {
+        Some(_) => {
+            within(sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(pool)).await?
+        }
+        None => Vec::new(),
+    };
+    let ours = MIGRATIONS.iter().map(|migration| migration.version);
+    Ok(ours.filter(|version| !applied.contains(version)).collect())
 }

@@ -10,8 +10,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub enum Error {
     #[error("Postgres: {0}")]
     Database(#[from] sqlx::Error),
-    #[error("Postgres did not answer within {} s", PATIENCE.as_secs())]
-    TimedOut,
+    #[error("Postgres did not answer within {} s", .0.as_secs())]
+    TimedOut(Duration),
 }
 
 impl Error {
@@ -40,5 +40,13 @@ impl Error {
 
 /// Waits for a query's result.
 pub async fn within<T>(query: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Error> {
-    tokio::time::timeout(PATIENCE, query).await.map_err(|_| Error::TimedOut)?.map_err(Error::Database)
+    within_at_most(PATIENCE, query).await
+}
+
+/// Waits for the result of a query that may take longer than most.
+pub async fn within_at_most<T>(
+    patience: Duration,
+    query: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Error> {
+    tokio::time::timeout(patience, query).await.map_err(|_| Error::TimedOut(patience))?.map_err(Error::Database)
 }

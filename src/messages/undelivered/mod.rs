@@ -53,7 +53,7 @@ pub struct Undelivered {
     topic: String,
     /// 0 is off.
     delay_ms: i64,
-    retention_ms: i64,
+    retention_days: u32,
     id: Uuid,
     /// When it was last said that the search is this process's, if it is.
     owned: Option<Instant>,
@@ -74,7 +74,7 @@ impl Undelivered {
             topics_ready,
             topic: kafka.topic(EVENTS_TOPIC),
             delay_ms: config.undelivered_after_ms.min(MAX_DELAY_MS) as i64,
-            retention_ms: i64::from(config.retention_days.max(1)) * 86_400_000,
+            retention_days: config.retention_days,
             id: kafka_event::new_id(),
             owned: None,
             kept_up: None,
@@ -118,7 +118,7 @@ impl Undelivered {
     async fn forget_forever(&self) {
         loop {
             let forgotten = match self.store.forget_places().await {
-                Ok(()) => self.store.forget_marks(0).await,
+                Ok(()) => self.store.forget_all_marks().await,
                 Err(error) => Err(error),
             };
             if let Err(error) = forgotten {
@@ -134,7 +134,7 @@ impl Undelivered {
             return Ok(false);
         }
         if self.kept_up.is_none_or(|at| at.elapsed() > UPKEEP) {
-            self.store.forget_marks(self.retention_ms).await?;
+            self.store.forget_marks(self.retention_days).await?;
             self.store.begin().await?;
             self.kept_up = Some(Instant::now());
         }

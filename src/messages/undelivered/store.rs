@@ -10,7 +10,10 @@ use uuid::Uuid;
 use super::round::{Round, Waiting};
 use crate::{
     messages::cursor::Lane,
-    platform::query::{Error, within},
+    platform::{
+        query::{Error, within},
+        upkeep::days::Cutoff,
+    },
 };
 
 /// A message that nobody has got in time.
@@ -138,7 +141,7 @@ const MOVE: &str = r#"
       AND old."offset" < (SELECT max("offset") FROM message_marks AS mark
           WHERE mark.topic_epoch = moved.topic_epoch AND mark.partition = moved.partition AND mark."offset" <= moved.next)"#;
 
-const FORGET: &str = "DELETE FROM message_marks WHERE stored_at < now() - $1::bigint * interval '1 millisecond'";
+const FORGET: &str = "DELETE FROM message_marks WHERE stored_at < $1::text::timestamptz";
 
 pub struct Store {
     pool: PgPool,
@@ -196,9 +199,16 @@ impl Store {
         within(query.execute(&self.pool)).await.map(|_| ())
     }
 
-    /// Forgets marks of this age: there is nothing left to be found with them.
-    pub async fn forget_marks(&self, age_ms: i64) -> Result<(), Error> {
-        within(sqlx::query(FORGET).bind(age_ms).execute(&self.pool)).await.map(|_| ())
+    /// Forgets marks that are past the retention of messages: there is nothing left to be found with them.
+    pub async fn forget_marks(&self, retention_days: u32) -> Result<(), Error> {
+        let cutoff = Cutoff::of(&self.pool, retention_days).await?;
+        within(sqlx::query(FORGET).bind(cutoff.time).execute(&self.pool)).await.map(|_| ())
+    }
+
+    /// Forgets all marks that were made until now.
+    pub async fn forget_all_marks(&self) -> Result<(), Error> {
+        let query = sqlx::query("DELETE FROM message_marks WHERE stored_at < now()");
+        within(query.execute(&self.pool)).await.map(|_| ())
     }
 
     /// Forgets all places: whoever begins again begins with what is stored from then on.

@@ -226,6 +226,8 @@ fn elsewhere(found: Option<i64>) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// What is stored, what is refused, and where the progress is after each piece.
@@ -234,7 +236,9 @@ mod tests {
         let mut pieces = Pieces::new(rows, end, |offset| *offset);
         while let Some(piece) = pieces.take() {
             if piece.rows.iter().any(|row| bad.contains(row)) {
-                refused.extend(pieces.refuse(piece, &Error::TimedOut).unwrap().map(|poison| poison.offset));
+                refused.extend(
+                    pieces.refuse(piece, &Error::TimedOut(Duration::ZERO)).unwrap().map(|poison| poison.offset),
+                );
             } else {
                 stored.extend(piece.rows);
                 progress.push(piece.next);
@@ -258,6 +262,6 @@ mod tests {
     fn a_progress_that_cannot_be_moved_without_rows_is_nobodys_fault() {
         let mut pieces = Pieces::new(&[], 25, |offset: &i64| *offset);
         let piece = pieces.take().unwrap();
-        assert!(matches!(pieces.refuse(piece, &Error::TimedOut), Err(Failure::Retry(_))));
+        assert!(matches!(pieces.refuse(piece, &Error::TimedOut(Duration::ZERO)), Err(Failure::Retry(_))));
     }
 }
