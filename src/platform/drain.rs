@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::JoinSet,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -61,6 +62,8 @@ impl Draining {
 /// How a server ends.
 pub struct Ending {
     pub draining: Draining,
+    /// Cancelled by the server when one of its loops ends before the stop.
+    pub died: CancellationToken,
     /// No more is accepted from then on.
     pub stop: CancellationToken,
     /// For what is being answered then.
@@ -85,7 +88,7 @@ pub async fn signalled() -> std::io::Result<&'static str> {
     Ok(name)
 }
 
-/// The tasks of a role. When one ends before the stop, its siblings are stopped too.
+/// The tasks of a role. When one ends before the stop, whoever owns them has to drain and stop the others.
 pub struct Tasks {
     set: JoinSet<(&'static str, Result<(), String>)>,
     stop: CancellationToken,
@@ -104,15 +107,55 @@ impl Tasks {
     /// A task that never ends by itself; it is dropped at the stop.
     pub fn spawn_forever(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
-        self.spawn(
-            name,
-            async move { stop.run_until_cancelled(task).await.map_or(Ok(()), |()| Err("ended".to_owned())) },
-        );
+        self.spawn(name, async move {
+            tokio::select! {
+                // First: at the stop, what is watched may end at the same moment.
+                biased;
+                () = stop.cancelled() => Ok(()),
+                () = task => Err("ended".to_owned()),
+            }
+        });
     }
 
-    /// Waits for all of them. The first that fails, or ends too early, stops the others and is the error.
-    pub async fn join(mut self) -> Result<(), String> {
-        let mut first_problem = None;
+    /// A watch over something that runs elsewhere and is needed until the stop: `died` is cancelled when it ends.
+    pub fn watch(&mut self, name: &'static str, died: CancellationToken) {
+        self.spawn_forever(name, died.cancelled_owned());
+    }
+
+    /// Resolves when a task fails, panics, or ends before the stop; never when all of them end as they should.
+    /// Loses nothing when it is dropped.
+    pub async fn failure(&mut self) -> String {
+        match self.next_failure().await {
+            Some(failure) => failure,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Stops them and waits for their ends, up to `patience`; those that have not ended by then are aborted. The error
+    /// is the first failure, or names how many did not end.
+    pub async fn finish(mut self, patience: Duration) -> Result<(), String> {
+        self.stop.cancel();
+        let deadline = Instant::now() + patience;
+        let mut first_failure = None;
+        loop {
+            tokio::select! {
+                biased;
+                failure = self.next_failure() => match failure {
+                    Some(failure) => _ = first_failure.get_or_insert(failure),
+                    None => return first_failure.map_or(Ok(()), Err),
+                },
+                () = tokio::time::sleep_until(deadline) => {
+                    let tasks = self.set.len();
+                    tracing::error!(tasks, "tasks of this role did not end in time");
+                    let overdue = format!("{tasks} tasks did not end within {} s", patience.as_secs());
+                    return Err(first_failure.unwrap_or(overdue));
+                }
+            }
+        }
+    }
+
+    /// Resolves with the next failure; with `None` when all of them have ended.
+    async fn next_failure(&mut self) -> Option<String> {
         while let Some(joined) = self.set.join_next().await {
             let early = !self.stop.is_cancelled();
             let problem = match joined {
@@ -122,10 +165,22 @@ impl Tasks {
                 Err(error) => format!("a task died: {error}"),
             };
             tracing::error!(problem, "a task of this role failed; the role stops");
-            first_problem.get_or_insert(problem);
-            self.stop.cancel();
+            return Some(problem);
         }
-        first_problem.map_or(Ok(()), Err)
+        None
+    }
+}
+
+/// Ends the process after `limit`, with exit code 1, when it has not ended by then: from a thread, because tasks that
+/// block may leave no other.
+pub fn exit_after(limit: Duration) {
+    let exit = move || {
+        std::thread::sleep(limit);
+        tracing::error!(limit.s = limit.as_secs(), "the process did not stop in time; exiting");
+        std::process::exit(1);
+    };
+    if let Err(error) = std::thread::Builder::new().name("exit-deadline".to_owned()).spawn(exit) {
+        tracing::warn!(error = %error, "cannot watch over the time that stopping takes");
     }
 }
 
@@ -136,11 +191,14 @@ pub async fn time_over(stop: &CancellationToken, grace: Duration) {
 }
 
 /// Waits until these tasks have ended by themselves; those that have not within `grace` after the stop are aborted.
-/// The error is that of a task that panicked.
+/// A task that panics, or ends before the stop, is an error.
 pub async fn until_done(mut tasks: JoinSet<()>, stop: CancellationToken, grace: Duration) -> Result<(), String> {
     let all_ended = async {
         while let Some(ended) = tasks.join_next().await {
             ended.map_err(|error| error.to_string())?;
+            if !stop.is_cancelled() {
+                return Err("a part of it ended too early".to_owned());
+            }
         }
         Ok(())
     };
@@ -154,27 +212,73 @@ pub async fn until_done(mut tasks: JoinSet<()>, stop: CancellationToken, grace: 
 mod tests {
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     #[tokio::test]
-    async fn when_a_task_dies_its_siblings_stop_and_it_is_the_error() {
-        let stop = CancellationToken::new();
-        let mut tasks = Tasks::new(stop.clone());
-        let sibling = stop.clone();
-        tasks.spawn("patient", async move {
-            sibling.cancelled().await;
-            Ok(())
+    async fn a_task_that_dies_is_reported_while_its_siblings_go_on_until_they_are_stopped() {
+        for broken in ["returns", "fails", "panics", "dies elsewhere"] {
+            let stop = CancellationToken::new();
+            let mut tasks = Tasks::new(stop.clone());
+            let sibling = stop.clone();
+            tasks.spawn("patient", async move {
+                sibling.cancelled().await;
+                Ok(())
+            });
+            tasks.spawn_forever("forever", std::future::pending());
+            let elsewhere = CancellationToken::new();
+            tasks.watch("thread", elsewhere.clone());
+            match broken {
+                "returns" => tasks.spawn("broken", async { Ok(()) }),
+                "fails" => tasks.spawn("broken", async { Err("no luck".to_owned()) }),
+                "panics" => tasks.spawn("broken", async { panic!("expected") }),
+                _ => drop(std::thread::spawn(move || drop(elsewhere.drop_guard()))),
+            }
+            let failure = tasks.failure().await;
+            let expected = match broken {
+                "returns" => "broken ended too early",
+                "fails" => "broken: no luck",
+                "panics" => "a task died: ",
+                _ => "thread: ended",
+            };
+            assert!(failure.starts_with(expected), "{failure}");
+            assert!(!stop.is_cancelled() && tasks.set.len() >= 2, "the siblings go on");
+            assert_eq!(tasks.finish(60 * SECOND).await, Ok(()));
+            assert!(stop.is_cancelled());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sibling_that_never_ends_is_aborted_after_a_while_and_is_an_error() {
+        let mut tasks = Tasks::new(CancellationToken::new());
+        let (dropped, aborted) = tokio::sync::oneshot::channel::<()>();
+        tasks.spawn("hanging", async {
+            let _dropped = dropped;
+            std::future::pending().await
         });
         tasks.spawn_forever("forever", std::future::pending());
-        tasks.spawn("broken", async { Err("no luck".to_owned()) });
-        assert_eq!(tasks.join().await, Err("broken: no luck".to_owned()));
-        assert!(stop.is_cancelled());
+        let begun = Instant::now();
+        assert_eq!(tasks.finish(SECOND).await, Err("1 tasks did not end within 1 s".to_owned()));
+        assert!(begun.elapsed() >= SECOND);
+        assert!(aborted.await.is_err());
     }
 
     #[tokio::test]
     async fn a_stop_ends_all_of_them_without_an_error() {
-        let stop = CancellationToken::new();
-        let mut tasks = Tasks::new(stop.clone());
+        let mut tasks = Tasks::new(CancellationToken::new());
         tasks.spawn_forever("forever", std::future::pending());
+        assert_eq!(tasks.finish(60 * SECOND).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_part_that_ends_before_the_stop_is_an_error() {
+        let (stop, mut parts) = (CancellationToken::new(), JoinSet::new());
+        parts.spawn(std::future::pending());
+        parts.spawn(async {});
+        let ended = until_done(parts, stop.clone(), SECOND).await;
+        assert_eq!(ended, Err("a part of it ended too early".to_owned()));
         stop.cancel();
-        assert_eq!(tasks.join().await, Ok(()));
+        let mut parts = JoinSet::new();
+        parts.spawn(async {});
+        assert_eq!(until_done(parts, stop, 60 * SECOND).await, Ok(()));
     }
 }

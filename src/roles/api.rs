@@ -76,6 +76,7 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
         tracing::info!(%address, "serving HTTP");
     }
     let (config, ending) = (settings.http.clone(), platform.ending());
+    tasks.watch("http listeners", ending.died.clone());
     tasks.spawn("http", async move {
         serve::serve(serve::Audience::Callers, listeners, router, short_cuts, &config, proxies, ending).await;
         Ok(())

@@ -1,6 +1,10 @@
 //! The life of a process: set up the platform, build the role, serve, drain.
 
-use std::{io::ErrorKind, sync::Arc, time::Duration};
+use std::{
+    io::ErrorKind,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -26,6 +30,13 @@ use crate::platform::{
 
 /// Ports after a taken management port that a command tries.
 const PORTS_TRIED: u16 = 100;
+
+/// Time beyond the grace that tasks have to end.
+const TASKS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Time that stopping takes at most beyond the readiness delay and the grace of tasks and producers: the patience with
+/// tasks, the management port, traces, and the runtime.
+const CLOSING: Duration = Duration::from_secs(11);
 
 /// What every role stands on.
 pub(super) struct Platform {
@@ -53,7 +64,8 @@ impl Platform {
 
     /// How what it serves ends.
     pub fn ending(&self) -> Ending {
-        Ending { draining: self.health.draining(), stop: self.stop.clone(), grace: self.settings.drain.grace() }
+        let (died, stop, grace) = (CancellationToken::new(), self.stop.clone(), self.settings.drain.grace());
+        Ending { draining: self.health.draining(), died, stop, grace }
     }
 }
 
@@ -139,41 +151,64 @@ async fn serve_until_stopped(settings: Settings, mission: Mission, metrics: Prom
         postgres,
         stop: CancellationToken::new(),
     });
-    // The management port answers until the very end, so it has a stop of its own.
-    let management_stop = CancellationToken::new();
-    let config = platform.settings.http.clone();
-    let router = ops::router(health.clone(), metrics.clone());
-    let management = tokio::spawn({
-        let stop = management_stop.clone();
-        let ending = Ending { draining: Draining::default(), stop, grace: Duration::from_secs(1) };
-        async move {
-            serve::serve(
-                serve::Audience::Operators,
-                management,
-                router,
-                ShortCuts::default(),
-                &config,
-                Proxies::default(),
-                ending,
-            )
-            .await
-        }
-    });
-    let outcome = run_mission(&platform, &mission, signal).await;
+    let mut tasks = Tasks::new(platform.stop.clone());
+    let management = serve_management(&platform, management, &mut tasks);
+    watch_platform(&platform, &mut tasks);
+    let outcome = run_mission(&platform, &mission, signal, tasks).await;
     let (producer, callers_producer) = (platform.producer.clone(), platform.callers_producer.clone());
     let grace = platform.settings.drain.grace();
     let close = move || {
+        let until = Instant::now() + grace;
         callers_producer.inspect(|producer| producer.close(grace));
-        producer.close(grace);
+        producer.close(until.saturating_duration_since(Instant::now()));
     };
     if tokio::task::spawn_blocking(close).await.is_err() {
         tracing::error!("the producer failed while it was closed");
     }
-    management_stop.cancel();
-    if management.await.is_err() {
+    management.stop.cancel();
+    if management.server.await.is_err() {
         tracing::error!("the management port failed");
     }
     outcome
+}
+
+/// The management port answers until the very end, so it has a stop of its own.
+struct Management {
+    stop: CancellationToken,
+    server: tokio::task::JoinHandle<()>,
+}
+
+fn serve_management(platform: &Platform, listeners: Vec<TcpListener>, tasks: &mut Tasks) -> Management {
+    let config = platform.settings.http.clone();
+    let router = ops::router(platform.health.clone(), platform.metrics.clone());
+    let (stop, died) = (CancellationToken::new(), CancellationToken::new());
+    tasks.watch("management port", died.clone());
+    let guard = died.clone().drop_guard();
+    let ending = Ending { draining: Draining::default(), died, stop: stop.clone(), grace: Duration::from_secs(1) };
+    let server = tokio::spawn(async move {
+        let _guard = guard;
+        serve::serve(
+            serve::Audience::Operators,
+            listeners,
+            router,
+            ShortCuts::default(),
+            &config,
+            Proxies::default(),
+            ending,
+        )
+        .await;
+    });
+    Management { stop, server }
+}
+
+/// Has the death of what runs beside the role count as that of one of its tasks. It outlives them, because they use it
+/// until they end.
+fn watch_platform(platform: &Platform, tasks: &mut Tasks) {
+    tasks.watch("metadata client", platform.broker.died());
+    tasks.watch("producer", platform.producer.died());
+    for (name, died) in platform.callers_producer.iter().flat_map(CallersProducer::died) {
+        tasks.watch(name, died);
+    }
 }
 
 type Signal = tokio::task::JoinHandle<std::io::Result<&'static str>>;
@@ -206,7 +241,7 @@ async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), S
         tasks.spawn_forever("postgres watch", postgres::watch(pool, platform.health.check("postgres")));
     }
     ensure_topics(platform, TopicPlan::specs(settings), tasks);
-    let redis = lazy_redis(platform);
+    let redis = lazy_redis(platform, tasks);
     if settings.role.serves_api() {
         api::start(platform, redis.clone(), tasks).await?;
     }
@@ -219,58 +254,80 @@ async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), S
     Ok(())
 }
 
-async fn run_mission(platform: &Arc<Platform>, mission: &Mission, mut signal: Signal) -> Result<(), String> {
-    let settings = &platform.settings;
-    let mut tasks = Tasks::new(platform.stop.clone());
+async fn start_mission(platform: &Arc<Platform>, mission: &Mission, tasks: &mut Tasks) -> Result<(), String> {
     tasks.spawn_forever("metrics upkeep", telemetry::upkeep(platform.metrics.clone()));
     match mission {
-        Mission::Role => start_role(platform, &mut tasks).await?,
+        Mission::Role => start_role(platform, tasks).await?,
         Mission::Relay(command) => {
-            ensure_topics(platform, TopicPlan::deliveries(settings), &mut tasks);
-            relay::start_command(platform, command, &mut tasks)?;
+            ensure_topics(platform, TopicPlan::deliveries(&platform.settings), tasks);
+            relay::start_command(platform, command, tasks)?;
         }
     }
-    announce_ready(platform, &mut tasks);
-    let mut running = tokio::spawn(tasks.join());
-    let early = tokio::select! {
-        ended = &mut running => Some(ended),
-        received = &mut signal => {
-            let name = received.ok().and_then(Result::ok).unwrap_or("no signal handler");
+    announce_ready(platform, tasks);
+    Ok(())
+}
+
+/// Runs until a signal, a rotation, or a failure, and drains. Whichever it is: readiness goes false at once, tasks are
+/// stopped after the readiness delay, and those that have not ended when their time is over are aborted.
+async fn run_mission(
+    platform: &Arc<Platform>,
+    mission: &Mission,
+    mut signal: Signal,
+    mut tasks: Tasks,
+) -> Result<(), String> {
+    let settings = &platform.settings;
+    let started = start_mission(platform, mission, &mut tasks).await;
+    // Nobody was sent to what never began.
+    let delay = if started.is_ok() { settings.drain.readiness_delay() } else { Duration::ZERO };
+    let failure = match started {
+        Err(problem) => Some(problem),
+        Ok(()) => tokio::select! {
+            failure = tasks.failure() => Some(failure),
+            received = &mut signal => signal_failure(received),
+            () = rotation::changed(&settings.rotation) => None,
+        },
+    };
+    platform.health.drain();
+    drain::exit_after(delay + 2 * settings.drain.grace() + CLOSING);
+    if let Some(problem) = &failure {
+        tracing::warn!(problem, "draining after a failure");
+    }
+    let late = tokio::select! {
+        late = tasks.failure() => Some(late),
+        () = tokio::time::sleep(delay) => None,
+    };
+    let finished = tasks.finish(settings.drain.grace() + TASKS_PATIENCE).await;
+    failure.or(late).map_or(finished, Err)
+}
+
+/// Returns why a signal cannot be waited for, where that is what has happened.
+fn signal_failure(received: Result<std::io::Result<&'static str>, tokio::task::JoinError>) -> Option<String> {
+    match received {
+        Ok(Ok(name)) => {
             tracing::info!(signal = name, "draining");
             None
         }
-        () = rotation::changed(&settings.rotation) => None,
-    };
-    platform.health.drain();
-    if let Some(ended) = early {
-        return ended.unwrap_or_else(|error| Err(error.to_string())).and(Err("the role ended by itself".to_owned()));
-    }
-    tokio::time::sleep(settings.drain.readiness_delay()).await;
-    platform.stop.cancel();
-    let patience = settings.drain.grace() + Duration::from_secs(5);
-    match tokio::time::timeout(patience, running).await {
-        Ok(ended) => ended.unwrap_or_else(|error| Err(error.to_string())),
-        Err(_) => Err(format!("tasks did not end within {} s", patience.as_secs())),
+        Ok(Err(error)) => Some(format!("cannot wait for signals: {error}")),
+        Err(error) => Some(format!("cannot wait for signals: {error}")),
     }
 }
 
 /// A connection that is made in the background, once, and shared by the rooms.
 pub(super) type SharedRedis = tokio::sync::watch::Receiver<Option<Redis>>;
 
-fn lazy_redis(platform: &Platform) -> SharedRedis {
+fn lazy_redis(platform: &Platform, tasks: &mut Tasks) -> SharedRedis {
     let (sender, receiver) = tokio::sync::watch::channel(None);
     let config = platform.settings.redis.clone();
     if !platform.settings.role.serves_api() && !platform.settings.role.processes() {
         return receiver;
     }
     let check = platform.health.check("redis");
-    let stop = platform.stop.clone();
-    tokio::spawn(stop.run_until_cancelled_owned(async move {
+    tasks.spawn_forever("redis connection", async move {
         let redis = Redis::connect_patiently(&config, &check).await;
         check.pass();
         sender.send_replace(Some(redis.clone()));
         redis.watch(config, check).await;
-    }));
+    });
     receiver
 }
 
@@ -322,7 +379,7 @@ async fn keep_topics(admin: &Admin, specs: &[TopicSpec], check: &Check, ready: &
 }
 
 fn announce_ready(platform: &Arc<Platform>, tasks: &mut Tasks) {
-    let (health, stop, started) = (platform.health.clone(), platform.stop.clone(), std::time::Instant::now());
+    let (health, stop, started) = (platform.health.clone(), platform.stop.clone(), Instant::now());
     tasks.spawn("announcement", async move {
         while !health.readiness().0 && !stop.is_cancelled() {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -14,6 +14,7 @@ mod comments_stream;
 mod dashboards;
 mod dlq;
 mod dlq_http;
+mod expelled;
 mod feed;
 mod feed_faults;
 mod feed_model;

@@ -63,6 +63,58 @@ async fn readiness_goes_false_first_while_requests_are_still_served() {
 }
 
 #[tokio::test]
+async fn when_a_consumer_dies_readiness_goes_false_at_once_requests_are_finished_and_the_exit_code_is_1() {
+    let mut world = World::new().await;
+    // A second member with the same instance id fences the first one off: its client fails for good.
+    world.set("POSTRIDER_KAFKA__PROPERTIES", &json!({"group.instance.id": "one"}).to_string());
+    world.set("POSTRIDER_KAFKA__CONSUMER__GROUP_PROTOCOL", "classic");
+    world.set("POSTRIDER_DRAIN__GRACE_MS", "60000");
+    let topic = world.make_topic("orders", 1).await;
+    let mut app = world.app().start().await;
+    let body = json!({"topic": topic, "payload": "slow"}).to_string();
+    let mut slow = Raw::connect(&app.api).await;
+    let head = format!("POST /produce HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\n\r\n", body.len());
+    slow.send(head + &body[..10]).await;
+    until("it is being read", seconds(5), || async {
+        (app.metric("http_server_active_requests").await? >= 1.0).then_some(())
+    })
+    .await;
+    let other = world.app().role("processor").even_if_not_ready().start().await;
+    app.await_log("a task of this role failed; the role stops", seconds(60)).await;
+    // The request holds the process up, which answers on the management port.
+    until("readiness is false", seconds(10), || async { (!app.is_ready().await).then_some(()) }).await;
+    let report = app.manage("/readyz?verbose").await.json();
+    assert_eq!((&report["ready"], &report["draining"]), (&json!(false), &json!(true)));
+    assert_eq!(app.ended(), None);
+    assert!(slow.send(&body[10..]).await);
+    assert_eq!(slow.answer(seconds(10)).await.expect("an answer").status, 200);
+    assert_eq!(app.exit(seconds(60)).await.code(), Some(1), "{}", app.log());
+    assert_eq!(world.kafka.read(&topic).await.len(), 1);
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn when_a_consumer_dies_the_exit_does_not_wait_for_ever_for_a_request_that_never_ends() {
+    let mut world = World::new().await;
+    world.set("POSTRIDER_KAFKA__PROPERTIES", &json!({"group.instance.id": "one"}).to_string());
+    world.set("POSTRIDER_KAFKA__CONSUMER__GROUP_PROTOCOL", "classic");
+    world.set("POSTRIDER_DRAIN__GRACE_MS", "1500");
+    // As long as the request may take.
+    world.set("POSTRIDER_HTTP__BODY_TIMEOUT_MS", "600000");
+    let mut app = world.app().start().await;
+    let mut slow = Raw::connect(&app.api).await;
+    slow.send("POST /produce HTTP/1.1\r\nHost: t\r\nContent-Length: 100\r\n\r\n{").await;
+    until("it is being read", seconds(5), || async {
+        (app.metric("http_server_active_requests").await? >= 1.0).then_some(())
+    })
+    .await;
+    let other = world.app().role("processor").even_if_not_ready().start().await;
+    assert_eq!(app.exit(seconds(90)).await.code(), Some(1), "{}", app.log());
+    assert!(app.log().contains("a task of this role failed"), "{}", app.log());
+    other.stop().await;
+}
+
+#[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     let world = World::new().await;
     for (signal, code) in [(rustix::process::Signal::TERM, 143), (rustix::process::Signal::INT, 130)] {

@@ -69,7 +69,7 @@ pub async fn serve(
     proxies: Proxies,
     ending: Ending,
 ) {
-    let Ending { draining, stop, grace } = ending;
+    let Ending { draining, died, stop, grace } = ending;
     let server = Arc::new(Server {
         audience,
         router,
@@ -86,16 +86,20 @@ pub async fn serve(
             },
         ),
         draining,
-        stop,
+        stop: stop.clone(),
         connections: TaskTracker::new(),
     });
     let loops = TaskTracker::new();
-    loops.spawn(server.watch.clone().keep());
+    let keeping = (server.watch.clone().keep(), died.clone().drop_guard());
+    loops.spawn(async move { (keeping.0.await, keeping.1).0 });
     for listener in listeners {
         cut_stuck_clients(&listener, Duration::from_millis(config.write_timeout_ms));
-        loops.spawn(server.clone().accept_all(listener));
+        let accepting = (server.clone().accept_all(listener), died.clone().drop_guard());
+        loops.spawn(async move { (accepting.0.await, accepting.1).0 });
     }
     loops.close();
+    // Connections go on until the stop, also where a loop died.
+    stop.cancelled().await;
     loops.wait().await;
     server.connections.close();
     if tokio::time::timeout(grace, server.connections.wait()).await.is_err() {

@@ -20,6 +20,7 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
     metadata::Metadata,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{Config, client_watchdog::count_replacement};
 use crate::platform::ops::Check;
@@ -52,6 +53,8 @@ struct Inner {
     suspicious: AtomicBool,
     check: Check,
     prober: ArcSwapOption<Thread>,
+    /// Cancelled when the thread that asks has ended.
+    died: CancellationToken,
 }
 
 /// Questions that were answered without one between them that was not: the first answer and the last.
@@ -107,14 +110,20 @@ impl Broker {
             suspicious: AtomicBool::new(true),
             check,
             prober: ArcSwapOption::empty(),
+            died: CancellationToken::new(),
         });
-        let weak = Arc::downgrade(&inner);
+        let (weak, guard) = (Arc::downgrade(&inner), inner.died.clone().drop_guard());
         let handle = std::thread::Builder::new()
             .name("kafka-probe".to_owned())
-            .spawn(move || probe(&weak))
+            .spawn(move || (probe(&weak), guard).0)
             .map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
         inner.prober.store(Some(Arc::new(handle.thread().clone())));
         Ok(Self { inner })
+    }
+
+    /// Returns what is cancelled when nobody asks any more.
+    pub fn died(&self) -> CancellationToken {
+        self.inner.died.clone()
     }
 
     /// Whether the last question was answered.

@@ -4,10 +4,11 @@
 //! callers' records have clients of their own. Records of a refused batch are sent again, each alone, through a client
 //! whose batches have one record; so are all records of topics that take only small batches.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::error::KafkaError;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Config,
@@ -22,6 +23,8 @@ use super::{
 pub struct CallersProducer {
     together: Producer,
     alone: Producer,
+    /// Cancelled when the task that sends records again has ended.
+    resending_died: CancellationToken,
 }
 
 impl CallersProducer {
@@ -32,12 +35,24 @@ impl CallersProducer {
         let admission = Some(together.admission());
         let alone = Producer::start_for(Purpose::Alone, config, broker.clone(), admission, None)?;
         let taker = alone.clone();
+        let resending_died = CancellationToken::new();
+        let guard = resending_died.clone().drop_guard();
         tokio::spawn(async move {
+            let _guard = guard;
             while let Some(waiting) = refused.recv().await {
                 taker.take_over(waiting);
             }
         });
-        Ok(Self { together, alone })
+        Ok(Self { together, alone, resending_died })
+    }
+
+    /// Returns what is cancelled when a part of them has ended, each with its name.
+    pub fn died(&self) -> [(&'static str, CancellationToken); 3] {
+        [
+            ("callers' producer", self.together.died()),
+            ("producer of single records", self.alone.died()),
+            ("resending of refused records", self.resending_died.clone()),
+        ]
     }
 
     /// Takes a record, or refuses it; never waits. The limits are those of its topic.
@@ -57,7 +72,8 @@ impl CallersProducer {
 
     /// Waits for everything in flight, then stops. Call it off the runtime, after intake ended.
     pub fn close(&self, deadline: Duration) {
+        let until = Instant::now() + deadline;
         self.together.close(deadline);
-        self.alone.close(deadline);
+        self.alone.close(until.saturating_duration_since(Instant::now()));
     }
 }

@@ -80,6 +80,8 @@ impl Connectivity {
 pub(super) enum Stuck {
     Disconnected,
     Unanswered,
+    /// A consumer that has lost its place in its group.
+    Excluded,
 }
 
 impl Stuck {
@@ -88,6 +90,7 @@ impl Stuck {
         match self {
             Self::Disconnected => "disconnected",
             Self::Unanswered => "unanswered",
+            Self::Excluded => "excluded",
         }
     }
 }

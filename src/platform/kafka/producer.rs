@@ -20,6 +20,7 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, Producer as _},
 };
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 use crate::platform::memory::budgets;
@@ -153,6 +154,8 @@ struct Shared {
     /// Takes the records of batches that the broker refused.
     resend: Option<Resend>,
     stop: AtomicBool,
+    /// Cancelled when a thread or task of the producer has ended.
+    died: CancellationToken,
     metrics: Metrics,
 }
 
@@ -201,13 +204,22 @@ impl Producer {
             outcomes,
             resend,
             stop: AtomicBool::new(false),
+            died: CancellationToken::new(),
             metrics,
         });
         let (polled, released) = (shared.clone(), shared.clone());
-        spawn("kafka-producer", move || polled.poll_until_stopped())?;
-        let releaser = spawn("kafka-cork", move || released.release_until_stopped())?;
-        tokio::spawn(shared.outcomes.clone().announce_until_closed());
+        let guard = || shared.died.clone().drop_guard();
+        let (polling, releasing, announcing) = (guard(), guard(), guard());
+        spawn("kafka-producer", move || (polled.poll_until_stopped(), polling).0)?;
+        let releaser = spawn("kafka-cork", move || (released.release_until_stopped(), releasing).0)?;
+        let outcomes = shared.outcomes.clone();
+        tokio::spawn(async move { (outcomes.announce_until_closed().await, announcing).0 });
         Ok(Self { shared, releaser })
+    }
+
+    /// Returns what is cancelled when a part of the producer has ended: by [`Self::close`], or because it died.
+    pub fn died(&self) -> CancellationToken {
+        self.shared.died.clone()
     }
 
     /// Takes a record, or refuses it; never waits.

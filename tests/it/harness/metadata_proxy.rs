@@ -148,7 +148,7 @@ fn without_brokers(frame: &[u8]) -> Vec<u8> {
 }
 
 /// Reads a variable-length number and goes past it.
-fn unsigned(frame: &[u8], at: &mut usize) -> usize {
+pub fn unsigned(frame: &[u8], at: &mut usize) -> usize {
     let (mut value, mut shift) = (0, 0);
     loop {
         let byte = frame[*at];
@@ -161,13 +161,13 @@ fn unsigned(frame: &[u8], at: &mut usize) -> usize {
     }
 }
 
-async fn read_frame(from: &mut OwnedReadHalf) -> std::io::Result<Vec<u8>> {
+pub async fn read_frame(from: &mut OwnedReadHalf) -> std::io::Result<Vec<u8>> {
     let mut frame = vec![0; usize::try_from(from.read_i32().await?).unwrap_or(0)];
     from.read_exact(&mut frame).await?;
     Ok(frame)
 }
 
-async fn write_frame(to: &mut OwnedWriteHalf, frame: &[u8]) -> std::io::Result<()> {
+pub async fn write_frame(to: &mut OwnedWriteHalf, frame: &[u8]) -> std::io::Result<()> {
     to.write_i32(i32::try_from(frame.len()).unwrap()).await?;
     to.write_all(frame).await
 }

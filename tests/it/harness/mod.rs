@@ -5,6 +5,7 @@ pub mod app;
 pub mod changes;
 pub mod check;
 pub mod device;
+pub mod heartbeat_proxy;
 pub mod inbox;
 pub mod kafka;
 pub mod load;

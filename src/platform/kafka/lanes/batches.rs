@@ -160,6 +160,10 @@ impl PartitionWork for Partition {
         self.task.is_finished()
     }
 
+    fn has_died(&self) -> bool {
+        self.task.is_finished() && !self.closed.is_cancelled()
+    }
+
     fn is_running(&self) -> bool {
         self.hand.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }

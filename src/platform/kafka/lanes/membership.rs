@@ -44,6 +44,8 @@ pub(super) struct Membership {
     /// Records that Kafka has and that were not fetched yet, by its last statistics.
     pub unfetched: AtomicI64,
     pub connectivity: Connectivity,
+    /// Set when the member has lost its place in the group, and its client has to be replaced.
+    pub excluded: AtomicBool,
 }
 
 #[derive(Default)]
@@ -76,11 +78,25 @@ impl Membership {
             joined: AtomicBool::new(false),
             unfetched: AtomicI64::new(0),
             connectivity: Connectivity::default(),
+            excluded: AtomicBool::new(false),
         }
     }
 
     pub fn owned(&self) -> MutexGuard<'_, Owned> {
         self.owned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn owns_something(&self) -> bool {
+        let owned = self.owned();
+        !owned.lanes.is_empty() || !owned.gained.is_empty()
+    }
+
+    /// Fails when the task of a partition has died: nobody would work on the partition any more.
+    pub fn assert_at_work(&self) -> Result<(), KafkaError> {
+        let owned = self.owned();
+        let Some((partition, _)) = owned.lanes.iter().find(|(_, lane)| lane.work.has_died()) else { return Ok(()) };
+        tracing::error!(consumer = self.name, partition, "the task of a partition died");
+        Err(KafkaError::Canceled)
     }
 
     /// Stores what is done; the client commits it within a second, and at a rebalance.

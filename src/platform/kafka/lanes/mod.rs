@@ -64,6 +64,7 @@
 //! ```
 
 mod batches;
+mod exclusion;
 mod filling;
 mod handler;
 mod keyed;
@@ -90,6 +91,7 @@ pub use keyed::{Keyed, Span};
 
 use self::{
     batches::Batches,
+    exclusion::Exclusion,
     keyed::{Pool, Shared},
     lookup::Lookup,
     membership::{Client, Membership},
@@ -175,6 +177,7 @@ impl Lanes {
         let name = subscription.name;
         let beat = self.health.beat(name);
         let (published, clients) = (self.health.publish(name), Arc::<ClientWatchdog>::default());
+        let mut exclusion = Exclusion::default();
         while let Some(client) = self.connect(&subscription, &beat).await? {
             let client = Arc::new(client);
             let shape = shape(&client);
@@ -186,7 +189,7 @@ impl Lanes {
             let watchdog = Watchdog::new(limit, Instant::now());
             let (broker, progress) = (self.broker.clone(), progress.clone());
             let poller = Poller::new(client, subscription.clone(), shape, broker, progress, report, watchdog);
-            match self.poll(poller, &beat, &clients).await? {
+            match self.poll(poller, &beat, &clients, &mut exclusion).await? {
                 End::Left => return Ok(()),
                 End::Stuck(stuck) => clients.replaced(name, stuck.label()),
             }
@@ -195,8 +198,15 @@ impl Lanes {
     }
 
     /// Polls on a thread of its own until it ends, or until ending takes too long.
-    async fn poll(&self, poller: Poller, beat: &Beat, clients: &Arc<ClientWatchdog>) -> Result<End, KafkaError> {
-        let name = poller.subscription.name;
+    async fn poll(
+        &self,
+        poller: Poller,
+        beat: &Beat,
+        clients: &Arc<ClientWatchdog>,
+        exclusion: &mut Exclusion,
+    ) -> Result<End, KafkaError> {
+        let (subscription, client) = (poller.subscription.clone(), Arc::downgrade(&poller.client));
+        let name = subscription.name;
         let (stop, beat, clients) = (self.stop.clone(), beat.clone(), clients.clone());
         let (ended, end) = tokio::sync::oneshot::channel();
         std::thread::Builder::new()
@@ -217,6 +227,7 @@ impl Lanes {
                 tracing::warn!(consumer = name, "left without a last commit: Kafka does not answer; what was done since is seen again");
                 Ok(End::Left)
             }
+            never = exclusion::watch(client, &self.config, &subscription, exclusion) => match never {},
         }
     }
 

@@ -131,12 +131,15 @@ impl Poller {
             self.open_gained();
             self.take_starts();
             self.look_after();
+            self.client.context().assert_at_work()?;
             self.shape.tick();
             if self.is_alive() {
                 beat.tick();
             }
             let connectivity = &client.context().connectivity;
-            if let Some(stuck) = clients.look(connectivity, |reported| self.broker.up_since(reported)) {
+            let stuck = clients.look(connectivity, |reported| self.broker.up_since(reported));
+            let excluded = || client.context().excluded.load(Ordering::Relaxed) && !client.context().owns_something();
+            if let Some(stuck) = stuck.or_else(|| excluded().then_some(Stuck::Excluded)) {
                 client.context().let_go_of_all(&client);
                 return Ok(End::Stuck(stuck));
             }

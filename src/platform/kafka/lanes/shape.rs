@@ -48,6 +48,11 @@ pub(super) trait PartitionWork: Send {
     /// Whether a handler has something in hand.
     fn is_running(&self) -> bool;
 
+    /// Whether what works on the partition ended before the partition was taken away, as when it panicked.
+    fn has_died(&self) -> bool {
+        false
+    }
+
     /// Drops what is still in hand.
     fn abandon(&mut self);
 

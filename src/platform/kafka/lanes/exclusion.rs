@@ -1,0 +1,292 @@
+//! Detects a member that has lost its place in its group: it owns nothing, records wait, and nobody commits.
+//!
+//! The client library says the same of a member for which no partition is left as of one that its group has thrown out
+//! and that never gets back in, and neither hears of partitions. So a member that owns nothing asks now and then how far
+//! its group is. Of a classic group it also asks who owns what; brokers do not say that of a KIP-848 group in any way
+//! that the library knows, so there it takes more looks.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use rdkafka::{
+    Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    error::KafkaError,
+};
+
+use super::{Subscription, membership::Client};
+use crate::platform::kafka::{Config, off_runtime};
+
+/// Time between two looks of a member that owns nothing, before jitter of up to a half.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Doublings of the interval while there is nothing to find.
+const MAX_CALM: u32 = 3;
+/// Doublings of the interval after replacements that have brought no partition.
+const MAX_VAIN: u32 = 5;
+/// Looks that have to find the same where the group says that nobody owns the partition, or does not say who does.
+const LOOKS_CERTAIN: u32 = 2;
+const LOOKS_UNCERTAIN: u32 = 4;
+/// Time that Kafka has for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a look at a group found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Look {
+    /// Partitions with records past the group's commit, with the commit; without those that have an owner.
+    pub waiting: BTreeMap<i32, Option<i64>>,
+    /// Whether the group says who owns what.
+    pub certain: bool,
+}
+
+/// Decides when a member is out. One per consumer; it outlives the clients that are replaced.
+#[derive(Debug, Default)]
+pub(super) struct Exclusion {
+    /// Looks in a row that found nothing.
+    calm: u32,
+    /// Replacements since the member last owned something.
+    vain: u32,
+    suspects: BTreeMap<i32, Option<i64>>,
+    /// Looks in a row that found a suspect.
+    found: u32,
+}
+
+impl Exclusion {
+    /// The time until the next look, before jitter.
+    pub fn pause(&self) -> Duration {
+        // Once there is a suspect, looks follow one another, except after replacements that were in vain.
+        let calm = if self.found > 0 { 0 } else { self.calm.min(MAX_CALM) };
+        INTERVAL * 2_u32.pow(calm.max(self.vain.min(MAX_VAIN)))
+    }
+
+    /// The member owns partitions.
+    pub fn owns(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Takes a look into account; `None` is one that failed. Returns whether the member is out.
+    pub fn take(&mut self, look: Option<Look>) -> bool {
+        let Some(look) = look else { return false };
+        let still = |(partition, commit): &(i32, Option<i64>)| self.suspects.get(partition) == Some(commit);
+        let same: BTreeMap<_, _> =
+            look.waiting.iter().map(|(&partition, &commit)| (partition, commit)).filter(still).collect();
+        if !same.is_empty() {
+            (self.suspects, self.found) = (same, self.found + 1);
+        } else {
+            self.found = u32::from(!look.waiting.is_empty());
+            self.suspects = look.waiting;
+        }
+        self.calm = if self.suspects.is_empty() { self.calm.saturating_add(1) } else { 0 };
+        let needed = if look.certain { LOOKS_CERTAIN } else { LOOKS_UNCERTAIN };
+        if self.found < needed {
+            return false;
+        }
+        (self.found, self.vain) = (0, self.vain.saturating_add(1));
+        self.suspects.clear();
+        true
+    }
+}
+
+/// Looks after a member until its polling thread has to let it be replaced. Never resolves.
+pub(super) async fn watch(
+    client: std::sync::Weak<Client>,
+    config: &Config,
+    subscription: &Subscription,
+    exclusion: &mut Exclusion,
+) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(exclusion.pause().mul_f64(1.0 + fastrand::f64() / 2.0)).await;
+        let Some(client) = client.upgrade() else { return std::future::pending().await };
+        if client.context().owns_something() {
+            exclusion.owns();
+            continue;
+        }
+        let look = ask(client.clone(), config, subscription).await;
+        if let Err(error) = &look {
+            tracing::debug!(consumer = subscription.name, error = %error, "cannot look at the group");
+        }
+        let look = look.ok().filter(|_| !client.context().owns_something());
+        let waiting = look.as_ref().map(|look| look.waiting.clone()).unwrap_or_default();
+        if exclusion.take(look) {
+            let (consumer, topic, group) = (subscription.name, &subscription.topic, &subscription.group);
+            let partitions: Vec<i32> = waiting.into_keys().collect();
+            tracing::warn!(
+                consumer,
+                topic,
+                group,
+                ?partitions,
+                "this member owns nothing and records wait that nobody commits; rejoining the group"
+            );
+            client.context().excluded.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Asks with the member's client, and with one of its own where that gets no answer.
+async fn ask(client: Arc<Client>, config: &Config, subscription: &Subscription) -> Result<Look, KafkaError> {
+    let classic = !client.context().tells_changes_only;
+    let (topic, group, config) = (subscription.topic.clone(), subscription.group.clone(), config.clone());
+    off_runtime(move || {
+        look(&client, &topic, &group, classic).or_else(|_| {
+            let mut properties = config.client("lag");
+            properties
+                .set("group.id", &group)
+                .set("enable.auto.commit", "false")
+                .set("allow.auto.create.topics", "false")
+                .set("statistics.interval.ms", "0");
+            let client: BaseConsumer = config.with_overrides(properties).create()?;
+            look(&client, &topic, &group, classic)
+        })
+    })
+    .await
+}
+
+/// Looks at a group. Few requests, however many partitions there are; blocks.
+fn look<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    topic: &str,
+    group: &str,
+    classic: bool,
+) -> Result<Look, KafkaError> {
+    let metadata = client.fetch_metadata(Some(topic), PATIENCE)?;
+    let partitions = metadata.topics().iter().find(|found| found.name() == topic);
+    let mut unowned: BTreeSet<i32> =
+        partitions.into_iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id()).collect();
+    let owned = if classic { owned_partitions(client, topic, group)? } else { None };
+    let certain = owned.is_some();
+    unowned.retain(|partition| owned.as_ref().is_none_or(|owned| !owned.contains(partition)));
+    if unowned.is_empty() {
+        return Ok(Look { waiting: BTreeMap::new(), certain });
+    }
+    let offsets = |offset: Offset| -> Result<TopicPartitionList, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        unowned.iter().try_for_each(|&partition| list.add_partition_offset(topic, partition, offset))?;
+        Ok(list)
+    };
+    let committed = numbers(&client.committed_offsets(offsets(Offset::Invalid)?, PATIENCE)?);
+    // As times, `End` and `Beginning` mean the two ends of the log.
+    let ends = numbers(&client.offsets_for_times(offsets(Offset::End)?, PATIENCE)?);
+    let begins = numbers(&client.offsets_for_times(offsets(Offset::Beginning)?, PATIENCE)?);
+    let behind = |partition: i32| {
+        let (begin, end) = (begins.get(&partition)?, ends.get(&partition)?);
+        let commit = committed.get(&partition).copied();
+        (commit.unwrap_or(*begin).max(*begin) < *end).then_some((partition, commit))
+    };
+    Ok(Look { waiting: unowned.iter().filter_map(|&partition| behind(partition)).collect(), certain })
+}
+
+/// By partition, where there is an offset.
+fn numbers(list: &TopicPartitionList) -> BTreeMap<i32, i64> {
+    let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
+        Offset::Offset(offset) => Some((element.partition(), offset)),
+        _ => None,
+    };
+    list.elements().iter().filter_map(offset).collect()
+}
+
+/// The partitions that members of a classic group own; `None` where the group does not say.
+fn owned_partitions<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    topic: &str,
+    group: &str,
+) -> Result<Option<BTreeSet<i32>>, KafkaError> {
+    let groups = client.fetch_group_list(Some(group), PATIENCE)?;
+    let Some(found) = groups.groups().iter().find(|found| found.name() == group) else { return Ok(None) };
+    match found.state() {
+        "Stable" => {}
+        "Empty" => return Ok(Some(BTreeSet::new())),
+        // Of a group of the other protocol as well.
+        "Dead" => return Ok(None),
+        // It is about to be said who owns what.
+        _ => return Err(KafkaError::Canceled),
+    }
+    let mut owned = BTreeSet::new();
+    for member in found.members() {
+        let Some(partitions) = assigned(member.assignment().unwrap_or_default(), topic) else { return Ok(None) };
+        owned.extend(partitions);
+    }
+    Ok(Some(owned))
+}
+
+/// Reads the partitions of a topic from a member's assignment: `ConsumerProtocolAssignment` of the Kafka protocol, which
+/// begins with a version and the topics, each a name and numbers. `None` where it cannot be read.
+fn assigned(bytes: &[u8], topic: &str) -> Option<Vec<i32>> {
+    fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
+        let (head, tail) = bytes.split_at_checked(count)?;
+        *bytes = tail;
+        Some(head)
+    }
+    fn number(bytes: &mut &[u8]) -> Option<i32> {
+        take(bytes, 4)?.try_into().ok().map(i32::from_be_bytes)
+    }
+    if bytes.is_empty() {
+        return Some(Vec::new());
+    }
+    let (mut rest, mut found) = (bytes, Vec::new());
+    take(&mut rest, 2)?;
+    for _ in 0..number(&mut rest)? {
+        let length = u16::from_be_bytes(take(&mut rest, 2)?.try_into().ok()?);
+        let name = take(&mut rest, usize::from(length))?;
+        for _ in 0..number(&mut rest)? {
+            let partition = number(&mut rest)?;
+            if name == topic.as_bytes() {
+                found.push(partition);
+            }
+        }
+    }
+    Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waits(commit: i64, certain: bool) -> Option<Look> {
+        Some(Look { waiting: BTreeMap::from([(3, Some(commit))]), certain })
+    }
+
+    #[test]
+    fn a_member_is_out_when_the_same_records_wait_at_several_looks() {
+        let mut exclusion = Exclusion::default();
+        assert!(!exclusion.take(waits(7, true)));
+        assert!(!exclusion.take(None), "a look that failed says nothing");
+        assert!(exclusion.take(waits(7, true)));
+        let mut exclusion = Exclusion::default();
+        assert!(!(0..3).any(|_| exclusion.take(waits(7, false))), "an owner that is not known may be slow");
+        assert!(exclusion.take(waits(7, false)));
+    }
+
+    #[test]
+    fn a_commit_that_moves_and_a_log_that_is_done_are_no_reason() {
+        let mut exclusion = Exclusion::default();
+        assert!(!(0..100).any(|commit| exclusion.take(waits(commit, true))));
+        assert!(!exclusion.take(Some(Look::default())));
+        assert!(!exclusion.take(waits(99, true)), "it begins anew");
+    }
+
+    #[test]
+    fn spare_members_ask_less_and_less_and_so_do_those_that_were_replaced_in_vain() {
+        let mut exclusion = Exclusion::default();
+        (0..50).for_each(|_| assert!(!exclusion.take(Some(Look::default()))));
+        assert_eq!(exclusion.pause(), 8 * INTERVAL);
+        exclusion.take(waits(7, true));
+        assert_eq!(exclusion.pause(), INTERVAL);
+        for _ in 0..20 {
+            while !exclusion.take(waits(7, true)) {}
+        }
+        assert_eq!(exclusion.pause(), 32 * INTERVAL);
+        exclusion.owns();
+        assert_eq!(exclusion.pause(), INTERVAL);
+    }
+
+    #[test]
+    fn assignments_are_read_and_nonsense_is_refused() {
+        let bytes = b"\0\x01\0\0\0\x02\0\x01a\0\0\0\x01\0\0\0\x07\0\x01b\0\0\0\x02\0\0\0\0\0\0\0\x02\xff\xff\xff\xff";
+        assert_eq!(assigned(bytes, "b"), Some(vec![0, 2]));
+        assert_eq!(assigned(bytes, "c"), Some(vec![]));
+        assert_eq!(assigned(b"", "b"), Some(vec![]));
+        assert_eq!(assigned(&bytes[..20], "b"), None);
+    }
+}

@@ -1,0 +1,150 @@
+//! A member that its group has thrown out, and that never hears of it, gets back in when nobody does its work.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use postrider::platform::kafka::{
+    Config, DeadLetters, GroupProtocol,
+    batch::Batch,
+    lanes::{Assignment, BatchHandler, Failure, Poison, Subscription},
+};
+use rdkafka::{
+    ClientConfig,
+    error::KafkaError,
+    producer::{BaseProducer, BaseRecord, Producer as _},
+};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{
+    Stack, World,
+    heartbeat_proxy::HeartbeatProxy,
+    member,
+    stack::off_runtime,
+    wait::{seconds, until_now},
+};
+
+/// The client that is thrown out.
+const EXPELLED: &str = "expelled";
+/// Heartbeats come every 1.5 s at most, and a session lasts 6 s.
+const A_SESSION: usize = 14;
+
+/// Counts records.
+#[derive(Default)]
+struct Counter {
+    records: AtomicUsize,
+    panics: bool,
+}
+
+impl Counter {
+    async fn await_records(&self, count: usize) {
+        let what = format!("{count} records are done");
+        until_now(&what, seconds(200), || (self.records.load(Ordering::Relaxed) >= count).then_some(())).await;
+    }
+}
+
+impl BatchHandler for Counter {
+    type Partition = ();
+
+    async fn assigned(&self, assignment: Assignment) -> Result<((), i64), Failure> {
+        assert!(!self.panics, "as told");
+        Ok(((), assignment.resume()))
+    }
+
+    async fn apply(&self, (): &mut (), batch: &Batch) -> Result<Vec<Poison>, Failure> {
+        self.records.fetch_add(batch.len(), Ordering::Relaxed);
+        Ok(Vec::new())
+    }
+}
+
+/// A consumer in this process.
+struct Consumer {
+    counter: Arc<Counter>,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), KafkaError>>,
+}
+
+impl Consumer {
+    fn start(world: &World, topic: &str, protocol: GroupProtocol, client: &str, counter: Counter) -> Self {
+        let mut config = Config { brokers: vec![world.kafka.brokers.clone()], ..Config::default() };
+        config.consumer.session_timeout_ms = 6_000;
+        config.consumer.group_protocol = protocol;
+        config.properties.insert("client.id".to_owned(), client.to_owned());
+        let (stop, counter) = (CancellationToken::new(), Arc::new(counter));
+        let (lanes, producer) = member::lanes(config, stop.clone());
+        let subscription = Subscription {
+            name: "counter",
+            topic: topic.to_owned(),
+            group: format!("{topic}-{protocol:?}"),
+            max_batch_records: 50,
+            max_batch_bytes: 1 << 20,
+            dead_letters: DeadLetters::new(producer, format!("{topic}-letters")),
+        };
+        let handler = counter.clone();
+        let task = tokio::spawn(async move { lanes.batches(subscription, handler).await });
+        Self { counter, stop, task }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+async fn write(world: &World, topic: &str, count: usize) {
+    let (brokers, topic) = (world.kafka.brokers.clone(), topic.to_owned());
+    off_runtime(move || {
+        let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+        for _ in 0..count {
+            producer.send(BaseRecord::<(), _>::to(&topic).payload("x")).map_err(|(error, _)| error).unwrap();
+        }
+        producer.flush(seconds(20)).unwrap();
+    })
+    .await;
+}
+
+async fn thrown_out(protocol: GroupProtocol) {
+    let proxy = HeartbeatProxy::start(EXPELLED).await;
+    let advertised = format!("advertised.listeners=PLAINTEXT://{}", proxy.address);
+    let session = "group.consumer.session.timeout.ms=6000";
+    let options = ["--only", "kafka", "--kafka-config", &advertised, "--kafka-config", session];
+    let stack = Stack::behind(&format!("expelled-{protocol:?}"), &options, |upstream| proxy.lead_to(upstream)).await;
+    let mut world = World::on(&stack).await;
+    world.kafka.brokers = proxy.address.to_string();
+    let topic = world.make_topic("orders", 1).await;
+    write(&world, &topic, 5).await;
+    let first = Consumer::start(&world, &topic, protocol, "first", Counter::default());
+    first.counter.await_records(5).await;
+    let expelled = Consumer::start(&world, &topic, protocol, EXPELLED, Counter::default());
+    until_now("it is a member without a partition", seconds(60), || (proxy.carried() >= 3).then_some(())).await;
+    proxy.lie();
+    until_now("its session is over", seconds(60), || (proxy.answered() >= A_SESSION).then_some(())).await;
+    first.stop().await;
+    // Not even a commit is there to say that something is missing.
+    write(&world, &topic, 7).await;
+    expelled.counter.await_records(7).await;
+    expelled.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_thrown_out_gets_back_in_when_nobody_does_its_work() {
+    thrown_out(GroupProtocol::Consumer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_of_a_classic_group_that_was_thrown_out_does_so_too() {
+    thrown_out(GroupProtocol::Classic).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_whose_partition_task_dies_ends_with_an_error() {
+    let world = World::new().await;
+    let topic = world.make_topic("orders", 1).await;
+    write(&world, &topic, 1).await;
+    let counter = Counter { panics: true, ..Counter::default() };
+    let consumer = Consumer::start(&world, &topic, GroupProtocol::Consumer, "broken", counter);
+    let ended = tokio::time::timeout(seconds(60), consumer.task).await.expect("it ends by itself").unwrap();
+    assert!(ended.is_err());
+}
