@@ -15,6 +15,7 @@ mod dashboards;
 mod dlq;
 mod dlq_http;
 mod feed;
+mod feed_events;
 mod feed_faults;
 mod feed_model;
 mod feed_plans;
