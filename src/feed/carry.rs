@@ -11,7 +11,10 @@ use super::{
     event_id::Identity,
     record::{Change, Event},
 };
-use crate::platform::query::{Error, within};
+use crate::platform::{
+    query::{Error, within},
+    unknown::Unknown,
+};
 
 /// A partition of a topic that was made anew `topic_epoch` times.
 #[derive(Debug, Clone, Copy)]
@@ -21,22 +24,43 @@ pub struct Place {
 }
 
 /// What is known of an author.
-#[derive(Debug, Clone, Copy, Default, sqlx::FromRow)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Author {
     pub followers: i64,
-    /// See `feed_authors` in the migration.
-    pub state: i16,
+    pub state: State,
+}
+
+/// How an author's posts reach feeds. See `feed_authors` in the migration.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum State {
+    #[default]
+    Ordinary,
+    Rising,
+    Celebrity,
+    Falling,
+}
+
+impl State {
+    pub fn read(state: i16) -> Result<Self, Unknown> {
+        match state {
+            0 => Ok(Self::Ordinary),
+            1 => Ok(Self::Rising),
+            2 => Ok(Self::Celebrity),
+            3 => Ok(Self::Falling),
+            other => Err(Unknown::new("state of an author", other)),
+        }
+    }
 }
 
 impl Author {
     /// Whether posts are put into followers' feeds.
     pub fn is_fanned_out(self) -> bool {
-        self.state != 2
+        self.state != State::Celebrity
     }
 
     /// Whether posts are merged at read.
     pub fn is_merged(self) -> bool {
-        self.state != 0
+        self.state != State::Ordinary
     }
 }
 
@@ -172,7 +196,8 @@ impl Carrier {
         let query = sqlx::query_as("SELECT author_id, followers, state FROM feed_authors WHERE author_id = ANY($1)");
         let query = query.bind(ids.into_iter().collect::<Vec<_>>());
         let found: Vec<(String, i64, i16)> = within(query.fetch_all(&self.pool)).await?;
-        Ok(found.into_iter().map(|(id, followers, state)| (id, Author { followers, state })).collect())
+        let author = |(id, followers, state)| Ok((id, Author { followers, state: State::read(state)? }));
+        found.into_iter().map(author).collect()
     }
 
     /// Rows that carrying an event inserts, about.

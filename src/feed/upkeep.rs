@@ -5,6 +5,8 @@ use std::time::Duration;
 use metrics::gauge;
 use sqlx::{AssertSqlSafe, PgPool};
 
+use super::job_store;
+
 const EVERY: Duration = Duration::from_secs(600);
 const AFTER_FAILURE: Duration = Duration::from_secs(15);
 /// Days that are made ahead.
@@ -50,16 +52,19 @@ pub async fn keep(pool: PgPool, memory_days: u32) {
     }
 }
 
-/// Says every few seconds how many jobs there are.
+/// Reports every few seconds how many jobs there are.
 pub async fn count_jobs(pool: PgPool) {
+    let mut unknown = 0;
     loop {
-        let counted = sqlx::query_as(
-            "SELECT count(*), coalesce(extract(epoch FROM now() - min(made_at)), 0)::float8 FROM feed_jobs",
-        );
-        if let Ok((jobs, oldest_s)) = counted.fetch_one(&pool).await {
-            let (jobs, oldest_s): (i64, f64) = (jobs, oldest_s);
-            gauge!("postrider_feed_jobs_waiting").set(jobs as f64);
-            gauge!("postrider_feed_jobs_oldest_age_seconds").set(oldest_s);
+        if let Ok(counted) = job_store::count(&pool).await {
+            gauge!("postrider_feed_jobs_waiting").set(counted.known as f64);
+            gauge!("postrider_feed_jobs_oldest_age_seconds").set(counted.oldest_s);
+            gauge!("postrider_feed_jobs_unknown").set(counted.unknown as f64);
+            if counted.unknown > unknown {
+                let (jobs, kind) = (counted.unknown, counted.kind.unwrap_or_default());
+                tracing::warn!(jobs, kind, "jobs of kinds that this version does not know wait for a newer one");
+            }
+            unknown = counted.unknown;
         }
         tokio::time::sleep(Duration::from_secs(5)).await;
     }

@@ -99,12 +99,18 @@ impl Asking {
 /// Who went away meanwhile needs no answer.
 fn settle(group: impl Iterator<Item = Question>, values: Vec<Value>) {
     let mut values = values.into_iter().map(|value| match value {
-        Value::BulkString(bytes) => Some(bytes),
-        _ => None,
+        Value::BulkString(bytes) => Ok(Some(bytes)),
+        Value::Nil => Ok(None),
+        other => Err(format!("unexpected value {other:?}")),
     });
-    let marker = values.next().flatten().as_deref().and_then(Marker::decode);
+    let mut next = || values.next().unwrap_or(Ok(None));
+    let marker = next().and_then(|found| match found {
+        Some(bytes) => Marker::decode(&bytes).map(Some).map_err(|unknown| unknown.to_string()),
+        None => Ok(None),
+    });
     for question in group {
-        let _ = question.answer.send(Ok((marker, values.next().flatten())));
+        let found = next().and_then(|entry| Ok((marker.clone()?, entry)));
+        let _ = question.answer.send(found);
     }
 }
 

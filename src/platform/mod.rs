@@ -20,3 +20,4 @@ pub mod rotation;
 pub mod telemetry;
 pub mod trace_context;
 pub mod tracking;
+pub mod unknown;

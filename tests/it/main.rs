@@ -57,5 +57,6 @@ mod streams;
 mod stuck_clients;
 mod tls;
 mod traces;
+mod unknown_values;
 mod websocket;
 mod websocket_hostile;
