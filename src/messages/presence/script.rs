@@ -68,9 +68,7 @@ for i = 4, #KEYS do
     state = 'unknown'
   end
   if count == 0 and state ~= 'connected' then count = -1 end
-  if not known then
-    -- Nothing of it is changed.
-  elseif count >= 0 then
+  if known and count >= 0 then
     if version == 0 and (young or count == 0) then
       if state ~= 'connected' then state, since = 'connected', now end
     elseif state ~= 'connected' or version == 0 then
@@ -80,7 +78,7 @@ for i = 4, #KEYS do
     redis.call('HSET', key, 'state', state, 'version', version, 'since', since, 'seen', seen, field, count)
     if is[1] == 'disconnected' then redis.call('PERSIST', key) end
     redis.call('HSET', KEYS[2], name, count)
-  else
+  elseif known then
     redis.call('HDEL', key, field)
     redis.call('HDEL', KEYS[2], name)
     if tonumber(is[5] or 0) > 0 then
