@@ -246,8 +246,7 @@ fn draft(body: &[u8], form: bool) -> Result<Draft, Problem> {
 }
 
 fn cursor_of(row: &Row) -> Cursor {
-    let topic_epoch = u32::try_from(row.topic_epoch).unwrap_or_default();
-    Cursor { created_ms: row.created_ms, topic_epoch, partition: row.partition, offset: row.offset }
+    Cursor { created_ms: row.created_ms, topic_epoch: row.topic_epoch, partition: row.partition, offset: row.offset }
 }
 
 fn invalid(detail: impl Into<String>) -> Problem {

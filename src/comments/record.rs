@@ -35,7 +35,7 @@ pub fn row(record: &Record<'_>, topic_epoch: u32, partition: i32, max_text_bytes
     let text = |id: Option<Id>| id.map(|id| id.text().into_owned());
     Ok(Row {
         event_id: event_id(record, topic_epoch, partition).to_string(),
-        topic_epoch: i64::from(topic_epoch),
+        topic_epoch,
         partition,
         offset: record.offset(),
         text: comment.text,

@@ -15,7 +15,8 @@ use crate::platform::query::{Error, within};
 pub struct Row {
     /// A UUID.
     pub event_id: String,
-    pub topic_epoch: i64,
+    #[sqlx(try_from = "i64")]
+    pub topic_epoch: u32,
     pub partition: i32,
     pub offset: i64,
     pub text: String,

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use crate::platform::{
     clock,
     kafka::{dead_letter::header, event},
+    unknown::Unknown,
 };
 
 /// What a letter says of itself, borrowed from its record.
@@ -69,8 +70,13 @@ impl<'a> Fields<'a> {
                 header::FIRST_FAILED => fields.first_failed = text,
                 header::FAILED => fields.failed = text,
                 header::TRACE_ID => fields.trace_id = Some(text),
-                header::TOMBSTONE => fields.tombstone = true,
-                header::VALUE_OMITTED => fields.omitted_bytes = text.parse().ok(),
+                header::MARK => known(header::MARK, text, "1")?,
+                header::TOMBSTONE => {
+                    known(header::TOMBSTONE, text, "true")?;
+                    fields.tombstone = true;
+                }
+                // Whatever it says: the value is not here.
+                header::VALUE_OMITTED => fields.omitted_bytes = Some(text.parse().unwrap_or(0)),
                 header::HEADERS_OMITTED => fields.headers_omitted = true,
                 _ => {}
             }
@@ -82,6 +88,15 @@ impl<'a> Fields<'a> {
     pub fn failed_ms(&self) -> i64 {
         clock::parse_rfc3339(self.failed).unwrap_or(0)
     }
+}
+
+/// `None` where a header says something that this version does not know: the letter is left alone.
+fn known(header: &'static str, found: &str, expected: &str) -> Option<()> {
+    if found == expected {
+        return Some(());
+    }
+    Unknown::new(header, found);
+    None
 }
 
 /// One letter in a list.
@@ -246,5 +261,41 @@ fn text_or_base64(bytes: Option<&[u8]>) -> (Option<String>, Option<String>) {
         None => (None, None),
         Some((_, Ok(text))) => (Some(text.to_owned()), None),
         Some((bytes, Err(_))) => (None, Some(BASE64_STANDARD.encode(bytes))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::{Timestamp, message::OwnedMessage};
+
+    use super::*;
+
+    /// A letter whose own headers are these, and two that every letter has.
+    fn letter(headers: &[(&str, &str)]) -> OwnedMessage {
+        let headers = headers.iter().chain(&[(header::PARTITION, "3"), (header::OFFSET, "7")]);
+        let headers = headers
+            .fold(OwnedHeaders::new(), |headers, &(key, value)| headers.insert(Header { key, value: Some(value) }));
+        let time = Timestamp::CreateTime(0);
+        OwnedMessage::new(Some(b"1".to_vec()), Some(b"id".to_vec()), "l".to_owned(), time, 0, 0, Some(headers))
+    }
+
+    #[test]
+    fn a_letter_of_an_unknown_format_is_left_alone() {
+        let whole = letter(&[(header::MARK, "1"), (header::TOPIC, "t")]);
+        assert!(Fields::of(&whole).is_some_and(|fields| !fields.tombstone && fields.omitted_bytes.is_none()));
+        assert!(Fields::of(&letter(&[(header::MARK, "2"), (header::TOPIC, "t")])).is_none());
+        let tombstone = |says| letter(&[(header::MARK, "1"), (header::TOPIC, "t"), (header::TOMBSTONE, says)]);
+        assert!(Fields::of(&tombstone("true")).is_some_and(|fields| fields.tombstone));
+        assert!(Fields::of(&tombstone("false")).is_none(), "a replay would delete the key");
+    }
+
+    #[test]
+    fn a_letter_that_says_that_its_value_is_left_out_is_incomplete_whatever_the_size_is() {
+        for size in ["7", "many", ""] {
+            let letter = letter(&[(header::MARK, "1"), (header::TOPIC, "t"), (header::VALUE_OMITTED, size)]);
+            let fields = Fields::of(&letter).unwrap();
+            assert!(Summary::read(&fields, &letter).incomplete, "{size}");
+            assert!(!Original::read(&fields, &letter).complete, "{size}");
+        }
     }
 }

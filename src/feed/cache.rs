@@ -21,6 +21,7 @@ use crate::platform::{
     clock,
     query::{Error, within},
     redis::Redis,
+    unknown::Unknown,
 };
 
 /// Timelines of one round trip at most.
@@ -66,6 +67,9 @@ end
 return 1
 ";
 
+/// A timeline's marker, where there is a timeline.
+type Marked = Result<Option<Mark>, Unknown>;
+
 /// What the projection does to timelines.
 pub struct Cache {
     pool: PgPool,
@@ -106,14 +110,17 @@ impl Cache {
 
     /// Takes a post out of timelines.
     pub async fn remove(&self, owners: Vec<Owner>, post_id: i64) -> Result<(), Error> {
+        let mut unknown = None;
         for part in owners.chunks(TOGETHER) {
             let told = match self.redis() {
                 Some(mut redis) => self.try_to_remove(&mut redis, part, post_id).await,
                 None => Err(absent()),
             };
-            self.settle_or_raise(told).await?;
+            let removed = told.map(|found| unknown = unknown.take().or(found));
+            self.settle_or_raise(removed).await?;
         }
-        Ok(())
+        // Until it can be read, the post stays in the list of what is gone.
+        unknown.map_or(Ok(()), |unknown| Err(unknown.into()))
     }
 
     /// Drops timelines; whoever builds one now starts over.
@@ -192,7 +199,7 @@ impl Cache {
     }
 
     /// Markers of timelines, in the epoch that Redis has; `None` while nobody vouches for any.
-    async fn marks(&self, redis: &mut Redis, owners: &[Owner]) -> Result<Option<(i64, Vec<Option<Mark>>)>, RedisError> {
+    async fn marks(&self, redis: &mut Redis, owners: &[Owner]) -> Result<Option<(i64, Vec<Marked>)>, RedisError> {
         for _ in 0..ATTEMPTS {
             let epoch = self.epoch.load(Ordering::Relaxed);
             let mut commands = vec![command("GET", &self.keys.epoch())];
@@ -243,25 +250,33 @@ impl Cache {
         add
     }
 
-    async fn try_to_remove(&self, redis: &mut Redis, owners: &[Owner], post_id: i64) -> Result<(), RedisError> {
-        let Some((epoch, marks)) = self.marks(redis, owners).await? else { return Ok(()) };
-        let change = |(owner, mark): (&Owner, Option<Mark>)| {
+    /// Returns what one of the timelines said that cannot be read, if any did; that one is left alone.
+    async fn try_to_remove(
+        &self,
+        redis: &mut Redis,
+        owners: &[Owner],
+        post_id: i64,
+    ) -> Result<Option<Unknown>, RedisError> {
+        let Some((epoch, marks)) = self.marks(redis, owners).await? else { return Ok(None) };
+        let (mut commands, mut unknown) = (Vec::new(), None);
+        for (owner, mark) in owners.iter().zip(marks) {
             let key = self.keys.timeline(epoch, owner);
-            match mark? {
+            match mark {
+                Ok(None) => {}
                 // Its builder may have read the post before it was deleted.
-                Mark::Building(_) => Some(command("DEL", &key)),
-                Mark::Ready { .. } => {
+                Ok(Some(Mark::Building(_))) => commands.push(command("DEL", &key)),
+                Ok(Some(Mark::Ready { .. })) => {
                     let mut remove = command("ZREM", &key);
                     remove.arg(post_id);
-                    Some(remove)
+                    commands.push(remove);
                 }
+                Err(found) => unknown = Some(found),
             }
-        };
-        let commands: Vec<Cmd> = owners.iter().zip(marks).filter_map(change).collect();
-        if commands.is_empty() {
-            return Ok(());
         }
-        redis.ask(commands).await.into_iter().collect::<Result<Vec<_>, _>>().map(|_| ())
+        if !commands.is_empty() {
+            redis.ask(commands).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+        }
+        Ok(unknown)
     }
 
     async fn try_to_forget(&self, redis: &mut Redis, owners: &[Owner]) -> Result<(), RedisError> {

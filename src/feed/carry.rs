@@ -4,12 +4,17 @@
 use std::collections::{HashMap, HashSet};
 
 use sqlx::{PgPool, Postgres, Transaction};
+use uuid::Uuid;
 
 use super::{
     Config,
+    event_id::Identity,
     record::{Change, Event},
 };
-use crate::platform::query::{Error, within};
+use crate::platform::{
+    query::{Error, within},
+    unknown::Unknown,
+};
 
 /// A partition of a topic that was made anew `topic_epoch` times.
 #[derive(Debug, Clone, Copy)]
@@ -19,22 +24,43 @@ pub struct Place {
 }
 
 /// What is known of an author.
-#[derive(Debug, Clone, Copy, Default, sqlx::FromRow)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Author {
     pub followers: i64,
-    /// See `feed_authors` in the migration.
-    pub state: i16,
+    pub state: State,
+}
+
+/// How an author's posts reach feeds. See `feed_authors` in the migration.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum State {
+    #[default]
+    Ordinary,
+    Rising,
+    Celebrity,
+    Falling,
+}
+
+impl State {
+    pub fn read(state: i16) -> Result<Self, Unknown> {
+        match state {
+            0 => Ok(Self::Ordinary),
+            1 => Ok(Self::Rising),
+            2 => Ok(Self::Celebrity),
+            3 => Ok(Self::Falling),
+            other => Err(Unknown::new("state of an author", other)),
+        }
+    }
 }
 
 impl Author {
     /// Whether posts are put into followers' feeds.
     pub fn is_fanned_out(self) -> bool {
-        self.state != 2
+        self.state != State::Celebrity
     }
 
     /// Whether posts are merged at read.
     pub fn is_merged(self) -> bool {
-        self.state != 0
+        self.state != State::Ordinary
     }
 }
 
@@ -75,11 +101,13 @@ const BEGIN: &str = "
 
 const MOVE: &str = "UPDATE feed_progress SET next = $4 WHERE topic_epoch = $1 AND partition = $2 AND next = $3";
 
-/// Doubles of an event have its key and so this partition: nobody else inserts them meanwhile.
+/// Duplicates of an event have its key and so this partition: nobody else inserts them meanwhile. A former version may
+/// have noted an event by its UUID.
 const FRESH: &str = "
     INSERT INTO processed_events (event_id)
-    SELECT DISTINCT event_id FROM unnest($1::text[]::uuid[]) AS incoming (event_id)
+    SELECT event_id FROM unnest($1::text[]::uuid[], $2::text[]::uuid[]) AS incoming (event_id, former)
     WHERE NOT EXISTS (SELECT FROM processed_events WHERE processed_events.event_id = incoming.event_id)
+      AND NOT EXISTS (SELECT FROM processed_events WHERE processed_events.event_id = incoming.former)
     RETURNING event_id::text";
 
 /// By users, so that those of one page of the index come together; newest first, as a backfill inserts them.
@@ -168,7 +196,8 @@ impl Carrier {
         let query = sqlx::query_as("SELECT author_id, followers, state FROM feed_authors WHERE author_id = ANY($1)");
         let query = query.bind(ids.into_iter().collect::<Vec<_>>());
         let found: Vec<(String, i64, i16)> = within(query.fetch_all(&self.pool)).await?;
-        Ok(found.into_iter().map(|(id, followers, state)| (id, Author { followers, state })).collect())
+        let author = |(id, followers, state)| Ok((id, Author { followers, state: State::read(state)? }));
+        found.into_iter().map(author).collect()
     }
 
     /// Rows that carrying an event inserts, about.
@@ -210,11 +239,7 @@ impl Carrier {
         if within(moved.execute(&mut *transaction)).await?.rows_affected() == 0 {
             return Ok(Carried::Moved);
         }
-        let fresh = sqlx::query_scalar(FRESH).bind(events.iter().map(|event| event.id.to_string()).collect::<Vec<_>>());
-        let fresh: HashSet<String> = within(fresh.fetch_all(&mut *transaction)).await?.into_iter().collect();
-        let mut seen = HashSet::new();
-        let is_first = |event: &&Event| fresh.contains(&event.id.to_string()) && seen.insert(event.id);
-        let events: Vec<&Event> = events.iter().filter(is_first).collect();
+        let events = fresh(&mut transaction, events).await?;
         let posts = self.inline(&events, authors);
         let mut fanned = Vec::new();
         if !posts.is_empty() {
@@ -296,6 +321,20 @@ impl Carrier {
         let insert = sqlx::query(JOBS).bind(kinds).bind(of).bind(users).bind(posts);
         within(insert.execute(&mut **transaction)).await.map(|_| true)
     }
+}
+
+/// Notes events as processed, and returns the first record of each that was not noted before.
+async fn fresh<'a>(transaction: &mut Transaction<'_, Postgres>, events: &'a [Event]) -> Result<Vec<&'a Event>, Error> {
+    let mut incoming: HashMap<Uuid, Option<Uuid>> = HashMap::with_capacity(events.len());
+    for Identity { id, former } in events.iter().map(|event| event.identity) {
+        let known = incoming.entry(id).or_default();
+        *known = known.or(former);
+    }
+    let (ids, former): (Vec<_>, Vec<_>) =
+        incoming.into_iter().map(|(id, former)| (id.to_string(), former.map(|id| id.to_string()))).unzip();
+    let query = sqlx::query_scalar(FRESH).bind(ids).bind(former);
+    let mut fresh: HashSet<String> = within(query.fetch_all(&mut **transaction)).await?.into_iter().collect();
+    Ok(events.iter().filter(|event| fresh.remove(&event.identity.id.to_string())).collect())
 }
 
 /// Looks who of these authors has crossed the threshold.

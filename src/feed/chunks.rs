@@ -7,7 +7,7 @@ use sqlx::{PgPool, Postgres, Transaction};
 
 use super::{
     Config,
-    carry::{overlaps, turn},
+    carry::{State, overlaps, turn},
 };
 use crate::platform::query::{Error, within};
 
@@ -194,6 +194,8 @@ impl Chunks {
 
     /// Puts a chunk of an author's posts into a feed; returns the lowest where there may be more.
     pub async fn backfill(&self, author_id: &str, user_id: &str, below: Option<i64>) -> Result<Option<i64>, Error> {
+        let state = sqlx::query_scalar("SELECT state FROM feed_authors WHERE author_id = $1").bind(author_id);
+        within(state.fetch_optional(&self.pool)).await?.map(State::read).transpose()?;
         self.posts((TOGETHER, BACKFILL), author_id, user_id, below).await
     }
 

@@ -5,17 +5,37 @@ use std::time::Duration;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::platform::query::{Error, within};
+use crate::platform::{
+    query::{Error, within},
+    unknown::Unknown,
+};
 
 /// A job in hand.
 #[derive(Debug)]
 pub struct Job {
     pub id: i64,
-    pub kind: String,
     pub author_id: String,
-    user_id: Option<String>,
-    pub post_id: Option<i64>,
+    pub task: Task,
     pub mark: Mark,
+}
+
+/// What a job is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Task {
+    /// Put a post into the feeds of its author's followers.
+    FanOut { post_id: i64 },
+    /// Put the author's posts into the feed of a new follower.
+    Backfill { user_id: String },
+    /// Take the author's posts out of a former follower's feed.
+    Unfollow { user_id: String },
+    /// Take a deleted post out of feeds.
+    Purge { post_id: i64 },
+    /// The author becomes one whose posts are merged at read.
+    Rise,
+    /// The author becomes an ordinary one.
+    Fall,
+    /// Erase the account.
+    Erase,
 }
 
 /// How far it is; what that means depends on the kind.
@@ -25,11 +45,42 @@ pub struct Mark {
     pub user: Option<String>,
 }
 
-impl Job {
-    pub fn user_id(&self) -> &str {
-        self.user_id.as_deref().unwrap_or_default()
+/// Holds for the rows that [`Task::read`] reads. A newer version may write others; they are left alone.
+macro_rules! readable {
+    () => {
+        "((kind IN ('fan_out', 'purge') AND post_id IS NOT NULL) OR (kind IN ('backfill', 'unfollow') AND user_id IS NOT NULL)
+          OR kind IN ('rise', 'fall', 'erase'))"
+    };
+}
+
+impl Task {
+    fn read(kind: &str, user_id: Option<String>, post_id: Option<i64>) -> Result<Self, Unknown> {
+        match (kind, user_id, post_id) {
+            ("fan_out", _, Some(post_id)) => Ok(Self::FanOut { post_id }),
+            ("backfill", Some(user_id), _) => Ok(Self::Backfill { user_id }),
+            ("unfollow", Some(user_id), _) => Ok(Self::Unfollow { user_id }),
+            ("purge", _, Some(post_id)) => Ok(Self::Purge { post_id }),
+            ("rise", ..) => Ok(Self::Rise),
+            ("fall", ..) => Ok(Self::Fall),
+            ("erase", ..) => Ok(Self::Erase),
+            (other, ..) => Err(Unknown::new("kind of a job", other)),
+        }
     }
 
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::FanOut { .. } => "fan_out",
+            Self::Backfill { .. } => "backfill",
+            Self::Unfollow { .. } => "unfollow",
+            Self::Purge { .. } => "purge",
+            Self::Rise => "rise",
+            Self::Fall => "fall",
+            Self::Erase => "erase",
+        }
+    }
+}
+
+impl Job {
     /// The user after whom it goes on; before all of them at first.
     pub fn after_user(&self) -> &str {
         self.mark.user.as_deref().unwrap_or_default()
@@ -37,10 +88,21 @@ impl Job {
 }
 
 /// A job belongs to its process for half a minute from each note on.
-const CLAIM: &str = "
-    UPDATE feed_jobs SET owner = $1::text::uuid, until = now() + interval '30 seconds'
-    WHERE id IN (SELECT id FROM feed_jobs WHERE until < now() ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED)
-    RETURNING id, kind, author_id, user_id, post_id, after_post, after_user";
+const CLAIM: &str = concat!(
+    "UPDATE feed_jobs SET owner = $1::text::uuid, until = now() + interval '30 seconds'
+    WHERE id IN (SELECT id FROM feed_jobs WHERE until < now() AND ",
+    readable!(),
+    " ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED)
+    RETURNING id, kind, author_id, user_id, post_id, after_post, after_user"
+);
+
+const COUNT: &str = concat!(
+    "SELECT count(*) FILTER (WHERE readable), coalesce(extract(epoch FROM now() - min(made_at) FILTER (WHERE readable)), 0)::float8,
+            count(*) FILTER (WHERE NOT readable), min(kind) FILTER (WHERE NOT readable)
+     FROM (SELECT made_at, kind, ",
+    readable!(),
+    " AS readable FROM feed_jobs) AS jobs"
+);
 
 const NOTE: &str = "
     UPDATE feed_jobs SET after_post = $3, after_user = $4, until = now() + interval '30 seconds'
@@ -65,20 +127,17 @@ impl JobStore {
         Self { pool, owner: owner.to_string() }
     }
 
-    /// Takes the oldest that nobody works on.
+    /// Takes the oldest that nobody works on, of those that this version knows.
     pub async fn claim(&self, limit: usize) -> Result<Vec<Job>, Error> {
         let query = sqlx::query_as(CLAIM).bind(&self.owner).bind(i64::try_from(limit).unwrap_or(i64::MAX));
         let mut claimed: Vec<Claimed> = within(query.fetch_all(&self.pool)).await?;
         claimed.sort_unstable_by_key(|(id, ..)| *id);
-        let job = |(id, kind, author_id, user_id, post_id, post, user): Claimed| Job {
-            id,
-            kind,
-            author_id,
-            user_id,
-            post_id,
-            mark: Mark { post, user },
+        // What could not be read after all stays claimed for a while, and is then looked at again.
+        let job = |(id, kind, author_id, user_id, post_id, post, user): Claimed| {
+            let task = Task::read(&kind, user_id, post_id).ok()?;
+            Some(Job { id, author_id, task, mark: Mark { post, user } })
         };
-        Ok(claimed.into_iter().map(job).collect())
+        Ok(claimed.into_iter().filter_map(job).collect())
     }
 
     /// Notes how far a job is. Whether it still belongs to this process.
@@ -101,5 +160,58 @@ impl JobStore {
     /// Leaves all of them to others.
     pub async fn let_go(&self) -> Result<(), Error> {
         within(sqlx::query(LET_GO).bind(&self.owner).execute(&self.pool)).await.map(|_| ())
+    }
+}
+
+/// The jobs of all processes.
+#[derive(Debug)]
+pub struct Counted {
+    pub known: i64,
+    /// Age of the oldest of these.
+    pub oldest_s: f64,
+    /// Jobs that only a newer version can do,
+    pub unknown: i64,
+    /// and the kind of one of them.
+    pub kind: Option<String>,
+}
+
+/// Counts them.
+pub async fn count(pool: &PgPool) -> Result<Counted, Error> {
+    let (known, oldest_s, unknown, kind) = within(sqlx::query_as(COUNT).fetch_one(pool)).await?;
+    Ok(Counted { known, oldest_s, unknown, kind })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_what_its_row_says_or_an_error() {
+        let read = |kind: &str, user: Option<&str>, post| Task::read(kind, user.map(str::to_owned), post);
+        let user_id = "u".to_owned();
+        for (kind, task) in [
+            ("fan_out", Task::FanOut { post_id: 7 }),
+            ("purge", Task::Purge { post_id: 7 }),
+            ("backfill", Task::Backfill { user_id: user_id.clone() }),
+            ("unfollow", Task::Unfollow { user_id }),
+            ("rise", Task::Rise),
+            ("fall", Task::Fall),
+            ("erase", Task::Erase),
+        ] {
+            assert_eq!(task.kind(), kind);
+            assert_eq!(read(kind, Some("u"), Some(7)), Ok(task));
+            assert!(readable!().contains(&format!("'{kind}'")), "{kind}");
+        }
+        for (kind, user, post) in [
+            ("merge", Some("u"), Some(7)),
+            ("", None, None),
+            ("Erase", None, None),
+            ("fan_out", Some("u"), None),
+            ("purge", None, None),
+            ("backfill", None, Some(7)),
+            ("unfollow", None, None),
+        ] {
+            assert!(read(kind, user, post).is_err(), "{kind}");
+        }
     }
 }

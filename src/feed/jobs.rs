@@ -14,7 +14,7 @@ use super::{
     Config,
     cache::Cache,
     chunks::Chunks,
-    job_store::{Job, JobStore, Mark},
+    job_store::{Job, JobStore, Mark, Task},
     timeline::Owner,
 };
 use crate::platform::query::Error;
@@ -115,12 +115,12 @@ impl Jobs {
                 }
             }
             Ok(Step::Done) => {
-                counter!("postrider_feed_jobs_done_total", "kind" => job.kind.clone()).increment(1);
+                counter!("postrider_feed_jobs_done_total", "kind" => job.task.kind()).increment(1);
                 self.store.finish(&job).await
             }
             Ok(Step::Later) => self.store.put_off(&job, LATER).await,
             Err(error) => {
-                tracing::debug!(error = %error, job.kind, job.id, "a chunk failed and is done again");
+                tracing::debug!(error = %error, job.kind = job.task.kind(), job.id, "a chunk failed and is done again");
                 self.store.put_off(&job, AFTER_FAILURE).await
             }
         };
@@ -133,19 +133,19 @@ impl Jobs {
 
 impl Worker {
     async fn step(&self, job: &Job) -> Result<Step, Error> {
-        match job.kind.as_str() {
-            "fan_out" => self.fan_out(job).await,
-            "backfill" => self.backfill(job).await,
-            "unfollow" => self.unfollow(job).await,
-            "purge" => self.purge(job).await,
-            "rise" => self.rise(job).await,
-            "fall" => self.fall(job).await,
-            _ => self.erase(job).await,
+        match &job.task {
+            Task::FanOut { post_id } => self.fan_out(job, *post_id).await,
+            Task::Backfill { user_id } => self.backfill(job, user_id).await,
+            Task::Unfollow { user_id } => self.unfollow(job, user_id).await,
+            Task::Purge { post_id } => self.purge(job, *post_id).await,
+            Task::Rise => self.rise(job).await,
+            Task::Fall => self.fall(job).await,
+            Task::Erase => self.erase(job).await,
         }
     }
 
-    async fn fan_out(&self, job: &Job) -> Result<Step, Error> {
-        let more = self.put(&job.author_id, job.post_id.unwrap_or_default(), job.after_user()).await?;
+    async fn fan_out(&self, job: &Job, post_id: i64) -> Result<Step, Error> {
+        let more = self.put(&job.author_id, post_id, job.after_user()).await?;
         Ok(more.map_or(Step::Done, |user| Step::More(Mark { user: Some(user), post: None })))
     }
 
@@ -158,15 +158,13 @@ impl Worker {
         Ok(more)
     }
 
-    async fn backfill(&self, job: &Job) -> Result<Step, Error> {
-        let user = job.user_id();
+    async fn backfill(&self, job: &Job, user: &str) -> Result<Step, Error> {
         let next = self.chunks.backfill(&job.author_id, user, job.mark.post).await?;
         self.cache.forget(vec![Owner::User(user.to_owned())]).await?;
         Ok(next.map_or(Step::Done, |post| Step::More(Mark { user: None, post: Some(post) })))
     }
 
-    async fn unfollow(&self, job: &Job) -> Result<Step, Error> {
-        let user = job.user_id();
+    async fn unfollow(&self, job: &Job, user: &str) -> Result<Step, Error> {
         let next = self.chunks.unfollow(&job.author_id, user, job.mark.post).await?;
         if let Some(post) = next {
             return Ok(Step::More(Mark { user: None, post: Some(post) }));
@@ -176,8 +174,7 @@ impl Worker {
         Ok(Step::Done)
     }
 
-    async fn purge(&self, job: &Job) -> Result<Step, Error> {
-        let post_id = job.post_id.unwrap_or_default();
+    async fn purge(&self, job: &Job, post_id: i64) -> Result<Step, Error> {
         let found = self.chunks.purge(&job.author_id, post_id, job.after_user()).await?;
         let more = found.more();
         let mut owners: Vec<Owner> = found.users.into_iter().map(Owner::User).collect();
@@ -227,6 +224,7 @@ impl Worker {
         if self.chunks.unfollow_all(user).await? || self.chunks.delete_posts(user).await? {
             return Ok(Step::More(Mark::default()));
         }
+        // Jobs of kinds that only a newer version knows hold the erasure, too: what they would do is not known.
         if self.chunks.has_jobs(user).await? {
             return Ok(Step::Later);
         }

@@ -22,6 +22,7 @@ use crate::platform::{
     gather::gather,
     redis::{Config, Redis},
     tracking,
+    unknown::Unknown,
 };
 
 /// Reads that are asked together at most, to bound what one answer holds.
@@ -197,15 +198,16 @@ impl Asking {
             let question = &asked[place].question;
             sights[place] = Some(match mark(&top) {
                 _ if self.is_distrusted(&question.owner) => Sight::Unusable,
-                None => Sight::Absent { epoch, gone: self.gone.posts.clone() },
-                Some(Mark::Building(_)) => Sight::Unusable,
-                Some(Mark::Ready { floor, whole, merged }) if source == Source::Whole => {
+                Ok(None) => Sight::Absent { epoch, gone: self.gone.posts.clone() },
+                // What this version cannot read is not replaced either.
+                Err(_) | Ok(Some(Mark::Building(_))) => Sight::Unusable,
+                Ok(Some(Mark::Ready { floor, whole, merged })) if source == Source::Whole => {
                     let timeline = Timeline::new(ids(&top[1..]), floor, whole, merged);
                     let sight = part(&timeline, question, epoch, &self.gone.posts);
                     self.local.keep(question.owner.clone(), timeline);
                     sight
                 }
-                Some(Mark::Ready { floor, whole, merged }) => {
+                Ok(Some(Mark::Ready { floor, whole, merged })) => {
                     let found = below.map_or_else(|| ids(&top[1..]), |below| ids(&below));
                     let mut list = List::new(found, question.count + spare, floor, whole);
                     list.ids.retain(|id| !self.gone.posts.contains(id));
@@ -289,12 +291,17 @@ impl Gone {
             }
         };
         for member in members {
-            match member.split_at_checked(1) {
-                Some(("p", id)) => Arc::make_mut(&mut self.posts).extend(id.parse::<i64>()),
-                Some(("u", user)) => {
-                    self.users.insert(user.to_owned());
+            let (kind, rest) = member.split_at_checked(1).unwrap_or_default();
+            match (kind, rest.parse()) {
+                ("p", Ok(id)) => {
+                    Arc::make_mut(&mut self.posts).insert(id);
                 }
-                _ => {}
+                ("u", _) => {
+                    self.users.insert(rest.to_owned());
+                }
+                _ => {
+                    Unknown::new("member of the list of what is gone", &member);
+                }
             }
         }
         self.version = version;

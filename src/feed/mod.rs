@@ -6,6 +6,7 @@ mod cache;
 mod carry;
 mod chunks;
 mod config;
+mod event_id;
 mod feeds;
 mod group;
 mod http;
@@ -27,6 +28,7 @@ mod writes;
 
 pub use cache::Cache;
 pub use config::Config;
+pub use event_id::with_number;
 pub use http::{routes, short_cuts};
 pub use jobs::Jobs;
 pub use plans::{Explained, explain, explain_hot};

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::event_id::number;
 use crate::platform::{
     clock,
     http::{Code, Problem, json},
@@ -95,7 +96,8 @@ pub fn check_field(field: &'static str, text: &str, limit: usize) -> Result<(), 
 
 /// The value of a post's event, but for the id that it will get: what stands before that, and after.
 pub fn created(event_id: Uuid, author_id: &str, content: &str) -> (String, String) {
-    let mut head = begin(event_id, "POST_CREATED", author_id, author_id.len());
+    let mut head = begin(event_id, "POST_CREATED", author_id.len());
+    payload_of(&mut head, author_id);
     head.extend_from_slice(br#"{"post_id":"#);
     let mut tail = Vec::with_capacity(content.len() + 40);
     tail.extend_from_slice(br#","content":"#);
@@ -104,9 +106,19 @@ pub fn created(event_id: Uuid, author_id: &str, content: &str) -> (String, Strin
     (text(head), text(tail))
 }
 
+/// The value of the event that a post is deleted, but for the author's id: what stands before that, and after.
+pub fn deleted(event_id: Uuid, post_id: i64) -> (String, String) {
+    let mut tail = Vec::with_capacity(80);
+    tail.extend_from_slice(br#","payload":{"post_id":"#);
+    tail.extend_from_slice(itoa::Buffer::new().format(post_id).as_bytes());
+    end(&mut tail);
+    (text(begin(event_id, "POST_DELETED", 0)), text(tail))
+}
+
 /// The value of the event that somebody follows somebody, or `USER_UNFOLLOWED`.
 pub fn followed(event_id: Uuid, kind: &str, follower_id: &str, followee_id: &str) -> String {
-    let mut value = begin(event_id, kind, follower_id, follower_id.len() + followee_id.len());
+    let mut value = begin(event_id, kind, follower_id.len() + followee_id.len());
+    payload_of(&mut value, follower_id);
     value.extend_from_slice(br#"{"followee_id":"#);
     json::write_string(&mut value, followee_id);
     end(&mut value);
@@ -115,22 +127,27 @@ pub fn followed(event_id: Uuid, kind: &str, follower_id: &str, followee_id: &str
 
 /// The value of the event that a user's account is erased.
 pub fn erased(event_id: Uuid, user_id: &str) -> String {
-    let mut value = begin(event_id, "USER_ERASED", user_id, user_id.len());
+    let mut value = begin(event_id, "USER_ERASED", user_id.len());
+    payload_of(&mut value, user_id);
     value.push(b'{');
     end(&mut value);
     text(value)
 }
 
-fn begin(event_id: Uuid, kind: &str, actor_id: &str, more: usize) -> Vec<u8> {
+/// Up to the actor's id, with room for `more` bytes.
+fn begin(event_id: Uuid, kind: &str, more: usize) -> Vec<u8> {
     let mut value = Vec::with_capacity(140 + more);
-    value.extend_from_slice(br#"{"event_id":""#);
-    value.extend_from_slice(event_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
-    value.extend_from_slice(br#"","type":""#);
+    value.extend_from_slice(br#"{"event_id":"#);
+    value.extend_from_slice(itoa::Buffer::new().format(number(event_id)).as_bytes());
+    value.extend_from_slice(br#","type":""#);
     value.extend_from_slice(kind.as_bytes());
     value.extend_from_slice(br#"","actor_id":"#);
-    json::write_string(&mut value, actor_id);
-    value.extend_from_slice(br#","payload":"#);
     value
+}
+
+fn payload_of(value: &mut Vec<u8>, actor_id: &str) {
+    json::write_string(value, actor_id);
+    value.extend_from_slice(br#","payload":"#);
 }
 
 fn end(value: &mut Vec<u8>) {
@@ -170,13 +187,35 @@ mod tests {
         assert!(matches!(follow(&"x".repeat(256), "b"), Err(Flaw::TooLong { .. })));
     }
 
+    /// What existing consumers parse, field by field.
+    #[test]
+    fn the_values_of_events_are_exactly_these() {
+        let id = Uuid::from_u128(7);
+        let (number, (head, tail)) = (number(id), created(id, "a", "hi"));
+        let now_s = clock::now_ms() / 1_000;
+        let begin = |kind: &str| format!(r#"{{"event_id":{number},"type":"{kind}","actor_id":"a","payload":"#);
+        let exactly = |value: &str, kind: &str, payload: &str| {
+            let rest = value.strip_prefix(&begin(kind)).and_then(|rest| rest.strip_prefix(payload));
+            let time = rest.and_then(|rest| rest.strip_prefix(r#","timestamp":"#)?.strip_suffix('}'));
+            assert!(
+                time.unwrap_or(value).parse::<i64>().is_ok_and(|time| (now_s..now_s + 60).contains(&time)),
+                "{value}"
+            );
+        };
+        exactly(&format!("{head}12{tail}"), "POST_CREATED", r#"{"post_id":12,"content":"hi"}"#);
+        let (head, tail) = deleted(id, 12);
+        exactly(&format!(r#"{head}"a"{tail}"#), "POST_DELETED", r#"{"post_id":12}"#);
+        exactly(&followed(id, "USER_FOLLOWED", "a", "b"), "USER_FOLLOWED", r#"{"followee_id":"b"}"#);
+        exactly(&erased(id, "a"), "USER_ERASED", "{}");
+    }
+
     proptest! {
         #[test]
         fn an_event_says_what_was_written(author in ".{1,20}", content in ".{1,40}", post_id in 1..MAX_POST_ID) {
             let id = Uuid::from_u128(7);
             let (head, tail) = created(id, &author, &content);
             let value: Value = serde_json::from_str(&format!("{head}{post_id}{tail}")).unwrap();
-            prop_assert_eq!(&value["event_id"], &Value::from(id.to_string()));
+            prop_assert_eq!(&value["event_id"], &Value::from(number(id)));
             prop_assert_eq!(&value["type"], "POST_CREATED");
             prop_assert_eq!(&value["actor_id"], &Value::from(author.clone()));
             prop_assert_eq!(&value["payload"]["post_id"], &Value::from(post_id));

@@ -130,7 +130,7 @@ impl Project for Projector {
     }
 
     fn row(&self, _: i32, record: &Record<'_>) -> Result<Event, Reason> {
-        record::event(record)
+        record::read(record)
     }
 
     fn offset(event: &Event) -> i64 {

@@ -3,18 +3,18 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
-use uuid::Uuid;
 
+use super::event_id::{EventId, Identity};
 use crate::platform::{
     http::{Code, json},
-    kafka::{batch::Record, dead_letter::Reason},
+    kafka::{batch::Record, dead_letter::Reason, event},
 };
 
 /// An event, as far as it matters here.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Event {
     pub offset: i64,
-    pub id: Uuid,
+    pub identity: Identity,
     pub change: Change,
 }
 
@@ -30,7 +30,7 @@ pub enum Change {
 
 #[derive(Deserialize)]
 struct Value<'a> {
-    event_id: Uuid,
+    event_id: EventId,
     #[serde(borrow)]
     r#type: Cow<'a, str>,
     #[serde(borrow)]
@@ -47,7 +47,7 @@ struct Payload<'a> {
 }
 
 /// The event of a record, or why it is none.
-pub fn event(record: &Record<'_>) -> Result<Event, Reason> {
+pub fn read(record: &Record<'_>) -> Result<Event, Reason> {
     let Some(value) = record.value() else {
         return Err(Reason { class: "no_value", message: "the record has no value".to_owned() });
     };
@@ -67,7 +67,8 @@ pub fn event(record: &Record<'_>) -> Result<Event, Reason> {
         "USER_ERASED" => Change::Erased { user: actor },
         other => return Err(Reason { class: "unknown_type", message: format!("`{other:.40}` is no event of feeds") }),
     };
-    Ok(Event { offset: record.offset(), id: event_id, change })
+    let identity = event_id.identity(record.header(event::ID), change.author());
+    Ok(Event { offset: record.offset(), identity, change })
 }
 
 fn check(id: Cow<'_, str>) -> Result<String, Reason> {
@@ -94,6 +95,7 @@ impl Change {
 #[cfg(test)]
 mod tests {
     use rdkafka::{Timestamp, message::OwnedMessage};
+    use uuid::Uuid;
 
     use super::*;
     use crate::{feed::model, platform::kafka::batch::Batch};
@@ -102,7 +104,7 @@ mod tests {
         let mut batch = Batch::default();
         let time = Timestamp::CreateTime(0);
         batch.push(&OwnedMessage::new(Some(value.into()), None, "t".to_owned(), time, 0, 7, None));
-        let event = event(&batch.record(0)).map_err(|reason| reason.class)?;
+        let event = super::read(&batch.record(0)).map_err(|reason| reason.class)?;
         assert_eq!(event.offset, 7);
         Ok(event.change)
     }
@@ -130,6 +132,10 @@ mod tests {
         assert_eq!(read("{"), Err("not_json"));
         assert_eq!(read("[]"), Err("wrong_type"));
         assert_eq!(read(r#"{"type":"POST_CREATED"}"#), Err("wrong_type"));
+        for id in ["0", "-1", "1.5", "9223372036854775808", "\"7\"", "null", "\"\"", "[1]"] {
+            let erased = format!(r#"{{"event_id":{id},"type":"USER_ERASED","actor_id":"a"}}"#);
+            assert_eq!(read(&erased), Err("wrong_type"), "{id}");
+        }
         assert_eq!(with("POST_CREATED", "a", "{}"), Err("wrong_type"));
         assert_eq!(with("USER_FOLLOWED", "a", r#"{"post_id":1}"#), Err("wrong_type"));
         assert_eq!(with("POST_LIKED", "a", r#"{"post_id":1}"#), Err("unknown_type"));

@@ -4,6 +4,8 @@ use std::{cmp::Reverse, collections::BTreeSet, mem::take};
 
 use redis::Value;
 
+use crate::platform::unknown::Unknown;
+
 /// Above all ids, so that the marker comes first when the newest are asked for.
 pub const MARK_SCORE: i64 = 1 << 53;
 
@@ -108,7 +110,11 @@ impl Mark {
         }
     }
 
-    pub fn decode(member: &[u8]) -> Option<Self> {
+    pub fn decode(member: &[u8]) -> Result<Self, Unknown> {
+        Self::read(member).ok_or_else(|| Unknown::of_bytes("mark of a timeline", member))
+    }
+
+    fn read(member: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(member).ok()?;
         match text.split_at_checked(1)? {
             ("b", token) => token.parse().ok().map(Self::Building),
@@ -182,11 +188,12 @@ pub fn members(value: Value) -> Vec<Value> {
     }
 }
 
-/// The marker, where the first member is one.
-pub fn mark(values: &[Value]) -> Option<Mark> {
+/// The marker, which is the first member; `None` where there is no timeline.
+pub fn mark(values: &[Value]) -> Result<Option<Mark>, Unknown> {
     match values.first() {
-        Some(Value::BulkString(bytes)) => Mark::decode(bytes),
-        _ => None,
+        Some(Value::BulkString(bytes)) => Mark::decode(bytes).map(Some),
+        Some(other) => Err(Unknown::new("mark of a timeline", format!("{other:?}"))),
+        None => Ok(None),
     }
 }
 
@@ -211,7 +218,7 @@ mod tests {
             floor in 0..i64::MAX, whole: bool, token: u64, merged in prop::collection::vec(".{0,9}", 0..4),
         ) {
             for mark in [Mark::Building(token), Mark::Ready { floor, whole, merged }] {
-                prop_assert_eq!(Mark::decode(mark.encode().as_bytes()), Some(mark));
+                prop_assert_eq!(Mark::decode(mark.encode().as_bytes()), Ok(mark));
             }
         }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 use metrics::gauge;
 use sqlx::PgPool;
 
+use super::job_store;
 use crate::platform::{
-    query::{Error, within},
+    query::Error,
     upkeep::{
         Upkeep,
         days::{Cutoff, Days},
@@ -43,16 +44,19 @@ pub async fn keep(pool: PgPool, memory_days: u32) {
     }
 }
 
-/// Says every few seconds how many jobs there are.
+/// Reports every few seconds how many jobs there are.
 pub async fn count_jobs(pool: PgPool) {
+    let mut unknown = 0;
     loop {
-        let counted = sqlx::query_as(
-            "SELECT count(*), coalesce(extract(epoch FROM now() - min(made_at)), 0)::float8 FROM feed_jobs",
-        );
-        if let Ok((jobs, oldest_s)) = within(counted.fetch_one(&pool)).await {
-            let (jobs, oldest_s): (i64, f64) = (jobs, oldest_s);
-            gauge!("postrider_feed_jobs_waiting").set(jobs as f64);
-            gauge!("postrider_feed_jobs_oldest_age_seconds").set(oldest_s);
+        if let Ok(counted) = job_store::count(&pool).await {
+            gauge!("postrider_feed_jobs_waiting").set(counted.known as f64);
+            gauge!("postrider_feed_jobs_oldest_age_seconds").set(counted.oldest_s);
+            gauge!("postrider_feed_jobs_unknown").set(counted.unknown as f64);
+            if counted.unknown > unknown {
+                let (jobs, kind) = (counted.unknown, counted.kind.unwrap_or_default());
+                tracing::warn!(jobs, kind, "jobs of kinds that this version does not know wait for a newer one");
+            }
+            unknown = counted.unknown;
         }
         tokio::time::sleep(Duration::from_secs(5)).await;
     }

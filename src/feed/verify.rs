@@ -167,7 +167,7 @@ impl Verifier {
         let mut wrong = BTreeSet::new();
         for (user, answer) in users.iter().zip(answers) {
             let found = members(answer.map_err(|error| error.to_string())?);
-            let Some(Mark::Ready { floor, .. }) = mark(&found) else { continue };
+            let Ok(Some(Mark::Ready { floor, .. })) = mark(&found) else { continue };
             let above = |ids: Vec<i64>| ids.into_iter().filter(|&id| id >= floor).collect::<Vec<_>>();
             let cached = above(ids(&found[1..]));
             // One more, to see whether something is missing at the end.

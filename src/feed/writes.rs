@@ -9,7 +9,10 @@ use metrics::counter;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::group::{Refusal, Writing};
+use super::{
+    group::{Refusal, Writing},
+    model,
+};
 use crate::platform::query::{Error, within};
 
 /// What every write says of itself.
@@ -130,9 +133,7 @@ const DELETE_POST: &str = "
     ), queued AS (
         INSERT INTO outbox (topic, key, event_id, kind, source, traceparent, value)
         SELECT 'post-events', author_id, $2::text::uuid, 'postrider.post.deleted', '/posts', $4,
-               jsonb_build_object('event_id', $2::text, 'type', 'POST_DELETED', 'actor_id', author_id,
-                                  'payload', jsonb_build_object('post_id', $1::bigint),
-                                  'timestamp', extract(epoch FROM now())::bigint)::text
+               $5::text || to_json(author_id)::text || $6::text
         FROM gone
     )
     SELECT author_id FROM gone";
@@ -251,8 +252,9 @@ fn first_of_each<'a>(metas: impl Iterator<Item = &'a Meta>) -> Vec<usize> {
 
 /// Marks a post as deleted, and returns whose it was; `None` when there is none, or it was deleted before.
 pub async fn delete_post(pool: &PgPool, meta: &Meta, post_id: i64) -> Result<Option<String>, Error> {
+    let (head, tail) = model::deleted(meta.event_id, post_id);
     let query = sqlx::query_scalar(DELETE_POST).bind(post_id).bind(meta.event_id.to_string());
-    within(query.bind(meta.keyed).bind(&meta.traceparent).fetch_optional(pool)).await
+    within(query.bind(meta.keyed).bind(&meta.traceparent).bind(head).bind(tail).fetch_optional(pool)).await
 }
 
 /// Whether a deletion with this key was answered before.

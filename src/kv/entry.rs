@@ -5,7 +5,7 @@
 //! of the write. A marker is `L:<next>:<unix s>` when everything below `next` is in the view, or
 //! `R:<next>:<unix s>:<target>` while it is being rebuilt up to `target`.
 
-use crate::platform::clock;
+use crate::platform::{clock, unknown::Unknown};
 
 /// One key's entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,11 @@ impl<'a> Entry<'a> {
         out
     }
 
-    pub fn decode(bytes: &'a [u8]) -> Option<Self> {
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, Unknown> {
+        Self::read(bytes).ok_or_else(|| Unknown::of_bytes("entry of the view", bytes))
+    }
+
+    fn read(bytes: &'a [u8]) -> Option<Self> {
         let (&kind, rest) = bytes.split_first()?;
         let (version, rest) = number(rest)?;
         let state = match kind {
@@ -106,7 +110,11 @@ impl Marker {
         }
     }
 
-    pub fn decode(text: &[u8]) -> Option<Self> {
+    pub fn decode(text: &[u8]) -> Result<Self, Unknown> {
+        Self::read(text).ok_or_else(|| Unknown::of_bytes("marker of the view", text))
+    }
+
+    fn read(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?;
         let mut parts = text.split(':');
         let kind = parts.next()?;
@@ -142,13 +150,23 @@ mod tests {
             let state = if deleted { State::Deleted } else { State::Value { value: &value, expires_ms } };
             let entry = Entry { version, state };
             let encoded = entry.encode();
-            prop_assert_eq!(Entry::decode(&encoded), Some(entry));
+            prop_assert_eq!(Entry::decode(&encoded), Ok(entry));
         }
 
         #[test]
         fn a_marker_reads_back_as_written(next in 0..i64::MAX, written_s in 0..i64::MAX, target in prop::option::of(0..i64::MAX)) {
             let marker = Marker { next, written_s, target };
-            prop_assert_eq!(Marker::decode(marker.encode().as_bytes()), Some(marker));
+            prop_assert_eq!(Marker::decode(marker.encode().as_bytes()), Ok(marker));
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_is_an_error_and_not_absent() {
+        for entry in ["", "x5:1", "v:1", "v5", "e5:x", "e5:", "d"] {
+            assert!(Entry::decode(entry.as_bytes()).is_err(), "{entry}");
+        }
+        for marker in ["", "M:1:2", "L:1", "L:1:2:3", "R:1:2", "R:1:2:x", "L:x:2"] {
+            assert!(Marker::decode(marker.as_bytes()).is_err(), "{marker}");
         }
     }
 

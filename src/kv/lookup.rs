@@ -112,15 +112,20 @@ fn next_most(most: usize, count: usize, bytes: usize) -> usize {
 /// Gives each question its value; who went away meanwhile needs none. Returns the bytes of all values.
 fn settle(group: impl Iterator<Item = Question>, values: Vec<Value>) -> usize {
     let mut values = values.into_iter().map(|value| match value {
-        Value::BulkString(bytes) => Some(bytes),
-        _ => None,
+        Value::BulkString(bytes) => Ok(Some(bytes)),
+        Value::Nil => Ok(None),
+        other => Err(format!("unexpected value {other:?}")),
     });
-    let marker = values.next().flatten().as_deref().and_then(Marker::decode);
+    let mut next = || values.next().unwrap_or(Ok(None));
+    let marker = next().and_then(|found| match found {
+        Some(bytes) => Marker::decode(&bytes).map(Some).map_err(|unknown| unknown.to_string()),
+        None => Ok(None),
+    });
     let mut bytes = 0;
     for question in group {
-        let value = values.next().flatten();
-        bytes += value.as_ref().map_or(0, Vec::len);
-        let _ = question.answer.send(Ok((marker, value)));
+        let found = next().and_then(|entry| Ok((marker.clone()?, entry)));
+        bytes += found.as_ref().ok().and_then(|(_, entry)| entry.as_ref()).map_or(0, Vec::len);
+        let _ = question.answer.send(found);
     }
     bytes
 }

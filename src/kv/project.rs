@@ -116,7 +116,7 @@ impl Projector {
         Ok(())
     }
 
-    async fn read_marker(&self, keys: &Keys) -> Result<Option<Marker>, Failure> {
+    async fn read_marker(&self, number: i32, keys: &Keys) -> Result<Option<Marker>, Failure> {
         let mut redis = self.redis()?;
         let found: Option<Vec<u8>> = redis::cmd("HGET")
             .arg(&keys.view)
@@ -124,7 +124,8 @@ impl Projector {
             .query_async(&mut redis)
             .await
             .map_err(unreachable)?;
-        Ok(found.as_deref().and_then(Marker::decode))
+        let marker = found.as_deref().map(Marker::decode).transpose();
+        marker.map_err(|unknown| Failure::Retry(format!("partition {number} of the view is left alone: {unknown}")))
     }
 }
 
@@ -134,7 +135,13 @@ impl BatchHandler for Projector {
     async fn assigned(&self, assignment: Assignment) -> Result<(Partition, i64), Failure> {
         let number = assignment.partition;
         let keys = Keys::new(&self.key_prefix, self.config.epoch, number);
-        let found = self.read_marker(&keys).await?;
+        let found = match self.read_marker(number, &keys).await {
+            Err(Failure::Retry(problem)) => {
+                self.report(number, Some(problem.clone()), 0);
+                return Err(Failure::Retry(problem));
+            }
+            found => found?,
+        };
         let marker = found.unwrap_or(Marker { next: assignment.low, written_s: 0, target: None });
         let expected = found.map(|marker| marker.encode()).unwrap_or_default();
         let settled = assignment.committed.unwrap_or(0);
@@ -211,7 +218,7 @@ impl BatchHandler for Projector {
 
     async fn idle(&self, partition: &mut Partition) -> Result<(), Failure> {
         // Nothing may be written for hours, and Redis may lose everything in any second of them.
-        if self.read_marker(&partition.keys).await? != Some(partition.marker) {
+        if self.read_marker(partition.number, &partition.keys).await? != Some(partition.marker) {
             return Err(Failure::Restart("the view is not as we left it".to_owned()));
         }
         if !partition.marker.is_complete() {

@@ -181,10 +181,11 @@ impl Reader {
         if marker.next < seen {
             return Ok(Lookup::Incomplete(format!("partition {partition} of the view went back and is being mended")));
         }
-        let value = entry
-            .as_deref()
-            .and_then(Entry::decode)
-            .and_then(|entry| entry.live_value(clock::now_ms()).map(<[u8]>::to_vec));
+        let entry = match entry.as_deref().map(Entry::decode).transpose() {
+            Ok(entry) => entry,
+            Err(unknown) => return Ok(Lookup::Incomplete(unknown.to_string())),
+        };
+        let value = entry.and_then(|entry| entry.live_value(clock::now_ms()).map(<[u8]>::to_vec));
         Ok(value.map_or(Lookup::Absent, Lookup::Found))
     }
 }

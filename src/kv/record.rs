@@ -12,6 +12,7 @@ use super::{
 use crate::platform::{
     http::json,
     kafka::{batch::Record, dead_letter::Reason, event, partition_of},
+    unknown::Unknown,
 };
 
 /// A record whose version decides, because it repeats an earlier write, or may.
@@ -28,9 +29,10 @@ pub struct Repeated {
 impl Repeated {
     pub fn of(record: &Record<'_>) -> Option<Self> {
         let text = |name| record.header(name).and_then(|value| std::str::from_utf8(value).ok());
-        let version: Option<i64> = text(VERSION_HEADER).and_then(|digits| digits.parse().ok());
         let offset = record.offset();
-        if let Some(version) = version {
+        if record.header(VERSION_HEADER).is_some() {
+            // Without a number it is no record of the view.
+            let version = text(VERSION_HEADER)?.parse().ok()?;
             return Some(Self { offset, version, id: None });
         }
         let id = text(event::ID).and_then(|id| Uuid::try_parse(id).ok()).filter(|id| id.get_version_num() == 5)?;
@@ -64,16 +66,27 @@ pub fn judge<'r>(place: &Place<'_>, record: &Record<'r>) -> Result<&'r [u8], Unf
         let misplaced = record.header("ce_source") == Some(b"/kv");
         return Err(Unfit { misplaced, ..unfit("wrong_partition", "its key belongs to another partition") });
     }
+    for header in [EXPIRES_HEADER, VERSION_HEADER] {
+        number(record, header)?;
+    }
     match record.value().map(json::parse::<&RawValue>) {
         Some(Err(error)) => Err(unfit("not_json", &format!("its value is not JSON: {error}"))),
-        _ => Ok(key),
+        None | Some(Ok(_)) => Ok(key),
     }
+}
+
+/// The number in a header of ours; `None` without the header.
+fn number(record: &Record<'_>, header: &'static str) -> Result<Option<i64>, Unfit> {
+    let Some(value) = record.header(header) else { return Ok(None) };
+    let number = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+    let bad = || unfit("bad_header", &Unknown::of_bytes(header, value).to_string());
+    number.map(Some).ok_or_else(bad)
 }
 
 /// Adds what one record changes.
 pub fn add(writes: &mut Writes, place: &Place<'_>, record: &Record<'_>, now_ms: i64) -> Result<(), Unfit> {
     let key = judge(place, record)?;
-    let expires = record.header(EXPIRES_HEADER).and_then(|text| std::str::from_utf8(text).ok()?.parse::<i64>().ok());
+    let expires = number(record, EXPIRES_HEADER)?;
     let state = match record.value() {
         None => State::Deleted,
         Some(value) => State::Value { value, expires_ms: expires },

@@ -59,7 +59,7 @@ return {marker, 1}
 
 /// KEYS: view, ends. ARGV: now in ms, when to look again in ms, how many, expected marker.
 /// Forgets deleted keys whose time is over; returns how many keys were due, and the fields of values
-/// that have expired.
+/// that have expired. Entries of a kind that is unknown stay, and are looked at again.
 const DUE: &str = r"
 local expired = {}
 if redis.call('HGET', KEYS[1], '') ~= ARGV[4] then return {0, expired} end
@@ -71,6 +71,8 @@ for _, field in ipairs(fields) do
   if kind == 'd' then
     redis.call('HDEL', KEYS[1], field)
     redis.call('ZREM', KEYS[2], field)
+  elseif kind and kind ~= 'v' and not ends then
+    redis.call('ZADD', KEYS[2], ARGV[2], field)
   elseif not ends then
     redis.call('ZREM', KEYS[2], field)
   elseif ends > tonumber(ARGV[1]) then

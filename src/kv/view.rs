@@ -92,7 +92,7 @@ impl Partition {
         let applied = scripts.apply(redis, &self.keys, &self.marker.encode(), &marker.encode(), writes).await;
         let (before, applied) = applied.map_err(unreachable)?;
         // An attempt whose answer was lost may have done it already.
-        let done_before = Marker::decode(&before).filter(|found| found.next == next);
+        let done_before = Marker::decode(&before).ok().filter(|found| found.next == next);
         self.marker = match (applied, done_before) {
             (true, _) => marker,
             (false, Some(found)) => found,
@@ -118,7 +118,8 @@ impl Partition {
                 // An older entry would be restated as the newest.
                 return Err(Failure::Restart("the view moved while it was looked at".to_owned()));
             }
-            let Some(entry) = entry.as_deref().and_then(Entry::decode) else { continue };
+            let entry = entry.as_deref().map(Entry::decode).transpose();
+            let Some(entry) = entry.map_err(|unknown| Failure::Retry(unknown.to_string()))? else { continue };
             let unsettled = match repeated.id {
                 // A rebuild may no longer have the first of it and take the duplicate for a new write.
                 Some(_) => first.as_deref().and_then(first_offset).is_some_and(|first| first < repeated.offset),

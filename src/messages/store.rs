@@ -16,7 +16,10 @@ use super::{
     cursor::{Cursor, Lane},
     places::Place,
 };
-use crate::platform::query::{Error, within};
+use crate::platform::{
+    query::{Error, within},
+    unknown::Unknown,
+};
 
 /// A message that is to be stored.
 #[derive(Debug, Clone)]
@@ -56,7 +59,8 @@ pub struct Appended {
 /// knows and that was forgotten since.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Found {
-    topic_epoch: i64,
+    #[sqlx(try_from = "i64")]
+    topic_epoch: u32,
     partition: i32,
     /// The last message there; -1 where the receiver was forgotten.
     pub last: i64,
@@ -69,7 +73,7 @@ pub struct Found {
 
 impl Found {
     pub fn lane(&self) -> Lane {
-        lane(self.topic_epoch, self.partition)
+        Lane { epoch: self.topic_epoch, partition: self.partition }
     }
 
     pub fn is_forgotten(&self) -> bool {
@@ -88,7 +92,8 @@ impl Found {
 #[derive(Debug, sqlx::FromRow)]
 pub struct Unread {
     pub receiver_id: String,
-    topic_epoch: i64,
+    #[sqlx(try_from = "i64")]
+    topic_epoch: u32,
     partition: i32,
     /// The last message there.
     pub last: i64,
@@ -101,7 +106,7 @@ pub struct Unread {
 
 impl Unread {
     pub fn lane(&self) -> Lane {
-        lane(self.topic_epoch, self.partition)
+        Lane { epoch: self.topic_epoch, partition: self.partition }
     }
 }
 
@@ -299,10 +304,8 @@ impl Store {
             "SELECT receiver_id, topic_epoch, partition, last FROM message_receivers WHERE receiver_id = ANY($1)",
         );
         let heads: Vec<(String, i64, i32, i64)> = within(query.bind(receivers).fetch_all(&self.pool)).await?;
-        Ok(heads
-            .into_iter()
-            .map(|(receiver, epoch, partition, last)| (receiver, lane(epoch, partition), last))
-            .collect())
+        let head = |(receiver, epoch, partition, last)| Ok((receiver, lane(epoch, partition)?, last));
+        heads.into_iter().map(head).collect()
     }
 
     /// Where receivers are; those that never had a message are missing.
@@ -311,7 +314,7 @@ impl Store {
         let rows: Vec<Row> = within(sqlx::query_as(PLACES).bind(receivers).fetch_all(&self.pool)).await?;
         let mut places = HashMap::<String, Place>::new();
         for (receiver, epoch, partition, last, delivered) in rows {
-            let (place, lane) = (places.entry(receiver).or_default(), lane(epoch, partition));
+            let (place, lane) = (places.entry(receiver).or_default(), lane(epoch, partition)?);
             last.into_iter().for_each(|offset| place.last.advance(lane, offset));
             delivered.into_iter().for_each(|offset| place.delivered.advance(lane, offset));
         }
@@ -335,8 +338,9 @@ impl Store {
     }
 }
 
-fn lane(epoch: i64, partition: i32) -> Lane {
-    Lane { epoch: u32::try_from(epoch).unwrap_or_default(), partition }
+fn lane(epoch: i64, partition: i32) -> Result<Lane, Unknown> {
+    let epoch = u32::try_from(epoch).map_err(|_| Unknown::new("epoch of a topic", epoch))?;
+    Ok(Lane { epoch, partition })
 }
 
 fn column<'a, R, T>(rows: &'a [R], field: impl Fn(&'a R) -> T) -> Vec<T> {

@@ -1,6 +1,6 @@
 //! One round: rows to Kafka, and out of the table when they are there.
 
-use std::collections::HashSet;
+use std::{borrow::Cow, collections::HashSet};
 
 use futures_util::future::join_all;
 use metrics::counter;
@@ -19,8 +19,16 @@ use crate::platform::{
 pub struct Sender {
     producer: Producer,
     topic_prefix: String,
-    /// Topics that rows may name, before the prefix.
-    topics: Vec<&'static str>,
+    topics: Vec<Topic>,
+}
+
+/// A topic that rows may name.
+pub struct Topic {
+    /// Before the prefix.
+    pub name: &'static str,
+    /// Returns the value of a row's record, from the event's id and the row's value: a former version of the program
+    /// may have written the row.
+    pub value: fn(Uuid, &str) -> Cow<'_, str>,
 }
 
 /// What came of a round.
@@ -43,7 +51,7 @@ enum Fate {
 }
 
 impl Sender {
-    pub fn new(producer: Producer, topic_prefix: String, topics: Vec<&'static str>) -> Self {
+    pub fn new(producer: Producer, topic_prefix: String, topics: Vec<Topic>) -> Self {
         Self { producer, topic_prefix, topics }
     }
 
@@ -79,18 +87,19 @@ impl Sender {
     }
 
     fn send(&self, row: &Row) -> Result<Receipt, Fate> {
-        if !self.topics.contains(&row.topic.as_str()) {
+        let of_the_outbox = self.topics.iter().find(|topic| topic.name == row.topic);
+        let Some(Topic { value, .. }) = of_the_outbox else {
             return Err(Fate::Bad(format!("`{}` is no topic of the outbox", row.topic)));
-        }
+        };
         let id = Uuid::try_parse(&row.event_id).map_err(|error| Fate::Bad(error.to_string()))?;
         let given = row.traceparent.as_deref().and_then(|given| TraceContext::parse(given.as_bytes()));
         let trace = given.unwrap_or_else(TraceContext::root);
         let event = Event { id, kind: &row.kind, source: &row.source, trace };
-        let topic = format!("{}{}", self.topic_prefix, row.topic);
+        let (topic, value) = (format!("{}{}", self.topic_prefix, row.topic), value(id, &row.value));
         let record = Outgoing {
             topic: &topic,
             key: Some(row.key.as_bytes()),
-            payload: Some(row.value.as_bytes()),
+            payload: Some(value.as_bytes()),
             headers: Some(event.headers(0)),
             ..Outgoing::default()
         };

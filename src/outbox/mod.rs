@@ -8,6 +8,7 @@ mod quarantine;
 mod relay;
 mod store;
 
+pub use drain::Topic;
 pub use quarantine::{Filter, Listing, Outcome, Quarantine};
 pub use relay::Relay;
 

@@ -14,7 +14,11 @@ use sqlx::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{drain::Sender, owner::Owner, store};
+use super::{
+    drain::{Sender, Topic},
+    owner::Owner,
+    store,
+};
 use crate::platform::{
     kafka::{Config as KafkaConfig, Producer, TopicsReady},
     ops::Check,
@@ -63,12 +67,11 @@ struct Session {
 }
 
 impl Relay {
-    /// `topics` are those that rows may name, before the prefix.
     pub fn new(
         pool: PgPool,
         producer: Producer,
         kafka: &KafkaConfig,
-        topics: Vec<&'static str>,
+        topics: Vec<Topic>,
         topics_ready: TopicsReady,
         check: Check,
         stop: CancellationToken,

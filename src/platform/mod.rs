@@ -21,4 +21,5 @@ pub mod rotation;
 pub mod telemetry;
 pub mod trace_context;
 pub mod tracking;
+pub mod unknown;
 pub mod upkeep;

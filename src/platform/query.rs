@@ -2,6 +2,8 @@
 
 use std::{future::Future, time::Duration};
 
+use super::unknown::Unknown;
+
 /// Time for one query, connection included.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -12,6 +14,9 @@ pub enum Error {
     Database(#[from] sqlx::Error),
     #[error("Postgres did not answer within {} s", .0.as_secs())]
     TimedOut(Duration),
+    /// It gave a value that this version does not know.
+    #[error(transparent)]
+    Unknown(#[from] Unknown),
 }
 
 impl Error {

@@ -67,7 +67,7 @@ fn drain_outbox(platform: &Arc<Platform>, tasks: &mut Tasks) {
         pool,
         platform.producer.clone(),
         &platform.settings.kafka,
-        vec![feed::TOPIC],
+        vec![outbox::Topic { name: feed::TOPIC, value: feed::with_number }],
         platform.topics_ready.clone(),
         platform.health.check("outbox"),
         platform.stop.clone(),

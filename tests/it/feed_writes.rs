@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{App, World};
+use crate::harness::{App, World, kafka::Stored};
 
 pub async fn post(app: &App, author: &str, content: &str) -> i64 {
     let answer = app.post_json("/posts", &json!({"author_id": author, "content": content})).await.expect(202);
@@ -74,10 +74,60 @@ async fn posts_and_follows_are_stored_and_their_events_reach_the_topic_in_order(
     let value = record.json();
     assert_eq!(value["actor_id"], "ann");
     assert_eq!(value["payload"], json!({"post_id": first, "content": "It's \"1\"\n🎉"}));
-    assert_eq!(value["event_id"].as_str(), record.header("ce_id"));
     assert_eq!(record.header("ce_type"), Some("postrider.post.created"));
     assert_eq!(of("ann")[2].json()["payload"], json!({"followee_id": "ann"}));
     assert_eq!(of("ann")[4].json()["payload"], json!({"post_id": second}));
+    app.stop().await;
+}
+
+/// A record of `post-events` as an existing consumer parses it: nothing else is in it.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Consumed {
+    event_id: i64,
+    r#type: String,
+    actor_id: String,
+    payload: Value,
+    timestamp: i64,
+}
+
+#[tokio::test]
+async fn existing_consumers_parse_every_event_and_its_number() {
+    let world = World::new().await.with_postgres().await;
+    let app = world.app().start().await;
+    let id = post(&app, "a\"n", "hi").await;
+    follow(&app, "bob", "a\"n").await;
+    unfollow(&app, "bob", "a\"n").await;
+    delete(&app, &format!("/posts/{id}")).await.expect(200);
+    delete(&app, "/users/a%22n").await.expect(202);
+    let log = world.kafka.read_at_least(&world.topic("post-events"), 5).await;
+    let consumed: Vec<Consumed> = log.iter().map(|record| serde_json::from_str(record.text()).unwrap()).collect();
+    let exactly = |(record, event): (&Stored, &Consumed)| {
+        let Consumed { event_id, r#type, timestamp, payload, .. } = event;
+        assert!(*event_id > 0 && *timestamp > 1_600_000_000, "{event:?}");
+        assert!(uuid::Uuid::parse_str(record.header("ce_id").unwrap()).is_ok());
+        let payload = if r#type == "POST_CREATED" {
+            assert_eq!(payload, &json!({"post_id": id, "content": "hi"}));
+            format!(r#"{{"post_id":{id},"content":"hi"}}"#)
+        } else {
+            payload.to_string()
+        };
+        format!(
+            r#"{{"event_id":{event_id},"type":"{type}","actor_id":"{}","payload":{payload},"timestamp":{timestamp}}}"#,
+            event.actor_id.replace('"', "\\\"")
+        )
+    };
+    for pair in log.iter().zip(&consumed) {
+        assert_eq!(pair.0.text(), exactly(pair));
+    }
+    let seen: Vec<_> = consumed.iter().map(|event| (event.r#type.as_str(), event.actor_id.as_str())).collect();
+    let kinds = ["POST_CREATED", "USER_FOLLOWED", "USER_UNFOLLOWED", "POST_DELETED", "USER_ERASED"];
+    assert_eq!(
+        seen,
+        kinds.iter().zip(["a\"n", "bob", "bob", "a\"n", "a\"n"]).map(|(kind, who)| (*kind, who)).collect::<Vec<_>>()
+    );
+    let numbers: BTreeSet<i64> = consumed.iter().map(|event| event.event_id).collect();
+    assert_eq!(numbers.len(), 5, "each has its own");
     app.stop().await;
 }
 

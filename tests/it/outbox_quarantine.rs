@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// What a command printed: the result, or the complaint.
-async fn quarantine(world: &World, words: &[&str]) -> Result<Value, String> {
+pub async fn quarantine(world: &World, words: &[&str]) -> Result<Value, String> {
     let mut command = world.command();
     command.args(["outbox", "quarantine"]).args(words).args(["--output", "json"]);
     let output = off_runtime(move || command.output().unwrap()).await;

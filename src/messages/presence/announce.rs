@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use super::{
+    is_connected,
     keys::{Bucket, Keys},
     script::{Calls, Scripts},
 };
@@ -26,6 +27,7 @@ use crate::platform::{
     kafka::{Outgoing, Producer, TopicsReady, event::Event},
     redis::Redis,
     trace_context::TraceContext,
+    unknown::Unknown,
 };
 
 /// Changes kept in memory until Kafka has them. More than that are only in Redis, until a process finds them due.
@@ -59,12 +61,15 @@ struct Value<'a> {
 
 impl Change {
     /// Reads what is noted as due: `VERSION STATE AT CONNECTIONS RECEIVER`.
-    pub fn parse(due: &str) -> Option<Self> {
-        let mut words = due.splitn(5, ' ');
-        let version = words.next()?.parse().ok()?;
-        let connected = words.next()? == "connected";
-        let (at_ms, connections) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        Some(Self { receiver: words.next()?.into(), connected, connections, at_ms, version })
+    pub fn parse(due: &str) -> Result<Self, Unknown> {
+        let read = || {
+            let mut words = due.splitn(5, ' ');
+            let version = words.next()?.parse().ok()?;
+            let connected = is_connected(words.next()?).ok()?;
+            let (at_ms, connections) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+            Some(Self { receiver: words.next()?.into(), connected, connections, at_ms, version })
+        };
+        read().ok_or_else(|| Unknown::new("due event of presence", due))
     }
 
     fn state(&self) -> &'static str {
@@ -210,6 +215,6 @@ mod tests {
         assert_eq!(change.id(), change.clone().id());
         assert_ne!(change.id(), Change { version: 1, ..change.clone() }.id());
         assert_ne!(change.id(), Change { receiver: "q".into(), ..change }.id());
-        assert_eq!(Change::parse("1 connected x 2 r"), None);
+        assert!(Change::parse("1 connected x 2 r").is_err());
     }
 }

@@ -29,6 +29,7 @@ pub use self::{config::Config, http::routes};
 use crate::platform::{
     kafka::{self, Producer, TopicSpec, TopicsReady},
     redis::Redis,
+    unknown::Unknown,
 };
 
 /// The topic of events, before the prefix.
@@ -161,7 +162,7 @@ impl Presence {
         let local = &self.shared.local;
         let told = local.await_told(receiver, TOLD_PATIENCE).await;
         let (now_ms, born_ms, fields) = self.shared.calls()?.ask(Bucket::of(receiver), receiver).await?;
-        let standing = Standing::of(&fields);
+        let standing = Standing::of(&fields)?;
         let lease_ms = i64::try_from(self.shared.config.whole_lease_ms()).unwrap_or(i64::MAX);
         let settled = told && born_ms > 0 && now_ms - born_ms >= lease_ms;
         let doubtful = !standing.connected && (!settled || local.is_connected(receiver));
@@ -169,28 +170,39 @@ impl Presence {
     }
 }
 
+/// Reads a receiver's state.
+fn is_connected(state: &str) -> Result<bool, Unknown> {
+    match state {
+        "connected" => Ok(true),
+        "disconnected" => Ok(false),
+        other => Err(Unknown::new("state of a receiver", other)),
+    }
+}
+
 impl Standing {
     /// Reads a receiver's hash.
-    fn of(fields: &[(String, String)]) -> Self {
+    fn of(fields: &[(String, String)]) -> Result<Self, Unknown> {
+        let number = |text: &String| text.parse::<i64>().map_err(|_| Unknown::new("number of a receiver", text));
         let mut standing = Self::default();
         let (mut since, mut seen) = (None, None);
         for (name, value) in fields {
             match name.as_str() {
-                "state" => standing.connected = value == "connected",
-                "since" => since = value.parse().ok(),
-                "seen" => seen = value.parse().ok().filter(|&ms: &i64| ms > 0),
-                name if name.starts_with("p:") => standing.connections += value.parse().unwrap_or(0),
+                "state" => standing.connected = is_connected(value)?,
+                "since" => since = Some(number(value)?),
+                "seen" => seen = Some(number(value)?).filter(|&ms| ms > 0),
+                name if name.starts_with("p:") => standing.connections += number(value)?,
+                // A field that a newer version has added says nothing about these.
                 _ => {}
             }
         }
         let (since_ms, last_seen_ms) = if standing.connected { (since, None) } else { (None, seen) };
-        Self { since_ms, last_seen_ms, ..standing }
+        Ok(Self { since_ms, last_seen_ms, ..standing })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{announce::Change, *};
 
     #[test]
     fn a_standing_counts_the_connections_of_all_processes() {
@@ -201,9 +213,25 @@ mod tests {
         let connected =
             [("state", "connected"), ("version", "9"), ("since", "5"), ("seen", "3"), ("p:a", "2"), ("p:b", "1")];
         let standing = Standing { connected: true, connections: 3, since_ms: Some(5), last_seen_ms: None };
-        assert_eq!(read(&connected), standing);
+        assert_eq!(read(&connected), Ok(standing));
         let gone = [("state", "disconnected"), ("version", "9"), ("since", "5"), ("seen", "3")];
-        assert_eq!(read(&gone), Standing { last_seen_ms: Some(3), ..Standing::default() });
-        assert_eq!(read(&[]), Standing::default());
+        assert_eq!(read(&gone), Ok(Standing { last_seen_ms: Some(3), ..Standing::default() }));
+        assert_eq!(read(&[]), Ok(Standing::default()));
+        let more = [("state", "disconnected"), ("mood", "x")];
+        assert_eq!(read(&more), Ok(Standing::default()));
+    }
+
+    #[test]
+    fn a_state_that_is_unknown_is_an_error_and_not_disconnected() {
+        for (name, value) in [("state", "away"), ("state", ""), ("p:a", "x"), ("since", ""), ("seen", "y")] {
+            assert!(Standing::of(&[(name.to_owned(), value.to_owned())]).is_err(), "{name} {value}");
+        }
+        assert!(
+            Change::parse("9 connected 5 1 a b").is_ok_and(|change| change.connected && &*change.receiver == "a b")
+        );
+        assert!(Change::parse("9 disconnected 5 0 a").is_ok_and(|change| !change.connected));
+        for due in ["9 away 5 1 a", "9", "", "x connected 5 1 a", "9 connected 5 1"] {
+            assert!(Change::parse(due).is_err(), "{due}");
+        }
     }
 }

@@ -17,6 +17,7 @@ use super::{
     keys::{BUCKETS, Bucket},
     script::{Speaker, Update},
 };
+use crate::platform::unknown::Unknown;
 
 /// How long changes are gathered before they are told.
 const GATHER: Duration = Duration::from_millis(20);
@@ -35,6 +36,8 @@ pub enum Trouble {
     Redis(#[from] RedisError),
     #[error("this process was taken over, or Redis has lost data")]
     Lost,
+    #[error(transparent)]
+    Unknown(#[from] Unknown),
 }
 
 /// The process as Redis knows it.

@@ -6,7 +6,7 @@
 use redis::{FromRedisValue, RedisError, Script, Value};
 
 use super::keys::{Bucket, Keys};
-use crate::platform::redis::Redis;
+use crate::platform::{redis::Redis, unknown::Unknown};
 
 /// What another process puts in the place of the marker when it takes over.
 pub const TAKEN: &str = "taken";
@@ -37,10 +37,12 @@ redis.call('HSETNX', KEYS[1], 'born', now)
 /// it to be connected, or 0 and 0.
 /// While the bucket may have lost a receiver of which this process knows nothing, it is connected with version 0 and
 /// without an event: another process may know that its event was sent.
+/// A receiver whose state is none that exists is left alone.
 /// Each change is noted as due under its version, or, where very many are, under no version, so that the last one of
 /// each receiver is kept. A receiver that Redis knows less of than the process is what the process says.
 /// Returns nothing when the marker is another one; otherwise now and, for each receiver, version, since when it is
-/// connected (0 when it is not), and 1 or 2 when it has just become connected or disconnected.
+/// connected (0 when it is not), and 1 or 2 when it has just become connected or disconnected, or 3 when its state is
+/// unknown.
 const UPDATE: &str = "
 local marker = redis.call('HGET', KEYS[2], '') or '0'
 if marker ~= ARGV[2] then return {} end
@@ -57,13 +59,16 @@ for i = 4, #KEYS do
   local version, since = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local is = redis.call('HMGET', key, 'state', 'version', 'since', 'seen', field)
   local state, seen, change = 'connected', tonumber(is[4] or 0), 0
-  if is[1] and tonumber(is[2]) >= version then
+  local known = not is[1] or is[1] == 'connected' or is[1] == 'disconnected'
+  if not known then
+    version, since, change = 0, 0, 3
+  elseif is[1] and tonumber(is[2]) >= version then
     state, version, since = is[1], tonumber(is[2]), tonumber(is[3])
   elseif version == 0 then
     state = 'unknown'
   end
   if count == 0 and state ~= 'connected' then count = -1 end
-  if count >= 0 then
+  if known and count >= 0 then
     if version == 0 and (young or count == 0) then
       if state ~= 'connected' then state, since = 'connected', now end
     elseif state ~= 'connected' or version == 0 then
@@ -73,7 +78,7 @@ for i = 4, #KEYS do
     redis.call('HSET', key, 'state', state, 'version', version, 'since', since, 'seen', seen, field, count)
     if is[1] == 'disconnected' then redis.call('PERSIST', key) end
     redis.call('HSET', KEYS[2], name, count)
-  else
+  elseif known then
     redis.call('HDEL', key, field)
     redis.call('HDEL', KEYS[2], name)
     if tonumber(is[5] or 0) > 0 then
@@ -90,7 +95,7 @@ for i = 4, #KEYS do
       if others <= 0 then redis.call('EXPIRE', key, ARGV[3]) end
     end
   end
-  if change > 0 then
+  if change == 1 or change == 2 then
     local due = string.format('%d %s %d %d ', version, state, now, math.max(count, 0)) .. name
     local place = redis.call('HLEN', KEYS[3]) < 10000 and string.format('%d', version) or ''
     redis.call('HSET', KEYS[3], place .. ' ' .. name, due)
@@ -381,9 +386,14 @@ fn outcome(numbers: &[i64]) -> Outcome {
     let version = numbers[0];
     let known = (version > 0 && numbers[1] > 0).then_some(Known { version, since_ms: numbers[1] });
     let change = match numbers[2] {
+        0 => None,
         1 => Some(true),
         2 => Some(false),
-        _ => None,
+        // Nothing of it was changed: the update is tried again with the next heartbeat.
+        other => {
+            Unknown::new("change of a receiver", other);
+            None
+        }
     };
     Outcome { version, known, change }
 }

@@ -20,7 +20,8 @@ const SLACK_US: i64 = 1_000;
 /// A partition that has more than was looked at, with one of its marks; `None` where there is none.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Waiting {
-    topic_epoch: i64,
+    #[sqlx(try_from = "i64")]
+    topic_epoch: u32,
     partition: i32,
     /// Everything below was looked at,
     place: i64,
@@ -33,7 +34,7 @@ pub struct Waiting {
 
 impl Waiting {
     fn lane(&self) -> Lane {
-        Lane { epoch: u32::try_from(self.topic_epoch).unwrap_or_default(), partition: self.partition }
+        Lane { epoch: self.topic_epoch, partition: self.partition }
     }
 }
 

@@ -19,7 +19,8 @@ use crate::{
 /// A message that nobody has got in time.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Row {
-    topic_epoch: i64,
+    #[sqlx(try_from = "i64")]
+    topic_epoch: u32,
     partition: i32,
     pub offset: i64,
     pub receiver_id: String,
@@ -33,7 +34,7 @@ pub struct Row {
 
 impl Row {
     pub fn lane(&self) -> Lane {
-        Lane { epoch: u32::try_from(self.topic_epoch).unwrap_or_default(), partition: self.partition }
+        Lane { epoch: self.topic_epoch, partition: self.partition }
     }
 }
 
