@@ -1,13 +1,11 @@
 //! Settings of Kafka's clients, and the client properties made from them.
 
-use std::collections::BTreeMap;
-
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{client_watchdog::REPORT_INTERVAL_MS, dead_letter, producer::Purpose};
-use crate::platform::config::Secret;
+use crate::platform::config::{Properties, Secret};
 
 /// Largest batch of several records, in bytes before compression. Below the brokers' default for topics, so that only a
 /// topic that was set to less refuses a batch for its size.
@@ -31,7 +29,7 @@ pub struct Config {
     pub producer: ProducerConfig,
     pub consumer: ConsumerConfig,
     /// Further librdkafka properties for every client, such as `client.rack`. They win over ours.
-    pub properties: BTreeMap<String, String>,
+    pub properties: Properties,
 }
 
 impl Default for Config {
@@ -46,7 +44,7 @@ impl Default for Config {
             topics: Topics::default(),
             producer: ProducerConfig::default(),
             consumer: ConsumerConfig::default(),
-            properties: BTreeMap::new(),
+            properties: Properties::default(),
         }
     }
 }
@@ -254,7 +252,7 @@ impl Config {
 
     /// Applies the operator's own properties, last.
     pub fn with_overrides(&self, mut properties: ClientConfig) -> ClientConfig {
-        for (name, value) in &self.properties {
+        for (name, value) in self.properties.iter() {
             properties.set(name, value);
         }
         properties
