@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, fs, process::Output};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{World, app::command, stack::off_runtime, wait::seconds},
+    harness::{
+        World,
+        app::command,
+        stack::off_runtime,
+        wait::{seconds, until},
+    },
     kv::{pull_after, push, running},
 };
 
@@ -29,10 +34,10 @@ fn file(name: &str, content: &str) -> String {
 async fn probes_answer_in_every_role_and_name_each_check() {
     let world = World::new().await;
     for (role, checks) in [
-        ("api", vec!["kafka", "redis", "topics"]),
-        ("processor", vec!["kafka", "kv view", "redis", "topics"]),
-        ("relay", vec!["kafka", "topics"]),
-        ("all", vec!["kafka", "kv view", "redis", "topics"]),
+        ("api", vec!["kafka", "redis", "topic replication", "topics"]),
+        ("processor", vec!["kafka", "kv view", "redis", "topic replication", "topics"]),
+        ("relay", vec!["kafka", "topic replication", "topics"]),
+        ("all", vec!["kafka", "kv view", "redis", "topic replication", "topics"]),
     ] {
         let app = world.app().role(role).start().await;
         for path in ["/livez", "/readyz", "/startupz"] {
@@ -189,7 +194,10 @@ async fn no_credential_is_shown_logged_answered_or_reported() {
     let app = env.iter().fold(world.app(), |app, (name, value)| app.env(name, value));
     let app = app.even_if_not_ready().start().await;
     app.post_json("/produce", &json!({"topic": topic, "payload": 1})).await.expect(200);
-    world.kafka.read_at_least(&world.topic("dead-letter-deliveries"), 1).await;
+    until("the delivery is given up", seconds(30), || async {
+        app.manage("/metrics").await.text().contains("postrider_dead_letters_total{").then_some(())
+    })
+    .await;
     let mut seen = String::new();
     for check in ["redis", "postgres"] {
         seen += &app.await_failing(check, seconds(20)).await;

@@ -35,7 +35,8 @@ impl SecretUrl {
         let mut masked = text.replace(&self.0, &self.to_string());
         for one in split(&self.0) {
             let parts = Parts::of(one);
-            let values = parts.query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('='));
+            let values =
+                parts.query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('='));
             let password = parts.user.and_then(|user| user.split_once(':'));
             let whole = [parts.user, parts.query].into_iter().flatten();
             for secret in whole.chain(password.map(|(_, text)| text)).chain(values.map(|(_, text)| text)) {

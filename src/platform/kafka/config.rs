@@ -126,13 +126,18 @@ impl Default for Tls {
 pub struct Topics {
     /// Create those that are missing; otherwise they are only checked.
     pub create: bool,
-    /// Replicas of topics that we create; -1 takes the broker's default.
+    /// Replicas of topics that we create; -1 takes the broker's default. Existing topics with fewer are named in
+    /// readiness; with -1 those with fewer than three, or than there are brokers.
     pub replication_factor: i32,
+    /// `min.insync.replicas` of topics that we create: how many replicas must have a record before it is acknowledged. -1
+    /// derives it from the replicas: 2 where there are three or more, else 1. Existing topics that differ are named in
+    /// readiness.
+    pub min_insync_replicas: i32,
 }
 
 impl Default for Topics {
     fn default() -> Self {
-        Self { create: true, replication_factor: -1 }
+        Self { create: true, replication_factor: -1, min_insync_replicas: -1 }
     }
 }
 
