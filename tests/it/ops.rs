@@ -221,10 +221,11 @@ async fn an_address_that_cannot_be_used_is_refused_without_its_credentials() {
     for (name, url) in [
         ("POSTRIDER_POSTGRES__URL", "postgres://u:hunter2@h:port/d"),
         ("POSTRIDER_POSTGRES__URL", "postgres://u:p@h/d?sslmode=hunter2"),
-        ("POSTRIDER_TELEMETRY__OTLP__ENDPOINT", "http://u:hunter2@h:port/?token=hunter2"),
+        ("POSTRIDER_TELEMETRY__OTLP__ENDPOINT", "http://u:hunter2@no host/?token=hunter2"),
         ("POSTRIDER_GATEWAY__RELAYS", r#"[{"name":"a","topic":"t","target_url":"http://u:hunter2@h:port/"}]"#),
     ] {
-        let (good, _, said) = run(&["run", "--set", "management.listen=127.0.0.1:0"], &[(name, url)]).await;
+        let (good, _, said) =
+            run(&["run", "--role", "relay", "--set", "management.listen=127.0.0.1:0"], &[(name, url)]).await;
         assert!(!good && !said.contains("hunter2"), "{name}: {said}");
     }
 }
