@@ -58,7 +58,7 @@ bench: ## measure; results go to bench/results: WHAT="feed feed-growth"
 docs: ## write the generated parts of the documentation
 	@$(CARGO) run -q -- docs && dev/chart docs
 
-.PHONY: image kind-up kind-down deploy e2e chart
+.PHONY: image kind-up kind-down deploy e2e rights chart
 image: ## the container image, as postrider:dev, with Docker or without
 	@dev/image --size
 
@@ -80,6 +80,9 @@ deploy: ## build the image and install or upgrade the chart in that cluster
 
 e2e: ## deploy in anger, on the cluster of KUBECONFIG or on one of ../shared/kube
 	@tests/e2e/run
+
+rights: ## run each role with the rights that the chart gives it, on a broker with ACLs
+	@tests/chart/rights
 
 chart: ## write what is generated of the chart, and check all of it
 	@dev/chart docs && dev/chart check

@@ -1,6 +1,6 @@
 //! `postrider relay`: the arguments, in the spellings of the program that it replaces as well.
 
-use std::{collections::BTreeMap, convert::Infallible, ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
+use std::{convert::Infallible, ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, CommandFactory};
 
@@ -9,7 +9,7 @@ use crate::{
     gateway::relay::Config,
     platform::{
         backoff::{Growth, Jitter},
-        config::Secret,
+        config::{Secret, SecretUrl, Secrets},
     },
     roles::{Role, Settings},
 };
@@ -136,17 +136,17 @@ impl Relay {
             said(given).ok_or_else(|| format!("{flag} is missing (or the variable {variable})"))
         };
         let topic: String = need(&self.topic, "--topic", "TOPIC")?;
-        let target_url = need(&self.target_url, "--target-url", "TARGET_URL")?;
+        let target_url: String = need(&self.target_url, "--target-url", "TARGET_URL")?;
         let defaults = Config::default();
         let ms = |given: &Option<Given<Span>>, default| {
             said(given).map_or(default, |span| u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX))
         };
-        let headers: BTreeMap<_, _> =
+        let headers: Secrets =
             self.header.iter().map(|(name, value)| (name.clone(), Secret::new(value.clone()))).collect();
         Ok(Config {
             name: topic.chars().take(100).collect(),
             topic,
-            target_url,
+            target_url: SecretUrl::new(target_url),
             group: said(&self.group).unwrap_or_else(|| GROUP.to_owned()),
             workers: said(&self.workers).unwrap_or(defaults.workers),
             rate: said(&self.rate).unwrap_or(defaults.rate),
@@ -205,7 +205,7 @@ mod tests {
             ["relay", "-topic", "t", "-target-url=http://a/-topic", "-retry-delay", "500ms"],
         ] {
             let route = parse(&arguments).route().unwrap();
-            assert_eq!((route.topic.as_str(), route.target_url.as_str()), ("t", "http://a/-topic"));
+            assert_eq!((route.topic.as_str(), route.target_url.expose()), ("t", "http://a/-topic"));
             assert_eq!(route.retry_delay_ms, 500);
         }
     }

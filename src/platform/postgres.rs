@@ -17,7 +17,7 @@ use sqlx::{
 };
 
 use super::{
-    config::Secret,
+    config::SecretUrl,
     ops::Check,
     query::{self, within},
 };
@@ -48,7 +48,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// `postgres://user:password@host:port/database`; TLS by `?sslmode=verify-full&sslrootcert=…`.
-    pub url: Secret,
+    pub url: SecretUrl,
     /// Schema that holds our tables.
     pub schema: String,
     /// Connections at most, per process.
@@ -64,7 +64,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            url: Secret::default(),
+            url: SecretUrl::default(),
             schema: "postrider".to_owned(),
             max_connections: 16,
             min_connections: 1,
@@ -81,6 +81,8 @@ pub enum Error {
     NoUrl,
     #[error("`postgres.schema` may have letters, digits and `_` only")]
     BadSchema,
+    #[error("`postgres.url` is not a URL of Postgres: {0}")]
+    BadUrl(String),
     #[error("Postgres: {0}")]
     Database(#[from] sqlx::Error),
     #[error("migrations: {0}")]
@@ -96,7 +98,7 @@ pub fn pool(config: &Config) -> Result<PgPool, Error> {
     if config.schema.is_empty() || !config.schema.bytes().all(plain) {
         return Err(Error::BadSchema);
     }
-    let options = PgConnectOptions::from_str(config.url.expose())?
+    let options = connect_options(&config.url)?
         .application_name("postrider")
         .statement_cache_capacity(config.statement_cache)
         // Statements are short, and the planner's guess at the cost of partitions makes it compile some of them for longer
@@ -123,6 +125,42 @@ pub fn pool(config: &Config) -> Result<PgPool, Error> {
             Box::pin(async move { silence.test(connection).await })
         })
         .connect_lazy_with(options))
+}
+
+/// Parameters of a URL that sqlx knows. It logs others with their values.
+const PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+/// Parses the URL without a parameter that nobody knows, and without a word of its credentials in an error.
+fn connect_options(url: &SecretUrl) -> Result<PgConnectOptions, Error> {
+    let invalid = |error: &dyn std::fmt::Display| Error::BadUrl(url.mask_in(&error.to_string()));
+    let mut parsed = url::Url::parse(url.expose()).map_err(|error| invalid(&error))?;
+    let pairs: Vec<(String, String)> = parsed.query_pairs().into_owned().collect();
+    let is_known = |name: &str| PARAMETERS.contains(&name) || name.starts_with("options[");
+    if let Some((name, _)) = pairs.iter().find(|(name, _)| !is_known(name)) {
+        tracing::warn!(parameter = name, "`postgres.url` has a parameter that is not known; it is left out");
+        let known = pairs.iter().filter(|(name, _)| is_known(name));
+        parsed.query_pairs_mut().clear().extend_pairs(known);
+    }
+    PgConnectOptions::from_str(parsed.as_str()).map_err(|error| invalid(&error))
 }
 
 /// The last time when a connection stayed silent. Then the network has probably forgotten all that were open, so those

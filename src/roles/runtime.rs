@@ -20,7 +20,9 @@ use super::{
 use crate::platform::{
     drain::{self, Draining, Ending, Tasks},
     http::{client::Proxies, serve, shortcut::ShortCuts},
-    kafka::{Admin, Broker, CallersProducer, Producer, TopicError, TopicSpec, TopicsReady, lanes::Lanes},
+    kafka::{
+        Admin, Broker, CallersProducer, Producer, TopicError, TopicSpec, TopicsReady, lanes::Lanes, replication::Watch,
+    },
     memory,
     ops::{self, Check, Health},
     postgres,
@@ -343,14 +345,15 @@ fn open_postgres(settings: &Settings) -> Result<Option<PgPool>, String> {
 fn ensure_topics(platform: &Platform, specs: Vec<TopicSpec>, tasks: &mut Tasks) {
     let admin = platform.admin.clone();
     let check = platform.health.check("topics");
+    let watch = Watch::new(&platform.settings.kafka, platform.health.check("topic replication"));
     let ready = platform.topics_ready.clone();
-    tasks.spawn_forever("topics", async move { keep_topics(&admin, &specs, &check, &ready).await });
+    tasks.spawn_forever("topics", async move { keep_topics(&admin, &specs, &check, watch, &ready).await });
 }
 
 /// A topic that is not as it must be keeps the process unready, with what to do in the report; it
 /// does not end it, because whoever mends the topic should not have to restart us as well.
 /// Looked at again all the time, because partitions can be added while we run.
-async fn keep_topics(admin: &Admin, specs: &[TopicSpec], check: &Check, ready: &TopicsReady) {
+async fn keep_topics(admin: &Admin, specs: &[TopicSpec], check: &Check, mut watch: Watch, ready: &TopicsReady) {
     let mut said = String::new();
     loop {
         let pause_ms = match admin.ensure(specs).await {
@@ -358,6 +361,7 @@ async fn keep_topics(admin: &Admin, specs: &[TopicSpec], check: &Check, ready: &
                 said.clear();
                 ready.set(true);
                 check.pass();
+                watch.compare(admin.replication(specs).await);
                 30_000
             }
             // Kafka's own check says so; what was found before still holds.

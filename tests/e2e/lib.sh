@@ -216,7 +216,7 @@ rotated_secrets_are_picked_up() {
   # The same server by another URL: what counts is that the file is another one.
   kubectl --namespace "$ONE" patch secret postrider-urls --type merge --patch '{"stringData": {"redis-url": "redis://redis:6379/0"}}' >/dev/null
   if has_strimzi; then
-    operator_certificate "$TWO" postrider
+    operator_renews "$TWO" certificate
     every_restarted "$TWO" "$before_two"
     second_works
   fi
@@ -228,7 +228,7 @@ SECOND=()
 second_release() {
   SECOND=(--set "redis.url=redis://redis.$ONE.svc:6379" --set "postgres.url=postgres://postrider:postrider@postgres.$ONE.svc:5432/postrider"
     --set config.kafka.topic_prefix=two. --set config.kafka.group_prefix=two. --set config.redis.key_prefix=two:
-    --set config.postgres.schema=two --set-json 'config.gateway.relays=[]' --set tests.topic=two.roundtrip --set image.tag=dev)
+    --set config.postgres.schema=two --set-json 'config.gateway.relays=[]' --set-json 'config.gateway.topics.allow=["two.roundtrip"]' --set tests.topic=two.roundtrip --set image.tag=dev)
   make_namespace "$TWO"
   if has_strimzi; then
     operator_cluster "$TWO"
@@ -238,7 +238,7 @@ second_release() {
       --set-json 'kafka.strimzi.topics.extra=[{"name":"two.roundtrip","partitions":1}]')
     second install --set "kafka.brokers={events-kafka-bootstrap.$ONE.svc:9093}" --set kafka.securityProtocol=sasl_ssl
     operator_topics "$TWO"
-    operator_user "$TWO"
+    operator_users "$TWO"
   else
     second install --set "kafka.brokers={kafka.$ONE.svc:9092}"
   fi
@@ -258,7 +258,7 @@ second_works() {
 
 client_certificates() {
   second upgrade --set "kafka.brokers={events-kafka-bootstrap.$ONE.svc:9094}" --set kafka.securityProtocol=ssl --set kafka.strimzi.user.authentication=tls
-  operator_user "$TWO"
+  operator_users "$TWO"
   second_works
 }
 

@@ -59,11 +59,17 @@ operator_topics() {
     done
 }
 
-# operator_user NAMESPACE: of its one KafkaUser.
+operator_user_names() { kubectl --namespace "$1" get kafkausers.kafka.strimzi.io -o json | jq -r '.items[].metadata.name'; }
+# operator_users NAMESPACE: one for each role.
+operator_users() {
+  local name
+  for name in $(operator_user_names "$1"); do operator_user "$1" "$name"; done
+}
+
+# operator_user NAMESPACE NAME
 operator_user() {
-  local name kind principal words
-  kubectl --namespace "$1" get kafkausers.kafka.strimzi.io -o json | jq '.items[0]' >"$work/user"
-  name=$(jq -r .metadata.name "$work/user")
+  local name=$2 kind principal words
+  kubectl --namespace "$1" get kafkausers.kafka.strimzi.io "$name" -o json >"$work/user"
   kind=$(jq -r .spec.authentication.type "$work/user")
   if [[ $kind == tls ]]; then principal=User:CN=$name; else principal=User:$name; fi
   jq -r '.spec.authorization.acls | group_by([.resource.type, .resource.patternType, .operations])[]
@@ -76,6 +82,12 @@ operator_user() {
     kafka_acls --add --allow-principal "$principal" "${words[@]}" >"$work/acls" || { cat "$work/acls" >&2; die "the rights are not what Kafka takes"; }
   done <"$work/rights"
   if [[ $kind == tls ]]; then operator_certificate "$1" "$name"; else operator_password "$1" "$name"; fi
+}
+
+# operator_renews NAMESPACE password|certificate: those of every user.
+operator_renews() {
+  local name
+  for name in $(operator_user_names "$1"); do "operator_$2" "$1" "$name"; done
 }
 
 # Both take what was valid before out of use.

@@ -71,7 +71,7 @@ impl Consumer {
         let mut config = Config { brokers: vec![world.kafka.brokers.clone()], ..Config::default() };
         config.consumer.session_timeout_ms = 6_000;
         config.consumer.group_protocol = protocol;
-        config.properties.insert("client.id".to_owned(), client.to_owned());
+        config.properties = [("client.id".to_owned(), client.to_owned())].into_iter().collect();
         let (stop, counter) = (CancellationToken::new(), Arc::new(counter));
         let (lanes, producer) = member::lanes(config, stop.clone());
         let subscription = Subscription {

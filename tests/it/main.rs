@@ -53,6 +53,7 @@ mod relay;
 mod relay_command;
 mod relay_faults;
 mod replay;
+mod replication;
 mod roundtrip;
 mod shutdown;
 mod soak;

@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, fs, process::Output};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{World, app::command, stack::off_runtime},
+    harness::{
+        World,
+        app::command,
+        stack::off_runtime,
+        wait::{seconds, until},
+    },
     kv::{pull_after, push, running},
 };
 
@@ -29,10 +34,10 @@ fn file(name: &str, content: &str) -> String {
 async fn probes_answer_in_every_role_and_name_each_check() {
     let world = World::new().await;
     for (role, checks) in [
-        ("api", vec!["kafka", "redis", "topics"]),
-        ("processor", vec!["kafka", "kv view", "redis", "topics"]),
-        ("relay", vec!["kafka", "topics"]),
-        ("all", vec!["kafka", "kv view", "redis", "topics"]),
+        ("api", vec!["kafka", "redis", "topic replication", "topics"]),
+        ("processor", vec!["kafka", "kv view", "redis", "topic replication", "topics"]),
+        ("relay", vec!["kafka", "topic replication", "topics"]),
+        ("all", vec!["kafka", "kv view", "redis", "topic replication", "topics"]),
     ] {
         let app = world.app().role(role).start().await;
         for path in ["/livez", "/readyz", "/startupz"] {
@@ -145,12 +150,84 @@ async fn secrets_are_read_from_files_and_never_shown() {
     ];
     let (good, shown, said) = run(&["config", "show"], &env).await;
     assert!(good, "{said}");
-    for key in ["redis.url", "postgres.url", "kafka.sasl.password"] {
-        assert!(shown.contains(&format!("{key}: ********  # ")), "{key}\n{shown}");
+    for line in [
+        "redis.url: redis://********@localhost:1",
+        "postgres.url: postgres://********@localhost/db",
+        "kafka.sasl.password: ********",
+    ] {
+        assert!(shown.contains(&format!("{line}  # ")), "{line}\n{shown}");
     }
     assert!(!format!("{shown}{said}").contains("hunter"), "{shown}{said}");
     let (good, _, said) = run(&["config", "show"], &[("POSTRIDER_REDIS__URL_FILE", "/no/such/secret")]).await;
     assert!(!good && said.contains("/no/such/secret"), "{said}");
+}
+
+/// Variables of a process in which nothing but Kafka can be reached, with a credential wherever one can be.
+fn credentials(topic: &str) -> Vec<(&'static str, String)> {
+    let token = file("token", "Bearer hunter2\n");
+    let relays = json!([{
+        "name": "hook", "topic": topic, "target_url": "http://u:hunter2@127.0.0.1:1/hook?token=hunter2", "retries": 0,
+        "allow": ["127.0.0.0/8"], "headers": {"authorization": {"file": token}, "x-api-key": "hunter2"},
+    }]);
+    let text = |text: &str| text.to_owned();
+    vec![
+        ("POSTRIDER_REDIS__URL", text("redis://u:hunter2@127.0.0.1:1/0")),
+        ("POSTRIDER_POSTGRES__URL", text("postgres://u:hunter2@127.0.0.1:1/d?pasword=hunter2&sslmode=disable")),
+        ("POSTRIDER_TELEMETRY__OTLP__ENDPOINT", text("http://u:hunter2@127.0.0.1:1/in?token=hunter2")),
+        ("POSTRIDER_TELEMETRY__OTLP__PROTOCOL", text("http")),
+        ("POSTRIDER_TELEMETRY__OTLP__SAMPLE_RATIO", text("1.0")),
+        ("POSTRIDER_TELEMETRY__OTLP__HEADERS__AUTHORIZATION", text("hunter2")),
+        ("POSTRIDER_TELEMETRY__LOG_FILTER", text("debug")),
+        ("POSTRIDER_KAFKA__PROPERTIES__SSL.KEY.PASSWORD", text("hunter2")),
+        ("POSTRIDER_GATEWAY__RELAYS", relays.to_string()),
+    ]
+}
+
+#[tokio::test]
+async fn no_credential_is_shown_logged_answered_or_reported() {
+    let world = World::new().await;
+    let topic = world.make_topic("orders", 1).await;
+    let variables = credentials(&topic);
+    let env: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let (good, shown, said) = run(&["config", "show"], &env).await;
+    assert!(good && !format!("{shown}{said}").contains("hunter2"), "{shown}{said}");
+    let app = env.iter().fold(world.app(), |app, (name, value)| app.env(name, value));
+    let app = app.even_if_not_ready().start().await;
+    app.post_json("/produce", &json!({"topic": topic, "payload": 1})).await.expect(200);
+    until("the delivery is given up", seconds(30), || async {
+        app.manage("/metrics").await.text().contains("postrider_dead_letters_total{").then_some(())
+    })
+    .await;
+    let mut seen = String::new();
+    for check in ["redis", "postgres"] {
+        seen += &app.await_failing(check, seconds(20)).await;
+    }
+    for path in ["/pull/k", "/api/v1/comments?postId=p", "/admin/dlq"] {
+        seen += &app.get(path).await.text();
+    }
+    for path in ["/readyz?verbose", "/metrics", "/lanes"] {
+        seen += &app.manage(path).await.text();
+    }
+    let log = app.log_path().to_owned();
+    app.stop().await;
+    seen += &fs::read_to_string(log).unwrap();
+    let told: Vec<&str> = seen.lines().filter(|line| line.contains("hunter2")).collect();
+    assert!(told.is_empty(), "{}", told.join("\n"));
+    assert!(seen.contains("http://127.0.0.1:1/hook?token=********"), "the target is logged, without its secrets");
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_used_is_refused_without_its_credentials() {
+    for (name, url) in [
+        ("POSTRIDER_POSTGRES__URL", "postgres://u:hunter2@h:port/d"),
+        ("POSTRIDER_POSTGRES__URL", "postgres://u:p@h/d?sslmode=hunter2"),
+        ("POSTRIDER_TELEMETRY__OTLP__ENDPOINT", "http://u:hunter2@no host/?token=hunter2"),
+        ("POSTRIDER_GATEWAY__RELAYS", r#"[{"name":"a","topic":"t","target_url":"http://u:hunter2@h:port/"}]"#),
+    ] {
+        let (good, _, said) =
+            run(&["run", "--role", "relay", "--set", "management.listen=127.0.0.1:0"], &[(name, url)]).await;
+        assert!(!good && !said.contains("hunter2"), "{name}: {said}");
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 {{- $role := include "postrider.role" . | fromYaml -}}
 {{- $known := include "postrider.knownConfig" . | fromYaml -}}
 {{- $merged := mergeOverwrite $known (deepCopy $root.Values.config) (deepCopy $role.config) -}}
+{{- include "postrider.filesForSecrets" $merged -}}
 {{- if and (ne (index . 1) "relay") (hasKey $merged "gateway") -}}
 {{- /* A new route is no reason to restart those who do not carry it. */ -}}
 {{- $_ := set $merged "gateway" (omit $merged.gateway "relays") -}}
@@ -21,7 +22,7 @@ drain:
 {{- if $.Values.rotation.enabled }}
 rotation:
   files:
-    {{- range $name, $_ := include "postrider.mounts" $ | fromYaml }}
+    {{- range $name, $_ := include "postrider.mounts" . | fromYaml }}
     - {{ $secrets }}/{{ $name }}
     {{- end }}
   spread_ms: {{ mul 1000 $.Values.rotation.spreadSeconds }}
@@ -32,7 +33,7 @@ kafka:
   {{- if include "postrider.usesSasl" $ }}
   sasl:
     mechanism: {{ $.Values.kafka.sasl.mechanism }}
-    username: {{ include "postrider.saslUsername" $ | quote }}
+    username: {{ include "postrider.saslUsername" . | quote }}
     password_file: {{ $secrets }}/kafka-password/password
   {{- end }}
   {{- if include "postrider.usesTls" $ }}
@@ -40,7 +41,7 @@ kafka:
     {{- if include "postrider.kafkaCaSecret" $ }}
     ca_file: {{ $secrets }}/kafka-ca/ca.crt
     {{- end }}
-    {{- if include "postrider.kafkaCertificateSecret" $ }}
+    {{- if include "postrider.kafkaCertificateSecret" . }}
     certificate_file: {{ $secrets }}/kafka-certificate/user.crt
     key_file: {{ $secrets }}/kafka-certificate/user.key
     {{- end }}
@@ -48,6 +49,8 @@ kafka:
   {{- if $.Values.kafka.strimzi.topics.enabled }}
   topics:
     create: false
+    replication_factor: {{ $.Values.kafka.strimzi.topics.replicas }}
+    min_insync_replicas: {{ $.Values.kafka.strimzi.topics.minInsyncReplicas }}
   {{- end }}
 redis:
   url_file: {{ $secrets }}/redis/url
@@ -67,6 +70,9 @@ telemetry:
     endpoint: {{ .endpoint | quote }}
     protocol: {{ .protocol }}
     sample_ratio: {{ .sampleRatio }}
+    {{- with .headers }}
+    headers: {{- toYaml . | nindent 6 }}
+    {{- end }}
   {{- end }}
   {{- end }}
 {{- end }}

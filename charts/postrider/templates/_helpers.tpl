@@ -89,8 +89,10 @@ kafka.strimzi.io/v1
 {{- define "postrider.strimziNamespace" -}}
 {{- default .Release.Namespace .Values.kafka.strimzi.namespace -}}
 {{- end }}
+{{/* Takes (list $ "api"), as do those below: each role has a user of its own. */}}
 {{- define "postrider.kafkaUser" -}}
-{{- default (include "postrider.fullname" .) .Values.kafka.strimzi.user.name -}}
+{{- $ := index . 0 -}}
+{{- printf "%s-%s" (default (include "postrider.fullname" $) $.Values.kafka.strimzi.user.name) (index . 1) -}}
 {{- end }}
 
 {{- define "postrider.brokers" -}}
@@ -104,17 +106,19 @@ kafka.strimzi.io/v1
 {{- end }}
 
 {{- define "postrider.saslUsername" -}}
-{{- $user := .Values.kafka.strimzi.user -}}
-{{- if .Values.kafka.sasl.username -}}
-{{- .Values.kafka.sasl.username -}}
+{{- $ := index . 0 -}}
+{{- $user := $.Values.kafka.strimzi.user -}}
+{{- if $.Values.kafka.sasl.username -}}
+{{- $.Values.kafka.sasl.username -}}
 {{- else if $user.enabled -}}
 {{- include "postrider.kafkaUser" . -}}
 {{- end -}}
 {{- end }}
 {{- define "postrider.saslSecret" -}}
-{{- $user := .Values.kafka.strimzi.user -}}
-{{- if .Values.kafka.sasl.existingSecret -}}
-{{- .Values.kafka.sasl.existingSecret -}}
+{{- $ := index . 0 -}}
+{{- $user := $.Values.kafka.strimzi.user -}}
+{{- if $.Values.kafka.sasl.existingSecret -}}
+{{- $.Values.kafka.sasl.existingSecret -}}
 {{- else if and $user.enabled (eq $user.authentication "scram-sha-512") -}}
 {{- include "postrider.kafkaUser" . -}}
 {{- end -}}
@@ -127,9 +131,10 @@ kafka.strimzi.io/v1
 {{- end -}}
 {{- end }}
 {{- define "postrider.kafkaCertificateSecret" -}}
-{{- $user := .Values.kafka.strimzi.user -}}
-{{- if .Values.kafka.tls.userSecret -}}
-{{- .Values.kafka.tls.userSecret -}}
+{{- $ := index . 0 -}}
+{{- $user := $.Values.kafka.strimzi.user -}}
+{{- if $.Values.kafka.tls.userSecret -}}
+{{- $.Values.kafka.tls.userSecret -}}
 {{- else if and $user.enabled (eq $user.authentication "tls") -}}
 {{- include "postrider.kafkaUser" . -}}
 {{- end -}}
@@ -140,16 +145,21 @@ kafka.strimzi.io/v1
 {{- printf "%s-urls" (include "postrider.fullname" .) -}}
 {{- end }}
 
-{{/* Where secrets are mounted: name of the folder → secret and what of it. As YAML. */}}
+{{/* Where a role's secrets are mounted: name of the folder → secret and what of it. As YAML. Takes (list $ "api"). */}}
 {{- define "postrider.mounts" -}}
+{{- $name := index . 1 -}}
+{{- $arguments := . -}}
+{{- with index . 0 -}}
+{{- $ := . -}}
+{{- include "postrider.referenced" $arguments }}
 {{- if include "postrider.usesSasl" . }}
-kafka-password: {secret: {{ include "postrider.saslSecret" . }}, keys: {password: {{ .Values.kafka.sasl.passwordKey }}}}
+kafka-password: {secret: {{ include "postrider.saslSecret" $arguments }}, keys: {password: {{ .Values.kafka.sasl.passwordKey }}}}
 {{- end }}
 {{- if include "postrider.usesTls" . }}
 {{- with include "postrider.kafkaCaSecret" . }}
 kafka-ca: {secret: {{ . }}, keys: {ca.crt: {{ $.Values.kafka.tls.caKey }}}}
 {{- end }}
-{{- with include "postrider.kafkaCertificateSecret" . }}
+{{- with include "postrider.kafkaCertificateSecret" $arguments }}
 kafka-certificate: {secret: {{ . }}, keys: {user.crt: {{ $.Values.kafka.tls.certificateKey }}, user.key: {{ $.Values.kafka.tls.keyKey }}}}
 {{- end }}
 {{- end }}
@@ -161,6 +171,7 @@ redis: {secret: {{ .existingSecret | default (include "postrider.urlsSecret" $) 
 postgres: {secret: {{ .existingSecret | default (include "postrider.urlsSecret" $) }}, keys: {url: {{ ternary .urlKey "postgres-url" (not (empty .existingSecret)) }}}}
 {{- if .tls.caSecret }}
 postgres-ca: {secret: {{ .tls.caSecret }}, keys: {ca.crt: {{ .tls.caKey }}}}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}

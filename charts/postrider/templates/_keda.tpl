@@ -1,12 +1,3 @@
-{{/* Whether any role is scaled on lag. */}}
-{{- define "postrider.usesKeda" -}}
-{{- range $name := include "postrider.roles" . | fromYamlArray -}}
-{{- with (include "postrider.role" (list $ $name) | fromYaml).autoscaling -}}
-{{- if and .enabled (eq .type "lag") }}true{{ end -}}
-{{- end -}}
-{{- end -}}
-{{- end }}
-
 {{/* What a role consumes, as a list of group and topic. Takes (list $ "processor"). */}}
 {{- define "postrider.consumers" -}}
 {{- $ := index . 0 -}}
@@ -31,39 +22,44 @@
 {{- if gt (int .) 0 }}-e{{ int . }}{{ end -}}
 {{- end }}
 
-{{/* KEDA takes a user's name from a secret only. */}}
+{{/* KEDA takes a user's name from a secret only. Takes (list $ "processor"). */}}
 {{- define "postrider.kedaAuthentication" -}}
-{{- if and (include "postrider.usesKeda" .) (or (include "postrider.usesSasl" .) (include "postrider.usesTls" .)) }}
+{{- $arguments := . -}}
+{{- $fullname := printf "%s-%s-kafka" (include "postrider.fullname" (index . 0)) (index . 1) -}}
+{{- with index . 0 -}}
+{{- $ := . -}}
+{{- if or (include "postrider.usesSasl" .) (include "postrider.usesTls" .) }}
 {{- if include "postrider.usesSasl" . }}
 ---
 apiVersion: v1
 kind: Secret
 metadata:
-  name: {{ include "postrider.fullname" . }}-kafka-username
+  name: {{ $fullname }}-username
   labels: {{- include "postrider.labels" . | nindent 4 }}
 stringData:
-  username: {{ include "postrider.saslUsername" . | quote }}
+  username: {{ include "postrider.saslUsername" $arguments | quote }}
 {{- end }}
 ---
 apiVersion: keda.sh/v1alpha1
 kind: TriggerAuthentication
 metadata:
-  name: {{ include "postrider.fullname" . }}-kafka
+  name: {{ $fullname }}
   labels: {{- include "postrider.labels" . | nindent 4 }}
 spec:
   secretTargetRef:
     {{- if include "postrider.usesSasl" . }}
-    - {parameter: username, name: {{ include "postrider.fullname" . }}-kafka-username, key: username}
-    - {parameter: password, name: {{ include "postrider.saslSecret" . }}, key: {{ .Values.kafka.sasl.passwordKey }}}
+    - {parameter: username, name: {{ $fullname }}-username, key: username}
+    - {parameter: password, name: {{ include "postrider.saslSecret" $arguments }}, key: {{ .Values.kafka.sasl.passwordKey }}}
     {{- end }}
     {{- if include "postrider.usesTls" . }}
     {{- with include "postrider.kafkaCaSecret" . }}
     - {parameter: ca, name: {{ . }}, key: {{ $.Values.kafka.tls.caKey }}}
     {{- end }}
-    {{- with include "postrider.kafkaCertificateSecret" . }}
+    {{- with include "postrider.kafkaCertificateSecret" $arguments }}
     - {parameter: cert, name: {{ . }}, key: {{ $.Values.kafka.tls.certificateKey }}}
     - {parameter: key, name: {{ . }}, key: {{ $.Values.kafka.tls.keyKey }}}
     {{- end }}
     {{- end }}
+{{- end }}
 {{- end }}
 {{- end }}

@@ -2,7 +2,7 @@
 {{- define "postrider.pod" -}}
 {{- $ := .root -}}
 {{- $role := .role -}}
-{{- $mounts := include "postrider.mounts" $ | fromYaml -}}
+{{- $mounts := include "postrider.mounts" (list $ .name) | fromYaml -}}
 metadata:
   annotations:
     # Each role has its own file, so that a change restarts those whom it concerns.

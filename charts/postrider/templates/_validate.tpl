@@ -18,10 +18,10 @@
 {{- $problems = append $problems "postgres.tls.mode verifies the server: set postgres.tls.caSecret to the secret with its authority" -}}
 {{- end -}}
 {{- if include "postrider.usesSasl" . -}}
-{{- if not (include "postrider.saslSecret" .) -}}
+{{- if not (include "postrider.saslSecret" (list . "api")) -}}
 {{- $problems = append $problems (printf "kafka.securityProtocol is %s: set kafka.sasl.existingSecret, or kafka.strimzi.user.enabled" $kafka.securityProtocol) -}}
 {{- end -}}
-{{- if not (include "postrider.saslUsername" .) -}}
+{{- if not (include "postrider.saslUsername" (list . "api")) -}}
 {{- $problems = append $problems "kafka.sasl.username is empty" -}}
 {{- end -}}
 {{- else if $kafka.sasl.existingSecret -}}
@@ -60,6 +60,9 @@
 {{- $problems = append $problems "roles.relay.autoscaling.type is lag, and config.gateway.relays is empty: the outbox has no lag in Kafka, use cpu" -}}
 {{- end -}}
 {{- end -}}
+{{- range include "postrider.plainCredentials" (mergeOverwrite (deepCopy $.Values.config) (deepCopy $role.config)) | fromYamlArray -}}
+{{- $problems = append $problems . -}}
+{{- end -}}
 {{- range $path := list "redis.url" "postgres.url" "kafka.sasl.password" "kafka.tls.key_password" -}}
 {{- range $config := list $.Values.config $role.config -}}
 {{- $found := $config -}}
@@ -70,6 +73,15 @@
 {{- $problems = append $problems (printf "config.%s is a secret and would be in a config map: use redis, postgres and kafka of the chart" $path) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range include "postrider.plainCredentials" (dict "telemetry" .Values.telemetry) | fromYamlArray -}}
+{{- $problems = append $problems . -}}
+{{- end -}}
+{{- if .Values.roles.api.enabled -}}
+{{- $role := include "postrider.role" (list $ "api") | fromYaml -}}
+{{- if not (dig "gateway" "topics" "allow" list (mergeOverwrite (deepCopy .Values.config) (deepCopy $role.config))) -}}
+{{- $problems = append $problems "config.gateway.topics.allow is not set: list the topics that /produce may write to, such as [\"orders\", \"app.*\"], or [\"*\"] for all but our own" -}}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.roles.api.enabled (include "postrider.postgresOn" .) (not .Values.roles.relay.enabled) -}}

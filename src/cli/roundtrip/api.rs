@@ -13,6 +13,8 @@ use hyper_util::{
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::platform::config::masked;
+
 /// One installation. Cheap to clone.
 #[derive(Clone)]
 pub struct Api {
@@ -87,10 +89,10 @@ impl Api {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Full::new(body)).map_err(|error| format!("{}: {error}", self.url))?;
+        let request = request.body(Full::new(body)).map_err(|error| format!("{}: {error}", masked(&self.url)))?;
         self.client.request(request).await.map_err(|error| {
             let cause = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
-            format!("{}{path}: {error}{cause}", self.url)
+            format!("{}{path}: {error}{cause}", masked(&self.url))
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Settings of one route from a topic to a URL.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
@@ -10,7 +10,7 @@ use crate::{
     gateway::model::check_topic,
     platform::{
         backoff::{Backoff, Growth, Jitter},
-        config::Secret,
+        config::{SecretUrl, Secrets},
     },
 };
 
@@ -22,8 +22,8 @@ pub struct Config {
     pub name: String,
     /// The full name of the topic; no prefix is put before it.
     pub topic: String,
-    /// Where records are POSTed to, `http://` or `https://`.
-    pub target_url: String,
+    /// Where records are POSTed to, `http://` or `https://`; `target_url_file` names a file that has it.
+    pub target_url: SecretUrl,
     /// The consumer group, after `kafka.group_prefix`; without it `http-consumer-` and the name.
     pub group: String,
     /// Requests at the same time.
@@ -48,8 +48,8 @@ pub struct Config {
     pub allow: Vec<String>,
     /// PEM file with authorities to trust beside the system's.
     pub ca_file: String,
-    /// Sent with every request, such as `authorization`.
-    pub headers: BTreeMap<String, Secret>,
+    /// Sent with every request, such as `authorization`; each as text, or as `{file: /path}`.
+    pub headers: Secrets,
 }
 
 impl Default for Config {
@@ -57,7 +57,7 @@ impl Default for Config {
         Self {
             name: String::new(),
             topic: String::new(),
-            target_url: String::new(),
+            target_url: SecretUrl::default(),
             group: String::new(),
             workers: 5,
             rate: 10.0,
@@ -70,7 +70,7 @@ impl Default for Config {
             honour_retry_after: true,
             allow: Vec::new(),
             ca_file: String::new(),
-            headers: BTreeMap::new(),
+            headers: Secrets::default(),
         }
     }
 }
@@ -146,7 +146,12 @@ mod tests {
 
     fn config() -> Config {
         let text = |text: &str| text.to_owned();
-        Config { name: text("a"), topic: text("t"), target_url: text("http://example.com"), ..Config::default() }
+        Config {
+            name: text("a"),
+            topic: text("t"),
+            target_url: SecretUrl::new("http://example.com"),
+            ..Config::default()
+        }
     }
 
     #[test]
@@ -157,7 +162,7 @@ mod tests {
             ("name", |config| config.name.clear()),
             ("name", |config| config.name = "a b".to_owned()),
             ("topic", |config| config.topic.clear()),
-            ("target_url", |config| config.target_url.clear()),
+            ("target_url", |config| config.target_url = SecretUrl::default()),
             ("workers", |config| config.workers = 0),
             ("rate", |config| config.rate = -1.0),
             ("timeout_ms", |config| config.timeout_ms = 0),

@@ -48,11 +48,11 @@ impl Route {
     pub fn new(config: &Config, access: Access, stop: CancellationToken) -> Result<Self, Problem> {
         config.check()?;
         let mut headers = HeaderMap::from_iter(request::HEADERS);
-        for (name, value) in &config.headers {
+        for (name, value) in config.headers.iter() {
             let (name, value) = parse_header(name, value.expose()).map_err(|problem| config.problem(problem))?;
             headers.insert(name, value);
         }
-        let endpoint = Endpoint::new(&config.target_url, headers);
+        let endpoint = Endpoint::new(config.target_url.expose(), headers);
         let endpoint = endpoint.map_err(|error| config.problem(format!("`target_url`: {error}")))?;
         let options = Options {
             guard: if access == Access::Any { Guard::open() } else { Guard::new(config.allowed()?) },
@@ -130,12 +130,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::platform::config::SecretUrl;
 
     fn route(change: impl FnOnce(&mut Config)) -> Route {
         let mut config = Config {
             name: "r".to_owned(),
             topic: "t".to_owned(),
-            target_url: "http://example.com".to_owned(),
+            target_url: SecretUrl::new("http://example.com"),
             ..Config::default()
         };
         change(&mut config);
@@ -191,7 +192,7 @@ mod tests {
         let config = |url: &str| Config {
             name: "r".to_owned(),
             topic: "t".to_owned(),
-            target_url: url.to_owned(),
+            target_url: SecretUrl::new(url),
             ..Config::default()
         };
         let problem = |config: &Config| {

@@ -26,7 +26,7 @@ use crate::{
         view::Partition,
     },
     platform::{
-        config::Secret,
+        config::SecretUrl,
         kafka::{batch::Batch, event::Event},
         redis::{Config, Redis},
         trace_context::TraceContext,
@@ -67,7 +67,7 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut server = Self { shell, folder, runtime, redis: None };
         let config = Config {
-            url: Secret::new(format!("redis+unix://{}", socket.display())),
+            url: SecretUrl::new(format!("redis+unix://{}", socket.display())),
             response_timeout_ms: 30_000,
             connect_timeout_ms: 30_000,
             ..Config::default()

@@ -9,6 +9,8 @@ use serde_json::Value;
 pub enum Kind {
     String,
     Secret,
+    /// A URL that may hold credentials.
+    Url,
     Integer,
     Number,
     Boolean,
@@ -18,6 +20,8 @@ pub enum Kind {
     Sections,
     /// Free string keys below this one, for instance client properties.
     Map,
+    /// Free string keys whose values are secrets, or files that have them.
+    Secrets,
 }
 
 impl Kind {
@@ -26,12 +30,14 @@ impl Kind {
         match self {
             Kind::String => "string",
             Kind::Secret => "secret",
+            Kind::Url => "URL",
             Kind::Integer => "integer",
             Kind::Number => "number",
             Kind::Boolean => "boolean",
             Kind::List => "list",
             Kind::Sections => "list of sections",
             Kind::Map => "map",
+            Kind::Secrets => "map of secrets",
         }
     }
 }
@@ -51,6 +57,13 @@ pub struct Key {
     pub items: Vec<Key>,
 }
 
+impl Kind {
+    /// Whether the value can be read from a file that `…_file` names.
+    pub fn has_file(self) -> bool {
+        matches!(self, Self::Secret | Self::Url)
+    }
+}
+
 impl Key {
     /// The environment variable that sets this key.
     pub fn variable(&self) -> String {
@@ -61,9 +74,9 @@ impl Key {
 /// All keys of a settings type, in the order of its fields.
 pub fn known_keys<T: JsonSchema + Serialize + Default>() -> Vec<Key> {
     let schema = schemars::schema_for!(T).to_value();
-    super::DEFAULTS.set(true);
+    super::secret::DEFAULTS.set(true);
     let defaults = serde_json::to_value(T::default()).unwrap_or(Value::Null);
-    super::DEFAULTS.set(false);
+    super::secret::DEFAULTS.set(false);
     let mut keys = Vec::new();
     collect(&schema, &schema, "", &defaults, &mut keys);
     keys
@@ -122,13 +135,16 @@ fn kind(node: &Value) -> Kind {
         _ => Vec::new(),
     };
     let is = |name: &str| types.contains(&name);
+    let has_format = |name: &str| node.get("format").and_then(Value::as_str) == Some(name);
     match () {
         () if is("integer") => Kind::Integer,
         () if is("number") => Kind::Number,
         () if is("boolean") => Kind::Boolean,
         () if is("array") => Kind::List,
+        () if is("object") && node.pointer("/additionalProperties/anyOf").is_some() => Kind::Secrets,
         () if is("object") => Kind::Map,
-        () if node.get("format").and_then(Value::as_str) == Some("password") => Kind::Secret,
+        () if has_format("password") => Kind::Secret,
+        () if has_format("url") => Kind::Url,
         () => Kind::String,
     }
 }

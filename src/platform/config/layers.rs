@@ -136,13 +136,12 @@ impl Layers<'_> {
     /// `…_file` reads a secret from a mounted file, without the newline that editors add.
     fn put_file(&mut self, path: &str, file: &str, origin: &str) -> Result<(), Error> {
         let Some(key) = self.secret_file(path) else { return Err(self.unknown(path, origin)) };
-        let text = std::fs::read_to_string(file)
-            .map_err(|source| Error::Unreadable { path: format!("{file} (named by {origin})"), source })?;
-        let value = Value::String(text.trim_end_matches(['\n', '\r']).to_owned());
+        let value = from_file(file, origin)?;
         self.put(&key, value, &format!("{file} (named by {origin})"))
     }
 
-    fn put(&mut self, key: &Key, value: Value, origin: &str) -> Result<(), Error> {
+    fn put(&mut self, key: &Key, mut value: Value, origin: &str) -> Result<(), Error> {
+        read_files(key, &mut value, origin)?;
         check(key, &value).map_err(|problem| bad(key, origin, problem))?;
         if value.is_null() {
             return Ok(());
@@ -157,12 +156,12 @@ impl Layers<'_> {
     }
 
     fn secret_file(&self, path: &str) -> Option<Key> {
-        self.key(path.strip_suffix("_file")?).filter(|key| matches!(key.kind, Kind::Secret))
+        self.key(path.strip_suffix("_file")?).filter(|key| key.kind.has_file())
     }
 
     /// Splits `kafka.properties.linger.ms` into the map's path and the entry's name.
     fn map_entry(&self, path: &str) -> Option<(String, String)> {
-        self.keys.iter().filter(|key| key.kind == Kind::Map).find_map(|key| {
+        self.keys.iter().filter(|key| matches!(key.kind, Kind::Map | Kind::Secrets)).find_map(|key| {
             let name = path.strip_prefix(&key.path)?.strip_prefix('.')?;
             Some((key.path.clone(), name.to_owned()))
         })
@@ -203,9 +202,53 @@ fn insert(values: &mut Map<String, Value>, path: &str, value: Value) {
     }
 }
 
+fn from_file(file: &str, origin: &str) -> Result<Value, Error> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|source| Error::Unreadable { path: format!("{file} (named by {origin})"), source })?;
+    Ok(Value::String(text.trim_end_matches(['\n', '\r']).to_owned()))
+}
+
+/// Puts the content of files in the place of their names: of each `{file: …}` in a map of secrets, and of each
+/// `…_file` in a list of sections.
+fn read_files(key: &Key, value: &mut Value, origin: &str) -> Result<(), Error> {
+    match (key.kind, value) {
+        (Kind::Secrets, Value::Object(entries)) => {
+            for secret in entries.values_mut() {
+                let file = secret.as_object().filter(|one| one.len() == 1).and_then(|one| one.get("file"));
+                if let Some(file) = file.and_then(Value::as_str) {
+                    *secret = from_file(file, origin)?;
+                }
+            }
+            Ok(())
+        }
+        (Kind::Sections, Value::Array(sections)) => sections
+            .iter_mut()
+            .filter_map(Value::as_object_mut)
+            .try_for_each(|section| read_files_of_section(&key.items, section, origin)),
+        _ => Ok(()),
+    }
+}
+
+fn read_files_of_section(items: &[Key], section: &mut Map<String, Value>, origin: &str) -> Result<(), Error> {
+    for item in items {
+        let named = format!("{}_file", item.path);
+        if item.kind.has_file()
+            && let Some(file) = section.get(&named).and_then(Value::as_str)
+        {
+            let content = from_file(file, origin)?;
+            section.remove(&named);
+            section.insert(item.path.clone(), content);
+        }
+        if let Some(value) = section.get_mut(&item.path) {
+            read_files(item, value, origin)?;
+        }
+    }
+    Ok(())
+}
+
 fn from_text(key: &Key, text: &str) -> Result<Value, String> {
     let parsed = match key.kind {
-        Kind::String | Kind::Secret => Some(Value::String(text.to_owned())),
+        Kind::String | Kind::Secret | Kind::Url => Some(Value::String(text.to_owned())),
         Kind::Integer => text.trim().parse::<i64>().ok().map(Value::from),
         Kind::Number => text.trim().parse::<f64>().ok().map(Value::from),
         Kind::Boolean => match text.trim().to_lowercase().as_str() {
@@ -214,9 +257,13 @@ fn from_text(key: &Key, text: &str) -> Result<Value, String> {
             _ => None,
         },
         Kind::List => Some(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Value::from).collect()),
-        Kind::Map | Kind::Sections => serde_json::from_str(text).ok(),
+        Kind::Map | Kind::Secrets | Kind::Sections => serde_json::from_str(text).ok(),
     };
-    let shown = if matches!(key.kind, Kind::Map | Kind::Sections) { "a value".to_owned() } else { format!("`{text}`") };
+    let shown = if matches!(key.kind, Kind::Map | Kind::Secrets | Kind::Sections) {
+        "a value".to_owned()
+    } else {
+        format!("`{text}`")
+    };
     parsed.ok_or_else(|| format!("{shown}, which is not {}", expected(key)))
 }
 
@@ -227,14 +274,16 @@ fn check(key: &Key, value: &Value) -> Result<(), String> {
     let fits = match (key.kind, value) {
         (_, Value::Null) => true,
         (Kind::String, Value::String(word)) => key.choices.is_empty() || key.choices.contains(word),
-        (Kind::Secret, Value::String(_)) | (Kind::Boolean, Value::Bool(_)) | (Kind::List, Value::Array(_)) => true,
+        (Kind::Secret | Kind::Url, Value::String(_))
+        | (Kind::Boolean, Value::Bool(_))
+        | (Kind::List, Value::Array(_)) => true,
         (Kind::Integer, Value::Number(number)) => number.is_i64() || number.is_u64(),
         (Kind::Number, Value::Number(_)) => true,
-        (Kind::Map, Value::Object(entries)) => entries.values().all(Value::is_string),
+        (Kind::Map | Kind::Secrets, Value::Object(entries)) => entries.values().all(Value::is_string),
         _ => false,
     };
     // Maps may have secrets among their values.
-    let hidden = matches!(key.kind, Kind::Secret | Kind::Map | Kind::Sections);
+    let hidden = matches!(key.kind, Kind::Secret | Kind::Url | Kind::Map | Kind::Secrets | Kind::Sections);
     let shown = if hidden { "a value".to_owned() } else { format!("`{value}`") };
     if fits { Ok(()) } else { Err(format!("{shown}, which is not {}", expected(key))) }
 }
@@ -262,6 +311,7 @@ fn expected(key: &Key) -> String {
         Kind::Integer => "a whole number".to_owned(),
         Kind::List => "a list".to_owned(),
         Kind::Map => "a map of strings".to_owned(),
+        Kind::Secrets => "a map of strings, each of which may be `{file: /path}` instead".to_owned(),
         Kind::Sections => "a list of sections (elsewhere than in a file: a JSON array of objects)".to_owned(),
         kind => format!("a {}", kind.name()),
     }

@@ -16,22 +16,9 @@ pub fn show<T: JsonSchema + Serialize + Default>(loaded: &Loaded<T>) -> String {
     for key in known_keys::<T>() {
         let value = key.path.split('.').try_fold(&values, |node, part| node.get(part)).unwrap_or(&Value::Null);
         let source = loaded.sources.get(&key.path).map_or("default", String::as_str);
-        lines.push(format!("{}: {}  # {source}", key.path, plain(&masked(value))));
+        lines.push(format!("{}: {}  # {source}", key.path, plain(value)));
     }
     lines.join("\n") + "\n"
-}
-
-/// Words in the names of a map's entries whose values are not for showing, such as `sasl.password`.
-const TELLING: [&str; 5] = ["password", "secret", "token", "credential", "private"];
-
-fn masked(value: &Value) -> Value {
-    let Value::Object(entries) = value else { return value.clone() };
-    let hide = |name: &str| TELLING.iter().any(|word| name.to_lowercase().contains(word));
-    let entries = entries.iter().map(|(name, value)| {
-        let shown = if hide(name) { Value::from("********") } else { value.clone() };
-        (name.clone(), shown)
-    });
-    entries.collect::<serde_json::Map<_, _>>().into()
 }
 
 /// The JSON schema of the configuration file.

@@ -18,14 +18,21 @@ struct Settings {
 struct Route {
     /// Where from.
     topic: String,
+    target: SecretUrl,
     rate: f64,
     mode: Mode,
-    headers: std::collections::BTreeMap<String, Secret>,
+    headers: Secrets,
 }
 
 impl Default for Route {
     fn default() -> Self {
-        Self { topic: String::new(), rate: 10.0, mode: Mode::Quick, headers: Default::default() }
+        Self {
+            topic: String::new(),
+            target: SecretUrl::default(),
+            rate: 10.0,
+            mode: Mode::Quick,
+            headers: Default::default(),
+        }
     }
 }
 
@@ -36,8 +43,8 @@ struct Store {
     password: Secret,
     size_bytes: u64,
     mode: Mode,
-    properties: std::collections::BTreeMap<String, String>,
-    headers: std::collections::BTreeMap<String, Secret>,
+    properties: Properties,
+    headers: Secrets,
 }
 
 impl Default for Store {
@@ -141,6 +148,50 @@ fn the_secrets_of_a_map_are_never_shown() {
     assert!(!shown.contains("hunter2") && shown.contains(r#""linger.ms":"5""#), "{shown}");
     let broken = from_environment(&[("POSTRIDER_STORE__HEADERS", r#"{"a":"hunter2""#)]).unwrap_err().to_string();
     assert!(!broken.contains("hunter2"), "{broken}");
+}
+
+#[test]
+fn properties_that_are_credentials_are_never_shown() {
+    let loaded = from_environment(&[
+        ("POSTRIDER_STORE__PROPERTIES__SSL.KEY.PEM", "hunter2"),
+        ("POSTRIDER_STORE__PROPERTIES__SASL.OAUTHBEARER.CONFIG", "hunter2"),
+        ("POSTRIDER_STORE__PROPERTIES__SOME.URL", "https://u:hunter2@example.com"),
+    ])
+    .unwrap();
+    let shown = format!("{}{:?}", show(&loaded), loaded.settings);
+    assert!(!shown.contains("hunter2") && shown.contains("example.com"), "{shown}");
+}
+
+#[test]
+fn secrets_of_maps_and_sections_are_read_from_files() {
+    let (token, url) = (scratch("token", "hunter2\n"), scratch("url", "https://u:hunter3@example.com/a\n"));
+    let (token, url) = (token.display(), url.display());
+    let text = format!(
+        "store:\n  headers: {{authorization: {{file: {token}}}, plain: text}}\n\
+        routes:\n  - topic: a\n    target_file: {url}\n    headers: {{x: {{file: {token}}}}}\n"
+    );
+    let overrides = Overrides { file: Some(scratch("files.yaml", &text)), flags: Vec::new() };
+    let loaded = load::<Settings>(&overrides, std::iter::empty()).unwrap();
+    let Settings { store, routes, .. } = &loaded.settings;
+    assert_eq!((store.headers["authorization"].expose(), store.headers["plain"].expose()), ("hunter2", "text"));
+    assert_eq!(
+        (routes[0].target.expose(), routes[0].headers["x"].expose()),
+        ("https://u:hunter3@example.com/a", "hunter2")
+    );
+    let shown = format!("{}{:?}", show(&loaded), loaded.settings);
+    assert!(!shown.contains("hunter") && shown.contains("https://********@example.com/a"), "{shown}");
+}
+
+#[test]
+fn a_file_that_a_map_or_a_section_names_and_that_is_not_there_is_named() {
+    for json in [r#"[{"headers":{"x":{"file":"/no/such"}}}]"#, r#"[{"target_file":"/no/such"}]"#] {
+        let error = from_environment(&[("POSTRIDER_ROUTES", json)]).unwrap_err().to_string();
+        assert!(error.contains("/no/such") && error.contains("POSTRIDER_ROUTES"), "{error}");
+    }
+    for wrong in [r#"[{"headers":{"x":{"path":"hunter2"}}}]"#, r#"[{"headers":{"x":7}}]"#] {
+        let error = from_environment(&[("POSTRIDER_ROUTES", wrong)]).unwrap_err().to_string();
+        assert!(error.contains("{file: /path}") && !error.contains("hunter2"), "{error}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError, RDKafkaErrorCode},
-    metadata::Metadata,
+    metadata::{Metadata, MetadataTopic},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -155,6 +155,20 @@ impl Broker {
     pub async fn partitions(&self, topic: &str) -> Result<Option<i32>, KafkaError> {
         let (inner, topic) = (self.inner.clone(), topic.to_owned());
         super::off_runtime(move || inner.partitions(&topic)).await
+    }
+
+    /// Returns the fewest replicas that a partition of a topic has, and the number of brokers; `None` when the topic does
+    /// not exist.
+    pub async fn replicas(&self, topic: &str) -> Result<Option<(i32, i32)>, KafkaError> {
+        let (inner, topic) = (self.inner.clone(), topic.to_owned());
+        super::off_runtime(move || {
+            let metadata = inner.client.load_full().fetch_metadata(Some(&topic), PATIENCE)?;
+            let partitions =
+                metadata.topics().iter().find(|found| found.name() == topic).map(MetadataTopic::partitions);
+            let fewest = partitions.and_then(|found| found.iter().map(|one| one.replicas().len() as i32).min());
+            Ok(fewest.map(|replicas| (replicas, metadata.brokers().len() as i32)))
+        })
+        .await
     }
 
     /// The id of some broker of the cluster.

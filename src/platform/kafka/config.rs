@@ -1,13 +1,11 @@
 //! Settings of Kafka's clients, and the client properties made from them.
 
-use std::collections::BTreeMap;
-
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{client_watchdog::REPORT_INTERVAL_MS, dead_letter, producer::Purpose};
-use crate::platform::config::Secret;
+use crate::platform::config::{Properties, Secret};
 
 /// Largest batch of several records, in bytes before compression. Below the brokers' default for topics, so that only a
 /// topic that was set to less refuses a batch for its size.
@@ -31,7 +29,7 @@ pub struct Config {
     pub producer: ProducerConfig,
     pub consumer: ConsumerConfig,
     /// Further librdkafka properties for every client, such as `client.rack`. They win over ours.
-    pub properties: BTreeMap<String, String>,
+    pub properties: Properties,
 }
 
 impl Default for Config {
@@ -46,7 +44,7 @@ impl Default for Config {
             topics: Topics::default(),
             producer: ProducerConfig::default(),
             consumer: ConsumerConfig::default(),
-            properties: BTreeMap::new(),
+            properties: Properties::default(),
         }
     }
 }
@@ -128,13 +126,18 @@ impl Default for Tls {
 pub struct Topics {
     /// Create those that are missing; otherwise they are only checked.
     pub create: bool,
-    /// Replicas of topics that we create; -1 takes the broker's default.
+    /// Replicas of topics that we create; -1 takes the broker's default. Existing topics with fewer are named in
+    /// readiness; with -1 those with fewer than three, or than there are brokers.
     pub replication_factor: i32,
+    /// `min.insync.replicas` of topics that we create: how many replicas must have a record before it is acknowledged. -1
+    /// derives it from the replicas: 2 where there are three or more, else 1. Existing topics that differ are named in
+    /// readiness.
+    pub min_insync_replicas: i32,
 }
 
 impl Default for Topics {
     fn default() -> Self {
-        Self { create: true, replication_factor: -1 }
+        Self { create: true, replication_factor: -1, min_insync_replicas: -1 }
     }
 }
 
@@ -254,7 +257,7 @@ impl Config {
 
     /// Applies the operator's own properties, last.
     pub fn with_overrides(&self, mut properties: ClientConfig) -> ClientConfig {
-        for (name, value) in &self.properties {
+        for (name, value) in self.properties.iter() {
             properties.set(name, value);
         }
         properties

@@ -18,6 +18,7 @@ mod position;
 pub mod producer;
 pub mod projection;
 mod record_size;
+pub mod replication;
 pub mod scan;
 mod standing;
 mod stats;

@@ -16,7 +16,7 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
 };
 
-use super::{Config, broker::Broker, client_watchdog::count_replacement};
+use super::{Config, broker::Broker, client_watchdog::count_replacement, replication::Replication};
 
 /// Time that brokers have to answer an operation.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,6 +46,10 @@ pub enum TopicError {
         "topic `{topic}` has {setting}={found}, but {wanted} is needed: set it with kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config {setting}={wanted}"
     )]
     Setting { topic: String, setting: &'static str, found: String, wanted: &'static str },
+    #[error(
+        "`kafka.topics.min_insync_replicas` is {wanted}, above the {replicas} replicas of topics: nothing could be written"
+    )]
+    Unwritable { wanted: i32, replicas: i32 },
     #[error("topic `{0}` cannot be created: {1}")]
     Refused(String, RDKafkaErrorCode),
     #[error(transparent)]
@@ -195,9 +199,48 @@ impl Admin {
         for (name, value) in &spec.settings {
             topic = topic.set(name, value);
         }
+        let min_insync = self.min_insync().await?.map(|count| count.to_string());
+        if let Some(count) = &min_insync {
+            topic = topic.set("min.insync.replicas", count);
+        }
         self.create(topic).await?;
         tracing::info!(topic = spec.name, partitions = spec.partitions, "created a topic");
         self.await_partitions(&spec.name).await
+    }
+
+    /// Returns the `min.insync.replicas` that our topics are made with; `None` leaves it to the broker, where its default
+    /// replication cannot be read.
+    async fn min_insync(&self) -> Result<Option<i32>, TopicError> {
+        let topics = &self.config.topics;
+        let replicas = match topics.replication_factor {
+            count if count > 0 => Some(count),
+            _ => match self.broker_setting("default.replication.factor").await {
+                Ok(setting) => setting.and_then(|value| value.parse().ok()),
+                Err(error) if error.is_transient() => return Err(error),
+                Err(_) => None,
+            },
+        };
+        let wanted = match replicas {
+            Some(replicas) => topics.min_insync(replicas),
+            None if topics.min_insync_replicas > 0 => topics.min_insync_replicas,
+            None => return Ok(None),
+        };
+        match replicas {
+            Some(replicas) if wanted > replicas => Err(TopicError::Unwritable { wanted, replicas }),
+            _ => Ok(Some(wanted)),
+        }
+    }
+
+    /// Returns how each of our topics is replicated, without those that do not exist or cannot be looked up.
+    pub async fn replication<'a>(&self, specs: &'a [TopicSpec]) -> Vec<(&'a TopicSpec, Replication)> {
+        let mut found = Vec::new();
+        for spec in specs {
+            let Ok(Some((replicas, brokers))) = self.broker.replicas(&spec.name).await else { continue };
+            let settings = self.describe(&ResourceSpecifier::Topic(&spec.name)).await.unwrap_or_default();
+            let min_insync = settings.get("min.insync.replicas").and_then(|value| value.parse().ok());
+            found.push((spec, Replication { replicas, brokers, min_insync }));
+        }
+        found
     }
 
     /// Creates a topic of somebody else with the broker's own defaults.

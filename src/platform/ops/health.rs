@@ -34,7 +34,30 @@ struct Inner {
 #[derive(Clone)]
 pub struct Check {
     name: &'static str,
-    problem: Arc<Mutex<Option<String>>>,
+    state: Arc<Mutex<State>>,
+}
+
+/// What a check says; the texts are sentences for whoever is on call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Passing,
+    /// Something to mend that keeps nobody from being ready.
+    Warning(String),
+    Failing(String),
+}
+
+impl State {
+    fn fails(&self) -> bool {
+        matches!(self, Self::Failing(_))
+    }
+
+    fn report(&self) -> Value {
+        match self {
+            Self::Passing => json!({"status": "ok"}),
+            Self::Warning(detail) => json!({"status": "warning", "detail": detail}),
+            Self::Failing(detail) => json!({"status": "failing", "detail": detail}),
+        }
+    }
 }
 
 /// The pulse of one loop.
@@ -73,7 +96,7 @@ impl Default for Health {
 impl Health {
     /// Adds a check to readiness.
     pub fn check(&self, name: &'static str) -> Check {
-        let check = Check { name, problem: Arc::new(Mutex::new(Some("not known yet".to_owned()))) };
+        let check = Check { name, state: Arc::new(Mutex::new(State::Failing("not known yet".to_owned()))) };
         check.count(false);
         self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner).push(check.clone());
         check
@@ -117,13 +140,9 @@ impl Health {
         let mut ready = !draining;
         let mut report = serde_json::Map::new();
         for check in checks.iter() {
-            let problem = check.problem();
-            ready &= problem.is_none();
-            let entry = match problem {
-                None => json!({"status": "ok"}),
-                Some(problem) => json!({"status": "failing", "detail": problem}),
-            };
-            report.insert(check.name.to_owned(), entry);
+            let state = check.state();
+            ready &= !state.fails();
+            report.insert(check.name.to_owned(), state.report());
         }
         if ready {
             self.inner.was_ready.store(true, Ordering::Relaxed);
@@ -152,28 +171,33 @@ impl Health {
 
 impl Check {
     pub fn pass(&self) {
-        self.set(None);
+        self.set(State::Passing);
+    }
+
+    /// Passes, with something to mend in the report.
+    pub fn warn(&self, detail: impl Into<String>) {
+        self.set(State::Warning(detail.into()));
     }
 
     /// `problem` is a sentence for whoever is on call.
     pub fn fail(&self, problem: impl Into<String>) {
-        self.set(Some(problem.into()));
+        self.set(State::Failing(problem.into()));
     }
 
-    fn set(&self, problem: Option<String>) {
-        let mut current = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.is_some() != problem.is_some() {
-            self.count(problem.is_none());
+    fn set(&self, state: State) {
+        let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.fails() != state.fails() {
+            self.count(!state.fails());
         }
-        *current = problem;
+        *current = state;
     }
 
     fn count(&self, passes: bool) {
         metrics::gauge!("postrider_check_ok", "check" => self.name).set(f64::from(u8::from(passes)));
     }
 
-    fn problem(&self) -> Option<String> {
-        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn state(&self) -> State {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -205,6 +229,10 @@ mod tests {
         let (ready, report) = health.readiness();
         assert!(!ready && health.has_started());
         assert_eq!(report["checks"]["redis"]["detail"], "gone");
+        redis.warn("a replica is away");
+        let (ready, report) = health.readiness();
+        assert!(ready, "a warning keeps nobody from being ready");
+        assert_eq!(report["checks"]["redis"], json!({"status": "warning", "detail": "a replica is away"}));
         redis.pass();
         health.drain();
         assert!(!health.readiness().0);

@@ -25,6 +25,7 @@ use super::{
     guard::Guard,
     retry_after,
 };
+use crate::platform::config::masked;
 
 /// Longest answer that is read; beyond it the connection is dropped.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
@@ -129,7 +130,7 @@ impl Client {
         let retry_after = headers.get(header::RETRY_AFTER).map(header::HeaderValue::as_bytes);
         let retry_after = retry_after.and_then(|at| retry_after::parse(at, SystemTime::now(), self.max_retry_after));
         let (class, message) = if status.is_redirection() {
-            let to = headers.get(header::LOCATION).map(|to| self::excerpt(to.as_bytes())).unwrap_or_default();
+            let to = headers.get(header::LOCATION).map(|to| masked(&self::excerpt(to.as_bytes()))).unwrap_or_default();
             ("redirect", format!("answered {} to `{to}`; redirects are not followed", status.as_u16()))
         } else {
             let class = if status == StatusCode::GONE { "gone" } else { http_class(status) };

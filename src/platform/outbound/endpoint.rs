@@ -4,6 +4,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use url::Url;
 
+use crate::platform::config::masked;
+
 /// Why a URL cannot be called.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
@@ -45,7 +47,7 @@ impl Endpoint {
         {
             headers.entry(header::HOST).or_insert(host);
         }
-        let shown = format!("{}{}", url.origin().ascii_serialization(), url.path());
+        let shown = masked(url.as_str());
         Ok(Self { uri, headers, shown })
     }
 
@@ -56,7 +58,7 @@ impl Endpoint {
         headers
     }
 
-    /// For logs: without credentials and query, where secrets are kept.
+    /// For logs: with credentials and the values of its query masked.
     pub fn shown(&self) -> &str {
         &self.shown
     }
@@ -95,7 +97,7 @@ mod tests {
         let endpoint = endpoint("https://Aladdin:open%20sesame@example.com/a/b?token=t#part");
         assert_eq!(endpoint.headers(0)[header::AUTHORIZATION], "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
         assert_eq!(endpoint.uri, "https://example.com/a/b?token=t");
-        assert_eq!(endpoint.shown(), "https://example.com/a/b");
+        assert_eq!(endpoint.shown(), "https://example.com/a/b?token=********");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::connection::Redis;
-use super::{config::Secret, pubsub::hang};
+use super::{config::SecretUrl, pubsub::hang};
 
 /// How Redis is reached.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -18,7 +18,7 @@ use super::{config::Secret, pubsub::hang};
 pub struct Config {
     /// `redis://[user:password@]host:port/db`, or `rediss://` for TLS; several separated by commas
     /// for a Cluster.
-    pub url: Secret,
+    pub url: SecretUrl,
     /// Whether the servers form a Redis Cluster.
     pub cluster: bool,
     /// Put before all of our keys.
@@ -32,7 +32,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            url: Secret::new("redis://127.0.0.1:6379"),
+            url: SecretUrl::new("redis://127.0.0.1:6379"),
             cluster: false,
             key_prefix: "postrider:".to_owned(),
             response_timeout_ms: 2_000,

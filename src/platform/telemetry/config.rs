@@ -1,11 +1,9 @@
 //! Settings of logs and traces.
 
-use std::collections::BTreeMap;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::platform::config::Secret;
+use crate::platform::config::{SecretUrl, Secrets};
 
 /// Logs and traces.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -38,15 +36,15 @@ pub enum LogFormat {
 #[serde(default, deny_unknown_fields)]
 pub struct Otlp {
     /// The collector's base address, such as `http://collector:4317`; empty turns traces off.
-    pub endpoint: String,
+    pub endpoint: SecretUrl,
     /// How the collector is spoken to.
     pub protocol: OtlpProtocol,
     /// Share of new traces that are recorded, 0 to 1. A caller's own decision is honoured.
     pub sample_ratio: f64,
     /// The name the process goes by in traces.
     pub service_name: String,
-    /// Sent with every export, for collectors that want a token.
-    pub headers: BTreeMap<String, Secret>,
+    /// Sent with every export, for collectors that want a token; each as text, or as `{file: /path}`.
+    pub headers: Secrets,
     /// Time for one export, in milliseconds.
     pub timeout_ms: u64,
 }
@@ -54,11 +52,11 @@ pub struct Otlp {
 impl Default for Otlp {
     fn default() -> Self {
         Self {
-            endpoint: String::new(),
+            endpoint: SecretUrl::default(),
             protocol: OtlpProtocol::Grpc,
             sample_ratio: 0.01,
             service_name: "postrider".to_owned(),
-            headers: BTreeMap::new(),
+            headers: Secrets::default(),
             timeout_ms: 5_000,
         }
     }

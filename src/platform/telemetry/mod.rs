@@ -8,7 +8,7 @@ pub use config::{Config, LogFormat, Otlp, OtlpProtocol};
 pub use metrics::{install as install_metrics, upkeep};
 pub use status_line::StatusLine;
 
-use std::{collections::BTreeMap, io::IsTerminal, time::Duration};
+use std::{io::IsTerminal, time::Duration};
 
 use axum::http::HeaderMap;
 use opentelemetry::trace::TracerProvider;
@@ -28,7 +28,7 @@ use tracing_subscriber::{
 };
 
 use self::status_line::AboveStatus;
-use super::{config::Secret, trace_context};
+use super::{config::Secrets, trace_context};
 
 /// Keeps the exporter; shut it down last.
 pub struct Telemetry {
@@ -82,17 +82,19 @@ fn asked_every_time<S: Subscriber>(filter: EnvFilter) -> impl Filter<S> {
 }
 
 fn tracer(otlp: &Otlp, role: &str) -> Result<SdkTracerProvider, String> {
-    let problem = |error: &dyn std::fmt::Display| format!("telemetry.otlp: {error}");
+    let problem =
+        |error: &dyn std::fmt::Display| format!("telemetry.otlp: {}", otlp.endpoint.mask_in(&error.to_string()));
     let timeout = Duration::from_millis(otlp.timeout_ms);
     let headers = otlp.headers.iter().map(|(name, value)| (name.clone(), value.expose().to_owned()));
     let exporter = match otlp.protocol {
         OtlpProtocol::Grpc => {
             let metadata = metadata(&otlp.headers)?;
-            let builder = SpanExporter::builder().with_tonic().with_endpoint(&otlp.endpoint).with_timeout(timeout);
+            let builder =
+                SpanExporter::builder().with_tonic().with_endpoint(otlp.endpoint.expose()).with_timeout(timeout);
             builder.with_metadata(metadata).build().map_err(|error| problem(&error))?
         }
         OtlpProtocol::Http => {
-            let endpoint = format!("{}/v1/traces", otlp.endpoint.trim_end_matches('/'));
+            let endpoint = format!("{}/v1/traces", otlp.endpoint.expose().trim_end_matches('/'));
             let builder = SpanExporter::builder().with_http().with_endpoint(endpoint).with_timeout(timeout);
             builder.with_headers(headers.collect()).build().map_err(|error| problem(&error))?
         }
@@ -109,7 +111,7 @@ fn tracer(otlp: &Otlp, role: &str) -> Result<SdkTracerProvider, String> {
         .build())
 }
 
-fn metadata(headers: &BTreeMap<String, Secret>) -> Result<MetadataMap, String> {
+fn metadata(headers: &Secrets) -> Result<MetadataMap, String> {
     let headers = HeaderMap::try_from(
         &headers
             .iter()

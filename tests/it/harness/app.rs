@@ -185,7 +185,7 @@ impl App {
             Some(report["checks"][check].clone()).filter(Value::is_object)
         })
         .await;
-        (check["status"] != "ok").then(|| check["detail"].as_str().unwrap_or("?").to_owned())
+        (check["status"] == "failing").then(|| check["detail"].as_str().unwrap_or("?").to_owned())
     }
 
     pub async fn await_failing(&self, check: &str, within: Duration) -> String {

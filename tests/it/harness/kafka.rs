@@ -7,7 +7,7 @@ use std::{
 
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    admin::{AdminClient, AdminOptions, ConfigSource, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     message::{Header, Headers, OwnedHeaders},
@@ -75,7 +75,11 @@ impl Kafka {
     }
 
     pub async fn create_with(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
-        let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
+        self.create_replicated(topic, partitions, -1, settings).await;
+    }
+
+    pub async fn create_replicated(&self, topic: &str, partitions: i32, replicas: i32, settings: &[(&str, &str)]) {
+        let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
         for (name, value) in settings {
             new = new.set(name, value);
         }
@@ -83,6 +87,15 @@ impl Kafka {
         let results = self.admin().create_topics([&new], &options).await.unwrap();
         assert!(results.iter().all(Result::is_ok), "{results:?}");
         until(&format!("the brokers know {topic}"), PATIENCE, || async { self.partitions(topic).await }).await;
+    }
+
+    /// A setting of a topic, with where it comes from: the topic itself or a default.
+    pub async fn setting(&self, topic: &str, name: &str) -> (String, ConfigSource) {
+        let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+        let described = self.admin().describe_configs([&ResourceSpecifier::Topic(topic)], &options).await.unwrap();
+        let mut entries = described.into_iter().flat_map(|resource| resource.unwrap().entries);
+        let entry = entries.find(|entry| entry.name == name).unwrap();
+        (entry.value.unwrap_or_default(), entry.source)
     }
 
     /// `None` when there is no such topic. Creates nothing.

@@ -1,0 +1,103 @@
+{{/* Credentials within the configuration: `{secretKeyRef: {name: …, key: …}}` in the place of a relay's target_url or of a header
+  becomes a file that is mounted from the secret. */}}
+
+{{/* Every reference in a role's configuration, as a list of name and key. Takes (list $ "relay"). */}}
+{{- define "postrider.references" -}}
+{{- $root := index . 0 -}}
+{{- $role := include "postrider.role" . | fromYaml -}}
+{{- $config := mergeOverwrite (dict "telemetry" (dict "otlp" (pick $root.Values.telemetry.otlp "headers"))) (deepCopy $root.Values.config) (deepCopy $role.config) -}}
+{{- $found := list -}}
+{{- if eq (index . 1) "relay" -}}
+{{- range dig "gateway" "relays" list $config -}}
+{{- $found = concat $found (list .target_url) (values (.headers | default dict)) -}}
+{{- end -}}
+{{- end -}}
+{{- $otlp := dig "telemetry" "otlp" dict $config -}}
+{{- $found = concat $found (list $otlp.endpoint) (values ($otlp.headers | default dict)) -}}
+{{- range $found -}}
+{{- if and (kindIs "map" .) (hasKey . "secretKeyRef") }}
+- {{ toJson .secretKeyRef }}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* The folder of a secret that is referred to; the name of a volume may be shorter than a secret's. */}}
+{{- define "postrider.referenceFolder" -}}
+{{- printf "ref-%s-%s" (. | replace "." "-" | trunc 48 | trimSuffix "-") (. | sha256sum | trunc 6) -}}
+{{- end }}
+
+{{/* What of the secrets is mounted, like `postrider.mounts`. */}}
+{{- define "postrider.referenced" -}}
+{{- $folders := dict -}}
+{{- range include "postrider.references" . | fromYamlArray -}}
+{{- $folder := include "postrider.referenceFolder" .name -}}
+{{- $keys := (get $folders $folder | default dict).keys | default dict -}}
+{{- $_ := set $keys .key .key -}}
+{{- $_ := set $folders $folder (dict "secret" .name "keys" $keys) -}}
+{{- end -}}
+{{- if $folders }}
+{{ toYaml $folders }}
+{{ end -}}
+{{- end }}
+
+{{- define "postrider.referenceFile" -}}
+/etc/postrider/secrets/{{ include "postrider.referenceFolder" .name }}/{{ .key }}
+{{- end }}
+
+{{/* Puts files in the place of references; changes the configuration that it is given. */}}
+{{- define "postrider.filesForSecrets" -}}
+{{- $holders := list -}}
+{{- range dig "gateway" "relays" list . -}}
+{{- $holders = append $holders (dict "section" . "url" "target_url") -}}
+{{- end -}}
+{{- with dig "telemetry" "otlp" nil . -}}
+{{- $holders = append $holders (dict "section" . "url" "endpoint") -}}
+{{- end -}}
+{{- range $holder := $holders -}}
+{{- $section := $holder.section -}}
+{{- $url := get $section $holder.url -}}
+{{- if kindIs "map" $url -}}
+{{- $_ := set $section (printf "%s_file" $holder.url) (include "postrider.referenceFile" $url.secretKeyRef) -}}
+{{- $_ := unset $section $holder.url -}}
+{{- end -}}
+{{- range $name, $value := $section.headers | default dict -}}
+{{- if and (kindIs "map" $value) (hasKey $value "secretKeyRef") -}}
+{{- $_ := set $section.headers $name (dict "file" (include "postrider.referenceFile" $value.secretKeyRef)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* What of a configuration is a credential in plain text, one sentence a line. Takes the configuration. */}}
+{{- define "postrider.plainCredentials" -}}
+{{- $telling := "(?i)(^|[-_.])(authorization|auth|cookie|key|apikey|token|jwt|secret|password|passwd|signature|sig|credentials?|session)s?([-_.]|$)" -}}
+{{- $sections := list -}}
+{{- range dig "gateway" "relays" list . -}}
+{{- $sections = append $sections (dict "path" (printf "config.gateway.relays (%s)" (.name | default "?")) "url" (.target_url | default "") "key" "target_url" "headers" (.headers | default dict)) -}}
+{{- end -}}
+{{- with dig "telemetry" "otlp" nil . -}}
+{{- $sections = append $sections (dict "path" "telemetry.otlp" "url" (.endpoint | default "") "key" "endpoint" "headers" (.headers | default dict)) -}}
+{{- end -}}
+{{- range $section := $sections -}}
+{{- range $name, $value := $section.headers -}}
+{{- if and (kindIs "string" $value) (regexMatch $telling $name) }}
+- {{ printf "%s: the header `%s` is a credential and would be in a config map: write {secretKeyRef: {name: SECRET, key: KEY}} in its place" $section.path $name | quote }}
+{{- end -}}
+{{- end -}}
+{{- if kindIs "string" $section.url -}}
+{{- $query := regexReplaceAll "^[^?]*" $section.url "" -}}
+{{- $named := false -}}
+{{- range regexFindAll "[?&][^=&#]+" $query -1 -}}
+{{- $named = or $named (regexMatch $telling (substr 1 -1 .)) -}}
+{{- end -}}
+{{- if or (regexMatch "://[^/?#]*@" $section.url) $named }}
+- {{ printf "%s: %s has a credential and would be in a config map: write {secretKeyRef: {name: SECRET, key: KEY}} in its place" $section.path $section.key | quote }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $_ := dig "kafka" "properties" dict . -}}
+{{- if regexMatch "(?i)password|secret|token|credential|private|key\\.pem|jaas|oauthbearer\\.config" $name }}
+- {{ printf "config.kafka.properties: `%s` is a credential and would be in a config map: use kafka.sasl and kafka.tls, or extraEnv with a secretKeyRef" $name | quote }}
+{{- end -}}
+{{- end -}}
+{{- end }}

@@ -1,0 +1,221 @@
+//! URLs that may hold credentials.
+
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Serialize};
+
+use super::secret::MASK;
+
+/// Shortest secret that is looked for in somebody's text.
+const MIN_SECRET_BYTES: usize = 4;
+
+/// A URL, or several separated by commas, whose user, password and query values must not be printed. `Display`, `Debug`
+/// and `Serialize` mask them; scheme, host and path stay, which are what tells one server from another.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct SecretUrl(String);
+
+impl SecretUrl {
+    pub fn new(url: impl Into<String>) -> Self {
+        Self(url.into())
+    }
+
+    /// The URL itself, to hand to a client library.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Masks this URL, and its parts that are secret, in the text of somebody's error.
+    pub fn mask_in(&self, text: &str) -> String {
+        let mut masked = text.replace(&self.0, &self.to_string());
+        for one in split(&self.0) {
+            let parts = Parts::of(one);
+            let values =
+                parts.query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('='));
+            let password = parts.user.and_then(|user| user.split_once(':'));
+            let whole = [parts.user, parts.query].into_iter().flatten();
+            for secret in whole.chain(password.map(|(_, text)| text)).chain(values.map(|(_, text)| text)) {
+                // Less than that is no secret, and would take words apart.
+                if secret.len() >= MIN_SECRET_BYTES {
+                    masked = masked.replace(secret, MASK);
+                }
+            }
+        }
+        masked
+    }
+}
+
+impl fmt::Display for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&masked(&self.0))
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for SecretUrl {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for SecretUrl {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "SecretUrl".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        // Not `uri`: it may be empty, or several.
+        schemars::json_schema!({ "type": "string", "format": "url" })
+    }
+}
+
+/// Masks user, password, query values and fragment of a URL, of each where several are separated by commas, and of a
+/// path without a host. Other text is masked whole: whatever it is, it is not where it belongs.
+pub fn masked(text: &str) -> String {
+    split(text).map(masked_one).collect::<Vec<_>>().join(",")
+}
+
+/// A password may have a comma in it, so only one with another URL after it separates.
+fn split(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let now = rest?;
+        let begins_url = |at: usize| {
+            let next = now[at + 1..].trim_start();
+            let is_scheme = |name: &str| {
+                !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+            };
+            next.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme))
+        };
+        let at = now.match_indices(',').map(|(at, _)| at).find(|&at| begins_url(at));
+        rest = at.map(|at| &now[at + 1..]);
+        Some(at.map_or(now, |at| &now[..at]))
+    })
+}
+
+/// The parts of a URL as it is written, so that one that is not valid has its secrets masked as well.
+struct Parts<'a> {
+    scheme: &'a str,
+    user: Option<&'a str>,
+    /// Host, port and path.
+    place: &'a str,
+    query: Option<&'a str>,
+    fragment: bool,
+}
+
+impl<'a> Parts<'a> {
+    fn of(text: &'a str) -> Self {
+        let (scheme, rest) = match text.find("://") {
+            Some(at) => text.split_at(at + 3),
+            None => ("", text),
+        };
+        let (user, rest) = match rest.rfind('@') {
+            Some(at) if !scheme.is_empty() => (Some(&rest[..at]), &rest[at + 1..]),
+            _ => (None, rest),
+        };
+        let (rest, fragment) = rest.split_once('#').map_or((rest, false), |(rest, _)| (rest, true));
+        let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
+        Self { scheme, user, place, query, fragment }
+    }
+
+    /// Whether an `@` may belong to a query or to a password: then nothing says where the host is.
+    fn is_ambiguous(&self) -> bool {
+        self.user.is_some_and(|user| user.contains(['?', '#']))
+    }
+}
+
+fn masked_one(text: &str) -> String {
+    let text = text.trim();
+    let parts = Parts::of(text);
+    match () {
+        () if text.is_empty() => return String::new(),
+        () if parts.scheme.is_empty() && !text.starts_with('/') => return MASK.to_owned(),
+        () if parts.is_ambiguous() => return format!("{}{MASK}", parts.scheme),
+        () => {}
+    }
+    let mut shown = parts.scheme.to_owned();
+    if parts.user.is_some() {
+        shown.extend([MASK, "@"]);
+    }
+    shown.push_str(parts.place);
+    if let Some(query) = parts.query {
+        let mask_pair = |pair: &str| pair.split_once('=').map_or(MASK.to_owned(), |(name, _)| format!("{name}={MASK}"));
+        shown.push('?');
+        shown.push_str(&query.split('&').map(mask_pair).collect::<Vec<_>>().join("&"));
+    }
+    if parts.fragment {
+        shown.extend(["#", MASK]);
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_proves_who_we_are_is_masked_and_the_place_is_shown() {
+        for (url, shown) in [
+            ("", ""),
+            ("redis://127.0.0.1:6379", "redis://127.0.0.1:6379"),
+            ("redis://:hunter2@r:6379/0", "redis://********@r:6379/0"),
+            ("redis://a:hunter2@r:1,redis://b:hunter2@s:2", "redis://********@r:1,redis://********@s:2"),
+            (
+                "postgres://u:hunter2@h/d?sslmode=require&password=hunter2",
+                "postgres://********@h/d?sslmode=********&password=********",
+            ),
+            ("https://example.com/hook?token=hunter2#hunter2", "https://example.com/hook?token=********#********"),
+            ("https://example.com/hook?hunter2", "https://example.com/hook?********"),
+            ("https://example.com/@me?mail=a@b", "https://********"),
+            ("postgres://u:hun/ter2?#x@h/d", "postgres://********"),
+            ("redis://u:hun,ter2@h", "redis://********@h"),
+            ("hunter2", "********"),
+            ("user:hunter2@host", "********"),
+            ("/login?token=hunter2", "/login?token=********"),
+        ] {
+            assert_eq!(masked(url), shown, "{url}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_prints_a_url_prints_its_secrets() {
+        let url = SecretUrl::new("https://u:hunter2@example.com/a?token=hunter3");
+        let printed = format!("{url} {url:?} {}", serde_json::to_string(&url).unwrap());
+        assert!(!printed.contains("hunter") && printed.contains("example.com/a"), "{printed}");
+        assert_eq!(url.expose(), "https://u:hunter2@example.com/a?token=hunter3");
+        let error = url
+            .mask_in("cannot reach https://u:hunter2@example.com/a?token=hunter3, nor /a?token=hunter3 as u:hunter2");
+        assert!(!error.contains("hunter") && error.contains("example.com"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_user_password_or_query_value_is_ever_shown(
+            user in "[a-z]{0,4}", password in "[ -~]{0,12}hunter2[ -~]{0,12}", query in "[a-z]{1,3}", list: bool
+        ) {
+            let mut text = format!("redis://{user}:{}@host:1/0", password.replace('@', "%40"));
+            if list {
+                text = format!("redis://other,{text}");
+            }
+            prop_assert!(!masked(&text).contains("hunter2"), "{}", masked(&text));
+            let text = format!("https://host/path?{query}={}", password.replace(['&', ','], ""));
+            prop_assert!(!masked(&text).contains("hunter2"), "{}", masked(&text));
+        }
+    }
+}
