@@ -96,7 +96,7 @@ async fn clients_that_were_told_of_no_brokers_work_again_in_time_and_nothing_is_
     let scene = Scene::new("forgetful", proxy.address, |upstream| proxy.lead_to(upstream), properties).await;
     proxy.hide_brokers();
     let relay = format!("relay-{}", scene.topic);
-    let clients = ["producer", "kv", &relay].map(|client| format!("postrider-{client}"));
+    let clients = ["producer-callers", "producer", "kv", &relay].map(|client| format!("postrider-{client}"));
     until(&format!("one of {clients:?} asks no more"), seconds(60), || async {
         clients.iter().any(|client| proxy.is_lost(client, seconds(4))).then_some(())
     })
