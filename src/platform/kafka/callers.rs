@@ -14,7 +14,8 @@ use super::{
     Config,
     broker::Broker,
     config::BATCH_BYTES,
-    producer::{Outgoing, Producer, Purpose, Receipt, SendError},
+    outgoing::{Outgoing, Purpose, Receipt, SendError},
+    producer::Producer,
     topics::TopicLimits,
 };
 

@@ -4,7 +4,7 @@ use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{client_watchdog::REPORT_INTERVAL_MS, dead_letter, producer::Purpose};
+use super::{client_watchdog::REPORT_INTERVAL_MS, dead_letter, outgoing::Purpose};
 use crate::platform::config::{Properties, Secret};
 
 /// Largest batch of several records, in bytes before compression. Below the brokers' default for topics, so that only a

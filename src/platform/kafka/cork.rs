@@ -16,7 +16,7 @@ use std::{
 
 use rdkafka::message::OwnedHeaders;
 
-use super::{delivery::Pending, producer::Outgoing};
+use super::{delivery::Pending, outgoing::Outgoing};
 
 /// A record with all that it borrowed.
 pub(super) struct Waiting {

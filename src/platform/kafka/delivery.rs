@@ -22,7 +22,7 @@ use super::{
     broker::Broker,
     client_watchdog::Connectivity,
     cork::Waiting,
-    producer::{Outgoing, Purpose, SendError, Stored},
+    outgoing::{Outgoing, Purpose, SendError, Stored},
     stats,
 };
 

@@ -13,6 +13,7 @@ mod delivery;
 pub mod event;
 pub mod lag;
 pub mod lanes;
+mod outgoing;
 mod partitioner;
 mod position;
 pub mod producer;
@@ -30,7 +31,8 @@ pub use config::{Config, GroupProtocol, SecurityProtocol};
 pub use dead_letter::DeadLetters;
 pub use partitioner::partition_of;
 pub use position::Position;
-pub use producer::{Outgoing, Producer, Receipt, SendError, Stored};
+pub use outgoing::{Outgoing, Receipt, SendError, Stored};
+pub use producer::Producer;
 pub use record_size::batch_bytes;
 pub use topics::{Admin, TopicError, TopicLimits, TopicSpec, TopicsReady};
 

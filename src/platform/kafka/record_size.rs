@@ -4,7 +4,7 @@
 
 use rdkafka::message::Headers;
 
-use super::producer::Outgoing;
+use super::outgoing::Outgoing;
 
 /// A batch without its records.
 const BATCH_HEADER: usize = 61;
