@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::platform::memory::budgets;
 use arc_swap::ArcSwap;
 use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
@@ -20,7 +21,6 @@ use rdkafka::{
 };
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
-use crate::platform::memory::budgets;
 
 use super::{
     Config,
