@@ -192,7 +192,11 @@ async fn the_largest_record_that_fits_is_taken_and_one_byte_more_is_413() {
     assert!(problem["detail"].as_str().unwrap().contains("3001 bytes"), "{problem}");
     // The broker says the same: it takes exactly so much.
     alter(&world, &topic, "max.message.bytes", "2999").await;
-    let problem = app.post_json("/produce", &body(largest)).await.problem(413, "body_too_large");
+    let refusal = until("the broker goes by it", seconds(20), || async {
+        Some(app.post_json("/produce", &body(largest)).await).filter(|answer| answer.status != 200)
+    })
+    .await;
+    let problem = refusal.problem(413, "body_too_large");
     assert!(!problem["detail"].as_str().unwrap().contains("bytes, and"), "it was the broker who refused: {problem}");
     app.stop().await;
 }

@@ -34,7 +34,7 @@ pub struct MetadataProxy {
 #[derive(Default)]
 struct Shared {
     upstream: Mutex<String>,
-    /// True while brokers are hidden. When that begins, all connections end.
+    /// True while brokers are hidden. Whenever it is set, all connections end.
     hides: watch::Sender<bool>,
     /// When clients last got an answer without brokers, by their ids.
     told: Mutex<BTreeMap<String, Instant>>,
@@ -85,11 +85,18 @@ async fn carry(client: TcpStream, shared: Arc<Shared>) {
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((requests, to_client), (answers, to_server)) = (client.into_split(), server.into_split());
     let (mut hides, asked) = (shared.hides.subscribe(), Mutex::default());
-    let begun_hidden = *hides.borrow_and_update();
+    hides.mark_unchanged();
+    let ended = async {
+        while hides.changed().await.is_ok() {
+            if *hides.borrow() {
+                return;
+            }
+        }
+    };
     tokio::select! {
         _ = pass_requests(requests, to_server, &asked) => {}
         _ = pass_answers(answers, to_client, &asked, &shared) => {}
-        _ = hides.wait_for(|hides| *hides), if !begun_hidden => {}
+        () = ended => {}
     }
 }
 
