@@ -41,7 +41,9 @@ async fn probes_answer_in_every_role_and_name_each_check() {
     ] {
         let app = world.app().role(role).start().await;
         for path in ["/livez", "/readyz", "/startupz"] {
-            assert_eq!(app.manage(path).await.expect(200).text(), "ok", "{role} {path}");
+            let answer = app.manage(path).await;
+            let report = app.manage("/readyz?verbose").await.text();
+            assert_eq!((answer.status, answer.text()), (200, "ok".to_owned()), "{role} {path}: {report}");
         }
         let report = app.manage("/readyz?verbose").await.json();
         let names: Vec<&String> = report["checks"].as_object().unwrap().keys().collect();

@@ -221,7 +221,9 @@ impl ConsumerContext for Membership {
         if let Err(error) = client.pause(list) {
             tracing::debug!(error = %error, "cannot pause what was just assigned");
         }
-        if let Some(shape) = self.shape.get() {
+        // No partitions may come first and some a moment later: none at all is noticed by `notice_no_share`.
+        let is_told_more = partitions.is_empty() && self.tells_changes_only;
+        if let Some(shape) = self.shape.get().filter(|_| !is_told_more) {
             self.joined.store(true, Ordering::Relaxed);
             shape.joined(&partitions);
         }
