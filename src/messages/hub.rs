@@ -41,6 +41,8 @@ const READERS: usize = 6;
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(1);
 /// How often is looked while Redis announces nothing.
 const WITHOUT_REDIS: Duration = Duration::from_millis(500);
+/// Longest pause before it is looked for messages that were not announced, so that not all processes look at once.
+const MISSED_JITTER_MS: u64 = 200;
 
 pub struct Hub {
     pub config: Config,
@@ -53,11 +55,12 @@ pub struct Hub {
     pub presence: Option<Presence>,
     addresses: Arc<Addresses>,
     key_prefix: String,
+    missed_channel: Arc<str>,
     channels: Arc<Channels>,
     receivers: Mutex<HashMap<Arc<str>, Vec<Arc<Slot>>>>,
     count: AtomicUsize,
     connected: AtomicBool,
-    /// Redis is back, or gone.
+    /// Redis is back, or gone, or announcements are missing.
     turned: Notify,
     stop: CancellationToken,
 }
@@ -70,6 +73,9 @@ impl Hub {
         presence: Option<Presence>,
         stop: CancellationToken,
     ) -> Arc<Self> {
+        let channels: Arc<Channels> = Arc::default();
+        let missed_channel: Arc<str> = super::missed_channel(&key_prefix).into();
+        drop(channels.add(missed_channel.clone()));
         Arc::new(Self {
             addresses: Addresses::new(config.max_connections_per_address),
             config,
@@ -79,7 +85,8 @@ impl Hub {
             open: TaskTracker::new(),
             presence,
             key_prefix,
-            channels: Arc::default(),
+            missed_channel,
+            channels,
             receivers: Mutex::default(),
             count: AtomicUsize::new(0),
             connected: AtomicBool::new(false),
@@ -163,7 +170,9 @@ impl Hub {
         loop {
             let connected = self.connected.load(Relaxed);
             let pause = if connected { self.config.sweep_interval() } else { WITHOUT_REDIS };
-            let _ = timeout(pause, self.turned.notified()).await;
+            if timeout(pause, self.turned.notified()).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=MISSED_JITTER_MS))).await;
+            }
             while let Err(error) = self.sweep().await {
                 tracing::debug!(error = %error, "cannot look for missed messages");
                 tokio::time::sleep(WITHOUT_REDIS.mul_f64(1.0 + fastrand::f64())).await;
@@ -232,6 +241,9 @@ impl Hub {
 
 impl Listener for Hub {
     fn message(&self, channel: &str, payload: &[u8]) {
+        if *channel == *self.missed_channel {
+            return self.turned.notify_one();
+        }
         let Some(receiver) = channel.strip_prefix(&*super::channel(&self.key_prefix, "")) else { return };
         match Notice::decode(payload) {
             Some(notice) => self.tell(receiver, notice),

@@ -82,6 +82,11 @@ fn channel(key_prefix: &str, receiver: &str) -> String {
     format!("{key_prefix}messages:to:{receiver}")
 }
 
+/// The Redis channel on which api processes learn that messages were stored and not announced.
+fn missed_channel(key_prefix: &str) -> String {
+    format!("{key_prefix}messages:missed")
+}
+
 /// The room's part of the api role. Cheap to clone.
 #[derive(Clone)]
 pub struct Messages {

@@ -67,7 +67,10 @@ impl Project for Projector {
     const EPOCH: &'static str = "messages.epoch";
 
     async fn begin(&self, partition: i32, low: i64) -> Result<i64, Error> {
-        self.store.begin(self.lane(partition), low).await
+        let next = self.store.begin(self.lane(partition), low).await?;
+        // Whoever had the partition before may have ended between storing and announcing.
+        self.publisher.suspect_missed();
+        Ok(next)
     }
 
     async fn progress(&self, partition: i32) -> Result<Option<i64>, Error> {

@@ -1,27 +1,40 @@
 //! Tells api processes through Redis what was stored.
 //!
-//! It never holds up the projection: what cannot be published in time is dropped, and its receivers find
-//! it by the next message, which says what comes before it, or by looking now and then.
+//! It never holds up the projection: what cannot be published in time is dropped. As soon as Redis answers again, all
+//! api processes are told that announcements are missing, and look in Postgres for what their connections lack.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use metrics::counter;
 use redis::Cmd;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::{
+    sync::{Mutex, mpsc, watch},
+    time::sleep,
+};
 
-use super::{channel, cursor::Lane, item::Notice};
+use super::{channel, cursor::Lane, item::Notice, missed_channel};
 use crate::platform::redis::Redis;
 
 /// Batches that wait for Redis.
 const WAITING_BATCHES: usize = 32;
 /// Those that go to it together: partitions have batches of their own, which are small.
 const TOGETHER: usize = 16;
+/// Pause before api processes are told that announcements are missing, and before that is tried again.
+const MISSED_PAUSE: Duration = Duration::from_millis(250);
 
 /// The projection's end of it.
 pub struct Publisher {
     key_prefix: String,
     sender: mpsc::Sender<Vec<Cmd>>,
     receiver: Mutex<mpsc::Receiver<Vec<Cmd>>>,
+    /// Announcements are missing, or may be, and api processes have not been told.
+    missed: AtomicBool,
 }
 
 /// One message that was stored.
@@ -36,7 +49,14 @@ pub struct News<'a> {
 impl Publisher {
     pub fn new(key_prefix: String) -> Arc<Self> {
         let (sender, receiver) = mpsc::channel(WAITING_BATCHES);
-        Arc::new(Self { key_prefix, sender, receiver: Mutex::new(receiver) })
+        Arc::new(Self { key_prefix, sender, receiver: Mutex::new(receiver), missed: AtomicBool::new(false) })
+    }
+
+    /// Has api processes look for messages that a process may have stored before it could announce them.
+    pub fn suspect_missed(&self) {
+        self.missed.store(true, Relaxed);
+        // Wakes `run`, which is awake where there is no room.
+        let _ = self.sender.try_send(Vec::new());
     }
 
     /// Takes the news of one batch, in order, or drops them.
@@ -50,7 +70,7 @@ impl Publisher {
         let commands: Vec<Cmd> = news.map(command).collect();
         let count = commands.len() as u64;
         if count > 0 && self.sender.try_send(commands).is_err() {
-            lost(count);
+            self.lost(count);
         }
     }
 
@@ -58,25 +78,47 @@ impl Publisher {
     pub async fn run(self: Arc<Self>, redis: watch::Receiver<Option<Redis>>) {
         let mut batches = self.receiver.lock().await;
         let mut waiting = Vec::with_capacity(TOGETHER);
-        while batches.recv_many(&mut waiting, TOGETHER).await > 0 {
-            let commands: Vec<Cmd> = waiting.drain(..).flatten().collect();
-            let count = commands.len() as u64;
-            let connected = redis.borrow().clone();
-            let Some(mut redis) = connected else {
-                lost(count);
-                continue;
-            };
-            let answers = redis.ask(commands).await;
-            let failed = answers.iter().filter(|answer| answer.is_err()).count() as u64;
-            counter!("postrider_messages_published_total").increment(count - failed);
-            if let Some(Err(error)) = answers.iter().find(|answer| answer.is_err()) {
-                tracing::debug!(error = %error, failed, "messages were stored and not announced");
-                lost(failed);
+        loop {
+            tokio::select! {
+                taken = batches.recv_many(&mut waiting, TOGETHER) => match taken {
+                    0 => return,
+                    _ => self.announce(&redis, waiting.drain(..).flatten().collect()).await,
+                },
+                () = sleep(MISSED_PAUSE), if self.missed.load(Relaxed) => self.announce_missed(&redis).await,
             }
         }
     }
-}
 
-fn lost(count: u64) {
-    counter!("postrider_messages_unannounced_total").increment(count);
+    async fn announce(&self, redis: &watch::Receiver<Option<Redis>>, commands: Vec<Cmd>) {
+        let count = commands.len() as u64;
+        let connected = redis.borrow().clone();
+        let Some(mut redis) = connected else { return self.lost(count) };
+        let answers = redis.ask(commands).await;
+        let failed = answers.iter().filter(|answer| answer.is_err()).count() as u64;
+        counter!("postrider_messages_published_total").increment(count - failed);
+        if let Some(Err(error)) = answers.iter().find(|answer| answer.is_err()) {
+            tracing::debug!(error = %error, failed, "messages were stored and not announced");
+            self.lost(failed);
+        }
+    }
+
+    async fn announce_missed(&self, redis: &watch::Receiver<Option<Redis>>) {
+        let connected = redis.borrow().clone();
+        let Some(mut redis) = connected else { return };
+        // Before it is sent, so that what is lost meanwhile is told of as well.
+        self.missed.store(false, Relaxed);
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg(missed_channel(&self.key_prefix)).arg("");
+        if let Err(error) = publish.query_async::<()>(&mut redis).await {
+            tracing::debug!(error = %error, "api processes could not be told of missing announcements");
+            self.missed.store(true, Relaxed);
+        }
+    }
+
+    fn lost(&self, count: u64) {
+        counter!("postrider_messages_unannounced_total").increment(count);
+        if count > 0 {
+            self.missed.store(true, Relaxed);
+        }
+    }
 }

@@ -251,6 +251,42 @@ async fn when_the_channel_breaks_what_was_missed_comes_within_a_second_of_its_re
 }
 
 #[tokio::test]
+async fn what_a_processor_could_not_announce_is_found_when_its_redis_is_back_or_by_its_successor() {
+    let world = World::new().await.with_postgres().await;
+    let proxy = Proxy::start().await;
+    let (host, rest) =
+        world.redis_url.split_once("://").and_then(|(_, rest)| rest.split_once('/').or(Some((rest, "")))).unwrap();
+    proxy.lead_to(host);
+    let (role, through) = (|role| world.app().role(role), format!("redis://{}/{rest}", proxy.address));
+    // A sweep comes after ten minutes: what arrives was announced, or told to be missing.
+    let app = role("api").env("POSTRIDER_MESSAGES__SWEEP_INTERVAL_MS", "600000").start().await;
+    let mut processor = role("processor").env("POSTRIDER_REDIS__URL", &through).start().await;
+    let socket = Socket::cursors(&app.api, "r", "").await;
+    send(&app, &message("r", "s", 0)).await;
+    socket.frames(1).await;
+    for round in 0..2 {
+        proxy.set(Mode::Down);
+        send(&app, &message("r", "s", round + 1)).await;
+        stored(&app, "r", round + 2).await;
+        // It is counted when its announcement has failed.
+        until("it could not be announced", seconds(60), || async {
+            (processor.metric("postrider_messages_unannounced_total").await > 0.0).then_some(())
+        })
+        .await;
+        assert_eq!(socket.count(), round + 1, "the announcement came through");
+        if round == 0 {
+            proxy.set(Mode::Pass);
+        } else {
+            processor.kill().await;
+            processor = role("processor").start().await;
+        }
+        until_now("it comes", seconds(60), || (socket.count() == round + 2).then_some(())).await;
+    }
+    app.stop().await;
+    processor.stop().await;
+}
+
+#[tokio::test]
 async fn a_channel_that_is_cut_loses_nothing_and_delays_nothing_until_a_sweep() {
     let stack = Stack::own("cut", &["--only", "redis"]).await;
     let world = World::on(&stack).await.with_postgres().await;
