@@ -135,7 +135,8 @@ def flame(found):
         "By thread and function:", code(*found["functions"]), code(found["command"])])
 
 
-SECTIONS = {"bare": bare, "feed": report_feed.feed, "feed-growth": report_feed.growth, "produce": produce, "pull": pull, "projection": projection, "lanes": report_aims.lanes,
+SECTIONS = {"bare": bare, "feed": report_feed.feed, "feed-growth": report_feed.growth, "produce": produce, "isolation": report_aims.isolation, "pull": pull, "projection": projection,
+            "lanes": report_aims.lanes,
             "relay": report_aims.relay, "messages": report_messages.messages, "idle": idle, "flame": flame}
 
 

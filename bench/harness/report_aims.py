@@ -1,4 +1,4 @@
-"""The sections of the scenarios that have aims: `lanes` and `relay`."""
+"""The sections of the scenarios that have aims: `isolation`, `lanes` and `relay`."""
 
 from .markdown import code, number, rounds, spent, table
 
@@ -16,6 +16,16 @@ def aim_rows(found):
     """Rows of the table of the newest results."""
     return [(one["what"][0].upper() + one["what"][1:], f"{one['measured']}; {one['aim']}: "
              f"{verdict(one)}") for one in found["aims"]]
+
+
+def isolation(found):
+    rows = [(name, one["p50_ms"], one["p99_ms"], one["p99.9_ms"], " ".join(str(ms) for ms in one["p99_ms_rounds"]), one["ratio"],
+             number(one["others_rps"]), one["errors"]) for name, one in found["cases"].items()]
+    said = (f"Records of 1,000 bytes at {number(found['rate'])}/s on {found['connections']} connections; beside them two connections "
+            "that ask again as soon as they have their answer.")
+    return "\n\n".join(["## POST /produce beside records that topics do not take", aims(found), said,
+                        table(("the other two send", "p50 ms", "p99 ms (median)", "p99.9 ms", "p99 ms of each round", "p99 : alone",
+                               "others' requests/s", "errors"), rows)])
 
 
 def lanes(found):

@@ -138,6 +138,13 @@ class Stack:
         argv += ["plain"] if plain else []
         return shlex.join(argv), shell(argv, seconds).strip()
 
+    def create_topic(self, topic, setting):
+        """A topic of one partition with a setting, by Kafka's own tool."""
+        libraries = subprocess.run(["bash", "-c", 'CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/postrider; echo "$CACHE"/kafka-*/libs'],
+                                   stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1]
+        shell(["java", "-cp", f"{libraries}/*", "org.apache.kafka.tools.TopicCommand", "--bootstrap-server",
+               self.env["KAFKA_BROKERS"], "--create", "--topic", topic, "--partitions", "1", "--config", setting], 60)
+
     def partitions(self, topic):
         listed = json.loads(shell(["kcat", "-L", "-J", "-b", self.env["KAFKA_BROKERS"], "-t", topic], 20))
         return len(listed["topics"][0]["partitions"])

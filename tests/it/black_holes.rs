@@ -8,7 +8,7 @@ use crate::{
         App, Stack, World,
         proxy::{Mode, Proxy},
         redis,
-        wait::seconds,
+        wait::{seconds, until},
     },
     kv::{pull_after, push, running},
 };
@@ -62,6 +62,56 @@ async fn a_redis_server_that_was_demoted_is_left_for_its_successor() {
     await_view(&app, 2).await;
     let replaced = "postrider_redis_connections_replaced_total{reason=\"read_only\"}";
     assert!(app.metric(replaced).await >= Some(1.0));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_shard_of_a_cluster_that_stays_silent_is_reached_anew() {
+    let stack = Stack::own("silent-shard", &["--only", "redis", "--redis-cluster"]).await;
+    let urls: Vec<&str> = stack.get("REDIS_CLUSTER_URLS").split(',').collect();
+    let [silent, other] = [urls[1], urls[0]].map(|url| url.trim_start_matches("redis://"));
+    let proxy = Proxy::start().await;
+    proxy.lead_to(silent);
+    // From here on the cluster names the proxy as the way to this shard.
+    let (port, announced) = (silent.rsplit_once(':').unwrap().1, proxy.address.port().to_string());
+    let _: String = redis::run(urls[1], &["CONFIG", "SET", "cluster-announce-port", &announced]).await;
+    until("all shards name the proxy", seconds(30), || async {
+        let mut told = Vec::new();
+        for url in &urls {
+            told.push(redis::run::<String>(url, &["CLUSTER", "NODES"]).await);
+        }
+        told.iter().all(|nodes| nodes.contains(&announced) && !nodes.contains(&format!(":{port}@"))).then_some(())
+    })
+    .await;
+    let mut world = World::on(&stack).await;
+    world.set("POSTRIDER_REDIS__URL", &format!("redis://{other}"));
+    world.set("POSTRIDER_REDIS__CLUSTER", "true");
+    world.set("POSTRIDER_KV__PARTITIONS", "9");
+    let app = running(&world).await;
+    let keys: Vec<String> = (0..30).map(|number| format!("k{number}")).collect();
+    for round in 0..3 {
+        let mut positions = Vec::new();
+        for key in &keys {
+            positions.push(push(&app, key, &json!(round)).await);
+        }
+        for (key, position) in keys.iter().zip(&positions) {
+            assert_eq!(pull_after(&app, key, position).await.expect(200).json()["value"], round, "{key}");
+        }
+        proxy.set(Mode::BlackHole);
+        let pull = async |key: &String| app.get(&format!("/pull/{key}")).await.status;
+        until("the silence is noticed", seconds(30), || async {
+            let answers = join_all(keys.iter().map(pull)).await;
+            answers.iter().any(|status| *status != 200).then_some(())
+        })
+        .await;
+        proxy.set(Mode::Pass);
+    }
+    for key in &keys {
+        let position = push(&app, key, &json!("end")).await;
+        assert_eq!(pull_after(&app, key, &position).await.expect(200).json()["value"], "end", "{key}");
+    }
+    let replaced = "postrider_redis_connections_replaced_total{reason=\"silent\"}";
+    assert!(app.metric(replaced).await >= Some(3.0));
     app.stop().await;
 }
 
