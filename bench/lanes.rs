@@ -225,6 +225,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut result = if plan.what == "bare" {
         json!({ "seconds": bare(&plan, &tally)?, "records": plan.records })
     } else {
+        // As in the processor role, so that the consumers' memory is that of the bare loop.
+        postrider::platform::memory::divide(&postrider::platform::memory::Config::default(), false);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(lanes(&plan, &tally))?
     };

@@ -23,7 +23,7 @@ use super::{
     cursor::Position,
     http::unreachable,
     store::Store,
-    tail::{Item, page_rows},
+    tail::{Item, Shared, page_rows},
 };
 use crate::platform::{
     http::{Code, Problem, sse},
@@ -39,7 +39,7 @@ struct Live {
     topic_epoch: u32,
     partitions: i32,
     position: Position,
-    items: Receiver<Arc<Item>>,
+    items: Receiver<Arc<Shared>>,
     /// Read from Postgres and not sent yet.
     missed: VecDeque<Item>,
     /// For what is missed.
@@ -135,7 +135,7 @@ impl Live {
                 return None;
             }
             if let Some(item) = self.missed.pop_front() {
-                return Some(self.event(&item));
+                return Some(self.event(item.partition, item.offset, &item.data));
             }
             self.lease = None;
             if self.behind {
@@ -155,15 +155,14 @@ impl Live {
                 () = self.stop.cancelled() => return None,
                 item = self.items.recv() => match item {
                     Ok(item) if self.position.covers(item.partition, item.offset) => {}
-                    Ok(item) => {
-                        self.followed = true;
-                        return Some(self.event(&item));
-                    }
-                    Err(RecvError::Lagged(_)) if !self.followed => self.behind = true,
-                    Err(RecvError::Lagged(_)) => {
-                        counter!("postrider_comments_slow_streams_total").increment(1);
-                        return None;
-                    }
+                    Ok(item) => match item.data() {
+                        Some(data) => {
+                            self.followed = true;
+                            return Some(self.event(item.partition, item.offset, &data));
+                        }
+                        None => self.too_late()?,
+                    },
+                    Err(RecvError::Lagged(_)) => self.too_late()?,
                     Err(RecvError::Closed) => return None,
                 },
                 _ = self.heartbeat.tick() => return Some(sse::HEARTBEAT),
@@ -172,11 +171,21 @@ impl Live {
         }
     }
 
-    fn event(&mut self, item: &Item) -> Bytes {
-        self.position.advance(item.partition, item.offset + 1);
+    /// Has what is no longer in memory read from Postgres, or ends a stream that was slow.
+    fn too_late(&mut self) -> Option<()> {
+        if self.followed {
+            counter!("postrider_comments_slow_streams_total").increment(1);
+            return None;
+        }
+        self.behind = true;
+        Some(())
+    }
+
+    fn event(&mut self, partition: i32, offset: i64, data: &[u8]) -> Bytes {
+        self.position.advance(partition, offset + 1);
         self.heartbeat.reset();
         counter!("postrider_comments_streamed_events_total").increment(1);
-        sse::event(&self.position, &item.data)
+        sse::event(&self.position, data)
     }
 
     /// Reads a page of what comes after the position. After the last page of an epoch comes the next epoch. Returns

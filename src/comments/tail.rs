@@ -3,9 +3,14 @@
 //!
 //! It looks when it is hinted to, and without a hint in growing intervals up to `comments.stream_sweep_interval_ms`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex as StdMutex, PoisonError, Weak},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use metrics::counter;
 use tokio::sync::{Mutex, Notify, broadcast};
 
 use super::{
@@ -14,7 +19,10 @@ use super::{
     http::Listed,
     store::{Row, Store},
 };
-use crate::platform::query::Error;
+use crate::platform::{
+    memory::{Budget, Lease, budgets},
+    query::Error,
+};
 
 /// Time for a stream to join while the table is being looked at.
 const JOIN_PATIENCE: Duration = Duration::from_secs(2);
@@ -40,6 +48,53 @@ impl From<&Row> for Item {
     }
 }
 
+/// A comment that all streams share, until all of them have it or its memory is needed.
+pub struct Shared {
+    pub partition: i32,
+    pub offset: i64,
+    held: StdMutex<Option<(Bytes, Lease)>>,
+}
+
+impl Shared {
+    /// The comment as JSON; `None` for a stream that comes for it too late.
+    pub fn data(&self) -> Option<Bytes> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(data, _)| data.clone())
+    }
+
+    fn forget(&self) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// Comments that some stream does not have yet, the oldest first, within a budget.
+struct Recent {
+    budget: &'static Budget,
+    waiting: VecDeque<Weak<Shared>>,
+}
+
+impl Recent {
+    /// Takes memory for a comment, where need be from the oldest ones.
+    fn share(&mut self, item: Item) -> Arc<Shared> {
+        let Item { partition, offset, data } = item;
+        while self.waiting.front().is_some_and(|oldest| oldest.strong_count() == 0) {
+            self.waiting.pop_front();
+        }
+        let lease = loop {
+            if let Some(lease) = self.budget.lease(data.len()) {
+                break Some(lease);
+            }
+            let Some(oldest) = self.waiting.pop_front() else { break None };
+            if let Some(oldest) = oldest.upgrade() {
+                counter!("postrider_comments_forgotten_total").increment(1);
+                oldest.forget();
+            }
+        };
+        let shared = Arc::new(Shared { partition, offset, held: StdMutex::new(lease.map(|lease| (data, lease))) });
+        self.waiting.push_back(Arc::downgrade(&shared));
+        shared
+    }
+}
+
 /// Rows of each partition in one page.
 pub fn page_rows(partitions: usize) -> usize {
     (PAGE_TOTAL / partitions.max(1)).clamp(1, PAGE)
@@ -52,10 +107,11 @@ pub struct Tail {
     partitions: i32,
     /// The longest pause between two looks.
     interval: Duration,
-    sender: broadcast::Sender<Arc<Item>>,
+    sender: broadcast::Sender<Arc<Shared>>,
     /// Up to where comments were handed out; `None` until Postgres has answered once. Held while looking,
     /// so that nobody joins in the middle.
     position: Mutex<Option<Position>>,
+    recent: StdMutex<Recent>,
     hinted: Notify,
 }
 
@@ -68,6 +124,7 @@ impl Tail {
             interval: Duration::from_millis(config.stream_sweep_interval_ms.max(20)),
             sender: broadcast::Sender::new(config.stream_buffer_records.max(1)),
             position: Mutex::new(None),
+            recent: StdMutex::new(Recent { budget: &budgets().live_comments, waiting: VecDeque::new() }),
             hinted: Notify::new(),
         })
     }
@@ -79,7 +136,7 @@ impl Tail {
 
     /// Where the table is now, and everything that comes after that. `None` while Postgres has not
     /// answered yet.
-    pub async fn join(&self) -> Option<(Position, broadcast::Receiver<Arc<Item>>)> {
+    pub async fn join(&self) -> Option<(Position, broadcast::Receiver<Arc<Shared>>)> {
         let position = tokio::time::timeout(JOIN_PATIENCE, self.position.lock()).await.ok()?;
         // A receiver that comes between two looks misses nothing: the next look begins at the position.
         Some((position.clone()?, self.sender.subscribe()))
@@ -123,11 +180,33 @@ impl Tail {
             for row in &rows {
                 known.advance(row.partition, row.offset + 1);
                 // Fails where the last receiver has just gone.
-                let _ = self.sender.send(Arc::new(Item::from(row)));
+                let shared = self.recent.lock().unwrap_or_else(PoisonError::into_inner).share(Item::from(row));
+                let _ = self.sender.send(shared);
             }
             if complete {
                 return Ok(found);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_comments_make_room_for_new_ones() {
+        let budget = Box::leak(Box::new(Budget::new("test", 100)));
+        let mut recent = Recent { budget, waiting: VecDeque::new() };
+        let mut share = |offset| recent.share(Item { partition: 0, offset, data: Bytes::from(vec![b'x'; 40]) });
+        let shared: Vec<Arc<Shared>> = (0..4).map(&mut share).collect();
+        let kept: Vec<bool> = shared.iter().map(|shared| shared.data().is_some()).collect();
+        assert_eq!(kept, [false, false, true, true]);
+        drop(shared);
+        let [fifth, sixth] = [share(4), share(5)];
+        assert!(fifth.data().is_some() && sixth.data().is_some(), "what all streams have takes no room");
+        assert_eq!(recent.waiting.len(), 2);
+        let large = recent.share(Item { partition: 0, offset: 6, data: Bytes::from(vec![b'x'; 101]) });
+        assert!(large.data().is_none(), "it does not fit at all");
     }
 }

@@ -142,8 +142,8 @@ impl Checked<'_> {
                 return Err(Problem::new(Code::InvalidField, detail));
             }
         }
-        // Most records are far below.
-        let headers: usize = self.headers.iter().flatten().map(|(name, value)| name.len() + value.len()).sum();
+        // Most records are far below. The lengths of a header's two parts take up to three bytes each.
+        let headers: usize = self.headers.iter().flatten().map(|(name, value)| name.len() + value.len() + 6).sum();
         if self.bytes() + headers > limits.max_message_bytes / 2 {
             let bytes = batch_bytes(&self.outgoing(event));
             if bytes > limits.max_message_bytes {

@@ -33,14 +33,17 @@ pub struct Config {
 /// The limit where neither the configuration nor a control group says one.
 const UNLIMITED: u64 = 512 << 20;
 
-/// What is divided, and its share of the limit in percent. The rest is for what is not counted.
-const SHARES: [(&str, usize); 6] = [
-    ("small_requests", 5),
-    ("requests", 20),
-    ("responses", 15),
-    ("queues", 25),
-    ("producer", 10),
-    ("producer_callers", 10),
+/// What is divided, and its share of the limit in percent: where requests are served, and where they are not. The rest is
+/// for what is not counted.
+const SHARES: [(&str, usize, usize); 8] = [
+    ("small_requests", 5, 1),
+    ("requests", 20, 2),
+    ("responses", 15, 2),
+    ("queues", 20, 2),
+    ("live_comments", 2, 1),
+    ("producer", 10, 20),
+    ("producer_callers", 10, 2),
+    ("consumers", 8, 60),
 ];
 
 /// All budgets of the process.
@@ -53,35 +56,43 @@ pub struct Budgets {
     pub responses: Budget,
     /// What waits for open WebSockets and event streams.
     pub queues: Budget,
+    /// Comments that were handed out to live streams, and that some have not taken yet.
+    pub live_comments: Budget,
     /// Records of our own topics on their way to Kafka.
     pub producer: Budget,
     /// Callers' records on their way to Kafka.
     pub producer_callers: Budget,
+    /// Records that were fetched from Kafka and not handled yet.
+    pub consumers: Budget,
 }
 
 static BUDGETS: OnceLock<Budgets> = OnceLock::new();
 
 /// Returns the budgets of the process. Without [`divide`] before, those of the default limit.
 pub fn budgets() -> &'static Budgets {
-    BUDGETS.get_or_init(|| Budgets::of(UNLIMITED))
+    BUDGETS.get_or_init(|| Budgets::of(UNLIMITED, true))
 }
 
-/// Divides the limit, once, at the start of a process. Returns the limit.
-pub fn divide(config: &Config) -> u64 {
+/// Divides the limit, once, at the start of a process that serves requests or does not. Returns the limit.
+pub fn divide(config: &Config, serves_requests: bool) -> u64 {
     let limit = match config.limit_bytes {
         0 => container_limit().map_or(UNLIMITED, |bytes| bytes / 100 * 60),
         bytes => bytes,
     };
-    BUDGETS.get_or_init(|| Budgets::of(limit));
+    BUDGETS.get_or_init(|| Budgets::of(limit, serves_requests));
     gauge!("postrider_memory_limit_bytes").set(limit as f64);
     limit
 }
 
 impl Budgets {
-    fn of(limit: u64) -> Self {
-        let [small_requests, requests, responses, queues, producer, producer_callers] = SHARES
-            .map(|(name, percent)| Budget::new(name, usize::try_from(limit / 100).unwrap_or(usize::MAX) * percent));
-        Self { small_requests, requests, responses, queues, producer, producer_callers }
+    fn of(limit: u64, serves_requests: bool) -> Self {
+        let hundredth = usize::try_from(limit / 100).unwrap_or(usize::MAX);
+        let [small_requests, requests, responses, queues, live_comments, producer, producer_callers, consumers] =
+            SHARES.map(|(name, serving, otherwise)| {
+                let percent = if serves_requests { serving } else { otherwise };
+                Budget::new(name, hundredth.saturating_mul(percent))
+            });
+        Self { small_requests, requests, responses, queues, live_comments, producer, producer_callers, consumers }
     }
 }
 
@@ -96,7 +107,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    fn new(name: &'static str, bound: usize) -> Self {
+    pub fn new(name: &'static str, bound: usize) -> Self {
         gauge!("postrider_memory_budget_bytes", "budget" => name).set(bound as f64);
         Self {
             bound,
@@ -141,6 +152,16 @@ impl Budget {
         });
         let lease = waited.await.ok();
         self.waiting.fetch_sub(1, Relaxed);
+        if lease.is_none() {
+            self.refused.increment(1);
+        }
+        lease
+    }
+
+    /// Takes bytes, or half of them, and so on down to `least`.
+    pub fn lease_at_most(&'static self, bytes: usize, least: usize) -> Option<Lease> {
+        let halves = std::iter::successors(Some(bytes), |bytes| Some(bytes / 2)).take_while(|bytes| *bytes >= least);
+        let lease = halves.into_iter().find_map(|bytes| self.try_take(bytes).then(|| Lease { budget: self, bytes }));
         if lease.is_none() {
             self.refused.increment(1);
         }
@@ -244,6 +265,14 @@ mod tests {
         assert!(budget.lease(usize::MAX).is_none(), "no overflow");
     }
 
+    #[test]
+    fn who_takes_less_where_there_is_less_takes_a_half_of_a_half() {
+        let budget = budget(100);
+        let leases = [90, 90, 90].map(|bytes| budget.lease_at_most(bytes, 5));
+        assert_eq!(leases.each_ref().map(|lease| lease.as_ref().map(Lease::bytes)), [Some(90), Some(5), Some(5)]);
+        assert!(budget.lease_at_most(90, 5).is_none());
+    }
+
     #[tokio::test]
     async fn who_waits_goes_on_when_there_is_room_or_gives_up() {
         let budget = budget(100);
@@ -261,8 +290,9 @@ mod tests {
 
     #[test]
     fn the_shares_leave_room_for_what_is_not_counted() {
-        assert!(SHARES.iter().map(|(_, percent)| percent).sum::<usize>() <= 90);
-        let budgets = Budgets::of(100 << 20);
+        assert!(SHARES.iter().map(|(_, serving, _)| serving).sum::<usize>() <= 90);
+        assert!(SHARES.iter().map(|(_, _, otherwise)| otherwise).sum::<usize>() <= 90);
+        let budgets = Budgets::of(100 << 20, true);
         assert_eq!(budgets.requests.bound(), (100 << 20) / 100 * 20);
     }
 }

@@ -110,7 +110,7 @@ fn launch(settings: Settings, mission: Mission) -> Result<(), String> {
 async fn live(settings: Settings, mission: Mission) -> Result<(), String> {
     let metrics = telemetry::install_metrics()?;
     let traces = telemetry::init(&settings.telemetry, &settings.role.to_string())?;
-    let (files, memory_bytes) = (raise_file_limit(), memory::divide(&settings.memory));
+    let (files, memory_bytes) = (raise_file_limit(), memory::divide(&settings.memory, settings.role.serves_api()));
     tracing::info!(role = %settings.role, version = env!("CARGO_PKG_VERSION"), files, memory_bytes, "starting");
     let outcome = serve_until_stopped(settings, mission, metrics).await;
     let flushed = tokio::task::spawn_blocking(move || traces.shutdown(Duration::from_secs(3)));

@@ -210,6 +210,8 @@ async fn a_reader_that_takes_nothing_at_all_is_cut_off() {
 async fn a_reader_that_is_too_slow_is_ended_and_can_resume_and_holds_up_nobody() {
     let mut world = World::new().await.with_postgres().await;
     world.set("POSTRIDER_COMMENTS__STREAM_BUFFER_RECORDS", "16");
+    // Who reads nothing for that long is ended for it first.
+    world.set("POSTRIDER_HTTP__WRITE_TIMEOUT_MS", "600000");
     let app = world.app().start().await;
     let mut slow = Raw::connect(&app.api).await;
     slow.send(format!("{} {STREAM} HTTP/1.1\r\nhost: x\r\n\r\n", Method::GET)).await;

@@ -191,7 +191,8 @@ pub struct ConsumerConfig {
     /// Time that a consumer may have records to work on and finish nothing, in milliseconds. Then the
     /// process says that it is not live.
     pub stall_timeout_ms: u64,
-    /// Most that is fetched ahead of the handlers, in KiB per process and topic.
+    /// Most that is fetched ahead of the handlers, in KiB per process and topic. Less where that is more than a sixteenth of
+    /// the memory budget of consumers.
     pub prefetch_kib: u32,
 }
 

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
@@ -38,10 +38,12 @@ struct Shared {
     upstream: Mutex<String>,
     /// The client whose heartbeats count.
     client: String,
-    lies: AtomicBool,
+    /// Connections that were ever made, and how many of them are lied to.
+    connections: AtomicUsize,
+    lied_to: AtomicUsize,
     /// Heartbeats of the client that went through.
     carried: AtomicUsize,
-    /// Those that were answered here.
+    /// Those that were answered here since the last one that went through.
     answered: AtomicUsize,
 }
 
@@ -65,7 +67,7 @@ impl HeartbeatProxy {
 
     /// From now on answers heartbeats on the connections that are open, and carries those of later ones.
     pub fn lie(&self) {
-        self.shared.lies.store(true, Ordering::Relaxed);
+        self.shared.lied_to.store(self.shared.connections.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     pub fn carried(&self) -> usize {
@@ -90,9 +92,9 @@ async fn carry(client: TcpStream, shared: Arc<Shared>) {
     let Ok(server) = TcpStream::connect(upstream).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((requests, to_client), (answers, to_server)) = (client.into_split(), server.into_split());
-    let (to_client, is_new) = (Client::new(to_client), shared.lies.load(Ordering::Relaxed));
+    let (to_client, number) = (Client::new(to_client), shared.connections.fetch_add(1, Ordering::Relaxed));
     tokio::select! {
-        _ = pass_requests(requests, to_server, &to_client, &shared, is_new) => {}
+        _ = pass_requests(requests, to_server, &to_client, &shared, number) => {}
         _ = pass_answers(answers, &to_client) => {}
     }
 }
@@ -102,17 +104,18 @@ async fn pass_requests(
     mut to: OwnedWriteHalf,
     client: &Client,
     shared: &Shared,
-    is_new: bool,
+    connection: usize,
 ) -> std::io::Result<()> {
     loop {
         let frame = read_frame(&mut from).await?;
         if let Some(answer) = all_is_well(&frame, &shared.client) {
-            if !is_new && shared.lies.load(Ordering::Relaxed) {
+            if connection < shared.lied_to.load(Ordering::Relaxed) {
                 write_frame(&mut *client.lock().await, &answer).await?;
                 shared.answered.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
             shared.carried.fetch_add(1, Ordering::Relaxed);
+            shared.answered.store(0, Ordering::Relaxed);
         }
         write_frame(&mut to, &frame).await?;
     }

@@ -103,6 +103,7 @@ use self::{
 use super::{Broker, Config, GroupProtocol, client_watchdog::ClientWatchdog, dead_letter::DeadLetters};
 use crate::platform::{
     drain::time_over,
+    memory::{Lease, budgets},
     ops::{Beat, Health},
 };
 
@@ -123,6 +124,8 @@ pub struct Subscription {
 /// How long finishing, the last commit and leaving the group may take. The client library waits
 /// much longer for brokers that are gone.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(10);
+/// Least memory for a consumer, in bytes.
+const LEAST_MEMORY: usize = 128 << 10;
 
 /// Runs consumers. Cheap to clone.
 #[derive(Clone)]
@@ -178,7 +181,8 @@ impl Lanes {
         let beat = self.health.beat(name);
         let (published, clients) = (self.health.publish(name), Arc::<ClientWatchdog>::default());
         let mut exclusion = Exclusion::default();
-        while let Some(client) = self.connect(&subscription, &beat).await? {
+        let memory = self.memory()?;
+        while let Some(client) = self.connect(&subscription, &beat, memory.bytes()).await? {
             let client = Arc::new(client);
             let shape = shape(&client);
             // Set once, here; nothing polls yet.
@@ -195,6 +199,15 @@ impl Lanes {
             }
         }
         Ok(())
+    }
+
+    /// Takes memory for what is fetched ahead and for the answer to one more fetch.
+    fn memory(&self) -> Result<Lease, KafkaError> {
+        let budget = &budgets().consumers;
+        let prefetch = usize::try_from(self.config.consumer.prefetch_kib).unwrap_or(usize::MAX).saturating_mul(1 << 10);
+        let wanted = prefetch.saturating_mul(2).min(budget.bound() / 8);
+        let none = || KafkaError::ClientCreation("`memory.limit_bytes` is too small for so many consumers".to_owned());
+        budget.lease_at_most(wanted, LEAST_MEMORY).ok_or_else(none)
     }
 
     /// Polls on a thread of its own until it ends, or until ending takes too long.
@@ -232,7 +245,12 @@ impl Lanes {
     }
 
     /// `None` at a stop that comes before Kafka answers.
-    async fn connect(&self, subscription: &Subscription, beat: &Beat) -> Result<Option<Client>, KafkaError> {
+    async fn connect(
+        &self,
+        subscription: &Subscription,
+        beat: &Beat,
+        memory: usize,
+    ) -> Result<Option<Client>, KafkaError> {
         let config = &self.config;
         let Some(protocol) = protocol::choose(config, &self.broker, beat, &self.stop).await? else { return Ok(None) };
         let mut properties = config.client(subscription.name);
@@ -245,7 +263,9 @@ impl Lanes {
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "true")
             .set("allow.auto.create.topics", "false")
-            .set("queued.max.messages.kbytes", config.consumer.prefetch_kib.to_string())
+            .set("queued.max.messages.kbytes", (memory >> 11).to_string())
+            // The client library raises it to its largest record where that is more.
+            .set("fetch.max.bytes", (memory / 2).to_string())
             .set("fetch.wait.max.ms", "500")
             .set("fetch.queue.backoff.ms", "5")
             .set("fetch.error.backoff.ms", "50");
