@@ -1,6 +1,7 @@
 //! Logs, traces and metrics of the process.
 
 mod config;
+mod export;
 mod metrics;
 mod status_line;
 
@@ -27,7 +28,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use self::status_line::AboveStatus;
+use self::{export::Exporter, status_line::AboveStatus};
 use super::{config::Secrets, trace_context};
 
 /// Keeps the exporter; shut it down last.
@@ -96,6 +97,7 @@ fn tracer(otlp: &Otlp, role: &str) -> Result<SdkTracerProvider, String> {
         OtlpProtocol::Http => {
             let endpoint = format!("{}/v1/traces", otlp.endpoint.expose().trim_end_matches('/'));
             let builder = SpanExporter::builder().with_http().with_endpoint(endpoint).with_timeout(timeout);
+            let builder = builder.with_http_client(Exporter::new(timeout).map_err(|error| problem(&error))?);
             builder.with_headers(headers.collect()).build().map_err(|error| problem(&error))?
         }
     };
