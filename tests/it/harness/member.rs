@@ -146,6 +146,11 @@ impl Member {
         self.process.id
     }
 
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.process.log).unwrap()
+    }
+
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_raw(self.process.id as i32).unwrap(), signal).unwrap();
     }
