@@ -14,6 +14,7 @@ mod comments_stream;
 mod dashboards;
 mod dlq;
 mod dlq_http;
+mod dropped_packets;
 mod expelled;
 mod feed;
 mod feed_events;

@@ -227,6 +227,8 @@ impl Config {
             .set("security.protocol", self.security_protocol.property())
             .set("statistics.interval.ms", REPORT_INTERVAL_MS.to_string())
             .set("socket.keepalive.enable", "true")
+            // A connection that packets are dropped of while it is made is tried again ever less often by the kernel.
+            .set("socket.connection.setup.timeout.ms", "10000")
             .set("socket.nagle.disable", "true")
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "1000")

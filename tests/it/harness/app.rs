@@ -40,7 +40,17 @@ pub fn log_folder() -> PathBuf {
 
 /// The binary with these variables and no other `POSTRIDER_*`, away from any `postrider.yaml`.
 pub fn command(env: &BTreeMap<String, String>) -> Command {
-    let mut command = Command::new(&*BINARY);
+    without_own_variables(Command::new(&*BINARY), env)
+}
+
+/// The same in the network of another process.
+fn command_in_network_of(pid: u32, env: &BTreeMap<String, String>) -> Command {
+    let mut enter = Command::new("nsenter");
+    enter.arg(format!("--net=/proc/{pid}/ns/net")).arg(&*BINARY);
+    without_own_variables(enter, env)
+}
+
+fn without_own_variables(mut command: Command, env: &BTreeMap<String, String>) -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("POSTRIDER_")) {
         command.env_remove(name);
     }
@@ -61,11 +71,12 @@ pub struct Builder {
     env: BTreeMap<String, String>,
     words: Vec<String>,
     ready: bool,
+    network_of: Option<u32>,
 }
 
 impl Builder {
     pub fn new(name: &str, env: BTreeMap<String, String>) -> Self {
-        Self { name: name.to_owned(), role: "all", env, words: Vec::new(), ready: true }
+        Self { name: name.to_owned(), role: "all", env, words: Vec::new(), ready: true, network_of: None }
     }
 
     pub fn role(mut self, role: &'static str) -> Self {
@@ -90,6 +101,12 @@ impl Builder {
         self
     }
 
+    /// In the network of another process.
+    pub fn in_network_of(mut self, pid: Option<u32>) -> Self {
+        self.network_of = pid;
+        self
+    }
+
     /// Comes back as soon as it listens, ready or not.
     pub fn even_if_not_ready(mut self) -> Self {
         self.ready = false;
@@ -109,8 +126,9 @@ impl Builder {
         let log = log_folder().join(format!("{}{}-{number}.log", self.name, self.role));
         let words =
             if self.words.is_empty() { ["run", "--role", self.role].map(str::to_owned).into() } else { self.words };
-        let child =
-            command(&self.env).args(words).stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap();
+        let mut command =
+            self.network_of.map_or_else(|| command(&self.env), |pid| command_in_network_of(pid, &self.env));
+        let child = command.args(words).stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap();
         let client = reqwest::Client::builder().timeout(seconds(60)).build().unwrap();
         let mut app = App { child, log, client, api: String::new(), management: String::new() };
         app.management = app.address("serving probes and metrics").await;

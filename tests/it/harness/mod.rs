@@ -12,6 +12,7 @@ pub mod load;
 pub mod mailbox;
 pub mod member;
 pub mod metadata_proxy;
+pub mod network;
 pub mod otlp;
 pub mod produce;
 pub mod proxy;

@@ -41,7 +41,12 @@ pub struct Proxy {
 impl Proxy {
     /// Listens; connections are closed until there is an upstream.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1").await
+    }
+
+    /// The same at another address of this machine.
+    pub async fn start_at(address: &str) -> Self {
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (upstream, to) = watch::channel(String::new());
         let (mode, watched) = watch::channel(Mode::Pass);

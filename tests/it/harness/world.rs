@@ -32,6 +32,8 @@ pub struct World {
     pub redis_url: String,
     database_url: String,
     env: BTreeMap<String, String>,
+    /// A process in whose network the product runs.
+    network_of: Option<u32>,
     _turn: SemaphorePermit<'static>,
 }
 
@@ -77,12 +79,25 @@ impl World {
         ] {
             env.insert(format!("POSTRIDER_{name}"), value.to_owned());
         }
-        Self { kafka: Kafka::new(&brokers), database_url: get(SERVERS[2]), redis_url, prefix, env, _turn: turn }
+        Self {
+            kafka: Kafka::new(&brokers),
+            database_url: get(SERVERS[2]),
+            redis_url,
+            prefix,
+            env,
+            network_of: None,
+            _turn: turn,
+        }
     }
 
     /// A process of the product in this world; all roles, unless told otherwise.
     pub fn app(&self) -> Builder {
-        Builder::new(&self.prefix, self.env.clone())
+        Builder::new(&self.prefix, self.env.clone()).in_network_of(self.network_of)
+    }
+
+    /// Has processes to come run in the network of another process.
+    pub fn enter(&mut self, pid: u32) {
+        self.network_of = Some(pid);
     }
 
     /// The binary in this world, for a command that ends by itself.
