@@ -132,7 +132,7 @@ impl Kafka {
         let mut wanted = TopicPartitionList::new();
         let mut left = BTreeMap::new();
         for partition in partitions {
-            let (low, high) = reader.fetch_watermarks(topic, partition, PATIENCE).unwrap();
+            let (low, high) = watermarks(&reader, topic, partition);
             if low < high {
                 wanted.add_partition_offset(topic, partition, Offset::Offset(low)).unwrap();
                 left.insert(partition, high);
@@ -247,4 +247,16 @@ pub fn remove_leftovers(brokers: &str) {
     std::thread::scope(|scope| {
         scope.spawn(|| kafka.remove(orphaned));
     });
+}
+
+/// First and next offset of a partition, which may have no leader for a moment after it was made.
+fn watermarks(reader: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
+    let begun = Instant::now();
+    loop {
+        match reader.fetch_watermarks(topic, partition, PATIENCE) {
+            Ok(found) => return found,
+            Err(error) => assert!(begun.elapsed() < PATIENCE, "{topic}/{partition}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
