@@ -18,7 +18,7 @@ use super::{
     keys::{Keys, MARKER_FIELD},
 };
 use crate::platform::{
-    bound::Bound,
+    bound::{Admitted, Bound},
     clock,
     http::{Code, Problem},
     redis::Redis,
@@ -49,11 +49,11 @@ impl Ids {
         Arc::new(Self { bound: Bound::new("idempotency_ids", limit), partitions, redis })
     }
 
-    /// Admits a write with an idempotency key, or refuses it. One that is remembered already takes no room.
-    pub async fn admit(&self, partition: i32, key: &[u8], id: Uuid) -> Result<(), Problem> {
+    /// Admits a write with an idempotency key, or refuses it. One that is remembered already takes no room. Hold the result
+    /// until the write is [noted](Self::note_written), or is none.
+    pub async fn admit(&self, partition: i32, key: &[u8], id: Uuid) -> Result<Admitted, Problem> {
         if self.bound.has_room(1) || self.is_remembered(partition, key, id).await {
-            self.bound.add(1);
-            return Ok(());
+            return Ok(self.bound.admit(1));
         }
         self.bound.count_refusal();
         let detail = format!(
@@ -86,8 +86,9 @@ impl Ids {
             tokio::time::sleep(LOOK).await;
             let redis = self.redis.borrow().clone();
             let Some(mut redis) = redis else { continue };
+            let look = self.bound.look();
             match self.count(&mut redis).await {
-                Ok(count) => self.bound.set(count),
+                Ok(count) => self.bound.set(look, count),
                 Err(error) => tracing::debug!(error = %error, "could not count idempotency ids"),
             }
         }
@@ -99,14 +100,15 @@ impl Ids {
             let (mut counts, mut marker) = (redis::cmd("HGETALL"), redis::cmd("HGET"));
             counts.arg(&partition.keys.id_counts);
             marker.arg(&partition.keys.view).arg(MARKER_FIELD);
-            [counts, marker]
+            // In this order, so that what is read in between counts twice rather than not at all.
+            [marker, counts]
         });
         let answers = redis.ask(commands.collect()).await.into_iter().collect::<Result<Vec<_>, _>>()?;
         let this_hour = clock::now_ms() / 3_600_000;
         let mut total = 0;
         for (pair, partition) in answers.chunks_exact(2).zip(&self.partitions) {
-            let counts = Vec::<(i64, i64)>::from_redis_value(pair[0].clone())?;
-            let marker = Option::<Vec<u8>>::from_redis_value(pair[1].clone())?;
+            let marker = Option::<Vec<u8>>::from_redis_value(pair[0].clone())?;
+            let counts = Vec::<(i64, i64)>::from_redis_value(pair[1].clone())?;
             let remembered = counts.iter().filter(|(hour, _)| *hour >= this_hour).map(|(_, count)| count).sum::<i64>();
             total += remembered.max(0) as u64 + partition.unread(marker.as_deref());
         }

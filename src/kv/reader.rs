@@ -126,9 +126,10 @@ impl Reader {
             headers = headers.insert(Header { key: EXPIRES_HEADER, value: Some(&expires_ms.to_string()) });
         }
         let partition = partition_of(key.as_bytes(), inner.config.partitions);
-        if context.has_idempotency_key() {
-            inner.ids.admit(partition, key.as_bytes(), id).await?;
-        }
+        let _admitted = match context.has_idempotency_key() {
+            true => Some(inner.ids.admit(partition, key.as_bytes(), id).await?),
+            false => None,
+        };
         let record = Outgoing {
             topic: &inner.topic,
             partition: Some(partition),

@@ -48,8 +48,9 @@ impl Receivers {
     pub async fn watch(self: Arc<Self>) {
         loop {
             let begun = Instant::now();
+            let look = self.bound.look();
             match RECEIVERS.measure(self.store.pool()).await {
-                Ok(size) => self.bound.set(size.rows),
+                Ok(size) => self.bound.set(look, size.rows),
                 Err(error) => tracing::debug!(error = %error, "could not count receivers"),
             }
             tokio::time::sleep(pause_after(begun, LOOK)).await;

@@ -26,7 +26,7 @@ pub struct Config {
     /// Days for which is known when somebody was seen last.
     pub remember_days: u32,
     /// Receivers that have gone and of which that is known, at most; of further ones it is not known a minute later. About
-    /// 400 bytes of Redis each; 0 for any number.
+    /// 260 bytes of Redis each; 0 for any number.
     pub max_remembered: u64,
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 
 use crate::platform::{
-    bound::Bound,
+    bound::{Admitted, Bound},
     http::{Code, Problem},
     query::{Error, within},
     table_size::{Table, pause_after},
@@ -69,17 +69,18 @@ impl Backlog {
         })
     }
 
-    /// Admits a row before anything of it is stored, or refuses the write that it belongs to.
-    pub fn admit(&self, key: &str, value_bytes: usize) -> Result<(), Problem> {
+    /// Admits a row before anything of it is stored, or refuses the write that it belongs to. Hold the result until the
+    /// write has ended.
+    pub fn admit(&self, key: &str, value_bytes: usize) -> Result<[Admitted; 2], Problem> {
         let row_bytes = (value_bytes + key.len()) as u64 + ROW_BYTES;
-        if let Some(bound) =
-            [(&self.rows, 1), (&self.bytes, row_bytes)].iter().find(|(bound, more)| !bound.has_room(*more))
-        {
-            bound.0.count_refusal();
-            let (limit, what) = if bound.1 == 1 { (self.rows.limit(), "rows") } else { (self.bytes.limit(), "bytes") };
-            return Err(refusal(format!(
-                "the outbox holds {limit} {what}, its limit, because Kafka does not take them; nothing was stored"
-            )));
+        for (bound, more, what) in [(&self.rows, 1, "rows"), (&self.bytes, row_bytes, "bytes")] {
+            if !bound.has_room(more) {
+                bound.count_refusal();
+                let limit = bound.limit();
+                return Err(refusal(format!(
+                    "the outbox has no room for another row within its limit of {limit} {what}, because Kafka does not take them; nothing was stored"
+                )));
+            }
         }
         if self.full.load().contains(key) {
             let limit = self.max_quarantined_rows_per_key;
@@ -87,9 +88,7 @@ impl Backlog {
                 "`{key}` has {limit} rows in quarantine, its limit (`postrider outbox quarantine list`); nothing was stored"
             )));
         }
-        self.rows.add(1);
-        self.bytes.add(row_bytes);
-        Ok(())
+        Ok([self.rows.admit(1), self.bytes.admit(row_bytes)])
     }
 
     /// Measures the outbox again and again; never ends by itself. Where Postgres does not answer, what was measured last
@@ -105,9 +104,10 @@ impl Backlog {
     }
 
     async fn look(&self, pool: &PgPool) -> Result<(), Error> {
+        let (rows, bytes) = (self.rows.look(), self.bytes.look());
         let size = OUTBOX.measure(pool).await?;
-        self.rows.set(size.rows);
-        self.bytes.set(size.bytes);
+        self.rows.set(rows, size.rows);
+        self.bytes.set(bytes, size.bytes);
         if self.max_quarantined_rows_per_key > 0 {
             let most = i64::try_from(self.max_quarantined_rows_per_key).unwrap_or(i64::MAX);
             let full: Vec<String> = within(sqlx::query_scalar(FULL).bind(most).bind(FULL_KEYS).fetch_all(pool)).await?;
