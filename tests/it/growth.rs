@@ -172,7 +172,8 @@ async fn a_redis_without_memory_loses_nothing_and_says_so_until_it_has_more() {
     await_complete(&api).await;
     follow(&api, "bob", "ann").await;
     let first = post(&api, "ann", "1").await;
-    cached(&api, "bob", &[first]).await;
+    shows(&api, "bob", &[first]).await;
+    assert_eq!(cached(&api, "bob").await, [first]);
     let position = push(&api, "a", &json!(1)).await;
     assert_eq!(pull_after(&api, "a", &position).await.json()["value"], 1);
     redis::run::<()>(&world.redis_url, &["CONFIG", "SET", "maxmemory", "1"]).await;
@@ -203,7 +204,8 @@ async fn a_redis_without_memory_loses_nothing_and_says_so_until_it_has_more() {
     }
     let again = push_with(&api, "once", "a", 2).await.expect(202).header("postrider-position").to_owned();
     assert_eq!(pull_after(&api, "a", &again).await.expect(200).json()["value"], 2);
-    cached(&api, "bob", &[second]).await;
+    cached(&api, "bob").await;
+    shows(&api, "bob", &[second]).await;
     processor.await_ready(seconds(30)).await;
     relay.stop().await;
     processor.stop().await;
