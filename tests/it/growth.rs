@@ -189,8 +189,11 @@ async fn a_redis_without_memory_loses_nothing_and_says_so_until_it_has_more() {
         processor.metric("postrider_redis_out_of_memory_total").await.filter(|&count| count > 0.0)
     })
     .await;
-    let report: Value = api.manage("/readyz?verbose").await.json();
-    assert_eq!(report["checks"]["redis memory"]["status"], "warning", "an api serves reads: {report}");
+    until("the api warns", seconds(30), || async {
+        let report: Value = api.manage("/readyz?verbose").await.json();
+        (report["checks"]["redis memory"]["status"] == "warning").then_some(())
+    })
+    .await;
     assert!(api.is_ready().await);
     assert_eq!(api.get("/pull/a").await.expect(200).json()["value"], 1, "the view is as it was");
     assert_eq!(api.get("/pull/b0").await.status, 404);

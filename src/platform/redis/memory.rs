@@ -70,6 +70,8 @@ impl Redis {
     /// Looks at the servers' memory again and again; never ends by itself. While writes are refused the check fails where
     /// `fails` is set, and warns otherwise: a process that serves reads is of use without writes.
     pub async fn watch_memory(mut self, check: Check, fails: bool) {
+        // An alert on the increase needs a zero to start from.
+        counter!("postrider_redis_out_of_memory_total").increment(0);
         loop {
             let refused = self.0.out_of_memory.swap(false, Ordering::Relaxed);
             let memory = self.memory().await;
