@@ -320,7 +320,11 @@ impl Cache {
         if in_redis.is_none_or(|in_redis| in_redis < in_postgres) {
             let script = Script::new(VOUCH);
             let mut vouch = script.key(self.keys.epoch());
-            vouch.arg(in_postgres).invoke_async::<()>(redis).await.map_err(|error| error.to_string())?;
+            if let Err(error) = vouch.arg(in_postgres).invoke_async::<()>(redis).await {
+                // A server that lacks memory for the number takes this: without an epoch, feeds are read from Postgres.
+                let _ = command("DEL", &self.keys.epoch()).query_async::<()>(redis).await;
+                return Err(error.to_string());
+            }
         }
         gauge!("postrider_feed_timelines_epoch").set(in_postgres as f64);
         *beat += 1;

@@ -43,7 +43,8 @@ return 1
 ";
 
 /// KEYS: timeline. ARGV: the builder's marker, their score, the marker that takes its place, how long the timeline lives in
-/// ms, how many ids, then ids. What was added meanwhile stays, where there is room for it.
+/// ms, how many ids, then ids. What was added meanwhile stays, where there is room for it. An empty timeline lives for a
+/// minute at most: its user may be one that somebody has made up.
 const FILL: &str = r"
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return 0 end
 redis.call('ZREM', KEYS[1], ARGV[1])
@@ -55,7 +56,9 @@ local floor, merged = string.match(marker, '^%a(%d+)(.*)$')
 local lowest = redis.call('ZRANGE', KEYS[1], 0, 0)[1]
 if over > 0 and tonumber(lowest) > tonumber(floor) then marker = 'r' .. lowest .. merged end
 redis.call('ZADD', KEYS[1], ARGV[2], marker)
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
+local ms = tonumber(ARGV[4])
+if redis.call('ZCARD', KEYS[1]) < 2 then ms = math.min(ms, 60000) end
+redis.call('PEXPIRE', KEYS[1], ms)
 return 1
 ";
 

@@ -55,7 +55,7 @@ use crate::platform::{
     drain,
     http::Config as HttpConfig,
     kafka::{self, TopicSpec},
-    outbox::Hint,
+    outbox::{Backlog, Hint},
     redis::{Config as RedisConfig, Redis},
 };
 
@@ -93,9 +93,16 @@ struct Inner {
     desk: Option<Desk>,
 }
 
+/// Where posts and follows are stored, and how much of it may wait for Kafka.
+pub struct Storage {
+    pub pool: PgPool,
+    pub backlog: Arc<Backlog>,
+}
+
 /// What reads and writes.
 struct Desk {
     pool: PgPool,
+    backlog: Arc<Backlog>,
     posts: Group<Posts>,
     follows: Group<Follows>,
     unfollows: Group<Unfollows>,
@@ -112,18 +119,18 @@ pub struct Background {
 }
 
 impl Feed {
-    /// Without a pool nothing is taken or read.
+    /// Without storage nothing is taken or read.
     pub fn new(
         config: Config,
         http: HttpConfig,
-        pool: Option<PgPool>,
+        storage: Option<Storage>,
         redis_config: &RedisConfig,
         redis: watch::Receiver<Option<Redis>>,
     ) -> (Self, Option<Background>) {
-        let (desk, background) = match pool {
+        let (desk, background) = match storage {
             None => (None, None),
-            Some(pool) => {
-                let (desk, background) = Desk::new(&config, pool, redis_config, redis);
+            Some(storage) => {
+                let (desk, background) = Desk::new(&config, storage, redis_config, redis);
                 (Some(desk), Some(background))
             }
         };
@@ -134,7 +141,7 @@ impl Feed {
 impl Desk {
     fn new(
         config: &Config,
-        pool: PgPool,
+        Storage { pool, backlog }: Storage,
         redis_config: &RedisConfig,
         redis: watch::Receiver<Option<Redis>>,
     ) -> (Self, Background) {
@@ -146,7 +153,7 @@ impl Desk {
         let (feeds, asking) = Feeds::new(config.clone(), Reads::new(pool.clone()), redis_config, redis);
         let background =
             Background { posts: posts_grouping, follows: follows_grouping, unfollows: unfollows_grouping, asking };
-        (Self { pool, posts, follows, unfollows, feeds, hint }, background)
+        (Self { pool, backlog, posts, follows, unfollows, feeds, hint }, background)
     }
 }
 

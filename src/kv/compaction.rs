@@ -22,6 +22,8 @@ use super::script::Scripts;
 const DAY: i32 = 24;
 /// Hours for which Kafka keeps everything, and Redis remembers ids and deleted keys.
 const LAG: i32 = 36;
+/// Hours after which a write that is read is no longer remembered by its id.
+const FORGET_AFTER: i32 = 48;
 
 /// Histories per test. Redis takes about 2 ms for one.
 const CASES: u32 = 4_000;

@@ -20,6 +20,9 @@ pub struct Config {
     pub audit_partitions: i32,
     /// Longest wait for a write to become visible (`Postrider-After`), in milliseconds.
     pub visibility_timeout_ms: u64,
+    /// Writes with an `Idempotency-Key` that Redis may remember, each for 36 hours, over all partitions; further ones are
+    /// 503 `too_many_idempotency_keys`, and writes without a key go on. About 200 bytes of Redis each; 0 for any number.
+    pub max_idempotency_ids: u64,
     /// Records of one partition projected at a time.
     pub batch_records: usize,
 }
@@ -33,6 +36,7 @@ impl Default for Config {
             audit: AuditMode::Async,
             audit_partitions: 6,
             visibility_timeout_ms: 5_000,
+            max_idempotency_ids: 20_000_000,
             batch_records: 2_000,
         }
     }

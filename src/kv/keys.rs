@@ -14,13 +14,20 @@ pub struct Keys {
     pub view: String,
     /// A sorted set of keys by the time at which their entry ends.
     pub ends: String,
+    /// A hash from an hour, counted from 1970, to how many ids expire in it.
+    pub id_counts: String,
     ids: String,
 }
 
 impl Keys {
     pub fn new(prefix: &str, epoch: u32, partition: i32) -> Self {
         let base = format!("{prefix}kv:{{e{epoch}.p{partition}}}:");
-        Self { view: format!("{base}view"), ends: format!("{base}ends"), ids: format!("{base}id:") }
+        Self {
+            view: format!("{base}view"),
+            ends: format!("{base}ends"),
+            id_counts: format!("{base}ids"),
+            ids: format!("{base}id:"),
+        }
     }
 
     /// The key that remembers at which offset an idempotent write was seen first.

@@ -9,6 +9,7 @@ mod config;
 mod entry;
 mod expire;
 mod http;
+mod ids;
 mod keys;
 mod lookup;
 mod plan;

@@ -310,6 +310,7 @@ impl Projector {
             redis::cmd("UNLINK")
                 .arg(&old.view)
                 .arg(&old.ends)
+                .arg(&old.id_counts)
                 .query_async::<()>(&mut redis)
                 .await
                 .map_err(unreachable)?;

@@ -16,6 +16,7 @@ use super::{
     AUDIT_TOPIC, Config, EXPIRES_HEADER, TOPIC,
     audit::{Audit, Carrying},
     entry::Entry,
+    ids::Ids,
     keys::{Keys, MARKER_FIELD},
     lookup::{Asking, Lookups},
 };
@@ -43,6 +44,7 @@ pub(super) struct Inner {
     producer: Producer,
     topics_ready: TopicsReady,
     lookups: Lookups,
+    ids: Arc<Ids>,
     /// By partition, the furthest marker seen: a view that shows an older one went back.
     seen: Vec<AtomicI64>,
 }
@@ -83,13 +85,20 @@ impl Reader {
         redis: tokio::sync::watch::Receiver<Option<Redis>>,
     ) -> (Self, Background) {
         let keys = |partition| Keys::new(&redis_config.key_prefix, config.epoch, partition);
-        let (lookups, asking) = Lookups::new((0..config.partitions).map(keys).collect(), redis);
+        let keys: Vec<Keys> = (0..config.partitions).map(keys).collect();
+        let ids = Ids::new(config.max_idempotency_ids, keys.clone(), redis.clone());
+        let (lookups, asking) = Lookups::new(keys, redis);
         let seen = (0..config.partitions).map(|_| AtomicI64::new(-1)).collect();
         let (audit, carrying) =
             Audit::new(config.audit, kafka.topic(AUDIT_TOPIC), producer.clone(), topics_ready.clone());
         let topic = kafka.topic(TOPIC);
-        let inner = Inner { audit, topic, producer, topics_ready, lookups, seen, config, http };
+        let inner = Inner { audit, topic, producer, topics_ready, lookups, ids, seen, config, http };
         (Self { inner: Arc::new(inner) }, Background { asking, carrying })
+    }
+
+    /// What bounds the memory of idempotent writes; see [`Ids::watch`].
+    pub fn ids(&self) -> Arc<Ids> {
+        self.inner.ids.clone()
     }
 
     /// Writes a push, or with `None` a tombstone, and returns where it is.
@@ -117,6 +126,10 @@ impl Reader {
             headers = headers.insert(Header { key: EXPIRES_HEADER, value: Some(&expires_ms.to_string()) });
         }
         let partition = partition_of(key.as_bytes(), inner.config.partitions);
+        let _admitted = match context.has_idempotency_key() {
+            true => Some(inner.ids.admit(partition, key.as_bytes(), id).await?),
+            false => None,
+        };
         let record = Outgoing {
             topic: &inner.topic,
             partition: Some(partition),
@@ -126,6 +139,7 @@ impl Reader {
             ..Outgoing::default()
         };
         let stored = inner.producer.store(record).await?;
+        inner.ids.note_written(stored.partition, stored.offset);
         Ok(Position {
             topic: inner.topic.clone(),
             partition: stored.partition,

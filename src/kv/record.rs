@@ -7,7 +7,7 @@ use super::{
     EXPIRES_HEADER, VERSION_HEADER,
     entry::{Entry, State},
     keys::Keys,
-    script::{REMEMBER_S, Repeat, Writes},
+    script::{FORGET_AFTER_S, REMEMBER_S, Repeat, Writes},
 };
 use crate::platform::{
     http::json,
@@ -106,7 +106,9 @@ pub fn add(writes: &mut Writes, place: &Place<'_>, record: &Record<'_>, now_ms: 
             let entry = Entry { version: repeated.version, state }.encode();
             let id_key = repeated.id.map(|id| place.keys.id(id));
             let appended_s = record.timestamp_ms() / 1_000;
-            writes.set_unless_newer(key, &entry, Repeat { version: repeated.version, id_key, appended_s, ends_ms });
+            let remember = now_ms / 1_000 - appended_s < FORGET_AFTER_S;
+            let repeat = Repeat { version: repeated.version, id_key, remember, appended_s, ends_ms };
+            writes.set_unless_newer(key, &entry, repeat);
         }
     }
     Ok(())

@@ -6,15 +6,18 @@ use redis::{RedisError, Script, ScriptInvocation};
 use super::keys::Keys;
 use crate::platform::redis::Redis;
 
-/// KEYS: view, ends, then one per idempotent record. ARGV: expected marker, new marker,
+/// KEYS: view, ends, id counts, then one per idempotent record. ARGV: expected marker, new marker,
 /// seconds that an id is remembered, then groups: `H` count field entry…, `Z` count score member…, or
-/// `C` field kind version rest id-key-index appended ends, a record whose version decides. A write with
+/// `C` field kind version rest id-key-index appended ends remember, a record whose version decides. A write with
 /// an id is a double within a day of its last sight, by the times at which the log got them, and
 /// changes nothing. See docs/adr/0001.
+/// The counts say how many ids expire in which hour: ids are keys of their own, which Redis deletes by itself.
 /// Returns what the marker was, and 1 when the batch was applied.
 const APPLY: &str = r"
 local marker = redis.call('HGET', KEYS[1], '') or ''
 if marker ~= ARGV[1] then return {marker, 0} end
+local seconds = tonumber(redis.call('TIME')[1])
+local hour, counts = math.floor((seconds + ARGV[3]) / 3600), {}
 local at = 4
 while ARGV[at] do
   local kind = ARGV[at]
@@ -24,16 +27,24 @@ while ARGV[at] do
     local newest = present and tonumber(string.match(present, '^%a(%d+):')) or -1
     local applies = tonumber(version) >= newest
     if id > 0 then
-      local first, seen = string.match(redis.call('GET', KEYS[id]) or '', '^(%d+):(%d+)$')
+      local memory = redis.call('GET', KEYS[id])
+      local first, seen = string.match(memory or '', '^(%d+):(%d+)$')
       local double = first and tonumber(first) < tonumber(version) and tonumber(appended) - tonumber(seen) <= 86400
       applies = not double or not present
-      redis.call('SET', KEYS[id], (applies and version or first) .. ':' .. appended, 'EX', ARGV[3])
+      if ARGV[at + 8] == '1' then
+        if memory then
+          local until_hour = math.floor((seconds + redis.call('TTL', KEYS[id])) / 3600)
+          counts[until_hour] = (counts[until_hour] or 0) - 1
+        end
+        counts[hour] = (counts[hour] or 0) + 1
+        redis.call('SET', KEYS[id], (applies and version or first) .. ':' .. appended, 'EX', ARGV[3])
+      end
     end
     if applies then
       redis.call('HSET', KEYS[1], field, ARGV[at + 2] .. version .. ':' .. ARGV[at + 4])
       if ARGV[at + 7] ~= '' then redis.call('ZADD', KEYS[2], ARGV[at + 7], field) end
     end
-    at = at + 8
+    at = at + 9
   else
     local last = at + 1 + tonumber(ARGV[at + 1])
     if kind == 'H' then
@@ -42,6 +53,17 @@ while ARGV[at] do
       redis.call('ZADD', KEYS[2], unpack(ARGV, at + 2, last))
     end
     at = last + 1
+  end
+end
+for until_hour, count in pairs(counts) do
+  if count ~= 0 then redis.call('HINCRBY', KEYS[3], string.format('%d', until_hour), count) end
+end
+if counts[hour] then
+  redis.call('EXPIRE', KEYS[3], ARGV[3] + 3600)
+  if redis.call('HLEN', KEYS[3]) > 48 then
+    for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do
+      if tonumber(field) < math.floor(seconds / 3600) then redis.call('HDEL', KEYS[3], field) end
+    end
   end
 end
 redis.call('HSET', KEYS[1], '', ARGV[2])
@@ -89,6 +111,11 @@ return {#fields, expired}
 /// and half a day for the projection to read it.
 pub const REMEMBER_S: i64 = 36 * 3_600;
 
+/// The age from which on a write is no longer remembered by its id when it is read, in seconds: the day within which a
+/// double may come, and a day in which the projection may be down. What a rebuild reads of older writes has no doubles
+/// that are not settled, and would take as much memory as the values themselves.
+pub const FORGET_AFTER_S: i64 = 48 * 3_600;
+
 /// Arguments of one `HSET` or `ZADD`; Lua's stack bounds what `unpack` takes.
 const MAX_GROUP: usize = 2_000;
 
@@ -126,7 +153,7 @@ impl Scripts {
         writes: Writes,
     ) -> Result<Found, RedisError> {
         let mut call = self.apply.key(&keys.view);
-        call.key(&keys.ends);
+        call.key(&keys.ends).key(&keys.id_counts);
         for id in &writes.id_keys {
             call.key(id);
         }
@@ -169,8 +196,10 @@ pub struct Due {
 /// A record whose version decides.
 pub struct Repeat {
     pub version: i64,
-    /// Remembers an idempotent write.
+    /// Holds what is remembered of an idempotent write.
     pub id_key: Option<String>,
+    /// Whether the write is remembered from now on.
+    pub remember: bool,
     /// When the log got it, in seconds since the epoch.
     pub appended_s: i64,
     /// When the entry ends, if it does.
@@ -221,8 +250,8 @@ impl Writes {
         let rest = entry.iter().position(|&byte| byte == b':').map_or(&[][..], |colon| &entry[colon + 1..]);
         let id = repeat.id_key.take().map_or(0, |key| {
             self.id_keys.push(key);
-            // After the view and the ends, counted from one.
-            self.id_keys.len() + 2
+            // After the view, the ends and the counts, counted from one.
+            self.id_keys.len() + 3
         });
         let kind = entry.first().copied().unwrap_or(b'd');
         self.groups.push(Group::Conditional { field: field.to_vec(), kind, rest: rest.to_vec(), id, repeat });
@@ -236,6 +265,7 @@ impl Writes {
                 Group::Conditional { field, kind, rest, id, repeat } => {
                     call.arg("C").arg(field).arg(&[kind][..]).arg(repeat.version).arg(rest).arg(id);
                     call.arg(repeat.appended_s).arg(repeat.ends_ms.map_or(String::new(), |ms| ms.to_string()));
+                    call.arg(u8::from(repeat.remember));
                 }
             }
         }

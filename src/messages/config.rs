@@ -21,6 +21,9 @@ pub struct Config {
     pub topic_retention_ms: i64,
     /// Days for which messages can be read again. Older ones are dropped by the day.
     pub retention_days: u32,
+    /// Receivers that Postgres may know; then messages to new ones are 503 `too_many_receivers`. A receiver is forgotten
+    /// when it has had no message for twice `retention_days` and a day. 0 for any number.
+    pub max_receivers: u64,
     /// Records of one partition stored at a time.
     pub batch_records: usize,
     /// Time after which a message that its receiver has not got is told of in `message-events`, in milliseconds; 0 tells
@@ -63,6 +66,7 @@ impl Default for Config {
             group: "client-response-group".to_owned(),
             topic_retention_ms: 604_800_000,
             retention_days: 30,
+            max_receivers: 10_000_000,
             batch_records: 1_000,
             undelivered_after_ms: 60_000,
             max_connections: 20_000,

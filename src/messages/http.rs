@@ -137,7 +137,7 @@ async fn connect(
     messages.check_origin(&headers)?;
     let upgrade = upgrade.map_err(|error| invalid(error.body_text()))?;
     let after = cursor("after", query.after.as_deref())?;
-    let Open { hub, acks } = messages.connections()?.clone();
+    let Open { hub, acks, .. } = messages.connections()?.clone();
     let follower = Follower::open(&hub, &receiver, context.client, after).await?;
     let max_bytes = messages.inner.config.max_incoming_bytes;
     let upgrade = upgrade
@@ -298,6 +298,9 @@ impl Messages {
             let detail =
                 "the topics are not ready: they were not checked yet, or are not as they must be (see readiness)";
             return Err(Problem::new(Code::KafkaUnavailable, detail));
+        }
+        if let Some(open) = self.open() {
+            open.receivers.admit(&receiver).await?;
         }
         let text = std::str::from_utf8(&body).map_err(|error| Problem::new(Code::InvalidJson, error.to_string()))?;
         let value = json::minify(text);

@@ -16,6 +16,7 @@ mod places;
 mod presence;
 mod project;
 mod publish;
+mod receivers;
 mod record;
 mod slot;
 mod socket;
@@ -39,7 +40,7 @@ use futures_util::future::OptionFuture;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use self::{acks::Acks, hub::Hub, store::Store};
+use self::{acks::Acks, hub::Hub, receivers::Receivers, store::Store};
 use crate::platform::{
     http::Config as HttpConfig,
     kafka::{self, Producer, TopicSpec, TopicsReady, dead_letter},
@@ -107,6 +108,7 @@ struct Inner {
 #[derive(Clone)]
 pub struct Open {
     pub hub: Arc<Hub>,
+    pub receivers: Arc<Receivers>,
     acks: Arc<Acks>,
 }
 
@@ -119,8 +121,9 @@ pub fn connections(
     stop: CancellationToken,
 ) -> Option<Open> {
     let store = Store::new(pool?);
+    let receivers = Receivers::new(config.max_receivers, store.clone());
     let hub = Hub::new(config.clone(), store, key_prefix.to_owned(), presence, stop);
-    Some(Open { hub, acks: Arc::default() })
+    Some(Open { hub, receivers, acks: Arc::default() })
 }
 
 impl Open {

@@ -308,6 +308,12 @@ impl Store {
         heads.into_iter().map(head).collect()
     }
 
+    /// Returns whether a receiver has had a message.
+    pub async fn knows(&self, receiver: &str) -> Result<bool, Error> {
+        let query = sqlx::query_scalar("SELECT EXISTS (SELECT FROM message_receivers WHERE receiver_id = $1)");
+        within(query.bind(receiver).fetch_one(&self.pool)).await
+    }
+
     /// Where receivers are; those that never had a message are missing.
     pub async fn places(&self, receivers: &[&str]) -> Result<HashMap<String, Place>, Error> {
         type Row = (String, i64, i32, Option<i64>, Option<i64>);

@@ -1,6 +1,7 @@
 //! What every room stands on. No word of the product's capabilities appears here.
 
 pub mod backoff;
+pub mod bound;
 pub mod clock;
 pub mod config;
 pub mod drain;
@@ -18,6 +19,7 @@ pub mod pubsub;
 pub mod query;
 pub mod redis;
 pub mod rotation;
+pub mod table_size;
 pub mod telemetry;
 pub mod trace_context;
 pub mod tracking;

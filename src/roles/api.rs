@@ -47,6 +47,8 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
         redis.clone(),
     );
     tasks.spawn("kv reads and audit", kv_background.run(platform.stop.clone(), settings.drain.grace()));
+    let ids = kv.ids();
+    tasks.spawn_forever("kv ids", async move { ids.watch().await });
     let feed = feed(platform, redis.clone(), tasks);
     let short_cuts = kv::short_cuts(gateway::short_cuts(ShortCuts::default(), &gateway), &kv);
     let short_cuts = feed::short_cuts(short_cuts, &feed);
@@ -138,6 +140,7 @@ fn messages(platform: &Platform, presence: Option<Presence>, tasks: &mut Tasks) 
         tasks.spawn_forever("messages news", channels.run(settings.redis.clone(), open.hub.clone()));
         tasks.spawn_forever("messages sweep", open.hub.clone().sweep_forever());
         tasks.spawn_forever("messages places", open.hub.clone().answer_forever());
+        tasks.spawn_forever("messages receivers", open.receivers.clone().watch());
         tasks.spawn_forever("messages clock", open.hub.clone().tick_forever());
         tasks.spawn("messages connections", open.clone().run(settings.drain.grace()));
     }
@@ -147,8 +150,8 @@ fn messages(platform: &Platform, presence: Option<Presence>, tasks: &mut Tasks) 
 /// The feed room, with what gathers its reads and writes.
 fn feed(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) -> Feed {
     let settings = &platform.settings;
-    let (feed, background) =
-        Feed::new(settings.feed.clone(), settings.http.clone(), platform.postgres.clone(), &settings.redis, redis);
+    let storage = platform.postgres.clone().map(|pool| feed::Storage { pool, backlog: platform.backlog.clone() });
+    let (feed, background) = Feed::new(settings.feed.clone(), settings.http.clone(), storage, &settings.redis, redis);
     if let Some(background) = background {
         tasks.spawn("feed reads and writes", background.run(platform.stop.clone(), settings.drain.grace()));
     }

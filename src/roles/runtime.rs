@@ -25,6 +25,7 @@ use crate::platform::{
     },
     memory,
     ops::{self, Check, Health},
+    outbox::Backlog,
     postgres,
     redis::Redis,
     rotation, telemetry,
@@ -53,6 +54,8 @@ pub(super) struct Platform {
     pub topics_ready: TopicsReady,
     /// `None` where `postgres.url` is not set: what needs it is off.
     pub postgres: Option<PgPool>,
+    /// What waits in Postgres for Kafka.
+    pub backlog: Arc<Backlog>,
     /// Ends intake and loops.
     pub stop: CancellationToken,
 }
@@ -141,7 +144,9 @@ async fn serve_until_stopped(settings: Settings, mission: Mission, metrics: Prom
         Mission::Role => open_postgres(&settings)?,
         Mission::Relay(_) => None,
     };
+    let backlog = Backlog::new(&settings.outbox);
     let platform = Arc::new(Platform {
+        backlog,
         settings: Arc::new(settings),
         health: health.clone(),
         metrics: metrics.clone(),
@@ -240,7 +245,10 @@ async fn bind_management(addresses: &[String], mission: &Mission) -> Result<Vec<
 async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), String> {
     let settings = &platform.settings;
     if let Some(pool) = platform.postgres.clone() {
-        tasks.spawn_forever("postgres watch", postgres::watch(pool, platform.health.check("postgres")));
+        tasks.spawn_forever("postgres watch", postgres::watch(pool.clone(), platform.health.check("postgres")));
+        if settings.role.serves_api() || settings.role.relays() {
+            tasks.spawn_forever("outbox backlog", platform.backlog.clone().watch(pool));
+        }
     }
     ensure_topics(platform, TopicPlan::specs(settings), tasks);
     let redis = lazy_redis(platform, tasks);
@@ -324,11 +332,14 @@ fn lazy_redis(platform: &Platform, tasks: &mut Tasks) -> SharedRedis {
         return receiver;
     }
     let check = platform.health.check("redis");
+    let (memory, fails) = (platform.health.check("redis memory"), !platform.settings.role.serves_api());
+    // Until there is a connection, the check above says what is wrong.
+    memory.pass();
     tasks.spawn_forever("redis connection", async move {
         let redis = Redis::connect_patiently(&config, &check).await;
         check.pass();
         sender.send_replace(Some(redis.clone()));
-        redis.watch(config, check).await;
+        tokio::join!(redis.clone().watch(config, check), redis.watch_memory(memory, fails));
     });
     receiver
 }

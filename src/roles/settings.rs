@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     comments, dlq, feed, gateway, kv, messages,
-    platform::{drain, http, kafka, kafka::TopicSpec, memory, ops, postgres, redis, rotation, telemetry},
+    platform::{drain, http, kafka, kafka::TopicSpec, memory, ops, outbox, postgres, redis, rotation, telemetry},
 };
 
 /// What a process does.
@@ -72,6 +72,7 @@ pub struct Settings {
     pub comments: comments::Config,
     pub messages: messages::Config,
     pub feed: feed::Config,
+    pub outbox: outbox::Config,
 }
 
 impl Default for Settings {
@@ -94,6 +95,7 @@ impl Default for Settings {
             comments: comments::Config::default(),
             messages: messages::Config::default(),
             feed: feed::Config::default(),
+            outbox: outbox::Config::default(),
         }
     }
 }

@@ -39,5 +39,15 @@ async fn a_cluster_serves_the_view_and_a_shard_that_lost_its_data_is_rebuilt() {
     }
     assert_eq!(rebuilt, 90);
     assert!(app.metric("postrider_kv_rebuilds_total").await.is_some());
+    for number in 0..20 {
+        let body = json!({"key": format!("i{number}"), "value": 1});
+        app.post_with("/push", &[("idempotency-key", "i")], &body).await.expect(202);
+    }
+    for (bound, least) in [("idempotency_ids", 20.0), ("redis_memory", 1.0)] {
+        until(&format!("{bound} of all shards is measured"), seconds(30), || async {
+            app.metric(&format!(r#"postrider_bound_used{{bound="{bound}"}}"#)).await.filter(|&used| used >= least)
+        })
+        .await;
+    }
     app.stop().await;
 }

@@ -24,6 +24,7 @@ mod feed_plans;
 mod feed_retention;
 mod feed_writes;
 mod gateway;
+mod growth;
 mod harness;
 mod hostile;
 mod http;

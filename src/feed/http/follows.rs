@@ -58,7 +58,9 @@ pub async fn follow(
     request: Request,
 ) -> Result<Response<Body>, Problem> {
     let pair = pair(&feed, &context, request, "/follow", "USER_FOLLOWED").await?;
-    settled(feed.desk()?.follows.write(pair).await?)?;
+    let desk = feed.desk()?;
+    let _admitted = desk.backlog.admit(&pair.followee_id, pair.value.len())?;
+    settled(desk.follows.write(pair).await?)?;
     Ok(axum::Json(Said { message: "followed successfully" }).into_response())
 }
 
@@ -84,6 +86,7 @@ pub async fn unfollow(
 ) -> Result<Response<Body>, Problem> {
     let pair = pair(&feed, &context, request, "/unfollow", "USER_UNFOLLOWED").await?;
     let (desk, member) = (feed.desk()?, format!("u{}", pair.follower_id));
+    let _admitted = desk.backlog.admit(&pair.followee_id, pair.value.len())?;
     // Where nothing has changed, nobody would take the note back.
     if settled(desk.unfollows.write(pair).await?)? {
         desk.feeds.note_gone([member]).await;
@@ -134,6 +137,7 @@ pub async fn erase(
     let user_id = user_of(user_id)?;
     let (desk, meta) = (feed.desk()?, meta(&context, "/users", user_id.as_bytes())?);
     let value = model::erased(meta.event_id, &user_id);
+    let _admitted = desk.backlog.admit(&user_id, value.len())?;
     writes::erase(&desk.pool, &meta, &user_id, &value).await.map_err(|error| Refusal::of(&error))?;
     // A timeline cannot have older ones of one author than so many.
     let newest = 2 * feed.inner.config.timeline_ids;

@@ -108,7 +108,9 @@ pub async fn create(
     let (head, tail) = model::created(meta.event_id, &draft.author_id, &draft.content);
     let PostDraft { author_id, content } = draft;
     let post = NewPost { meta, author_id: author_id.into_owned(), content: content.into_owned(), head, tail };
-    let id = settled(feed.desk()?.posts.write(post).await?)?;
+    let desk = feed.desk()?;
+    let _admitted = desk.backlog.admit(&post.author_id, post.head.len() + post.tail.len())?;
+    let id = settled(desk.posts.write(post).await?)?;
     let body = format!(r#"{{"post_id":{id},"message":"Post created successfully"}}"#);
     Ok(json(StatusCode::ACCEPTED, body))
 }
@@ -157,6 +159,8 @@ pub async fn delete(
 ) -> Result<Response<Body>, Problem> {
     let id = post_of(id)?;
     let (desk, meta) = (feed.desk()?, meta(&context, ROUTE, id.to_string().as_bytes())?);
+    // Whose post it is is known only afterwards.
+    let _admitted = desk.backlog.admit("", 0)?;
     let gone = writes::delete_post(&desk.pool, &meta, id).await.map_err(|error| Refusal::of(&error))?;
     if gone.is_none() {
         let before = writes::was_deleted(&desk.pool, &meta, id).await.map_err(|error| unreachable(&error))?;

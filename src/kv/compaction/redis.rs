@@ -26,6 +26,7 @@ use crate::{
         view::Partition,
     },
     platform::{
+        clock,
         config::SecretUrl,
         kafka::{batch::Batch, event::Event},
         redis::{Config, Redis},
@@ -283,4 +284,31 @@ fn a_value_that_expired_before_1970_gets_its_tombstone() {
         partition.expired(&scripts, &mut redis, EPOCH_MS, 10).await.unwrap().tombstones
     });
     assert_eq!(RedisView::restated(tombstones), [(0, 0, None)]);
+}
+
+#[test]
+fn ids_are_counted_once_each_and_writes_of_long_ago_are_not_remembered() {
+    let (server, scripts) = (Server::start(), Scripts::default());
+    let RedisView { mut redis, mut partition, .. } = RedisView::new(&server, &scripts);
+    let now_ms = clock::now_ms();
+    let mut offset = 0;
+    let mut counted = |id: u8, age_hours: i64| {
+        let mut batch = Batch::default();
+        let headers = pushed(uuid_of(id), None);
+        batch.push(&message(b"a", Some(b"1".to_vec()), offset, now_ms - age_hours * HOUR_MS, headers));
+        offset += 1;
+        server.runtime.block_on(async {
+            partition.write(&scripts, &mut redis, &batch, now_ms).await.unwrap();
+            let mut counts = redis::cmd("HVALS");
+            let counts: Vec<i64> = counts.arg(&partition.keys.id_counts).query_async(&mut redis).await.unwrap();
+            let mut ids = redis::cmd("KEYS");
+            let ids: Vec<String> = ids.arg("test:*:id:*").query_async(&mut redis).await.unwrap();
+            (counts.iter().sum::<i64>(), ids.len())
+        })
+    };
+    assert_eq!(counted(1, 49), (0, 0), "its doubles would be two days old");
+    assert_eq!(counted(1, 47), (1, 1));
+    assert_eq!(counted(1, 30), (1, 1), "a double is the same id");
+    assert_eq!(counted(2, 0), (2, 2));
+    assert_eq!(counted(2, 0), (2, 2));
 }

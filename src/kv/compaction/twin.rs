@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{DAY, Kind, LAG, Record, Restated, Value, View};
+use super::{DAY, FORGET_AFTER, Kind, LAG, Record, Restated, Value, View};
 
 /// What Redis has, by the rules of the scripts.
 #[derive(Default)]
@@ -35,7 +35,9 @@ impl Twin {
                 let duplicate = memory.filter(|id| id.first < record.offset && record.hour - id.seen <= DAY);
                 let applies = duplicate.is_none() || newest < 0;
                 let first = duplicate.filter(|_| !applies).map_or(record.offset, |id| id.first);
-                self.ids.insert((id, record.key), Id { first, seen: record.hour, until: hour + LAG });
+                if hour - record.hour < FORGET_AFTER {
+                    self.ids.insert((id, record.key), Id { first, seen: record.hour, until: hour + LAG });
+                }
                 (applies, record.offset)
             }
         };

@@ -5,6 +5,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::keys::BUCKETS;
+
 /// Who is connected: asked by id, and told by events.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -23,6 +25,9 @@ pub struct Config {
     pub linger_ms: u64,
     /// Days for which is known when somebody was seen last.
     pub remember_days: u32,
+    /// Receivers that have gone and of which that is known, at most; of further ones it is not known a minute later. About
+    /// 260 bytes of Redis each; 0 for any number.
+    pub max_remembered: u64,
 }
 
 impl Default for Config {
@@ -35,6 +40,7 @@ impl Default for Config {
             heartbeat_ms: 2_500,
             linger_ms: 5_000,
             remember_days: 30,
+            max_remembered: 1_000_000,
         }
     }
 }
@@ -51,6 +57,11 @@ impl Config {
 
     pub fn linger(&self) -> Duration {
         Duration::from_millis(self.linger_ms)
+    }
+
+    /// Of each bucket.
+    pub fn max_remembered_of_a_bucket(&self) -> u64 {
+        self.max_remembered.div_ceil(BUCKETS as u64)
     }
 
     /// In seconds, for Redis.

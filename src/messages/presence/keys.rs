@@ -52,6 +52,11 @@ impl Keys {
         self.within(bucket, "due")
     }
 
+    /// Hash from a day, counted from 1970, to how many receivers that have gone are forgotten on it.
+    pub fn gone(&self, bucket: Bucket) -> String {
+        self.within(bucket, "gone")
+    }
+
     /// Hash of what a process has registered: receiver to connections; under the empty field its marker.
     pub fn own(&self, bucket: Bucket, process: &str) -> String {
         self.within(bucket, &format!("of:{process}"))

@@ -219,7 +219,8 @@ async fn tell_chunk(
     marker.uncertain = true;
     let remember_s = shared.config.remember_s();
     let doubt_ms = shared.config.whole_lease_ms();
-    let speaker = Speaker { process, marker: &text, remember_s, seen_ms: 0, doubt_ms };
+    let max_remembered = shared.config.max_remembered_of_a_bucket();
+    let speaker = Speaker { process, marker: &text, remember_s, seen_ms: 0, doubt_ms, max_remembered };
     let (now_ms, outcomes) = calls.update(bucket, speaker, updates).await?.ok_or(Trouble::Lost)?;
     *marker = Marker { written: marker.written + 1, ..Marker::default() };
     shared.local.confirm(updates, &outcomes);

@@ -31,15 +31,17 @@ end
 redis.call('HSETNX', KEYS[1], 'born', now)
 ";
 
-/// KEYS: head, own, due, then one per receiver. ARGV: process, expected marker, seconds to remember who has gone,
-/// when they were seen last or 0 for now, the age in ms below which the bucket may not know yet what it has lost, then
-/// for each receiver: name, connections or -1 when it has gone, and the version and time at which this process knows
+/// KEYS: head, own, due, gone, then one per receiver. ARGV: process, expected marker, seconds to remember who has gone,
+/// when they were seen last or 0 for now, the age in ms below which the bucket may not know yet what it has lost, how
+/// many of the bucket who have gone may be remembered or 0 for all, then for each receiver: name, connections or -1 when it has gone, and the version and time at which this process knows
 /// it to be connected, or 0 and 0.
 /// While the bucket may have lost a receiver of which this process knows nothing, it is connected with version 0 and
 /// without an event: another process may know that its event was sent.
 /// A receiver whose state is none that exists is left alone.
 /// Each change is noted as due under its version, or, where very many are, under no version, so that the last one of
 /// each receiver is kept. A receiver that Redis knows less of than the process is what the process says.
+/// `gone` counts who has gone and is remembered, by the day on which they are forgotten. Above the bound whoever goes is
+/// remembered for a minute, uncounted: presence stays right, and only when they were seen last is not known later.
 /// Returns nothing when the marker is another one; otherwise now and, for each receiver, version, since when it is
 /// connected (0 when it is not), and 1 or 2 when it has just become connected or disconnected, or 3 when its state is
 /// unknown.
@@ -52,9 +54,31 @@ if marker ~= 'taken' then
   redis.call('HSETNX', KEYS[1], field, now)
   redis.call('HINCRBY', KEYS[2], '', 1)
 end
+local counts, remembered = {}, nil
+local function note(seconds, change)
+  local day = string.format('%d', math.floor((now / 1000 + seconds) / 86400))
+  counts[day] = (counts[day] or 0) + change
+  if remembered then remembered = remembered + change end
+end
+local function has_room()
+  if ARGV[6] == '0' then return true end
+  if not remembered then
+    remembered = 0
+    local pairs_of = redis.call('HGETALL', KEYS[4])
+    for i = 1, #pairs_of, 2 do
+      if tonumber(pairs_of[i]) >= math.floor(now / 86400000) then
+        remembered = remembered + tonumber(pairs_of[i + 1])
+      else
+        redis.call('HDEL', KEYS[4], pairs_of[i])
+      end
+    end
+    for _, change in pairs(counts) do remembered = remembered + change end
+  end
+  return remembered < tonumber(ARGV[6])
+end
 local found = {now}
-for i = 4, #KEYS do
-  local key, at = KEYS[i], 4 * i - 10
+for i = 5, #KEYS do
+  local key, at = KEYS[i], 4 * i - 13
   local name, count = ARGV[at], tonumber(ARGV[at + 1])
   local version, since = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local is = redis.call('HMGET', key, 'state', 'version', 'since', 'seen', field)
@@ -76,7 +100,11 @@ for i = 4, #KEYS do
     end
     if count == 0 then seen = now end
     redis.call('HSET', key, 'state', state, 'version', version, 'since', since, 'seen', seen, field, count)
-    if is[1] == 'disconnected' then redis.call('PERSIST', key) end
+    if is[1] == 'disconnected' then
+      local left = redis.call('TTL', key)
+      if left > 60 then note(left, -1) end
+      redis.call('PERSIST', key)
+    end
     redis.call('HSET', KEYS[2], name, count)
   elseif known then
     redis.call('HDEL', key, field)
@@ -92,7 +120,12 @@ for i = 4, #KEYS do
         if seen == 0 then seen = now end
       end
       redis.call('HSET', key, 'state', state, 'version', version, 'since', since, 'seen', seen)
-      if others <= 0 then redis.call('EXPIRE', key, ARGV[3]) end
+      if others <= 0 and has_room() then
+        note(tonumber(ARGV[3]), 1)
+        redis.call('EXPIRE', key, ARGV[3])
+      elseif others <= 0 then
+        redis.call('EXPIRE', key, 60)
+      end
     end
   end
   if change == 1 or change == 2 then
@@ -103,6 +136,9 @@ for i = 4, #KEYS do
   found[#found + 1] = version
   found[#found + 1] = state == 'connected' and since or 0
   found[#found + 1] = change
+end
+for day, change in pairs(counts) do
+  if change ~= 0 then redis.call('HINCRBY', KEYS[4], day, change) end
 end
 return found
 ";
@@ -249,6 +285,8 @@ pub struct Speaker<'a> {
     pub seen_ms: i64,
     /// The age from which on a bucket knows all that it has lost.
     pub doubt_ms: u64,
+    /// Receivers of a bucket that have gone and may be remembered; 0 for all.
+    pub max_remembered: u64,
 }
 
 /// What came of an update.
@@ -286,9 +324,9 @@ impl Calls<'_> {
         updates: &[Update<R>],
     ) -> Result<Option<(i64, Vec<Outcome>)>, RedisError> {
         let mut call = self.scripts.update.key(self.keys.head(bucket));
-        call.key(self.keys.own(bucket, speaker.process)).key(self.keys.due(bucket));
+        call.key(self.keys.own(bucket, speaker.process)).key(self.keys.due(bucket)).key(self.keys.gone(bucket));
         call.arg(speaker.process).arg(speaker.marker);
-        call.arg(speaker.remember_s).arg(speaker.seen_ms).arg(speaker.doubt_ms);
+        call.arg(speaker.remember_s).arg(speaker.seen_ms).arg(speaker.doubt_ms).arg(speaker.max_remembered);
         for update in updates {
             let name = update.receiver.as_ref();
             let known = update.known.unwrap_or(Known { version: 0, since_ms: 0 });

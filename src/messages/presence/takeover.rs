@@ -16,6 +16,7 @@ use super::{
     keys::Bucket,
     script::{Calls, Lease, Speaker, TAKEN, Update},
 };
+use crate::platform::bound;
 
 /// Receivers read, and ended, at a time.
 const CHUNK: usize = 100;
@@ -57,6 +58,7 @@ impl Watchman {
         for dead in self.find_dead(shared, calls, now_ms, &leases).await {
             end_process(shared, calls, &dead, false).await?;
         }
+        count_remembered(shared, calls, now_ms).await?;
         // One process at a time, and not more often than it is needed.
         let pause_ms = (shared.config.heartbeat().as_millis()).to_string();
         let sweeper = shared.keys.sweeper();
@@ -90,6 +92,22 @@ impl Watchman {
         }
         dead
     }
+}
+
+/// Reports how many receivers that have gone are remembered.
+async fn count_remembered(shared: &Shared, calls: &mut Calls<'_>, now_ms: i64) -> Result<(), RedisError> {
+    let counts = Bucket::all().map(|bucket| {
+        let mut all = redis::cmd("HGETALL");
+        all.arg(shared.keys.gone(bucket));
+        all
+    });
+    let mut remembered = 0;
+    for answer in calls.redis.ask(counts.collect()).await {
+        let counts: Vec<(i64, i64)> = redis::from_redis_value(answer?)?;
+        remembered += counts.iter().filter(|(day, _)| *day >= now_ms / 86_400_000).map(|(_, count)| count).sum::<i64>();
+    }
+    bound::report("remembered_receivers", u64::try_from(remembered).unwrap_or(0), shared.config.max_remembered);
+    Ok(())
 }
 
 /// Ends everything that is left, and sends everything that is due, when no process lives on.
@@ -148,7 +166,8 @@ async fn end_bucket(
     seen_ms: i64,
 ) -> Result<usize, RedisError> {
     let (remember_s, doubt_ms) = (shared.config.remember_s(), shared.config.whole_lease_ms());
-    let speaker = Speaker { process, marker: TAKEN, remember_s, seen_ms, doubt_ms };
+    let max_remembered = shared.config.max_remembered_of_a_bucket();
+    let speaker = Speaker { process, marker: TAKEN, remember_s, seen_ms, doubt_ms, max_remembered };
     let (own, count) = (shared.keys.own(bucket, process), CHUNK.to_string());
     let (mut cursor, mut ended) = ("0".to_owned(), 0);
     loop {

@@ -88,6 +88,12 @@ codes! {
         "This process has as many open live streams as its configuration allows. Retry after `Retry-After` seconds; another process may have room.";
     TooManyReads "too_many_reads" SERVICE_UNAVAILABLE "Too many reads wait for Postgres"
         "Feeds that Redis does not have are read from Postgres, `feed.max_postgres_reads` at a time, and this one waited three seconds for its turn. Retry after `Retry-After` seconds.";
+    TooManyReceivers "too_many_receivers" SERVICE_UNAVAILABLE "Too many receivers have messages"
+        "As many receivers as `messages.max_receivers` allows have had a message, and this one has not. Nothing was stored. Messages to receivers that have had one are taken. Retry after `Retry-After` seconds.";
+    TooManyIdempotencyKeys "too_many_idempotency_keys" SERVICE_UNAVAILABLE "Too many idempotency keys are remembered"
+        "As many writes with an `Idempotency-Key` as `kv.max_idempotency_ids` allows are remembered, each for 36 hours. Nothing was stored. A retry of a write that is remembered is taken all the same, and so is a write without the header. Retry after `Retry-After` seconds.";
+    OutboxFull "outbox_full" SERVICE_UNAVAILABLE "Too much waits for Kafka"
+        "Posts and follows are stored in Postgres with an event for Kafka, and as many events wait there as `outbox.max_rows` or `outbox.max_bytes` allow; or an event of this author cannot be sent, and `outbox.max_quarantined_rows_per_key` others wait behind it. Nothing was stored; retry after `Retry-After` seconds.";
     Rebuilding "rebuilding" SERVICE_UNAVAILABLE "The view is being rebuilt"
         "Redis has lost data, or the processor has not filled it yet. Until the view is complete nobody can say whether this key exists. Retry after `Retry-After` seconds.";
     NotYetVisible "not_yet_visible" GATEWAY_TIMEOUT "The awaited write is not visible yet"

@@ -27,7 +27,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::Config;
+use super::{Config, memory};
 use crate::platform::ops::Check;
 
 /// Pause between two checks of the connection.
@@ -39,9 +39,9 @@ const PING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A handle on the connection that all its clones share. Cheap to clone.
 #[derive(Clone)]
-pub struct Redis(Arc<Shared>);
+pub struct Redis(pub(super) Arc<Shared>);
 
-struct Shared {
+pub(super) struct Shared {
     link: ArcSwap<Link>,
     /// Notified with either of those below.
     suspected: Notify,
@@ -49,6 +49,8 @@ struct Shared {
     timed_out: AtomicBool,
     /// A command was refused because the server is a replica.
     read_only: AtomicBool,
+    /// A command was refused because the server has no memory left; since the last look at it.
+    pub(super) out_of_memory: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -91,9 +93,17 @@ impl Link {
 
 impl Shared {
     /// Has the connection checked soon where a result says that it may be of no use.
-    fn look_at<T>(&self, result: &Result<T, RedisError>, is_read_only: impl Fn(&T) -> bool) {
+    fn look_at<T>(&self, result: &Result<T, RedisError>, is: impl Fn(&T, fn(&Value) -> bool) -> bool) {
+        let out_of_memory = match result {
+            Ok(found) => is(found, lacks_memory),
+            Err(error) => memory::is_out_of_memory(error),
+        };
+        if out_of_memory {
+            memory::count_refusal();
+            self.out_of_memory.store(true, Ordering::Relaxed);
+        }
         let suspicion = match result {
-            Ok(found) if is_read_only(found) => &self.read_only,
+            Ok(found) if is(found, is_read_only) => &self.read_only,
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) => &self.read_only,
             Err(error) if error.is_timeout() => &self.timed_out,
             _ => return,
@@ -129,6 +139,11 @@ fn is_read_only(value: &Value) -> bool {
     matches!(value, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::ReadOnly))
 }
 
+/// Returns whether a server without memory has refused a write.
+fn lacks_memory(value: &Value) -> bool {
+    matches!(value, Value::ServerError(error) if memory::says_out_of_memory(error))
+}
+
 impl Redis {
     /// Connects once. Later breaks are mended in the background, and silence where [`Self::watch`] runs.
     pub async fn connect(config: &Config) -> Result<Self, RedisError> {
@@ -141,8 +156,9 @@ impl Redis {
     }
 
     fn over(link: Link) -> Self {
-        let (timed_out, read_only) = (AtomicBool::default(), AtomicBool::default());
-        Self(Arc::new(Shared { link: ArcSwap::from_pointee(link), suspected: Notify::new(), timed_out, read_only }))
+        let [timed_out, read_only, out_of_memory] = std::array::from_fn(|_| AtomicBool::default());
+        let (link, suspected) = (ArcSwap::from_pointee(link), Notify::new());
+        Self(Arc::new(Shared { link, suspected, timed_out, read_only, out_of_memory }))
     }
 
     /// Connects, trying again until it works.
@@ -212,7 +228,7 @@ impl ConnectionLike for Redis {
         let mut link = Link::clone(&self.0.link.load());
         Box::pin(async move {
             let result = link.connection().req_packed_command(command).await;
-            self.0.look_at(&result, is_read_only);
+            self.0.look_at(&result, |value, is| is(value));
             result
         })
     }
@@ -226,7 +242,7 @@ impl ConnectionLike for Redis {
         let mut link = Link::clone(&self.0.link.load());
         Box::pin(async move {
             let result = link.connection().req_packed_commands(commands, offset, count).await;
-            self.0.look_at(&result, |values| values.iter().any(is_read_only));
+            self.0.look_at(&result, |values, is| values.iter().any(is));
             result
         })
     }

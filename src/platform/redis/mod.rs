@@ -1,6 +1,7 @@
 //! Redis, standalone or Cluster: its configuration, the shared connection, and single channels.
 
 mod connection;
+mod memory;
 
 use std::{pin::pin, time::Duration};
 

@@ -1,4 +1,6 @@
-//! The writers' end of the outbox: whoever drains it is told that there is something.
+//! The writers' end of the outbox: how much may wait in it, and the hint to whoever drains it.
+
+mod backlog;
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -7,6 +9,7 @@ use std::{
 
 use sqlx::PgPool;
 
+pub use self::backlog::{Backlog, Config};
 use super::query::within;
 
 /// The channel of NOTIFY, as an SQL expression: channels belong to the whole database, and so have the schema's name.
