@@ -14,8 +14,8 @@ use crate::platform::{
 };
 
 const RECEIVERS: Table = Table { name: "message_receivers", row_bytes: "0" };
-/// The shortest time between two looks.
-const LOOK: Duration = Duration::from_secs(2);
+/// The shortest time between two looks. Names come slowly, compared with what a bound has room for.
+const LOOK: Duration = Duration::from_secs(5);
 /// Seconds after which a refused message may come again: receivers are forgotten once a day.
 const RETRY_AFTER_S: u32 = 60;
 
@@ -44,8 +44,11 @@ impl Receivers {
         Err(Problem { retry_after_s: Some(RETRY_AFTER_S), ..Problem::new(Code::TooManyReceivers, detail) })
     }
 
-    /// Counts again and again; never ends by itself.
+    /// Counts again and again; never ends by itself. Without a limit there is nothing to count for.
     pub async fn watch(self: Arc<Self>) {
+        if self.bound.limit() == 0 {
+            return std::future::pending().await;
+        }
         loop {
             let begun = Instant::now();
             let look = self.bound.look();
