@@ -150,6 +150,12 @@ impl Health {
         (ready, json!({"ready": ready, "draining": draining, "checks": report}))
     }
 
+    /// Returns whether the check of this name fails; a check that is not there does not.
+    pub fn fails(&self, name: &str) -> bool {
+        let checks = self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.iter().any(|check| check.name == name && check.state().fails())
+    }
+
     /// Whether the process has been ready once.
     pub fn has_started(&self) -> bool {
         self.readiness().0 || self.inner.was_ready.load(Ordering::Relaxed)
@@ -228,6 +234,7 @@ mod tests {
         redis.fail("gone");
         let (ready, report) = health.readiness();
         assert!(!ready && health.has_started());
+        assert_eq!(["redis", "kafka", "other"].map(|name| health.fails(name)), [true, false, false]);
         assert_eq!(report["checks"]["redis"]["detail"], "gone");
         redis.warn("a replica is away");
         let (ready, report) = health.readiness();

@@ -1,6 +1,7 @@
 //! Redis, standalone or Cluster: its configuration, the shared connection, and single channels.
 
 mod connection;
+mod trial;
 
 use std::{pin::pin, time::Duration};
 
@@ -9,7 +10,7 @@ use redis::{ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::connection::Redis;
+pub use self::{connection::Redis, trial::try_out};
 use super::{config::SecretUrl, pubsub::hang};
 
 /// How Redis is reached.
