@@ -21,7 +21,7 @@ use crate::platform::{
     drain::{self, Ending, Signals, Tasks},
     kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady, lanes::Lanes},
     memory,
-    ops::Health,
+    ops::{Check, Health},
     postgres,
     redis::Redis,
     replace::{self, Inherited},
@@ -160,6 +160,8 @@ async fn live(beginning: Beginning) -> Result<End, String> {
 async fn serve_until_stopped(beginning: Beginning, metrics: PrometheusHandle) -> Result<End, String> {
     let Beginning { settings, mission, load, files, signals } = beginning;
     let health = Health::default();
+    // Probes are answered before everything has its check.
+    let start = health.check("start");
     let management = management::bind(&settings.management.listen, &mission).await?;
     for listener in &management {
         let address = listener.local_addr().map_err(|error| error.to_string())?;
@@ -194,7 +196,7 @@ async fn serve_until_stopped(beginning: Beginning, metrics: PrometheusHandle) ->
     watch_platform(&platform, &mut tasks);
     let trial = RoleTrial { platform: &platform, mission: &mission, load: &load };
     let rotation = rotation::Watch::new(platform.settings.rotation.clone(), files, trial, &health);
-    let outcome = run_mission(&platform, &mission, signals, rotation, tasks).await;
+    let outcome = run_mission(&platform, &mission, &start, signals, rotation, tasks).await;
     let (producer, callers_producer) = (platform.producer.clone(), platform.callers_producer.clone());
     let grace = platform.settings.drain.grace();
     let close = move || {
@@ -259,12 +261,16 @@ async fn start_mission(platform: &Arc<Platform>, mission: &Mission, tasks: &mut 
 async fn run_mission(
     platform: &Arc<Platform>,
     mission: &Mission,
+    start: &Check,
     mut signals: Signals,
     rotation: rotation::Watch<RoleTrial<'_>>,
     mut tasks: Tasks,
 ) -> Result<End, String> {
     let settings = &platform.settings;
     let started = start_mission(platform, mission, &mut tasks).await;
+    if started.is_ok() {
+        start.pass();
+    }
     // Nobody was sent to what never began.
     let delay = if started.is_ok() { settings.drain.readiness_delay() } else { Duration::ZERO };
     let mut end = End::Exit;
