@@ -96,15 +96,15 @@ async fn metric(app: &App, name: &str) -> Option<f64> {
     text.lines().find(|line| line.starts_with(name))?.rsplit(' ').next()?.parse().ok()
 }
 
-/// When the program began that runs in this process now; `None` while it begins.
-pub async fn started(app: &App) -> Option<f64> {
-    metric(app, "postrider_start_time_seconds").await
+/// When the program began that runs in this process now; 0 while it begins.
+pub async fn started(app: &App) -> f64 {
+    metric(app, "postrider_start_time_seconds").await.unwrap_or_default()
 }
 
 /// Waits until the process has replaced itself and is ready.
 pub async fn await_replaced(app: &mut App, before: f64) {
     until("it has replaced itself and is ready", seconds(60), || async {
-        let replaced = started(app).await.is_some_and(|now| now > before);
+        let replaced = started(app).await > before;
         (replaced && app.is_ready().await).then_some(())
     })
     .await;
@@ -191,7 +191,7 @@ async fn a_redis_secret_that_does_not_work_changes_nothing_and_one_that_works_re
     let secret = Secret::new(&world, "redis", &world.redis_url);
     let app = with_redis(world.app().role("api"), &secret).env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "500");
     let mut app = app.start().await;
-    let (before, pid) = (started(&app).await.unwrap(), app.pid());
+    let (before, pid) = (started(&app).await, app.pid());
     let clients = Clients::of(&[&app]);
     let server = world.redis_url.trim_start_matches("redis://");
     let wrongs = [format!("redis://nobody:hunter22@{server}"), "redis://127.0.0.1:1".to_owned(), String::new()];
@@ -209,7 +209,7 @@ async fn a_redis_secret_that_does_not_work_changes_nothing_and_one_that_works_re
         assert_eq!(check["status"], "warning", "{report}");
         assert!(!check["detail"].as_str().unwrap().contains("hunter22"), "{report}");
     }
-    assert_eq!(started(&app).await, Some(before));
+    assert_eq!(started(&app).await, before);
     assert!(!app.log().contains("hunter22"), "{}", app.log());
     // Back to what is in use: nothing remains of it.
     secret.set(&world.redis_url);
@@ -232,7 +232,7 @@ async fn a_postgres_secret_that_does_not_work_is_refused_and_so_is_an_empty_one(
     let secret = Secret::new(&world, "postgres", &url);
     let app = world.app().unset("POSTRIDER_POSTGRES__URL").env("POSTRIDER_POSTGRES__URL_FILE", secret.path());
     let mut app = watching(app, &[secret.path()]).start().await;
-    let before = started(&app).await.unwrap();
+    let before = started(&app).await;
     let (head, rest) = url.split_once("://").unwrap();
     let (account, place) = rest.rsplit_once('@').unwrap();
     let user = account.split(':').next().unwrap();
@@ -269,7 +269,7 @@ async fn a_process_whose_old_secret_is_revoked_takes_a_new_one_at_once_whoever_h
     world.set("POSTRIDER_REDIS__URL", &with("old"));
     let secret = Secret::new(&world, "redis", &with("old"));
     let mut app = with_redis(world.app().role("api"), &secret).start().await;
-    let before = started(&app).await.unwrap();
+    let before = started(&app).await;
     let lease = format!("{}:rotation:api", world.prefix);
     let _: () = redis::run(&url, &["SET", &lease, "another", "PX", "600000"]).await;
     account(">new").await;
@@ -291,7 +291,7 @@ async fn while_the_server_is_away_no_secret_is_blamed() {
     let world = World::on(&stack).await;
     let secret = Secret::new(&world, "redis", &world.redis_url);
     let mut app = with_redis(world.app().role("api"), &secret).start().await;
-    let before = started(&app).await.unwrap();
+    let before = started(&app).await;
     stack.ctl(&["stop", "redis"]).await;
     app.await_failing("redis", seconds(30)).await;
     secret.set(&format!("{}/0", world.redis_url));
@@ -323,7 +323,7 @@ async fn ten_rotations_five_of_them_wrong_fail_no_request_and_no_two_processes_a
         }
         let mut before = Vec::new();
         for app in &apps {
-            before.push(started(app).await.unwrap());
+            before.push(started(app).await);
         }
         // The newline is no part of the secret, but the file is another one.
         good.push('\n');
@@ -369,7 +369,7 @@ async fn the_lease_of_a_process_that_died_is_taken_over_when_it_expires() {
         app.env("POSTRIDER_DRAIN__READINESS_DELAY_MS", delay_ms).start()
     };
     let (first, mut second) = (start("60000").await, start("0").await);
-    let before = started(&second).await.unwrap();
+    let before = started(&second).await;
     // The first one takes the lease before the second one has seen the change.
     let lease = format!("{}:rotation:api", world.prefix);
     let _: () = redis::run(&world.redis_url, &["SET", &lease, &holder(&first), "PX", "4000"]).await;
@@ -438,7 +438,7 @@ async fn without_redis_a_relay_waits_at_random_and_keeps_its_arguments() {
     let words = ["--topic", &topic, "--target-url", "http://127.0.0.1:1/x", "--workers", "3"];
     let app = watching(world.app().relay(words), &[secret.path()]).env("POSTRIDER_REDIS__URL", "redis://127.0.0.1:1");
     let mut app = app.start().await;
-    let before = started(&app).await.unwrap();
+    let before = started(&app).await;
     let arguments = fs::read(format!("/proc/{}/cmdline", app.pid())).unwrap();
     secret.set("new");
     await_replaced(&mut app, before).await;
@@ -453,7 +453,7 @@ async fn a_configuration_that_can_no_longer_be_loaded_is_refused() {
     let secret = Secret::new(&world, "config.yaml", "kv:\n  batch_records: 400\n");
     let app = watching(world.app().role("api"), &[secret.path()]).env("POSTRIDER_CONFIG", secret.path());
     let mut app = app.start().await;
-    let before = started(&app).await.unwrap();
+    let before = started(&app).await;
     secret.set("kv:\n  batch_record: 500\n");
     await_refused(&app, "settings", true).await;
     assert!(app.is_ready().await && !away(&app));

@@ -85,7 +85,7 @@ async fn a_rotated_password_or_authority_that_brokers_reject_changes_nothing_unt
     let app = app.env("POSTRIDER_KAFKA__SASL__PASSWORD_FILE", password.path());
     let app = watching(app.env("POSTRIDER_KAFKA__TLS__CA_FILE", ca.path()), &[password.path(), ca.path()]);
     let mut app = app.start().await;
-    let before = started(&app).await.unwrap();
+    let before = started(&app).await;
     let another = std::fs::read_to_string(stack.get("KAFKA_CLIENT_CERT_FILE")).unwrap();
     for (secret, wrong, right) in [(&password, "hunter22", good), (&ca, &another, &authority)] {
         secret.set(wrong);
@@ -95,7 +95,7 @@ async fn a_rotated_password_or_authority_that_brokers_reject_changes_nothing_unt
         secret.set(right);
         await_refused(&app, "kafka", false).await;
     }
-    assert_eq!(started(&app).await, Some(before));
+    assert_eq!(started(&app).await, before);
     assert!(!app.log().contains("hunter22"), "{}", app.log());
     password.set(&format!("{good}\n"));
     await_replaced(&mut app, before).await;
