@@ -56,6 +56,11 @@ impl Draining {
         self.0.store(true, Relaxed);
     }
 
+    /// Ends it, as if it had never begun.
+    pub fn call_off(&self) {
+        self.0.store(false, Relaxed);
+    }
+
     pub fn has_begun(&self) -> bool {
         self.0.load(Relaxed)
     }

@@ -267,39 +267,63 @@ async fn run_mission(
     mut tasks: Tasks,
 ) -> Result<End, String> {
     let settings = &platform.settings;
-    let started = start_mission(platform, mission, &mut tasks).await;
-    if started.is_ok() {
-        start.pass();
-    }
-    // Nobody was sent to what never began.
-    let delay = if started.is_ok() { settings.drain.readiness_delay() } else { Duration::ZERO };
-    let mut end = End::Exit;
-    let failure = match started {
-        Err(problem) => Some(problem),
-        Ok(()) => tokio::select! {
-            failure = tasks.failure() => Some(failure),
-            name = signals.first() => {
-                tracing::info!(signal = name, "draining");
-                None
-            }
-            () = rotation.until_due() => {
-                tracing::info!("draining to start again with rotated files");
-                end = End::Replace;
-                None
-            }
-        },
+    let (ended, delay) = match start_mission(platform, mission, &mut tasks).await {
+        Ok(()) => {
+            start.pass();
+            let ended = serve_on(platform, &mut signals, rotation, &mut tasks).await;
+            // Where it is to be replaced, that has passed.
+            let delay = if ended == Ok(End::Replace) { Duration::ZERO } else { settings.drain.readiness_delay() };
+            (ended, delay)
+        }
+        // Nobody was sent to what never began.
+        Err(problem) => (Err(problem), Duration::ZERO),
     };
     platform.health.drain();
     drain::exit_after(delay + 2 * settings.drain.grace() + CLOSING);
-    if let Some(problem) = &failure {
+    if let Err(problem) = &ended {
         tracing::warn!(problem, "draining after a failure");
     }
     let late = tokio::select! {
-        late = tasks.failure() => Some(late),
-        () = tokio::time::sleep(delay) => None,
+        late = tasks.failure() => Err(late),
+        () = tokio::time::sleep(delay) => Ok(()),
     };
     let finished = tasks.finish(settings.drain.grace() + TASKS_PATIENCE).await;
-    failure.or(late).map_or(finished, Err).map(|()| end)
+    let end = ended?;
+    late.and(finished).map(|()| end)
+}
+
+/// Serves until a signal, a rotation, or a failure. For a rotation, readiness goes false and the readiness delay passes
+/// in here: until then it can be called off.
+async fn serve_on(
+    platform: &Platform,
+    signals: &mut Signals,
+    mut rotation: rotation::Watch<RoleTrial<'_>>,
+    tasks: &mut Tasks,
+) -> Result<End, String> {
+    loop {
+        let name = tokio::select! {
+            failure = tasks.failure() => return Err(failure),
+            name = signals.first() => Some(name),
+            () = rotation.until_due() => {
+                tracing::info!("draining to start again with rotated files");
+                platform.health.drain();
+                tokio::select! {
+                    failure = tasks.failure() => return Err(failure),
+                    name = signals.first() => Some(name),
+                    () = tokio::time::sleep(platform.settings.drain.readiness_delay()) => None,
+                }
+            }
+        };
+        if let Some(name) = name {
+            tracing::info!(signal = name, "draining");
+            return Ok(End::Exit);
+        }
+        if rotation.is_still_due().await {
+            return Ok(End::Replace);
+        }
+        tracing::warn!("mounted files changed again; the drain is called off");
+        platform.health.call_off_drain();
+    }
 }
 
 /// A connection that is made in the background, once, and shared by the rooms.

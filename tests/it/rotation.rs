@@ -417,6 +417,28 @@ async fn a_process_that_waits_for_its_turn_says_so_and_forgets_it_when_the_old_c
 }
 
 #[tokio::test]
+async fn a_wrong_secret_that_comes_while_it_drains_for_a_good_one_calls_the_drain_off() {
+    let world = World::new().await;
+    let secret = Secret::new(&world, "redis", &world.redis_url);
+    let app = with_redis(world.app().role("api"), &secret).env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "3000");
+    let mut app = app.start().await;
+    let before = started(&app).await;
+    secret.set(&format!("{}/0", world.redis_url));
+    app.await_log(DRAINING, seconds(30)).await;
+    assert!(!app.is_ready().await);
+    secret.set("redis://127.0.0.1:1");
+    app.await_log("mounted files changed again; the drain is called off", seconds(30)).await;
+    await_refused(&app, "redis", true).await;
+    assert!(app.is_ready().await);
+    assert_eq!(started(&app).await, before);
+    let lease: i64 = redis::run(&world.redis_url, &["EXISTS", &format!("{}:rotation:api", world.prefix)]).await;
+    assert_eq!(lease, 0, "others may take their turn");
+    secret.set(&format!("{}/0", world.redis_url));
+    await_replaced(&mut app, before).await;
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_signal_while_it_drains_for_a_rotation_ends_it_for_good() {
     let world = World::new().await;
     let secret = Secret::new(&world, "any", "old");

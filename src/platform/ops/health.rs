@@ -128,6 +128,11 @@ impl Health {
         self.inner.draining.begin();
     }
 
+    /// Ready again as the checks say.
+    pub fn call_off_drain(&self) {
+        self.inner.draining.call_off();
+    }
+
     /// For those who serve meanwhile.
     pub fn draining(&self) -> Draining {
         self.inner.draining.clone()
@@ -243,6 +248,8 @@ mod tests {
         redis.pass();
         health.drain();
         assert!(!health.readiness().0);
+        health.call_off_drain();
+        assert!(health.readiness().0);
     }
 
     #[test]

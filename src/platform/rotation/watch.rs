@@ -101,7 +101,7 @@ impl<T: Trial> Watch<T> {
     }
 
     /// Resolves when the process should drain and start again; never where there is no file to watch.
-    pub async fn until_due(mut self) {
+    pub async fn until_due(&mut self) {
         if self.config.files.is_empty() {
             return std::future::pending().await;
         }
@@ -120,6 +120,17 @@ impl<T: Trial> Watch<T> {
                 returned = self.return_lease().await || Instant::now() > expiry;
             }
         }
+    }
+
+    /// Returns whether the files are still those that it is due for; otherwise the turn is over.
+    pub async fn is_still_due(&mut self) -> bool {
+        let found = self.look().await;
+        let Some(mut candidate) = self.candidate.take() else { return false };
+        let is_due = found == Some(candidate.files);
+        if !is_due {
+            candidate.give_back().await;
+        }
+        is_due
     }
 
     /// Returns whether there is no lease left to give back.
