@@ -6,6 +6,7 @@
 
 mod files;
 mod lease;
+mod trial;
 mod watch;
 
 use schemars::JsonSchema;
@@ -14,7 +15,8 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     files::Fingerprint,
     lease::{Lease, Turn},
-    watch::{Order, Trial, Verdict, Watch, describe},
+    trial::{Order, Trial, Verdict},
+    watch::{Watch, describe},
 };
 
 /// Files that are only read at start, and what to do when they change.
