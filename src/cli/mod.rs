@@ -11,7 +11,7 @@ mod relay;
 mod roundtrip;
 mod text;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -115,10 +115,11 @@ enum ConfigCommand {
 pub fn main() -> Result<(), String> {
     let cli = Cli::parse_from(relay::with_two_dashes(std::env::args_os()));
     match cli.command {
-        Command::Run { role } => roles::run(load(&cli.sources, role)?.settings),
+        Command::Run { role } => roles::run(Arc::new(move || Ok(load(&cli.sources, role)?.settings))),
         Command::Relay(relay) => {
-            let relay::Order { settings, route, public_only, any_management_port } = relay.order(&cli.sources)?;
-            roles::run_relay(settings, RelayCommand { route, public_only, any_management_port })
+            let relay::Order { route, public_only, any_management_port, .. } = relay.order(&cli.sources)?;
+            let load = Arc::new(move || Ok(relay.order(&cli.sources)?.settings));
+            roles::run_relay(RelayCommand { route, public_only, any_management_port }, load)
         }
         Command::Migrate => migrate(&load(&cli.sources, None)?.settings),
         Command::Config(ConfigCommand::Show) => {

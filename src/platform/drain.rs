@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -12,7 +13,8 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
     task::JoinSet,
     time::Instant,
 };
@@ -54,6 +56,11 @@ impl Draining {
         self.0.store(true, Relaxed);
     }
 
+    /// Ends it, as if it had never begun.
+    pub fn call_off(&self) {
+        self.0.store(false, Relaxed);
+    }
+
     pub fn has_begun(&self) -> bool {
         self.0.load(Relaxed)
     }
@@ -70,22 +77,61 @@ pub struct Ending {
     pub grace: Duration,
 }
 
-/// Resolves at the first SIGTERM or SIGINT; from then on a second one ends the process at once.
-pub async fn signalled() -> std::io::Result<&'static str> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+/// SIGTERM and SIGINT, noted by a thread of their own from its start until the process has ended or was replaced, also
+/// while nothing else runs any more. The second one ends the process at once.
+#[derive(Clone)]
+pub struct Signals(watch::Receiver<Option<&'static str>>);
+
+impl Signals {
+    /// Starts listening. When it returns, no signal is missed.
+    pub fn listen() -> io::Result<Self> {
+        let (sender, receiver) = watch::channel(None);
+        let (installed, installation) = std::sync::mpsc::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let body = move || {
+            runtime.block_on(async {
+                let handlers =
+                    signal(SignalKind::terminate()).and_then(|one| Ok((one, signal(SignalKind::interrupt())?)));
+                match handlers {
+                    Ok((terminate, interrupt)) => {
+                        let _ = installed.send(Ok(()));
+                        obey(terminate, interrupt, &sender).await;
+                    }
+                    Err(error) => _ = installed.send(Err(error)),
+                }
+            });
+        };
+        std::thread::Builder::new().name("signals".to_owned()).spawn(body)?;
+        installation.recv().map_err(io::Error::other)??;
+        Ok(Self(receiver))
+    }
+
+    /// Resolves with the first signal's name, at once where it has come before.
+    pub async fn first(&mut self) -> &'static str {
+        match self.0.wait_for(Option::is_some).await.map(|name| *name) {
+            Ok(Some(name)) => name,
+            // The thread has ended, which takes the second signal.
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Returns whether there was one.
+    pub fn has_come(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+}
+
+async fn obey(mut terminate: Signal, mut interrupt: Signal, first: &watch::Sender<Option<&'static str>>) {
     let name = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     };
-    tokio::spawn(async move {
-        let code = tokio::select! {
-            _ = terminate.recv() => 143,
-            _ = interrupt.recv() => 130,
-        };
-        std::process::exit(code);
-    });
-    Ok(name)
+    first.send_replace(Some(name));
+    let code = tokio::select! {
+        _ = terminate.recv() => 143,
+        _ = interrupt.recv() => 130,
+    };
+    std::process::exit(code);
 }
 
 /// The tasks of a role. When one ends before the stop, whoever owns them has to drain and stop the others.

@@ -20,6 +20,7 @@ use super::{
     config::SecretUrl,
     ops::Check,
     query::{self, within},
+    trial::Fault,
 };
 
 /// Settings of every session. The server ends a session whose client stays silent within some eight seconds, so that its
@@ -33,6 +34,8 @@ const SESSION: [(&str, &str); 5] = [
 ];
 /// A connection that was used less than this long ago is taken from the pool without a test.
 const MAX_UNTESTED: Duration = Duration::from_secs(1);
+/// Time for all that is tried of settings before they are put to use.
+const TRIAL_PATIENCE: Duration = Duration::from_secs(10);
 /// Time for the answer to a test, after which a connection counts as silent.
 const PING_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -89,8 +92,8 @@ pub enum Error {
     Migration(#[from] MigrateError),
 }
 
-/// A pool that connects when first used.
-pub fn pool(config: &Config) -> Result<PgPool, Error> {
+/// How sessions are opened.
+fn session_options(config: &Config) -> Result<PgConnectOptions, Error> {
     if config.url.is_empty() {
         return Err(Error::NoUrl);
     }
@@ -98,13 +101,18 @@ pub fn pool(config: &Config) -> Result<PgPool, Error> {
     if config.schema.is_empty() || !config.schema.bytes().all(plain) {
         return Err(Error::BadSchema);
     }
-    let options = connect_options(&config.url)?
+    Ok(connect_options(&config.url)?
         .application_name("postrider")
         .statement_cache_capacity(config.statement_cache)
         // Statements are short, and the planner's guess at the cost of partitions makes it compile some of them for longer
         // than they run.
         .options([("search_path", config.schema.as_str()), ("jit", "off")])
-        .options(SESSION);
+        .options(SESSION))
+}
+
+/// A pool that connects when first used.
+pub fn pool(config: &Config) -> Result<PgPool, Error> {
+    let options = session_options(config)?;
     let silence = Arc::new(Silence::default());
     let at_release = silence.clone();
     Ok(PgPoolOptions::new()
@@ -233,14 +241,47 @@ pub async fn watch(pool: PgPool, check: Check) {
 
 /// Returns the numbers of this version's migrations that are not applied. A newer version's do not matter.
 async fn missing(pool: &PgPool) -> Result<Vec<i64>, query::Error> {
+    let mut connection = within(pool.acquire()).await?;
+    within(missing_over(&mut connection)).await
+}
+
+async fn missing_over(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Error> {
     let known: Option<String> =
-        within(sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations')::text").fetch_one(pool)).await?;
+        sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations')::text").fetch_one(&mut *connection).await?;
     let applied: Vec<i64> = match known {
         Some(_) => {
-            within(sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(pool)).await?
+            sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(connection).await?
         }
         None => Vec::new(),
     };
     let ours = MIGRATIONS.iter().map(|migration| migration.version);
     Ok(ours.filter(|version| !applied.contains(version)).collect())
+}
+
+/// Tries settings before they are put to use: opens a session, and looks for our tables where `with_tables` says so.
+pub async fn try_out(config: &Config, with_tables: bool) -> Result<(), Fault> {
+    let options = session_options(config).map_err(|error| Fault::Refused(error.to_string()))?;
+    let attempt = async {
+        let mut connection = PgConnection::connect_with(&options).await?;
+        connection.execute("SELECT 1").await?;
+        let missing = if with_tables { missing_over(&mut connection).await? } else { Vec::new() };
+        Ok((missing, connection.close().await).0)
+    };
+    match tokio::time::timeout(TRIAL_PATIENCE, attempt).await {
+        Ok(Ok(missing)) if missing.is_empty() => Ok(()),
+        Ok(Ok(missing)) => Err(Fault::Refused(format!("the schema lacks migrations {missing:?} of this version"))),
+        Ok(Err(error)) => Err(fault(config, &error)),
+        Err(_) => Err(Fault::Unreachable(format!("no answer within {} s", TRIAL_PATIENCE.as_secs()))),
+    }
+}
+
+fn fault(config: &Config, error: &sqlx::Error) -> Fault {
+    let text = config.url.mask_in(&error.to_string());
+    // Connection exceptions, too many connections, and a server that starts or stops.
+    let is_busy = |code: &str| ["08", "53", "57"].iter().any(|class| code.starts_with(class));
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => Fault::Unreachable(text),
+        sqlx::Error::Database(error) if error.code().is_some_and(|code| is_busy(&code)) => Fault::Unreachable(text),
+        _ => Fault::Refused(text),
+    }
 }

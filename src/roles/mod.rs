@@ -1,13 +1,17 @@
 //! Roles combine rooms: the only place where rooms meet.
 
 mod api;
+mod management;
 mod processor;
 mod progress;
 mod relay;
+mod rotation;
 mod runtime;
 mod settings;
+mod topics;
 
 pub use api::openapi;
 pub use relay::RelayCommand;
+pub use rotation::Load;
 pub use runtime::{run, run_relay};
 pub use settings::{ConsumerPlan, Role, Settings, TopicPlan};

@@ -50,14 +50,27 @@ pub(super) fn start(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), S
             Ok(())
         });
     }
+    check_names(relays)?;
+    for config in relays {
+        start_route(platform, config, Access::Public, ConsumerPlan::relay(&platform.settings, config), tasks)?;
+    }
+    Ok(())
+}
+
+fn check_names(relays: &[Config]) -> Result<(), String> {
     let (mut names, mut groups) = (HashSet::new(), HashSet::new());
     for config in relays {
         if !names.insert(config.name.as_str()) || !groups.insert(config.group()) {
             return Err(format!("`gateway.relays`: two relays have the name or group of `{}`", config.name));
         }
-        start_route(platform, config, Access::Public, ConsumerPlan::relay(&platform.settings, config), tasks)?;
     }
     Ok(())
+}
+
+/// Returns what would keep the configured routes from starting.
+pub(super) fn check(relays: &[Config]) -> Result<(), String> {
+    check_names(relays)?;
+    relays.iter().try_for_each(|config| Route::check(config, Access::Public).map_err(|problem| problem.to_string()))
 }
 
 /// Carries what rooms have put into the outbox to Kafka.

@@ -1,7 +1,6 @@
 //! The life of a process: set up the platform, build the role, serve, drain.
 
 use std::{
-    io::ErrorKind,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,30 +8,27 @@ use std::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sqlx::PgPool;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    api, processor,
+    api, management, processor,
     relay::{self, RelayCommand},
+    rotation::{Load, RoleTrial},
     settings::{Settings, TopicPlan},
+    topics,
 };
 use crate::platform::{
-    drain::{self, Draining, Ending, Tasks},
-    http::{client::Proxies, serve, shortcut::ShortCuts},
-    kafka::{
-        Admin, Broker, CallersProducer, Producer, TopicError, TopicSpec, TopicsReady, lanes::Lanes, replication::Watch,
-    },
+    drain::{self, Ending, Signals, Tasks},
+    kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady, lanes::Lanes},
     memory,
-    ops::{self, Check, Health},
+    ops::{Check, Health},
     outbox::Backlog,
     postgres,
     redis::Redis,
-    rotation, telemetry,
+    replace::{self, Inherited},
+    rotation::{self, Fingerprint},
+    telemetry,
 };
-
-/// Ports after a taken management port that a command tries.
-const PORTS_TRIED: u16 = 100;
 
 /// Time beyond the grace that tasks have to end.
 const TASKS_PATIENCE: Duration = Duration::from_secs(5);
@@ -75,25 +71,55 @@ impl Platform {
 }
 
 /// What a process was started for.
-enum Mission {
+pub(super) enum Mission {
     /// Whatever the configured role says.
     Role,
     /// One route from a topic to a URL, with Kafka alone.
     Relay(Box<RelayCommand>),
 }
 
+/// What a process begins with.
+struct Beginning {
+    settings: Settings,
+    mission: Mission,
+    load: Load,
+    /// The files that `settings` were loaded from, where they are watched.
+    files: Option<Fingerprint>,
+    signals: Signals,
+}
+
+/// How a process ends that ends well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Exit,
+    /// A new one is to take its place.
+    Replace,
+}
+
 /// Runs the configured role until a signal or a failure. The error is a sentence for the operator.
-pub fn run(settings: Settings) -> Result<(), String> {
-    launch(settings, Mission::Role)
+pub fn run(load: Load) -> Result<(), String> {
+    launch(load, Mission::Role)
 }
 
 /// Runs the command `relay`, likewise.
-pub fn run_relay(settings: Settings, command: RelayCommand) -> Result<(), String> {
+pub fn run_relay(command: RelayCommand, load: Load) -> Result<(), String> {
     command.route.check().map_err(|problem| problem.to_string())?;
-    launch(settings, Mission::Relay(Box::new(command)))
+    launch(load, Mission::Relay(Box::new(command)))
 }
 
-fn launch(settings: Settings, mission: Mission) -> Result<(), String> {
+fn launch(load: Load, mission: Mission) -> Result<(), String> {
+    let inherited = Inherited::now();
+    let signals = Signals::listen().map_err(|error| format!("cannot wait for signals: {error}"))?;
+    let mut settings = load()?;
+    let files = match settings.rotation.files.is_empty() {
+        true => None,
+        false => {
+            let files = Fingerprint::read(&settings.rotation.files).ok();
+            // Once more, so that a file that changed meanwhile is one that changed since the look.
+            settings = load()?;
+            files
+        }
+    };
     let workers = match settings.worker_threads {
         0 => std::thread::available_parallelism().map_or(2, usize::from),
         count => count,
@@ -105,29 +131,41 @@ fn launch(settings: Settings, mission: Mission) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let outcome = runtime.block_on(live(settings, mission));
+    let outcome = runtime.block_on(live(Beginning { settings, mission, load, files, signals: signals.clone() }));
     runtime.shutdown_timeout(Duration::from_secs(2));
-    outcome
+    match outcome? {
+        // Whoever sent the signal wants none in its place.
+        End::Replace if !signals.has_come() => Err(replace::replace(&inherited)),
+        _ => Ok(()),
+    }
 }
 
-async fn live(settings: Settings, mission: Mission) -> Result<(), String> {
+async fn live(beginning: Beginning) -> Result<End, String> {
+    let settings = &beginning.settings;
     let metrics = telemetry::install_metrics()?;
     let traces = telemetry::init(&settings.telemetry, &settings.role.to_string())?;
     let (files, memory_bytes) = (raise_file_limit(), memory::divide(&settings.memory, settings.role.serves_api()));
     tracing::info!(role = %settings.role, version = env!("CARGO_PKG_VERSION"), files, memory_bytes, "starting");
-    let outcome = serve_until_stopped(settings, mission, metrics).await;
+    telemetry::note_start();
+    rotation::describe();
+    let outcome = serve_until_stopped(beginning, metrics).await;
     let flushed = tokio::task::spawn_blocking(move || traces.shutdown(Duration::from_secs(3)));
     if flushed.await.is_err() {
         tracing::warn!("the trace exporter failed at shutdown");
     }
-    tracing::info!("stopped");
+    match outcome {
+        Ok(End::Replace) => tracing::info!("stopped; replacing the process"),
+        _ => tracing::info!("stopped"),
+    }
     outcome
 }
 
-async fn serve_until_stopped(settings: Settings, mission: Mission, metrics: PrometheusHandle) -> Result<(), String> {
-    let signal = tokio::spawn(drain::signalled());
+async fn serve_until_stopped(beginning: Beginning, metrics: PrometheusHandle) -> Result<End, String> {
+    let Beginning { settings, mission, load, files, signals } = beginning;
     let health = Health::default();
-    let management = bind_management(&settings.management.listen, &mission).await?;
+    // Probes are answered before everything has its check.
+    let start = health.check("start");
+    let management = management::bind(&settings.management.listen, &mission).await?;
     for listener in &management {
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         tracing::info!(%address, "serving probes and metrics");
@@ -159,9 +197,11 @@ async fn serve_until_stopped(settings: Settings, mission: Mission, metrics: Prom
         stop: CancellationToken::new(),
     });
     let mut tasks = Tasks::new(platform.stop.clone());
-    let management = serve_management(&platform, management, &mut tasks);
+    let management = management::serve(&platform, management, &mut tasks);
     watch_platform(&platform, &mut tasks);
-    let outcome = run_mission(&platform, &mission, signal, tasks).await;
+    let trial = RoleTrial { platform: &platform, mission: &mission, load: &load };
+    let rotation = rotation::Watch::new(platform.settings.rotation.clone(), files, trial, &health);
+    let outcome = run_mission(&platform, &mission, &start, signals, rotation, tasks).await;
     let (producer, callers_producer) = (platform.producer.clone(), platform.callers_producer.clone());
     let grace = platform.settings.drain.grace();
     let close = move || {
@@ -179,35 +219,6 @@ async fn serve_until_stopped(settings: Settings, mission: Mission, metrics: Prom
     outcome
 }
 
-/// The management port answers until the very end, so it has a stop of its own.
-struct Management {
-    stop: CancellationToken,
-    server: tokio::task::JoinHandle<()>,
-}
-
-fn serve_management(platform: &Platform, listeners: Vec<TcpListener>, tasks: &mut Tasks) -> Management {
-    let config = platform.settings.http.clone();
-    let router = ops::router(platform.health.clone(), platform.metrics.clone());
-    let (stop, died) = (CancellationToken::new(), CancellationToken::new());
-    tasks.watch("management port", died.clone());
-    let guard = died.clone().drop_guard();
-    let ending = Ending { draining: Draining::default(), died, stop: stop.clone(), grace: Duration::from_secs(1) };
-    let server = tokio::spawn(async move {
-        let _guard = guard;
-        serve::serve(
-            serve::Audience::Operators,
-            listeners,
-            router,
-            ShortCuts::default(),
-            &config,
-            Proxies::default(),
-            ending,
-        )
-        .await;
-    });
-    Management { stop, server }
-}
-
 /// Has the death of what runs beside the role count as that of one of its tasks. It outlives them, because they use it
 /// until they end.
 fn watch_platform(platform: &Platform, tasks: &mut Tasks) {
@@ -218,30 +229,6 @@ fn watch_platform(platform: &Platform, tasks: &mut Tasks) {
     }
 }
 
-type Signal = tokio::task::JoinHandle<std::io::Result<&'static str>>;
-
-/// A command takes the next free port where nobody has asked for a certain one, so that several can
-/// run side by side.
-async fn bind_management(addresses: &[String], mission: &Mission) -> Result<Vec<TcpListener>, String> {
-    let error = match serve::bind(addresses).await {
-        Ok(listeners) => return Ok(listeners),
-        Err(error) => error,
-    };
-    let any_port = matches!(mission, Mission::Relay(command) if command.any_management_port);
-    if let (true, ErrorKind::AddrInUse, [address]) = (any_port, error.kind(), addresses)
-        && let Some((host, port)) = address.rsplit_once(':')
-        && let Ok(port) = port.parse::<u16>()
-    {
-        for next in port.saturating_add(1)..=port.saturating_add(PORTS_TRIED) {
-            if let Ok(listeners) = serve::bind(&[format!("{host}:{next}")]).await {
-                tracing::warn!(taken = port, port = next, "the management port is taken; using the next free one");
-                return Ok(listeners);
-            }
-        }
-    }
-    Err(error.to_string())
-}
-
 async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), String> {
     let settings = &platform.settings;
     if let Some(pool) = platform.postgres.clone() {
@@ -250,7 +237,7 @@ async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), S
             tasks.spawn_forever("outbox backlog", platform.backlog.clone().watch(pool));
         }
     }
-    ensure_topics(platform, TopicPlan::specs(settings), tasks);
+    topics::keep(platform, TopicPlan::specs(settings), tasks);
     let redis = lazy_redis(platform, tasks);
     if settings.role.serves_api() {
         api::start(platform, redis.clone(), tasks).await?;
@@ -269,7 +256,7 @@ async fn start_mission(platform: &Arc<Platform>, mission: &Mission, tasks: &mut 
     match mission {
         Mission::Role => start_role(platform, tasks).await?,
         Mission::Relay(command) => {
-            ensure_topics(platform, TopicPlan::deliveries(&platform.settings), tasks);
+            topics::keep(platform, TopicPlan::deliveries(&platform.settings), tasks);
             relay::start_command(platform, command, tasks)?;
         }
     }
@@ -282,43 +269,68 @@ async fn start_mission(platform: &Arc<Platform>, mission: &Mission, tasks: &mut 
 async fn run_mission(
     platform: &Arc<Platform>,
     mission: &Mission,
-    mut signal: Signal,
+    start: &Check,
+    mut signals: Signals,
+    rotation: rotation::Watch<RoleTrial<'_>>,
     mut tasks: Tasks,
-) -> Result<(), String> {
+) -> Result<End, String> {
     let settings = &platform.settings;
-    let started = start_mission(platform, mission, &mut tasks).await;
-    // Nobody was sent to what never began.
-    let delay = if started.is_ok() { settings.drain.readiness_delay() } else { Duration::ZERO };
-    let failure = match started {
-        Err(problem) => Some(problem),
-        Ok(()) => tokio::select! {
-            failure = tasks.failure() => Some(failure),
-            received = &mut signal => signal_failure(received),
-            () = rotation::changed(&settings.rotation) => None,
-        },
+    let (ended, delay) = match start_mission(platform, mission, &mut tasks).await {
+        Ok(()) => {
+            start.pass();
+            let ended = serve_on(platform, &mut signals, rotation, &mut tasks).await;
+            // Where it is to be replaced, that has passed.
+            let delay = if ended == Ok(End::Replace) { Duration::ZERO } else { settings.drain.readiness_delay() };
+            (ended, delay)
+        }
+        // Nobody was sent to what never began.
+        Err(problem) => (Err(problem), Duration::ZERO),
     };
     platform.health.drain();
     drain::exit_after(delay + 2 * settings.drain.grace() + CLOSING);
-    if let Some(problem) = &failure {
+    if let Err(problem) = &ended {
         tracing::warn!(problem, "draining after a failure");
     }
     let late = tokio::select! {
-        late = tasks.failure() => Some(late),
-        () = tokio::time::sleep(delay) => None,
+        late = tasks.failure() => Err(late),
+        () = tokio::time::sleep(delay) => Ok(()),
     };
     let finished = tasks.finish(settings.drain.grace() + TASKS_PATIENCE).await;
-    failure.or(late).map_or(finished, Err)
+    let end = ended?;
+    late.and(finished).map(|()| end)
 }
 
-/// Returns why a signal cannot be waited for, where that is what has happened.
-fn signal_failure(received: Result<std::io::Result<&'static str>, tokio::task::JoinError>) -> Option<String> {
-    match received {
-        Ok(Ok(name)) => {
+/// Serves until a signal, a rotation, or a failure. For a rotation, readiness goes false and the readiness delay passes
+/// in here: until then it can be called off.
+async fn serve_on(
+    platform: &Platform,
+    signals: &mut Signals,
+    mut rotation: rotation::Watch<RoleTrial<'_>>,
+    tasks: &mut Tasks,
+) -> Result<End, String> {
+    loop {
+        let name = tokio::select! {
+            failure = tasks.failure() => return Err(failure),
+            name = signals.first() => Some(name),
+            () = rotation.until_due() => {
+                tracing::info!("draining to start again with rotated files");
+                platform.health.drain();
+                tokio::select! {
+                    failure = tasks.failure() => return Err(failure),
+                    name = signals.first() => Some(name),
+                    () = tokio::time::sleep(platform.settings.drain.readiness_delay()) => None,
+                }
+            }
+        };
+        if let Some(name) = name {
             tracing::info!(signal = name, "draining");
-            None
+            return Ok(End::Exit);
         }
-        Ok(Err(error)) => Some(format!("cannot wait for signals: {error}")),
-        Err(error) => Some(format!("cannot wait for signals: {error}")),
+        if rotation.is_still_due().await {
+            return Ok(End::Replace);
+        }
+        tracing::warn!("mounted files changed again; the drain is called off");
+        platform.health.call_off_drain();
     }
 }
 
@@ -351,46 +363,6 @@ fn open_postgres(settings: &Settings) -> Result<Option<PgPool>, String> {
         return Ok(None);
     }
     postgres::pool(&settings.postgres).map(Some).map_err(|error| error.to_string())
-}
-
-fn ensure_topics(platform: &Platform, specs: Vec<TopicSpec>, tasks: &mut Tasks) {
-    let admin = platform.admin.clone();
-    let check = platform.health.check("topics");
-    let watch = Watch::new(&platform.settings.kafka, platform.health.check("topic replication"));
-    let ready = platform.topics_ready.clone();
-    tasks.spawn_forever("topics", async move { keep_topics(&admin, &specs, &check, watch, &ready).await });
-}
-
-/// A topic that is not as it must be keeps the process unready, with what to do in the report; it
-/// does not end it, because whoever mends the topic should not have to restart us as well.
-/// Looked at again all the time, because partitions can be added while we run.
-async fn keep_topics(admin: &Admin, specs: &[TopicSpec], check: &Check, mut watch: Watch, ready: &TopicsReady) {
-    let mut said = String::new();
-    loop {
-        let pause_ms = match admin.ensure(specs).await {
-            Ok(()) => {
-                said.clear();
-                ready.set(true);
-                check.pass();
-                watch.compare(admin.replication(specs).await);
-                30_000
-            }
-            // Kafka's own check says so; what was found before still holds.
-            Err(errors) if errors.iter().any(TopicError::is_transient) && ready.get() => 3_000,
-            Err(errors) => {
-                let transient = errors.iter().any(TopicError::is_transient);
-                let problem = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-                ready.set(false);
-                if !transient && problem != said {
-                    tracing::error!(problem, "a topic is not as it must be");
-                    said.clone_from(&problem);
-                }
-                check.fail(problem);
-                if transient { 250 } else { 5_000 }
-            }
-        };
-        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-    }
 }
 
 fn announce_ready(platform: &Arc<Platform>, tasks: &mut Tasks) {

@@ -195,32 +195,90 @@ use_fits_requests() {
 
 # --- what may happen to it -----------------------------------------------------------------------------------------
 
-# Of pods that are not on their way out, one number each.
+# metrics NAMESPACE POD
+metrics() { kubectl get --raw "/api/v1/namespaces/$1/pods/$2:9090/proxy/metrics" 2>/dev/null; }
+
+# starts NAMESPACE ROLE...: when the program of each pod began, one line each: a process that takes a new secret replaces itself,
+# in the container that it has. 0 while there is no answer.
+starts() {
+  local namespace=$1 role pod
+  shift
+  for role in "$@"; do
+    for pod in $(pods "$namespace" "$role"); do
+      metrics "$namespace" "$pod" | awk -v pod="$pod" '$1 == "postrider_start_time_seconds" { at = $2 } END { print pod, (at == "" ? 0 : at) }' || true
+    done
+  done
+}
+
+# every_replaced NAMESPACE STARTS_BEFORE ROLE...: each of their processes took what was mounted anew, and all are well.
+every_replaced() {
+  local namespace=$1 before=$2 role
+  shift 2
+  all_replaced() { remount "$namespace"; ! join <(sort <<<"$before") <(starts "$namespace" "$@" | sort) | awk '$3 <= $2 { old = 1 } END { exit !old }'; }
+  await_cluster 240 all_replaced "$@" || die "not every process of $namespace took the new secret: they began at $before and $(starts "$namespace" "$@")"
+  for role in "$@"; do ready "$namespace" "$role"; done
+}
+
+# A kubelet mounts what has changed when it looks at a pod next, which a change of the pod makes it do.
+remount() { kubectl --namespace "$1" annotate pods --selector postrider/management=true --overwrite "postrider/looked=$(now_ms)" >/dev/null; }
+
+put_redis_url() {
+  kubectl --namespace "$ONE" patch secret postrider-urls --type merge --patch "$(jq -n --arg url "$1" '{stringData: {"redis-url": $url}}')" >/dev/null
+}
+
+# Five wrong secrets and five that work, in turns, under load for longer than that takes.
+ten_rotations() {
+  local number good=redis://redis:6379 before began begun seconds=225
+  # A pod that an autoscaler adds meanwhile would start with a wrong secret.
+  chart upgrade postrider "$ONE" --set image.tag=dev --set roles.api.replicas=2
+  ready "$ONE" api
+  roundtrip "$ONE" postrider
+  refused() {
+    local role pod
+    remount "$ONE"
+    for role in api processor; do
+      for pod in $(pods "$ONE" "$role"); do
+        metrics "$ONE" "$pod" | grep 'postrider_rotation_refused{what="redis"} 1' >/dev/null || return 1
+      done
+    done
+  }
+  before=$(restarts "$ONE")
+  load_begin rotating "$ONE" --rate=200 --seconds="$seconds"
+  begun=$SECONDS
+  for number in 1 2 3 4 5; do
+    put_redis_url "redis://nobody:wrong$number@redis:6379"
+    await_cluster 60 refused || die "the wrong secret number $number was not refused by every process"
+    began=$(starts "$ONE" api processor)
+    # A newline at the end is no part of the secret, but the file is another one.
+    good+=$'\n'
+    put_redis_url "$good"
+    every_replaced "$ONE" "$began" api processor
+  done
+  figure ten_rotations_seconds "$((SECONDS - begun))"
+  ((SECONDS - begun < seconds)) || die "ten rotations took longer than the load, $seconds s"
+  load_end rotating "$ONE"
+  [[ $(restarts "$ONE") == "$before" ]] || die "a container was restarted for a rotation: restarts were $before and are $(restarts "$ONE")"
+}
+
+# Of containers whose pods are not on their way out, one number each.
 restarts() {
   kubectl --namespace "$1" get pods --selector postrider/management=true -o json |
     jq -r '[.items[] | select(.metadata.deletionTimestamp == null)] | sort_by(.metadata.name) | map(.status.containerStatuses[0].restartCount) | join(" ")'
 }
 
-# every_restarted NAMESPACE RESTARTS_BEFORE: each of its processes took what was mounted anew, and all are well.
-every_restarted() {
-  local role
-  all_restarted() { ! paste -d ' ' <(tr ' ' '\n' <<<"$2") <(restarts "$1" | tr ' ' '\n') | awk '$2 <= $1 { old = 1 } END { exit !old }'; }
-  await_cluster 240 all_restarted "$1" "$2" || die "not every process of $1 took the new secret: restarts were $2 and are $(restarts "$1")"
-  for role in api processor relay; do ready "$1" "$role"; done
-}
-
 # After all upgrades of the first: one more would put its secret back to what the values say.
 rotated_secrets_are_picked_up() {
   local before_one before_two
-  before_one=$(restarts "$ONE") before_two=$(restarts "$TWO")
+  # A relay asks Redis for its turn alone, and watches other secrets.
+  before_one=$(starts "$ONE" api processor) before_two=$(starts "$TWO" api processor relay)
   # The same server by another URL: what counts is that the file is another one.
-  kubectl --namespace "$ONE" patch secret postrider-urls --type merge --patch '{"stringData": {"redis-url": "redis://redis:6379/0"}}' >/dev/null
+  put_redis_url redis://redis:6379/0
   if has_strimzi; then
     operator_renews "$TWO" certificate
-    every_restarted "$TWO" "$before_two"
+    every_replaced "$TWO" "$before_two" api processor relay
     second_works
   fi
-  every_restarted "$ONE" "$before_one"
+  every_replaced "$ONE" "$before_one" api processor
   roundtrip "$ONE" postrider
 }
 

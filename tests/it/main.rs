@@ -56,6 +56,7 @@ mod relay_command;
 mod relay_faults;
 mod replay;
 mod replication;
+mod rotation;
 mod roundtrip;
 mod shutdown;
 mod soak;

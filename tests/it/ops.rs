@@ -34,10 +34,10 @@ fn file(name: &str, content: &str) -> String {
 async fn probes_answer_in_every_role_and_name_each_check() {
     let world = World::new().await;
     for (role, checks) in [
-        ("api", vec!["kafka", "redis", "redis memory", "topic replication", "topics"]),
-        ("processor", vec!["kafka", "kv view", "redis", "redis memory", "topic replication", "topics"]),
-        ("relay", vec!["kafka", "topic replication", "topics"]),
-        ("all", vec!["kafka", "kv view", "redis", "redis memory", "topic replication", "topics"]),
+        ("api", vec!["kafka", "redis", "redis memory", "start", "topic replication", "topics"]),
+        ("processor", vec!["kafka", "kv view", "redis", "redis memory", "start", "topic replication", "topics"]),
+        ("relay", vec!["kafka", "start", "topic replication", "topics"]),
+        ("all", vec!["kafka", "kv view", "redis", "redis memory", "start", "topic replication", "topics"]),
     ] {
         let app = world.app().role(role).start().await;
         for path in ["/livez", "/readyz", "/startupz"] {

@@ -2,7 +2,7 @@
 
 use std::process::Output;
 
-use crate::harness::{App, World, stack::off_runtime, wait::seconds};
+use crate::harness::{App, World, stack::off_runtime};
 
 pub async fn roundtrip(world: &World, app: &App, words: &[&str]) -> Output {
     let mut command = world.command();
@@ -37,23 +37,4 @@ async fn a_room_that_nothing_comes_out_of_is_named_and_the_exit_code_is_1() {
     assert!(error.contains("no round trip through kv"), "{error}");
     assert!(said.contains("nothing came out within 2 s") && said.contains("gateway   skipped"), "{said}");
     app.stop().await;
-}
-
-#[tokio::test]
-async fn a_mounted_file_that_changes_ends_the_process_in_order() {
-    let world = World::new().await;
-    let file = std::env::temp_dir().join(format!("{}password", world.prefix));
-    std::fs::write(&file, "old").unwrap();
-    let mut app = world
-        .app()
-        .env("POSTRIDER_ROTATION__FILES", &file.display().to_string())
-        .env("POSTRIDER_ROTATION__INTERVAL_MS", "20")
-        .env("POSTRIDER_ROTATION__SPREAD_MS", "0")
-        .start()
-        .await;
-    std::fs::write(&file, "new").unwrap();
-    let status = app.exit(seconds(15)).await;
-    assert!(status.success(), "{status}\n{}", app.log());
-    app.await_log("mounted files changed; restarting with them", seconds(1)).await;
-    std::fs::remove_file(&file).unwrap();
 }

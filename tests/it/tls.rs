@@ -5,12 +5,15 @@ use std::{os::unix::process::ExitStatusExt, time::Duration};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::harness::{
-    Stack, World,
-    app::Builder,
-    until,
-    variables::{self, seed},
-    wait::{seconds, until_now},
+use crate::{
+    harness::{
+        Stack, World,
+        app::Builder,
+        until,
+        variables::{self, seed},
+        wait::{seconds, until_now},
+    },
+    rotation::{Secret, await_refused, await_replaced, started, watching},
 };
 
 /// A process on the listener that wants SCRAM over TLS.
@@ -69,6 +72,35 @@ async fn scram_and_mutual_tls_work_and_wrong_credentials_are_named_in_readiness(
     let without =
         mutual(&world, &stack).unset("POSTRIDER_KAFKA__TLS__CERTIFICATE_FILE").unset("POSTRIDER_KAFKA__TLS__KEY_FILE");
     refused(without, &["ssl", "certificate"]).await;
+}
+
+#[tokio::test]
+async fn a_rotated_password_or_authority_that_brokers_reject_changes_nothing_until_it_is_mended() {
+    let stack = Stack::own("rotated", &["--secure", "--only", "kafka"]).await;
+    let world = World::on(&stack).await;
+    let (good, authority) =
+        (stack.get("KAFKA_SASL_PASSWORD"), std::fs::read_to_string(stack.get("KAFKA_CA_FILE")).unwrap());
+    let (password, ca) = (Secret::new(&world, "password", good), Secret::new(&world, "ca.crt", &authority));
+    let app = scram(&world, &stack).unset("POSTRIDER_KAFKA__SASL__PASSWORD");
+    let app = app.env("POSTRIDER_KAFKA__SASL__PASSWORD_FILE", password.path());
+    let app = watching(app.env("POSTRIDER_KAFKA__TLS__CA_FILE", ca.path()), &[password.path(), ca.path()]);
+    let mut app = app.start().await;
+    let before = started(&app).await;
+    let another = std::fs::read_to_string(stack.get("KAFKA_CLIENT_CERT_FILE")).unwrap();
+    for (secret, wrong, right) in [(&password, "hunter22", good), (&ca, &another, &authority)] {
+        secret.set(wrong);
+        await_refused(&app, "kafka", true).await;
+        app.post_json("/push", &json!({"key": "k", "value": 1})).await.expect(202);
+        assert!(app.is_ready().await);
+        secret.set(right);
+        await_refused(&app, "kafka", false).await;
+    }
+    assert_eq!(started(&app).await, before);
+    assert!(!app.log().contains("hunter22"), "{}", app.log());
+    password.set(&format!("{good}\n"));
+    await_replaced(&mut app, before).await;
+    app.post_json("/push", &json!({"key": "k", "value": 2})).await.expect(202);
+    app.stop().await;
 }
 
 /// Ends processes at random moments of their first connections. OpenSSL must not clean up then under threads that

@@ -22,9 +22,14 @@ drain:
 {{- if $.Values.rotation.enabled }}
 rotation:
   files:
+    {{- /* A relay has Redis for its order among relays alone, and asks with what is mounted then. */ -}}
+    {{- $unwatched := ternary (list "redis") list (eq (index . 1) "relay") }}
     {{- range $name, $_ := include "postrider.mounts" . | fromYaml }}
+    {{- if not (has $name $unwatched) }}
     - {{ $secrets }}/{{ $name }}
     {{- end }}
+    {{- end }}
+  lease_ms: {{ mul 1000 ($.Values.rotation.leaseSeconds | default (add 60 (include "postrider.gracePeriod" $))) }}
   spread_ms: {{ mul 1000 $.Values.rotation.spreadSeconds }}
 {{- end }}
 kafka:

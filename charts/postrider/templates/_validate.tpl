@@ -36,6 +36,9 @@
 {{- if gt (int $kafka.strimzi.topics.minInsyncReplicas) (int $kafka.strimzi.topics.replicas) -}}
 {{- $problems = append $problems "kafka.strimzi.topics.minInsyncReplicas is above replicas: nothing could be written" -}}
 {{- end -}}
+{{- if and .Values.rotation.enabled .Values.rotation.leaseSeconds (le (int .Values.rotation.leaseSeconds) (int (include "postrider.gracePeriod" .))) -}}
+{{- $problems = append $problems (printf "rotation.leaseSeconds is %v, and a pod may take %v s to drain: set it higher, by the time that a process needs to become ready" .Values.rotation.leaseSeconds (include "postrider.gracePeriod" .)) -}}
+{{- end -}}
 {{- range $name := include "postrider.roles" . | fromYamlArray -}}
 {{- $role := include "postrider.role" (list $ $name) | fromYaml -}}
 {{- with $role.autoscaling -}}

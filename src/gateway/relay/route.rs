@@ -43,26 +43,32 @@ pub struct Route {
     stop: CancellationToken,
 }
 
+fn connectors(config: &Config, access: Access) -> Result<(Client, Endpoint), Problem> {
+    config.check()?;
+    let mut headers = HeaderMap::from_iter(request::HEADERS);
+    for (name, value) in config.headers.iter() {
+        let (name, value) = parse_header(name, value.expose()).map_err(|problem| config.problem(problem))?;
+        headers.insert(name, value);
+    }
+    let endpoint = Endpoint::new(config.target_url.expose(), headers);
+    let endpoint = endpoint.map_err(|error| config.problem(format!("`target_url`: {error}")))?;
+    let options = Options {
+        guard: if access == Access::Any { Guard::open() } else { Guard::new(config.allowed()?) },
+        timeout: config.timeout(),
+        max_idle: config.workers,
+        max_retry_after: config.max_retry_delay(),
+        ca_file: (!config.ca_file.is_empty()).then(|| PathBuf::from(&config.ca_file)),
+    };
+    let client = Client::new(&options).map_err(|error| config.problem(format!("`ca_file`: {error}")))?;
+    Ok((client, endpoint))
+}
+
 impl Route {
     /// At `stop` nothing new is sent.
     pub fn new(config: &Config, access: Access, stop: CancellationToken) -> Result<Self, Problem> {
-        config.check()?;
-        let mut headers = HeaderMap::from_iter(request::HEADERS);
-        for (name, value) in config.headers.iter() {
-            let (name, value) = parse_header(name, value.expose()).map_err(|problem| config.problem(problem))?;
-            headers.insert(name, value);
-        }
-        let endpoint = Endpoint::new(config.target_url.expose(), headers);
-        let endpoint = endpoint.map_err(|error| config.problem(format!("`target_url`: {error}")))?;
-        let options = Options {
-            guard: if access == Access::Any { Guard::open() } else { Guard::new(config.allowed()?) },
-            timeout: config.timeout(),
-            max_idle: config.workers,
-            max_retry_after: config.max_retry_delay(),
-            ca_file: (!config.ca_file.is_empty()).then(|| PathBuf::from(&config.ca_file)),
-        };
+        let (client, endpoint) = connectors(config, access)?;
         Ok(Self {
-            client: Client::new(&options).map_err(|error| config.problem(format!("`ca_file`: {error}")))?,
+            client,
             endpoint,
             envelope: Envelope::new(&config.topic),
             pace: Pace::new(config.rate),
@@ -72,6 +78,11 @@ impl Route {
             stats: Stats::new(&config.name),
             stop,
         })
+    }
+
+    /// Returns what is wrong with a configuration, with all that it names: URL, headers, and files.
+    pub fn check(config: &Config, access: Access) -> Result<(), Problem> {
+        connectors(config, access).map(drop)
     }
 
     pub fn snapshot(&self) -> Snapshot {

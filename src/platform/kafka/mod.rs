@@ -24,6 +24,7 @@ pub mod scan;
 mod standing;
 mod stats;
 pub mod topics;
+mod trial;
 
 pub use broker::Broker;
 pub use callers::CallersProducer;
@@ -35,6 +36,7 @@ pub use position::Position;
 pub use producer::Producer;
 pub use record_size::batch_bytes;
 pub use topics::{Admin, TopicError, TopicLimits, TopicSpec, TopicsReady};
+pub use trial::try_out;
 
 use rdkafka::error::KafkaError;
 

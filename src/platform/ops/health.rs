@@ -128,6 +128,11 @@ impl Health {
         self.inner.draining.begin();
     }
 
+    /// Ready again as the checks say.
+    pub fn call_off_drain(&self) {
+        self.inner.draining.call_off();
+    }
+
     /// For those who serve meanwhile.
     pub fn draining(&self) -> Draining {
         self.inner.draining.clone()
@@ -148,6 +153,12 @@ impl Health {
             self.inner.was_ready.store(true, Ordering::Relaxed);
         }
         (ready, json!({"ready": ready, "draining": draining, "checks": report}))
+    }
+
+    /// Returns whether the check of this name fails; a check that is not there does not.
+    pub fn fails(&self, name: &str) -> bool {
+        let checks = self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.iter().any(|check| check.name == name && check.state().fails())
     }
 
     /// Whether the process has been ready once.
@@ -228,6 +239,7 @@ mod tests {
         redis.fail("gone");
         let (ready, report) = health.readiness();
         assert!(!ready && health.has_started());
+        assert_eq!(["redis", "kafka", "other"].map(|name| health.fails(name)), [true, false, false]);
         assert_eq!(report["checks"]["redis"]["detail"], "gone");
         redis.warn("a replica is away");
         let (ready, report) = health.readiness();
@@ -236,6 +248,8 @@ mod tests {
         redis.pass();
         health.drain();
         assert!(!health.readiness().0);
+        health.call_off_drain();
+        assert!(health.readiness().0);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod connection;
 mod memory;
+mod trial;
 
 use std::{pin::pin, time::Duration};
 
@@ -10,7 +11,7 @@ use redis::{ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::connection::Redis;
+pub use self::{connection::Redis, trial::try_out};
 use super::{config::SecretUrl, pubsub::hang};
 
 /// How Redis is reached.

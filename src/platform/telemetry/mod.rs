@@ -6,7 +6,7 @@ mod metrics;
 mod status_line;
 
 pub use config::{Config, LogFormat, Otlp, OtlpProtocol};
-pub use metrics::{install as install_metrics, upkeep};
+pub use metrics::{install as install_metrics, note_start, upkeep};
 pub use status_line::StatusLine;
 
 use std::{io::IsTerminal, time::Duration};
@@ -38,8 +38,7 @@ pub struct Telemetry {
 
 /// Sets up logs and, where an endpoint is configured, traces. Call it inside the runtime.
 pub fn init(config: &Config, role: &str) -> Result<Telemetry, String> {
-    let filter = EnvFilter::try_new(&config.log_filter).map_err(|error| format!("telemetry.log_filter: {error}"))?;
-    let filter = asked_every_time(filter);
+    let filter = asked_every_time(filter(config)?);
     let human = match config.log_format {
         LogFormat::Human => true,
         LogFormat::Json => false,
@@ -71,6 +70,16 @@ pub fn init(config: &Config, role: &str) -> Result<Telemetry, String> {
     Ok(Telemetry { tracer })
 }
 
+/// Returns what is wrong with a configuration. Call it where blocking is allowed, inside the runtime.
+pub fn check(config: &Config) -> Result<(), String> {
+    filter(config)?;
+    if config.otlp.endpoint.is_empty() { Ok(()) } else { exporter(&config.otlp).map(drop) }
+}
+
+fn filter(config: &Config) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(&config.log_filter).map_err(|error| format!("telemetry.log_filter: {error}"))
+}
+
 /// Keeps the subscriber from remembering that a line is always wanted. Kafka's client asks whether
 /// some level is enabled and then logs nothing; the answer stays behind on that thread, and the next
 /// line there, when nobody asks again for it, would be taken for that one and dropped.
@@ -82,25 +91,29 @@ fn asked_every_time<S: Subscriber>(filter: EnvFilter) -> impl Filter<S> {
     filter.and(always)
 }
 
-fn tracer(otlp: &Otlp, role: &str) -> Result<SdkTracerProvider, String> {
+fn exporter(otlp: &Otlp) -> Result<SpanExporter, String> {
     let problem =
         |error: &dyn std::fmt::Display| format!("telemetry.otlp: {}", otlp.endpoint.mask_in(&error.to_string()));
     let timeout = Duration::from_millis(otlp.timeout_ms);
     let headers = otlp.headers.iter().map(|(name, value)| (name.clone(), value.expose().to_owned()));
-    let exporter = match otlp.protocol {
+    match otlp.protocol {
         OtlpProtocol::Grpc => {
             let metadata = metadata(&otlp.headers)?;
             let builder =
                 SpanExporter::builder().with_tonic().with_endpoint(otlp.endpoint.expose()).with_timeout(timeout);
-            builder.with_metadata(metadata).build().map_err(|error| problem(&error))?
+            builder.with_metadata(metadata).build().map_err(|error| problem(&error))
         }
         OtlpProtocol::Http => {
             let endpoint = format!("{}/v1/traces", otlp.endpoint.expose().trim_end_matches('/'));
             let builder = SpanExporter::builder().with_http().with_endpoint(endpoint).with_timeout(timeout);
             let builder = builder.with_http_client(Exporter::new(timeout).map_err(|error| problem(&error))?);
-            builder.with_headers(headers.collect()).build().map_err(|error| problem(&error))?
+            builder.with_headers(headers.collect()).build().map_err(|error| problem(&error))
         }
-    };
+    }
+}
+
+fn tracer(otlp: &Otlp, role: &str) -> Result<SdkTracerProvider, String> {
+    let exporter = exporter(otlp)?;
     let resource = Resource::builder()
         .with_service_name(otlp.service_name.clone())
         .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))

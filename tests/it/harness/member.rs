@@ -254,7 +254,7 @@ pub async fn live() {
     config.consumer.group_protocol =
         if protocol == "consumer" { GroupProtocol::Consumer } else { GroupProtocol::Classic };
     let stop = CancellationToken::new();
-    let signalled = tokio::spawn(drain::signalled());
+    let mut signals = drain::Signals::listen().unwrap();
     let (lanes, producer) = lanes(config, stop.clone());
     let subscription = Subscription {
         name: "member",
@@ -276,7 +276,7 @@ pub async fn live() {
     });
     tokio::select! {
         ended = &mut running => panic!("the consumer ended by itself: {ended:?}"),
-        signal = signalled => drop(signal.unwrap().unwrap()),
+        _ = signals.first() => {}
     }
     stop.cancel();
     running.await.unwrap().unwrap();

@@ -145,6 +145,11 @@ impl World {
         self.database().connect().await
     }
 
+    /// The URL of Postgres.
+    pub fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
     /// How to connect to this world's tables.
     pub fn database(&self) -> PgConnectOptions {
         PgConnectOptions::from_str(&self.database_url).unwrap().options([("search_path", self.schema())])

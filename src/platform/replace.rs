@@ -1,0 +1,93 @@
+//! Replaces the process by a new one of the same program, with the same process id, arguments and environment.
+//!
+//! To whoever supervises it, the process goes on: there is no restart to count, and no back-off before it.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// Bit of a descriptor's flags in /proc that says that it is closed when the program is replaced.
+const CLOSE_ON_EXEC: u32 = 0o2_000_000;
+/// Last of the descriptors that every process has: input, output, errors.
+const STANDARD_ERROR: u32 = 2;
+/// Time that what was left behind has to close its descriptors. The Kafka library has some that a new program would
+/// inherit, until its clients have ended.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Open descriptors that a new program would inherit, beyond the three standard ones.
+#[derive(Debug, Clone, Default)]
+pub struct Inherited(BTreeSet<u32>);
+
+impl Inherited {
+    /// Looks at what is open now. Empty where there is no /proc.
+    pub fn now() -> Self {
+        let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        Self(numbers.filter(|&number| number > STANDARD_ERROR && is_inherited(number)).collect())
+    }
+}
+
+fn is_inherited(number: u32) -> bool {
+    // One that was closed meanwhile has no entry any more.
+    let Ok(text) = fs::read_to_string(format!("/proc/self/fdinfo/{number}")) else { return false };
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).is_some_and(|flags| flags & CLOSE_ON_EXEC == 0)
+}
+
+/// Replaces the process. Comes back only with the reason why that is impossible. `at_start` are the descriptors that
+/// the process itself has inherited: any others would add up from one replacement to the next.
+pub fn replace(at_start: &Inherited) -> String {
+    let begun = Instant::now();
+    loop {
+        let left = Inherited::now().0.difference(&at_start.0).count();
+        if left == 0 {
+            break;
+        }
+        if begun.elapsed() > PATIENCE {
+            return format!("cannot replace the process: {left} of its file descriptors would stay open");
+        }
+        std::thread::sleep(PAUSE);
+    }
+    let mut words = std::env::args_os();
+    let name = words.next().unwrap_or_else(|| OsString::from("postrider"));
+    let error = Command::new(program()).arg0(name).args(words).exec();
+    format!("cannot replace the process: {error}")
+}
+
+/// The file of this program. Where another one has taken its place, the one that runs is still to be had by this link.
+fn program() -> PathBuf {
+    let link = Path::new("/proc/self/exe");
+    match std::env::current_exe() {
+        Ok(file) if file.exists() || !link.exists() => file,
+        _ => link.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::fd::AsRawFd, process::Stdio};
+
+    use super::*;
+
+    #[test]
+    fn only_what_a_new_program_would_inherit_counts() {
+        let file = fs::File::open("/dev/null").unwrap();
+        let ours = u32::try_from(file.as_raw_fd()).unwrap();
+        assert!(!Inherited::now().0.contains(&ours), "the standard library closes its files");
+        // A duplicate that is inherited, as that of a shell: `exec 9</dev/null`.
+        let script = "exec 9</dev/null; grep flags /proc/self/fdinfo/9";
+        let output = Command::new("sh").args(["-c", script]).stdin(Stdio::null()).output().unwrap();
+        let flags = String::from_utf8(output.stdout).unwrap();
+        let flags = u32::from_str_radix(flags.trim().strip_prefix("flags:").unwrap().trim(), 8).unwrap();
+        assert_eq!(flags & CLOSE_ON_EXEC, 0);
+        let flags = fs::read_to_string(format!("/proc/self/fdinfo/{ours}")).unwrap();
+        assert!(flags.contains("flags:") && !is_inherited(ours));
+    }
+}

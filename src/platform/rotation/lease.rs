@@ -1,0 +1,78 @@
+//! The order among processes that restart for a rotated secret: one of a role at a time, the one that holds a lease in
+//! Redis.
+//!
+//! The lease is held from before the drain until the replaced process is ready again. It belongs to a host name and a
+//! process id, which a process keeps when it replaces itself, and a container when it is restarted. It expires
+//! `rotation.lease_ms` after it was taken.
+
+use std::{fs, time::Duration};
+
+use redis::{RedisError, Script};
+
+use crate::platform::redis::{Config, Redis};
+
+/// Returns 1 when the lease is ours now, else 0, its holder, and the milliseconds that it has left.
+const TAKE: &str = r"
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then
+  return {0, holder, redis.call('PTTL', KEYS[1])}
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return {1, ARGV[1], tonumber(ARGV[2])}
+";
+
+/// Returns 1 when the lease was ours.
+const GIVE_BACK: &str = r"
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return 0
+end
+return redis.call('DEL', KEYS[1])
+";
+
+/// The lease of one role of one installation, as this process sees it.
+#[derive(Debug, Clone)]
+pub struct Lease {
+    key: String,
+    holder: String,
+    length: Duration,
+}
+
+/// Whose turn it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Turn {
+    Ours,
+    /// Another process is away.
+    Theirs {
+        holder: String,
+        left: Duration,
+    },
+}
+
+impl Lease {
+    /// The lease of this process. Installations that share a server differ in `redis.key_prefix`.
+    pub fn new(redis: &Config, role: &str, length: Duration) -> Self {
+        // A container's is that of its pod, whichever its number of restarts.
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let holder = format!("{}/{}", host.trim(), std::process::id());
+        Self::held_by(holder, redis, role, length)
+    }
+
+    fn held_by(holder: String, redis: &Config, role: &str, length: Duration) -> Self {
+        Self { key: format!("{}rotation:{role}", redis.key_prefix), holder, length }
+    }
+
+    /// Takes the lease where nobody else holds it. Taking it again renews it.
+    pub async fn take(&self, redis: &mut Redis) -> Result<Turn, RedisError> {
+        let length_ms = u64::try_from(self.length.as_millis()).unwrap_or(u64::MAX).max(1);
+        let script = Script::new(TAKE);
+        let (ours, holder, left_ms): (bool, String, i64) =
+            script.key(&self.key).arg(&self.holder).arg(length_ms).invoke_async(redis).await?;
+        let left = Duration::from_millis(u64::try_from(left_ms).unwrap_or(0));
+        Ok(if ours { Turn::Ours } else { Turn::Theirs { holder, left } })
+    }
+
+    /// Gives the lease back. Returns whether this process held it.
+    pub async fn give_back(&self, redis: &mut Redis) -> Result<bool, RedisError> {
+        Script::new(GIVE_BACK).key(&self.key).arg(&self.holder).invoke_async(redis).await
+    }
+}

@@ -1,0 +1,373 @@
+//! Looks at the files, has what they say tried, and waits for this process's turn to restart with it.
+
+use std::{
+    collections::BTreeMap,
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use metrics::gauge;
+
+use super::{Config, Fingerprint, Trial, Turn, Verdict};
+use crate::platform::ops::{Check, Health};
+
+/// What may be refused, as the label `what` of the metric.
+const PARTS: [&str; 4] = ["settings", "kafka", "redis", "postgres"];
+/// Time between two warnings about the same files.
+const REMINDER: Duration = Duration::from_secs(60);
+/// Shortest and longest pause between two questions for the lease, in milliseconds.
+const LEASE_PAUSE_MS: std::ops::Range<u64> = 250..500;
+
+/// Pause between two attempts to give a lease back.
+const RETURN_PAUSE: Duration = Duration::from_secs(1);
+
+/// Sets the metrics to what holds while no file has changed.
+pub fn describe() {
+    report(&BTreeMap::new());
+    gauge!("postrider_rotation_waiting").set(0.0);
+}
+
+fn report(refused: &BTreeMap<&'static str, String>) {
+    for what in PARTS {
+        gauge!("postrider_rotation_refused", "what" => what).set(f64::from(u8::from(refused.contains_key(what))));
+    }
+}
+
+/// See the module.
+pub struct Watch<T> {
+    config: Config,
+    trial: T,
+    /// `None` where no file is watched.
+    check: Option<Check>,
+    /// What the process was started with; `None` while it is not known, because a file was missing.
+    in_use: Option<Fingerprint>,
+    candidate: Option<Candidate>,
+}
+
+/// Files that differ from those in use.
+struct Candidate {
+    files: Fingerprint,
+    verdict: Verdict,
+    tried: Instant,
+    warned: Instant,
+    /// Whether the process did not serve all the while, so that nobody misses it.
+    is_away: bool,
+    /// Whose turn it is, and until when.
+    holder: Option<(String, Instant)>,
+    /// When it is this process's turn, where there is no lease to be had.
+    turn: Option<Instant>,
+}
+
+impl<T: Trial> Watch<T> {
+    /// `in_use` is what the configuration was loaded from. Adds a check that informs only: it never fails.
+    pub fn new(config: Config, in_use: Option<Fingerprint>, trial: T, health: &Health) -> Self {
+        let check = (!config.files.is_empty()).then(|| health.check("rotation"));
+        check.iter().for_each(Check::pass);
+        Self { config, trial, check, in_use, candidate: None }
+    }
+
+    /// Resolves when the process should drain and start again; never where there is no file to watch.
+    pub async fn until_due(&mut self) {
+        if self.config.files.is_empty() {
+            return std::future::pending().await;
+        }
+        let trial = self.trial.clone();
+        let mut noticed = pin!(trial.noticed());
+        let (mut was_noticed, mut returned) = (false, false);
+        let expiry = Instant::now() + Duration::from_millis(self.config.lease_ms);
+        while let Some(pause) = self.step().await {
+            let pause = if was_noticed && !returned { pause.min(RETURN_PAUSE) } else { pause };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = &mut noticed, if !was_noticed => was_noticed = true,
+            }
+            // Here and nowhere else, so that it is never the lease for the next rotation that is given back.
+            if was_noticed && !returned {
+                returned = self.return_lease().await || Instant::now() > expiry;
+            }
+        }
+    }
+
+    /// Returns whether the files are still those that it is due for; otherwise the turn is over.
+    pub async fn is_still_due(&mut self) -> bool {
+        let found = self.look().await;
+        let Some(mut candidate) = self.candidate.take() else { return false };
+        let is_due = found == Some(candidate.files);
+        if !is_due {
+            candidate.give_back().await;
+        }
+        is_due
+    }
+
+    /// Returns whether there is no lease left to give back.
+    async fn return_lease(&self) -> bool {
+        match self.trial.give_back().await {
+            Ok(true) => tracing::info!("ready again; gave the rotation lease back"),
+            Ok(false) => {}
+            Err(problem) => {
+                tracing::debug!(problem, "the rotation lease cannot be given back");
+                return false;
+            }
+        }
+        true
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_millis(self.config.interval_ms.max(10))
+    }
+
+    async fn look(&self) -> Option<Fingerprint> {
+        // A mount is replaced in steps; what is missing in between is there at the next look.
+        let looked = Fingerprint::of(self.config.files.clone()).await;
+        looked.inspect_err(|error| tracing::debug!(%error, "cannot read the files to watch")).ok()
+    }
+
+    /// Returns the pause before the next step; `None` when it is time to restart.
+    async fn step(&mut self) -> Option<Duration> {
+        let Some(files) = self.look().await else { return Some(self.interval()) };
+        if files == *self.in_use.get_or_insert(files) {
+            self.settle();
+            return Some(self.interval());
+        }
+        let known = self.candidate.take().filter(|candidate| candidate.files == files);
+        let mut candidate = match known {
+            Some(known) if known.tried.elapsed() < self.interval() => known,
+            known => self.attempt(files, known).await,
+        };
+        let pause = match &mut candidate.verdict {
+            Verdict::Works(_) => candidate.await_turn(&self.config).await,
+            Verdict::Refused(_) | Verdict::Unreachable(_) => Some(self.interval()),
+        };
+        if pause.is_none() && self.look().await != Some(files) {
+            // What was tried is not what the process would start with.
+            candidate.give_back().await;
+            return Some(Duration::ZERO);
+        }
+        gauge!("postrider_rotation_waiting").set(f64::from(u8::from(candidate.is_waiting())));
+        self.candidate = Some(candidate);
+        pause
+    }
+
+    /// What is mounted is in use.
+    fn settle(&mut self) {
+        if self.candidate.take().is_some() {
+            tracing::info!("mounted files are again those in use");
+            self.check.iter().for_each(Check::pass);
+            describe();
+        }
+    }
+
+    async fn attempt(&self, files: Fingerprint, known: Option<Candidate>) -> Candidate {
+        if known.is_none() {
+            tracing::info!("mounted files changed; trying them");
+        }
+        let was_ready = self.trial.is_ready();
+        let verdict = self.trial.attempt().await;
+        let is_away = !was_ready && !self.trial.is_ready();
+        let now = Instant::now();
+        let warned = known.as_ref().map(|known| known.warned).filter(|at| at.elapsed() < REMINDER);
+        self.tell(&verdict, warned.is_none());
+        let (holder, turn) = known.map(|known| (known.holder, known.turn)).unwrap_or_default();
+        Candidate { files, verdict, tried: now, warned: warned.unwrap_or(now), is_away, holder, turn }
+    }
+
+    fn tell(&self, verdict: &Verdict, aloud: bool) {
+        let again = format!("tried again every {} s", self.interval().as_secs_f64());
+        match verdict {
+            Verdict::Works(_) => {
+                report(&BTreeMap::new());
+                self.check.iter().for_each(Check::pass);
+            }
+            Verdict::Refused(parts) => {
+                let problem = parts.iter().map(|(what, why)| format!("{what}: {why}")).collect::<Vec<_>>().join("; ");
+                if aloud {
+                    tracing::warn!(problem, "a rotated secret does not work; what was in use before stays in use");
+                }
+                report(parts);
+                self.warn(format!("a rotated secret does not work and is not in use ({again}): {problem}"));
+            }
+            Verdict::Unreachable(problem) => {
+                if aloud {
+                    tracing::info!(problem, "a rotated secret cannot be tried, because a server is away");
+                }
+                report(&BTreeMap::new());
+                self.warn(format!("a rotated secret cannot be tried ({again}): {problem}"));
+            }
+        }
+    }
+}
+
+impl<T> Watch<T> {
+    fn warn(&self, detail: String) {
+        self.check.iter().for_each(|check| check.warn(detail.clone()));
+    }
+}
+
+impl Candidate {
+    /// Returns the pause before this process asks again for its turn; `None` when it has come.
+    async fn await_turn(&mut self, config: &Config) -> Option<Duration> {
+        if self.is_away {
+            tracing::info!("rotated files work; restarting at once, because this process is not ready as it is");
+            return None;
+        }
+        let asked = match &mut self.verdict {
+            Verdict::Works(Some(order)) => order.lease.take(&mut order.redis).await.map_err(|error| error.to_string()),
+            _ => Err("this process has no Redis".to_owned()),
+        };
+        match asked {
+            Ok(Turn::Ours) => {
+                if let Some((holder, ends)) = self.holder.take_if(|(_, ends)| *ends <= Instant::now()) {
+                    let late_ms = ends.elapsed().as_millis() as u64;
+                    tracing::warn!(holder, late_ms, "a rotation lease expired before its holder was ready again");
+                }
+                tracing::info!(lease.ms = config.lease_ms, "rotated files work; took the rotation lease, restarting");
+                None
+            }
+            Ok(Turn::Theirs { holder, left }) => {
+                if self.holder.as_ref().is_none_or(|(known, _)| *known != holder) {
+                    let left_ms = left.as_millis() as u64;
+                    tracing::info!(holder, left_ms, "rotated files work; waiting for the rotation lease");
+                }
+                self.holder = Some((holder, Instant::now() + left));
+                Some(Duration::from_millis(fastrand::u64(LEASE_PAUSE_MS)))
+            }
+            Err(problem) => self.await_random_turn(config, &problem),
+        }
+    }
+
+    fn await_random_turn(&mut self, config: &Config, problem: &str) -> Option<Duration> {
+        let turn = *self.turn.get_or_insert_with(|| {
+            let wait_ms = fastrand::u64(..=config.spread_ms);
+            tracing::info!(
+                problem,
+                wait.ms = wait_ms,
+                "rotated files work; there is no rotation lease, waiting at random"
+            );
+            Instant::now() + Duration::from_millis(wait_ms)
+        });
+        let left = turn.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            tracing::info!("rotated files work; restarting after a random wait");
+            return None;
+        }
+        Some(left.min(Duration::from_secs(1)))
+    }
+
+    fn is_waiting(&self) -> bool {
+        matches!(self.verdict, Verdict::Works(_)) && (self.holder.is_some() || self.turn.is_some())
+    }
+
+    async fn give_back(&mut self) {
+        if let Verdict::Works(Some(order)) = &mut self.verdict
+            && let Err(error) = order.lease.give_back(&mut order.redis).await
+        {
+            tracing::warn!(%error, "the rotation lease was not given back; it expires by itself");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        path::PathBuf,
+        sync::{
+            Arc, Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
+    use super::*;
+    use crate::platform::ops::Health;
+
+    /// Takes any content but `wrong`, and counts how often it was asked.
+    #[derive(Clone)]
+    struct Reads {
+        file: PathBuf,
+        attempts: Arc<AtomicUsize>,
+        /// What the file has to have, once an attempt is under way.
+        next: Arc<Mutex<Option<&'static str>>>,
+    }
+
+    impl Trial for Reads {
+        async fn attempt(&self) -> Verdict {
+            let content = fs::read_to_string(&self.file).unwrap();
+            if let Some(next) = self.next.lock().unwrap().take() {
+                fs::write(&self.file, next).unwrap();
+            }
+            self.attempts.fetch_add(1, Ordering::Relaxed);
+            match content.as_str() {
+                "wrong" => Verdict::Refused(BTreeMap::from([("redis", "no".to_owned())])),
+                _ => Verdict::Works(None),
+            }
+        }
+
+        fn is_ready(&self) -> bool {
+            true
+        }
+
+        async fn noticed(&self) {}
+
+        async fn give_back(&self) -> Result<bool, String> {
+            Ok(false)
+        }
+    }
+
+    fn watching(name: &str, content: &str) -> (Reads, Watch<Reads>, Health) {
+        let file = std::env::temp_dir().join(format!("postrider-rotation-{name}-{}", std::process::id()));
+        fs::write(&file, content).unwrap();
+        let config =
+            Config { files: vec![file.display().to_string()], interval_ms: 10, spread_ms: 0, ..Config::default() };
+        let in_use = Fingerprint::read(&config.files).ok();
+        let (health, attempts) = (Health::default(), Arc::<AtomicUsize>::default());
+        let trial = Reads { file, attempts, next: Arc::default() };
+        (trial.clone(), Watch::new(config, in_use, trial, &health), health)
+    }
+
+    #[tokio::test]
+    async fn what_does_not_work_is_tried_again_and_is_forgotten_when_the_old_content_returns() {
+        let (trial, mut watch, health) = watching("wrong", "old");
+        assert!(watch.step().await.is_some());
+        assert_eq!(trial.attempts.load(Ordering::Relaxed), 0);
+        fs::write(&trial.file, "wrong").unwrap();
+        for attempts in 1..4 {
+            assert!(watch.step().await.is_some());
+            assert_eq!(trial.attempts.load(Ordering::Relaxed), attempts);
+            let (ready, report) = health.readiness();
+            assert!(ready, "{report}");
+            assert_eq!(report["checks"]["rotation"]["status"], "warning");
+            tokio::time::sleep(Duration::from_millis(11)).await;
+        }
+        fs::write(&trial.file, "old").unwrap();
+        assert!(watch.step().await.is_some());
+        assert_eq!(health.readiness().1["checks"]["rotation"]["status"], "ok");
+        fs::write(&trial.file, "new").unwrap();
+        assert!(watch.step().await.is_none());
+        fs::remove_file(&trial.file).unwrap();
+    }
+
+    #[tokio::test]
+    async fn files_that_change_while_they_are_tried_are_tried_again() {
+        let (trial, mut watch, _health) = watching("moving", "old");
+        fs::write(&trial.file, "new").unwrap();
+        *trial.next.lock().unwrap() = Some("wrong");
+        assert!(watch.step().await.is_some());
+        assert!(watch.step().await.is_some(), "it works no more");
+        fs::write(&trial.file, "newer").unwrap();
+        assert!(watch.step().await.is_none());
+        fs::remove_file(&trial.file).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_missing_at_first_counts_from_its_first_content_on() {
+        let (trial, mut watch, _health) = watching("missing", "old");
+        fs::remove_file(&trial.file).unwrap();
+        watch.in_use = None;
+        assert!(watch.step().await.is_some());
+        fs::write(&trial.file, "first").unwrap();
+        assert!(watch.step().await.is_some());
+        fs::write(&trial.file, "second").unwrap();
+        assert!(watch.step().await.is_none());
+        fs::remove_file(&trial.file).unwrap();
+    }
+}

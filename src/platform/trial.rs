@@ -1,0 +1,20 @@
+//! Why settings that are tried before they are put to use do not work.
+
+use std::fmt;
+
+/// The text is a sentence for whoever is on call, without credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// The settings are invalid, or a server has answered and rejects them.
+    Refused(String),
+    /// No server answers, or the one that does cannot work at the moment.
+    Unreachable(String),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(text) | Self::Unreachable(text) => f.write_str(text),
+        }
+    }
+}

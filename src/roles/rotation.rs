@@ -1,0 +1,165 @@
+//! Tries what the process would be started with now: the configuration, and every server that its role uses.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::{
+    relay,
+    runtime::{Mission, Platform},
+    settings::{Role, Settings, TopicPlan},
+};
+use crate::platform::{
+    http::client::Proxies,
+    kafka, postgres, redis,
+    rotation::{Lease, Order, Trial, Verdict},
+    telemetry,
+    trial::Fault,
+};
+
+/// Loads the configuration as it was loaded at start. The error is a sentence for the operator.
+pub type Load = Arc<dyn Fn() -> Result<Settings, String> + Send + Sync>;
+
+/// Pause between two looks whether the process is ready.
+const READINESS_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Copy)]
+pub(super) struct RoleTrial<'a> {
+    pub platform: &'a Platform,
+    pub mission: &'a Mission,
+    pub load: &'a Load,
+}
+
+impl Trial for RoleTrial<'_> {
+    async fn attempt(&self) -> Verdict {
+        let settings = match self.load().await {
+            Ok(settings) => settings,
+            Err(problem) => return Verdict::Refused(BTreeMap::from([("settings", problem)])),
+        };
+        let (kafka, redis, postgres) =
+            tokio::join!(self.try_kafka(&settings), self.try_redis(&settings), self.try_postgres(&settings));
+        let mut faults = vec![("kafka", kafka.err()), ("postgres", postgres.err())];
+        let redis = match redis {
+            Ok(redis) => redis,
+            Err(fault) => {
+                faults.push(("redis", Some(fault)));
+                None
+            }
+        };
+        match self.judge(faults) {
+            Some(verdict) => verdict,
+            None => Verdict::Works(self.order(&settings, redis).await),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.platform.health.readiness().0
+    }
+
+    async fn noticed(&self) {
+        while !self.is_ready() {
+            tokio::time::sleep(READINESS_PAUSE).await;
+        }
+        tokio::time::sleep(self.platform.settings.drain.readiness_delay()).await;
+    }
+
+    async fn give_back(&self) -> Result<bool, String> {
+        if matches!(self.mission, Mission::Relay(_)) {
+            return Ok(false);
+        }
+        let settings = &self.platform.settings;
+        let mut redis = redis::Redis::connect(&settings.redis).await.map_err(|error| error.to_string())?;
+        lease(settings).give_back(&mut redis).await.map_err(|error| error.to_string())
+    }
+}
+
+impl RoleTrial<'_> {
+    async fn load(&self) -> Result<Settings, String> {
+        let (load, in_use) = (self.load.clone(), self.platform.settings.clone());
+        let is_role = matches!(self.mission, Mission::Role);
+        let loaded = tokio::task::spawn_blocking(move || {
+            let settings = load()?;
+            if is_role {
+                check(&settings, &in_use)?;
+            }
+            Ok(settings)
+        });
+        loaded.await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+
+    async fn try_kafka(&self, settings: &Settings) -> Result<(), Fault> {
+        // Where they are not as they must be for the account in use, they say nothing about the new one.
+        let topics = match (self.platform.topics_ready.get(), self.mission) {
+            (false, _) => Vec::new(),
+            (true, Mission::Role) => TopicPlan::specs(settings),
+            (true, Mission::Relay(_)) => TopicPlan::deliveries(settings),
+        };
+        kafka::try_out(&settings.kafka, topics.into_iter().map(|spec| spec.name).collect()).await
+    }
+
+    async fn try_redis(&self, settings: &Settings) -> Result<Option<redis::Redis>, Fault> {
+        if !self.uses_redis(settings.role) {
+            return Ok(None);
+        }
+        redis::try_out(&settings.redis).await.map(Some)
+    }
+
+    fn uses_redis(&self, role: Role) -> bool {
+        matches!(self.mission, Mission::Role) && (role.serves_api() || role.processes())
+    }
+
+    async fn try_postgres(&self, settings: &Settings) -> Result<(), Fault> {
+        if matches!(self.mission, Mission::Relay(_)) || settings.postgres.url.is_empty() {
+            return Ok(());
+        }
+        postgres::try_out(&settings.postgres, !self.platform.health.fails("postgres")).await
+    }
+
+    /// A server that is away tells nothing about the new settings, if it is away for those in use as well.
+    fn judge(&self, faults: Vec<(&'static str, Option<Fault>)>) -> Option<Verdict> {
+        let mut refused = BTreeMap::new();
+        let mut away = Vec::new();
+        for (what, fault) in faults {
+            match fault {
+                None => {}
+                Some(Fault::Unreachable(problem)) if self.platform.health.fails(what) => {
+                    away.push(format!("{what}: {problem}"));
+                }
+                Some(fault) => _ = refused.insert(what, fault.to_string()),
+            }
+        }
+        match (refused.is_empty(), away.is_empty()) {
+            (false, _) => Some(Verdict::Refused(refused)),
+            (true, false) => Some(Verdict::Unreachable(away.join("; "))),
+            (true, true) => None,
+        }
+    }
+
+    /// A role that has no Redis of its own keeps its order there all the same, where it can.
+    async fn order(&self, settings: &Settings, redis: Option<redis::Redis>) -> Option<Order> {
+        if matches!(self.mission, Mission::Relay(_)) {
+            return None;
+        }
+        let redis = match redis {
+            Some(redis) => redis,
+            None => redis::try_out(&settings.redis).await.ok()?,
+        };
+        Some(Order { lease: lease(settings), redis })
+    }
+}
+
+/// Returns what would keep a role from starting with these settings, or from doing what it does now.
+fn check(settings: &Settings, in_use: &Settings) -> Result<(), String> {
+    telemetry::check(&settings.telemetry)?;
+    Proxies::new(&settings.http).map_err(|error| error.to_string())?;
+    if settings.role.relays() {
+        relay::check(&settings.gateway.relays)?;
+    }
+    if settings.postgres.url.is_empty() && !in_use.postgres.url.is_empty() {
+        return Err("`postgres.url` is empty".to_owned());
+    }
+    Ok(())
+}
+
+fn lease(settings: &Settings) -> Lease {
+    let length = Duration::from_millis(settings.rotation.lease_ms);
+    Lease::new(&settings.redis, &settings.role.to_string(), length)
+}

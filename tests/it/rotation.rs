@@ -1,0 +1,485 @@
+//! Rotated secrets: tried before they are put to use, and put to use by one process of a role at a time.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::{
+    harness::{
+        App, Stack, World,
+        app::Builder,
+        redis, until,
+        wait::{seconds, until_now},
+    },
+    kv::push,
+};
+
+const REFUSED: &str = "postrider_rotation_refused";
+const WARNING: &str = "a rotated secret does not work; what was in use before stays in use";
+const DRAINING: &str = "draining to start again with rotated files";
+
+/// A secret that is mounted as a file.
+pub struct Secret(PathBuf);
+
+impl Secret {
+    pub fn new(world: &World, name: &str, content: &str) -> Self {
+        let secret = Self(std::env::temp_dir().join(format!("{}{name}", world.prefix)));
+        secret.set(content);
+        secret
+    }
+
+    pub fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+
+    /// Replaces the content in one step, as a kubelet does.
+    pub fn set(&self, content: &str) {
+        let next = self.0.with_extension("next");
+        fs::write(&next, content).unwrap();
+        fs::rename(next, &self.0).unwrap();
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A port that a process can have again after it has replaced itself: outside of the range from which others get theirs.
+fn steady_port() -> u16 {
+    loop {
+        let port = fastrand::u16(15_000..30_000);
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// A process that looks at its files often, and at the same addresses after it has replaced itself.
+pub fn watching(app: Builder, files: &[&str]) -> Builder {
+    app.env("POSTRIDER_ROTATION__FILES", &files.join(","))
+        .env("POSTRIDER_ROTATION__INTERVAL_MS", "50")
+        .env("POSTRIDER_ROTATION__SPREAD_MS", "0")
+        .env("POSTRIDER_HTTP__LISTEN", &format!("127.0.0.1:{}", steady_port()))
+        .env("POSTRIDER_MANAGEMENT__LISTEN", &format!("127.0.0.1:{}", steady_port()))
+}
+
+/// The same, with the URL of Redis from a file.
+fn with_redis(app: Builder, secret: &Secret) -> Builder {
+    let app = app.unset("POSTRIDER_REDIS__URL").env("POSTRIDER_REDIS__URL_FILE", secret.path());
+    watching(app, &[secret.path()])
+}
+
+/// Waits until the metric says so for this part.
+pub async fn await_refused(app: &App, what: &str, refused: bool) {
+    let name = format!("{REFUSED}{{what=\"{what}\"}}");
+    let wanted = Some(f64::from(u8::from(refused)));
+    until(&format!("{name} is {wanted:?}"), seconds(30), || async {
+        (metric(app, &name).await == wanted).then_some(())
+    })
+    .await;
+}
+
+/// A metric of a process that may be replacing itself at the moment.
+async fn metric(app: &App, name: &str) -> Option<f64> {
+    let text = app.client.get(format!("{}/metrics", app.management)).send().await.ok()?.text().await.ok()?;
+    text.lines().find(|line| line.starts_with(name))?.rsplit(' ').next()?.parse().ok()
+}
+
+/// When the program began that runs in this process now; 0 while it begins.
+pub async fn started(app: &App) -> f64 {
+    metric(app, "postrider_start_time_seconds").await.unwrap_or_default()
+}
+
+/// Waits until the process has replaced itself and is ready.
+pub async fn await_replaced(app: &mut App, before: f64) {
+    until("it has replaced itself and is ready", seconds(60), || async {
+        let replaced = started(app).await > before;
+        (replaced && app.is_ready().await).then_some(())
+    })
+    .await;
+    assert_eq!(app.ended(), None, "{}", app.log());
+}
+
+/// Lines of the log with this message, each as its time.
+fn times(app: &App, message: &str) -> Vec<String> {
+    let log = app.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let lines = lines.filter(|line| line["message"] == message);
+    lines.map(|line| line["timestamp"].as_str().unwrap().to_owned()).collect()
+}
+
+fn away(app: &App) -> bool {
+    !times(app, DRAINING).is_empty()
+}
+
+/// Clients who push all the time, each time to the next process that says that it is ready.
+struct Clients {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicUsize>,
+    tasks: JoinSet<Vec<String>>,
+}
+
+impl Clients {
+    fn of(apps: &[&App]) -> Self {
+        let addresses: Arc<[(String, String)]> =
+            apps.iter().map(|app| (app.management.clone(), app.api.clone())).collect();
+        let (stop, sent) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let mut tasks = JoinSet::new();
+        for _ in 0..4 {
+            tasks.spawn(push_on(addresses.clone(), stop.clone(), sent.clone()));
+        }
+        Self { stop, sent, tasks }
+    }
+
+    /// Waits for this many more requests.
+    async fn more(&self, count: usize) {
+        let wanted = self.sent.load(Ordering::Relaxed) + count;
+        until_now("more requests", seconds(60), || (self.sent.load(Ordering::Relaxed) >= wanted).then_some(())).await;
+    }
+
+    /// What went wrong.
+    async fn stop(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.tasks.join_all().await.into_iter().flatten().collect()
+    }
+}
+
+async fn push_on(addresses: Arc<[(String, String)]>, stop: Arc<AtomicBool>, sent: Arc<AtomicUsize>) -> Vec<String> {
+    // Without connections that are kept, since a process that drains closes them.
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0).timeout(seconds(30)).build().unwrap();
+    let mut failed = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let number = sent.fetch_add(1, Ordering::Relaxed);
+        let mut ready = None;
+        for at in 0..addresses.len() {
+            let (management, api) = &addresses[(number + at) % addresses.len()];
+            let probe = client.get(format!("{management}/readyz")).send().await;
+            if probe.is_ok_and(|answer| answer.status() == 200) {
+                ready = Some(api);
+                break;
+            }
+        }
+        let Some(api) = ready else {
+            failed.push(format!("request {number}: no process is ready"));
+            continue;
+        };
+        let body = json!({"key": format!("k{}", number % 50), "value": number}).to_string();
+        let request = client.post(format!("{api}/push")).header("content-type", "application/json").body(body);
+        match request.send().await {
+            Ok(answer) if answer.status() == 202 => {}
+            other => failed.push(format!("request {number}: {other:?}")),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    failed
+}
+
+#[tokio::test]
+async fn a_redis_secret_that_does_not_work_changes_nothing_and_one_that_works_replaces_the_process() {
+    let world = World::new().await;
+    let secret = Secret::new(&world, "redis", &world.redis_url);
+    let app = with_redis(world.app().role("api"), &secret).env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "500");
+    let mut app = app.start().await;
+    let (before, pid) = (started(&app).await, app.pid());
+    let clients = Clients::of(&[&app]);
+    let server = world.redis_url.trim_start_matches("redis://");
+    let wrongs = [format!("redis://nobody:hunter22@{server}"), "redis://127.0.0.1:1".to_owned(), String::new()];
+    for (number, wrong) in wrongs.iter().enumerate() {
+        secret.set(wrong);
+        // One at each change, and then one a minute.
+        until_now("a warning for each change", seconds(30), || {
+            (times(&app, WARNING).len() == number + 1).then_some(())
+        })
+        .await;
+        await_refused(&app, "redis", true).await;
+        clients.more(50).await;
+        let report = app.manage("/readyz?verbose").await.expect(200).json();
+        let check = &report["checks"]["rotation"];
+        assert_eq!(check["status"], "warning", "{report}");
+        assert!(!check["detail"].as_str().unwrap().contains("hunter22"), "{report}");
+    }
+    assert_eq!(started(&app).await, before);
+    assert!(!app.log().contains("hunter22"), "{}", app.log());
+    // Back to what is in use: nothing remains of it.
+    secret.set(&world.redis_url);
+    await_refused(&app, "redis", false).await;
+    assert_eq!(app.manage("/readyz?verbose").await.json()["checks"]["rotation"]["status"], "ok");
+    assert_eq!(clients.stop().await, Vec::<String>::new());
+    assert!(!away(&app));
+    // The same server by another URL: what counts is that the file is another one.
+    secret.set(&format!("{}/0", world.redis_url));
+    await_replaced(&mut app, before).await;
+    assert_eq!(app.pid(), pid);
+    push(&app, "k", &json!(1)).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_postgres_secret_that_does_not_work_is_refused_and_so_is_an_empty_one() {
+    let world = World::new().await.with_postgres().await;
+    let url = world.database_url().to_owned();
+    let secret = Secret::new(&world, "postgres", &url);
+    let app = world.app().unset("POSTRIDER_POSTGRES__URL").env("POSTRIDER_POSTGRES__URL_FILE", secret.path());
+    let mut app = watching(app, &[secret.path()]).start().await;
+    let before = started(&app).await;
+    let (head, rest) = url.split_once("://").unwrap();
+    let (account, place) = rest.rsplit_once('@').unwrap();
+    let user = account.split(':').next().unwrap();
+    secret.set(&format!("{head}://{user}:hunter22@{place}"));
+    await_refused(&app, "postgres", true).await;
+    assert!(app.is_ready().await);
+    // Rooms that need Postgres would be off without a word.
+    secret.set("");
+    await_refused(&app, "settings", true).await;
+    await_refused(&app, "postgres", false).await;
+    let comment = json!({"video_id": "v", "user_id": "u", "text": "still here"});
+    app.post_json("/api/v1/comments", &comment).await;
+    assert!(app.is_ready().await && !away(&app));
+    assert!(!app.log().contains("hunter22"), "{}", app.log());
+    secret.set(&format!("{url}\n"));
+    await_replaced(&mut app, before).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_process_whose_old_secret_is_revoked_takes_a_new_one_at_once_whoever_has_the_lease() {
+    let stack = Stack::own("revoked", &["--only", "redis"]).await;
+    let mut world = World::on(&stack).await;
+    let url = world.redis_url.clone();
+    let account = |password: &'static str| {
+        let url = url.clone();
+        async move {
+            let _: () =
+                redis::run(&url, &["ACL", "SETUSER", "app", "on", "resetpass", password, "~*", "&*", "+@all"]).await;
+        }
+    };
+    account(">old").await;
+    let with = |password: &str| url.replace("redis://", &format!("redis://app:{password}@"));
+    world.set("POSTRIDER_REDIS__URL", &with("old"));
+    let secret = Secret::new(&world, "redis", &with("old"));
+    let mut app = with_redis(world.app().role("api"), &secret).start().await;
+    let before = started(&app).await;
+    let lease = format!("{}:rotation:api", world.prefix);
+    let _: () = redis::run(&url, &["SET", &lease, "another", "PX", "600000"]).await;
+    account(">new").await;
+    let _: i64 = redis::run(&url, &["CLIENT", "KILL", "USER", "app"]).await;
+    app.await_failing("redis", seconds(30)).await;
+    secret.set(&with("wrong"));
+    await_refused(&app, "redis", true).await;
+    assert!(!away(&app));
+    secret.set(&with("new"));
+    await_replaced(&mut app, before).await;
+    let left: i64 = redis::run(&url, &["PTTL", &lease]).await;
+    assert!(left > 0, "the lease of another process is left alone");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn while_the_server_is_away_no_secret_is_blamed() {
+    let stack = Stack::own("away", &["--only", "redis"]).await;
+    let world = World::on(&stack).await;
+    let secret = Secret::new(&world, "redis", &world.redis_url);
+    let mut app = with_redis(world.app().role("api"), &secret).start().await;
+    let before = started(&app).await;
+    stack.ctl(&["stop", "redis"]).await;
+    app.await_failing("redis", seconds(30)).await;
+    secret.set(&format!("{}/0", world.redis_url));
+    app.await_log("a rotated secret cannot be tried, because a server is away", seconds(30)).await;
+    assert_eq!(metric(&app, "postrider_rotation_refused{what=\"redis\"}").await, Some(0.0));
+    assert!(!away(&app));
+    stack.ctl(&["start", "redis"]).await;
+    await_replaced(&mut app, before).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn ten_rotations_five_of_them_wrong_fail_no_request_and_no_two_processes_are_away_at_once() {
+    let world = World::new().await;
+    let secret = Secret::new(&world, "redis", &world.redis_url);
+    let start = || {
+        let app = with_redis(world.app().role("api"), &secret);
+        app.env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "1000").start()
+    };
+    let mut apps = [start().await, start().await];
+    let pids = apps.each_ref().map(App::pid);
+    let pipes_before = apps.each_ref().map(|app| pipes(app.pid()));
+    let clients = Clients::of(&apps.each_ref());
+    let mut good = world.redis_url.clone();
+    for number in 0..5 {
+        secret.set(&format!("redis://nobody:wrong{number}@127.0.0.1:1"));
+        for app in &apps {
+            await_refused(app, "redis", true).await;
+        }
+        let mut before = Vec::new();
+        for app in &apps {
+            before.push(started(app).await);
+        }
+        // The newline is no part of the secret, but the file is another one.
+        good.push('\n');
+        secret.set(&good);
+        for (app, before) in apps.iter_mut().zip(before) {
+            await_replaced(app, before).await;
+        }
+    }
+    clients.more(50).await;
+    assert_eq!(clients.stop().await, Vec::<String>::new());
+    assert_eq!(apps.each_ref().map(App::pid), pids);
+    let mut absences = Vec::new();
+    for app in &apps {
+        let (begins, ends) = (times(app, DRAINING), times(app, "ready"));
+        assert_eq!((begins.len(), ends.len()), (5, 6), "{}", app.log());
+        absences.extend(begins.into_iter().zip(ends.into_iter().skip(1)));
+    }
+    absences.sort();
+    for pair in absences.windows(2) {
+        assert!(pair[0].1 < pair[1].0, "two processes were away at once: {absences:?}");
+    }
+    for (app, before) in apps.iter().zip(pipes_before) {
+        assert!(pipes(app.pid()) <= before + 4, "the new program inherits what the old one had open");
+    }
+    for app in apps {
+        app.stop().await;
+    }
+}
+
+/// Open pipes of a process. The Kafka library's are inherited by a new program, unless they are closed before.
+fn pipes(pid: u32) -> usize {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let targets = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+    targets.filter(|target| target.to_string_lossy().starts_with("pipe:")).count()
+}
+
+#[tokio::test]
+async fn the_lease_of_a_process_that_died_is_taken_over_when_it_expires() {
+    let world = World::new().await;
+    let secret = Secret::new(&world, "redis", &world.redis_url);
+    let start = |delay_ms: &str| {
+        let app = with_redis(world.app().role("api"), &secret).env("POSTRIDER_ROTATION__LEASE_MS", "4000");
+        app.env("POSTRIDER_DRAIN__READINESS_DELAY_MS", delay_ms).start()
+    };
+    let (first, mut second) = (start("60000").await, start("0").await);
+    let before = started(&second).await;
+    // The first one takes the lease before the second one has seen the change.
+    let lease = format!("{}:rotation:api", world.prefix);
+    let _: () = redis::run(&world.redis_url, &["SET", &lease, &holder(&first), "PX", "4000"]).await;
+    secret.set(&format!("{}/0", world.redis_url));
+    first.await_log(DRAINING, seconds(30)).await;
+    first.kill().await;
+    second.await_log("rotated files work; waiting for the rotation lease", seconds(30)).await;
+    await_replaced(&mut second, before).await;
+    second.await_log("a rotation lease expired before its holder was ready again", seconds(1)).await;
+    second.stop().await;
+}
+
+/// What a lease of this process says.
+fn holder(app: &App) -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    format!("{}/{}", host.trim(), app.pid())
+}
+
+#[tokio::test]
+async fn a_process_that_waits_for_its_turn_says_so_and_forgets_it_when_the_old_content_returns() {
+    let world = World::new().await;
+    let secret = Secret::new(&world, "redis", &world.redis_url);
+    let app = with_redis(world.app().role("api"), &secret).start().await;
+    let lease = format!("{}:rotation:api", world.prefix);
+    let _: () = redis::run(&world.redis_url, &["SET", &lease, "another", "PX", "600000"]).await;
+    secret.set(&format!("{}/0", world.redis_url));
+    let waiting = |wanted: f64| {
+        let app = &app;
+        async move {
+            until("the metric says whether it waits", seconds(30), || async {
+                (metric(app, "postrider_rotation_waiting").await == Some(wanted)).then_some(())
+            })
+            .await;
+        }
+    };
+    waiting(1.0).await;
+    let line = app.await_log("rotated files work; waiting for the rotation lease", seconds(1)).await;
+    assert_eq!(line["holder"], "another");
+    secret.set(&world.redis_url);
+    waiting(0.0).await;
+    let _: i64 = redis::run(&world.redis_url, &["DEL", &lease]).await;
+    app.await_log("mounted files are again those in use", seconds(1)).await;
+    assert!(app.is_ready().await && !away(&app));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_wrong_secret_that_comes_while_it_drains_for_a_good_one_calls_the_drain_off() {
+    let world = World::new().await;
+    let secret = Secret::new(&world, "redis", &world.redis_url);
+    let app = with_redis(world.app().role("api"), &secret).env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "3000");
+    let mut app = app.start().await;
+    let before = started(&app).await;
+    secret.set(&format!("{}/0", world.redis_url));
+    app.await_log(DRAINING, seconds(30)).await;
+    assert!(!app.is_ready().await);
+    secret.set("redis://127.0.0.1:1");
+    app.await_log("mounted files changed again; the drain is called off", seconds(30)).await;
+    await_refused(&app, "redis", true).await;
+    assert!(app.is_ready().await);
+    assert_eq!(started(&app).await, before);
+    let lease: i64 = redis::run(&world.redis_url, &["EXISTS", &format!("{}:rotation:api", world.prefix)]).await;
+    assert_eq!(lease, 0, "others may take their turn");
+    secret.set(&format!("{}/0", world.redis_url));
+    await_replaced(&mut app, before).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_signal_while_it_drains_for_a_rotation_ends_it_for_good() {
+    let world = World::new().await;
+    let secret = Secret::new(&world, "any", "old");
+    let app = watching(world.app().role("api"), &[secret.path()]);
+    let mut app = app.env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "3000").start().await;
+    secret.set("new");
+    app.await_log(DRAINING, seconds(30)).await;
+    app.sigterm();
+    let status = app.exit(seconds(30)).await;
+    assert!(status.success(), "{status}\n{}", app.log());
+    assert_eq!(times(&app, "starting").len(), 1);
+}
+
+#[tokio::test]
+async fn without_redis_a_relay_waits_at_random_and_keeps_its_arguments() {
+    let world = World::new().await;
+    let secret = Secret::new(&world, "any", "old");
+    let topic = world.make_topic("orders", 1).await;
+    let words = ["--topic", &topic, "--target-url", "http://127.0.0.1:1/x", "--workers", "3"];
+    let app = watching(world.app().relay(words), &[secret.path()]).env("POSTRIDER_REDIS__URL", "redis://127.0.0.1:1");
+    let mut app = app.start().await;
+    let before = started(&app).await;
+    let arguments = fs::read(format!("/proc/{}/cmdline", app.pid())).unwrap();
+    secret.set("new");
+    await_replaced(&mut app, before).await;
+    app.await_log("rotated files work; restarting after a random wait", seconds(1)).await;
+    assert_eq!(fs::read(format!("/proc/{}/cmdline", app.pid())).unwrap(), arguments);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_configuration_that_can_no_longer_be_loaded_is_refused() {
+    let world = World::new().await;
+    let secret = Secret::new(&world, "config.yaml", "kv:\n  batch_records: 400\n");
+    let app = watching(world.app().role("api"), &[secret.path()]).env("POSTRIDER_CONFIG", secret.path());
+    let mut app = app.start().await;
+    let before = started(&app).await;
+    secret.set("kv:\n  batch_record: 500\n");
+    await_refused(&app, "settings", true).await;
+    assert!(app.is_ready().await && !away(&app));
+    secret.set("kv:\n  batch_records: 500\n");
+    await_replaced(&mut app, before).await;
+    app.stop().await;
+}
