@@ -4,11 +4,13 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
-from .load import oha, produce_body, wrk
+from .load import oha, produce_body
 from .procs import say, say_aims
-from .stack import TOPIC, short
+from .stack import TOPIC
 
-CONNECTIONS, OTHERS, RATE = 20, 2, 2_000
+CONNECTIONS, RATE = 20, 2_000
+# The other two at most: as many records as they get stored when these are good ones.
+OTHERS, OTHERS_RATE = 2, 1_500
 COMPACTED, SMALL = "bench-compacted", "bench-small"
 # Milliseconds since 1970, in the year 2099: no topic takes what is dated more than an hour ahead.
 FUTURE_MS = 4_102_444_800_000
@@ -64,9 +66,11 @@ def measure(api, pids, stack, settings, good, other):
     """One run of the good callers, beside the others where there are any."""
     url = f"{api.url}/produce"
     with ThreadPoolExecutor(1) as pool:
-        beside = other and pool.submit(wrk, url, ["post", short(other)], settings, OTHERS, stack.work, settings.rate_seconds)
+        beside = other and pool.submit(oha, url, other, OTHERS_RATE, OTHERS, settings.rate_seconds, pids, stack.work,
+                                       name="oha-others")
         found = oha(url, good, RATE, CONNECTIONS, settings.rate_seconds, pids, stack.work)
-        return found | {"others_rps": beside.result()["rps"] if beside else 0}
+        others = beside.result() if beside else None
+        return found | {"others_rps": round((others["ok"] + others["errors"]) / settings.rate_seconds) if others else 0}
 
 
 def summary(rounds):

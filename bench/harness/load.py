@@ -92,9 +92,9 @@ def interleave(targets, rounds):
     return {name: summary(found) for name, found in results.items()}
 
 
-def oha(url, body_file, rate, connections, seconds, pids, work, each_line=False):
+def oha(url, body_file, rate, connections, seconds, pids, work, each_line=False, name="oha"):
     """A constant rate, with latency counted from when a request was due. With `each_line`, a request's body is a random line.
-    Without a body, `url` is a file, and each request is for a random line of it."""
+    Without a body, `url` is a file, and each request is for a random line of it. Two at a time need different names."""
     argv = ["oha", "--no-tui", "--output-format", "json", "--latency-correction", "-z", f"{seconds}s", "-q", str(rate),
             "-c", str(connections), "-w"]
     if body_file:
@@ -102,7 +102,7 @@ def oha(url, body_file, rate, connections, seconds, pids, work, each_line=False)
     else:
         argv += ["--urls-from-file", short(url)]
     meter = Meter(pids)
-    text, cpu = run_measured(argv, work / "oha.out", seconds + 30)
+    text, cpu = run_measured(argv, work / f"{name}.out", seconds + 30)
     used = meter.read({"oha": cpu})
     raw = json.loads(text)
     statuses, latency = raw["statusCodeDistribution"], raw["latencyPercentiles"]

@@ -22,7 +22,7 @@ def isolation(found):
     rows = [(name, one["p50_ms"], one["p99_ms"], one["p99.9_ms"], " ".join(str(ms) for ms in one["p99_ms_rounds"]), one["ratio"],
              number(one["others_rps"]), one["errors"]) for name, one in found["cases"].items()]
     said = (f"Records of 1,000 bytes at {number(found['rate'])}/s on {found['connections']} connections; beside them two connections "
-            "that ask again as soon as they have their answer.")
+            "with up to 1,500 requests/s.")
     return "\n\n".join(["## POST /produce beside records that topics do not take", aims(found), said,
                         table(("the other two send", "p50 ms", "p99 ms (median)", "p99.9 ms", "p99 ms of each round", "p99 : alone",
                                "others' requests/s", "errors"), rows)])
