@@ -2,7 +2,7 @@
 //! process drain and start again with it, one process of a role at a time.
 //!
 //! What does not work is not put to use: the process goes on with what it has, says so, and tries again
-//! ([ADR 14](../../../docs/adr/0014-rotated-secrets-are-tried-first.md)).
+//! ([ADR 13](../../../docs/adr/0013-rotated-secrets-are-tried-first.md)).
 
 mod files;
 mod lease;
