@@ -160,7 +160,8 @@ impl Live {
                             self.followed = true;
                             return Some(self.event(item.partition, item.offset, &data));
                         }
-                        None => self.too_late()?,
+                        // Its memory was needed, however fast this stream is.
+                        None => self.behind = true,
                     },
                     Err(RecvError::Lagged(_)) => self.too_late()?,
                     Err(RecvError::Closed) => return None,

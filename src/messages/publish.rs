@@ -15,7 +15,7 @@ use metrics::counter;
 use redis::Cmd;
 use tokio::{
     sync::{Mutex, mpsc, watch},
-    time::sleep,
+    time::{MissedTickBehavior, interval},
 };
 
 use super::{channel, cursor::Lane, item::Notice, missed_channel};
@@ -78,13 +78,15 @@ impl Publisher {
     pub async fn run(self: Arc<Self>, redis: watch::Receiver<Option<Redis>>) {
         let mut batches = self.receiver.lock().await;
         let mut waiting = Vec::with_capacity(TOGETHER);
+        let mut due = interval(MISSED_PAUSE);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 taken = batches.recv_many(&mut waiting, TOGETHER) => match taken {
                     0 => return,
                     _ => self.announce(&redis, waiting.drain(..).flatten().collect()).await,
                 },
-                () = sleep(MISSED_PAUSE), if self.missed.load(Relaxed) => self.announce_missed(&redis).await,
+                _ = due.tick(), if self.missed.load(Relaxed) => self.announce_missed(&redis).await,
             }
         }
     }

@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::drain::Signals;
+
 /// Bit of a descriptor's flags in /proc that says that it is closed when the program is replaced.
 const CLOSE_ON_EXEC: u32 = 0o2_000_000;
 /// Last of the descriptors that every process has: input, output, errors.
@@ -41,24 +43,28 @@ fn is_inherited(number: u32) -> bool {
     flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).is_some_and(|flags| flags & CLOSE_ON_EXEC == 0)
 }
 
-/// Replaces the process. Comes back only with the reason why that is impossible. `at_start` are the descriptors that
-/// the process itself has inherited: any others would add up from one replacement to the next.
-pub fn replace(at_start: &Inherited) -> String {
+/// Replaces the process, unless a signal has come. Comes back then, and with the reason where that is impossible.
+/// `at_start` are the descriptors that the process itself has inherited: any others would add up from one replacement to
+/// the next.
+pub fn replace(at_start: &Inherited, signals: &Signals) -> Result<(), String> {
     let begun = Instant::now();
     loop {
         let left = Inherited::now().0.difference(&at_start.0).count();
+        if signals.has_come() {
+            return Ok(());
+        }
         if left == 0 {
             break;
         }
         if begun.elapsed() > PATIENCE {
-            return format!("cannot replace the process: {left} of its file descriptors would stay open");
+            return Err(format!("cannot replace the process: {left} of its file descriptors would stay open"));
         }
         std::thread::sleep(PAUSE);
     }
     let mut words = std::env::args_os();
     let name = words.next().unwrap_or_else(|| OsString::from("postrider"));
     let error = Command::new(program()).arg0(name).args(words).exec();
-    format!("cannot replace the process: {error}")
+    Err(format!("cannot replace the process: {error}"))
 }
 
 /// The file of this program. Where another one has taken its place, the one that runs is still to be had by this link.

@@ -38,7 +38,10 @@ impl Trial for RoleTrial<'_> {
             tokio::join!(self.try_kafka(&settings), self.try_redis(&settings), self.try_postgres(&settings));
         let mut faults = vec![("kafka", kafka.err()), ("postgres", postgres.err())];
         let redis = match redis {
-            Ok(redis) => redis,
+            Ok(redis) => {
+                faults.push(("redis", None));
+                redis
+            }
             Err(fault) => {
                 faults.push(("redis", Some(fault)));
                 None
@@ -113,13 +116,14 @@ impl RoleTrial<'_> {
         postgres::try_out(&settings.postgres, !self.platform.health.fails("postgres")).await
     }
 
-    /// A server that is away tells nothing about the new settings, if it is away for those in use as well.
+    /// A server that is away tells nothing about the new settings, if it is away for those in use as well. It is not
+    /// waited for where another server takes the new settings and not those in use.
     fn judge(&self, faults: Vec<(&'static str, Option<Fault>)>) -> Option<Verdict> {
         let mut refused = BTreeMap::new();
-        let mut away = Vec::new();
+        let (mut away, mut is_mended) = (Vec::new(), false);
         for (what, fault) in faults {
             match fault {
-                None => {}
+                None => is_mended |= self.platform.health.fails(what),
                 Some(Fault::Unreachable(problem)) if self.platform.health.fails(what) => {
                     away.push(format!("{what}: {problem}"));
                 }
@@ -128,8 +132,8 @@ impl RoleTrial<'_> {
         }
         match (refused.is_empty(), away.is_empty()) {
             (false, _) => Some(Verdict::Refused(refused)),
-            (true, false) => Some(Verdict::Unreachable(away.join("; "))),
-            (true, true) => None,
+            (true, false) if !is_mended => Some(Verdict::Unreachable(away.join("; "))),
+            (true, _) => None,
         }
     }
 

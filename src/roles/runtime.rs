@@ -134,9 +134,9 @@ fn launch(load: Load, mission: Mission) -> Result<(), String> {
     let outcome = runtime.block_on(live(Beginning { settings, mission, load, files, signals: signals.clone() }));
     runtime.shutdown_timeout(Duration::from_secs(2));
     match outcome? {
-        // Whoever sent the signal wants none in its place.
-        End::Replace if !signals.has_come() => Err(replace::replace(&inherited)),
-        _ => Ok(()),
+        // Whoever sends a signal wants no process in its place.
+        End::Replace => replace::replace(&inherited, &signals),
+        End::Exit => Ok(()),
     }
 }
 
@@ -324,6 +324,7 @@ async fn serve_on(
         };
         if let Some(name) = name {
             tracing::info!(signal = name, "draining");
+            rotation.call_off().await;
             return Ok(End::Exit);
         }
         if rotation.is_still_due().await {

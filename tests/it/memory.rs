@@ -16,7 +16,7 @@ use crate::{
         sse::Stream,
         wait::{seconds, until},
     },
-    kv::{await_complete, pull_after, push},
+    kv::{await_complete, pull_after, push, running},
 };
 
 const MIB: u64 = 1 << 20;
@@ -193,4 +193,15 @@ async fn whoever_is_slow_takes_no_more_memory_than_there_is_and_others_are_serve
     .await;
     app.stop().await;
     processor.stop().await;
+}
+
+#[tokio::test]
+async fn consumers_work_however_little_memory_there_is_for_them() {
+    let mut world = World::new().await.with_postgres().await;
+    world.set("POSTRIDER_MEMORY__LIMIT_BYTES", "10000000");
+    world.set("POSTRIDER_KAFKA__CONSUMER__PREFETCH_KIB", "1");
+    let app = running(&world).await;
+    let position = push(&app, "k", &json!(1)).await;
+    assert_eq!(pull_after(&app, "k", &position).await.expect(200).json()["value"], 1);
+    app.stop().await;
 }

@@ -261,6 +261,9 @@ async fn what_a_processor_could_not_announce_is_found_when_its_redis_is_back_or_
     // A sweep comes after ten minutes: what arrives was announced, or told to be missing.
     let app = role("api").env("POSTRIDER_MESSAGES__SWEEP_INTERVAL_MS", "600000").start().await;
     let mut processor = role("processor").env("POSTRIDER_REDIS__URL", &through).start().await;
+    // There is something to announce all the time.
+    let (_to, at) = apis(&[&app]);
+    let sender = Sender::start("busy", &["somebody"], at);
     let socket = Socket::cursors(&app.api, "r", "").await;
     send(&app, &message("r", "s", 0)).await;
     socket.frames(1).await;
@@ -283,6 +286,7 @@ async fn what_a_processor_could_not_announce_is_found_when_its_redis_is_back_or_
         }
         until_now("it comes", seconds(60), || (socket.count() == round + 2).then_some(())).await;
     }
+    sender.stop().await;
     app.stop().await;
     processor.stop().await;
 }

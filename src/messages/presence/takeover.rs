@@ -58,7 +58,9 @@ impl Watchman {
         for dead in self.find_dead(shared, calls, now_ms, &leases).await {
             end_process(shared, calls, &dead, false).await?;
         }
-        count_remembered(shared, calls, now_ms).await?;
+        if let Err(error) = count_remembered(shared, calls, now_ms).await {
+            tracing::debug!(error = %error, "cannot count the receivers that are remembered");
+        }
         // One process at a time, and not more often than it is needed.
         let pause_ms = (shared.config.heartbeat().as_millis()).to_string();
         let sweeper = shared.keys.sweeper();

@@ -77,7 +77,7 @@ impl Redis {
             let memory = self.memory().await;
             bound::report("redis_memory", memory.used, memory.limit);
             match memory.weakness() {
-                _ if refused || memory.hundredths() >= 100 => {
+                _ if refused => {
                     let Memory { used, limit, .. } = memory;
                     let problem = format!(
                         "Redis is out of memory and refuses writes ({used} of {limit} bytes of `maxmemory`): nothing is lost, and views stand still until it has more"

@@ -19,13 +19,21 @@ pub async fn try_out(config: &Config) -> Result<Redis, Fault> {
         let mut redis = Redis::connect(config).await?;
         redis::cmd("PING").query_async::<()>(&mut redis).await?;
         let key = format!("{}rotation:tried", config.key_prefix);
-        redis::cmd("SET").arg(key).arg(1).arg("PX").arg(KEY_MS).query_async::<()>(&mut redis).await?;
-        Ok(redis)
+        let mut set = redis::cmd("SET");
+        match set.arg(key).arg(1).arg("PX").arg(KEY_MS).query_async::<()>(&mut redis).await {
+            Err(error) if !takes_no_writes_now(&error) => Err(error),
+            _ => Ok(redis),
+        }
     };
     match timeout(PATIENCE, attempt).await {
         Ok(tried) => tried.map_err(|error| fault(config, &error)),
         Err(_) => Err(Fault::Unreachable(format!("no answer within {} s", PATIENCE.as_secs()))),
     }
+}
+
+/// Returns whether the server refuses writes of everybody, for lack of memory, of a disk, or of replicas: it has let us in.
+fn takes_no_writes_now(error: &RedisError) -> bool {
+    matches!(error.code(), Some("OOM" | "MISCONF" | "NOREPLICAS"))
 }
 
 fn fault(config: &Config, error: &RedisError) -> Fault {
@@ -38,5 +46,19 @@ fn fault(config: &Config, error: &RedisError) -> Fault {
             Fault::Unreachable(text)
         }
         _ => Fault::Refused(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_without_memory_says_nothing_about_the_secret() {
+        let parse = |text: &[u8]| redis::parse_redis_value(text).unwrap().extract_error().unwrap_err();
+        assert!(takes_no_writes_now(&parse(b"-OOM command not allowed when used memory > 'maxmemory'.\r\n")));
+        assert!(takes_no_writes_now(&parse(b"-MISCONF Redis is configured to save RDB snapshots\r\n")));
+        assert!(takes_no_writes_now(&parse(b"-NOREPLICAS Not enough good replicas to write.\r\n")));
+        assert!(!takes_no_writes_now(&parse(b"-NOPERM this user has no permissions\r\n")));
     }
 }

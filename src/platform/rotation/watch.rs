@@ -99,6 +99,13 @@ impl<T: Trial> Watch<T> {
         is_due
     }
 
+    /// Ends the turn of this process, if it is its turn.
+    pub async fn call_off(&mut self) {
+        if let Some(mut candidate) = self.candidate.take() {
+            candidate.give_back().await;
+        }
+    }
+
     /// Returns whether there is no lease left to give back.
     async fn return_lease(&self) -> bool {
         match self.trial.give_back().await {

@@ -181,8 +181,9 @@ impl Lanes {
         let beat = self.health.beat(name);
         let (published, clients) = (self.health.publish(name), Arc::<ClientWatchdog>::default());
         let mut exclusion = Exclusion::default();
-        let memory = self.memory()?;
-        while let Some(client) = self.connect(&subscription, &beat, memory.bytes()).await? {
+        let memory = self.memory(name);
+        let memory_bytes = memory.as_ref().map_or(LEAST_MEMORY, Lease::bytes);
+        while let Some(client) = self.connect(&subscription, &beat, memory_bytes).await? {
             let client = Arc::new(client);
             let shape = shape(&client);
             // Set once, here; nothing polls yet.
@@ -201,13 +202,17 @@ impl Lanes {
         Ok(())
     }
 
-    /// Takes memory for what is fetched ahead and for the answer to one more fetch.
-    fn memory(&self) -> Result<Lease, KafkaError> {
+    /// Takes memory for what is fetched ahead and for the response to one more fetch. `None` when there is no more: the
+    /// consumer then fetches as little as it can.
+    fn memory(&self, consumer: &str) -> Option<Lease> {
         let budget = &budgets().consumers;
         let prefetch = usize::try_from(self.config.consumer.prefetch_kib).unwrap_or(usize::MAX).saturating_mul(1 << 10);
-        let wanted = prefetch.saturating_mul(2).min(budget.bound() / 8);
-        let none = || KafkaError::ClientCreation("`memory.limit_bytes` is too small for so many consumers".to_owned());
-        budget.lease_at_most(wanted, LEAST_MEMORY).ok_or_else(none)
+        let wanted = prefetch.saturating_mul(2).min(budget.bound() / 8).max(LEAST_MEMORY);
+        let lease = budget.lease_at_most(wanted, LEAST_MEMORY);
+        if lease.is_none() {
+            tracing::warn!(consumer, "the memory budget of consumers is used up; raise `memory.limit_bytes`");
+        }
+        lease
     }
 
     /// Polls on a thread of its own until it ends, or until ending takes too long.
@@ -263,9 +268,8 @@ impl Lanes {
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "true")
             .set("allow.auto.create.topics", "false")
+            // Half of it. The library bounds the response to a fetch by the same number, or by its largest record.
             .set("queued.max.messages.kbytes", (memory >> 11).to_string())
-            // The client library raises it to its largest record where that is more.
-            .set("fetch.max.bytes", (memory / 2).to_string())
             .set("fetch.wait.max.ms", "500")
             .set("fetch.queue.backoff.ms", "5")
             .set("fetch.error.backoff.ms", "50");
