@@ -15,10 +15,9 @@ use metrics::{counter, gauge};
 /// Reports how much there is of something whose limit is elsewhere, such as the memory of a server; 0 is no limit.
 pub fn report(name: &'static str, used: u64, limit: u64) {
     gauge!("postrider_bound_used", "bound" => name).set(used as f64);
-    // Without a limit there is no series, so that alerts on the ratio have nothing to divide by.
-    if limit > 0 {
-        gauge!("postrider_bound_limit", "bound" => name).set(limit as f64);
-    }
+    // A limit that is removed leaves no other trace in its gauge.
+    let limit = if limit > 0 { limit as f64 } else { f64::INFINITY };
+    gauge!("postrider_bound_limit", "bound" => name).set(limit);
 }
 
 /// One bound of a store.

@@ -78,7 +78,7 @@ impl Backlog {
                 bound.count_refusal();
                 let limit = bound.limit();
                 return Err(refusal(format!(
-                    "the outbox has no room for another row within its limit of {limit} {what}, because Kafka does not take them; nothing was stored"
+                    "the rows that wait for Kafka have reached the limit of {limit} {what}; nothing was stored"
                 )));
             }
         }

@@ -32,7 +32,8 @@ impl Fingerprint {
 fn add(path: &Path, hasher: &mut DefaultHasher) -> io::Result<()> {
     if !path.is_dir() {
         let mut bytes = Vec::new();
-        File::open(path)?.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
+        let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut bytes));
+        read.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         (path, bytes).hash(hasher);
         return Ok(());
     }

@@ -13,6 +13,8 @@ use crate::platform::ops::{Check, Health};
 
 /// What may be refused, as the label `what` of the metric.
 const PARTS: [&str; 4] = ["settings", "kafka", "redis", "postgres"];
+/// Looks in a row after which a file that cannot be read is no longer one that is being replaced.
+const UNREADABLE_LOOKS: u32 = 3;
 /// Time between two warnings about the same files.
 const REMINDER: Duration = Duration::from_secs(60);
 /// Shortest and longest pause between two questions for the lease, in milliseconds.
@@ -42,6 +44,8 @@ pub struct Watch<T> {
     /// What the process was started with; `None` while it is not known, because a file was missing.
     in_use: Option<Fingerprint>,
     candidate: Option<Candidate>,
+    /// Looks in a row at which a file could not be read.
+    unreadable: u32,
 }
 
 /// Files that differ from those in use.
@@ -63,7 +67,7 @@ impl<T: Trial> Watch<T> {
     pub fn new(config: Config, in_use: Option<Fingerprint>, trial: T, health: &Health) -> Self {
         let check = (!config.files.is_empty()).then(|| health.check("rotation"));
         check.iter().for_each(Check::pass);
-        Self { config, trial, check, in_use, candidate: None }
+        Self { config, trial, check, in_use, candidate: None, unreadable: 0 }
     }
 
     /// Resolves when the process should drain and start again; never where there is no file to watch.
@@ -123,10 +127,26 @@ impl<T: Trial> Watch<T> {
         Duration::from_millis(self.config.interval_ms.max(10))
     }
 
-    async fn look(&self) -> Option<Fingerprint> {
-        // A mount is replaced in steps; what is missing in between is there at the next look.
-        let looked = Fingerprint::of(self.config.files.clone()).await;
-        looked.inspect_err(|error| tracing::debug!(%error, "cannot read the files to watch")).ok()
+    async fn look(&mut self) -> Option<Fingerprint> {
+        match Fingerprint::of(self.config.files.clone()).await {
+            Ok(found) => {
+                if self.unreadable >= UNREADABLE_LOOKS {
+                    tracing::info!("all files of `rotation.files` can be read again");
+                    self.check.iter().for_each(Check::pass);
+                }
+                self.unreadable = 0;
+                Some(found)
+            }
+            Err(error) => {
+                // A mount is replaced in steps; what is missing in between is there at the next look.
+                self.unreadable = self.unreadable.saturating_add(1);
+                if self.unreadable == UNREADABLE_LOOKS {
+                    tracing::warn!(%error, "a file of `rotation.files` cannot be read; no rotation is noticed until it can");
+                    self.warn(format!("a file of `rotation.files` cannot be read: {error}"));
+                }
+                None
+            }
+        }
     }
 
     /// Returns the pause before the next step; `None` when it is time to restart.
@@ -362,6 +382,20 @@ mod tests {
         assert!(watch.step().await.is_some(), "it works no more");
         fs::write(&trial.file, "newer").unwrap();
         assert!(watch.step().await.is_none());
+        fs::remove_file(&trial.file).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_stays_unreadable_is_warned_of() {
+        let (trial, mut watch, health) = watching("unreadable", "old");
+        fs::remove_file(&trial.file).unwrap();
+        for status in ["ok", "ok", "warning", "warning"] {
+            assert!(watch.step().await.is_some());
+            assert_eq!(health.readiness().1["checks"]["rotation"]["status"], status);
+        }
+        fs::write(&trial.file, "old").unwrap();
+        assert!(watch.step().await.is_some());
+        assert_eq!(health.readiness().1["checks"]["rotation"]["status"], "ok");
         fs::remove_file(&trial.file).unwrap();
     }
 
