@@ -140,9 +140,8 @@ class Stack:
 
     def create_topic(self, topic, setting):
         """A topic of one partition with a setting, by Kafka's own tool."""
-        libraries = subprocess.run(["bash", "-c", 'CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/postrider; echo "$CACHE"/kafka-*/libs'],
-                                   stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1]
-        shell(["java", "-cp", f"{libraries}/*", "org.apache.kafka.tools.TopicCommand", "--bootstrap-server",
+        libraries = shell(["bash", "-c", ". dev/lib/common.sh && . dev/lib/kafka.sh && kafka_classpath"], 10, cwd=REPO).strip()
+        shell(["java", "-cp", libraries, "org.apache.kafka.tools.TopicCommand", "--bootstrap-server",
                self.env["KAFKA_BROKERS"], "--create", "--topic", topic, "--partitions", "1", "--config", setting], 60)
 
     def partitions(self, topic):

@@ -1,4 +1,4 @@
-//! How many idempotent writes Redis remembers, and how many it may. Each write with an `Idempotency-Key` costs a key in
+//! The bound on idempotent writes that Redis remembers. Each write with an `Idempotency-Key` costs a key in
 //! Redis for 36 hours, so that without a bound they would use up its memory, and with it the view.
 
 use std::{

@@ -96,7 +96,7 @@ impl Reader {
         (Self { inner: Arc::new(inner) }, Background { asking, carrying })
     }
 
-    /// What bounds the memory of idempotent writes; see [`Ids::watch`].
+    /// The bound on remembered idempotent writes; see [`Ids::watch`].
     pub fn ids(&self) -> Arc<Ids> {
         self.inner.ids.clone()
     }

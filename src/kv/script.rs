@@ -198,7 +198,7 @@ pub struct Repeat {
     pub version: i64,
     /// Holds what is remembered of an idempotent write.
     pub id_key: Option<String>,
-    /// Whether the write is remembered from now on.
+    /// True if the write is remembered from now on.
     pub remember: bool,
     /// When the log got it, in seconds since the epoch.
     pub appended_s: i64,

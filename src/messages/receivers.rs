@@ -1,4 +1,4 @@
-//! How many receivers Postgres knows, and how many it may. Whoever sends a message names its receiver, and each new name
+//! The bound on receivers in Postgres. Every message names its receiver, and each new name
 //! is a row until its receiver has had no message for long, so that names could be made up until the disk is full.
 
 use std::{

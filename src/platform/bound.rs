@@ -1,6 +1,6 @@
 //! Bounds of what grows in a store: how much of it there is, how much there may be, and refusals above that.
 //!
-//! Whoever owns a bound measures its store about once a second, because counting on each write would cost more than the
+//! The owner of a bound measures its store about once a second, because counting on each write would cost more than the
 //! write. What a process admits from the beginning of a measurement on, and what it has under way then, is added to the
 //! result, so that it never goes past its bound by itself; several processes go past it by what they admit within one
 //! interval. What the measurement has seen of it already counts twice until the next one.
@@ -26,11 +26,11 @@ pub struct Bound {
     name: &'static str,
     /// 0 is no limit.
     limit: u64,
-    /// What was admitted since the start.
+    /// Amount admitted since the start.
     admitted: AtomicU64,
-    /// What of it is not in the store yet.
+    /// Part of it that is not in the store yet.
     under_way: AtomicU64,
-    /// What is used beside all that was admitted; negative once there is less.
+    /// Amount used beside all that was admitted; negative once there is less.
     rest: AtomicI64,
 }
 

@@ -33,7 +33,7 @@ pub struct Config {
 /// The limit where neither the configuration nor a control group says one.
 const UNLIMITED: u64 = 512 << 20;
 
-/// What is divided, and its share of the limit in percent: where requests are served, and where they are not. The rest is
+/// Budgets with their shares of the limit in percent: where requests are served, and where they are not. The rest is
 /// for what is not counted.
 const SHARES: [(&str, usize, usize); 8] = [
     ("small_requests", 5, 1),
@@ -160,8 +160,9 @@ impl Budget {
 
     /// Takes bytes, or half of them, and so on down to `least`.
     pub fn lease_at_most(&'static self, bytes: usize, least: usize) -> Option<Lease> {
-        let halves = std::iter::successors(Some(bytes), |bytes| Some(bytes / 2)).take_while(|bytes| *bytes >= least);
-        let lease = halves.into_iter().find_map(|bytes| self.try_take(bytes).then(|| Lease { budget: self, bytes }));
+        let mut halves =
+            std::iter::successors(Some(bytes), |bytes| Some(bytes / 2)).take_while(|bytes| *bytes >= least);
+        let lease = halves.find_map(|bytes| self.try_take(bytes).then(|| Lease { budget: self, bytes }));
         if lease.is_none() {
             self.refused.increment(1);
         }

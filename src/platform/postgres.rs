@@ -92,7 +92,7 @@ pub enum Error {
     Migration(#[from] MigrateError),
 }
 
-/// How sessions are opened.
+/// Returns the options that sessions are opened with.
 fn session_options(config: &Config) -> Result<PgConnectOptions, Error> {
     if config.url.is_empty() {
         return Err(Error::NoUrl);

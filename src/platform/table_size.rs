@@ -1,4 +1,4 @@
-//! How many rows a table has, for bounds: exactly while it is small, and above that from a sample of its pages.
+//! Counts the rows of a table, for bounds: exactly while it is small, and above that from a sample of its pages.
 //!
 //! `count(*)` reads the whole table, and the statistics of Postgres are as old as its last `ANALYZE`. A sample of whole
 //! pages counts only rows that are visible, costs the same however large the table is, and is off by two or three percent.
@@ -25,7 +25,7 @@ pub struct Table {
     pub row_bytes: &'static str,
 }
 
-/// What there is of a table.
+/// The size of a table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Size {
     pub rows: u64,

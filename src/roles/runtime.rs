@@ -50,7 +50,7 @@ pub(super) struct Platform {
     pub topics_ready: TopicsReady,
     /// `None` where `postgres.url` is not set: what needs it is off.
     pub postgres: Option<PgPool>,
-    /// What waits in Postgres for Kafka.
+    /// The outbox and its bounds.
     pub backlog: Arc<Backlog>,
     /// Ends intake and loops.
     pub stop: CancellationToken,
@@ -78,7 +78,7 @@ pub(super) enum Mission {
     Relay(Box<RelayCommand>),
 }
 
-/// What a process begins with.
+/// Everything that a process begins with.
 struct Beginning {
     settings: Settings,
     mission: Mission,
@@ -88,7 +88,7 @@ struct Beginning {
     signals: Signals,
 }
 
-/// How a process ends that ends well.
+/// The end of a process that ends well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Exit,

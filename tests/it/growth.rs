@@ -1,4 +1,4 @@
-//! What grows in Redis and Postgres with what callers write is bounded, and full is said before anything is stored.
+//! Stores that grow with what callers write are bounded, and refuse before anything is stored.
 
 use serde_json::{Value, json};
 

@@ -254,10 +254,8 @@ async fn when_the_channel_breaks_what_was_missed_comes_within_a_second_of_its_re
 async fn what_a_processor_could_not_announce_is_found_when_its_redis_is_back_or_by_its_successor() {
     let world = World::new().await.with_postgres().await;
     let proxy = Proxy::start().await;
-    let (host, rest) =
-        world.redis_url.split_once("://").and_then(|(_, rest)| rest.split_once('/').or(Some((rest, "")))).unwrap();
-    proxy.lead_to(host);
-    let (role, through) = (|role| world.app().role(role), format!("redis://{}/{rest}", proxy.address));
+    let through = world.redis_through(&proxy);
+    let role = |role| world.app().role(role);
     // A sweep comes after ten minutes: what arrives was announced, or told to be missing.
     let app = role("api").env("POSTRIDER_MESSAGES__SWEEP_INTERVAL_MS", "600000").start().await;
     let mut processor = role("processor").env("POSTRIDER_REDIS__URL", &through).start().await;
@@ -317,13 +315,11 @@ async fn a_channel_that_is_cut_loses_nothing_and_delays_nothing_until_a_sweep() 
 async fn a_channel_that_only_hangs_is_noticed_and_made_anew() {
     let world = World::new().await.with_postgres().await;
     let proxy = Proxy::start().await;
-    let (host, rest) =
-        world.redis_url.split_once("://").and_then(|(_, rest)| rest.split_once('/').or(Some((rest, "")))).unwrap();
-    proxy.lead_to(host);
+    let through = world.redis_through(&proxy);
     let app = world
         .app()
         .role("api")
-        .env("POSTRIDER_REDIS__URL", &format!("redis://{}/{rest}", proxy.address))
+        .env("POSTRIDER_REDIS__URL", &through)
         .env("POSTRIDER_MESSAGES__SWEEP_INTERVAL_MS", "600000")
         .start()
         .await;

@@ -148,7 +148,7 @@ impl Clients {
         until_now("more requests", seconds(60), || (self.sent.load(Ordering::Relaxed) >= wanted).then_some(())).await;
     }
 
-    /// What went wrong.
+    /// Faults that were seen.
     async fn stop(self) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
         self.tasks.join_all().await.into_iter().flatten().collect()
@@ -382,7 +382,7 @@ async fn the_lease_of_a_process_that_died_is_taken_over_when_it_expires() {
     second.stop().await;
 }
 
-/// What a lease of this process says.
+/// The text of a lease of this process.
 fn holder(app: &App) -> String {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     format!("{}/{}", host.trim(), app.pid())

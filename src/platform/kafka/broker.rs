@@ -75,8 +75,7 @@ impl ClientContext for Listener {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(facility, message, "the metadata client reports a problem");
         if (level as i32) <= RDKafkaLogLevel::Error as i32 {
-            let text = message.split_once("]: ").map_or(message, |(_, text)| text);
-            self.reason.store(Some(Arc::new(text.to_owned())));
+            self.reason.store(Some(Arc::new(without_thread(message).to_owned())));
         }
     }
 
@@ -87,14 +86,16 @@ impl ClientContext for Listener {
 }
 impl ConsumerContext for Listener {}
 
+/// Group of clients that only ask for metadata.
+pub(super) const METADATA_GROUP: &str = "postrider-metadata";
+
+/// Returns a message of the library without the thread that it begins with.
+pub(super) fn without_thread(message: &str) -> &str {
+    message.split_once("]: ").map_or(message, |(_, text)| text)
+}
+
 fn connect(config: &Config) -> Result<Client, KafkaError> {
-    let mut properties = config.client("metadata");
-    // A consumer that never subscribes: the one kind of client whose questions create no topic.
-    properties
-        .set("allow.auto.create.topics", "false")
-        .set("statistics.interval.ms", "0")
-        .set("group.id", "postrider-metadata");
-    config.with_overrides(properties).create_with_context(Listener::default())
+    config.observer("metadata", METADATA_GROUP, Listener::default())
 }
 
 impl Broker {
@@ -206,8 +207,12 @@ impl Inner {
 
 /// Asks for metadata. An answer without brokers is none: it is what a broker says that has just started, and the
 /// client has forgotten all brokers when it has read it (librdkafka #5301).
-fn ask(client: &Client, topic: &str) -> Result<Metadata, KafkaError> {
-    let metadata = client.fetch_metadata(Some(topic), PATIENCE)?;
+pub(super) fn ask<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    topic: &str,
+    patience: Duration,
+) -> Result<Metadata, KafkaError> {
+    let metadata = client.fetch_metadata(Some(topic), patience)?;
     if metadata.brokers().is_empty() {
         return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::AllBrokersDown));
     }
@@ -225,7 +230,7 @@ fn probe(weak: &Weak<Inner>) {
     let mut spare: Option<Spare> = None;
     while let Some(inner) = weak.upgrade() {
         let client = inner.client.load_full();
-        let mut answer = ask(&client, &inner.probe_topic);
+        let mut answer = ask(&client, &inner.probe_topic, PATIENCE);
         // Nothing is ever consumed: polling only makes the client say what it has to say.
         for _ in 0..20 {
             drop(client.poll(Duration::ZERO));
@@ -250,7 +255,7 @@ impl Inner {
             let next = connect(&self.config).ok().map(|client| Spare { client, since: Instant::now() });
             super::discard(std::mem::replace(spare, next));
         }
-        let answer = ask(&spare.as_ref()?.client, &self.probe_topic);
+        let answer = ask(&spare.as_ref()?.client, &self.probe_topic, PATIENCE);
         if answer.is_ok() {
             let found = spare.take()?;
             count_replacement("metadata", "disconnected");

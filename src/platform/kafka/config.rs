@@ -1,6 +1,11 @@
 //! Settings of Kafka's clients, and the client properties made from them.
 
-use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
+use rdkafka::{
+    ClientConfig,
+    config::RDKafkaLogLevel,
+    consumer::{BaseConsumer, ConsumerContext},
+    error::KafkaError,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -256,6 +261,23 @@ impl Config {
             properties.set("ssl.endpoint.identification.algorithm", "none");
         }
         properties
+    }
+
+    /// Makes a client that looks things up and never consumes: the one kind whose questions create no topic. The library
+    /// demands a group, which it never joins.
+    pub(super) fn observer<C: ConsumerContext>(
+        &self,
+        client: &str,
+        group: &str,
+        context: C,
+    ) -> Result<BaseConsumer<C>, KafkaError> {
+        let mut properties = self.client(client);
+        properties
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("allow.auto.create.topics", "false")
+            .set("statistics.interval.ms", "0");
+        self.with_overrides(properties).create_with_context(context)
     }
 
     /// Applies the operator's own properties, last.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::{
     Message, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
+    consumer::{BaseConsumer, Consumer, DefaultConsumerContext},
     error::KafkaError,
 };
 
@@ -39,13 +39,7 @@ pub struct Oldest {
 /// Looks at every partition. `None` where the topic does not exist. Joins no group; blocks, so it
 /// belongs off the runtime.
 pub fn of_group(config: &Config, topic: &str, group: &str) -> Result<Option<Vec<PartitionLag>>, KafkaError> {
-    let mut properties = config.client("lag");
-    properties
-        .set("group.id", group)
-        .set("enable.auto.commit", "false")
-        .set("allow.auto.create.topics", "false")
-        .set("statistics.interval.ms", "0");
-    let client: BaseConsumer = config.with_overrides(properties).create()?;
+    let client = config.observer("lag", group, DefaultConsumerContext)?;
     let metadata = client.fetch_metadata(Some(topic), PATIENCE)?;
     let partitions =
         metadata.topics().iter().find(|found| found.name() == topic).map_or(0, |found| found.partitions().len());

@@ -12,7 +12,10 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
 };
 
-use super::Config;
+use super::{
+    Config,
+    broker::{METADATA_GROUP, ask, without_thread},
+};
 use crate::platform::trial::Fault;
 
 /// Time until a broker answers.
@@ -44,8 +47,7 @@ impl ClientContext for Rejections {
             error.rdkafka_error_code(),
             Some(E::Authentication | E::SaslAuthenticationFailed | E::SSL | E::UnsupportedSASLMechanism)
         ) {
-            let text = reason.split_once("]: ").map_or(reason, |(_, text)| text);
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.to_owned());
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(without_thread(reason).to_owned());
         }
     }
 }
@@ -58,7 +60,8 @@ type Client = BaseConsumer<Rejections>;
 pub async fn try_out(config: &Config, topics: Vec<String>) -> Result<(), Fault> {
     let config = config.clone();
     let tried = tokio::task::spawn_blocking(move || {
-        let client = connect(&config).map_err(|error| Fault::Refused(error.to_string()))?;
+        let client = config.observer("rotation", METADATA_GROUP, Rejections::default());
+        let client = client.map_err(|error| Fault::Refused(error.to_string()))?;
         let outcome = await_answer(&client, &config.topic("messages"))
             .and_then(|()| topics.iter().try_for_each(|topic| look(&client, topic)));
         super::discard(client);
@@ -67,22 +70,10 @@ pub async fn try_out(config: &Config, topics: Vec<String>) -> Result<(), Fault> 
     tried.await.unwrap_or_else(|error| Err(Fault::Unreachable(error.to_string())))
 }
 
-fn connect(config: &Config) -> Result<Client, KafkaError> {
-    let mut properties = config.client("rotation");
-    // As for the metadata client: it never subscribes, and its questions create no topic.
-    properties
-        .set("allow.auto.create.topics", "false")
-        .set("statistics.interval.ms", "0")
-        .set("group.id", "postrider-metadata");
-    config.with_overrides(properties).create_with_context(Rejections::default())
-}
-
 fn await_answer(client: &Client, topic: &str) -> Result<(), Fault> {
     let begun = Instant::now();
     loop {
-        let answer = client.fetch_metadata(Some(topic), QUESTION);
-        // An answer without brokers is none: see `broker.rs`.
-        if answer.as_ref().is_ok_and(|metadata| !metadata.brokers().is_empty()) {
+        if ask(client, topic, QUESTION).is_ok() {
             return Ok(());
         }
         // Polling only makes the client say what it has to say.

@@ -1,4 +1,4 @@
-//! What waits in the outbox, and how much may: the bound that keeps Postgres from filling up while Kafka is away.
+//! The bound on rows that wait in the outbox. It keeps Postgres from filling up while Kafka is away.
 
 use std::{
     collections::HashSet,
@@ -30,7 +30,7 @@ const RETRY_AFTER_S: u32 = 5;
 
 const FULL: &str = "SELECT key FROM outbox_quarantine GROUP BY key HAVING count(*) >= $1 LIMIT $2";
 
-/// How much may wait in Postgres for Kafka.
+/// Limits of what may wait in Postgres for Kafka.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -50,7 +50,7 @@ impl Default for Config {
     }
 }
 
-/// What waits in the outbox, as one process knows it.
+/// The outbox and its bounds, as one process knows them.
 pub struct Backlog {
     rows: Arc<Bound>,
     bytes: Arc<Bound>,

@@ -16,7 +16,7 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Hundredths of `maxmemory` from which on there is a warning.
 const NEARLY_FULL: u64 = 90;
 
-/// What is said of a server's memory.
+/// The memory of one server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Memory {
     used: u64,
@@ -41,7 +41,7 @@ impl Memory {
         (self.used.saturating_mul(100)).checked_div(self.limit).unwrap_or(0)
     }
 
-    /// What is wrong, as a sentence with what to do.
+    /// Returns what is wrong, as a sentence with what to do.
     fn weakness(&self) -> Option<String> {
         let Self { used, limit, policy } = self;
         if *limit > 0 && !matches!(policy.as_str(), "noeviction" | "") {

@@ -5,12 +5,12 @@ use std::time::Duration;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 use tokio::time::timeout;
 
-use super::{Config, Redis};
+use super::{Config, Redis, memory};
 use crate::platform::trial::Fault;
 
 /// Time for all of it.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long the key that is written stays, in milliseconds.
+/// TTL of the key that is written, in milliseconds.
 const KEY_MS: u64 = 1_000;
 
 /// Connects, and writes a key of ours that expires at once. Returns the connection.
@@ -33,7 +33,7 @@ pub async fn try_out(config: &Config) -> Result<Redis, Fault> {
 
 /// Returns whether the server refuses writes of everybody, for lack of memory, of a disk, or of replicas: it has let us in.
 fn takes_no_writes_now(error: &RedisError) -> bool {
-    matches!(error.code(), Some("OOM" | "MISCONF" | "NOREPLICAS"))
+    memory::is_out_of_memory(error) || matches!(error.code(), Some("MISCONF" | "NOREPLICAS"))
 }
 
 fn fault(config: &Config, error: &RedisError) -> Fault {

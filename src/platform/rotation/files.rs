@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What is read of a file at most, in bytes: secrets in clusters are no larger.
+/// Most that is read of a file, in bytes: secrets in clusters are no larger.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Stands for the content of some files.

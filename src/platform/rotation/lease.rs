@@ -37,7 +37,7 @@ pub struct Lease {
     length: Duration,
 }
 
-/// Whose turn it is.
+/// The holder of the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Turn {
     Ours,

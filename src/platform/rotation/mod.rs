@@ -1,9 +1,10 @@
 //! Puts rotated certificates and passwords to use: notices that mounted files changed, tries what they say, and has the
 //! process drain and start again with it, one process of a role at a time.
 //!
-//! What does not work is not put to use: the process goes on with what it has, says so, and tries again
+//! A secret that does not work is not put to use: the process keeps the one it has, says so, and tries again
 //! ([ADR 13](../../../docs/adr/0013-rotated-secrets-are-tried-first.md)).
 
+mod candidate;
 mod files;
 mod lease;
 mod trial;
@@ -29,7 +30,7 @@ pub struct Config {
     pub files: Vec<String>,
     /// Time between looks at them, and between attempts with what does not work, in milliseconds.
     pub interval_ms: u64,
-    /// How long a process may be away for a rotation while the others of its role wait for it, from the beginning of its
+    /// Time that a process may be away for a rotation while the others of its role wait for it, from the beginning of its
     /// drain until it is ready again, in milliseconds. The order is kept by a lease in Redis, which expires then.
     pub lease_ms: u64,
     /// Where Redis cannot be asked for the lease, the process waits for a random part of this before it drains, in

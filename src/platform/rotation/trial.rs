@@ -1,18 +1,18 @@
-//! What a watch over files asks of whoever knows what they are for.
+//! The interface by which a watch over files has their content tried.
 
 use std::collections::BTreeMap;
 
 use super::Lease;
 use crate::platform::redis::Redis;
 
-/// How processes of a role restart one after the other.
+/// The order in which processes of a role restart.
 pub struct Order {
     pub lease: Lease,
     /// Where the lease is kept.
     pub redis: Redis,
 }
 
-/// What became of an attempt.
+/// The outcome of an attempt.
 pub enum Verdict {
     /// Everything works. Without an order, processes wait at random.
     Works(Option<Order>),
@@ -26,7 +26,7 @@ pub enum Verdict {
 pub trait Trial: Clone + Sync {
     fn attempt(&self) -> impl Future<Output = Verdict> + Send;
 
-    /// Whether the process serves.
+    /// Returns whether the process serves.
     fn is_ready(&self) -> bool;
 
     /// Resolves when the process serves, and load balancers have had the time to notice.

@@ -8,18 +8,15 @@ use std::{
 
 use metrics::gauge;
 
-use super::{Config, Fingerprint, Trial, Turn, Verdict};
+use super::{Config, Fingerprint, Trial, Verdict, candidate::Candidate};
 use crate::platform::ops::{Check, Health};
 
-/// What may be refused, as the label `what` of the metric.
+/// Parts that may be refused, as the label `what` of the metric.
 const PARTS: [&str; 4] = ["settings", "kafka", "redis", "postgres"];
 /// Looks in a row after which a file that cannot be read is no longer one that is being replaced.
 const UNREADABLE_LOOKS: u32 = 3;
 /// Time between two warnings about the same files.
 const REMINDER: Duration = Duration::from_secs(60);
-/// Shortest and longest pause between two questions for the lease, in milliseconds.
-const LEASE_PAUSE_MS: std::ops::Range<u64> = 250..500;
-
 /// Pause between two attempts to give a lease back.
 const RETURN_PAUSE: Duration = Duration::from_secs(1);
 
@@ -41,25 +38,11 @@ pub struct Watch<T> {
     trial: T,
     /// `None` where no file is watched.
     check: Option<Check>,
-    /// What the process was started with; `None` while it is not known, because a file was missing.
+    /// The files that the process was started with; `None` while they are not known, because one was missing.
     in_use: Option<Fingerprint>,
     candidate: Option<Candidate>,
     /// Looks in a row at which a file could not be read.
     unreadable: u32,
-}
-
-/// Files that differ from those in use.
-struct Candidate {
-    files: Fingerprint,
-    verdict: Verdict,
-    tried: Instant,
-    warned: Instant,
-    /// Whether the process did not serve all the while, so that nobody misses it.
-    is_away: bool,
-    /// Whose turn it is, and until when.
-    holder: Option<(String, Instant)>,
-    /// When it is this process's turn, where there is no lease to be had.
-    turn: Option<Instant>,
 }
 
 impl<T: Trial> Watch<T> {
@@ -175,7 +158,7 @@ impl<T: Trial> Watch<T> {
         pause
     }
 
-    /// What is mounted is in use.
+    /// Notes that the mounted files are those in use.
     fn settle(&mut self) {
         if self.candidate.take().is_some() {
             tracing::info!("mounted files are again those in use");
@@ -230,69 +213,6 @@ impl<T> Watch<T> {
     }
 }
 
-impl Candidate {
-    /// Returns the pause before this process asks again for its turn; `None` when it has come.
-    async fn await_turn(&mut self, config: &Config) -> Option<Duration> {
-        if self.is_away {
-            tracing::info!("rotated files work; restarting at once, because this process is not ready as it is");
-            return None;
-        }
-        let asked = match &mut self.verdict {
-            Verdict::Works(Some(order)) => order.lease.take(&mut order.redis).await.map_err(|error| error.to_string()),
-            _ => Err("this process has no Redis".to_owned()),
-        };
-        match asked {
-            Ok(Turn::Ours) => {
-                if let Some((holder, ends)) = self.holder.take_if(|(_, ends)| *ends <= Instant::now()) {
-                    let late_ms = ends.elapsed().as_millis() as u64;
-                    tracing::warn!(holder, late_ms, "a rotation lease expired before its holder was ready again");
-                }
-                tracing::info!(lease.ms = config.lease_ms, "rotated files work; took the rotation lease, restarting");
-                None
-            }
-            Ok(Turn::Theirs { holder, left }) => {
-                if self.holder.as_ref().is_none_or(|(known, _)| *known != holder) {
-                    let left_ms = left.as_millis() as u64;
-                    tracing::info!(holder, left_ms, "rotated files work; waiting for the rotation lease");
-                }
-                self.holder = Some((holder, Instant::now() + left));
-                Some(Duration::from_millis(fastrand::u64(LEASE_PAUSE_MS)))
-            }
-            Err(problem) => self.await_random_turn(config, &problem),
-        }
-    }
-
-    fn await_random_turn(&mut self, config: &Config, problem: &str) -> Option<Duration> {
-        let turn = *self.turn.get_or_insert_with(|| {
-            let wait_ms = fastrand::u64(..=config.spread_ms);
-            tracing::info!(
-                problem,
-                wait.ms = wait_ms,
-                "rotated files work; there is no rotation lease, waiting at random"
-            );
-            Instant::now() + Duration::from_millis(wait_ms)
-        });
-        let left = turn.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            tracing::info!("rotated files work; restarting after a random wait");
-            return None;
-        }
-        Some(left.min(Duration::from_secs(1)))
-    }
-
-    fn is_waiting(&self) -> bool {
-        matches!(self.verdict, Verdict::Works(_)) && (self.holder.is_some() || self.turn.is_some())
-    }
-
-    async fn give_back(&mut self) {
-        if let Verdict::Works(Some(order)) = &mut self.verdict
-            && let Err(error) = order.lease.give_back(&mut order.redis).await
-        {
-            tracing::warn!(%error, "the rotation lease was not given back; it expires by itself");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -312,7 +232,7 @@ mod tests {
     struct Reads {
         file: PathBuf,
         attempts: Arc<AtomicUsize>,
-        /// What the file has to have, once an attempt is under way.
+        /// Content that the file gets once an attempt is under way.
         next: Arc<Mutex<Option<&'static str>>>,
     }
 

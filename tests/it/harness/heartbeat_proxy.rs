@@ -43,7 +43,7 @@ struct Shared {
     lied_to: AtomicUsize,
     /// Heartbeats of the client that went through.
     carried: AtomicUsize,
-    /// Those that were answered here since the last one that went through.
+    /// Heartbeats that were answered here since the last one that went through.
     answered: AtomicUsize,
 }
 

@@ -146,7 +146,7 @@ impl Member {
         self.process.id
     }
 
-    /// What it has logged so far.
+    /// Returns what it has logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.process.log).unwrap()
     }

@@ -170,10 +170,16 @@ impl World {
         self.env.insert(name.to_owned(), value.to_owned());
     }
 
+    /// Leads a proxy to Redis, and returns the URL of Redis through it.
+    pub fn redis_through(&self, proxy: &Proxy) -> String {
+        proxy.lead_to(self.redis_url.trim_start_matches("redis://"));
+        format!("redis://{}", proxy.address)
+    }
+
     /// Has processes to come reach Redis and Postgres through proxies, which lead there from now on.
     pub fn reach_through(&mut self, redis: &Proxy, postgres: &Proxy) {
-        redis.lead_to(self.redis_url.trim_start_matches("redis://"));
-        self.set("POSTRIDER_REDIS__URL", &format!("redis://{}", redis.address));
+        let through = self.redis_through(redis);
+        self.set("POSTRIDER_REDIS__URL", &through);
         let (before, rest) = self.database_url.rsplit_once('@').unwrap();
         let (server, name) = rest.split_once('/').unwrap();
         postgres.lead_to(server);

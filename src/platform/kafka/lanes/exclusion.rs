@@ -13,7 +13,7 @@ use std::{
 
 use rdkafka::{
     Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    consumer::{BaseConsumer, Consumer, ConsumerContext, DefaultConsumerContext},
     error::KafkaError,
 };
 
@@ -130,13 +130,7 @@ async fn ask(client: Arc<Client>, config: &Config, subscription: &Subscription) 
     let (topic, group, config) = (subscription.topic.clone(), subscription.group.clone(), config.clone());
     off_runtime(move || {
         look(&client, &topic, &group, classic).or_else(|_| {
-            let mut properties = config.client("lag");
-            properties
-                .set("group.id", &group)
-                .set("enable.auto.commit", "false")
-                .set("allow.auto.create.topics", "false")
-                .set("statistics.interval.ms", "0");
-            let client: BaseConsumer = config.with_overrides(properties).create()?;
+            let client = config.observer("lag", &group, DefaultConsumerContext)?;
             look(&client, &topic, &group, classic)
         })
     })
