@@ -5,12 +5,18 @@
 //! result, so that it never goes past its bound by itself; several processes go past it by what they admit within one
 //! interval. What the measurement has seen of it already counts twice until the next one.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
 };
 
 use metrics::{counter, gauge};
+
+/// Time between two log messages about the same bound.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Reports how much there is of something whose limit is elsewhere, such as the memory of a server; 0 is no limit.
 pub fn report(name: &'static str, used: u64, limit: u64) {
@@ -32,6 +38,7 @@ pub struct Bound {
     under_way: AtomicU64,
     /// Amount used beside all that was admitted; negative once there is less.
     rest: AtomicI64,
+    logged_at: Mutex<Option<Instant>>,
 }
 
 /// The beginning of a measurement.
@@ -59,7 +66,7 @@ impl Bound {
     /// Makes a bound with this label in metrics; a limit of 0 refuses nothing.
     pub fn new(name: &'static str, limit: u64) -> Arc<Self> {
         let (admitted, under_way, rest) = (AtomicU64::new(0), AtomicU64::new(0), AtomicI64::new(0));
-        Arc::new(Self { name, limit, admitted, under_way, rest })
+        Arc::new(Self { name, limit, admitted, under_way, rest, logged_at: Mutex::default() })
     }
 
     pub fn limit(&self) -> u64 {
@@ -95,9 +102,14 @@ impl Bound {
         Admitted { bound: self.clone(), amount }
     }
 
-    /// Counts a write that was refused because of this bound.
+    /// Counts a write that was refused because of this bound, and logs it once in a while.
     pub fn count_refusal(&self) {
         counter!("postrider_bound_refused_total", "bound" => self.name).increment(1);
+        let mut logged_at = self.logged_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged_at.is_none_or(|logged_at| logged_at.elapsed() >= LOG_INTERVAL) {
+            *logged_at = Some(Instant::now());
+            tracing::warn!(bound = self.name, limit = self.limit, "bound reached, refusing writes");
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Starting and stopping: signals, owned tasks, and the order in which things end.
 
 use std::{
+    collections::HashMap,
     future::Future,
     io,
     sync::{
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
-    task::JoinSet,
+    task::{self, JoinError, JoinSet},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -136,18 +137,21 @@ async fn obey(mut terminate: Signal, mut interrupt: Signal, first: &watch::Sende
 
 /// The tasks of a role. When one ends before the stop, whoever owns them has to drain and stop the others.
 pub struct Tasks {
-    set: JoinSet<(&'static str, Result<(), String>)>,
+    set: JoinSet<Result<(), String>>,
+    /// Those that have not ended.
+    names: HashMap<task::Id, &'static str>,
     stop: CancellationToken,
 }
 
 impl Tasks {
     pub fn new(stop: CancellationToken) -> Self {
-        Self { set: JoinSet::new(), stop }
+        Self { set: JoinSet::new(), names: HashMap::new(), stop }
     }
 
     /// A task that runs until the stop and then ends by itself.
     pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = Result<(), String>> + Send + 'static) {
-        self.set.spawn(async move { (name, task.await) });
+        let id = self.set.spawn(task).id();
+        self.names.insert(id, name);
     }
 
     /// A task that never ends by itself; it is dropped at the stop.
@@ -191,9 +195,11 @@ impl Tasks {
                     None => return first_failure.map_or(Ok(()), Err),
                 },
                 () = tokio::time::sleep_until(deadline) => {
-                    let tasks = self.set.len();
-                    tracing::error!(tasks, "tasks of this role did not end in time");
-                    let overdue = format!("{tasks} tasks did not end within {} s", patience.as_secs());
+                    let mut names: Vec<&str> = self.names.values().copied().collect();
+                    names.sort_unstable();
+                    let names = names.join(", ");
+                    tracing::error!(tasks = names, "tasks of this role did not end in time");
+                    let overdue = format!("tasks did not end within {} s: {names}", patience.as_secs());
                     return Err(first_failure.unwrap_or(overdue));
                 }
             }
@@ -202,13 +208,15 @@ impl Tasks {
 
     /// Resolves with the next failure; with `None` when all of them have ended.
     async fn next_failure(&mut self) -> Option<String> {
-        while let Some(joined) = self.set.join_next().await {
+        while let Some(joined) = self.set.join_next_with_id().await {
             let early = !self.stop.is_cancelled();
+            let id = joined.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+            let name = self.names.remove(&id).unwrap_or("a task");
             let problem = match joined {
                 Ok((_, Ok(()))) if !early => continue,
-                Ok((name, Ok(()))) => format!("{name} ended too early"),
-                Ok((name, Err(error))) => format!("{name}: {error}"),
-                Err(error) => format!("a task died: {error}"),
+                Ok((_, Ok(()))) => format!("{name} ended too early"),
+                Ok((_, Err(error))) => format!("{name}: {error}"),
+                Err(error) => format!("{name} died: {error}"),
             };
             tracing::error!(problem, "a task of this role failed; the role stops");
             return Some(problem);
@@ -283,7 +291,7 @@ mod tests {
             let expected = match broken {
                 "returns" => "broken ended too early",
                 "fails" => "broken: no luck",
-                "panics" => "a task died: ",
+                "panics" => "broken died: ",
                 _ => "thread: ended",
             };
             assert!(failure.starts_with(expected), "{failure}");
@@ -303,7 +311,7 @@ mod tests {
         });
         tasks.spawn_forever("forever", std::future::pending());
         let begun = Instant::now();
-        assert_eq!(tasks.finish(SECOND).await, Err("1 tasks did not end within 1 s".to_owned()));
+        assert_eq!(tasks.finish(SECOND).await, Err("tasks did not end within 1 s: hanging".to_owned()));
         assert!(begun.elapsed() >= SECOND);
         assert!(aborted.await.is_err());
     }
@@ -326,5 +334,21 @@ mod tests {
         let mut parts = JoinSet::new();
         parts.spawn(async {});
         assert_eq!(until_done(parts, stop, 60 * SECOND).await, Ok(()));
+    }
+
+    /// Runs itself in a process of its own, which blocks its only thread.
+    #[test]
+    fn a_process_that_does_not_stop_is_ended_with_exit_code_1() {
+        const BLOCKS: &str = "DRAIN_TEST_BLOCKS";
+        if std::env::var_os(BLOCKS).is_some() {
+            exit_after(Duration::from_millis(100));
+            std::thread::sleep(60 * SECOND);
+            return;
+        }
+        let name = "platform::drain::tests::a_process_that_does_not_stop_is_ended_with_exit_code_1";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let ended = child.args(["--exact", name]).env(BLOCKS, "yes").output().unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        assert!(!String::from_utf8_lossy(&ended.stdout).contains("test result"), "{ended:?}");
     }
 }

@@ -5,6 +5,7 @@ use serde_json::json;
 use crate::{
     harness::{Stack, World, redis, until, wait::seconds},
     kv::{pull_after, push, running},
+    rotation::{Secret, await_refused, await_replaced, started, with_redis},
 };
 
 #[tokio::test]
@@ -49,5 +50,33 @@ async fn a_cluster_serves_the_view_and_a_shard_that_lost_its_data_is_rebuilt() {
         })
         .await;
     }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn processes_restart_for_a_rotated_url_of_a_cluster_and_keep_their_order_in_it() {
+    let stack = Stack::own("cluster-rotation", &["--only", "redis", "--redis-cluster"]).await;
+    let mut world = World::on(&stack).await;
+    let urls = stack.get("REDIS_CLUSTER_URLS");
+    world.set("POSTRIDER_REDIS__CLUSTER", "true");
+    let secret = Secret::new(&world, "redis-cluster", urls);
+    let mut app = with_redis(world.app().role("api"), &secret).start().await;
+    let before = started(&app).await;
+    secret.set("redis://127.0.0.1:1");
+    await_refused(&app, "redis", true).await;
+    let mut nodes: Vec<&str> = urls.split(',').collect();
+    nodes.reverse();
+    secret.set(&nodes.join(","));
+    await_replaced(&mut app, before).await;
+    let lease = format!("{}:rotation:api", world.prefix);
+    until("the lease is given back", seconds(30), || async {
+        let mut held = 0;
+        for node in &nodes {
+            held += redis::run::<Vec<String>>(node, &["KEYS", &lease]).await.len();
+        }
+        (held == 0).then_some(())
+    })
+    .await;
+    app.await_log("ready again; gave the rotation lease back", seconds(30)).await;
     app.stop().await;
 }

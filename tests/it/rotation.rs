@@ -75,7 +75,7 @@ pub fn watching(app: Builder, files: &[&str]) -> Builder {
 }
 
 /// The same, with the URL of Redis from a file.
-fn with_redis(app: Builder, secret: &Secret) -> Builder {
+pub fn with_redis(app: Builder, secret: &Secret) -> Builder {
     let app = app.unset("POSTRIDER_REDIS__URL").env("POSTRIDER_REDIS__URL_FILE", secret.path());
     watching(app, &[secret.path()])
 }

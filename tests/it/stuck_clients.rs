@@ -132,6 +132,27 @@ async fn clients_whose_connections_are_black_holes_are_replaced_and_nothing_is_l
 }
 
 #[tokio::test]
+async fn a_topic_that_is_first_written_to_while_the_broker_is_silent_is_found_in_time() {
+    let proxy = Proxy::start().await;
+    let advertised = format!("advertised.listeners=PLAINTEXT://{}", proxy.address);
+    let options = ["--only", "kafka", "--kafka-config", &advertised];
+    let stack = Stack::behind("first-write", &options, |upstream| proxy.lead_to(upstream)).await;
+    let mut world = World::on(&stack).await;
+    world.set("POSTRIDER_KAFKA__BROKERS", &proxy.address.to_string());
+    let topic = world.make_topic("orders", 1).await;
+    let app = world.app().role("api").start().await;
+    let body = json!({"topic": topic, "payload": "first"});
+    let produce = || app.post_json("/produce", &body);
+    proxy.set(Mode::BlackHole);
+    // Its outcome is unknown after some seconds; others are refused once nobody answers.
+    let (first, _) = tokio::join!(produce(), app.await_failing("kafka", seconds(30)));
+    assert_eq!(first.status, 503, "{}", first.text());
+    proxy.set(Mode::Pass);
+    until("a record is accepted", REPLACED, || async { (produce().await.status == 200).then_some(()) }).await;
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn clients_that_wait_for_a_broker_that_stands_still_are_not_replaced() {
     // A broker that is fenced meanwhile answers without brokers when it is back, which clients do lose their way by.
     let stack = Stack::own("still", &["--only", "kafka", "--kafka-config", "broker.session.timeout.ms=60000"]).await;

@@ -50,6 +50,9 @@ pub struct Key {
     pub kind: Kind,
     /// The words that a choice accepts; empty for anything else.
     pub choices: Vec<String>,
+    /// Bounds of a number, inclusive.
+    pub minimum: Option<f64>,
+    pub maximum: Option<f64>,
     pub default: Value,
     /// The doc comment of the field.
     pub description: String,
@@ -96,6 +99,8 @@ fn collect(root: &Value, node: &Value, path: &str, default: &Value, keys: &mut V
         path: path.to_owned(),
         kind: if items.is_empty() { kind(resolved) } else { Kind::Sections },
         choices: choices(resolved),
+        minimum: resolved.get("minimum").and_then(Value::as_f64),
+        maximum: maximum(resolved),
         default: default.clone(),
         description: description(node).or_else(|| description(resolved)).unwrap_or_default(),
         items,
@@ -147,6 +152,16 @@ fn kind(node: &Value) -> Kind {
         () if has_format("url") => Kind::Url,
         () => Kind::String,
     }
+}
+
+/// The largest number; the schema leaves that of 32 bits to the format.
+fn maximum(node: &Value) -> Option<f64> {
+    let of_format = || match node.get("format")?.as_str()? {
+        "uint32" => Some(f64::from(u32::MAX)),
+        "int32" => Some(f64::from(i32::MAX)),
+        _ => None,
+    };
+    node.get("maximum").and_then(Value::as_f64).or_else(of_format)
 }
 
 fn choices(node: &Value) -> Vec<String> {

@@ -8,7 +8,7 @@ use figment::{
 };
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use super::{
     Error,
@@ -277,8 +277,8 @@ fn check(key: &Key, value: &Value) -> Result<(), String> {
         (Kind::Secret | Kind::Url, Value::String(_))
         | (Kind::Boolean, Value::Bool(_))
         | (Kind::List, Value::Array(_)) => true,
-        (Kind::Integer, Value::Number(number)) => number.is_i64() || number.is_u64(),
-        (Kind::Number, Value::Number(_)) => true,
+        (Kind::Integer, Value::Number(number)) => (number.is_i64() || number.is_u64()) && is_within(key, number),
+        (Kind::Number, Value::Number(number)) => is_within(key, number),
         (Kind::Map | Kind::Secrets, Value::Object(entries)) => entries.values().all(Value::is_string),
         _ => false,
     };
@@ -286,6 +286,12 @@ fn check(key: &Key, value: &Value) -> Result<(), String> {
     let hidden = matches!(key.kind, Kind::Secret | Kind::Url | Kind::Map | Kind::Secrets | Kind::Sections);
     let shown = if hidden { "a value".to_owned() } else { format!("`{value}`") };
     if fits { Ok(()) } else { Err(format!("{shown}, which is not {}", expected(key))) }
+}
+
+fn is_within(key: &Key, number: &Number) -> bool {
+    number.as_f64().is_some_and(|number| {
+        key.minimum.is_none_or(|minimum| number >= minimum) && key.maximum.is_none_or(|maximum| number <= maximum)
+    })
 }
 
 /// One of a list of sections; what is wrong is said with its number, from 1 on.
@@ -308,11 +314,22 @@ fn check_section(key: &Key, at: usize, section: &Value) -> Result<(), String> {
 fn expected(key: &Key) -> String {
     match key.kind {
         _ if !key.choices.is_empty() => format!("one of {}", key.choices.join(", ")),
-        Kind::Integer => "a whole number".to_owned(),
+        Kind::Integer => format!("a whole number{}", bounds(key)),
+        Kind::Number => format!("a number{}", bounds(key)),
         Kind::List => "a list".to_owned(),
         Kind::Map => "a map of strings".to_owned(),
         Kind::Secrets => "a map of strings, each of which may be `{file: /path}` instead".to_owned(),
         Kind::Sections => "a list of sections (elsewhere than in a file: a JSON array of objects)".to_owned(),
         kind => format!("a {}", kind.name()),
+    }
+}
+
+/// The bounds of a number, to be put after what it is.
+fn bounds(key: &Key) -> String {
+    match (key.minimum, key.maximum) {
+        (Some(minimum), Some(maximum)) => format!(" between {minimum} and {maximum}"),
+        (Some(minimum), None) => format!(" of {minimum} or more"),
+        (None, Some(maximum)) => format!(" of {maximum} or less"),
+        (None, None) => String::new(),
     }
 }

@@ -42,6 +42,8 @@ struct Store {
     /// Who opens it.
     password: Secret,
     size_bytes: u64,
+    #[schemars(range(min = 1))]
+    shards: u8,
     mode: Mode,
     properties: Properties,
     headers: Secrets,
@@ -52,6 +54,7 @@ impl Default for Store {
         Self {
             password: Secret::new("changeme"),
             size_bytes: 7,
+            shards: 1,
             mode: Mode::Quick,
             properties: Default::default(),
             headers: Default::default(),
@@ -123,6 +126,10 @@ fn a_bad_value_names_its_source_and_what_was_expected() {
     assert!(error.contains("POSTRIDER_STORE__SIZE_BYTES") && error.contains("whole number"), "{error}");
     let error = from_environment(&[("POSTRIDER_STORE__MODE", "slow")]).unwrap_err().to_string();
     assert!(error.contains("one of quick, thorough"), "{error}");
+    let error = from_environment(&[("POSTRIDER_STORE__SIZE_BYTES", "-1")]).unwrap_err().to_string();
+    assert!(error.contains("POSTRIDER_STORE__SIZE_BYTES") && error.contains("a whole number of 0 or more"), "{error}");
+    let error = from_environment(&[("POSTRIDER_STORE__SHARDS", "300")]).unwrap_err().to_string();
+    assert!(error.contains("POSTRIDER_STORE__SHARDS") && error.contains("between 1 and 255"), "{error}");
 }
 
 #[test]

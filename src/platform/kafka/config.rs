@@ -291,6 +291,7 @@ impl Config {
     /// The properties of a producer.
     pub fn producer_client(&self, purpose: Purpose) -> ClientConfig {
         let producer = &self.producer;
+        let request_timeout_ms = producer.delivery_timeout_ms.clamp(1_000, 5_000);
         let mut properties = self.client(purpose.client());
         properties
             .set("enable.idempotence", "true")
@@ -301,7 +302,10 @@ impl Config {
             .set("batch.size", BATCH_BYTES.to_string())
             // Never: see `Receipt::stored`.
             .set("message.timeout.ms", "0")
-            .set("request.timeout.ms", producer.delivery_timeout_ms.clamp(1_000, 5_000).to_string())
+            .set("request.timeout.ms", request_timeout_ms.to_string())
+            // A broker answers within the request's timeout even when replicas do not. One that stays silent for longer
+            // is connected to anew, and gets the same batches again, which it recognizes.
+            .set("socket.timeout.ms", (request_timeout_ms + 1_000).to_string())
             .set("max.in.flight.requests.per.connection", producer.max_in_flight_requests.clamp(1, 5).to_string())
             // A dead letter is its record and something more.
             .set("message.max.bytes", producer.max_message_bytes.saturating_add(dead_letter::ROOM_BYTES).to_string())

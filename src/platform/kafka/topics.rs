@@ -18,8 +18,10 @@ use rdkafka::{
 
 use super::{Config, broker::Broker, client_watchdog::count_replacement, replication::Replication};
 
-/// Time that brokers have to answer an operation.
+/// Time that brokers have to create a topic.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Time that they have to answer a question.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a topic of ours must be like.
 #[derive(Debug, Clone)]
@@ -59,8 +61,19 @@ pub enum TopicError {
 impl TopicError {
     /// Whether waiting can help; otherwise somebody has to change something.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Kafka(error) if !matches!(error, KafkaError::AdminOp(_)))
+        matches!(self, Self::Kafka(error) if !matches!(error, KafkaError::AdminOp(_)) || is_unanswered(error))
     }
+}
+
+/// Whether brokers did not answer a question, or could not be asked it.
+fn is_unanswered(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as E;
+    let code = match error {
+        KafkaError::AdminOp(code) => Some(*code),
+        other => other.rdkafka_error_code(),
+    };
+    let unanswered = [E::OperationTimedOut, E::RequestTimedOut, E::BrokerTransportFailure, E::AllBrokersDown];
+    code.is_some_and(|code| unanswered.contains(&code))
 }
 
 /// Whether our own topics are as they must be. Until then nothing may be written to them: producers
@@ -119,8 +132,8 @@ fn is_compacted(settings: &HashMap<String, String>) -> bool {
     settings.get("cleanup.policy").is_some_and(|policy| policy.split(',').any(|word| word.trim() == "compact"))
 }
 
-fn options() -> AdminOptions {
-    AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE))
+fn options(patience: Duration) -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(patience)).request_timeout(Some(patience))
 }
 
 fn connect(config: &Config) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
@@ -144,11 +157,7 @@ impl Admin {
     /// Passes the outcome of an operation on. Where it failed although Kafka answers others, the next one gets a new
     /// client.
     fn checked<T>(&self, outcome: Result<T, KafkaError>) -> Result<T, KafkaError> {
-        let lost = outcome.as_ref().err().and_then(KafkaError::rdkafka_error_code).is_some_and(|code| {
-            use RDKafkaErrorCode as E;
-            matches!(code, E::OperationTimedOut | E::RequestTimedOut | E::BrokerTransportFailure | E::AllBrokersDown)
-        });
-        if lost
+        if outcome.as_ref().is_err_and(is_unanswered)
             && self.broker.is_up()
             && let Ok(client) = connect(&self.config)
         {
@@ -251,7 +260,7 @@ impl Admin {
 
     async fn create(&self, topic: NewTopic<'_>) -> Result<(), TopicError> {
         let client = self.client.load_full();
-        let results = self.checked(client.create_topics([&topic], &options()).await)?;
+        let results = self.checked(client.create_topics([&topic], &options(PATIENCE)).await)?;
         for result in results {
             match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
@@ -317,7 +326,7 @@ impl Admin {
 
     async fn describe(&self, resource: &ResourceSpecifier<'_>) -> Result<HashMap<String, String>, TopicError> {
         let client = self.client.load_full();
-        let described = self.checked(client.describe_configs([resource], &options()).await)?;
+        let described = self.checked(client.describe_configs([resource], &options(ANSWER_PATIENCE)).await)?;
         let mut settings = HashMap::new();
         for result in described {
             let resource = result.map_err(KafkaError::AdminOp)?;

@@ -29,12 +29,15 @@ pub struct Config {
     /// goes on with what it has, and tries again.
     pub files: Vec<String>,
     /// Time between looks at them, and between attempts with what does not work, in milliseconds.
+    #[schemars(range(min = 10, max = 3_600_000))]
     pub interval_ms: u64,
     /// Time that a process may be away for a rotation while the others of its role wait for it, from the beginning of its
     /// drain until it is ready again, in milliseconds. The order is kept by a lease in Redis, which expires then.
+    #[schemars(range(min = 1_000, max = 3_600_000))]
     pub lease_ms: u64,
     /// Where Redis cannot be asked for the lease, the process waits for a random part of this before it drains, in
     /// milliseconds, so that processes with the same files do not all restart at once.
+    #[schemars(range(max = 3_600_000))]
     pub spread_ms: u64,
 }
 

@@ -346,15 +346,23 @@ fn ahead(evidence: &Evidence) -> Vec<String> {
     faults
 }
 
-/// Groups that have not committed all of their topic.
+/// Groups that have not committed all of their topic, or of which that could not be seen.
 fn behind(evidence: &Evidence) -> Vec<String> {
     let mut last: BTreeMap<Topic, &BTreeMap<i32, i64>> = BTreeMap::new();
     for commit in &evidence.commits {
         last.insert(commit.topic, &commit.offsets);
     }
     let mut faults = Vec::new();
-    for (topic, offsets) in last {
-        for (partition, end) in evidence.ends.get(&topic).into_iter().flatten() {
+    let has_records = |topic: &Topic| match topic {
+        Topic::Posts => !evidence.posts.is_empty(),
+        _ => evidence.logs.get(topic).is_some_and(|log| !log.is_empty()),
+    };
+    for topic in super::GROUPS.map(|(topic, _)| topic).into_iter().filter(has_records) {
+        let (Some(offsets), Some(ends)) = (last.get(&topic), evidence.ends.get(&topic)) else {
+            faults.push(format!("where {} ends, or what is committed of it, was not seen", topic.name()));
+            continue;
+        };
+        for (partition, end) in ends {
             let committed = offsets.get(partition).copied().unwrap_or(0);
             if committed != *end {
                 faults.push(format!("{} {partition} ends at {end}, and {committed} is committed", topic.name()));

@@ -123,11 +123,16 @@ fn good() -> Evidence {
             commit(Topic::Messages, 4, Some(9), 0),
             commit(Topic::Messages, 12, Some(12), 0),
             commit(Topic::Orders, 4, None, 6),
+            commit(Topic::Comments, 1, None, 6),
+            commit(Topic::Chat, 11, None, 6),
+            commit(Topic::Posts, 10, None, 6),
         ],
         view: BTreeMap::from([("k".into(), Some(10)), ("gone".into(), None)]),
         listed: vec![("p".into(), 1)],
         streamed: BTreeMap::from([("f".into(), vec![("p".into(), 1)])]),
-        ends: BTreeMap::from([(Topic::Messages, BTreeMap::from([(0, 12)])), (Topic::Orders, BTreeMap::from([(0, 4)]))]),
+        ends: [(Topic::Messages, 12), (Topic::Orders, 4), (Topic::Comments, 1), (Topic::Chat, 11), (Topic::Posts, 10)]
+            .map(|(topic, end)| (topic, BTreeMap::from([(0, end)])))
+            .into(),
         ..Evidence::default()
     };
     with_presence(with_posts(with_messages(evidence)))
@@ -217,7 +222,6 @@ fn with_presence(mut evidence: Evidence) -> Evidence {
     });
     evidence.undelivered = announced.collect();
     evidence.undelivered.push(evidence.undelivered[0].clone());
-    evidence.ends.insert(Topic::Chat, BTreeMap::from([(0, 11)]));
     evidence
 }
 

@@ -22,7 +22,7 @@ pub fn all() -> impl Iterator<Item = Named> {
 }
 
 /// Of topics, the view, deliveries, commits and comments.
-const WRITES: [Named; 18] = [
+const WRITES: [Named; 19] = [
     ("an acknowledged push is not in the log", check::LOST, |evidence| {
         let write = acknowledged(evidence, Kind::Push);
         let place = evidence.writes[write].places().next();
@@ -130,6 +130,7 @@ const WRITES: [Named; 18] = [
         let end = evidence.ends.values_mut().flat_map(BTreeMap::values_mut).find(|end| **end > 0);
         *end.expect("a topic with records") += 1;
     }),
+    ("where topics end is not seen", check::CAUGHT_UP, |evidence| evidence.ends.clear()),
     ("a comment is listed twice", check::COMMENTS, |evidence| {
         let first = evidence.listed[0].clone();
         evidence.listed.insert(0, first);
