@@ -136,7 +136,7 @@ def flame(found):
 
 
 SECTIONS = {"bare": bare, "feed": report_feed.feed, "feed-growth": report_feed.growth, "produce": produce, "isolation": report_aims.isolation, "pull": pull, "projection": projection,
-            "lanes": report_aims.lanes,
+            "consumer": report_aims.consumer,
             "relay": report_aims.relay, "messages": report_messages.messages, "idle": idle, "flame": flame}
 
 
@@ -175,7 +175,7 @@ def newest_rows(scenarios):
         rss = found["rss_mib"]
         rows.append((f"Projection of {number(found['records'])} records", f"{number(found['rps'])}/s; RSS {rss['start']} → "
                      f"{rss['middle']} → {rss['end']} MiB"))
-    for name in ("lanes", "relay", "feed"):
+    for name in ("consumer", "relay", "feed"):
         if found := scenarios.get(name):
             rows += report_aims.aim_rows(found)
     if found := scenarios.get("messages"):

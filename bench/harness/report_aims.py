@@ -1,4 +1,4 @@
-"""The sections of the scenarios that have aims: `isolation`, `lanes` and `relay`."""
+"""The sections of the scenarios that have aims: `isolation`, `consumer` and `relay`."""
 
 from .markdown import code, number, rounds, spent, table
 
@@ -28,7 +28,7 @@ def isolation(found):
                                "others' requests/s", "errors"), rows)])
 
 
-def lanes(found):
+def consumer(found):
     shapes = found["shapes"]
     speeds = table(("loop", "records/s (median)", "each round", "lag of the commits at worst, ms", "CPU µs per record by process"),
                    [(name, number(one["rps"]), rounds(one), one["commit_lag_ms"] or "", spent(one["cpu_us_per_record"]))

@@ -7,7 +7,7 @@ import unittest
 from types import SimpleNamespace
 from unittest import mock
 
-from . import lanes, messages, projection, pull, relay
+from . import consumer, messages, projection, pull, relay
 from .feed_tools import Backlog
 from .load import payload, produce_body, summary
 from .procs import Failed
@@ -103,9 +103,9 @@ class Checks(unittest.TestCase):
         def found(batch):
             return {name: {"rounds": [{"records": records}]} for name, records in (("bare", 9), ("batch", batch), ("keyed", 9))}
 
-        self.assertTrue(lanes.check(found(9), 9)["passed"])
+        self.assertTrue(consumer.check(found(9), 9)["passed"])
         with self.assertRaises(Failed):
-            lanes.check(found(8), 9)
+            consumer.check(found(8), 9)
 
     def test_an_aim_that_is_missed_is_called_so(self):
         def reached(**changes):

@@ -128,7 +128,7 @@ async fn ask_processes(addresses: &[String]) -> (Holders, Vec<String>) {
 }
 
 async fn fetch(address: &str) -> Option<Value> {
-    let uri = format!("{}/lanes", address.trim_end_matches('/')).parse().ok()?;
+    let uri = format!("{}/consumers", address.trim_end_matches('/')).parse().ok()?;
     let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
     let answer = async { client.get(uri).await.ok()?.into_body().collect().await.ok() };
     let body = tokio::time::timeout(Duration::from_secs(2), answer).await.ok()??;

@@ -8,13 +8,14 @@ use tokio::sync::Notify;
 
 use super::{
     Config, hint_channel, record,
-    store::{Fault, Place, Row, Store, fault},
+    store::{Fault, Row, Store, fault},
 };
 use crate::platform::{
     kafka::{
+        PartitionId,
         batch::Record,
+        consumer::Failure,
         dead_letter::Reason,
-        lanes::Failure,
         projection::{Partition, Project, Projection},
     },
     query::Error,
@@ -52,8 +53,8 @@ impl Projector {
         }
     }
 
-    fn place(&self, partition: i32) -> Place {
-        Place { topic_epoch: self.config.epoch, partition }
+    fn partition_id(&self, partition: i32) -> PartitionId {
+        PartitionId { epoch: self.config.epoch, partition }
     }
 }
 
@@ -63,11 +64,11 @@ impl Project for Projector {
     const EPOCH: &'static str = "comments.epoch";
 
     async fn begin(&self, partition: i32, low: i64) -> Result<i64, Error> {
-        self.store.begin(self.place(partition), low).await
+        self.store.begin(self.partition_id(partition), low).await
     }
 
     async fn progress(&self, partition: i32) -> Result<Option<i64>, Error> {
-        self.store.progress(self.place(partition)).await
+        self.store.progress(self.partition_id(partition)).await
     }
 
     fn row(&self, partition: i32, record: &Record<'_>) -> Result<Row, Reason> {
@@ -85,13 +86,13 @@ impl Project for Projector {
         rows: &[Row],
         next: i64,
     ) -> Result<Result<(), Error>, Failure> {
-        let appended = match self.store.append(self.place(partition.number), partition.next, next, rows).await {
+        let appended = match self.store.append(self.partition_id(partition.number), partition.next, next, rows).await {
             Ok(appended) => appended,
             Err(error) => {
                 return match fault(&error) {
                     Fault::Row => Ok(Err(error)),
                     Fault::Dependency => Err(Failure::Retry(error.to_string())),
-                    Fault::Place => {
+                    Fault::Position => {
                         Err(projection.refuse(partition.number, "has other comments where it was read before"))
                     }
                 };
@@ -108,7 +109,7 @@ impl Project for Projector {
             self.stored.notify_one();
         }
         counter!("postrider_comments_stored_total").increment(fresh.len() as u64);
-        counter!("postrider_comments_repeated_records_total").increment((rows.len() - fresh.len()) as u64);
+        counter!("postrider_comments_duplicate_records_total").increment((rows.len() - fresh.len()) as u64);
         Ok(Ok(()))
     }
 }

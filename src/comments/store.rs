@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use sqlx::PgPool;
 
 use super::cursor::{Cursor, Position};
-use crate::platform::query::{Error, within};
+use crate::platform::{
+    kafka::PartitionId,
+    query::{Error, within},
+};
 
 /// A comment as it is stored.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -40,8 +43,8 @@ pub struct Appended {
 pub enum Fault {
     /// A row's own: it is refused however often it is tried.
     Row,
-    /// Another comment has the place of one: the topic is not the one that was read before.
-    Place,
+    /// Another comment has the position of one: the topic is not the one that was read before.
+    Position,
     /// Nobody's that we know of: it is tried again.
     Dependency,
 }
@@ -49,17 +52,10 @@ pub enum Fault {
 /// Whose fault it is that a batch was not stored.
 pub fn fault(error: &Error) -> Fault {
     match error {
-        error if error.breaks("comments_position_key") => Fault::Place,
+        error if error.breaks("comments_position_key") => Fault::Position,
         error if error.is_a_rows() => Fault::Row,
         _ => Fault::Dependency,
     }
-}
-
-/// The partition of a topic that was made anew `topic_epoch` times.
-#[derive(Debug, Clone, Copy)]
-pub struct Place {
-    pub topic_epoch: u32,
-    pub partition: i32,
 }
 
 /// Cheap to clone.
@@ -133,23 +129,30 @@ impl Store {
     }
 
     /// Up to where a partition is stored; `low` when nobody has begun with it.
-    pub async fn begin(&self, place: Place, low: i64) -> Result<i64, Error> {
-        let query = sqlx::query_scalar(BEGIN).bind(i64::from(place.topic_epoch)).bind(place.partition).bind(low);
+    pub async fn begin(&self, partition_id: PartitionId, low: i64) -> Result<i64, Error> {
+        let query =
+            sqlx::query_scalar(BEGIN).bind(i64::from(partition_id.epoch)).bind(partition_id.partition).bind(low);
         within(query.fetch_one(&self.pool)).await
     }
 
     /// Up to where a partition is stored; `None` when nobody has begun with it.
-    pub async fn progress(&self, place: Place) -> Result<Option<i64>, Error> {
+    pub async fn progress(&self, partition_id: PartitionId) -> Result<Option<i64>, Error> {
         let query = sqlx::query_scalar("SELECT next FROM comments_progress WHERE topic_epoch = $1 AND partition = $2");
-        let query = query.bind(i64::from(place.topic_epoch)).bind(place.partition);
+        let query = query.bind(i64::from(partition_id.epoch)).bind(partition_id.partition);
         within(query.fetch_optional(&self.pool)).await
     }
 
     /// Stores what is not there yet and moves the progress from `expected` to `next`, together.
-    pub async fn append(&self, place: Place, expected: i64, next: i64, rows: &[Row]) -> Result<Appended, Error> {
+    pub async fn append(
+        &self,
+        partition_id: PartitionId,
+        expected: i64,
+        next: i64,
+        rows: &[Row],
+    ) -> Result<Appended, Error> {
         let query = sqlx::query_as(APPEND)
-            .bind(i64::from(place.topic_epoch))
-            .bind(place.partition)
+            .bind(i64::from(partition_id.epoch))
+            .bind(partition_id.partition)
             .bind(expected)
             .bind(next)
             .bind(column(rows, |row| row.event_id.as_str()))

@@ -17,8 +17,8 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::{
     Config,
-    lookup::{Asking, Lookups, Question, Sight},
     reads::{Head, Reads},
+    timeline::{Asking, Question, Sight, TimelineReader},
     timeline::{BUILD_MS, Keys, List, MARK_SCORE, Mark, Owner, merge},
 };
 use crate::platform::{
@@ -103,8 +103,8 @@ struct Part {
 }
 
 /// What came of a flight; errors are shared as their sentence.
-type Landed = Result<Arc<Head>, String>;
-type Flight = Shared<BoxFuture<'static, Landed>>;
+type BuildResult = Result<Arc<Head>, String>;
+type SharedBuild = Shared<BoxFuture<'static, BuildResult>>;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -114,12 +114,12 @@ pub struct Feeds {
 
 struct Inner {
     reads: Reads,
-    lookups: Lookups,
+    lookups: TimelineReader,
     keys: Keys,
     redis: watch::Receiver<Option<Redis>>,
     turns: Semaphore,
     /// Timelines that are being filled, for all who want them.
-    flights: Mutex<HashMap<Owner, Flight>>,
+    builds: Mutex<HashMap<Owner, SharedBuild>>,
     counters: Counters,
     config: Config,
 }
@@ -146,10 +146,10 @@ impl Feeds {
         redis: watch::Receiver<Option<Redis>>,
     ) -> (Self, Asking) {
         let keys = Keys::new(&redis_config.key_prefix);
-        let (lookups, asking) = Lookups::new(redis_config, redis.clone(), config.timelines_in_memory);
+        let (lookups, asking) = TimelineReader::new(redis_config, redis.clone(), config.timelines_in_memory);
         let turns = Semaphore::new(config.max_postgres_reads.clamp(1, 1_000));
         let inner =
-            Inner { reads, lookups, keys, redis, turns, flights: Mutex::default(), counters: Counters::new(), config };
+            Inner { reads, lookups, keys, redis, turns, builds: Mutex::default(), counters: Counters::new(), config };
         (Self { inner: Arc::new(inner) }, asking)
     }
 
@@ -215,7 +215,7 @@ impl Feeds {
             Sight::Ready { epoch, list, merged } => Ok(Some((Part { list, kept: Some((epoch, owner)) }, merged))),
             Sight::Unusable => Ok(None),
             Sight::Absent { epoch, gone } => {
-                let head = self.fly(owner, epoch).await?;
+                let head = self.build_once(owner, epoch).await?;
                 let ids = head.ids.iter().copied().filter(|&id| before.is_none_or(|before| id < before));
                 let (floor, whole) = head.floor(self.inner.kept());
                 let mut list = List::new(ids.take(count).collect(), count, floor, whole);
@@ -227,12 +227,12 @@ impl Feeds {
     }
 
     /// Fills a timeline, once for all who ask for it meanwhile.
-    async fn fly(&self, owner: Owner, epoch: i64) -> Result<Arc<Head>, Problem> {
+    async fn build_once(&self, owner: Owner, epoch: i64) -> Result<Arc<Head>, Problem> {
         let flight = {
-            let mut flights = self.inner.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut builds = self.inner.builds.lock().unwrap_or_else(PoisonError::into_inner);
             // What nobody waits for any more is begun anew.
-            flights.retain(|_, flight| flight.peek().is_none() && flight.strong_count().is_some_and(|count| count > 1));
-            flights
+            builds.retain(|_, flight| flight.peek().is_none() && flight.strong_count().is_some_and(|count| count > 1));
+            builds
                 .entry(owner.clone())
                 .or_insert_with(|| {
                     let inner = self.inner.clone();
@@ -291,7 +291,7 @@ impl Inner {
         }
     }
 
-    async fn build(&self, owner: Owner, epoch: i64) -> Landed {
+    async fn build(&self, owner: Owner, epoch: i64) -> BuildResult {
         let _turn = self.turn().await.map_err(|problem| problem.detail)?;
         counter!("postrider_feed_timelines_built_total").increment(1);
         let token = Mark::Building(fastrand::u64(..)).encode();

@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use super::{
     Config,
-    cache::Cache,
-    chunks::Chunks,
+    job_steps::JobSteps,
     job_store::{Job, JobStore, Mark, Task},
     timeline::Owner,
+    timeline::TimelineWriter,
 };
 use crate::platform::query::Error;
 
@@ -36,8 +36,8 @@ pub struct Jobs {
 }
 
 struct Worker {
-    chunks: Chunks,
-    cache: Arc<Cache>,
+    steps: JobSteps,
+    timelines: Arc<TimelineWriter>,
 }
 
 /// How a chunk ended.
@@ -49,10 +49,16 @@ enum Step {
 }
 
 impl Jobs {
-    pub fn new(config: Config, pool: PgPool, cache: Arc<Cache>, news: Arc<Notify>, stop: CancellationToken) -> Self {
+    pub fn new(
+        config: Config,
+        pool: PgPool,
+        timelines: Arc<TimelineWriter>,
+        news: Arc<Notify>,
+        stop: CancellationToken,
+    ) -> Self {
         let store = JobStore::new(pool.clone(), Uuid::from_u128(fastrand::u128(..)));
         let in_flight = config.jobs_in_flight.max(1);
-        let worker = Arc::new(Worker { chunks: Chunks::new(pool, config), cache });
+        let worker = Arc::new(Worker { steps: JobSteps::new(pool, config), timelines });
         Self { store, worker, in_flight, news, stop }
     }
 
@@ -151,41 +157,41 @@ impl Worker {
 
     /// Puts a post into the feeds of a chunk of followers and tells their timelines; returns the last of them where there may be more.
     async fn put(&self, author_id: &str, post_id: i64, after: &str) -> Result<Option<String>, Error> {
-        let found = self.chunks.fan_out(author_id, post_id, after).await?;
+        let found = self.steps.fan_out(author_id, post_id, after).await?;
         counter!("postrider_feed_rows_total").increment(found.users.len() as u64);
         let more = found.more();
-        self.cache.add(found.users.into_iter().map(|user| (Owner::User(user), vec![post_id])).collect()).await?;
+        self.timelines.add(found.users.into_iter().map(|user| (Owner::User(user), vec![post_id])).collect()).await?;
         Ok(more)
     }
 
     async fn backfill(&self, job: &Job, user: &str) -> Result<Step, Error> {
-        let next = self.chunks.backfill(&job.author_id, user, job.mark.post).await?;
-        self.cache.forget(vec![Owner::User(user.to_owned())]).await?;
+        let next = self.steps.backfill(&job.author_id, user, job.mark.post).await?;
+        self.timelines.forget(vec![Owner::User(user.to_owned())]).await?;
         Ok(next.map_or(Step::Done, |post| Step::More(Mark { user: None, post: Some(post) })))
     }
 
     async fn unfollow(&self, job: &Job, user: &str) -> Result<Step, Error> {
-        let next = self.chunks.unfollow(&job.author_id, user, job.mark.post).await?;
+        let next = self.steps.unfollow(&job.author_id, user, job.mark.post).await?;
         if let Some(post) = next {
             return Ok(Step::More(Mark { user: None, post: Some(post) }));
         }
-        self.cache.forget(vec![Owner::User(user.to_owned())]).await?;
-        self.cache.clean_of(format!("u{user}")).await;
+        self.timelines.forget(vec![Owner::User(user.to_owned())]).await?;
+        self.timelines.clean_of(format!("u{user}")).await;
         Ok(Step::Done)
     }
 
     async fn purge(&self, job: &Job, post_id: i64) -> Result<Step, Error> {
-        let found = self.chunks.purge(&job.author_id, post_id, job.after_user()).await?;
+        let found = self.steps.purge(&job.author_id, post_id, job.after_user()).await?;
         let more = found.more();
         let mut owners: Vec<Owner> = found.users.into_iter().map(Owner::User).collect();
         if more.is_none() {
             owners.push(Owner::Author(job.author_id.clone()));
         }
-        self.cache.remove(owners, post_id).await?;
+        self.timelines.remove(owners, post_id).await?;
         match more {
             Some(user) => Ok(Step::More(Mark { user: Some(user), post: None })),
             None => {
-                self.cache.clean_of(format!("p{post_id}")).await;
+                self.timelines.clean_of(format!("p{post_id}")).await;
                 Ok(Step::Done)
             }
         }
@@ -194,14 +200,14 @@ impl Worker {
     /// Timelines that were made before do not know whom to merge.
     async fn rise(&self, job: &Job) -> Result<Step, Error> {
         if job.mark.user.is_none() {
-            self.cache.forget(vec![Owner::Author(job.author_id.clone())]).await?;
+            self.timelines.forget(vec![Owner::Author(job.author_id.clone())]).await?;
         }
-        let found = self.chunks.followers(&job.author_id, job.after_user()).await?;
+        let found = self.steps.followers(&job.author_id, job.after_user()).await?;
         let more = found.more();
-        self.cache.forget(found.users.into_iter().map(Owner::User).collect()).await?;
+        self.timelines.forget(found.users.into_iter().map(Owner::User).collect()).await?;
         match more {
             Some(user) => Ok(Step::More(Mark { user: Some(user), post: None })),
-            None => self.chunks.turned(&job.author_id, 1, 2).await.map(|()| Step::Done),
+            None => self.steps.turned(&job.author_id, 1, 2).await.map(|()| Step::Done),
         }
     }
 
@@ -210,10 +216,10 @@ impl Worker {
         let at = job.mark.post.unwrap_or(0);
         let (post_id, after) = match &job.mark.user {
             Some(user) => (Some(at), user.as_str()),
-            None => (self.chunks.next_post(&job.author_id, at).await?, ""),
+            None => (self.steps.next_post(&job.author_id, at).await?, ""),
         };
         let Some(post_id) = post_id else {
-            return self.chunks.turned(&job.author_id, 3, 0).await.map(|()| Step::Done);
+            return self.steps.turned(&job.author_id, 3, 0).await.map(|()| Step::Done);
         };
         let user = self.put(&job.author_id, post_id, after).await?;
         Ok(Step::More(Mark { user, post: Some(post_id) }))
@@ -221,21 +227,21 @@ impl Worker {
 
     async fn erase(&self, job: &Job) -> Result<Step, Error> {
         let user = &job.author_id;
-        if self.chunks.unfollow_all(user).await? || self.chunks.delete_posts(user).await? {
+        if self.steps.unfollow_all(user).await? || self.steps.delete_posts(user).await? {
             return Ok(Step::More(Mark::default()));
         }
         // Jobs of kinds that only a newer version knows hold the erasure, too: what they would do is not known.
-        if self.chunks.has_jobs(user).await? {
+        if self.steps.has_jobs(user).await? {
             return Ok(Step::Later);
         }
-        if self.chunks.empty_feed(user).await? || self.chunks.drop_followers(user).await? {
+        if self.steps.empty_feed(user).await? || self.steps.drop_followers(user).await? {
             return Ok(Step::More(Mark::default()));
         }
-        self.cache.forget(vec![Owner::User(user.clone()), Owner::Author(user.clone())]).await?;
-        if !self.chunks.forget_account(user).await? {
+        self.timelines.forget(vec![Owner::User(user.clone()), Owner::Author(user.clone())]).await?;
+        if !self.steps.forget_account(user).await? {
             return Ok(Step::Later);
         }
-        self.cache.clean_of(format!("u{user}")).await;
+        self.timelines.clean_of(format!("u{user}")).await;
         Ok(Step::Done)
     }
 }

@@ -2,18 +2,16 @@
 //! follows its author, once, whatever dies meanwhile. A deleted post, and the posts of somebody who is no longer
 //! followed, are not shown any more as soon as that is answered.
 
-mod cache;
-mod carry;
-mod chunks;
 mod config;
 mod event_id;
+mod fan_out;
 mod feeds;
 mod group;
 mod http;
+mod job_steps;
 mod job_store;
 mod jobs;
-mod local;
-mod lookup;
+
 mod model;
 mod plans;
 mod project;
@@ -26,7 +24,6 @@ mod upkeep;
 mod verify;
 mod writes;
 
-pub use cache::Cache;
 pub use config::Config;
 pub use event_id::with_number;
 pub use http::{routes, short_cuts};
@@ -34,6 +31,7 @@ pub use jobs::Jobs;
 pub use plans::{Explained, explain, explain_hot};
 pub use project::Projector;
 pub use seed::{Plan, Shape, seed};
+pub use timeline::TimelineWriter;
 pub use trim::Trimmer;
 pub use upkeep::{count_jobs, keep as keep_memory};
 pub use verify::{Report, Verifier, Whose};
@@ -47,8 +45,8 @@ use tokio_util::sync::CancellationToken;
 use self::{
     feeds::Feeds,
     group::{Group, Grouping},
-    lookup::Asking,
     reads::Reads,
+    timeline::Asking,
     writes::{Follows, Posts, Unfollows},
 };
 use crate::platform::{

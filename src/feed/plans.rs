@@ -3,7 +3,7 @@
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
 
-use super::{carry, chunks, reads, trim};
+use super::{fan_out, job_steps, reads, trim};
 
 /// Tables that grow with users and posts.
 const LARGE: [&str; 4] = ["posts", "follows", "feed_rows", "feed_authors"];
@@ -14,8 +14,8 @@ const HOT: [(&str, &str, &str); 7] = [
     ("own rows", reads::OWN_ROWS, "'u7', 1000000, 100"),
     ("whom to merge", reads::MERGED, "'u7'"),
     ("posts of an author", reads::OF_AUTHOR, "'u7', 1000000, 100"),
-    ("fan-out of a batch", carry::FAN_OUT, "ARRAY[11, 12, 13]::bigint[]"),
-    ("fan-out of a chunk", chunks::FAN_OUT, "'u7', '', 12, 1000"),
+    ("fan-out of a batch", fan_out::FAN_OUT, "ARRAY[11, 12, 13]::bigint[]"),
+    ("fan-out of a step", job_steps::FAN_OUT, "'u7', '', 12, 1000"),
     ("trimming", trim::CHUNK, "'u7', 100, 10000, 11000"),
 ];
 

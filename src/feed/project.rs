@@ -13,16 +13,17 @@ use tokio::sync::Notify;
 
 use super::{
     Config,
-    cache::Cache,
-    carry::{Authors, Carried, Carrier, Fanned, Overlap, Place, overlaps},
+    fan_out::{Applied, Authors, FanOut, Fanned, Overlap, overlaps},
     record::{self, Change, Event},
     timeline::Owner,
+    timeline::TimelineWriter,
 };
 use crate::platform::{
     kafka::{
+        PartitionId,
         batch::Record,
+        consumer::Failure,
         dead_letter::Reason,
-        lanes::Failure,
         projection::{Partition, Project, Projection},
     },
     query::Error,
@@ -37,35 +38,35 @@ const PACE: Duration = Duration::from_millis(15);
 
 /// The feed room's part of the processor role.
 pub struct Projector {
-    carrier: Carrier,
-    cache: Arc<Cache>,
+    fan_out: FanOut,
+    timelines: Arc<TimelineWriter>,
     epoch: u32,
     /// There are new jobs.
     jobs: Arc<Notify>,
 }
 
 impl Projector {
-    pub fn new(config: Config, pool: PgPool, cache: Arc<Cache>, jobs: Arc<Notify>) -> Arc<Self> {
+    pub fn new(config: Config, pool: PgPool, timelines: Arc<TimelineWriter>, jobs: Arc<Notify>) -> Arc<Self> {
         let epoch = config.epoch;
-        Arc::new(Self { carrier: Carrier::new(pool, config), cache, epoch, jobs })
+        Arc::new(Self { fan_out: FanOut::new(pool, config), timelines, epoch, jobs })
     }
 
-    fn place(&self, partition: i32) -> Place {
-        Place { topic_epoch: self.epoch, partition }
+    fn partition_id(&self, partition: i32) -> PartitionId {
+        PartitionId { epoch: self.epoch, partition }
     }
 
     /// How many of these events go into one transaction.
     fn run(&self, events: &[Event], authors: &Authors) -> usize {
         let mut rows = 0;
         let fits = |event: &&Event| {
-            rows += self.carrier.weight(event, authors);
+            rows += self.fan_out.weight(event, authors);
             rows <= RUN_ROWS
         };
         events.iter().take_while(fits).count().max(1).min(events.len())
     }
 
     /// Carries events and moves on. The inner error is that of an event that Postgres refuses.
-    async fn carry(
+    async fn apply(
         &self,
         projection: &Projection<Self>,
         partition: &mut Partition,
@@ -73,23 +74,23 @@ impl Projector {
         next: i64,
         authors: &Authors,
     ) -> Result<Result<(), Error>, Failure> {
-        let (place, span) = (self.place(partition.number), (partition.next, next));
-        let mut carried = self.carrier.carry(place, span, events, authors, Overlap::None).await;
-        if carried.as_ref().is_err_and(overlaps) {
-            carried = self.carrier.carry(place, span, events, authors, Overlap::Some).await;
+        let (partition_id, span) = (self.partition_id(partition.number), (partition.next, next));
+        let mut applied = self.fan_out.apply(partition_id, span, events, authors, Overlap::None).await;
+        if applied.as_ref().is_err_and(overlaps) {
+            applied = self.fan_out.apply(partition_id, span, events, authors, Overlap::Some).await;
         }
-        let fanned = match carried {
-            Ok(Carried::Done { fanned, jobs }) => {
+        let fanned = match applied {
+            Ok(Applied::Done { fanned, jobs }) => {
                 projection.advance(partition, next, true).await?;
                 if jobs {
                     self.jobs.notify_one();
                 }
                 fanned
             }
-            Ok(Carried::Moved) => {
+            Ok(Applied::Moved) => {
                 projection.advance(partition, next, false).await?;
                 self.jobs.notify_one();
-                self.carrier.fanned(events, authors).await.map_err(retry)?
+                self.fan_out.fanned(events, authors).await.map_err(retry)?
             }
             Err(error) if error.is_a_rows() => return Ok(Err(error)),
             Err(error) => return Err(retry(error)),
@@ -109,10 +110,10 @@ impl Projector {
         });
         let merged: HashMap<i64, &String> = merged.collect();
         // An event may come again long after its post was deleted.
-        for post_id in self.carrier.live(merged.keys().copied().collect()).await.map_err(retry)? {
+        for post_id in self.fan_out.live(merged.keys().copied().collect()).await.map_err(retry)? {
             additions.push((Owner::Author(merged[&post_id].clone()), vec![post_id]));
         }
-        self.cache.add(additions).await.map_err(retry)
+        self.timelines.add(additions).await.map_err(retry)
     }
 }
 
@@ -122,11 +123,11 @@ impl Project for Projector {
     const EPOCH: &'static str = "feed.epoch";
 
     async fn begin(&self, partition: i32, low: i64) -> Result<i64, Error> {
-        self.carrier.begin(self.place(partition), low).await
+        self.fan_out.begin(self.partition_id(partition), low).await
     }
 
     async fn progress(&self, partition: i32) -> Result<Option<i64>, Error> {
-        self.carrier.progress(self.place(partition)).await
+        self.fan_out.progress(self.partition_id(partition)).await
     }
 
     fn row(&self, _: i32, record: &Record<'_>) -> Result<Event, Reason> {
@@ -145,18 +146,18 @@ impl Project for Projector {
         end: i64,
     ) -> Result<Result<(), Error>, Failure> {
         let begun = Instant::now();
-        let authors = self.carrier.authors(events.iter()).await.map_err(retry)?;
+        let authors = self.fan_out.authors(events.iter()).await.map_err(retry)?;
         let (again, mut fresh) = events.split_at(events.partition_point(|event| event.offset < partition.next));
         if !again.is_empty() {
-            let fanned = self.carrier.fanned(again, &authors).await.map_err(retry)?;
+            let fanned = self.fan_out.fanned(again, &authors).await.map_err(retry)?;
             self.tell(again, &authors, fanned).await?;
-            counter!("postrider_feed_repeated_records_total").increment(again.len() as u64);
+            counter!("postrider_feed_duplicate_records_total").increment(again.len() as u64);
         }
         loop {
             let (run, rest) = fresh.split_at(self.run(fresh, &authors));
             let next = rest.first().map_or(end, |event| event.offset);
             if next > partition.next
-                && let Err(error) = self.carry(projection, partition, run, next, &authors).await?
+                && let Err(error) = self.apply(projection, partition, run, next, &authors).await?
             {
                 return Ok(Err(error));
             }

@@ -140,7 +140,7 @@ fn default_topic(query: Option<&str>) -> Option<&str> {
 }
 
 /// Where a record stands in its request.
-pub(super) enum Place {
+pub(super) enum RecordNumber {
     /// It is all there is, and is refused when there is no room.
     Alone,
     /// Its number, and until when it waits for room.
@@ -170,7 +170,7 @@ impl Gateway {
             let topic = record.topic.as_deref().or(topic);
             return self.produce_batch(&records, &body, topic, context).await;
         }
-        let taken = self.hand_over(record, &body, topic, context, Place::Alone).await?;
+        let taken = self.hand_over(record, &body, topic, context, RecordNumber::Alone).await?;
         let (topic, stored) = self.settle(taken).await?;
         Ok(json_response(200, produced(&topic, stored)))
     }
@@ -183,15 +183,15 @@ impl Gateway {
         content: &[u8],
         default_topic: Option<&str>,
         context: &RequestContext,
-        place: Place,
+        number: RecordNumber,
     ) -> Result<Taken, Problem> {
         let checked = record.check(default_topic)?;
         let topic = checked.topic.clone().into_owned();
         self.inner.topics.permit(&topic)?;
         let limits = self.inner.topics.limits(&topic).await?;
-        let (part, until) = match place {
-            Place::Alone => (None, Instant::now()),
-            Place::Part(part, until) => (Some(part), until),
+        let (part, until) = match number {
+            RecordNumber::Alone => (None, Instant::now()),
+            RecordNumber::Part(part, until) => (Some(part), until),
         };
         let id = context.event_id(ANONYMOUS, ROUTE, part, &[topic.as_bytes(), content])?;
         let event = Event { id, kind: EVENT_TYPE, source: "/gateway", trace: context.trace };
@@ -239,8 +239,8 @@ impl Gateway {
         let until = Instant::now() + self.inner.http.limits().timeout;
         let mut parts = Vec::with_capacity(records.len());
         for (part, raw) in records.iter().enumerate() {
-            let place = Place::Part(part as u64, until);
-            let taken = self.take_part(raw.get().as_bytes(), &content, topic, context, place).await;
+            let number = RecordNumber::Part(part as u64, until);
+            let taken = self.take_part(raw.get().as_bytes(), &content, topic, context, number).await;
             parts.push(self.settle_part(taken));
         }
         let results: Vec<Value> = join_all(parts).await;
@@ -258,9 +258,9 @@ impl Gateway {
         content: &[u8],
         topic: Option<&str>,
         context: &RequestContext,
-        place: Place,
+        number: RecordNumber,
     ) -> Result<Taken, Problem> {
-        self.hand_over(json::parse_object(record)?, content, topic, context, place).await
+        self.hand_over(json::parse_object(record)?, content, topic, context, number).await
     }
 
     /// The second half, side by side: an object with its position or its error.

@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, BodyStream};
 
 use super::{
     Gateway,
-    http::{NDJSON, Place},
+    http::{NDJSON, RecordNumber},
 };
 use crate::platform::http::{
     Code, Problem, RequestContext,
@@ -39,10 +39,10 @@ pub fn respond(
             let (gateway, topic, context) = (gateway.clone(), topic.clone(), context.clone());
             // One after the other: a record that waits for room is not overtaken, and nothing is read.
             async move {
-                let place = Place::Part(number as u64, Instant::now() + gateway.inner.http.limits().timeout);
+                let number = RecordNumber::Part(number as u64, Instant::now() + gateway.inner.http.limits().timeout);
                 let line = line?;
                 // The whole body is not known yet.
-                gateway.take_part(&line, &line, topic.as_deref(), &context, place).await
+                gateway.take_part(&line, &line, topic.as_deref(), &context, number).await
             }
         })
         .map(move |taken| {

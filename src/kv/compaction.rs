@@ -2,8 +2,8 @@
 //! run in production on a Redis of the test's own. Between the steps of a history the projection crashes,
 //! Redis loses its data, hours pass, values expire, and the log is compacted.
 
+mod model;
 mod redis;
-mod twin;
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,8 @@ use proptest::{
 };
 
 use self::{
+    model::Model,
     redis::{RedisView, Server},
-    twin::Twin,
 };
 use super::script::Scripts;
 
@@ -261,12 +261,12 @@ proptest! {
 
     #[test]
     fn the_view_is_what_was_written_last_whatever_was_lost_and_compacted(steps in steps()) {
-        World::new(Twin::default()).run(&steps).check()?;
+        World::new(Model::default()).run(&steps).check()?;
     }
 
     #[test]
     fn a_rebuild_from_any_compacted_log_gives_the_same_view(steps in steps(), (choices, wait) in compactions()) {
-        let mut world = World::new(Twin::default()).run(&steps);
+        let mut world = World::new(Model::default()).run(&steps);
         let (before, after) = rebuilt(&mut world, &choices, wait);
         prop_assert_eq!(after, before);
     }
@@ -275,7 +275,7 @@ proptest! {
 /// Drives the scripts and the twin with the same history: they must agree, and the scripts must keep the
 /// same promises.
 fn compare(view: RedisView<'_>, steps: &[Step], (choices, wait): (&[bool], i32)) -> Result<(), TestCaseError> {
-    let mut twin = World::new(Twin::default()).run(steps);
+    let mut twin = World::new(Model::default()).run(steps);
     let mut world = World::new(view).run(steps);
     world.check()?;
     prop_assert_eq!(&world.log, &twin.log);

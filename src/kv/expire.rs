@@ -3,7 +3,7 @@
 use metrics::counter;
 
 use super::{project::Projector, view::Partition};
-use crate::platform::{clock, kafka::lanes::Failure};
+use crate::platform::{clock, kafka::consumer::Failure};
 
 /// Keys looked at in one go.
 const LIMIT: usize = 500;

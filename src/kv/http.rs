@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::reader::{Lookup, Reader};
+use super::service::{Lookup, Service};
 use crate::platform::{
     http::{
         Code, Problem, ProblemBody, RequestContext, body,
@@ -32,17 +32,17 @@ static AFTER: HeaderName = HeaderName::from_static("postrider-after");
 const MAX_TTL_SECONDS: u64 = 315_360_000;
 
 /// The room's routes with their descriptions.
-pub fn routes(reader: Reader) -> OpenApiRouter {
-    OpenApiRouter::new().routes(routes!(push)).routes(routes!(pull, delete)).with_state(reader)
+pub fn routes(service: Service) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(push)).routes(routes!(pull, delete)).with_state(service)
 }
 
 /// Pulls are what comes most.
-pub fn short_cuts(short_cuts: ShortCuts, reader: &Reader) -> ShortCuts {
-    let reader = reader.clone();
+pub fn short_cuts(short_cuts: ShortCuts, service: &Service) -> ShortCuts {
+    let service = service.clone();
     short_cuts.with(Method::GET, "/pull/{key}", move |mut request: Request, context| {
         let key = shortcut::parameter(request.uri().path()).to_owned();
         let headers = std::mem::take(request.headers_mut());
-        let answer = pull(State(reader.clone()), context, headers, Ok(Path(key)));
+        let answer = pull(State(service.clone()), context, headers, Ok(Path(key)));
         async move { answer.await.unwrap_or_else(IntoResponse::into_response) }
     })
 }
@@ -102,19 +102,19 @@ struct Pulled {
     ),
 )]
 async fn push(
-    State(reader): State<Reader>,
+    State(service): State<Service>,
     context: RequestContext,
     request: Request,
 ) -> Result<Response<Body>, Problem> {
     require_content_type(request.headers(), &["application/json"])?;
-    let body = body::read(request.into_body(), reader.inner.http.limits()).await?;
+    let body = body::read(request.into_body(), service.inner.http.limits()).await?;
     let push: Push<'_> = json::parse_object(&body)?;
-    reader.check_key(&push.key)?;
+    service.check_key(&push.key)?;
     if push.ttl_seconds.is_some_and(|seconds| !(1..=MAX_TTL_SECONDS).contains(&seconds)) {
         return Err(Problem::new(Code::InvalidField, format!("`ttl_seconds` must be 1 to {MAX_TTL_SECONDS}")));
     }
     let value = json::minify(push.value.get());
-    let position = reader.write(&context, "/push", &push.key, Some(value.as_bytes()), push.ttl_seconds).await?;
+    let position = service.write(&context, "/push", &push.key, Some(value.as_bytes()), push.ttl_seconds).await?;
     Ok(accepted(&position))
 }
 
@@ -137,21 +137,21 @@ async fn push(
     ),
 )]
 async fn pull(
-    State(reader): State<Reader>,
+    State(service): State<Service>,
     context: RequestContext,
     headers: HeaderMap,
     key: Result<Path<String>, PathRejection>,
 ) -> Result<Response<Body>, Problem> {
-    let key = reader.path_key(key)?;
+    let key = service.path_key(key)?;
     if let Some(after) = headers.get(&AFTER) {
-        reader.await_visible(&parse_position(after)?).await?;
+        service.await_visible(&parse_position(after)?).await?;
     }
-    let found = match reader.look_up(&key).await? {
+    let found = match service.look_up(&key).await? {
         Lookup::Incomplete(detail) => return Err(Problem::new(Code::Rebuilding, detail)),
         Lookup::Absent => None,
         Lookup::Found(value) => Some(value),
     };
-    reader.inner.audit.read(&context, &key, found.is_some()).await?;
+    service.inner.audit.read(&context, &key, found.is_some()).await?;
     let Some(value) = found else {
         return Err(Problem::new(Code::KeyNotFound, format!("key `{key}` has no value")));
     };
@@ -183,12 +183,12 @@ async fn pull(
     ),
 )]
 async fn delete(
-    State(reader): State<Reader>,
+    State(service): State<Service>,
     context: RequestContext,
     key: Result<Path<String>, PathRejection>,
 ) -> Result<Response<Body>, Problem> {
-    let key = reader.path_key(key)?;
-    let position = reader.write(&context, "/pull", &key, None, None).await?;
+    let key = service.path_key(key)?;
+    let position = service.write(&context, "/pull", &key, None, None).await?;
     Ok(accepted(&position))
 }
 
@@ -210,7 +210,7 @@ fn parse_position(header: &HeaderValue) -> Result<Position, Problem> {
     })
 }
 
-impl Reader {
+impl Service {
     fn path_key(&self, key: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
         let Path(key) = key.map_err(|error| Problem::new(Code::InvalidRequest, error.body_text()))?;
         self.check_key(&key)?;

@@ -14,17 +14,17 @@ mod keys;
 mod lookup;
 mod plan;
 mod project;
-mod reader;
 mod record;
 mod restate;
 mod script;
-mod standing;
+mod service;
 mod view;
+mod view_status;
 
 pub use config::{AuditMode, Config};
 pub use http::{routes, short_cuts};
 pub use project::Projector;
-pub use reader::{Background, Reader};
+pub use service::{Background, Service};
 
 use crate::platform::kafka::{self, TopicSpec};
 

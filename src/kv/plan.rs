@@ -1,7 +1,7 @@
 //! What to do about the view of a partition that was just assigned.
 
 use super::entry::Marker;
-use crate::platform::kafka::lanes::Assignment;
+use crate::platform::kafka::consumer::Assignment;
 
 /// A view that lost less than this is caught up in place; tombstones since then are still there.
 const CATCH_UP_S: i64 = 3_600;

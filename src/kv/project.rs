@@ -16,15 +16,15 @@ use super::{
     record::{self, Unfit},
     restate::Restater,
     script::Scripts,
-    standing::Standing,
     view::{Partition, unreachable},
+    view_status::ViewStatus,
 };
 use crate::platform::{
     clock,
     kafka::{
         self, Broker, Producer,
         batch::{Batch, Record},
-        lanes::{Assignment, BatchHandler, Failure, Poison},
+        consumer::{Assignment, BatchHandler, Failure, Poison},
     },
     ops::Check,
     redis::Redis,
@@ -43,7 +43,7 @@ pub struct Projector {
     config: Config,
     key_prefix: String,
     check: Check,
-    standing: Mutex<Standing>,
+    status: Mutex<ViewStatus>,
 }
 
 impl Projector {
@@ -56,7 +56,7 @@ impl Projector {
         broker: Broker,
         check: Check,
     ) -> Arc<Self> {
-        check.fail(Standing::default().problem().unwrap_or_default());
+        check.fail(ViewStatus::default().problem().unwrap_or_default());
         Arc::new(Self {
             redis,
             restater: Restater::new(producer, kafka.topic(TOPIC)),
@@ -66,7 +66,7 @@ impl Projector {
             config,
             key_prefix: key_prefix.to_owned(),
             check,
-            standing: Mutex::default(),
+            status: Mutex::default(),
         })
     }
 
@@ -77,16 +77,16 @@ impl Projector {
     /// Says how far a partition's view is, in readiness and metrics.
     fn report(&self, partition: i32, problem: Option<String>, remaining: i64) {
         gauge!("postrider_kv_rebuild_remaining_records", "partition" => partition.to_string()).set(remaining as f64);
-        self.stand(|standing| {
-            standing.behind.insert(partition, problem);
+        self.stand(|status| {
+            status.behind.insert(partition, problem);
         });
     }
 
     /// Changes what is known, and with it what readiness says.
-    fn stand(&self, change: impl FnOnce(&mut Standing)) {
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut standing);
-        match standing.problem() {
+    fn stand(&self, change: impl FnOnce(&mut ViewStatus)) {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut status);
+        match status.problem() {
             None => self.check.pass(),
             Some(problem) => self.check.fail(problem),
         }
@@ -190,10 +190,10 @@ impl BatchHandler for Projector {
     async fn apply(&self, partition: &mut Partition, batch: &Batch) -> Result<Vec<Poison>, Failure> {
         let Some(next) = batch.next_offset() else { return Ok(Vec::new()) };
         // What an earlier owner settled has its letter; what it only wrote may lack it.
-        let place = partition.place();
+        let location = partition.location();
         let written = batch.iter().filter(|record| record.offset() < partition.marker.next);
         let unsettled = written.filter(|record| record.offset() >= partition.settled);
-        let unfit = |record: Record<'_>| Some((record.offset(), record::judge(&place, &record).err()?));
+        let unfit = |record: Record<'_>| Some((record.offset(), record::judge(&location, &record).err()?));
         let mut unfit: Vec<(i64, Unfit)> = unsettled.filter_map(unfit).collect();
         if next > partition.marker.next {
             unfit.extend(self.write(partition, batch).await?);
@@ -230,20 +230,20 @@ impl BatchHandler for Projector {
 
     fn revoked(&self, partition: i32) {
         gauge!("postrider_kv_rebuild_remaining_records", "partition" => partition.to_string()).set(0.0);
-        self.stand(|standing| {
-            standing.behind.remove(&partition);
+        self.stand(|status| {
+            status.behind.remove(&partition);
         });
     }
 
     fn joined(&self, gained: &[i32]) {
-        self.stand(|standing| {
-            standing.joined = true;
-            standing.behind.extend(gained.iter().map(|&partition| (partition, Some("starting".to_owned()))));
+        self.stand(|status| {
+            status.joined = true;
+            status.behind.extend(gained.iter().map(|&partition| (partition, Some("starting".to_owned()))));
         });
     }
 
     fn left(&self) {
-        self.stand(|standing| standing.joined = false);
+        self.stand(|status| status.joined = false);
     }
 }
 
@@ -282,8 +282,8 @@ impl Projector {
         let problem = format!(
             "partition {partition} has a record, at offset {offset}, whose key belongs to another one: partitions were added to the topic, and keys pushed before that cannot be found; start with a new topic and push again"
         );
-        self.stand(|standing| {
-            standing.misplaced.get_or_insert(problem);
+        self.stand(|status| {
+            status.misplaced.get_or_insert(problem);
         });
     }
 

@@ -41,7 +41,7 @@ impl Repeated {
 }
 
 /// Where the view is that records are added to.
-pub struct Place<'a> {
+pub struct ViewLocation<'a> {
     pub keys: &'a Keys,
     pub partition: i32,
     pub partitions: i32,
@@ -60,9 +60,9 @@ fn unfit(class: &'static str, message: &str) -> Unfit {
 }
 
 /// Whether the view can take a record. Returns its key.
-pub fn judge<'r>(place: &Place<'_>, record: &Record<'r>) -> Result<&'r [u8], Unfit> {
+pub fn judge<'r>(location: &ViewLocation<'_>, record: &Record<'r>) -> Result<&'r [u8], Unfit> {
     let key = record.key().filter(|key| !key.is_empty()).ok_or_else(|| unfit("no_key", "a push has a key"))?;
-    if partition_of(key, place.partitions) != place.partition {
+    if partition_of(key, location.partitions) != location.partition {
         let misplaced = record.header("ce_source") == Some(b"/kv");
         return Err(Unfit { misplaced, ..unfit("wrong_partition", "its key belongs to another partition") });
     }
@@ -84,8 +84,8 @@ fn number(record: &Record<'_>, header: &'static str) -> Result<Option<i64>, Unfi
 }
 
 /// Adds what one record changes.
-pub fn add(writes: &mut Writes, place: &Place<'_>, record: &Record<'_>, now_ms: i64) -> Result<(), Unfit> {
-    let key = judge(place, record)?;
+pub fn add(writes: &mut Writes, location: &ViewLocation<'_>, record: &Record<'_>, now_ms: i64) -> Result<(), Unfit> {
+    let key = judge(location, record)?;
     let expires = number(record, EXPIRES_HEADER)?;
     let state = match record.value() {
         None => State::Deleted,
@@ -104,7 +104,7 @@ pub fn add(writes: &mut Writes, place: &Place<'_>, record: &Record<'_>, now_ms: 
         }
         Some(repeated) => {
             let entry = Entry { version: repeated.version, state }.encode();
-            let id_key = repeated.id.map(|id| place.keys.id(id));
+            let id_key = repeated.id.map(|id| location.keys.id(id));
             let appended_s = record.timestamp_ms() / 1_000;
             let remember = now_ms / 1_000 - appended_s < FORGET_AFTER_S;
             let repeat = Repeat { version: repeated.version, id_key, remember, appended_s, ends_ms };

@@ -12,8 +12,8 @@ use super::{
 use crate::platform::{
     kafka::{
         Outgoing, Producer, Receipt, SendError,
+        consumer::Failure,
         event::{self, Event},
-        lanes::Failure,
     },
     trace_context::TraceContext,
 };

@@ -8,14 +8,14 @@ use uuid::Uuid;
 use super::{
     entry::{Entry, Marker},
     keys::{Keys, MARKER_FIELD},
-    record::{self, Place, Repeated, Unfit},
+    record::{self, Repeated, Unfit, ViewLocation},
     restate::Restatement,
     script::{Due, Scripts, Writes},
 };
 use crate::platform::{
     kafka::{
         batch::{Batch, Record},
-        lanes::Failure,
+        consumer::Failure,
     },
     redis::Redis,
 };
@@ -49,8 +49,8 @@ pub fn unreachable(error: redis::RedisError) -> Failure {
 }
 
 impl Partition {
-    pub fn place(&self) -> Place<'_> {
-        Place { keys: &self.keys, partition: self.number, partitions: self.partitions }
+    pub fn location(&self) -> ViewLocation<'_> {
+        ViewLocation { keys: &self.keys, partition: self.number, partitions: self.partitions }
     }
 
     /// Compares and sets the marker; fails with `Restart` when Redis has another one.
@@ -83,7 +83,7 @@ impl Partition {
         let Some(next) = batch.next_offset() else { return Ok(Vec::new()) };
         let (mut writes, mut unfit) = (Writes::default(), Vec::new());
         for record in batch.iter().filter(|record| record.offset() >= self.marker.next) {
-            if let Err(found) = record::add(&mut writes, &self.place(), &record, now_ms) {
+            if let Err(found) = record::add(&mut writes, &self.location(), &record, now_ms) {
                 unfit.push((record.offset(), found));
             }
         }

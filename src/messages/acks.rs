@@ -8,10 +8,8 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{
-    cursor::{Cursor, Lane},
-    store::Store,
-};
+use super::{cursor::Cursor, store::Store};
+use crate::platform::kafka::PartitionId;
 use crate::platform::query::Error;
 
 /// How long they are gathered.
@@ -19,25 +17,25 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Written by one statement.
 const CHUNK: usize = 1_000;
 
-type Places = HashMap<(Arc<str>, Lane), i64>;
+type Positions = HashMap<(Arc<str>, PartitionId), i64>;
 
 /// One per process. Bounded by the receivers that are connected meanwhile.
 #[derive(Default)]
 pub struct Acks {
-    places: Mutex<Places>,
+    positions: Mutex<Positions>,
     added: Notify,
 }
 
 impl Acks {
     /// The receiver has got everything up to here.
     pub fn add(&self, receiver: &Arc<str>, cursor: &Cursor) {
-        self.merge(cursor.lanes().map(|(lane, offset)| ((receiver.clone(), lane), offset)));
+        self.merge(cursor.partitions().map(|(partition_id, offset)| ((receiver.clone(), partition_id), offset)));
         self.added.notify_one();
     }
 
-    fn merge(&self, places: impl Iterator<Item = ((Arc<str>, Lane), i64)>) {
-        let mut all = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        for (place, offset) in places {
+    fn merge(&self, positions: impl Iterator<Item = ((Arc<str>, PartitionId), i64)>) {
+        let mut all = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
+        for (place, offset) in positions {
             let known = all.entry(place).or_insert(offset);
             *known = (*known).max(offset);
         }
@@ -45,13 +43,14 @@ impl Acks {
 
     /// Writes what was gathered. What fails is kept for the next time.
     pub async fn write(&self, store: &Store) -> Result<(), Error> {
-        let gathered = std::mem::take(&mut *self.places.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut places: Vec<_> = gathered.into_iter().collect();
-        while !places.is_empty() {
-            let chunk = places.split_off(places.len().saturating_sub(CHUNK));
-            let rows: Vec<_> = chunk.iter().map(|((receiver, lane), at)| (&**receiver, *lane, *at)).collect();
+        let gathered = std::mem::take(&mut *self.positions.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut positions: Vec<_> = gathered.into_iter().collect();
+        while !positions.is_empty() {
+            let chunk = positions.split_off(positions.len().saturating_sub(CHUNK));
+            let rows: Vec<_> =
+                chunk.iter().map(|((receiver, partition_id), at)| (&**receiver, *partition_id, *at)).collect();
             if let Err(error) = store.acknowledge(&rows).await {
-                self.merge(places.into_iter().chain(chunk));
+                self.merge(positions.into_iter().chain(chunk));
                 return Err(error);
             }
         }

@@ -20,8 +20,8 @@ impl Addresses {
         Arc::new(Self { limit, open: Mutex::default() })
     }
 
-    /// Takes a place for a client of this address.
-    pub fn enter(self: &Arc<Self>, client: Option<IpAddr>) -> Result<Option<Place>, Problem> {
+    /// Takes a permit for a client of this address.
+    pub fn enter(self: &Arc<Self>, client: Option<IpAddr>) -> Result<Option<AddressPermit>, Problem> {
         let Some(client) = client.filter(|_| self.limit > 0) else { return Ok(None) };
         let network = client::network(client);
         let mut open = self.open();
@@ -31,7 +31,7 @@ impl Addresses {
             return Err(Problem::new(Code::TooManyConnections, detail));
         }
         *count += 1;
-        Ok(Some(Place { addresses: self.clone(), network }))
+        Ok(Some(AddressPermit { addresses: self.clone(), network }))
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
@@ -40,12 +40,12 @@ impl Addresses {
 }
 
 /// One connection's, until dropped.
-pub struct Place {
+pub struct AddressPermit {
     addresses: Arc<Addresses>,
     network: IpAddr,
 }
 
-impl Drop for Place {
+impl Drop for AddressPermit {
     fn drop(&mut self) {
         let mut open = self.addresses.open();
         let Some(count) = open.get_mut(&self.network) else { return };
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_free_again_when_its_connection_ends() {
+    fn a_permit_is_free_again_when_its_connection_ends() {
         let addresses = Addresses::new(2);
         let enter = |address: &str| addresses.enter(Some(address.parse().unwrap())).map_err(|problem| problem.code);
         let (first, _second) = (enter("2001:db8::1"), enter("2001:db8::2"));

@@ -6,7 +6,7 @@ use metrics::histogram;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::store::{Appended, Batch, Store};
-use crate::platform::{kafka::lanes::Failure, query::Error};
+use crate::platform::{kafka::consumer::Failure, query::Error};
 
 /// Batches that wait; a partition has one at a time, and waits for room.
 const WAITING: usize = 64;
@@ -34,7 +34,7 @@ pub struct Writer {
 }
 
 impl Appender {
-    /// The second half writes, to lanes of this epoch; see [`Writer::until_closed`].
+    /// The second half writes, to partitions of this epoch; see [`Writer::until_closed`].
     pub fn new(store: Store, epoch: u32) -> (Self, Writer) {
         let (sender, waiting) = mpsc::channel(WAITING);
         (Self(sender), Writer { store, epoch, waiting: Mutex::new(waiting) })

@@ -5,6 +5,8 @@
 
 use std::{fmt, str::FromStr};
 
+use crate::platform::kafka::PartitionId;
+
 /// Longest text of a cursor, in bytes.
 const MAX_TEXT_BYTES: usize = 4_096;
 
@@ -13,55 +15,48 @@ const MAX_TEXT_BYTES: usize = 4_096;
 #[error("not a cursor that was given out here")]
 pub struct Malformed;
 
-/// A partition of a topic that was made anew `epoch` times.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Lane {
-    pub epoch: u32,
-    pub partition: i32,
-}
-
-/// Sorted by lane, each once.
+/// Sorted by partition, each once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Cursor(Vec<(Lane, i64)>);
+pub struct Cursor(Vec<(PartitionId, i64)>);
 
 impl Cursor {
-    /// The offset of the last message from a lane; -1 before the first.
-    pub fn seen(&self, lane: Lane) -> i64 {
-        self.place(lane).map_or(-1, |at| self.0[at].1)
+    /// The offset of the last message from a partition; -1 before the first.
+    pub fn seen(&self, partition_id: PartitionId) -> i64 {
+        self.position(partition_id).map_or(-1, |at| self.0[at].1)
     }
 
     /// Moves on; never back.
-    pub fn advance(&mut self, lane: Lane, offset: i64) {
-        match self.place(lane) {
+    pub fn advance(&mut self, partition_id: PartitionId, offset: i64) {
+        match self.position(partition_id) {
             Ok(at) => self.0[at].1 = self.0[at].1.max(offset),
-            Err(at) => self.0.insert(at, (lane, offset)),
+            Err(at) => self.0.insert(at, (partition_id, offset)),
         }
     }
 
-    /// What is known of a lane holds no longer.
-    pub fn forget(&mut self, lane: Lane) {
-        self.0.retain(|&(known, _)| known != lane);
+    /// What is known of a partition holds no longer.
+    pub fn forget(&mut self, partition_id: PartitionId) {
+        self.0.retain(|&(known, _)| known != partition_id);
     }
 
-    pub fn lanes(&self) -> impl Iterator<Item = (Lane, i64)> {
+    pub fn partitions(&self) -> impl Iterator<Item = (PartitionId, i64)> {
         self.0.iter().copied()
     }
 
     /// What both have seen.
     pub fn within(&self, other: &Self) -> Self {
-        let both = self.0.iter().map(|&(lane, offset)| (lane, offset.min(other.seen(lane))));
+        let both = self.0.iter().map(|&(partition_id, offset)| (partition_id, offset.min(other.seen(partition_id))));
         Self(both.filter(|&(_, offset)| offset >= 0).collect())
     }
 
-    fn place(&self, lane: Lane) -> Result<usize, usize> {
-        self.0.binary_search_by_key(&lane, |&(lane, _)| lane)
+    fn position(&self, partition_id: PartitionId) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&partition_id, |&(partition_id, _)| partition_id)
     }
 }
 
-impl FromIterator<(Lane, i64)> for Cursor {
-    fn from_iter<I: IntoIterator<Item = (Lane, i64)>>(places: I) -> Self {
+impl FromIterator<(PartitionId, i64)> for Cursor {
+    fn from_iter<I: IntoIterator<Item = (PartitionId, i64)>>(positions: I) -> Self {
         let mut cursor = Self::default();
-        places.into_iter().for_each(|(lane, offset)| cursor.advance(lane, offset));
+        positions.into_iter().for_each(|(partition_id, offset)| cursor.advance(partition_id, offset));
         cursor
     }
 }
@@ -71,7 +66,7 @@ impl fmt::Display for Cursor {
         if self.0.is_empty() {
             return f.write_str("0");
         }
-        self.0.iter().enumerate().try_for_each(|(at, (Lane { epoch, partition }, offset))| {
+        self.0.iter().enumerate().try_for_each(|(at, (PartitionId { epoch, partition }, offset))| {
             let separator = if at == 0 { "" } else { "_" };
             write!(f, "{separator}{epoch}.{partition}.{offset}")
         })
@@ -89,14 +84,14 @@ impl FromStr for Cursor {
             return Err(Malformed);
         }
         let mut cursor = Self::default();
-        for place in text.split('_') {
-            let mut parts = place.split('.');
-            let lane = Lane { epoch: number(parts.next())?, partition: number(parts.next())? };
+        for position in text.split('_') {
+            let mut parts = position.split('.');
+            let partition_id = PartitionId { epoch: number(parts.next())?, partition: number(parts.next())? };
             let offset = number(parts.next())?;
-            if parts.next().is_some() || cursor.0.last().is_some_and(|&(before, _)| before >= lane) {
+            if parts.next().is_some() || cursor.0.last().is_some_and(|&(before, _)| before >= partition_id) {
                 return Err(Malformed);
             }
-            cursor.0.push((lane, offset));
+            cursor.0.push((partition_id, offset));
         }
         Ok(cursor)
     }
@@ -114,19 +109,19 @@ mod tests {
 
     use super::*;
 
-    fn lane(partition: i32) -> Lane {
-        Lane { epoch: 0, partition }
+    fn partition_id(partition: i32) -> PartitionId {
+        PartitionId { epoch: 0, partition }
     }
 
     #[test]
     fn a_cursor_knows_what_came_before_and_never_goes_back() {
         let mut cursor = Cursor::default();
-        assert_eq!((cursor.to_string().as_str(), cursor.seen(lane(3))), ("0", -1));
-        cursor.advance(lane(3), 7);
-        cursor.advance(lane(3), 5);
-        cursor.advance(lane(1), 0);
+        assert_eq!((cursor.to_string().as_str(), cursor.seen(partition_id(3))), ("0", -1));
+        cursor.advance(partition_id(3), 7);
+        cursor.advance(partition_id(3), 5);
+        cursor.advance(partition_id(1), 0);
         assert_eq!(cursor.to_string(), "0.1.0_0.3.7");
-        assert_eq!((cursor.seen(lane(3)), cursor.seen(lane(2))), (7, -1));
+        assert_eq!((cursor.seen(partition_id(3)), cursor.seen(partition_id(2))), (7, -1));
     }
 
     #[test]
@@ -148,8 +143,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cursor_reads_back_as_written(places in prop::collection::vec((0..3_u32, 0..50_i32, 0..=i64::MAX), 0..9)) {
-            let cursor: Cursor = places.into_iter().map(|(epoch, partition, at)| (Lane { epoch, partition }, at)).collect();
+        fn a_cursor_reads_back_as_written(positions in prop::collection::vec((0..3_u32, 0..50_i32, 0..=i64::MAX), 0..9)) {
+            let cursor: Cursor = positions.into_iter().map(|(epoch, partition, at)| (PartitionId { epoch, partition }, at)).collect();
             prop_assert_eq!(cursor.to_string().parse::<Cursor>(), Ok(cursor));
         }
 

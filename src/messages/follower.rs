@@ -1,6 +1,6 @@
 //! One reader of a receiver's messages: first what it has missed, from Postgres, then what it is told.
 //!
-//! It has its seat before it reads, so what is stored in between comes twice rather than never, and the
+//! It has its subscription before it reads, so what is stored in between comes twice rather than never, and the
 //! cursor tells. Every message says which one was before it, so that a hole is seen and read.
 
 use std::{collections::VecDeque, net::IpAddr, sync::Arc, time::Duration};
@@ -9,13 +9,14 @@ use axum::extract::ws::Utf8Bytes;
 use metrics::counter;
 
 use super::{
-    cursor::{Cursor, Lane},
-    hub::{Hub, Seat},
+    cursor::Cursor,
+    hub::{Hub, Subscription},
     item::Notice,
-    places::Place,
-    slot::{Ending, Next, TIGHT_BYTES},
+    position_lookup::ReceiverPosition,
+    send_queue::{Ending, Next, TIGHT_BYTES},
     store::{Found, Limits},
 };
+use crate::platform::kafka::PartitionId;
 use crate::platform::{
     http::{Code, Problem},
     memory::{Lease, budgets},
@@ -39,7 +40,7 @@ pub enum Step {
 }
 
 pub struct Follower {
-    pub seat: Seat,
+    pub subscription: Subscription,
     /// After the last step that was handed out.
     pub cursor: Cursor,
     /// Read and not handed out yet.
@@ -51,7 +52,7 @@ pub struct Follower {
 }
 
 struct Entry {
-    lane: Lane,
+    partition_id: PartitionId,
     /// `None` where the cursor's place is known no longer.
     offset: Option<i64>,
     /// `None` where history ends before the cursor.
@@ -59,48 +60,49 @@ struct Entry {
 }
 
 impl Follower {
-    /// Takes a seat, and begins after the cursor given or, without one, after what the receiver has got.
+    /// Takes a subscription, and begins after the cursor given or, without one, after what the receiver has got.
     pub async fn open(
         hub: &Arc<Hub>,
         receiver: &str,
         client: Option<IpAddr>,
         after: Option<Cursor>,
     ) -> Result<Self, Problem> {
-        let seat = hub.join(receiver, client).await?;
-        let found = hub.places.find(seat.receiver.clone()).await;
-        let Place { last, delivered } = found.map_err(|error| Problem::new(Code::PostgresUnavailable, error))?;
+        let subscription = hub.join(receiver, client).await?;
+        let found = hub.positions.find(subscription.receiver.clone()).await;
+        let ReceiverPosition { last, delivered } =
+            found.map_err(|error| Problem::new(Code::PostgresUnavailable, error))?;
         let cursor = after.unwrap_or(delivered);
-        // What is stored from here on, the seat is told of. A place that is known no longer is a gap.
-        let forgotten = cursor.lanes().any(|(lane, _)| last.seen(lane) < 0);
-        let resumes = forgotten || last.lanes().any(|(lane, offset)| cursor.seen(lane) < offset);
+        // What is stored from here on, the subscription is told of. A place that is known no longer is a gap.
+        let forgotten = cursor.partitions().any(|(partition_id, _)| last.seen(partition_id) < 0);
+        let resumes = forgotten || last.partitions().any(|(partition_id, offset)| cursor.seen(partition_id) < offset);
         if resumes {
-            seat.slot.fall_behind();
+            subscription.queue.fall_behind();
         }
-        Ok(Self { seat, cursor, page: VecDeque::new(), lease: None, resumes })
+        Ok(Self { subscription, cursor, page: VecDeque::new(), lease: None, resumes })
     }
 
-    /// What comes next, or `None` when there is nothing and the seat's slot will wake.
+    /// What comes next, or `None` when there is nothing and the subscription's queue will wake.
     pub async fn step(&mut self) -> Option<Step> {
         loop {
             if let Some(entry) = self.page.pop_front() {
                 match entry.offset {
-                    Some(offset) => self.cursor.advance(entry.lane, offset),
-                    None => self.cursor.forget(entry.lane),
+                    Some(offset) => self.cursor.advance(entry.partition_id, offset),
+                    None => self.cursor.forget(entry.partition_id),
                 }
                 return Some(entry.value.map_or(Step::Gap, Step::Message));
             }
             self.lease = None;
-            match self.seat.slot.take()? {
+            match self.subscription.queue.take()? {
                 Next::End(ending) => return Some(Step::End(ending)),
                 Next::Ping => return Some(Step::Ping),
                 Next::CatchUp => self.catch_up().await,
                 Next::Notice(notice) => match &*notice {
-                    Notice::Item(item) if item.offset <= self.cursor.seen(item.lane) => {}
-                    Notice::Item(item) if item.prev <= self.cursor.seen(item.lane) => {
-                        self.cursor.advance(item.lane, item.offset);
+                    Notice::Item(item) if item.offset <= self.cursor.seen(item.partition_id) => {}
+                    Notice::Item(item) if item.prev <= self.cursor.seen(item.partition_id) => {
+                        self.cursor.advance(item.partition_id, item.offset);
                         return Some(Step::Message(item.value.clone()));
                     }
-                    Notice::Head(lane, offset) if *offset <= self.cursor.seen(*lane) => {}
+                    Notice::Head(partition_id, offset) if *offset <= self.cursor.seen(*partition_id) => {}
                     Notice::Item(_) | Notice::Head(..) => self.catch_up().await,
                 },
             }
@@ -109,23 +111,23 @@ impl Follower {
 
     /// Reads a page of what comes after the cursor. While Postgres is away, it is tried again and again.
     async fn catch_up(&mut self) {
-        let hub = self.seat.hub.clone();
+        let hub = self.subscription.hub.clone();
         let queues = &budgets().queues;
         let bytes = if queues.is_tight() { TIGHT_BYTES } else { PAGE_BYTES.min(hub.config.connection_buffer_bytes) };
         let Some(mut lease) = queues.lease_within(bytes, MEMORY_PATIENCE).await else {
-            return self.seat.slot.fall_behind();
+            return self.subscription.queue.fall_behind();
         };
         let limits = Limits { rows: PAGE, bytes };
         let read = {
             let Ok(_turn) = hub.readers.acquire().await else { return };
-            hub.store.after(&self.seat.receiver, &self.cursor, limits).await
+            hub.store.after(&self.subscription.receiver, &self.cursor, limits).await
         };
         match read {
             Ok(found) => {
                 let needed = found.iter().map(|row| row.value.as_ref().map_or(0, String::len)).sum();
                 // A message larger than the page comes alone; where there is no memory for it, later.
                 if needed > lease.bytes() && !lease.grow(needed - lease.bytes()) {
-                    self.seat.slot.fall_behind();
+                    self.subscription.queue.fall_behind();
                     return tokio::time::sleep(Duration::from_millis(200 + fastrand::u64(0..800))).await;
                 }
                 lease.shrink_to(needed);
@@ -134,12 +136,12 @@ impl Follower {
                 let (page, complete) = arrange(&self.cursor, found, self.resumes);
                 (self.page, self.resumes) = (page, false);
                 if !complete {
-                    self.seat.slot.fall_behind();
+                    self.subscription.queue.fall_behind();
                 }
             }
             Err(error) => {
                 tracing::debug!(error = %error, "a connection waits for Postgres");
-                self.seat.slot.fall_behind();
+                self.subscription.queue.fall_behind();
                 tokio::time::sleep(Duration::from_millis(200 + fastrand::u64(0..800))).await;
             }
         }
@@ -153,20 +155,20 @@ fn arrange(cursor: &Cursor, found: Vec<Found>, resumes: bool) -> (VecDeque<Entry
     let mut seen = cursor.clone();
     let mut rows = found.into_iter().peekable();
     while let Some(row) = rows.next() {
-        let (lane, before) = (row.lane(), seen.seen(row.lane()));
+        let (partition_id, before) = (row.partition_id(), seen.seen(row.partition_id()));
         if row.is_forgotten() {
-            page.extend(resumes.then_some(Entry { lane, offset: None, value: None }));
+            page.extend(resumes.then_some(Entry { partition_id, offset: None, value: None }));
             continue;
         }
         let offset = row.offset.unwrap_or(row.last);
         if row.is_after_gap(before, resumes) {
-            page.push_back(Entry { lane, offset: Some(row.prev.unwrap_or(offset)), value: None });
+            page.push_back(Entry { partition_id, offset: Some(row.prev.unwrap_or(offset)), value: None });
         }
         if let Some(value) = row.value {
-            page.push_back(Entry { lane, offset: Some(offset), value: Some(value.into()) });
+            page.push_back(Entry { partition_id, offset: Some(offset), value: Some(value.into()) });
         }
-        seen.advance(lane, offset);
-        let last_of_lane = rows.peek().is_none_or(|next| next.lane() != lane);
+        seen.advance(partition_id, offset);
+        let last_of_lane = rows.peek().is_none_or(|next| next.partition_id() != partition_id);
         complete &= !last_of_lane || offset >= row.last;
     }
     (page, complete)

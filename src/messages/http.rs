@@ -192,7 +192,7 @@ async fn live(
     let follower = Follower::open(&open.hub, &receiver, context.client, after).await?;
     if header.is_some() {
         // Whoever names an event has got it; it is the only word that ever comes from the client of a stream.
-        open.acks.add(&follower.seat.receiver, &follower.cursor);
+        open.acks.add(&follower.subscription.receiver, &follower.cursor);
     }
     Ok(stream::respond(follower, age))
 }
@@ -263,27 +263,27 @@ async fn history(
     let store = &messages.connections()?.hub.store;
     let limits = Limits { rows: limit, bytes: PAGE_BYTES };
     let found = store.after(&receiver, &cursor, limits).await.map_err(|error| unreachable(&error))?;
-    let mut places = store.places(&[&receiver]).await.map_err(|error| unreachable(&error))?;
-    let delivered = places.remove(&receiver).unwrap_or_default().delivered;
+    let mut positions = store.positions(&[&receiver]).await.map_err(|error| unreachable(&error))?;
+    let delivered = positions.remove(&receiver).unwrap_or_default().delivered;
     let (mut listed, mut gap, mut last) = (Vec::new(), false, Cursor::default());
     for row in &found {
-        last.advance(row.lane(), row.last);
+        last.advance(row.partition_id(), row.last);
         if row.value.is_some() && listed.len() >= usize::from(limit) {
             continue;
         }
-        gap |= row.is_after_gap(cursor.seen(row.lane()), true);
+        gap |= row.is_after_gap(cursor.seen(row.partition_id()), true);
         if row.is_forgotten() {
-            cursor.forget(row.lane());
+            cursor.forget(row.partition_id());
         }
         let Some(value) = row.value.as_deref() else { continue };
         let offset = row.offset.unwrap_or(row.last);
-        cursor.advance(row.lane(), offset);
-        let delivered = offset <= delivered.seen(row.lane());
+        cursor.advance(row.partition_id(), offset);
+        let delivered = offset <= delivered.seen(row.partition_id());
         let data = serde_json::from_str(value).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
         let created_at = clock::rfc3339(row.created_ms.unwrap_or_default());
         listed.push(Listed { id: cursor.to_string(), data, created_at, delivered });
     }
-    let more = last.lanes().any(|(lane, last)| cursor.seen(lane) < last) && !listed.is_empty();
+    let more = last.partitions().any(|(partition_id, last)| cursor.seen(partition_id) < last) && !listed.is_empty();
     let page = Page { messages: listed, next_cursor: more.then(|| cursor.to_string()), gap };
     Ok(axum::Json(page).into_response())
 }

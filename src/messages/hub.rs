@@ -20,11 +20,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Config, Presence,
-    addresses::{Addresses, Place},
+    addresses::{AddressPermit, Addresses},
     channel,
     item::Notice,
-    places::Places,
-    slot::{Ending, Slot},
+    position_lookup::PositionLookup,
+    send_queue::{Ending, SendQueue},
     store::Store,
 };
 use crate::platform::{
@@ -47,7 +47,7 @@ const MISSED_JITTER_MS: u64 = 200;
 pub struct Hub {
     pub config: Config,
     pub store: Store,
-    pub places: Places,
+    pub positions: PositionLookup,
     pub readers: Semaphore,
     /// Connections that are not closed yet.
     pub open: TaskTracker,
@@ -57,7 +57,7 @@ pub struct Hub {
     key_prefix: String,
     missed_channel: Arc<str>,
     channels: Arc<Channels>,
-    receivers: Mutex<HashMap<Arc<str>, Vec<Arc<Slot>>>>,
+    receivers: Mutex<HashMap<Arc<str>, Vec<Arc<SendQueue>>>>,
     count: AtomicUsize,
     connected: AtomicBool,
     /// Redis is back, or gone, or announcements are missing.
@@ -80,7 +80,7 @@ impl Hub {
             addresses: Addresses::new(config.max_connections_per_address),
             config,
             store,
-            places: Places::default(),
+            positions: PositionLookup::default(),
             readers: Semaphore::new(READERS),
             open: TaskTracker::new(),
             presence,
@@ -100,26 +100,26 @@ impl Hub {
     }
 
     /// Adds a connection of a receiver. When this returns, everything that is stored from now on reaches it.
-    pub async fn join(self: &Arc<Self>, receiver: &str, client: Option<IpAddr>) -> Result<Seat, Problem> {
-        let place = self.addresses.enter(client)?;
-        let (seat, subscribed) = {
+    pub async fn join(self: &Arc<Self>, receiver: &str, client: Option<IpAddr>) -> Result<Subscription, Problem> {
+        let permit = self.addresses.enter(client)?;
+        let (subscription, subscribed) = {
             let mut receivers = self.receivers();
-            let (known, slots) = receivers
+            let (known, queues) = receivers
                 .get_key_value(receiver)
-                .map_or_else(|| (Arc::from(receiver), 0), |(known, slots)| (known.clone(), slots.len()));
-            self.check_room(slots)?;
-            let slot = Arc::new(Slot::new(self.config.connection_buffer_bytes));
-            receivers.entry(known.clone()).or_default().push(slot.clone());
+                .map_or_else(|| (Arc::from(receiver), 0), |(known, queues)| (known.clone(), queues.len()));
+            self.check_room(queues)?;
+            let queue = Arc::new(SendQueue::new(self.config.connection_buffer_bytes));
+            receivers.entry(known.clone()).or_default().push(queue.clone());
             self.count.fetch_add(1, Relaxed);
             gauge!("postrider_messages_open_connections").increment(1);
             if let Some(presence) = &self.presence {
                 presence.join(&known);
             }
             let subscribed = self.channels.add(self.channel(receiver));
-            (Seat { hub: self.clone(), receiver: known, slot, _place: place }, subscribed)
+            (Subscription { hub: self.clone(), receiver: known, queue, _permit: permit }, subscribed)
         };
         let _ = timeout(SUBSCRIBE_PATIENCE, subscribed).await;
-        Ok(seat)
+        Ok(subscription)
     }
 
     fn check_room(&self, of_receiver: usize) -> Result<(), Problem> {
@@ -141,11 +141,11 @@ impl Hub {
         channel(&self.key_prefix, receiver).into()
     }
 
-    fn leave(&self, receiver: &Arc<str>, slot: &Arc<Slot>) {
+    fn leave(&self, receiver: &Arc<str>, queue: &Arc<SendQueue>) {
         let mut receivers = self.receivers();
-        let Some(slots) = receivers.get_mut(receiver) else { return };
-        slots.retain(|other| !Arc::ptr_eq(other, slot));
-        if slots.is_empty() {
+        let Some(queues) = receivers.get_mut(receiver) else { return };
+        queues.retain(|other| !Arc::ptr_eq(other, queue));
+        if queues.is_empty() {
             receivers.remove(receiver);
             // Under the lock, so that whoever joins next comes after it.
             self.channels.remove(&self.channel(receiver));
@@ -157,11 +157,11 @@ impl Hub {
         }
     }
 
-    fn slots(&self) -> Vec<Arc<Slot>> {
+    fn queues(&self) -> Vec<Arc<SendQueue>> {
         self.receivers().values().flatten().cloned().collect()
     }
 
-    fn receivers(&self) -> MutexGuard<'_, HashMap<Arc<str>, Vec<Arc<Slot>>>> {
+    fn receivers(&self) -> MutexGuard<'_, HashMap<Arc<str>, Vec<Arc<SendQueue>>>> {
         self.receivers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -184,8 +184,8 @@ impl Hub {
         let receivers: Vec<Arc<str>> = self.receivers().keys().cloned().collect();
         for chunk in receivers.chunks(CHUNK) {
             let names: Vec<&str> = chunk.iter().map(|receiver| &**receiver).collect();
-            for (receiver, lane, last) in self.store.heads(&names).await? {
-                self.tell(&receiver, Notice::Head(lane, last));
+            for (receiver, partition_id, last) in self.store.heads(&names).await? {
+                self.tell(&receiver, Notice::Head(partition_id, last));
             }
         }
         Ok(())
@@ -193,14 +193,14 @@ impl Hub {
 
     fn tell(&self, receiver: &str, notice: Notice) {
         let notice = Arc::new(notice);
-        if let Some(slots) = self.receivers().get(receiver) {
-            slots.iter().for_each(|slot| slot.push(&notice));
+        if let Some(queues) = self.receivers().get(receiver) {
+            queues.iter().for_each(|queue| queue.push(&notice));
         }
     }
 
     /// Finds out where those are who come.
     pub async fn answer_forever(self: Arc<Self>) {
-        self.places.answer_forever(&self.store).await;
+        self.positions.answer_forever(&self.store).await;
     }
 
     /// Lets time go by for all connections.
@@ -214,7 +214,7 @@ impl Hub {
             tokio::time::sleep(every).await;
             let elapsed = before.elapsed();
             before += elapsed;
-            self.slots().iter().for_each(|slot| slot.tick(elapsed, ping, idle));
+            self.queues().iter().for_each(|queue| queue.tick(elapsed, ping, idle));
         }
     }
 
@@ -222,16 +222,16 @@ impl Hub {
     pub async fn close_at_stop(self: Arc<Self>, grace: Duration) {
         self.stop.cancelled().await;
         let window_ms = self.config.close_jitter_ms.min(u64::try_from(grace.as_millis() / 2).unwrap_or(u64::MAX));
-        let mut order: Vec<(u64, Arc<Slot>)> =
-            self.slots().into_iter().map(|slot| (fastrand::u64(0..=window_ms), slot)).collect();
+        let mut order: Vec<(u64, Arc<SendQueue>)> =
+            self.queues().into_iter().map(|queue| (fastrand::u64(0..=window_ms), queue)).collect();
         order.sort_by_key(|(at_ms, _)| *at_ms);
         let began = Instant::now();
-        for (at_ms, slot) in order {
+        for (at_ms, queue) in order {
             tokio::time::sleep_until(began + Duration::from_millis(at_ms)).await;
-            slot.end(Ending::Stop { retry_after_ms: fastrand::u64(100..=1_000) });
+            queue.end(Ending::Stop { retry_after_ms: fastrand::u64(100..=1_000) });
         }
         // Those whose handshake was under way when the others were counted.
-        self.slots().iter().for_each(|slot| slot.end(Ending::Stop { retry_after_ms: fastrand::u64(100..=1_000) }));
+        self.queues().iter().for_each(|queue| queue.end(Ending::Stop { retry_after_ms: fastrand::u64(100..=1_000) }));
         self.open.close();
         if timeout(grace.saturating_sub(began.elapsed()), self.open.wait()).await.is_err() {
             tracing::warn!(connections = self.open.len(), "connections did not take their close in time");
@@ -262,16 +262,16 @@ impl Listener for Hub {
     }
 }
 
-/// A place among the open connections, until dropped.
-pub struct Seat {
+/// An open connection's registration with the hub, until dropped.
+pub struct Subscription {
     pub hub: Arc<Hub>,
     pub receiver: Arc<str>,
-    pub slot: Arc<Slot>,
-    _place: Option<Place>,
+    pub queue: Arc<SendQueue>,
+    _permit: Option<AddressPermit>,
 }
 
-impl Drop for Seat {
+impl Drop for Subscription {
     fn drop(&mut self) {
-        self.hub.leave(&self.receiver, &self.slot);
+        self.hub.leave(&self.receiver, &self.queue);
     }
 }

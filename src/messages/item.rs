@@ -2,7 +2,7 @@
 
 use axum::extract::ws::Utf8Bytes;
 
-use super::cursor::Lane;
+use crate::platform::kafka::PartitionId;
 
 /// Values above this are not published: receivers are told that there is something, and read it.
 const MAX_PUBLISHED_BYTES: usize = 64 << 10;
@@ -10,9 +10,9 @@ const MAX_PUBLISHED_BYTES: usize = 64 << 10;
 /// A message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    pub lane: Lane,
+    pub partition_id: PartitionId,
     pub offset: i64,
-    /// The one before it for its receiver in its lane; -1 for the first.
+    /// The one before it for its receiver in its partition; -1 for the first.
     pub prev: i64,
     /// JSON as it was produced.
     pub value: Utf8Bytes,
@@ -23,13 +23,13 @@ pub struct Item {
 pub enum Notice {
     Item(Item),
     /// There is a message up to here.
-    Head(Lane, i64),
+    Head(PartitionId, i64),
 }
 
 impl Notice {
     /// `EPOCH PARTITION OFFSET PREV` and, after a newline, the value; without a value a head.
-    pub fn encode(lane: Lane, offset: i64, prev: i64, value: &str) -> Vec<u8> {
-        let Lane { epoch, partition } = lane;
+    pub fn encode(partition_id: PartitionId, offset: i64, prev: i64, value: &str) -> Vec<u8> {
+        let PartitionId { epoch, partition } = partition_id;
         let value = if value.len() > MAX_PUBLISHED_BYTES { "" } else { value };
         let mut payload = Vec::with_capacity(value.len() + 48);
         payload.extend_from_slice(format!("{epoch} {partition} {offset} {prev}\n").as_bytes());
@@ -40,12 +40,12 @@ impl Notice {
     pub fn decode(payload: &[u8]) -> Option<Self> {
         let (head, value) = std::str::from_utf8(payload).ok()?.split_once('\n')?;
         let mut parts = head.split(' ');
-        let lane = Lane { epoch: parts.next()?.parse().ok()?, partition: parts.next()?.parse().ok()? };
+        let partition_id = PartitionId { epoch: parts.next()?.parse().ok()?, partition: parts.next()?.parse().ok()? };
         let (offset, prev) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         let none_left = parts.next().is_none();
         let notice = match value {
-            "" => Self::Head(lane, offset),
-            value => Self::Item(Item { lane, offset, prev, value: value.into() }),
+            "" => Self::Head(partition_id, offset),
+            value => Self::Item(Item { partition_id, offset, prev, value: value.into() }),
         };
         none_left.then_some(notice)
     }
@@ -57,11 +57,11 @@ mod tests {
 
     #[test]
     fn a_notice_reads_back_as_written_and_large_values_become_heads() {
-        let lane = Lane { epoch: 1, partition: 2 };
-        let item = Item { lane, offset: 9, prev: -1, value: "{\"a\":\n1}".into() };
-        assert_eq!(Notice::decode(&Notice::encode(lane, 9, -1, &item.value)), Some(Notice::Item(item)));
+        let partition_id = PartitionId { epoch: 1, partition: 2 };
+        let item = Item { partition_id, offset: 9, prev: -1, value: "{\"a\":\n1}".into() };
+        assert_eq!(Notice::decode(&Notice::encode(partition_id, 9, -1, &item.value)), Some(Notice::Item(item)));
         let large = "x".repeat(MAX_PUBLISHED_BYTES + 1);
-        assert_eq!(Notice::decode(&Notice::encode(lane, 9, 3, &large)), Some(Notice::Head(lane, 9)));
+        assert_eq!(Notice::decode(&Notice::encode(partition_id, 9, 3, &large)), Some(Notice::Head(partition_id, 9)));
         for bad in [&b""[..], b"1 2 3\n", b"1 2 3 4 5\n", b"1 2 3 4", b"a 2 3 4\n", b"1 2 3 4\n\xff"] {
             assert_eq!(Notice::decode(bad), None);
         }

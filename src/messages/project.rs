@@ -9,16 +9,16 @@ use sqlx::PgPool;
 use super::{
     Config,
     append::{Appender, Writer},
-    cursor::Lane,
     publish::{News, Publisher},
     record,
     store::{Appended, Batch, Row, Store},
 };
+use crate::platform::kafka::PartitionId;
 use crate::platform::{
     kafka::{
         batch::Record,
+        consumer::Failure,
         dead_letter::Reason,
-        lanes::Failure,
         projection::{Partition, Project, Projection},
     },
     query::Error,
@@ -40,24 +40,24 @@ impl Projector {
         (Arc::new(Self { store, appender, epoch, publisher }), writer)
     }
 
-    fn lane(&self, partition: i32) -> Lane {
-        Lane { epoch: self.epoch, partition }
+    fn partition_id(&self, partition: i32) -> PartitionId {
+        PartitionId { epoch: self.epoch, partition }
     }
 
-    fn announce(&self, lane: Lane, rows: &[Row], appended: &Appended) {
+    fn announce(&self, partition_id: PartitionId, rows: &[Row], appended: &Appended) {
         let mut stored = appended.offsets.iter().zip(&appended.prevs).peekable();
         // Both are in the order of offsets.
         let news = rows.iter().filter_map(|row| {
             let (_, &prev) = stored.next_if(|(offset, _)| **offset == row.offset)?;
             Some(News { receiver: &row.receiver_id, offset: row.offset, prev, value: &row.value })
         });
-        self.publisher.publish(lane, news);
+        self.publisher.publish(partition_id, news);
     }
 
-    fn announce_heads<'a>(&self, lane: Lane, rows: impl Iterator<Item = &'a Row>) {
+    fn announce_heads<'a>(&self, partition_id: PartitionId, rows: impl Iterator<Item = &'a Row>) {
         let heads: HashMap<&str, i64> = rows.map(|row| (row.receiver_id.as_str(), row.offset)).collect();
         let news = heads.iter().map(|(&receiver, &offset)| News { receiver, offset, prev: -1, value: "" });
-        self.publisher.publish(lane, news);
+        self.publisher.publish(partition_id, news);
     }
 }
 
@@ -67,18 +67,18 @@ impl Project for Projector {
     const EPOCH: &'static str = "messages.epoch";
 
     async fn begin(&self, partition: i32, low: i64) -> Result<i64, Error> {
-        let next = self.store.begin(self.lane(partition), low).await?;
+        let next = self.store.begin(self.partition_id(partition), low).await?;
         // Whoever had the partition before may have ended between storing and announcing.
         self.publisher.suspect_missed();
         Ok(next)
     }
 
     async fn progress(&self, partition: i32) -> Result<Option<i64>, Error> {
-        self.store.progress(self.lane(partition)).await
+        self.store.progress(self.partition_id(partition)).await
     }
 
     fn row(&self, partition: i32, record: &Record<'_>) -> Result<Row, Reason> {
-        record::row(record, self.lane(partition))
+        record::row(record, self.partition_id(partition))
     }
 
     fn offset(row: &Row) -> i64 {
@@ -92,7 +92,7 @@ impl Project for Projector {
         rows: &[Row],
         next: i64,
     ) -> Result<Result<(), Error>, Failure> {
-        let (lane, from) = (self.lane(partition.number), partition.next);
+        let (partition_id, from) = (self.partition_id(partition.number), partition.next);
         let batch = Batch { partition: partition.number, expected: from, next, rows: rows.to_vec() };
         let appended = match self.appender.append(batch).await? {
             Ok(appended) => appended,
@@ -101,12 +101,12 @@ impl Project for Projector {
         projection.advance(partition, next, appended.moved).await?;
         // Whether those that were stored before were announced, nobody knows.
         let known = if appended.moved { from } else { next };
-        self.announce_heads(lane, rows.iter().filter(|row| row.offset < known));
+        self.announce_heads(partition_id, rows.iter().filter(|row| row.offset < known));
         let fresh = appended.offsets.len();
         let taken_again = rows.len().saturating_sub(fresh);
-        self.announce(lane, rows, &appended);
+        self.announce(partition_id, rows, &appended);
         counter!("postrider_messages_stored_total").increment(fresh as u64);
-        counter!("postrider_messages_repeated_records_total").increment(taken_again as u64);
+        counter!("postrider_messages_duplicate_records_total").increment(taken_again as u64);
         Ok(Ok(()))
     }
 }

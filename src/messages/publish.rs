@@ -18,7 +18,8 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{channel, cursor::Lane, item::Notice, missed_channel};
+use super::{channel, item::Notice, missed_channel};
+use crate::platform::kafka::PartitionId;
 use crate::platform::redis::Redis;
 
 /// Batches that wait for Redis.
@@ -60,11 +61,11 @@ impl Publisher {
     }
 
     /// Takes the news of one batch, in order, or drops them.
-    pub fn publish<'a>(&self, lane: Lane, news: impl Iterator<Item = News<'a>>) {
+    pub fn publish<'a>(&self, partition_id: PartitionId, news: impl Iterator<Item = News<'a>>) {
         let command = |news: News<'_>| {
             let mut publish = redis::cmd("PUBLISH");
             publish.arg(channel(&self.key_prefix, news.receiver));
-            publish.arg(Notice::encode(lane, news.offset, news.prev, news.value));
+            publish.arg(Notice::encode(partition_id, news.offset, news.prev, news.value));
             publish
         };
         let commands: Vec<Cmd> = news.map(command).collect();

@@ -3,10 +3,10 @@
 use uuid::Uuid;
 
 use super::{
-    cursor::Lane,
     model::{self, Flaw},
     store::Row,
 };
+use crate::platform::kafka::PartitionId;
 use crate::platform::{
     http::Code,
     kafka::{batch::Record, dead_letter::Reason, event},
@@ -18,7 +18,7 @@ const MAX_CREATED_MS: i64 = 253_402_300_799_999;
 const PLACE_NAMESPACE: Uuid = Uuid::from_u128(0x8c1f_02d6_5a3b_5e47_b0aa_93cf_6d21_7e58);
 
 /// The row of a record, or why no message can be made of it.
-pub fn row(record: &Record<'_>, lane: Lane) -> Result<Row, Reason> {
+pub fn row(record: &Record<'_>, partition_id: PartitionId) -> Result<Row, Reason> {
     let Some(value) = record.value() else {
         return Err(Reason { class: "no_value", message: "the record has no value".to_owned() });
     };
@@ -33,7 +33,7 @@ pub fn row(record: &Record<'_>, lane: Lane) -> Result<Row, Reason> {
         Reason { class, message: problem.detail }
     })?;
     Ok(Row {
-        event_id: event_id(record, lane).to_string(),
+        event_id: event_id(record, partition_id).to_string(),
         offset: record.offset(),
         receiver_id: receiver.into_owned(),
         // Parsed as JSON already, so it is UTF-8.
@@ -44,10 +44,10 @@ pub fn row(record: &Record<'_>, lane: Lane) -> Result<Row, Reason> {
 
 /// The id that the writer gave it; where there is none, as in records of other producers, one that is
 /// the same whenever this record is read.
-fn event_id(record: &Record<'_>, lane: Lane) -> Uuid {
+fn event_id(record: &Record<'_>, partition_id: PartitionId) -> Uuid {
     let given = record.header(event::ID).and_then(|id| Uuid::try_parse_ascii(id).ok());
     given.unwrap_or_else(|| {
-        let place = format!("{}/{}@{}", lane.epoch, lane.partition, record.offset());
+        let place = format!("{}/{}@{}", partition_id.epoch, partition_id.partition, record.offset());
         Uuid::new_v5(&PLACE_NAMESPACE, place.as_bytes())
     })
 }

@@ -14,7 +14,7 @@ use super::{
     acks::Acks,
     cursor::Cursor,
     follower::{Follower, Step},
-    slot::Ending,
+    send_queue::Ending,
 };
 
 /// The subprotocol with cursors and acknowledgements.
@@ -81,7 +81,7 @@ impl Connection {
     async fn serve(&mut self, socket: &mut WebSocket) -> Result<(), Option<Close>> {
         loop {
             let more = self.send_some(socket).await?;
-            let slot = self.follower.seat.slot.clone();
+            let queue = self.follower.subscription.queue.clone();
             if more {
                 // Neither side is to wait for the other to have nothing to say.
                 while let Some(said) = socket.next().now_or_never() {
@@ -90,7 +90,7 @@ impl Connection {
                 continue;
             }
             tokio::select! {
-                () = slot.woken() => {}
+                () = queue.woken() => {}
                 said = socket.next() => self.hear(said)?,
             }
         }
@@ -133,7 +133,7 @@ impl Connection {
     }
 
     async fn in_time(&self, sending: impl Future<Output = Result<(), axum::Error>>) -> Result<(), Option<Close>> {
-        match timeout(self.follower.seat.hub.config.write_timeout(), sending).await {
+        match timeout(self.follower.subscription.hub.config.write_timeout(), sending).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(None),
             Err(_) => {
@@ -160,7 +160,7 @@ impl Connection {
 
     fn hear(&mut self, said: Option<Result<Message, axum::Error>>) -> Result<(), Option<Close>> {
         let said = said.ok_or(None)?.map_err(|error| explain(&error))?;
-        self.follower.seat.slot.heard();
+        self.follower.subscription.queue.heard();
         self.count_frame()?;
         match said {
             Message::Close(_) => Err(None),
@@ -180,10 +180,10 @@ impl Connection {
     fn pong(&mut self, payload: &[u8]) {
         let answered = self.ping.take_if(|(number, _)| number.to_be_bytes() == payload);
         if let Some((_, cursor)) = answered.filter(|_| !self.cursors) {
-            self.acks.add(&self.follower.seat.receiver, &cursor);
+            self.acks.add(&self.follower.subscription.receiver, &cursor);
             if self.unproven {
                 // Wakes the loop, which sends the next ping.
-                self.follower.seat.slot.wake();
+                self.follower.subscription.queue.wake();
             }
         }
     }
@@ -194,7 +194,7 @@ impl Connection {
         // What is said beside it may mean something to a later version.
         let Some(ack) = said.ack else { return Ok(()) };
         let cursor: Cursor = ack.parse().map_err(|_| wrong())?;
-        self.acks.add(&self.follower.seat.receiver, &cursor.within(&self.follower.cursor));
+        self.acks.add(&self.follower.subscription.receiver, &cursor.within(&self.follower.cursor));
         Ok(())
     }
 
@@ -204,7 +204,7 @@ impl Connection {
             (*began, *count) = (Instant::now(), 0);
         }
         *count += 1;
-        if *count > self.follower.seat.hub.config.max_incoming_per_second {
+        if *count > self.follower.subscription.hub.config.max_incoming_per_second {
             return Err(Some(Close::new(close_code::POLICY, "too many frames")));
         }
         Ok(())

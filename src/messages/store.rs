@@ -12,10 +12,8 @@ use std::collections::HashMap;
 
 use sqlx::PgPool;
 
-use super::{
-    cursor::{Cursor, Lane},
-    places::Place,
-};
+use super::{cursor::Cursor, position_lookup::ReceiverPosition};
+use crate::platform::kafka::PartitionId;
 use crate::platform::{
     query::{Error, within},
     unknown::Unknown,
@@ -72,8 +70,8 @@ pub struct Found {
 }
 
 impl Found {
-    pub fn lane(&self) -> Lane {
-        Lane { epoch: self.topic_epoch, partition: self.partition }
+    pub fn partition_id(&self) -> PartitionId {
+        PartitionId { epoch: self.topic_epoch, partition: self.partition }
     }
 
     pub fn is_forgotten(&self) -> bool {
@@ -88,7 +86,7 @@ impl Found {
     }
 }
 
-/// What a receiver has not got of one of its lanes.
+/// What a receiver has not got of one of its partitions.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Unread {
     pub receiver_id: String,
@@ -105,12 +103,12 @@ pub struct Unread {
 }
 
 impl Unread {
-    pub fn lane(&self) -> Lane {
-        Lane { epoch: self.topic_epoch, partition: self.partition }
+    pub fn partition_id(&self) -> PartitionId {
+        PartitionId { epoch: self.topic_epoch, partition: self.partition }
     }
 }
 
-/// How much is read of each lane at a time.
+/// How much is read of each partition at a time.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub rows: u16,
@@ -212,7 +210,7 @@ const ACKNOWLEDGE: &str = "
     ON CONFLICT (receiver_id, topic_epoch, partition) DO UPDATE SET delivered = excluded.delivered
     WHERE known.delivered < excluded.delivered";
 
-/// Only a lane that has something unread looks into the table of messages, and no further than the limit.
+/// Only a partition that has something unread looks into the table of messages, and no further than the limit.
 const UNREAD: &str = r#"
     SELECT head.receiver_id, head.topic_epoch, head.partition, head.last, known.delivered,
            coalesce(counted.unread, 0) AS unread, oldest.created_ms AS oldest_ms
@@ -250,15 +248,16 @@ impl Store {
     }
 
     /// Up to where a partition is stored; `low` when nobody has begun with it.
-    pub async fn begin(&self, lane: Lane, low: i64) -> Result<i64, Error> {
-        let query = sqlx::query_scalar(BEGIN).bind(i64::from(lane.epoch)).bind(lane.partition).bind(low);
+    pub async fn begin(&self, partition_id: PartitionId, low: i64) -> Result<i64, Error> {
+        let query =
+            sqlx::query_scalar(BEGIN).bind(i64::from(partition_id.epoch)).bind(partition_id.partition).bind(low);
         within(query.fetch_one(&self.pool)).await
     }
 
     /// Up to where a partition is stored; `None` when nobody has begun with it.
-    pub async fn progress(&self, lane: Lane) -> Result<Option<i64>, Error> {
+    pub async fn progress(&self, partition_id: PartitionId) -> Result<Option<i64>, Error> {
         let query = sqlx::query_scalar("SELECT next FROM messages_progress WHERE topic_epoch = $1 AND partition = $2");
-        within(query.bind(i64::from(lane.epoch)).bind(lane.partition).fetch_optional(&self.pool)).await
+        within(query.bind(i64::from(partition_id.epoch)).bind(partition_id.partition).fetch_optional(&self.pool)).await
     }
 
     /// Stores what is not there yet and moves the progress, of all batches together; each of a partition of
@@ -285,26 +284,26 @@ impl Store {
         Ok(batches.iter().map(|batch| moved.remove(&batch.partition).unwrap_or_default()).collect())
     }
 
-    /// What a receiver has after the cursor, by lane and offset.
+    /// What a receiver has after the cursor, by partition and offset.
     pub async fn after(&self, receiver: &str, cursor: &Cursor, limits: Limits) -> Result<Vec<Found>, Error> {
-        let seen: Vec<(Lane, i64)> = cursor.lanes().collect();
+        let seen: Vec<(PartitionId, i64)> = cursor.partitions().collect();
         let query = sqlx::query_as(AFTER)
             .bind(receiver)
-            .bind(column(&seen, |(lane, _)| i64::from(lane.epoch)))
-            .bind(column(&seen, |(lane, _)| lane.partition))
+            .bind(column(&seen, |(partition_id, _)| i64::from(partition_id.epoch)))
+            .bind(column(&seen, |(partition_id, _)| partition_id.partition))
             .bind(column(&seen, |(_, offset)| *offset))
             .bind(i64::from(limits.rows))
             .bind(i64::try_from(limits.bytes.max(1)).unwrap_or(i64::MAX));
         within(query.fetch_all(&self.pool)).await
     }
 
-    /// The last message of these receivers in each of their lanes.
-    pub async fn heads(&self, receivers: &[&str]) -> Result<Vec<(String, Lane, i64)>, Error> {
+    /// The last message of these receivers in each of their partitions.
+    pub async fn heads(&self, receivers: &[&str]) -> Result<Vec<(String, PartitionId, i64)>, Error> {
         let query = sqlx::query_as(
             "SELECT receiver_id, topic_epoch, partition, last FROM message_receivers WHERE receiver_id = ANY($1)",
         );
         let heads: Vec<(String, i64, i32, i64)> = within(query.bind(receivers).fetch_all(&self.pool)).await?;
-        let head = |(receiver, epoch, partition, last)| Ok((receiver, lane(epoch, partition)?, last));
+        let head = |(receiver, epoch, partition, last)| Ok((receiver, partition_id(epoch, partition)?, last));
         heads.into_iter().map(head).collect()
     }
 
@@ -315,38 +314,38 @@ impl Store {
     }
 
     /// Where receivers are; those that never had a message are missing.
-    pub async fn places(&self, receivers: &[&str]) -> Result<HashMap<String, Place>, Error> {
+    pub async fn positions(&self, receivers: &[&str]) -> Result<HashMap<String, ReceiverPosition>, Error> {
         type Row = (String, i64, i32, Option<i64>, Option<i64>);
         let rows: Vec<Row> = within(sqlx::query_as(PLACES).bind(receivers).fetch_all(&self.pool)).await?;
-        let mut places = HashMap::<String, Place>::new();
+        let mut positions = HashMap::<String, ReceiverPosition>::new();
         for (receiver, epoch, partition, last, delivered) in rows {
-            let (place, lane) = (places.entry(receiver).or_default(), lane(epoch, partition)?);
-            last.into_iter().for_each(|offset| place.last.advance(lane, offset));
-            delivered.into_iter().for_each(|offset| place.delivered.advance(lane, offset));
+            let (position, partition_id) = (positions.entry(receiver).or_default(), partition_id(epoch, partition)?);
+            last.into_iter().for_each(|offset| position.last.advance(partition_id, offset));
+            delivered.into_iter().for_each(|offset| position.delivered.advance(partition_id, offset));
         }
-        Ok(places)
+        Ok(positions)
     }
 
-    /// What these receivers have not got, by lane, counted up to a limit in each.
+    /// What these receivers have not got, by partition, counted up to a limit in each.
     pub async fn unread(&self, receivers: &[String], limit: i64) -> Result<Vec<Unread>, Error> {
         let query = sqlx::query_as(UNREAD).bind(receivers).bind(limit);
         within(query.fetch_all(&self.pool)).await
     }
 
     /// Notes what receivers have got. Never takes anything back.
-    pub async fn acknowledge(&self, places: &[(&str, Lane, i64)]) -> Result<(), Error> {
+    pub async fn acknowledge(&self, positions: &[(&str, PartitionId, i64)]) -> Result<(), Error> {
         let query = sqlx::query(ACKNOWLEDGE)
-            .bind(column(places, |(receiver, ..)| *receiver))
-            .bind(column(places, |(_, lane, _)| i64::from(lane.epoch)))
-            .bind(column(places, |(_, lane, _)| lane.partition))
-            .bind(column(places, |(.., offset)| *offset));
+            .bind(column(positions, |(receiver, ..)| *receiver))
+            .bind(column(positions, |(_, partition_id, _)| i64::from(partition_id.epoch)))
+            .bind(column(positions, |(_, partition_id, _)| partition_id.partition))
+            .bind(column(positions, |(.., offset)| *offset));
         within(query.execute(&self.pool)).await.map(|_| ())
     }
 }
 
-fn lane(epoch: i64, partition: i32) -> Result<Lane, Unknown> {
+fn partition_id(epoch: i64, partition: i32) -> Result<PartitionId, Unknown> {
     let epoch = u32::try_from(epoch).map_err(|_| Unknown::new("epoch of a topic", epoch))?;
-    Ok(Lane { epoch, partition })
+    Ok(PartitionId { epoch, partition })
 }
 
 fn column<'a, R, T>(rows: &'a [R], field: impl Fn(&'a R) -> T) -> Vec<T> {

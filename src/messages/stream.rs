@@ -27,13 +27,13 @@ async fn next(follower: &mut Follower) -> Option<Bytes> {
     loop {
         match follower.step().await {
             None => {
-                let slot = follower.seat.slot.clone();
-                slot.woken().await;
+                let queue = follower.subscription.queue.clone();
+                queue.woken().await;
             }
             Some(Step::End(_)) => return None,
             Some(Step::Ping) => {
                 // Nothing is ever heard of the client of a stream; its connection is looked after elsewhere.
-                follower.seat.slot.heard();
+                follower.subscription.queue.heard();
                 return Some(sse::HEARTBEAT);
             }
             Some(Step::Gap) => {

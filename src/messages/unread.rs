@@ -146,8 +146,9 @@ async fn acknowledge(State(messages): State<Messages>, request: Request) -> Resu
     let Got { receiver_id, ack } = json::parse_object(&body)?;
     model::check_id("receiverId", &receiver_id)?;
     let cursor: Cursor = ack.parse().map_err(|error| invalid(format!("`ack` is {error}")))?;
-    let places: Vec<_> = cursor.lanes().map(|(lane, offset)| (receiver_id.as_str(), lane, offset)).collect();
-    messages.connections()?.hub.store.acknowledge(&places).await.map_err(|error| unreachable(&error))?;
+    let positions: Vec<_> =
+        cursor.partitions().map(|(partition_id, offset)| (receiver_id.as_str(), partition_id, offset)).collect();
+    messages.connections()?.hub.store.acknowledge(&positions).await.map_err(|error| unreachable(&error))?;
     let counted = messages.count(vec![receiver_id]).await?;
     counted.into_iter().next().map(Json).ok_or_else(|| Problem::new(Code::Internal, "no count"))
 }
@@ -158,21 +159,24 @@ impl Messages {
         let store = &self.connections()?.hub.store;
         // One more than is counted says whether there are more.
         let found = store.unread(&receivers, MAX_COUNTED + 1).await.map_err(|error| unreachable(&error))?;
-        let mut lanes: HashMap<String, Vec<store::Unread>> = HashMap::new();
-        for lane in found {
-            lanes.entry(lane.receiver_id.clone()).or_default().push(lane);
+        let mut partitions: HashMap<String, Vec<store::Unread>> = HashMap::new();
+        for partition_id in found {
+            partitions.entry(partition_id.receiver_id.clone()).or_default().push(partition_id);
         }
-        let of = |receiver: String| sum(lanes.get(&receiver).map_or(&[], Vec::as_slice), receiver);
+        let of = |receiver: String| sum(partitions.get(&receiver).map_or(&[], Vec::as_slice), receiver);
         Ok(receivers.into_iter().map(of).collect())
     }
 }
 
-/// The whole of a receiver's lanes.
-fn sum(lanes: &[store::Unread], receiver_id: String) -> Unread {
-    let unread: i64 = lanes.iter().map(|lane| lane.unread).sum();
-    let oldest = lanes.iter().filter_map(|lane| lane.oldest_ms).min().map(clock::rfc3339);
-    let cursor: Cursor = lanes.iter().filter_map(|lane| Some((lane.lane(), lane.delivered?))).collect();
-    let last: Cursor = lanes.iter().map(|lane| (lane.lane(), lane.last)).collect();
+/// The whole of a receiver's partitions.
+fn sum(partitions: &[store::Unread], receiver_id: String) -> Unread {
+    let unread: i64 = partitions.iter().map(|partition_id| partition_id.unread).sum();
+    let oldest = partitions.iter().filter_map(|partition_id| partition_id.oldest_ms).min().map(clock::rfc3339);
+    let cursor: Cursor = partitions
+        .iter()
+        .filter_map(|partition_id| Some((partition_id.partition_id(), partition_id.delivered?)))
+        .collect();
+    let last: Cursor = partitions.iter().map(|partition_id| (partition_id.partition_id(), partition_id.last)).collect();
     Unread {
         receiver_id,
         unread: unread.min(MAX_COUNTED),

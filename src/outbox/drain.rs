@@ -1,159 +1,202 @@
-//! One round: rows to Kafka, and out of the table when they are there.
+//! The loop that drains: its shards, its rounds, and what it says of itself.
 
-use std::{borrow::Cow, collections::HashSet};
-
-use futures_util::future::join_all;
-use metrics::counter;
-use rdkafka::error::RDKafkaErrorCode;
-use sqlx::PgConnection;
-use uuid::Uuid;
-
-use super::store::{self, Row};
-use crate::platform::{
-    kafka::{Outgoing, Producer, Receipt, SendError, event::Event},
-    query::Error,
-    trace_context::TraceContext,
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-/// Where rows go.
-pub struct Sender {
-    producer: Producer,
-    topic_prefix: String,
-    topics: Vec<Topic>,
+use metrics::gauge;
+use sqlx::{
+    ConnectOptions, Executor, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    owner::Owner,
+    round::{Sender, Topic},
+    store,
+};
+use crate::platform::{
+    kafka::{Config as KafkaConfig, Producer, TopicsReady},
+    ops::Check,
+    outbox::CHANNEL,
+    query::{Error, within},
+};
+
+/// Between two looks at who has which shard; with Postgres' own notice of a death it bounds a takeover.
+const BALANCE: Duration = Duration::from_millis(500);
+/// Between two looks at quarantine, ages and partitions.
+const LOOK: Duration = Duration::from_secs(1);
+/// The shortest and the longest pause between rounds that find nothing.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+/// A listener that has received nothing for this long is tested.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Looking for rows may take so long without a pause after it.
+const PATIENT: Duration = Duration::from_millis(20);
+/// Rounds that find something begin so far from each other, unless the one before found much: each costs several round
+/// trips to Postgres and one to Kafka, however little it carries.
+const PACE: Duration = Duration::from_millis(10);
+/// After Postgres or Kafka failed.
+const AFTER_FAILURE: Duration = Duration::from_millis(200);
+/// Rows of one shard in a round.
+const ROWS: i64 = 500;
+/// A round with so many rows has more behind it.
+const MUCH: usize = 500;
+
+/// The room's part of the relay role.
+pub struct Drain {
+    pool: PgPool,
+    sender: Sender,
+    topics_ready: TopicsReady,
+    check: Check,
+    hint: Notify,
+    stop: CancellationToken,
 }
 
-/// A topic that rows may name.
-pub struct Topic {
-    /// Before the prefix.
-    pub name: &'static str,
-    /// Returns the value of a row's record, from the event's id and the row's value: a former version of the program
-    /// may have written the row.
-    pub value: fn(Uuid, &str) -> Cow<'_, str>,
+/// What a connection knows while it lasts.
+struct Session {
+    connection: PgConnection,
+    owner: Owner,
+    /// Keys with a row in quarantine.
+    held: HashSet<String>,
+    balanced: Option<Instant>,
+    looked: Option<Instant>,
 }
 
-/// What came of a round.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Round {
-    pub sent: usize,
-    /// Rows that Kafka did not take this time, with those that must come after them.
-    pub left: usize,
-    /// Why, of the first.
-    pub problem: Option<String>,
-}
-
-/// What became of one row.
-enum Fate {
-    Stored,
-    /// It waits, and so do those after it of the same key.
-    Waits(String),
-    /// Kafka never takes it.
-    Bad(String),
-}
-
-impl Sender {
-    pub fn new(producer: Producer, topic_prefix: String, topics: Vec<Topic>) -> Self {
-        Self { producer, topic_prefix, topics }
+impl Drain {
+    pub fn new(
+        pool: PgPool,
+        producer: Producer,
+        kafka: &KafkaConfig,
+        topics: Vec<Topic>,
+        topics_ready: TopicsReady,
+        check: Check,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        let sender = Sender::new(producer, kafka.topic_prefix.clone(), topics);
+        Arc::new(Self { pool, sender, topics_ready, check, hint: Notify::new(), stop })
     }
 
-    /// Sends rows, those of each shard in order, and deletes those that are stored.
-    pub async fn round(
-        &self,
-        connection: &mut PgConnection,
-        rows: &[Row],
-        held: &mut HashSet<String>,
-    ) -> Result<Round, Error> {
-        let mut under_way = Vec::with_capacity(rows.len());
-        let mut full = false;
-        for row in rows {
-            let taken = match row {
-                row if held.contains(&row.key) => Err(Fate::Bad(String::new())),
-                // Order within a key: nothing overtakes what found no room.
-                _ if full => Err(Fate::Waits("the producer is full".to_owned())),
-                row => self.send(row),
-            };
-            if matches!(&taken, Err(Fate::Bad(_))) {
-                held.insert(row.key.clone());
+    /// Drains until the stop.
+    pub async fn run(self: Arc<Self>) -> Result<(), String> {
+        while !self.stop.is_cancelled() {
+            if let Err(error) = self.session().await {
+                self.check.fail(error.to_string());
+                tracing::warn!(error = %error, "the outbox waits for Postgres");
+                self.pause(AFTER_FAILURE.mul_f64(1.0 + fastrand::f64())).await;
             }
-            full |= matches!(&taken, Err(Fate::Waits(_)));
-            under_way.push(taken);
         }
-        let fates = join_all(under_way.into_iter().zip(rows).map(|(taken, row)| async move {
-            match taken {
-                Ok(receipt) => receipt.stored(&row.topic).await.map_or_else(fate, |_| Fate::Stored),
-                Err(fate) => fate,
+        Ok(())
+    }
+
+    /// Wakes the rounds when a writer says that there is something; whatever is missed, polling finds.
+    pub async fn listen_forever(self: Arc<Self>) {
+        loop {
+            if let Err(error) = self.listen().await {
+                tracing::debug!(error = %error, "not listening");
             }
-        }));
-        self.settle(connection, rows, fates.await, held).await
+            tokio::time::sleep(Duration::from_millis(500 + fastrand::u64(0..500))).await;
+        }
     }
 
-    fn send(&self, row: &Row) -> Result<Receipt, Fate> {
-        let of_the_outbox = self.topics.iter().find(|topic| topic.name == row.topic);
-        let Some(Topic { value, .. }) = of_the_outbox else {
-            return Err(Fate::Bad(format!("`{}` is no topic of the outbox", row.topic)));
-        };
-        let id = Uuid::try_parse(&row.event_id).map_err(|error| Fate::Bad(error.to_string()))?;
-        let given = row.traceparent.as_deref().and_then(|given| TraceContext::parse(given.as_bytes()));
-        let trace = given.unwrap_or_else(TraceContext::root);
-        let event = Event { id, kind: &row.kind, source: &row.source, trace };
-        let (topic, value) = (format!("{}{}", self.topic_prefix, row.topic), value(id, &row.value));
-        let record = Outgoing {
-            topic: &topic,
-            key: Some(row.key.as_bytes()),
-            payload: Some(value.as_bytes()),
-            headers: Some(event.headers(0)),
-            ..Outgoing::default()
-        };
-        self.producer.send(record).map_err(fate)
+    async fn listen(&self) -> Result<(), Error> {
+        let name = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT {CHANNEL}")));
+        let name: String = within(name.fetch_one(&self.pool)).await?;
+        // A pool of its own: a listener whose connection stays silent would keep one of the others' for ever.
+        let options = PgConnectOptions::clone(&self.pool.connect_options());
+        let own = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+        let mut listener = within(PgListener::connect_with(&own)).await?;
+        within(listener.listen(&name)).await?;
+        loop {
+            match tokio::time::timeout(HEARTBEAT, listener.recv()).await {
+                Ok(received) => received.map(|_| self.hint.notify_one())?,
+                Err(_) => within(listener.execute("/* heartbeat */")).await.map(|_| ())?,
+            }
+        }
     }
 
-    async fn settle(
-        &self,
-        connection: &mut PgConnection,
-        rows: &[Row],
-        fates: Vec<Fate>,
-        held: &mut HashSet<String>,
-    ) -> Result<Round, Error> {
-        let (mut round, mut stored, mut waiting) = (Round::default(), Vec::with_capacity(rows.len()), HashSet::new());
-        for (row, fate) in rows.iter().zip(fates) {
-            match fate {
-                // Sent again after the one before it, so that the last word on a key stays the last.
-                Fate::Stored if waiting.contains(row.key.as_str()) => round.left += 1,
-                Fate::Stored => stored.push(row),
-                Fate::Waits(problem) => {
-                    waiting.insert(row.key.as_str());
-                    round.left += 1;
-                    round.problem.get_or_insert(problem);
+    /// Rounds over one connection, until it fails or the stop.
+    async fn session(&self) -> Result<(), Error> {
+        let mut session = self.open().await?;
+        let mut pause = PAUSES.0;
+        while !self.stop.is_cancelled() {
+            let begun = Instant::now();
+            let found = self.step(&mut session).await?;
+            pause = if found > 0 { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
+            if found > 0 && found < MUCH {
+                self.pause(PACE.saturating_sub(begun.elapsed())).await;
+            }
+            if found == 0 {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = self.hint.notified() => pause = PAUSES.0,
+                    () = self.stop.cancelled() => {}
                 }
-                Fate::Bad(_) if waiting.contains(row.key.as_str()) => round.left += 1,
-                Fate::Bad(reason) => {
-                    let reason = Some(reason).filter(|reason| !reason.is_empty());
-                    if let Some(reason) = &reason {
-                        tracing::error!(outbox.id = row.id, key = row.key, reason, "a row was put aside with its key");
-                    }
-                    if store::quarantine(connection, row, reason.as_deref()).await? {
-                        held.insert(row.key.clone());
-                    } else {
-                        // Those before it were put back: it goes after them, in the next round.
-                        held.remove(&row.key);
-                        waiting.insert(row.key.as_str());
-                        round.left += 1;
-                    }
-                }
             }
         }
-        round.sent = stored.len();
-        store::forget(connection, &stored).await?;
-        counter!("postrider_outbox_sent_total").increment(round.sent as u64);
-        Ok(round)
+        Ok(())
     }
-}
 
-fn fate(error: SendError) -> Fate {
-    match error {
-        SendError::TooLarge
-        | SendError::Rejected(RDKafkaErrorCode::InvalidRecord | RDKafkaErrorCode::InvalidMessage) => {
-            Fate::Bad(error.to_string())
+    async fn open(&self) -> Result<Session, Error> {
+        let options = self.pool.connect_options();
+        let mut connection = within(options.connect()).await?;
+        store::prepare(&mut connection).await?;
+        let owner = Owner::join(&mut connection).await?;
+        Ok(Session { connection, owner, held: HashSet::new(), balanced: None, looked: None })
+    }
+
+    /// One round. How many rows there were to send.
+    async fn step(&self, session: &mut Session) -> Result<usize, Error> {
+        let due = |last: Option<Instant>, every| last.is_none_or(|last| last.elapsed() >= every);
+        if due(session.balanced, BALANCE) {
+            session.owner.balance(&mut session.connection).await?;
+            session.balanced = Some(Instant::now());
+            gauge!("postrider_outbox_owned_shards").set(session.owner.shards().len() as f64);
         }
-        error => Fate::Waits(error.to_string()),
+        if due(session.looked, LOOK) {
+            self.look_around(session).await?;
+            session.looked = Some(Instant::now());
+        }
+        let shards = session.owner.shards();
+        if shards.is_empty() || !self.topics_ready.get() {
+            return Ok(0);
+        }
+        let asked = Instant::now();
+        let rows = store::page(&mut session.connection, &shards, ROWS).await?;
+        // Behind an old transaction dead rows must be passed over until their partition is truncated: not all the time.
+        if asked.elapsed() > PATIENT {
+            self.pause(asked.elapsed()).await;
+        }
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        let round = self.sender.round(&mut session.connection, &rows, &mut session.held).await?;
+        if let Some(problem) = round.problem {
+            tracing::debug!(problem, left = round.left, "rows of the outbox wait");
+            self.pause(AFTER_FAILURE).await;
+        }
+        Ok(rows.len())
+    }
+
+    /// What is done now and then: quarantine, age, rotation.
+    async fn look_around(&self, session: &mut Session) -> Result<(), Error> {
+        let connection = &mut session.connection;
+        let (keys, quarantined) = store::quarantined(connection).await?;
+        session.held = keys.into_iter().collect();
+        gauge!("postrider_outbox_quarantined_rows").set(quarantined as f64);
+        gauge!("postrider_outbox_oldest_age_seconds").set(store::oldest_s(connection).await?);
+        store::rotate(connection).await?;
+        self.check.pass();
+        Ok(())
+    }
+
+    async fn pause(&self, length: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(length) => {}
+            () = self.stop.cancelled() => {}
+        }
     }
 }

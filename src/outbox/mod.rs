@@ -5,12 +5,12 @@
 mod drain;
 mod owner;
 mod quarantine;
-mod relay;
+mod round;
 mod store;
 
-pub use drain::Topic;
+pub use drain::Drain;
 pub use quarantine::{Filter, Listing, Outcome, Quarantine};
-pub use relay::Relay;
+pub use round::Topic;
 
 /// How many shards there are; the table computes a row's.
 const SHARDS: i16 = 8;

@@ -15,7 +15,7 @@ use crate::{
     dlq::{self, Queue},
     feed::{self, Feed},
     gateway::{self, Gateway},
-    kv::{self, Reader},
+    kv::{self, Service},
     messages::{self, Messages, Presence},
     platform::{
         drain::Tasks,
@@ -37,7 +37,7 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
         platform.admin.clone(),
         TopicPlan::internal_names(settings),
     );
-    let (kv, kv_background) = Reader::new(
+    let (kv, kv_background) = Service::new(
         settings.kv.clone(),
         settings.http.clone(),
         &settings.kafka,

@@ -16,7 +16,7 @@ use crate::{
         drain::{Tasks, time_over},
         kafka::{
             DeadLetters,
-            lanes::{BatchHandler, Subscription},
+            consumer::{BatchHandler, Subscription},
             projection::Projection,
         },
     },
@@ -99,15 +99,16 @@ fn project_feed(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) {
     let settings = &platform.settings;
     let Some(pool) = platform.postgres.clone() else { return };
     let (config, news) = (settings.feed.clone(), Arc::<Notify>::default());
-    let cache = feed::Cache::new(pool.clone(), &settings.redis.key_prefix, redis, config.timeline_ids);
-    tasks.spawn_forever("feed timelines", cache.clone().keep_forever());
+    let timelines = feed::TimelineWriter::new(pool.clone(), &settings.redis.key_prefix, redis, config.timeline_ids);
+    tasks.spawn_forever("feed timelines", timelines.clone().keep_forever());
     tasks.spawn_forever("feed memory", feed::keep_memory(pool.clone(), config.memory_days));
     tasks.spawn_forever("feed jobs count", feed::count_jobs(pool.clone()));
     let trimmer = feed::Trimmer::new(pool.clone(), config.clone());
     tasks.spawn_forever("feed trimming", trimmer.run());
-    let jobs = feed::Jobs::new(config.clone(), pool.clone(), cache.clone(), news.clone(), platform.stop.clone());
+    let jobs = feed::Jobs::new(config.clone(), pool.clone(), timelines.clone(), news.clone(), platform.stop.clone());
     tasks.spawn("feed jobs", jobs.run());
-    let projection = Projection::new(feed::Projector::new(config, pool, cache, news), platform.health.check("feed"));
+    let projection =
+        Projection::new(feed::Projector::new(config, pool, timelines, news), platform.health.check("feed"));
     let subscription = subscription(platform, ConsumerPlan::feed(settings), settings.feed.batch_records);
     consume("feed consumer", platform, subscription, projection, tasks);
 }
@@ -135,6 +136,6 @@ fn consume<H: BatchHandler>(
     handler: Arc<H>,
     tasks: &mut Tasks,
 ) {
-    let lanes = platform.lanes();
-    tasks.spawn(name, async move { lanes.batches(subscription, handler).await.map_err(|error| error.to_string()) });
+    let consumers = platform.consumers();
+    tasks.spawn(name, async move { consumers.batches(subscription, handler).await.map_err(|error| error.to_string()) });
 }

@@ -16,7 +16,7 @@ use crate::{
         drain::Tasks,
         kafka::{
             DeadLetters,
-            lanes::{Keyed, Lanes, Span, Subscription},
+            consumer::{Consumers, Keyed, Span, Subscription},
         },
         ops::Check,
     },
@@ -76,7 +76,7 @@ pub(super) fn check(relays: &[Config]) -> Result<(), String> {
 /// Carries what rooms have put into the outbox to Kafka.
 fn drain_outbox(platform: &Arc<Platform>, tasks: &mut Tasks) {
     let Some(pool) = platform.postgres.clone() else { return };
-    let relay = outbox::Relay::new(
+    let relay = outbox::Drain::new(
         pool,
         platform.producer.clone(),
         &platform.settings.kafka,
@@ -122,7 +122,7 @@ fn start_route(
         dead_letters: DeadLetters::new(platform.producer.clone(), letters),
     };
     let keyed = Keyed { concurrency: config.workers, span: SPAN };
-    let lanes = patient(platform.lanes(), config);
+    let consumers = patient(platform.consumers(), config);
     let (platform, check, handler) = (platform.clone(), platform.health.check(name), route.clone());
     tasks.spawn(name, async move {
         let wait = await_topics(&platform, &subscription.topic, &check);
@@ -130,18 +130,18 @@ fn start_route(
             return Ok(());
         }
         check.pass();
-        lanes.keyed(subscription, keyed, handler).await.map_err(|error| error.to_string())
+        consumers.keyed(subscription, keyed, handler).await.map_err(|error| error.to_string())
     });
     Ok(route)
 }
 
 /// A target that takes all of a long timeout, or a rate of a record an hour, is not a stall.
-fn patient(mut lanes: Lanes, config: &Config) -> Lanes {
+fn patient(mut consumers: Consumers, config: &Config) -> Consumers {
     let slot_ms = if config.rate > 0.0 { (1_000.0 / config.rate) as u64 } else { 0 };
     let usual_ms = config.timeout_ms.saturating_add(slot_ms);
-    let stall_ms = &mut lanes.config.consumer.stall_timeout_ms;
+    let stall_ms = &mut consumers.config.consumer.stall_timeout_ms;
     *stall_ms = (*stall_ms).max(usual_ms.saturating_mul(2));
-    lanes
+    consumers
 }
 
 /// Waits until the topic exists, and for a while until ours do.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::platform::{
     drain::{self, Ending, Signals, Tasks},
-    kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady, lanes::Lanes},
+    kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady, consumer::Consumers},
     memory,
     ops::{Check, Health},
     outbox::Backlog,
@@ -58,9 +58,9 @@ pub(super) struct Platform {
 
 impl Platform {
     /// What runs consumers.
-    pub fn lanes(&self) -> Lanes {
+    pub fn consumers(&self) -> Consumers {
         let (config, broker) = (self.settings.kafka.clone(), self.broker.clone());
-        Lanes { config, broker, health: self.health.clone(), stop: self.stop.clone() }
+        Consumers { config, broker, health: self.health.clone(), stop: self.stop.clone() }
     }
 
     /// How what it serves ends.

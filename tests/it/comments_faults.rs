@@ -89,7 +89,7 @@ async fn a_comment_that_is_sent_again_is_stored_once() {
     let comments = listed(&app, 3).await;
     assert_eq!(counts(texts(&comments))["once"], 1);
     until("all of them were looked at", seconds(10), || async {
-        (app.metric("postrider_comments_repeated_records_total").await == Some(11.0)).then_some(())
+        (app.metric("postrider_comments_duplicate_records_total").await == Some(11.0)).then_some(())
     })
     .await;
     assert_eq!(listed(&app, 3).await, comments);
@@ -119,7 +119,7 @@ async fn killed_processors_and_a_replay_of_the_topic_store_each_comment_once() {
     world.sql("UPDATE comments_progress SET next = 0").await;
     let processor = world.app().role("processor").start().await;
     until("all of it was looked at again", seconds(30), || async {
-        let repeated = processor.metric("postrider_comments_repeated_records_total").await;
+        let repeated = processor.metric("postrider_comments_duplicate_records_total").await;
         (repeated >= Some(acknowledged.len() as f64)).then_some(())
     })
     .await;

@@ -24,7 +24,7 @@ const NOT_WITHOUT_A_FAULT: [&str; 17] = [
     "postrider_consumer_pauses_total",
     "postrider_consumer_retries_total",
     "postrider_feed_epochs_raised_total",
-    "postrider_feed_repeated_records_total",
+    "postrider_feed_duplicate_records_total",
     "postrider_kafka_clients_replaced_total",
     "postrider_kv_audit_dropped_total",
     "postrider_kv_rebuilds_total",

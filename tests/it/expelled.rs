@@ -8,7 +8,7 @@ use std::sync::{
 use postrider::platform::kafka::{
     Config, DeadLetters, GroupProtocol,
     batch::Batch,
-    lanes::{Assignment, BatchHandler, Failure, Poison, Subscription},
+    consumer::{Assignment, BatchHandler, Failure, Poison, Subscription},
 };
 use rdkafka::{
     ClientConfig,
@@ -73,7 +73,7 @@ impl Consumer {
         config.consumer.group_protocol = protocol;
         config.properties = [("client.id".to_owned(), client.to_owned())].into_iter().collect();
         let (stop, counter) = (CancellationToken::new(), Arc::new(counter));
-        let (lanes, producer) = member::lanes(config, stop.clone());
+        let (consumers, producer) = member::consumers(config, stop.clone());
         let subscription = Subscription {
             name: "counter",
             topic: topic.to_owned(),
@@ -83,7 +83,7 @@ impl Consumer {
             dead_letters: DeadLetters::new(producer, format!("{topic}-letters")),
         };
         let handler = counter.clone();
-        let task = tokio::spawn(async move { lanes.batches(subscription, handler).await });
+        let task = tokio::spawn(async move { consumers.batches(subscription, handler).await });
         Self { counter, stop, task }
     }
 

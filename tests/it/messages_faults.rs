@@ -394,7 +394,7 @@ async fn a_replay_of_the_topic_changes_nothing_and_what_postgres_lost_is_filled_
     world.sql("UPDATE messages_progress SET next = 0").await;
     let app = world.app().start().await;
     until("all of it was looked at again", seconds(30), || async {
-        (app.metric("postrider_messages_repeated_records_total").await >= Some(51.0)).then_some(())
+        (app.metric("postrider_messages_duplicate_records_total").await >= Some(51.0)).then_some(())
     })
     .await;
     stored(&app, "r", 51).await;

@@ -137,7 +137,7 @@ async fn an_acknowledgement_by_http_goes_no_further_than_what_is_stored_and_neve
 async fn several_receivers_are_counted_at_once_and_what_is_wrong_is_refused() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
-    // In both partitions, so that one receiver has two lanes.
+    // In both partitions, so that one receiver has two partitions.
     let topic = world.topic("message");
     for partition in 0..2 {
         let values: Vec<Vec<u8>> = (0..3).map(|number| message("r", "s", number).to_string().into_bytes()).collect();

@@ -207,7 +207,7 @@ async fn no_credential_is_shown_logged_answered_or_reported() {
     for path in ["/pull/k", "/api/v1/comments?postId=p", "/admin/dlq"] {
         seen += &app.get(path).await.text();
     }
-    for path in ["/readyz?verbose", "/metrics", "/lanes"] {
+    for path in ["/readyz?verbose", "/metrics", "/consumers"] {
         seen += &app.manage(path).await.text();
     }
     let log = app.log_path().to_owned();

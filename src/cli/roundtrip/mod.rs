@@ -1,8 +1,8 @@
-//! `postrider roundtrip`: through every room of a running installation, from outside.
+//! `postrider roundtrip`: through every capability of a running installation, from outside.
 
 mod api;
+mod capabilities;
 mod load;
-mod rooms;
 
 use std::time::{Duration, Instant};
 
@@ -33,10 +33,10 @@ pub struct Command {
     /// A topic that /produce may write to; without it the gateway is not tried
     #[arg(long)]
     topic: Option<String>,
-    /// Only this room; may be repeated
+    /// Only this capability; may be repeated
     #[arg(long = "room", value_enum)]
-    rooms: Vec<Room>,
-    /// Time for each room, in seconds
+    capabilities: Vec<Capability>,
+    /// Time for each capability, in seconds
     #[arg(long, default_value_t = 30)]
     timeout: u64,
     /// Instead, push so many values per second, and then pull every one of them; a failed request is a failure
@@ -51,7 +51,7 @@ pub struct Command {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Room {
+enum Capability {
     Kv,
     Gateway,
     Comments,
@@ -63,20 +63,23 @@ enum Room {
 
 /// The error is a sentence for the user.
 pub fn run(command: &Command) -> Result<(), String> {
-    block_on(every_room(command))
+    block_on(every_capability(command))
 }
 
-async fn every_room(command: &Command) -> Result<(), String> {
+async fn every_capability(command: &Command) -> Result<(), String> {
     let api = Api::new(&command.url);
     if let Some(rate) = command.rate {
         let length = Duration::from_secs(command.seconds);
         return load::run(&api, rate, length, command.failures_allowed).await;
     }
     let mut failed = Vec::new();
-    for room in Room::value_variants().iter().filter(|room| command.rooms.is_empty() || command.rooms.contains(room)) {
-        let name = room.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+    for capability in Capability::value_variants()
+        .iter()
+        .filter(|capability| command.capabilities.is_empty() || command.capabilities.contains(capability))
+    {
+        let name = capability.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
         let begun = Instant::now();
-        let outcome = timeout(Duration::from_secs(command.timeout), room.try_out(&api, command.topic.as_deref()));
+        let outcome = timeout(Duration::from_secs(command.timeout), capability.try_out(&api, command.topic.as_deref()));
         match outcome.await.unwrap_or_else(|_| Err(format!("nothing came out within {} s", command.timeout))) {
             Ok(true) => println!("{name:9} ok       {} ms", begun.elapsed().as_millis()),
             Ok(false) => println!("{name:9} skipped"),
@@ -89,7 +92,7 @@ async fn every_room(command: &Command) -> Result<(), String> {
     if failed.is_empty() { Ok(()) } else { Err(format!("no round trip through {}", failed.join(", "))) }
 }
 
-impl Room {
+impl Capability {
     /// Whether there was anything to try.
     async fn try_out(self, api: &Api, topic: Option<&str>) -> Result<bool, String> {
         match (self, topic) {

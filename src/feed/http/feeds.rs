@@ -82,7 +82,7 @@ pub struct FeedPage<'a> {
         ("expand" = Option<String>, Query, pattern = "^posts$", description = "`posts` adds the posts themselves"),
     ),
     responses(
-        (status = 200, description = "A page", body = FeedPage, headers(("X-Cache" = String, description = "`HIT` when Redis had it, else `MISS`"))),
+        (status = 200, description = "A page", body = FeedPage, headers(("X-TimelineWriter" = String, description = "`HIT` when Redis had it, else `MISS`"))),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "The id is too long, or the offset too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Postgres cannot be reached, or too many wait for it", body = ProblemBody, content_type = "application/problem+json"),

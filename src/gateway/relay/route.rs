@@ -14,8 +14,8 @@ use super::{
 use crate::platform::{
     backoff::Backoff,
     kafka::{
+        consumer::{Delivery, KeyedHandler, Outcome},
         dead_letter::Reason,
-        lanes::{Delivery, KeyedHandler, Outcome},
     },
     outbound::{Client, Endpoint, Failure, Guard, Options, parse_header},
     pace::Pace,

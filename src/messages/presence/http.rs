@@ -8,7 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{super::model, Answer, Presence, Standing};
+use super::{super::model, Answer, Presence, PresenceState};
 use crate::platform::{
     clock,
     http::{Code, Problem, ProblemBody},
@@ -43,8 +43,8 @@ struct Body {
 }
 
 impl Body {
-    fn new(receiver_id: String, standing: &Standing) -> Self {
-        let Standing { connected, connections, since_ms, last_seen_ms } = *standing;
+    fn new(receiver_id: String, state: &PresenceState) -> Self {
+        let PresenceState { connected, connections, since_ms, last_seen_ms } = *state;
         let state = if connected { StateBody::Connected } else { StateBody::Disconnected };
         let (since, last_seen) = (since_ms.map(clock::rfc3339), last_seen_ms.map(clock::rfc3339));
         Self { receiver_id, state, connections, since, last_seen }
@@ -76,7 +76,7 @@ async fn presence_of(
     let off = || Problem::new(Code::NotFound, "presence is not kept: `messages.presence.enabled` is false");
     let presence = presence.ok_or_else(off)?;
     match presence.ask(&id).await {
-        Ok(Answer::Known(standing)) => Ok(Json(Body::new(id, &standing))),
+        Ok(Answer::Known(state)) => Ok(Json(Body::new(id, &state))),
         Ok(Answer::Rebuilding) => {
             let detail = "who is connected is being told again, and this receiver may be";
             Err(Problem::new(Code::Rebuilding, detail))

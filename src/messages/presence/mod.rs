@@ -8,7 +8,7 @@ mod announce;
 mod config;
 mod http;
 mod keys;
-mod local;
+mod local_connections;
 mod register;
 mod script;
 mod takeover;
@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, watch};
 use self::{
     announce::Announcer,
     keys::{Bucket, Keys},
-    local::Local,
+    local_connections::LocalConnections,
     register::{Register, Trouble},
     script::{Calls, Scripts},
     takeover::Watchman,
@@ -69,7 +69,7 @@ struct Shared {
     keys: Keys,
     scripts: Scripts,
     redis: watch::Receiver<Option<Redis>>,
-    local: Local,
+    local: LocalConnections,
     announcer: Announcer,
 }
 
@@ -83,14 +83,14 @@ impl Shared {
 /// What is said of a receiver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
-    Known(Standing),
+    Known(PresenceState),
     /// Redis has lost data, and not everybody has had the time to say again who is connected.
     Rebuilding,
 }
 
 /// Where a receiver stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Standing {
+struct PresenceState {
     connected: bool,
     connections: i64,
     /// While it is connected, since when.
@@ -114,7 +114,7 @@ impl Presence {
             keys: Keys::new(key_prefix),
             scripts: Scripts::default(),
             redis,
-            local: Local::new(config.linger()),
+            local: LocalConnections::new(config.linger()),
             announcer: Announcer::new(kafka.topic(TOPIC), producer, topics_ready),
         };
         config.enabled.then(|| Self { shared: Arc::new(shared), register: Arc::default() })
@@ -162,11 +162,11 @@ impl Presence {
         let local = &self.shared.local;
         let told = local.await_told(receiver, TOLD_PATIENCE).await;
         let (now_ms, born_ms, fields) = self.shared.calls()?.ask(Bucket::of(receiver), receiver).await?;
-        let standing = Standing::of(&fields)?;
+        let state = PresenceState::of(&fields)?;
         let lease_ms = i64::try_from(self.shared.config.whole_lease_ms()).unwrap_or(i64::MAX);
         let settled = told && born_ms > 0 && now_ms - born_ms >= lease_ms;
-        let doubtful = !standing.connected && (!settled || local.is_connected(receiver));
-        Ok(if doubtful { Answer::Rebuilding } else { Answer::Known(standing) })
+        let doubtful = !state.connected && (!settled || local.is_connected(receiver));
+        Ok(if doubtful { Answer::Rebuilding } else { Answer::Known(state) })
     }
 }
 
@@ -179,24 +179,24 @@ fn is_connected(state: &str) -> Result<bool, Unknown> {
     }
 }
 
-impl Standing {
+impl PresenceState {
     /// Reads a receiver's hash.
     fn of(fields: &[(String, String)]) -> Result<Self, Unknown> {
         let number = |text: &String| text.parse::<i64>().map_err(|_| Unknown::new("number of a receiver", text));
-        let mut standing = Self::default();
+        let mut state = Self::default();
         let (mut since, mut seen) = (None, None);
         for (name, value) in fields {
             match name.as_str() {
-                "state" => standing.connected = is_connected(value)?,
+                "state" => state.connected = is_connected(value)?,
                 "since" => since = Some(number(value)?),
                 "seen" => seen = Some(number(value)?).filter(|&ms| ms > 0),
-                name if name.starts_with("p:") => standing.connections += number(value)?,
+                name if name.starts_with("p:") => state.connections += number(value)?,
                 // A field that a newer version has added says nothing about these.
                 _ => {}
             }
         }
-        let (since_ms, last_seen_ms) = if standing.connected { (since, None) } else { (None, seen) };
-        Ok(Self { since_ms, last_seen_ms, ..standing })
+        let (since_ms, last_seen_ms) = if state.connected { (since, None) } else { (None, seen) };
+        Ok(Self { since_ms, last_seen_ms, ..state })
     }
 }
 
@@ -208,23 +208,23 @@ mod tests {
     fn a_standing_counts_the_connections_of_all_processes() {
         let read = |fields: &[(&str, &str)]| {
             let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-            Standing::of(&fields)
+            PresenceState::of(&fields)
         };
         let connected =
             [("state", "connected"), ("version", "9"), ("since", "5"), ("seen", "3"), ("p:a", "2"), ("p:b", "1")];
-        let standing = Standing { connected: true, connections: 3, since_ms: Some(5), last_seen_ms: None };
-        assert_eq!(read(&connected), Ok(standing));
+        let state = PresenceState { connected: true, connections: 3, since_ms: Some(5), last_seen_ms: None };
+        assert_eq!(read(&connected), Ok(state));
         let gone = [("state", "disconnected"), ("version", "9"), ("since", "5"), ("seen", "3")];
-        assert_eq!(read(&gone), Ok(Standing { last_seen_ms: Some(3), ..Standing::default() }));
-        assert_eq!(read(&[]), Ok(Standing::default()));
+        assert_eq!(read(&gone), Ok(PresenceState { last_seen_ms: Some(3), ..PresenceState::default() }));
+        assert_eq!(read(&[]), Ok(PresenceState::default()));
         let more = [("state", "disconnected"), ("mood", "x")];
-        assert_eq!(read(&more), Ok(Standing::default()));
+        assert_eq!(read(&more), Ok(PresenceState::default()));
     }
 
     #[test]
     fn a_state_that_is_unknown_is_an_error_and_not_disconnected() {
         for (name, value) in [("state", "away"), ("state", ""), ("p:a", "x"), ("since", ""), ("seen", "y")] {
-            assert!(Standing::of(&[(name.to_owned(), value.to_owned())]).is_err(), "{name} {value}");
+            assert!(PresenceState::of(&[(name.to_owned(), value.to_owned())]).is_err(), "{name} {value}");
         }
         assert!(
             Change::parse("9 connected 5 1 a b").is_ok_and(|change| change.connected && &*change.receiver == "a b")

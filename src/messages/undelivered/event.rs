@@ -30,13 +30,13 @@ struct Head<'a> {
 
 /// The record's value. Without `data` where that is too large to be carried a second time.
 pub fn value(row: &Row, with_data: bool) -> Vec<u8> {
-    let cursor: Cursor = [(row.lane(), row.offset)].into_iter().collect();
+    let cursor: Cursor = [(row.partition_id(), row.offset)].into_iter().collect();
     let head = Head {
         kind: "message.undelivered",
         receiver_id: &row.receiver_id,
         event_id: &row.event_id,
         cursor: cursor.to_string(),
-        partition: row.lane().partition,
+        partition: row.partition_id().partition,
         offset: row.offset,
         created_at: clock::rfc3339(row.created_ms),
         stored_at: clock::rfc3339(row.stored_ms),

@@ -178,7 +178,7 @@ impl Undelivered {
         let complete = listed_all && rows.len() == found;
         let (told, outcome) = self.tell(&rows).await;
         counter!("postrider_messages_undelivered_total").increment(told as u64);
-        let last = rows.get(..told).and_then(<[Row]>::last).map(|row| (row.lane(), row.offset));
+        let last = rows.get(..told).and_then(<[Row]>::last).map(|row| (row.partition_id(), row.offset));
         let moves = match last {
             _ if complete && outcome.is_ok() => round.moves(None),
             Some(last) => round.moves(Some(last)),

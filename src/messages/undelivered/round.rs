@@ -6,7 +6,7 @@
 
 use std::iter;
 
-use crate::messages::cursor::Lane;
+use crate::platform::kafka::PartitionId;
 
 /// Marks that are asked for at a time. The last one only says where the one before it ends.
 pub const MARKS: i64 = 12;
@@ -33,15 +33,15 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    fn lane(&self) -> Lane {
-        Lane { epoch: self.topic_epoch, partition: self.partition }
+    fn partition_id(&self) -> PartitionId {
+        PartitionId { epoch: self.topic_epoch, partition: self.partition }
     }
 }
 
 /// A part of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
-    pub lane: Lane,
+    pub partition_id: PartitionId,
     /// Where the search is. It is below `low` where what is between is gone with its marks.
     pub place: i64,
     pub low: i64,
@@ -50,7 +50,7 @@ pub struct Span {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Round {
-    /// By lane.
+    /// By partition.
     pub spans: Vec<Span>,
     /// Everything in it was stored at or after this time, in microseconds since the epoch,
     pub from_us: i64,
@@ -61,23 +61,30 @@ pub struct Round {
 /// What is due next, if anything is.
 pub fn choose(waiting: &[Waiting], delay_us: i64) -> Option<Round> {
     let ripe = |mark: &Waiting| mark.stored_us?.checked_add(SEGMENT_US + delay_us).filter(|due| *due <= mark.now_us);
-    let lanes = || waiting.chunk_by(|one, other| one.lane() == other.lane());
-    let first = |lane: &[Waiting]| lane.first().filter(|mark| ripe(mark).is_some()).and_then(|mark| mark.stored_us);
-    let begin = lanes().filter_map(first).min();
+    let partitions = || waiting.chunk_by(|one, other| one.partition_id() == other.partition_id());
+    let first = |partition_id: &[Waiting]| {
+        partition_id.first().filter(|mark| ripe(mark).is_some()).and_then(|mark| mark.stored_us)
+    };
+    let begin = partitions().filter_map(first).min();
     let mut round = Round { spans: Vec::new(), from_us: i64::MAX, to_us: i64::MIN };
-    for lane in lanes() {
-        let Some(head) = lane.first() else { continue };
+    for partition_id in partitions() {
+        let Some(head) = partition_id.first() else { continue };
         let Some(low) = head.offset else {
             // All its marks are gone, and what they stood for with them.
-            round.spans.push(Span { lane: head.lane(), place: head.place, low: head.until, high: head.until });
+            round.spans.push(Span {
+                partition_id: head.partition_id(),
+                place: head.place,
+                low: head.until,
+                high: head.until,
+            });
             continue;
         };
-        let listed_all = lane.len() < usize::try_from(MARKS).unwrap_or(usize::MAX);
+        let listed_all = partition_id.len() < usize::try_from(MARKS).unwrap_or(usize::MAX);
         let last_end = listed_all.then_some(head.until);
-        let ends = lane.iter().skip(1).map(|mark| mark.offset).chain(iter::once(last_end));
+        let ends = partition_id.iter().skip(1).map(|mark| mark.offset).chain(iter::once(last_end));
         let low = low.max(head.place);
         let mut high = low;
-        for (mark, end) in lane.iter().zip(ends) {
+        for (mark, end) in partition_id.iter().zip(ends) {
             let (Some(end), Some(stored_us), Some(begin)) = (end, mark.stored_us, begin) else { break };
             if ripe(mark).is_none() || !(begin..begin + ROUND_US).contains(&stored_us) {
                 break;
@@ -87,7 +94,7 @@ pub fn choose(waiting: &[Waiting], delay_us: i64) -> Option<Round> {
             round.to_us = round.to_us.max(stored_us + SEGMENT_US + SLACK_US);
         }
         if high > head.place {
-            round.spans.push(Span { lane: head.lane(), place: head.place, low, high });
+            round.spans.push(Span { partition_id: head.partition_id(), place: head.place, low, high });
         }
     }
     if round.from_us > round.to_us {
@@ -105,13 +112,13 @@ pub fn behind_seconds(waiting: &[Waiting], delay_us: i64) -> f64 {
 
 impl Round {
     /// Where the search is after all of it, or after everything up to one message.
-    pub fn moves(&self, up_to: Option<(Lane, i64)>) -> Vec<(Lane, i64, i64)> {
+    pub fn moves(&self, up_to: Option<(PartitionId, i64)>) -> Vec<(PartitionId, i64, i64)> {
         let end = |span: &Span| match up_to {
-            Some((lane, offset)) if lane == span.lane => offset + 1,
-            Some((lane, _)) if lane < span.lane => span.low,
+            Some((partition_id, offset)) if partition_id == span.partition_id => offset + 1,
+            Some((partition_id, _)) if partition_id < span.partition_id => span.low,
             _ => span.high,
         };
-        let moves = self.spans.iter().map(|span| (span.lane, span.place, end(span)));
+        let moves = self.spans.iter().map(|span| (span.partition_id, span.place, end(span)));
         moves.filter(|(_, place, next)| next > place).collect()
     }
 
@@ -132,7 +139,7 @@ mod tests {
     const SECOND: i64 = 1_000_000;
 
     /// A partition with its marks, as the query gives it.
-    fn lane(partition: i32, place: i64, until: i64, marks: &[(i64, i64)], now_us: i64) -> Vec<Waiting> {
+    fn partition_id(partition: i32, place: i64, until: i64, marks: &[(i64, i64)], now_us: i64) -> Vec<Waiting> {
         let row = |offset, stored_us| Waiting { topic_epoch: 0, partition, place, until, offset, stored_us, now_us };
         let from = marks.iter().rposition(|(offset, _)| *offset <= place).unwrap_or(0);
         let listed: Vec<Waiting> = marks[from.min(marks.len())..]
@@ -143,15 +150,15 @@ mod tests {
         if listed.is_empty() { vec![row(None, None)] } else { listed }
     }
 
-    fn at(partition: i32) -> Lane {
-        Lane { epoch: 0, partition }
+    fn at(partition: i32) -> PartitionId {
+        PartitionId { epoch: 0, partition }
     }
 
     #[test]
     fn only_what_is_old_enough_is_looked_at_and_the_open_end_too_when_it_is() {
         let marks = [(0, 0), (5, SECOND), (9, 3 * SECOND)];
         let spans = |now_us| {
-            let round = choose(&lane(0, 0, 12, &marks, now_us), 10 * SECOND)?;
+            let round = choose(&partition_id(0, 0, 12, &marks, now_us), 10 * SECOND)?;
             Some((round.spans[0].low, round.spans[0].high, round.from_us, round.to_us))
         };
         assert_eq!(spans(11 * SECOND - 1), None);
@@ -162,15 +169,16 @@ mod tests {
 
     #[test]
     fn what_lost_its_marks_is_passed_over() {
-        let round = choose(&lane(0, 3, 20, &[(10, 0)], 100 * SECOND), SECOND).unwrap();
+        let round = choose(&partition_id(0, 3, 20, &[(10, 0)], 100 * SECOND), SECOND).unwrap();
         assert_eq!((round.skipped(), round.moves(None)), (7, vec![(at(0), 3, 20)]));
-        let round = choose(&lane(0, 3, 20, &[], 100 * SECOND), SECOND).unwrap();
+        let round = choose(&partition_id(0, 3, 20, &[], 100 * SECOND), SECOND).unwrap();
         assert_eq!((round.skipped(), round.moves(None)), (17, vec![(at(0), 3, 20)]));
     }
 
     #[test]
     fn a_part_of_a_round_moves_only_what_comes_before_its_end() {
-        let waiting: Vec<Waiting> = (0..3).flat_map(|number| lane(number, 4, 10, &[(0, 0)], 100 * SECOND)).collect();
+        let waiting: Vec<Waiting> =
+            (0..3).flat_map(|number| partition_id(number, 4, 10, &[(0, 0)], 100 * SECOND)).collect();
         let round = choose(&waiting, SECOND).unwrap();
         assert_eq!(round.moves(Some((at(1), 6))), [(at(0), 4, 10), (at(1), 4, 7)]);
     }
@@ -191,17 +199,17 @@ mod tests {
             let mut step = |now_us: i64, next: &BTreeMap<i32, i64>, marks: &BTreeMap<i32, Vec<(i64, i64)>>, rows: &mut BTreeMap<(i32, i64), i64>| {
                 let waiting: Vec<Waiting> = next.iter().filter_map(|(&number, &until)| {
                     let place = place.get(&number).copied().unwrap_or(0);
-                    (place < until).then(|| lane(number, place, until, &marks[&number], now_us))
+                    (place < until).then(|| partition_id(number, place, until, &marks[&number], now_us))
                 }).flatten().collect();
                 let Some(round) = choose(&waiting, delay) else { return Ok(false) };
                 for span in &round.spans {
                     prop_assert!(span.low == span.place && span.high > span.low);
                     for offset in span.low..span.high {
-                        let stored = rows.remove(&(span.lane.partition, offset)).unwrap();
+                        let stored = rows.remove(&(span.partition_id.partition, offset)).unwrap();
                         prop_assert!((round.from_us..round.to_us).contains(&stored), "{stored} {round:?}");
                         prop_assert!(stored + delay <= now_us);
                     }
-                    place.insert(span.lane.partition, span.high);
+                    place.insert(span.partition_id.partition, span.high);
                 }
                 Ok(true)
             };

@@ -8,12 +8,10 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::round::{Round, Waiting};
-use crate::{
-    messages::cursor::Lane,
-    platform::{
-        query::{Error, within},
-        upkeep::days::Cutoff,
-    },
+use crate::platform::kafka::PartitionId;
+use crate::platform::{
+    query::{Error, within},
+    upkeep::days::Cutoff,
 };
 
 /// A message that nobody has got in time.
@@ -33,8 +31,8 @@ pub struct Row {
 }
 
 impl Row {
-    pub fn lane(&self) -> Lane {
-        Lane { epoch: self.topic_epoch, partition: self.partition }
+    pub fn partition_id(&self) -> PartitionId {
+        PartitionId { epoch: self.topic_epoch, partition: self.partition }
     }
 }
 
@@ -175,12 +173,12 @@ impl Store {
         within(sqlx::query_as(WAITING).bind(marks).fetch_all(&self.pool)).await
     }
 
-    /// The first messages of a round that nobody has got, by lane and offset.
+    /// The first messages of a round that nobody has got, by partition and offset.
     pub async fn page(&self, round: &Round, limits: Limits) -> Result<Vec<Row>, Error> {
         let spans = &round.spans;
         let query = sqlx::query_as(PAGE)
-            .bind(spans.iter().map(|span| i64::from(span.lane.epoch)).collect::<Vec<_>>())
-            .bind(spans.iter().map(|span| span.lane.partition).collect::<Vec<_>>())
+            .bind(spans.iter().map(|span| i64::from(span.partition_id.epoch)).collect::<Vec<_>>())
+            .bind(spans.iter().map(|span| span.partition_id.partition).collect::<Vec<_>>())
             .bind(spans.iter().map(|span| span.low).collect::<Vec<_>>())
             .bind(spans.iter().map(|span| span.high).collect::<Vec<_>>())
             .bind(round.from_us)
@@ -191,10 +189,10 @@ impl Store {
     }
 
     /// Notes that partitions were looked through from a place to another one.
-    pub async fn advance(&self, moves: &[(Lane, i64, i64)]) -> Result<(), Error> {
+    pub async fn advance(&self, moves: &[(PartitionId, i64, i64)]) -> Result<(), Error> {
         let query = sqlx::query(MOVE)
-            .bind(moves.iter().map(|(lane, ..)| i64::from(lane.epoch)).collect::<Vec<_>>())
-            .bind(moves.iter().map(|(lane, ..)| lane.partition).collect::<Vec<_>>())
+            .bind(moves.iter().map(|(partition_id, ..)| i64::from(partition_id.epoch)).collect::<Vec<_>>())
+            .bind(moves.iter().map(|(partition_id, ..)| partition_id.partition).collect::<Vec<_>>())
             .bind(moves.iter().map(|(_, place, _)| *place).collect::<Vec<_>>())
             .bind(moves.iter().map(|(.., next)| *next).collect::<Vec<_>>());
         within(query.execute(&self.pool)).await.map(|_| ())

@@ -18,10 +18,10 @@ use rdkafka::{
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{
+    adaptive_linger::Waiting,
     admission::Permit,
     broker::Broker,
     client_watchdog::Connectivity,
-    cork::Waiting,
     outgoing::{Outgoing, Purpose, SendError, Stored},
     stats,
 };

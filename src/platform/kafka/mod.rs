@@ -1,27 +1,27 @@
 //! Kafka as every room uses it: one producer with admission, consumers that commit after the
 //! effect, and topics that are what their rooms need.
 
+mod adaptive_linger;
 pub mod admission;
 pub mod batch;
 pub mod broker;
 mod callers;
 mod client_watchdog;
 mod config;
-mod cork;
+pub mod consumer;
 pub mod dead_letter;
 mod delivery;
 pub mod event;
 pub mod lag;
-pub mod lanes;
 mod outgoing;
 mod partitioner;
 mod position;
 pub mod producer;
 pub mod projection;
+mod projection_status;
 mod record_size;
 pub mod replication;
 pub mod scan;
-mod standing;
 mod stats;
 pub mod topics;
 mod trial;
@@ -32,7 +32,7 @@ pub use config::{Config, GroupProtocol, SecurityProtocol};
 pub use dead_letter::DeadLetters;
 pub use outgoing::{Outgoing, Receipt, SendError, Stored};
 pub use partitioner::partition_of;
-pub use position::Position;
+pub use position::{PartitionId, Position};
 pub use producer::Producer;
 pub use record_size::batch_bytes;
 pub use topics::{Admin, TopicError, TopicLimits, TopicSpec, TopicsReady};

@@ -1,4 +1,4 @@
-//! A place in a topic, as clients see it: an opaque token such as `messages/3@1234`.
+//! Positions in topics. Clients see one as an opaque token such as `messages/3@1234`.
 
 use std::{fmt, str::FromStr};
 
@@ -17,6 +17,13 @@ impl fmt::Display for Position {
         write!(f, "{}/{}@{}", self.topic, self.partition, self.offset)?;
         if self.epoch > 0 { write!(f, ".{}", self.epoch) } else { Ok(()) }
     }
+}
+
+/// A partition of a topic, with the epoch that counts how often the topic was replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartitionId {
+    pub epoch: u32,
+    pub partition: i32,
 }
 
 /// The text is not a position.

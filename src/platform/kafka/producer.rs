@@ -24,11 +24,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Config,
+    adaptive_linger::{AdaptiveLinger, Waiting, wait_for},
     admission::{self, Admission, Permit},
     batch_bytes,
     broker::Broker,
     client_watchdog::{ClientWatchdog, Connectivity, Stuck},
-    cork::{Cork, Waiting, wait_for},
     delivery::{Answer, Context, Metrics, Outcomes, Pending, Resend, classify},
     outgoing::{Outgoing, Purpose, Receipt, SendError, Stored},
 };
@@ -48,7 +48,7 @@ struct Shared {
     purpose: Purpose,
     client: ArcSwap<BaseProducer<Context>>,
     admission: Arc<Admission>,
-    cork: Cork,
+    linger: AdaptiveLinger,
     broker: Broker,
     config: Config,
     /// The client cannot go on, and is about to be replaced.
@@ -100,7 +100,7 @@ impl Producer {
             purpose,
             client: ArcSwap::from_pointee(client),
             admission: admission.unwrap_or_else(own),
-            cork: Cork::default(),
+            linger: AdaptiveLinger::default(),
             broker,
             config: config.clone(),
             fatal,
@@ -115,7 +115,7 @@ impl Producer {
         let guard = || shared.died.clone().drop_guard();
         let (polling, releasing, announcing) = (guard(), guard(), guard());
         spawn("kafka-producer", move || (polled.poll_until_stopped(), polling).0)?;
-        let releaser = spawn("kafka-cork", move || (released.release_until_stopped(), releasing).0)?;
+        let releaser = spawn("kafka-linger", move || (released.release_until_stopped(), releasing).0)?;
         let outcomes = shared.outcomes.clone();
         tokio::spawn(async move { (outcomes.announce_until_closed().await, announcing).0 });
         Ok(Self { shared, releaser })
@@ -184,10 +184,10 @@ impl Producer {
         let shared = &*self.shared;
         let permit = self.admit(&record, Admission::try_acquire)?;
         let pending = Pending::new(permit, Some(answer));
-        if shared.cork.is_idle() && wait_for(shared.admission.peak()).is_zero() {
+        if shared.linger.is_idle() && wait_for(shared.admission.peak()).is_zero() {
             return shared.hand_over(record, pending);
         }
-        if shared.cork.push(Waiting::new(record, pending)) {
+        if shared.linger.push(Waiting::new(record, pending)) {
             self.releaser.unpark();
         }
         Ok(())
@@ -212,7 +212,7 @@ impl Producer {
     pub fn close(&self, deadline: Duration) {
         let shared = &*self.shared;
         let until = Instant::now() + deadline;
-        while !shared.cork.is_idle() && Instant::now() < until {
+        while !shared.linger.is_idle() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
         if let Err(error) = shared.client.load_full().flush(until.saturating_duration_since(Instant::now())) {
@@ -230,12 +230,12 @@ impl Shared {
     fn release_until_stopped(&self) {
         loop {
             let stopping = self.stop.load(Ordering::Acquire);
-            if self.cork.is_idle() && !stopping {
+            if self.linger.is_idle() && !stopping {
                 std::thread::park();
                 continue;
             }
             std::thread::sleep(wait_for(self.admission.peak()));
-            self.cork.release(|waiting| {
+            self.linger.release(|waiting| {
                 waiting.use_with(|record, pending| {
                     // Who waits for it has been told.
                     let _ = self.hand_over(record, pending);

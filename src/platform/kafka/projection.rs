@@ -8,9 +8,9 @@ use std::{future::Future, sync::Arc};
 
 use super::{
     batch::{Batch, Record},
+    consumer::{Assignment, BatchHandler, Failure, Poison},
     dead_letter::Reason,
-    lanes::{Assignment, BatchHandler, Failure, Poison},
-    standing::Standing,
+    projection_status::ProjectionStatus,
 };
 use crate::platform::{ops::Check, query::Error};
 
@@ -60,13 +60,13 @@ pub struct Partition {
 /// Runs a room's projection.
 pub struct Projection<P> {
     room: Arc<P>,
-    standing: Standing,
+    status: ProjectionStatus,
 }
 
 impl<P: Project> Projection<P> {
     /// `check` is what readiness shows of it.
     pub fn new(room: Arc<P>, check: Check) -> Arc<Self> {
-        Arc::new(Self { room, standing: Standing::new(check) })
+        Arc::new(Self { room, status: ProjectionStatus::new(check) })
     }
 
     /// The progress was to be moved to `next`; `moved` says whether it was where this writer thinks.
@@ -88,14 +88,14 @@ impl<P: Project> Projection<P> {
             "the topic {finding}: it was replaced or truncated; raise `{}`, which keeps what is stored and reads the topic under a new group position",
             P::EPOCH
         );
-        self.standing.report(partition, Some(problem.clone()));
+        self.status.report(partition, Some(problem.clone()));
         Failure::Retry(problem)
     }
 
     /// The partition has what there was when it was gained.
     fn reached(&self, partition: &mut Partition) {
         if partition.behind.take().is_some() {
-            self.standing.report(partition.number, None);
+            self.status.report(partition.number, None);
         }
     }
 }
@@ -106,7 +106,7 @@ impl<P: Project> BatchHandler for Projection<P> {
     async fn assigned(&self, assignment: Assignment) -> Result<(Partition, i64), Failure> {
         let Assignment { partition: number, committed, low, high } = assignment;
         let next = self.room.begin(number, low).await.map_err(|error| {
-            self.standing.report(number, Some(error.to_string()));
+            self.status.report(number, Some(error.to_string()));
             retry(error)
         })?;
         let done = next.max(committed.unwrap_or(0));
@@ -118,7 +118,7 @@ impl<P: Project> BatchHandler for Projection<P> {
         }
         let from = committed.unwrap_or(next).min(next).max(low);
         let behind = (from < high).then_some(high);
-        self.standing.report(number, behind.map(|high| format!("at offset {from} of {high}")));
+        self.status.report(number, behind.map(|high| format!("at offset {from} of {high}")));
         Ok((Partition { number, next, behind }, from))
     }
 
@@ -160,15 +160,15 @@ impl<P: Project> BatchHandler for Projection<P> {
     }
 
     fn revoked(&self, partition: i32) {
-        self.standing.revoked(partition);
+        self.status.revoked(partition);
     }
 
     fn joined(&self, gained: &[i32]) {
-        self.standing.joined(gained);
+        self.status.joined(gained);
     }
 
     fn left(&self) {
-        self.standing.left();
+        self.status.left();
     }
 }
 

@@ -110,7 +110,7 @@ impl Health {
         beat
     }
 
-    /// Adds a consumer to `/lanes`.
+    /// Adds a consumer to `/consumers`.
     pub fn publish(&self, name: &'static str) -> Published {
         let published = Published(Arc::new(Mutex::new(json!({"consumer": name}))));
         self.inner.published.lock().unwrap_or_else(PoisonError::into_inner).push(published.clone());
@@ -118,7 +118,7 @@ impl Health {
     }
 
     /// What every consumer published last.
-    pub fn lanes(&self) -> Value {
+    pub fn consumers(&self) -> Value {
         let published = self.inner.published.lock().unwrap_or_else(PoisonError::into_inner);
         published.iter().map(|one| one.0.lock().unwrap_or_else(PoisonError::into_inner).clone()).collect()
     }

@@ -28,13 +28,13 @@ impl Default for Config {
     }
 }
 
-/// `/livez`, `/readyz`, `/startupz`, `/lanes` and `/metrics`; JSON per check with `?verbose`.
+/// `/livez`, `/readyz`, `/startupz`, `/consumers` and `/metrics`; JSON per check with `?verbose`.
 pub fn router(health: Health, metrics: PrometheusHandle) -> Router {
     Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/startupz", get(startupz))
-        .route("/lanes", get(lanes))
+        .route("/consumers", get(consumers))
         .with_state(health)
         .route("/metrics", get(render_metrics))
         .with_state(metrics)
@@ -56,8 +56,8 @@ async fn startupz(State(health): State<Health>, RawQuery(query): RawQuery) -> Re
 }
 
 /// Per consumer and partition: the commit point, the span past it, and the record that holds it.
-async fn lanes(State(health): State<Health>) -> Json<Value> {
-    Json(health.lanes())
+async fn consumers(State(health): State<Health>) -> Json<Value> {
+    Json(health.consumers())
 }
 
 fn answer(good: bool, report: Value, query: Option<String>) -> Response {

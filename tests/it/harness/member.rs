@@ -18,8 +18,8 @@ use postrider::platform::{
     kafka::{
         Broker, Config, DeadLetters, GroupProtocol, Producer,
         batch::{Batch, Record},
-        lanes::{
-            Assignment, BatchHandler, Delivery, Failure, Keyed, KeyedHandler, Lanes, Outcome, Poison, Span,
+        consumer::{
+            Assignment, BatchHandler, Consumers, Delivery, Failure, Keyed, KeyedHandler, Outcome, Poison, Span,
             Subscription,
         },
     },
@@ -74,7 +74,7 @@ impl Group {
         let plan = [brokers, topic, name, *shape, *protocol, ledger.to_str().unwrap()].join(";");
         let log = ledger.with_extension(format!("{}.log", clock::now_ms()));
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "lanes::a_member", "--ignored", "--nocapture", "--test-threads=1"])
+            .args(["--exact", "consumer::a_member", "--ignored", "--nocapture", "--test-threads=1"])
             .env(VARIABLE, plan)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -235,11 +235,11 @@ impl BatchHandler for Scribe {
 }
 
 /// What runs consumers in this process, and the producer that dead letters need.
-pub fn lanes(config: Config, stop: CancellationToken) -> (Lanes, Producer) {
+pub fn consumers(config: Config, stop: CancellationToken) -> (Consumers, Producer) {
     let health = Health::default();
     let broker = Broker::start(&config, health.check("kafka")).unwrap();
     let producer = Producer::start(&config, broker.clone()).unwrap();
-    (Lanes { config, broker, health, stop }, producer)
+    (Consumers { config, broker, health, stop }, producer)
 }
 
 /// The life of a member's process.
@@ -255,7 +255,7 @@ pub async fn live() {
         if protocol == "consumer" { GroupProtocol::Consumer } else { GroupProtocol::Classic };
     let stop = CancellationToken::new();
     let mut signals = drain::Signals::listen().unwrap();
-    let (lanes, producer) = lanes(config, stop.clone());
+    let (consumers, producer) = consumers(config, stop.clone());
     let subscription = Subscription {
         name: "member",
         topic: topic.to_owned(),
@@ -269,9 +269,9 @@ pub async fn live() {
     let batches = shape == "batch";
     let mut running = tokio::spawn(async move {
         if batches {
-            lanes.batches(subscription, handler).await
+            consumers.batches(subscription, handler).await
         } else {
-            lanes.keyed(subscription, keyed, handler).await
+            consumers.keyed(subscription, keyed, handler).await
         }
     });
     tokio::select! {

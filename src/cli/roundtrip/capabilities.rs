@@ -1,0 +1,164 @@
+//! What goes into each capability and has to come out of it.
+
+use std::future::Future;
+
+use axum::{
+    body::Bytes,
+    http::{Method, StatusCode},
+};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use super::{LOOK_EVERY, api::Api};
+
+impl Api {
+    pub(super) async fn kv(&self) -> Result<(), String> {
+        let (key, value) = (format!("roundtrip-{}", self.mark), json!({"mark": self.mark}));
+        let pushed = self.post("/push", &json!({"key": key, "value": value, "ttl_seconds": 3600})).await?;
+        let position = pushed.expect(StatusCode::ACCEPTED, "push")?.position;
+        let path = format!("/pull/{key}");
+        until(|| async {
+            // The view of a partition that is being rebuilt, or has just moved, is a matter of time.
+            let answer = self.call(Method::GET, &path, &[("postrider-after", &position)], Bytes::new()).await?;
+            match answer.status {
+                StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => Ok(false),
+                _ if answer.json()["value"] == value => Ok(true),
+                _ => answer.expect(StatusCode::OK, "pull").and(Err("pull answered another value".to_owned())),
+            }
+        })
+        .await?;
+        self.call(Method::DELETE, &path, &[], Bytes::new()).await?.expect(StatusCode::ACCEPTED, "delete").map(drop)
+    }
+
+    pub(super) async fn gateway(&self, topic: &str) -> Result<(), String> {
+        let record = json!({"topic": topic, "key": self.mark, "payload": {"mark": self.mark}});
+        let answer = self.post("/produce", &record).await?.expect(StatusCode::OK, "produce")?.json();
+        let placed = answer["success"] == true && answer["partition"].is_i64() && answer["offset"].is_i64();
+        if placed { Ok(()) } else { Err(format!("produce answered without a place: {answer}")) }
+    }
+
+    pub(super) async fn comments(&self) -> Result<(), String> {
+        let comment = json!({"text": format!("roundtrip {}", self.mark), "post_id": self.mark});
+        self.post("/api/v1/comments", &comment).await?.expect(StatusCode::OK, "posting")?;
+        let path = format!("/api/v1/comments?post_id={}", self.mark);
+        until(|| async {
+            let answer = self.get(&path).await?.expect(StatusCode::OK, "the list")?.json();
+            Ok(answer["comments"][0]["text"] == comment["text"])
+        })
+        .await
+    }
+
+    pub(super) async fn messages(&self) -> Result<(), String> {
+        let path = format!("/api/v1/messages/stream?receiverId={}", self.mark);
+        let mut stream = self.stream(&path).await?;
+        let content = format!("roundtrip {}", self.mark);
+        let message =
+            json!({"chatId": "roundtrip", "senderId": "roundtrip", "receiverId": self.mark, "content": content});
+        self.post("/api/v1/message/action", &message).await?.expect(StatusCode::OK, "sending")?;
+        let mut seen = String::new();
+        while let Some(frame) = stream.frame().await {
+            let frame = frame.map_err(|error| format!("the stream broke: {error}"))?;
+            seen.push_str(&String::from_utf8_lossy(frame.data_ref().map_or(&[][..], |data| data)));
+            if seen.contains(&content) {
+                return Ok(());
+            }
+        }
+        Err(format!("the stream ended without the message: {seen}"))
+    }
+
+    /// Whether presence is kept at all.
+    pub(super) async fn presence(&self) -> Result<bool, String> {
+        if self.get(&format!("/api/v1/presence/{}", self.mark)).await?.status == StatusCode::NOT_FOUND {
+            return Ok(false);
+        }
+        let stream = self.stream(&format!("/api/v1/messages/stream?receiverId={}", self.mark)).await?;
+        until(|| self.is_present("connected", 1)).await?;
+        drop(stream);
+        // Not at once: who comes back within `messages.presence.linger_ms` was never away.
+        until(|| self.is_present("disconnected", 0)).await.map(|()| true)
+    }
+
+    async fn is_present(&self, state: &str, connections: u64) -> Result<bool, String> {
+        let answer = self.get(&format!("/api/v1/presence/{}", self.mark)).await?;
+        if answer.status == StatusCode::SERVICE_UNAVAILABLE {
+            return Ok(false);
+        }
+        let standing = answer.expect(StatusCode::OK, "presence")?.json();
+        Ok(standing["state"] == state && standing["connections"] == connections)
+    }
+
+    pub(super) async fn feed(&self) -> Result<(), String> {
+        let (author, reader) = (format!("author-{}", self.mark), format!("reader-{}", self.mark));
+        let follow = json!({"follower_id": reader, "followee_id": author});
+        self.post("/follow", &follow).await?.expect(StatusCode::OK, "following")?;
+        let (first, second) = (self.publish(&author).await?, self.publish(&author).await?);
+        until(|| async { Ok(self.feed_of(&reader).await?.is_some_and(|posts| posts == [second, first])) }).await?;
+        // From here on there is nothing to wait for: what is gone is gone from the answer on.
+        self.delete_post(first).await?;
+        self.get(&format!("/posts/{first}")).await?.expect(StatusCode::NOT_FOUND, "reading a deleted post")?;
+        self.shows(&reader, &[second], "a deleted post").await?;
+        self.post("/unfollow", &follow).await?.expect(StatusCode::OK, "unfollowing")?;
+        self.shows(&reader, &[], "the post of somebody who is not followed").await?;
+        self.delete_post(second).await
+    }
+
+    async fn publish(&self, author: &str) -> Result<u64, String> {
+        let post = json!({"author_id": author, "content": format!("roundtrip {}", self.mark)});
+        let answer = self.post("/posts", &post).await?.expect(StatusCode::ACCEPTED, "posting")?.json();
+        answer["post_id"].as_u64().ok_or_else(|| format!("a post without an id: {answer}"))
+    }
+
+    async fn delete_post(&self, id: u64) -> Result<(), String> {
+        let path = format!("/posts/{id}");
+        self.call(Method::DELETE, &path, &[], Bytes::new()).await?.expect(StatusCode::OK, "deleting a post").map(drop)
+    }
+
+    /// Post ids, newest first; nothing while the feed can be read neither from Redis nor from Postgres.
+    async fn feed_of(&self, reader: &str) -> Result<Option<Vec<u64>>, String> {
+        let answer = self.get(&format!("/feeds/{reader}")).await?;
+        if answer.status == StatusCode::SERVICE_UNAVAILABLE {
+            return Ok(None);
+        }
+        let page = answer.expect(StatusCode::OK, "the feed")?.json();
+        Ok(page["post_ids"].as_array().map(|ids| ids.iter().filter_map(Value::as_u64).collect()))
+    }
+
+    async fn shows(&self, reader: &str, wanted: &[u64], what: &str) -> Result<(), String> {
+        until(|| async {
+            match self.feed_of(reader).await? {
+                Some(posts) if posts == wanted => Ok(true),
+                Some(posts) => Err(format!("the feed shows {what}: {posts:?} and not {wanted:?}")),
+                None => Ok(false),
+            }
+        })
+        .await
+    }
+
+    async fn stream(&self, path: &str) -> Result<Incoming, String> {
+        let answer = self.send(Method::GET, path, &[], Bytes::new()).await?;
+        if answer.status() == StatusCode::OK {
+            Ok(answer.into_body())
+        } else {
+            Err(format!("the stream answered {}", answer.status().as_u16()))
+        }
+    }
+
+    pub(super) async fn dead_letters(&self) -> Result<bool, String> {
+        let answer = self.get("/admin/dlq?limit=1&since=1m").await?;
+        match answer.status {
+            // Switched off, or busy with somebody else's question: it answers.
+            StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS => Ok(false),
+            _ => answer.expect(StatusCode::OK, "the list of dead letters").map(|_| true),
+        }
+    }
+}
+
+/// Asks again until it is true; the capability's timeout bounds it.
+async fn until<F: Future<Output = Result<bool, String>>>(mut question: impl FnMut() -> F) -> Result<(), String> {
+    while !question().await? {
+        sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! One round: rows to Kafka, and out of the table when they are there.
+
+use std::{borrow::Cow, collections::HashSet};
+
+use futures_util::future::join_all;
+use metrics::counter;
+use rdkafka::error::RDKafkaErrorCode;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::store::{self, Row};
+use crate::platform::{
+    kafka::{Outgoing, Producer, Receipt, SendError, event::Event},
+    query::Error,
+    trace_context::TraceContext,
+};
+
+/// Where rows go.
+pub struct Sender {
+    producer: Producer,
+    topic_prefix: String,
+    topics: Vec<Topic>,
+}
+
+/// A topic that rows may name.
+pub struct Topic {
+    /// Before the prefix.
+    pub name: &'static str,
+    /// Returns the value of a row's record, from the event's id and the row's value: a former version of the program
+    /// may have written the row.
+    pub value: fn(Uuid, &str) -> Cow<'_, str>,
+}
+
+/// What came of a round.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    pub sent: usize,
+    /// Rows that Kafka did not take this time, with those that must come after them.
+    pub left: usize,
+    /// Why, of the first.
+    pub problem: Option<String>,
+}
+
+/// What became of one row.
+enum Fate {
+    Stored,
+    /// It waits, and so do those after it of the same key.
+    Waits(String),
+    /// Kafka never takes it.
+    Bad(String),
+}
+
+impl Sender {
+    pub fn new(producer: Producer, topic_prefix: String, topics: Vec<Topic>) -> Self {
+        Self { producer, topic_prefix, topics }
+    }
+
+    /// Sends rows, those of each shard in order, and deletes those that are stored.
+    pub async fn round(
+        &self,
+        connection: &mut PgConnection,
+        rows: &[Row],
+        held: &mut HashSet<String>,
+    ) -> Result<Round, Error> {
+        let mut under_way = Vec::with_capacity(rows.len());
+        let mut full = false;
+        for row in rows {
+            let taken = match row {
+                row if held.contains(&row.key) => Err(Fate::Bad(String::new())),
+                // Order within a key: nothing overtakes what found no room.
+                _ if full => Err(Fate::Waits("the producer is full".to_owned())),
+                row => self.send(row),
+            };
+            if matches!(&taken, Err(Fate::Bad(_))) {
+                held.insert(row.key.clone());
+            }
+            full |= matches!(&taken, Err(Fate::Waits(_)));
+            under_way.push(taken);
+        }
+        let fates = join_all(under_way.into_iter().zip(rows).map(|(taken, row)| async move {
+            match taken {
+                Ok(receipt) => receipt.stored(&row.topic).await.map_or_else(fate, |_| Fate::Stored),
+                Err(fate) => fate,
+            }
+        }));
+        self.settle(connection, rows, fates.await, held).await
+    }
+
+    fn send(&self, row: &Row) -> Result<Receipt, Fate> {
+        let of_the_outbox = self.topics.iter().find(|topic| topic.name == row.topic);
+        let Some(Topic { value, .. }) = of_the_outbox else {
+            return Err(Fate::Bad(format!("`{}` is no topic of the outbox", row.topic)));
+        };
+        let id = Uuid::try_parse(&row.event_id).map_err(|error| Fate::Bad(error.to_string()))?;
+        let given = row.traceparent.as_deref().and_then(|given| TraceContext::parse(given.as_bytes()));
+        let trace = given.unwrap_or_else(TraceContext::root);
+        let event = Event { id, kind: &row.kind, source: &row.source, trace };
+        let (topic, value) = (format!("{}{}", self.topic_prefix, row.topic), value(id, &row.value));
+        let record = Outgoing {
+            topic: &topic,
+            key: Some(row.key.as_bytes()),
+            payload: Some(value.as_bytes()),
+            headers: Some(event.headers(0)),
+            ..Outgoing::default()
+        };
+        self.producer.send(record).map_err(fate)
+    }
+
+    async fn settle(
+        &self,
+        connection: &mut PgConnection,
+        rows: &[Row],
+        fates: Vec<Fate>,
+        held: &mut HashSet<String>,
+    ) -> Result<Round, Error> {
+        let (mut round, mut stored, mut waiting) = (Round::default(), Vec::with_capacity(rows.len()), HashSet::new());
+        for (row, fate) in rows.iter().zip(fates) {
+            match fate {
+                // Sent again after the one before it, so that the last word on a key stays the last.
+                Fate::Stored if waiting.contains(row.key.as_str()) => round.left += 1,
+                Fate::Stored => stored.push(row),
+                Fate::Waits(problem) => {
+                    waiting.insert(row.key.as_str());
+                    round.left += 1;
+                    round.problem.get_or_insert(problem);
+                }
+                Fate::Bad(_) if waiting.contains(row.key.as_str()) => round.left += 1,
+                Fate::Bad(reason) => {
+                    let reason = Some(reason).filter(|reason| !reason.is_empty());
+                    if let Some(reason) = &reason {
+                        tracing::error!(outbox.id = row.id, key = row.key, reason, "a row was put aside with its key");
+                    }
+                    if store::quarantine(connection, row, reason.as_deref()).await? {
+                        held.insert(row.key.clone());
+                    } else {
+                        // Those before it were put back: it goes after them, in the next round.
+                        held.remove(&row.key);
+                        waiting.insert(row.key.as_str());
+                        round.left += 1;
+                    }
+                }
+            }
+        }
+        round.sent = stored.len();
+        store::forget(connection, &stored).await?;
+        counter!("postrider_outbox_sent_total").increment(round.sent as u64);
+        Ok(round)
+    }
+}
+
+fn fate(error: SendError) -> Fate {
+    match error {
+        SendError::TooLarge
+        | SendError::Rejected(RDKafkaErrorCode::InvalidRecord | RDKafkaErrorCode::InvalidMessage) => {
+            Fate::Bad(error.to_string())
+        }
+        error => Fate::Waits(error.to_string()),
+    }
+}

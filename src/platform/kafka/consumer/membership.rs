@@ -1,0 +1,244 @@
+//! What the client library calls on the polling thread: partitions that come and go, statistics, errors.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientContext, Statistics, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance},
+    error::{KafkaError, RDKafkaErrorCode},
+    statistics::ConsumerGroup,
+};
+
+use super::work::{PartitionWork, Shape};
+use crate::platform::kafka::{client_watchdog::Connectivity, stats};
+
+pub(super) type Client = BaseConsumer<Membership>;
+
+/// How long a member is without partitions, though its coordinator answers, until that is taken for
+/// its share, in milliseconds.
+const NO_SHARE_MS: i64 = 3_000;
+
+/// How long what is in hand of a revoked partition may take to finish.
+const REVOKE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Shared between the polling thread and the callbacks that run on it.
+pub(super) struct Membership {
+    pub topic: String,
+    pub name: &'static str,
+    /// Set once, before the first poll.
+    pub shape: std::sync::OnceLock<Arc<dyn Shape>>,
+    owned: Mutex<Owned>,
+    /// Rises whenever a partition is let go.
+    pub losses: AtomicU64,
+    /// The client tells of assignments only when they change, and a spare member's never does.
+    pub tells_changes_only: bool,
+    /// Whether the shape knows what the group has given it.
+    joined: AtomicBool,
+    /// Records that Kafka has and that were not fetched yet, by its last statistics.
+    pub unfetched: AtomicI64,
+    pub connectivity: Connectivity,
+    /// Set when the member has lost its place in the group, and its client has to be replaced.
+    pub excluded: AtomicBool,
+}
+
+#[derive(Default)]
+pub(super) struct Owned {
+    /// Partitions gained in a callback and not opened yet.
+    pub gained: Vec<i32>,
+    pub partitions: BTreeMap<i32, OwnedPartition>,
+}
+
+/// One partition that we own.
+pub(super) struct OwnedPartition {
+    pub work: Box<dyn PartitionWork>,
+    pub generation: u64,
+    /// Which start what is read belongs to; 0 while nothing is read.
+    pub start: u64,
+    pub paused: bool,
+    /// The highest offset stored for commit; a replay never takes it back.
+    pub stored: i64,
+}
+
+impl Membership {
+    pub fn new(name: &'static str, topic: &str, tells_changes_only: bool) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            name,
+            shape: std::sync::OnceLock::new(),
+            owned: Mutex::default(),
+            losses: AtomicU64::new(0),
+            tells_changes_only,
+            joined: AtomicBool::new(false),
+            unfetched: AtomicI64::new(0),
+            connectivity: Connectivity::default(),
+            excluded: AtomicBool::new(false),
+        }
+    }
+
+    pub fn owned(&self) -> MutexGuard<'_, Owned> {
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn owns_something(&self) -> bool {
+        let owned = self.owned();
+        !owned.partitions.is_empty() || !owned.gained.is_empty()
+    }
+
+    /// Fails when the task of a partition has died: nobody would work on the partition any more.
+    pub fn assert_at_work(&self) -> Result<(), KafkaError> {
+        let owned = self.owned();
+        let Some((partition, _)) = owned.partitions.iter().find(|(_, held)| held.work.has_died()) else {
+            return Ok(());
+        };
+        tracing::error!(consumer = self.name, partition, "the task of a partition died");
+        Err(KafkaError::Canceled)
+    }
+
+    /// Stores what is done; the client commits it within a second, and at a rebalance.
+    pub fn store(&self, client: &Client, partition: i32, held: &mut OwnedPartition, done: i64) {
+        if done <= held.stored {
+            return;
+        }
+        match client.store_offset(&self.topic, partition, done - 1) {
+            Ok(()) => held.stored = done,
+            // Of a partition that was taken from us meanwhile: its next owner sees the records again.
+            Err(KafkaError::StoreOffset(RDKafkaErrorCode::State)) => {}
+            Err(error) => tracing::debug!(partition, error = %error, "cannot store an offset"),
+        }
+    }
+
+    /// Lets these partitions finish what they have in hand, up to a deadline, and stores how far they are.
+    pub fn let_go(&self, client: &Client, partitions: &[i32]) {
+        let mut leaving: Vec<(i32, OwnedPartition)> = Vec::new();
+        {
+            let mut owned = self.owned();
+            owned.gained.retain(|gained| !partitions.contains(gained));
+            for partition in partitions {
+                leaving.extend(owned.partitions.remove(partition).map(|held| (*partition, held)));
+            }
+        }
+        self.losses.fetch_add(1, Ordering::Relaxed);
+        leaving.iter_mut().for_each(|(_, held)| held.work.close());
+        let deadline = Instant::now() + REVOKE_DEADLINE;
+        while leaving.iter().any(|(_, held)| !held.work.is_finished()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        for (partition, mut held) in leaving {
+            let (finished, done) = (held.work.is_finished(), held.work.commit_point());
+            if !finished {
+                tracing::warn!(
+                    consumer = self.name,
+                    partition,
+                    "what was in hand did not finish before its partition was taken away; it is seen again by the next owner"
+                );
+            }
+            // Nothing that still runs can change the commit point from here on.
+            held.work.abandon();
+            self.store(client, partition, &mut held, done);
+        }
+        if let Some(shape) = self.shape.get() {
+            partitions.iter().for_each(|&partition| shape.revoked(partition));
+        }
+    }
+}
+
+impl Membership {
+    /// The same for all partitions that this member owns, as when it ends.
+    pub fn let_go_of_all(&self, client: &Client) {
+        let partitions: Vec<i32> = {
+            let owned = self.owned();
+            owned.partitions.keys().chain(&owned.gained).copied().collect()
+        };
+        self.let_go(client, &partitions);
+        if let Some(shape) = self.shape.get()
+            && self.joined.swap(false, Ordering::Relaxed)
+        {
+            shape.left();
+        }
+    }
+
+    /// With more members than partitions, some have none: those have their share, too.
+    fn notice_no_share(&self, group: &ConsumerGroup) {
+        let settled = group.state == "up" && group.stateage > NO_SHARE_MS && group.assignment_size == 0;
+        let unchanged = group.rebalance_cnt == 0 || group.rebalance_age > NO_SHARE_MS;
+        if self.tells_changes_only
+            && settled
+            && unchanged
+            && let Some(shape) = self.shape.get()
+            && !self.joined.swap(true, Ordering::Relaxed)
+        {
+            tracing::info!(consumer = self.name, topic = self.topic, "no partition is left for this member");
+            shape.joined(&[]);
+        }
+    }
+}
+
+impl ClientContext for Membership {
+    fn stats(&self, statistics: Statistics) {
+        let topic = statistics.topics.get(&self.topic);
+        let partitions = topic.into_iter().flat_map(|topic| topic.partitions.values());
+        let unfetched = partitions.map(|partition| partition.consumer_lag.max(0)).sum();
+        self.unfetched.store(unfetched, Ordering::Relaxed);
+        if let Some(group) = &statistics.cgrp {
+            self.notice_no_share(group);
+        }
+        self.connectivity.report(&statistics);
+        stats::record(&statistics);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(consumer = self.name, error = %error, reason, "the consumer reports a problem");
+    }
+}
+
+impl ConsumerContext for Membership {
+    fn pre_rebalance(&self, client: &Client, rebalance: &Rebalance<'_>) {
+        let Rebalance::Revoke(list) = rebalance else { return };
+        let partitions = numbers(list);
+        tracing::info!(consumer = self.name, topic = self.topic, ?partitions, "partitions are taken away");
+        self.let_go(client, &partitions);
+        let owned = self.owned();
+        if owned.partitions.is_empty()
+            && owned.gained.is_empty()
+            && let Some(shape) = self.shape.get()
+        {
+            self.joined.store(false, Ordering::Relaxed);
+            shape.left();
+        }
+    }
+
+    fn post_rebalance(&self, client: &Client, rebalance: &Rebalance<'_>) {
+        let Rebalance::Assign(list) = rebalance else { return };
+        let partitions = numbers(list);
+        if !partitions.is_empty() {
+            tracing::info!(consumer = self.name, topic = self.topic, ?partitions, "partitions are assigned");
+        }
+        if let Err(error) = client.pause(list) {
+            tracing::debug!(error = %error, "cannot pause what was just assigned");
+        }
+        // No partitions may come first and some a moment later: none at all is noticed by `notice_no_share`.
+        let is_told_more = partitions.is_empty() && self.tells_changes_only;
+        if let Some(shape) = self.shape.get().filter(|_| !is_told_more) {
+            self.joined.store(true, Ordering::Relaxed);
+            shape.joined(&partitions);
+        }
+        self.owned().gained.extend(partitions);
+    }
+
+    fn commit_callback(&self, result: Result<(), KafkaError>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::debug!(consumer = self.name, error = %error, "a commit failed; it is tried again");
+        }
+    }
+}
+
+fn numbers(list: &TopicPartitionList) -> Vec<i32> {
+    list.elements().iter().map(rdkafka::topic_partition_list::TopicPartitionListElem::partition).collect()
+}

@@ -1,0 +1,397 @@
+//! The polling thread: batches out, effects in, offsets stored.
+//!
+//! What it fills is its own; the partitions' work is shared with the callbacks of the client
+//! library, which run on this thread, inside `poll`.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use metrics::{counter, gauge};
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    consumer::{CommitMode, Consumer},
+    error::{KafkaError, RDKafkaErrorCode},
+    message::BorrowedMessage,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Subscription,
+    fetch_buffer::FetchBuffer,
+    membership::{Client, Owned, OwnedPartition},
+    progress::{FetchWatchdog, Progress, Watchdog},
+    report::Report,
+    work::{Opening, Shape, Start},
+};
+use crate::platform::{
+    kafka::{
+        Broker,
+        client_watchdog::{ClientWatchdog, Stuck},
+    },
+    ops::Beat,
+};
+
+/// How long a full partition holds up the others before it is paused.
+const FULL_PATIENCE: Duration = Duration::from_millis(50);
+/// How long a poll waits for a record. Retries that are due are found as late as this.
+const POLL: Duration = Duration::from_millis(20);
+/// How long a batch may fill while records keep coming.
+const FILL: Duration = Duration::from_millis(5);
+/// Polls between two looks at everything else, while records keep coming.
+const ROUND: usize = 512;
+
+/// Counts ownerships of partitions over all consumers and clients; 0 is none.
+static GENERATIONS: AtomicU64 = AtomicU64::new(1);
+
+/// The end of polling.
+pub(super) enum End {
+    /// Stopped: what was done is committed, and the group was left.
+    Left,
+    /// The client gets nowhere although Kafka answers. Its partitions have been let go.
+    Stuck(Stuck),
+}
+
+pub(super) struct Poller {
+    pub client: Arc<Client>,
+    pub subscription: Subscription,
+    pub shape: Arc<dyn Shape>,
+    pub broker: Broker,
+    pub progress: Arc<Progress>,
+    pub report: Report,
+    pub watchdog: Watchdog,
+    starts: mpsc::Receiver<Start>,
+    sender: mpsc::Sender<Start>,
+    /// By partition: what is being filled.
+    buffers: Vec<FetchBuffer>,
+    losses: u64,
+    looked: Instant,
+    flushed: Instant,
+}
+
+impl Poller {
+    pub fn new(
+        client: Arc<Client>,
+        subscription: Subscription,
+        shape: Arc<dyn Shape>,
+        broker: Broker,
+        progress: Arc<Progress>,
+        report: Report,
+        watchdog: Watchdog,
+    ) -> Self {
+        let (sender, starts) = mpsc::channel();
+        let looked = Instant::now();
+        let (buffers, losses) = (Vec::new(), 0);
+        Self {
+            client,
+            subscription,
+            shape,
+            broker,
+            progress,
+            report,
+            watchdog,
+            starts,
+            sender,
+            buffers,
+            losses,
+            looked,
+            flushed: looked,
+        }
+    }
+
+    /// Polls until the stop, then finishes, commits and leaves; or until the client is stuck.
+    pub fn poll_until(
+        mut self,
+        stop: &CancellationToken,
+        beat: &Beat,
+        clients: &ClientWatchdog,
+    ) -> Result<End, KafkaError> {
+        let client = self.client.clone();
+        while !stop.is_cancelled() {
+            let (mut wait, mut drained) = (POLL, false);
+            for _ in 0..ROUND {
+                match client.poll(wait) {
+                    Some(Ok(message)) => self.take(&message),
+                    Some(Err(KafkaError::PartitionEOF(partition))) => self.caught_up(partition),
+                    Some(Err(error)) => self.complain(&error)?,
+                    None => {
+                        drained = true;
+                        break;
+                    }
+                }
+                wait = Duration::ZERO;
+            }
+            self.drop_lost();
+            self.flush(drained);
+            self.open_gained();
+            self.take_starts();
+            self.look_after();
+            self.client.context().assert_at_work()?;
+            self.shape.tick();
+            if self.is_alive() {
+                beat.tick();
+            }
+            let connectivity = &client.context().connectivity;
+            let stuck = clients.look(connectivity, |reported| self.broker.up_since(reported));
+            let excluded = || client.context().excluded.load(Ordering::Relaxed) && !client.context().owns_something();
+            if let Some(stuck) = stuck.or_else(|| excluded().then_some(Stuck::Excluded)) {
+                client.context().let_go_of_all(&client);
+                return Ok(End::Stuck(stuck));
+            }
+        }
+        self.leave();
+        Ok(End::Left)
+    }
+
+    fn take(&mut self, message: &BorrowedMessage<'_>) {
+        self.drop_lost();
+        let Some(buffer) = self.buffers.get_mut(message.partition() as usize) else { return };
+        if buffer.start == 0 {
+            return;
+        }
+        buffer.fetch_watchdog = None;
+        buffer.batch.push(message);
+        let limits = &self.subscription;
+        if buffer.batch.len() >= limits.max_batch_records || buffer.batch.bytes() >= limits.max_batch_bytes {
+            self.hand_over_or_pause(message.partition());
+        }
+    }
+
+    /// Forgets what was being filled for partitions that a callback let go.
+    fn drop_lost(&mut self) {
+        let losses = self.client.context().losses.load(Ordering::Relaxed);
+        if losses == self.losses {
+            return;
+        }
+        self.losses = losses;
+        let owned = self.client.context().owned();
+        for (partition, buffer) in self.buffers.iter_mut().enumerate() {
+            let held = owned.partitions.get(&(partition as i32));
+            if held.is_none_or(|held| held.generation != buffer.generation) {
+                *buffer = FetchBuffer::default();
+            }
+        }
+    }
+
+    /// Waits a moment for room; a partition that stays full is paused, so that others go on.
+    fn hand_over_or_pause(&mut self, partition: i32) {
+        let until = Instant::now() + FULL_PATIENCE;
+        let client = self.client.clone();
+        loop {
+            {
+                let mut owned = client.context().owned();
+                let Some(held) = owned.partitions.get_mut(&partition) else { return };
+                if self.buffers[partition as usize].hand_over(held) || held.paused {
+                    return;
+                }
+                if Instant::now() >= until {
+                    held.paused = self.set_paused(partition, true);
+                    counter!("postrider_consumer_pauses_total", "consumer" => self.subscription.name).increment(1);
+                    self.report.full(partition, &held.work.span());
+                    return;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Hands over what waits, resumes partitions that have room again, and stores what is done. While
+    /// records keep coming, batches are left to fill for a moment.
+    fn flush(&mut self, drained: bool) {
+        let client = self.client.clone();
+        let all = drained || self.flushed.elapsed() > FILL;
+        if all {
+            self.flushed = Instant::now();
+        }
+        let mut owned = client.context().owned();
+        for (&partition, held) in &mut owned.partitions {
+            if held.start != 0 && (all || held.paused) {
+                let handed_over = self.buffers[partition as usize].hand_over(held);
+                if handed_over && held.paused && held.work.has_room() {
+                    held.paused = !self.set_paused(partition, false);
+                }
+            }
+            let done = held.work.commit_point();
+            client.context().store(&client, partition, held, done);
+        }
+    }
+
+    fn caught_up(&mut self, partition: i32) {
+        self.drop_lost();
+        let client = self.client.clone();
+        let mut owned = client.context().owned();
+        if let Some(buffer) = self.buffers.get_mut(partition as usize) {
+            buffer.fetch_watchdog = None;
+        }
+        if let Some(held) = owned.partitions.get_mut(&partition)
+            && held.start != 0
+            && self.buffers[partition as usize].hand_over(held)
+        {
+            held.work.caught_up();
+        }
+    }
+
+    /// Opens every partition that a callback gained.
+    fn open_gained(&mut self) {
+        let gained = std::mem::take(&mut self.client.context().owned().gained);
+        for partition in gained {
+            self.set_paused(partition, true);
+            let generation = GENERATIONS.fetch_add(1, Ordering::Relaxed);
+            if self.buffers.len() <= partition as usize {
+                self.buffers.resize_with(partition as usize + 1, FetchBuffer::default);
+            }
+            self.buffers[partition as usize] = FetchBuffer { generation, ..FetchBuffer::default() };
+            let opening = Opening { partition, generation, starts: self.sender.clone() };
+            let work = self.shape.open(opening);
+            let held = OwnedPartition { work, generation, start: 0, paused: true, stored: -1 };
+            self.client.context().owned().partitions.insert(partition, held);
+        }
+    }
+
+    fn take_starts(&mut self) {
+        while let Ok(start) = self.starts.try_recv() {
+            let client = self.client.clone();
+            let again = self.begin(&mut client.context().owned(), start);
+            if again {
+                // The fetcher is still starting; it is asked again.
+                std::thread::sleep(Duration::from_millis(20));
+                let _ = self.sender.send(start);
+                return;
+            }
+        }
+    }
+
+    /// Reads a partition from where its work wants it. Whether that has to be tried again.
+    fn begin(&mut self, owned: &mut Owned, start: Start) -> bool {
+        let Some(held) = owned.partitions.get_mut(&start.partition) else { return false };
+        if start.generation != held.generation {
+            return false;
+        }
+        let buffer = &mut self.buffers[start.partition as usize];
+        *buffer = FetchBuffer { generation: held.generation, ..FetchBuffer::default() };
+        held.start = 0;
+        if let Some(offset) = start.offset {
+            let topic = &self.subscription.topic;
+            if let Err(error) = self.client.seek(topic, start.partition, Offset::Offset(offset), Duration::from_secs(2))
+            {
+                tracing::debug!(partition = start.partition, error = %error, "cannot seek yet");
+                return true;
+            }
+        }
+        (held.start, buffer.start) = (start.start, start.start);
+        buffer.fetch_watchdog = Some(FetchWatchdog::new(start.offset, Instant::now()));
+        held.work.begun(start.start);
+        held.paused = !self.set_paused(start.partition, false);
+        false
+    }
+
+    /// Once a second: metrics, who holds what, and partitions that are silent.
+    fn look_after(&mut self) {
+        if self.looked.elapsed() < Duration::from_secs(1) {
+            return;
+        }
+        self.looked = Instant::now();
+        self.restart_stalled_fetches();
+        let client = self.client.clone();
+        let mut owned = client.context().owned();
+        self.report.update(
+            owned
+                .partitions
+                .iter_mut()
+                .map(|(&partition, held)| (partition, held.stored, held.paused, held.work.span())),
+        );
+        let partitions = owned.partitions.len();
+        gauge!("postrider_consumer_partitions", "consumer" => self.subscription.name).set(partitions as f64);
+    }
+
+    /// The client library forgets a start, or a resume, that crosses another one of its own (librdkafka #2190, #5591), and
+    /// says nothing: nobody would read the partition until it had another owner.
+    fn restart_stalled_fetches(&mut self) {
+        if !self.broker.is_up() {
+            return;
+        }
+        let (now, client) = (Instant::now(), self.client.clone());
+        for (partition, buffer) in (0..).zip(&mut self.buffers) {
+            let is_read =
+                |held: &OwnedPartition| held.generation == buffer.generation && held.start != 0 && !held.paused;
+            let Some(fetch_watchdog) =
+                buffer.fetch_watchdog.as_mut().filter(|fetch_watchdog| fetch_watchdog.is_due(now))
+            else {
+                continue;
+            };
+            if !client.context().owned().partitions.get(&partition).is_some_and(is_read) {
+                continue;
+            }
+            let (consumer, silent_s) = (self.subscription.name, now.duration_since(fetch_watchdog.since).as_secs());
+            tracing::warn!(consumer, partition, silent.s = silent_s, "fetch stalled; restarting the partition");
+            counter!("postrider_consumer_fetch_restarts_total", "consumer" => consumer).increment(1);
+            if let Err(error) = begin_again(&client, &self.subscription.topic, partition, fetch_watchdog) {
+                tracing::warn!(consumer, partition, error = %error, "cannot restart a stalled fetch");
+            }
+            fetch_watchdog.tried(now);
+        }
+    }
+
+    /// Whether work that waits is being worked on. Whatever a dependency does: handlers that fail are at work.
+    fn is_alive(&mut self) -> bool {
+        let waiting = {
+            let owned = self.client.context().owned();
+            let reading = owned.partitions.values().any(|held| held.start != 0 && !held.paused);
+            let unfetched = self.client.context().unfetched.load(Ordering::Relaxed) > 0;
+            (reading && unfetched && self.broker.is_up())
+                || owned.partitions.values().any(|held| held.work.is_running())
+        };
+        !self.watchdog.is_stuck(&self.progress, waiting, Instant::now())
+    }
+
+    /// Whether it worked.
+    fn set_paused(&self, partition: i32, paused: bool) -> bool {
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&self.subscription.topic, partition);
+        let result = if paused { self.client.pause(&list) } else { self.client.resume(&list) };
+        if let Err(error) = &result {
+            tracing::debug!(partition, paused, error = %error, "cannot change a partition's flow");
+        }
+        result.is_ok()
+    }
+
+    /// The error, when the client cannot go on.
+    fn complain(&self, error: &KafkaError) -> Result<(), KafkaError> {
+        tracing::debug!(consumer = self.subscription.name, error = %error, "the consumer reports a problem");
+        if let Some((code, reason)) = self.client.client().fatal_error() {
+            tracing::error!(consumer = self.subscription.name, %code, reason, "the consumer failed fatally");
+            return Err(KafkaError::MessageConsumptionFatal(code));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        Ok(())
+    }
+
+    fn leave(self) {
+        self.client.context().let_go_of_all(&self.client);
+        if let Err(error) = self.client.commit_consumer_state(CommitMode::Sync)
+            && error.rdkafka_error_code() != Some(RDKafkaErrorCode::NoOffset)
+        {
+            let consumer = self.subscription.name;
+            tracing::warn!(consumer, error = %error, "the last commit failed; its records will be seen again");
+        }
+        self.client.unsubscribe();
+    }
+}
+
+/// By turns: a resume, which does nothing where none was forgotten; and the assignment of the partition anew.
+fn begin_again(client: &Client, topic: &str, partition: i32, fetch_watchdog: &FetchWatchdog) -> Result<(), KafkaError> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition(topic, partition);
+    if fetch_watchdog.tries.is_multiple_of(2) {
+        return client.resume(&list);
+    }
+    client.incremental_unassign(&list)?;
+    let offset = fetch_watchdog.offset.map_or(Offset::Stored, Offset::Offset);
+    list.set_partition_offset(topic, partition, offset)?;
+    client.incremental_assign(&list)
+}

@@ -1,0 +1,117 @@
+//! Whether a consumer gets anywhere: lag without progress for too long makes the process not live.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+/// Counts what handlers finish, well or badly: an attempt that failed is progress, because a
+/// restart would not do better.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    turns: AtomicU64,
+}
+
+impl Progress {
+    pub fn made(&self) {
+        self.turns.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The polling thread's side.
+#[derive(Debug)]
+pub(super) struct Watchdog {
+    limit: Duration,
+    turns: u64,
+    since: Instant,
+    stuck: bool,
+}
+
+impl Watchdog {
+    pub fn new(limit: Duration, now: Instant) -> Self {
+        Self { limit, turns: 0, since: now, stuck: false }
+    }
+
+    /// A record arrived, or there is nothing to do.
+    pub fn relax(&mut self, now: Instant) {
+        (self.since, self.stuck) = (now, false);
+    }
+
+    /// Whether work has been waiting for longer than the limit without anything finished.
+    pub fn is_stuck(&mut self, progress: &Progress, waiting: bool, now: Instant) -> bool {
+        let turns = progress.turns.load(Ordering::Relaxed);
+        if !waiting || turns != self.turns {
+            self.turns = turns;
+            self.relax(now);
+            return false;
+        }
+        let stuck = now.duration_since(self.since) > self.limit;
+        if stuck && !self.stuck {
+            let silent_s = now.duration_since(self.since).as_secs();
+            tracing::error!(silent.s = silent_s, "a consumer has work and makes no progress; the process is not live");
+        }
+        self.stuck = stuck;
+        stuck
+    }
+}
+
+/// A partition is read, and nothing was heard of it since.
+#[derive(Debug)]
+pub(super) struct FetchWatchdog {
+    /// From where on; `None` is the group's commit.
+    pub offset: Option<i64>,
+    pub since: Instant,
+    /// How often it was begun again.
+    pub tries: u32,
+    due: Instant,
+}
+
+impl FetchWatchdog {
+    /// So long it takes at the worst, while brokers answer; doubled with every attempt.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const MAX_DOUBLINGS: u32 = 6;
+
+    pub fn new(offset: Option<i64>, now: Instant) -> Self {
+        Self { offset, since: now, tries: 0, due: now + Self::PATIENCE }
+    }
+
+    pub fn is_due(&self, now: Instant) -> bool {
+        now >= self.due
+    }
+
+    pub fn tried(&mut self, now: Instant) {
+        self.tries += 1;
+        self.due = now + Self::PATIENCE * 2_u32.pow(self.tries.min(Self::MAX_DOUBLINGS));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_broken_less_and_less_often() {
+        let begun = Instant::now();
+        let at = |seconds: u64| begun + Duration::from_secs(seconds);
+        let mut fetch_watchdog = FetchWatchdog::new(Some(7), begun);
+        assert!(!fetch_watchdog.is_due(at(4)) && fetch_watchdog.is_due(at(5)));
+        fetch_watchdog.tried(at(5));
+        assert!(!fetch_watchdog.is_due(at(14)) && fetch_watchdog.is_due(at(15)));
+        (0..20).for_each(|_| fetch_watchdog.tried(at(100)));
+        assert!(!fetch_watchdog.is_due(at(100 + 319)) && fetch_watchdog.is_due(at(100 + 320)));
+    }
+
+    #[test]
+    fn only_waiting_work_without_any_finished_turn_is_stuck() {
+        let (progress, begun) = (Progress::default(), Instant::now());
+        let at = |seconds: u64| begun + Duration::from_secs(seconds);
+        let mut watchdog = Watchdog::new(Duration::from_secs(60), begun);
+        assert!(!watchdog.is_stuck(&progress, false, at(1_000)), "nothing to do");
+        assert!(!watchdog.is_stuck(&progress, true, at(1_059)));
+        progress.made();
+        assert!(!watchdog.is_stuck(&progress, true, at(1_100)), "a turn was finished");
+        assert!(watchdog.is_stuck(&progress, true, at(1_161)));
+        watchdog.relax(at(1_162));
+        assert!(!watchdog.is_stuck(&progress, true, at(1_200)), "a record arrived");
+    }
+}

@@ -1,0 +1,90 @@
+//! What readiness says of a projection: where this process stands in its group, and what its
+//! partitions lack.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
+
+use crate::platform::ops::Check;
+
+/// Shared by the tasks of all partitions.
+pub struct ProjectionStatus {
+    check: Check,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whether the group has given this process its share, which may be none.
+    joined: bool,
+    /// What each partition still lacks; `None` when it is up to date, or was once.
+    lacks: BTreeMap<i32, Option<String>>,
+}
+
+impl ProjectionStatus {
+    pub fn new(check: Check) -> Self {
+        let status = Self { check, state: Mutex::default() };
+        status.change(|_| {});
+        status
+    }
+
+    pub fn joined(&self, gained: &[i32]) {
+        self.change(|state| {
+            state.joined = true;
+            state.lacks.extend(gained.iter().map(|&partition| (partition, Some("starting".to_owned()))));
+        });
+    }
+
+    pub fn left(&self) {
+        self.change(|state| state.joined = false);
+    }
+
+    pub fn revoked(&self, partition: i32) {
+        self.change(|state| {
+            state.lacks.remove(&partition);
+        });
+    }
+
+    pub fn report(&self, partition: i32, lack: Option<String>) {
+        self.change(|state| {
+            state.lacks.insert(partition, lack);
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state);
+        match state.problem() {
+            None => self.check.pass(),
+            Some(problem) => self.check.fail(problem),
+        }
+    }
+}
+
+impl State {
+    fn problem(&self) -> Option<String> {
+        let waiting = (!self.joined).then(|| "waiting for partitions".to_owned());
+        let lacks = self.lacks.iter();
+        let lacks = lacks.filter_map(|(number, lack)| Some(format!("partition {number}: {}", lack.as_ref()?)));
+        let problems: Vec<String> = waiting.into_iter().chain(lacks).collect();
+        (!problems.is_empty()).then(|| problems.join("; "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_waits_for_its_share_and_then_for_each_partition_of_it() {
+        let mut state = State::default();
+        assert_eq!(state.problem().unwrap(), "waiting for partitions");
+        state.joined = true;
+        assert_eq!(state.problem(), None, "more members than partitions");
+        state.lacks.insert(3, Some("starting".to_owned()));
+        assert_eq!(state.problem().unwrap(), "partition 3: starting");
+        state.lacks.insert(3, None);
+        assert_eq!(state.problem(), None);
+    }
+}
