@@ -1,4 +1,5 @@
-//! A member that its group has thrown out, and that never hears of it, gets back in when nobody does its work.
+//! A member that its group has thrown out, and that never hears of it, gets back in when nobody does its work. So does a
+//! member that reads only some of its partitions. An owner that is held up shows that it is there.
 
 use std::sync::{
     Arc,
@@ -11,7 +12,8 @@ use postrider::platform::kafka::{
     consumer::{Assignment, BatchHandler, Failure, Poison, Subscription},
 };
 use rdkafka::{
-    ClientConfig,
+    ClientConfig, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _},
     error::KafkaError,
     producer::{BaseProducer, BaseRecord, Producer as _},
 };
@@ -23,7 +25,7 @@ use crate::harness::{
     heartbeat_proxy::HeartbeatProxy,
     member,
     stack::off_runtime,
-    wait::{seconds, until_now},
+    wait::{seconds, until, until_now},
 };
 
 /// The client that is thrown out.
@@ -35,7 +37,11 @@ const A_SESSION: usize = 14;
 #[derive(Default)]
 struct Counter {
     records: AtomicUsize,
+    /// Partitions that were assigned, each time they were.
+    assigned: AtomicUsize,
     panics: bool,
+    /// Records after which nothing can be done any more, as while a dependency is down; `None` is never.
+    held_after: Option<usize>,
 }
 
 impl Counter {
@@ -50,10 +56,14 @@ impl BatchHandler for Counter {
 
     async fn assigned(&self, assignment: Assignment) -> Result<((), i64), Failure> {
         assert!(!self.panics, "as told");
+        self.assigned.fetch_add(1, Ordering::Relaxed);
         Ok(((), assignment.resume()))
     }
 
     async fn apply(&self, (): &mut (), batch: &Batch) -> Result<Vec<Poison>, Failure> {
+        if self.held_after.is_some_and(|records| self.records.load(Ordering::Relaxed) >= records) {
+            return Err(Failure::Retry("a dependency is down".to_owned()));
+        }
         self.records.fetch_add(batch.len(), Ordering::Relaxed);
         Ok(Vec::new())
     }
@@ -151,4 +161,69 @@ async fn a_consumer_whose_partition_task_dies_ends_with_an_error() {
     let consumer = Consumer::start(&world, &topic, GroupProtocol::Consumer, "broken", counter);
     let ended = tokio::time::timeout(seconds(60), consumer.task).await.expect("it ends by itself").unwrap();
     assert!(ended.is_err());
+}
+
+/// The metadata of the commit of partition 0.
+async fn commit_metadata(world: &World, topic: &str, group: String) -> Option<String> {
+    let (brokers, topic) = (world.kafka.brokers.clone(), topic.to_owned());
+    off_runtime(move || {
+        let mut config = ClientConfig::new();
+        let client: BaseConsumer =
+            config.set("bootstrap.servers", brokers).set("group.id", group).create().expect("a client");
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&topic, 0);
+        let found = client.committed_offsets(list, seconds(5)).ok()?;
+        found.elements().first().map(|element| element.metadata().to_owned())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_is_held_up_commits_the_same_offset_with_another_time() {
+    let world = World::new().await;
+    let topic = world.make_topic("orders", 1).await;
+    write(&world, &topic, 5).await;
+    let counter = Counter { held_after: Some(5), ..Counter::default() };
+    let held = Consumer::start(&world, &topic, GroupProtocol::Consumer, "held", counter);
+    held.counter.await_records(5).await;
+    write(&world, &topic, 1).await;
+    let time = || async {
+        let metadata = commit_metadata(&world, &topic, format!("{topic}-Consumer")).await?;
+        metadata.parse::<i64>().ok()
+    };
+    let first = until("it has committed a time", seconds(60), time).await;
+    until("it has committed a later one", seconds(60), || async { time().await.filter(|&later| later > first) }).await;
+    held.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_rejoins_when_nobody_reads_a_partition_beside_its_own() {
+    let world = World::new().await;
+    let topic = world.make_topic("orders", 2).await;
+    let group = format!("{topic}-Consumer");
+    // A member that takes its partition and commits nothing, like one to which the assignment got lost.
+    let (brokers, rogue_topic, stop) = (world.kafka.brokers.clone(), topic.clone(), CancellationToken::new());
+    let stopped = stop.clone();
+    let rogue = std::thread::spawn(move || {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", brokers).set("group.id", group).set("group.protocol", "consumer");
+        let client: BaseConsumer = config.set("enable.auto.commit", "false").create().expect("a client");
+        client.subscribe(&[&rogue_topic]).unwrap();
+        while !stopped.is_cancelled() {
+            drop(client.poll(std::time::Duration::from_millis(100)));
+        }
+    });
+    let member = Consumer::start(&world, &topic, GroupProtocol::Consumer, "member", Counter::default());
+    let assigned = || member.counter.assigned.load(Ordering::Relaxed);
+    until_now("it has its partition", seconds(60), || (assigned() > 0).then_some(())).await;
+    // Both partitions get some.
+    for _ in 0..20 {
+        write(&world, &topic, 5).await;
+    }
+    let before = assigned();
+    until_now("it has joined again", seconds(200), || (assigned() > before).then_some(())).await;
+    stop.cancel();
+    off_runtime(move || rogue.join().unwrap()).await;
+    member.counter.await_records(100).await;
+    member.stop().await;
 }

@@ -292,6 +292,7 @@ impl Config {
     pub fn producer_client(&self, purpose: Purpose) -> ClientConfig {
         let producer = &self.producer;
         let request_timeout_ms = producer.delivery_timeout_ms.clamp(1_000, 5_000);
+        let in_flight = u64::from(producer.max_in_flight_requests.clamp(1, 5));
         let mut properties = self.client(purpose.client());
         properties
             .set("enable.idempotence", "true")
@@ -303,10 +304,10 @@ impl Config {
             // Never: see `Receipt::stored`.
             .set("message.timeout.ms", "0")
             .set("request.timeout.ms", request_timeout_ms.to_string())
-            // A broker answers within the request's timeout even when replicas do not. One that stays silent for longer
-            // is connected to anew, and gets the same batches again, which it recognizes.
-            .set("socket.timeout.ms", (request_timeout_ms + 1_000).to_string())
-            .set("max.in.flight.requests.per.connection", producer.max_in_flight_requests.clamp(1, 5).to_string())
+            // A broker answers each request in flight within the request's timeout, also when replicas are slow. The client
+            // reconnects to one that is silent for longer and sends the same batches, which the broker recognizes.
+            .set("socket.timeout.ms", (request_timeout_ms * in_flight + 1_000).to_string())
+            .set("max.in.flight.requests.per.connection", in_flight.to_string())
             // A dead letter is its record and something more.
             .set("message.max.bytes", producer.max_message_bytes.saturating_add(dead_letter::ROOM_BYTES).to_string())
             // Admission is ours and comes first, so the library's own bounds are never met.

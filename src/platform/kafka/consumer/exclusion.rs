@@ -1,9 +1,11 @@
-//! Detects a member that has lost its place in its group: it owns nothing, records wait, and nobody commits.
+//! Detects partitions that no member of the group reads although records wait in them.
 //!
-//! The client library says the same of a member for which no partition is left as of one that its group has thrown out
-//! and that never gets back in, and neither hears of partitions. So a member that owns nothing asks now and then how far
-//! its group is. Of a classic group it also asks who owns what; brokers do not say that of a KIP-848 group in any way
-//! that the library knows, so there it takes more looks.
+//! That happens in two ways. A group can throw a member out that never gets back in, and of which the client library says
+//! the same as of a member for which no partition is left. And an assignment can get lost between the group and the
+//! library, after which the member reads only some of its partitions. So each member looks now and then at the partitions
+//! that it does not own, and rejoins the group when records wait in one and its commit stays as it is. Of a classic group
+//! it also asks who owns what; the library cannot ask that of a KIP-848 group, so there it takes more looks. Owners whose
+//! commit cannot move show that they are there: see [`super::ownership`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,20 +25,31 @@ use crate::platform::kafka::{Config, off_runtime};
 /// Time between two looks of a member that owns nothing, before jitter of up to a half.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Doublings of the interval while there is nothing to find.
-const MAX_CALM: u32 = 3;
+const MAX_CALM: u32 = 1;
 /// Doublings of the interval after replacements that have brought no partition.
 const MAX_VAIN: u32 = 5;
-/// Looks that have to find the same where the group says that nobody owns the partition, or does not say who does.
+/// Looks that have to find the same where the group says that nobody owns the partition, or does not say who does. The
+/// latter take longer than brokers wait for a member that has died (45 s, unless they are told otherwise).
 const LOOKS_CERTAIN: u32 = 2;
-const LOOKS_UNCERTAIN: u32 = 4;
+const LOOKS_UNCERTAIN: u32 = 6;
 /// Time that Kafka has for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A group's commit of a partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Commit {
+    pub offset: Option<i64>,
+    /// Changes while the partition has an owner: see [`super::ownership`].
+    pub metadata: String,
+}
 
 /// What a look at a group found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Look {
-    /// Partitions with records past the group's commit, with the commit; without those that have an owner.
-    pub waiting: BTreeMap<i32, Option<i64>>,
+    /// Commits of partitions with records past them, without those partitions that have an owner.
+    pub waiting: BTreeMap<i32, Commit>,
+    /// Commits of the partitions of this member.
+    pub own: BTreeMap<i32, i64>,
     /// Whether the group says who owns what.
     pub certain: bool,
 }
@@ -46,9 +59,9 @@ pub(super) struct Look {
 pub(super) struct Exclusion {
     /// Looks in a row that found nothing.
     calm: u32,
-    /// Replacements since the member last owned something.
+    /// Replacements since a look last found nothing.
     vain: u32,
-    suspects: BTreeMap<i32, Option<i64>>,
+    suspects: BTreeMap<i32, Commit>,
     /// Looks in a row that found a suspect.
     found: u32,
 }
@@ -61,17 +74,14 @@ impl Exclusion {
         INTERVAL * 2_u32.pow(calm.max(self.vain.min(MAX_VAIN)))
     }
 
-    /// The member owns partitions.
-    pub fn owns(&mut self) {
-        *self = Self::default();
-    }
-
     /// Takes a look into account; `None` is one that failed. Returns whether the member is out.
     pub fn take(&mut self, look: Option<Look>) -> bool {
         let Some(look) = look else { return false };
-        let still = |(partition, commit): &(i32, Option<i64>)| self.suspects.get(partition) == Some(commit);
-        let same: BTreeMap<_, _> =
-            look.waiting.iter().map(|(&partition, &commit)| (partition, commit)).filter(still).collect();
+        if look.waiting.is_empty() {
+            self.vain = 0;
+        }
+        let mut same = look.waiting.clone();
+        same.retain(|partition, commit| self.suspects.get(partition) == Some(commit));
         if !same.is_empty() {
             (self.suspects, self.found) = (same, self.found + 1);
         } else {
@@ -99,15 +109,16 @@ pub(super) async fn watch(
     loop {
         tokio::time::sleep(exclusion.pause().mul_f64(1.0 + fastrand::f64() / 2.0)).await;
         let Some(client) = client.upgrade() else { return std::future::pending().await };
-        if client.context().owns_something() {
-            exclusion.owns();
-            continue;
-        }
-        let look = ask(client.clone(), config, subscription).await;
+        let owned = client.context().generations();
+        let look = ask(client.clone(), config, subscription, owned.keys().copied().collect()).await;
         if let Err(error) = &look {
             tracing::debug!(consumer = subscription.name, error = %error, "cannot look at the group");
         }
-        let look = look.ok().filter(|_| !client.context().owns_something());
+        // What was assigned or revoked meanwhile makes it a look at another group.
+        let look = look.ok().filter(|_| client.context().generations() == owned);
+        if let Some(look) = &look {
+            client.context().note_commits(&look.own);
+        }
         let waiting = look.as_ref().map(|look| look.waiting.clone()).unwrap_or_default();
         if exclusion.take(look) {
             let (consumer, topic, group) = (subscription.name, &subscription.topic, &subscription.group);
@@ -117,7 +128,7 @@ pub(super) async fn watch(
                 topic,
                 group,
                 ?partitions,
-                "this member owns nothing and records wait that nobody commits; rejoining the group"
+                "records wait in partitions that no member reads; rejoining the group"
             );
             client.context().excluded.store(true, Ordering::Relaxed);
         }
@@ -125,13 +136,18 @@ pub(super) async fn watch(
 }
 
 /// Asks with the member's client, and with one of its own where that gets no answer.
-async fn ask(client: Arc<Client>, config: &Config, subscription: &Subscription) -> Result<Look, KafkaError> {
+async fn ask(
+    client: Arc<Client>,
+    config: &Config,
+    subscription: &Subscription,
+    own: BTreeSet<i32>,
+) -> Result<Look, KafkaError> {
     let classic = !client.context().tells_changes_only;
     let (topic, group, config) = (subscription.topic.clone(), subscription.group.clone(), config.clone());
     off_runtime(move || {
-        look(&client, &topic, &group, classic).or_else(|_| {
+        look(&client, &topic, &group, classic, &own).or_else(|_| {
             let client = config.observer("lag", &group, DefaultConsumerContext)?;
-            look(&client, &topic, &group, classic)
+            look(&client, &topic, &group, classic, &own)
         })
     })
     .await
@@ -143,32 +159,43 @@ fn look<C: ConsumerContext>(
     topic: &str,
     group: &str,
     classic: bool,
+    own: &BTreeSet<i32>,
 ) -> Result<Look, KafkaError> {
     let metadata = client.fetch_metadata(Some(topic), PATIENCE)?;
     let partitions = metadata.topics().iter().find(|found| found.name() == topic);
-    let mut unowned: BTreeSet<i32> =
+    let all: BTreeSet<i32> =
         partitions.into_iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id()).collect();
     let owned = if classic { owned_partitions(client, topic, group)? } else { None };
     let certain = owned.is_some();
-    unowned.retain(|partition| owned.as_ref().is_none_or(|owned| !owned.contains(partition)));
-    if unowned.is_empty() {
-        return Ok(Look { waiting: BTreeMap::new(), certain });
-    }
-    let offsets = |offset: Offset| -> Result<TopicPartitionList, KafkaError> {
+    let has_owner =
+        |partition: &i32| own.contains(partition) || owned.as_ref().is_some_and(|owned| owned.contains(partition));
+    let unowned: BTreeSet<i32> = all.iter().copied().filter(|partition| !has_owner(partition)).collect();
+    let offsets = |partitions: &BTreeSet<i32>, offset: Offset| -> Result<TopicPartitionList, KafkaError> {
         let mut list = TopicPartitionList::new();
-        unowned.iter().try_for_each(|&partition| list.add_partition_offset(topic, partition, offset))?;
+        partitions.iter().try_for_each(|&partition| list.add_partition_offset(topic, partition, offset))?;
         Ok(list)
     };
-    let committed = numbers(&client.committed_offsets(offsets(Offset::Invalid)?, PATIENCE)?);
+    let found = client.committed_offsets(offsets(&all, Offset::Invalid)?, PATIENCE)?;
+    let (committed, metadata) = (numbers(&found), metadata_of(&found));
+    let own = own.iter().filter_map(|partition| Some((*partition, *committed.get(partition)?))).collect();
+    if unowned.is_empty() {
+        return Ok(Look { waiting: BTreeMap::new(), own, certain });
+    }
     // As times, `End` and `Beginning` mean the two ends of the log.
-    let ends = numbers(&client.offsets_for_times(offsets(Offset::End)?, PATIENCE)?);
-    let begins = numbers(&client.offsets_for_times(offsets(Offset::Beginning)?, PATIENCE)?);
+    let ends = numbers(&client.offsets_for_times(offsets(&unowned, Offset::End)?, PATIENCE)?);
+    let begins = numbers(&client.offsets_for_times(offsets(&unowned, Offset::Beginning)?, PATIENCE)?);
     let behind = |partition: i32| {
         let (begin, end) = (begins.get(&partition)?, ends.get(&partition)?);
-        let commit = committed.get(&partition).copied();
-        (commit.unwrap_or(*begin).max(*begin) < *end).then_some((partition, commit))
+        let offset = committed.get(&partition).copied();
+        let metadata = metadata.get(&partition).cloned().unwrap_or_default();
+        (offset.unwrap_or(*begin).max(*begin) < *end).then_some((partition, Commit { offset, metadata }))
     };
-    Ok(Look { waiting: unowned.iter().filter_map(|&partition| behind(partition)).collect(), certain })
+    Ok(Look { waiting: unowned.iter().filter_map(|&partition| behind(partition)).collect(), own, certain })
+}
+
+/// Returns the metadata of commits by partition.
+fn metadata_of(list: &TopicPartitionList) -> BTreeMap<i32, String> {
+    list.elements().iter().map(|element| (element.partition(), element.metadata().to_owned())).collect()
 }
 
 /// By partition, where there is an offset.
@@ -238,7 +265,12 @@ mod tests {
     use super::*;
 
     fn waits(commit: i64, certain: bool) -> Option<Look> {
-        Some(Look { waiting: BTreeMap::from([(3, Some(commit))]), certain })
+        waits_with(commit, "", certain)
+    }
+
+    fn waits_with(commit: i64, metadata: &str, certain: bool) -> Option<Look> {
+        let commit = Commit { offset: Some(commit), metadata: metadata.to_owned() };
+        Some(Look { waiting: BTreeMap::from([(3, commit)]), own: BTreeMap::new(), certain })
     }
 
     #[test]
@@ -248,8 +280,14 @@ mod tests {
         assert!(!exclusion.take(None), "a look that failed says nothing");
         assert!(exclusion.take(waits(7, true)));
         let mut exclusion = Exclusion::default();
-        assert!(!(0..3).any(|_| exclusion.take(waits(7, false))), "an owner that is not known may be slow");
+        assert!(!(0..5).any(|_| exclusion.take(waits(7, false))), "a member may have died just now");
         assert!(exclusion.take(waits(7, false)));
+    }
+
+    #[test]
+    fn an_owner_that_is_held_up_and_says_so_is_no_reason() {
+        let mut exclusion = Exclusion::default();
+        assert!(!(0..100).any(|second| exclusion.take(waits_with(7, &second.to_string(), false))));
     }
 
     #[test]
@@ -264,15 +302,15 @@ mod tests {
     fn spare_members_ask_less_and_less_and_so_do_those_that_were_replaced_in_vain() {
         let mut exclusion = Exclusion::default();
         (0..50).for_each(|_| assert!(!exclusion.take(Some(Look::default()))));
-        assert_eq!(exclusion.pause(), 8 * INTERVAL);
+        assert_eq!(exclusion.pause(), 2 * INTERVAL);
         exclusion.take(waits(7, true));
         assert_eq!(exclusion.pause(), INTERVAL);
         for _ in 0..20 {
             while !exclusion.take(waits(7, true)) {}
         }
         assert_eq!(exclusion.pause(), 32 * INTERVAL);
-        exclusion.owns();
-        assert_eq!(exclusion.pause(), INTERVAL);
+        exclusion.take(Some(Look::default()));
+        assert_eq!(exclusion.pause(), 2 * INTERVAL);
     }
 
     #[test]

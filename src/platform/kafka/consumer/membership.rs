@@ -41,6 +41,9 @@ pub(super) struct Membership {
     pub tells_changes_only: bool,
     /// Whether the shape knows what the group has given it.
     joined: AtomicBool,
+    /// Set when the polling thread has released all partitions for good. The library still calls back while the client is
+    /// closed, which a successor's partitions must not notice.
+    retired: AtomicBool,
     /// Records that Kafka has and that were not fetched yet, by its last statistics.
     pub unfetched: AtomicI64,
     pub connectivity: Connectivity,
@@ -64,6 +67,10 @@ pub(super) struct OwnedPartition {
     pub paused: bool,
     /// The highest offset stored for commit; a replay never takes it back.
     pub stored: i64,
+    /// The group's commit as it was looked up since the partition was assigned.
+    pub committed: Option<i64>,
+    /// The commit point at the last proof of ownership.
+    pub proved: Option<i64>,
 }
 
 impl Membership {
@@ -76,6 +83,7 @@ impl Membership {
             losses: AtomicU64::new(0),
             tells_changes_only,
             joined: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
             unfetched: AtomicI64::new(0),
             connectivity: Connectivity::default(),
             excluded: AtomicBool::new(false),
@@ -86,9 +94,21 @@ impl Membership {
         self.owned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn owns_something(&self) -> bool {
+    /// Returns the owned partitions, each with the number of its ownership.
+    pub fn generations(&self) -> BTreeMap<i32, u64> {
         let owned = self.owned();
-        !owned.partitions.is_empty() || !owned.gained.is_empty()
+        let opened = owned.partitions.iter().map(|(&partition, held)| (partition, held.generation));
+        opened.chain(owned.gained.iter().map(|&partition| (partition, 0))).collect()
+    }
+
+    /// Notes what the group has committed of partitions that were owned before and after it was asked.
+    pub fn note_commits(&self, commits: &BTreeMap<i32, i64>) {
+        let mut owned = self.owned();
+        for (partition, commit) in commits {
+            if let Some(held) = owned.partitions.get_mut(partition) {
+                held.committed = Some(*commit);
+            }
+        }
     }
 
     /// Fails when the task of a partition has died: nobody would work on the partition any more.
@@ -162,6 +182,7 @@ impl Membership {
         {
             shape.left();
         }
+        self.retired.store(true, Ordering::Relaxed);
     }
 
     /// With more members than partitions, some have none: those have their share, too.
@@ -169,6 +190,7 @@ impl Membership {
         let settled = group.state == "up" && group.stateage > NO_SHARE_MS && group.assignment_size == 0;
         let unchanged = group.rebalance_cnt == 0 || group.rebalance_age > NO_SHARE_MS;
         if self.tells_changes_only
+            && !self.retired.load(Ordering::Relaxed)
             && settled
             && unchanged
             && let Some(shape) = self.shape.get()
@@ -201,6 +223,9 @@ impl ClientContext for Membership {
 impl ConsumerContext for Membership {
     fn pre_rebalance(&self, client: &Client, rebalance: &Rebalance<'_>) {
         let Rebalance::Revoke(list) = rebalance else { return };
+        if self.retired.load(Ordering::Relaxed) {
+            return;
+        }
         let partitions = numbers(list);
         tracing::info!(consumer = self.name, topic = self.topic, ?partitions, "partitions are taken away");
         self.let_go(client, &partitions);
@@ -216,6 +241,9 @@ impl ConsumerContext for Membership {
 
     fn post_rebalance(&self, client: &Client, rebalance: &Rebalance<'_>) {
         let Rebalance::Assign(list) = rebalance else { return };
+        if self.retired.load(Ordering::Relaxed) {
+            return;
+        }
         let partitions = numbers(list);
         if !partitions.is_empty() {
             tracing::info!(consumer = self.name, topic = self.topic, ?partitions, "partitions are assigned");
@@ -241,4 +269,53 @@ impl ConsumerContext for Membership {
 
 fn numbers(list: &TopicPartitionList) -> Vec<i32> {
     list.elements().iter().map(rdkafka::topic_partition_list::TopicPartitionListElem::partition).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::ClientConfig;
+
+    use super::*;
+    use crate::platform::kafka::consumer::work::Opening;
+
+    /// Writes down what it is called with.
+    #[derive(Default)]
+    struct Calls(Mutex<Vec<String>>);
+
+    impl Shape for Calls {
+        fn open(&self, _: Opening) -> Box<dyn PartitionWork> {
+            unreachable!("nothing is opened here")
+        }
+
+        fn joined(&self, gained: &[i32]) {
+            self.0.lock().unwrap().push(format!("joined {gained:?}"));
+        }
+
+        fn revoked(&self, partition: i32) {
+            self.0.lock().unwrap().push(format!("revoked {partition}"));
+        }
+
+        fn left(&self) {
+            self.0.lock().unwrap().push("left".to_owned());
+        }
+
+        fn tick(&self) {}
+    }
+
+    #[test]
+    fn a_client_that_is_closed_late_does_not_disturb_the_one_that_took_its_place() {
+        let membership = Membership::new("test", "topic", true);
+        let calls = Arc::<Calls>::default();
+        let _ = membership.shape.set(calls.clone());
+        let client: Client = ClientConfig::new().set("group.id", "test").create_with_context(membership).unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition("topic", 2);
+        client.context().post_rebalance(&client, &Rebalance::Assign(&list));
+        client.context().let_go_of_all(&client);
+        let released = ["joined [2]", "revoked 2", "left"].map(str::to_owned);
+        assert_eq!(*calls.0.lock().unwrap(), released);
+        client.context().pre_rebalance(&client, &Rebalance::Revoke(&list));
+        client.context().post_rebalance(&client, &Rebalance::Assign(&list));
+        assert_eq!(*calls.0.lock().unwrap(), released);
+    }
 }

@@ -70,6 +70,7 @@ mod handler;
 mod keyed_consumer;
 mod lookup;
 mod membership;
+mod ownership;
 mod poller;
 mod progress;
 mod protocol;

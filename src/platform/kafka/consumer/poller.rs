@@ -25,6 +25,7 @@ use super::{
     Subscription,
     fetch_buffer::FetchBuffer,
     membership::{Client, Owned, OwnedPartition},
+    ownership,
     progress::{FetchWatchdog, Progress, Watchdog},
     report::Report,
     work::{Opening, Shape, Start},
@@ -71,6 +72,7 @@ pub(super) struct Poller {
     buffers: Vec<FetchBuffer>,
     losses: u64,
     looked: Instant,
+    proved: Instant,
     flushed: Instant,
 }
 
@@ -100,6 +102,7 @@ impl Poller {
             buffers,
             losses,
             looked,
+            proved: looked,
             flushed: looked,
         }
     }
@@ -138,7 +141,7 @@ impl Poller {
             }
             let connectivity = &client.context().connectivity;
             let stuck = clients.look(connectivity, |reported| self.broker.up_since(reported));
-            let excluded = || client.context().excluded.load(Ordering::Relaxed) && !client.context().owns_something();
+            let excluded = || client.context().excluded.load(Ordering::Relaxed);
             if let Some(stuck) = stuck.or_else(|| excluded().then_some(Stuck::Excluded)) {
                 client.context().let_go_of_all(&client);
                 return Ok(End::Stuck(stuck));
@@ -248,7 +251,8 @@ impl Poller {
             self.buffers[partition as usize] = FetchBuffer { generation, ..FetchBuffer::default() };
             let opening = Opening { partition, generation, starts: self.sender.clone() };
             let work = self.shape.open(opening);
-            let held = OwnedPartition { work, generation, start: 0, paused: true, stored: -1 };
+            let held =
+                OwnedPartition { work, generation, start: 0, paused: true, stored: -1, committed: None, proved: None };
             self.client.context().owned().partitions.insert(partition, held);
         }
     }
@@ -305,6 +309,10 @@ impl Poller {
                 .iter_mut()
                 .map(|(&partition, held)| (partition, held.stored, held.paused, held.work.span())),
         );
+        if self.proved.elapsed() >= ownership::PROOF_INTERVAL {
+            self.proved = Instant::now();
+            ownership::prove(&client, &self.subscription.topic, &mut owned);
+        }
         let partitions = owned.partitions.len();
         gauge!("postrider_consumer_partitions", "consumer" => self.subscription.name).set(partitions as f64);
     }
