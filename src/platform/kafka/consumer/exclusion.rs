@@ -1,9 +1,11 @@
-//! Detects a member that has lost its place in its group: it owns nothing, records wait, and nobody commits.
+//! Detects a member that was excluded from its group: it owns no partition, records wait, and
+//! nobody commits them.
 //!
-//! The client library says the same of a member for which no partition is left as of one that its group has thrown out
-//! and that never gets back in, and neither hears of partitions. So a member that owns nothing asks now and then how far
-//! its group is. Of a classic group it also asks who owns what; brokers do not say that of a KIP-848 group in any way
-//! that the library knows, so there it takes more looks.
+//! The client library reports the same for a member that has no partitions because there are too
+//! few, and for one that its group has removed and that never rejoins. A member without partitions
+//! therefore checks the progress of its group now and then. For a classic group it also asks which
+//! partitions have an owner. For a KIP-848 group the library cannot request that, so more checks
+//! are needed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,53 +22,58 @@ use rdkafka::{
 use super::{Subscription, membership::Client};
 use crate::platform::kafka::{Config, off_runtime};
 
-/// Time between two looks of a member that owns nothing, before jitter of up to a half.
+/// Interval between two checks of a member that owns nothing, before jitter of up to a half.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// Doublings of the interval while there is nothing to find.
+/// Maximum number of doublings of the interval while checks find nothing.
 const MAX_CALM: u32 = 3;
-/// Doublings of the interval after replacements that have brought no partition.
+/// Maximum number of doublings of the interval after replacements that brought no partition.
 const MAX_VAIN: u32 = 5;
-/// Looks that have to find the same where the group says that nobody owns the partition, or does not say who does.
-const LOOKS_CERTAIN: u32 = 2;
-const LOOKS_UNCERTAIN: u32 = 4;
-/// Time that Kafka has for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Number of consecutive checks that must find the same uncommitted records: [`CHECKS_CERTAIN`] if
+/// the group reports that the partitions have no owner, [`CHECKS_UNCERTAIN`] if it does not report
+/// owners.
+const CHECKS_CERTAIN: u32 = 2;
+const CHECKS_UNCERTAIN: u32 = 4;
+/// Timeout of one request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a look at a group found.
+/// Result of one check of a group.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Look {
-    /// Partitions with records past the group's commit, with the commit; without those that have an owner.
+    /// Partitions without a known owner that have records past the group's commit, each with that
+    /// commit.
     pub waiting: BTreeMap<i32, Option<i64>>,
-    /// Whether the group says who owns what.
+    /// True if the group reports which partitions have owners.
     pub certain: bool,
 }
 
-/// Decides when a member is out. One per consumer; it outlives the clients that are replaced.
+/// Decides when a member is excluded. There is one per consumer, and it outlives the clients that
+/// are replaced.
 #[derive(Debug, Default)]
 pub(super) struct Exclusion {
-    /// Looks in a row that found nothing.
+    /// Number of consecutive checks that found nothing.
     calm: u32,
-    /// Replacements since the member last owned something.
+    /// Number of replacements since the member last owned a partition.
     vain: u32,
     suspects: BTreeMap<i32, Option<i64>>,
-    /// Looks in a row that found a suspect.
+    /// Number of consecutive checks that found a suspect.
     found: u32,
 }
 
 impl Exclusion {
-    /// The time until the next look, before jitter.
+    /// Returns the time until the next check, before jitter.
     pub fn pause(&self) -> Duration {
-        // Once there is a suspect, looks follow one another, except after replacements that were in vain.
+        // Once there is a suspect, checks follow at the shortest interval, except after futile
+        // replacements.
         let calm = if self.found > 0 { 0 } else { self.calm.min(MAX_CALM) };
         INTERVAL * 2_u32.pow(calm.max(self.vain.min(MAX_VAIN)))
     }
 
-    /// The member owns partitions.
+    /// Resets the state, because the member owns partitions.
     pub fn owns(&mut self) {
         *self = Self::default();
     }
 
-    /// Takes a look into account; `None` is one that failed. Returns whether the member is out.
+    /// Records a check; `None` is a failed one. Returns whether the member is excluded.
     pub fn take(&mut self, look: Option<Look>) -> bool {
         let Some(look) = look else { return false };
         let still = |(partition, commit): &(i32, Option<i64>)| self.suspects.get(partition) == Some(commit);
@@ -79,7 +86,7 @@ impl Exclusion {
             self.suspects = look.waiting;
         }
         self.calm = if self.suspects.is_empty() { self.calm.saturating_add(1) } else { 0 };
-        let needed = if look.certain { LOOKS_CERTAIN } else { LOOKS_UNCERTAIN };
+        let needed = if look.certain { CHECKS_CERTAIN } else { CHECKS_UNCERTAIN };
         if self.found < needed {
             return false;
         }
@@ -89,7 +96,8 @@ impl Exclusion {
     }
 }
 
-/// Looks after a member until its polling thread has to let it be replaced. Never resolves.
+/// Watches a member and marks its client as excluded if it is; the polling thread then has it
+/// replaced. Never resolves.
 pub(super) async fn watch(
     client: std::sync::Weak<Client>,
     config: &Config,
@@ -105,7 +113,7 @@ pub(super) async fn watch(
         }
         let look = ask(client.clone(), config, subscription).await;
         if let Err(error) = &look {
-            tracing::debug!(consumer = subscription.name, error = %error, "cannot look at the group");
+            tracing::debug!(consumer = subscription.name, error = %error, "cannot check the group");
         }
         let look = look.ok().filter(|_| !client.context().owns_something());
         let waiting = look.as_ref().map(|look| look.waiting.clone()).unwrap_or_default();
@@ -117,14 +125,14 @@ pub(super) async fn watch(
                 topic,
                 group,
                 ?partitions,
-                "this member owns nothing and records wait that nobody commits; rejoining the group"
+                "member owns no partition while records wait uncommitted; rejoining the group"
             );
             client.context().excluded.store(true, Ordering::Relaxed);
         }
     }
 }
 
-/// Asks with the member's client, and with one of its own where that gets no answer.
+/// Checks the group with the member's client, or with a new client if that gets no answer.
 async fn ask(client: Arc<Client>, config: &Config, subscription: &Subscription) -> Result<Look, KafkaError> {
     let classic = !client.context().tells_changes_only;
     let (topic, group, config) = (subscription.topic.clone(), subscription.group.clone(), config.clone());
@@ -137,14 +145,14 @@ async fn ask(client: Arc<Client>, config: &Config, subscription: &Subscription) 
     .await
 }
 
-/// Looks at a group. Few requests, however many partitions there are; blocks.
+/// Checks a group with few requests, however many partitions the topic has. Blocks.
 fn look<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     topic: &str,
     group: &str,
     classic: bool,
 ) -> Result<Look, KafkaError> {
-    let metadata = client.fetch_metadata(Some(topic), PATIENCE)?;
+    let metadata = client.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
     let partitions = metadata.topics().iter().find(|found| found.name() == topic);
     let mut unowned: BTreeSet<i32> =
         partitions.into_iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id()).collect();
@@ -159,10 +167,10 @@ fn look<C: ConsumerContext>(
         unowned.iter().try_for_each(|&partition| list.add_partition_offset(topic, partition, offset))?;
         Ok(list)
     };
-    let committed = numbers(&client.committed_offsets(offsets(Offset::Invalid)?, PATIENCE)?);
-    // As times, `End` and `Beginning` mean the two ends of the log.
-    let ends = numbers(&client.offsets_for_times(offsets(Offset::End)?, PATIENCE)?);
-    let begins = numbers(&client.offsets_for_times(offsets(Offset::Beginning)?, PATIENCE)?);
+    let committed = offsets_by_partition(&client.committed_offsets(offsets(Offset::Invalid)?, ANSWER_TIMEOUT)?);
+    // Used as times, `End` and `Beginning` return the two ends of the log.
+    let ends = offsets_by_partition(&client.offsets_for_times(offsets(Offset::End)?, ANSWER_TIMEOUT)?);
+    let begins = offsets_by_partition(&client.offsets_for_times(offsets(Offset::Beginning)?, ANSWER_TIMEOUT)?);
     let behind = |partition: i32| {
         let (begin, end) = (begins.get(&partition)?, ends.get(&partition)?);
         let commit = committed.get(&partition).copied();
@@ -171,8 +179,8 @@ fn look<C: ConsumerContext>(
     Ok(Look { waiting: unowned.iter().filter_map(|&partition| behind(partition)).collect(), certain })
 }
 
-/// By partition, where there is an offset.
-fn numbers(list: &TopicPartitionList) -> BTreeMap<i32, i64> {
+/// Returns the offsets by partition, leaving out partitions without one.
+fn offsets_by_partition(list: &TopicPartitionList) -> BTreeMap<i32, i64> {
     let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
         Offset::Offset(offset) => Some((element.partition(), offset)),
         _ => None,
@@ -180,20 +188,21 @@ fn numbers(list: &TopicPartitionList) -> BTreeMap<i32, i64> {
     list.elements().iter().filter_map(offset).collect()
 }
 
-/// The partitions that members of a classic group own; `None` where the group does not say.
+/// Returns the partitions that members of a classic group own; `None` if the group does not report
+/// them.
 fn owned_partitions<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     topic: &str,
     group: &str,
 ) -> Result<Option<BTreeSet<i32>>, KafkaError> {
-    let groups = client.fetch_group_list(Some(group), PATIENCE)?;
+    let groups = client.fetch_group_list(Some(group), ANSWER_TIMEOUT)?;
     let Some(found) = groups.groups().iter().find(|found| found.name() == group) else { return Ok(None) };
     match found.state() {
         "Stable" => {}
         "Empty" => return Ok(Some(BTreeSet::new())),
-        // Of a group of the other protocol as well.
+        // The state of a KIP-848 group as well.
         "Dead" => return Ok(None),
-        // It is about to be said who owns what.
+        // A rebalance is in progress and will assign owners.
         _ => return Err(KafkaError::Canceled),
     }
     let mut owned = BTreeSet::new();
@@ -204,8 +213,9 @@ fn owned_partitions<C: ConsumerContext>(
     Ok(Some(owned))
 }
 
-/// Reads the partitions of a topic from a member's assignment: `ConsumerProtocolAssignment` of the Kafka protocol, which
-/// begins with a version and the topics, each a name and numbers. `None` where it cannot be read.
+/// Parses the partitions of a topic from a member's assignment: `ConsumerProtocolAssignment` of the
+/// Kafka protocol, which begins with a version and the topics, each with a name and its partitions.
+/// `None` if it cannot be parsed.
 fn assigned(bytes: &[u8], topic: &str) -> Option<Vec<i32>> {
     fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
         let (head, tail) = bytes.split_at_checked(count)?;
@@ -242,26 +252,26 @@ mod tests {
     }
 
     #[test]
-    fn a_member_is_out_when_the_same_records_wait_at_several_looks() {
+    fn a_member_is_excluded_when_several_checks_find_the_same_records_waiting() {
         let mut exclusion = Exclusion::default();
         assert!(!exclusion.take(waits(7, true)));
-        assert!(!exclusion.take(None), "a look that failed says nothing");
+        assert!(!exclusion.take(None), "a failed check does not count");
         assert!(exclusion.take(waits(7, true)));
         let mut exclusion = Exclusion::default();
-        assert!(!(0..3).any(|_| exclusion.take(waits(7, false))), "an owner that is not known may be slow");
+        assert!(!(0..3).any(|_| exclusion.take(waits(7, false))), "an unknown owner may be slow");
         assert!(exclusion.take(waits(7, false)));
     }
 
     #[test]
-    fn a_commit_that_moves_and_a_log_that_is_done_are_no_reason() {
+    fn a_moving_commit_or_a_finished_log_does_not_exclude_a_member() {
         let mut exclusion = Exclusion::default();
         assert!(!(0..100).any(|commit| exclusion.take(waits(commit, true))));
         assert!(!exclusion.take(Some(Look::default())));
-        assert!(!exclusion.take(waits(99, true)), "it begins anew");
+        assert!(!exclusion.take(waits(99, true)), "a check without findings resets the count");
     }
 
     #[test]
-    fn spare_members_ask_less_and_less_and_so_do_those_that_were_replaced_in_vain() {
+    fn checks_become_rarer_for_spare_members_and_after_futile_replacements() {
         let mut exclusion = Exclusion::default();
         (0..50).for_each(|_| assert!(!exclusion.take(Some(Look::default()))));
         assert_eq!(exclusion.pause(), 8 * INTERVAL);
@@ -276,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn assignments_are_read_and_nonsense_is_refused() {
+    fn assignments_are_parsed_and_malformed_ones_rejected() {
         let bytes = b"\0\x01\0\0\0\x02\0\x01a\0\0\0\x01\0\0\0\x07\0\x01b\0\0\0\x02\0\0\0\0\0\0\0\x02\xff\xff\xff\xff";
         assert_eq!(assigned(bytes, "b"), Some(vec![0, 2]));
         assert_eq!(assigned(bytes, "c"), Some(vec![]));
