@@ -1,4 +1,4 @@
-//! Producer for Kafka: idempotent, `acks=all`, with its new_admission admission control and batching.
+//! Producer for Kafka: idempotent, `acks=all`, with its own admission control and batching.
 //!
 //! `send` never waits: it accepts the record or rejects it. The receipt resolves when the broker
 //! has answered, or when the delivery timeout leaves the outcome unknown. The producer replaces a
@@ -65,7 +65,7 @@ struct Shared {
 }
 
 impl Producer {
-    /// Starts the producer of postrider's new_admission topics. It connects in the background and waits for a
+    /// Starts the producer of postrider's own topics. It connects in the background and waits for a
     /// broker that is down. Must be called inside the runtime.
     pub fn start(config: &Config, broker: Broker) -> Result<Self, KafkaError> {
         Self::start_for(Purpose::Internal, config, broker, None, None)
