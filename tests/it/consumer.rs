@@ -176,7 +176,7 @@ async fn a_rebalance_does_not_take_away_partitions_that_stay() {
     assert!(!stayed.is_empty() && stayed.len() < 8, "{stayed:?} stayed");
     // Nothing of them was ever given up. For how long they get nothing new meanwhile is measured by `bench/run relay`.
     let log = first.log();
-    let taken: Vec<&str> = log.lines().filter(|line| line.contains("partitions are taken away")).collect();
+    let taken: Vec<&str> = log.lines().filter(|line| line.contains("partitions revoked")).collect();
     assert!(!taken.is_empty(), "{log}");
     for partition in stayed {
         let given_up = |line: &&&str| numbers_of(line).contains(&partition);

@@ -154,7 +154,7 @@ async fn processors_that_come_and_go_hand_over_without_loss() {
     let traffic = Traffic::start(&api);
     for _ in 0..3 {
         let next = world.app().role("processor").start().await;
-        next.await_log("partitions are assigned", seconds(20)).await;
+        next.await_log("partitions assigned", seconds(20)).await;
         traffic.load.more(50).await;
         processor.stop().await;
         traffic.load.more(50).await;

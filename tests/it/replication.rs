@@ -34,7 +34,7 @@ async fn a_topic_with_one_replica_on_three_brokers_is_named_and_keeps_nobody_fro
         assert!(metrics.contains(&format!("postrider_topic_replication_ok{{topic=\"{topic}\"}} {ok}\n")), "{metrics}");
         assert!(metrics.contains(&format!("postrider_topic_replicas{{topic=\"{topic}\"}} {replicas}\n")), "{metrics}");
     }
-    app.await_log("a topic is replicated less than configured", seconds(5)).await;
+    app.await_log("topic replication below configuration", seconds(5)).await;
     app.stop().await;
 }
 

@@ -1,10 +1,10 @@
-//! Batching that adapts to load, in front of the client library.
+//! Adaptive linger: batching in front of the client library that adapts to the load.
 //!
-//! A fixed linger is wrong at one end or the other: what is right for few writers cuts a crowd into
-//! small requests, which cost the brokers more than the records do. Here few writers go straight
-//! to the library and its short linger, and beyond that the wait follows their number. Nobody says
-//! how many there are, but every hiccup makes all of them wait at once, so the most records in
-//! flight within the last seconds are a good measure.
+//! A fixed linger does not suit every load: one that is right for few writers splits the records of
+//! many writers into small requests, which cost the brokers more than the records do. With few
+//! writers, records go straight to the library and its short linger; beyond that the wait grows
+//! with the number of writers. That number is not known, but every delay makes all writers wait at
+//! once, so the highest number of records in flight within the last seconds approximates it.
 
 use std::{
     sync::{
@@ -18,11 +18,11 @@ use rdkafka::message::OwnedHeaders;
 
 use super::{delivery::Pending, outgoing::Outgoing};
 
-/// A record with all that it borrowed.
+/// An owned copy of an outgoing record, with its pending answer.
 pub(super) struct Waiting {
     topic: String,
     partition: Option<i32>,
-    /// The key, and after it the payload.
+    /// The key, followed by the payload.
     bytes: Vec<u8>,
     key_len: Option<usize>,
     has_payload: bool,
@@ -49,12 +49,12 @@ impl Waiting {
         }
     }
 
-    /// Returns what waits for the record, without the record.
+    /// Returns the pending answer and drops the record.
     pub fn into_pending(self) -> Box<Pending> {
         self.pending
     }
 
-    /// Splits into what the client library borrows and what it takes.
+    /// Passes the record, borrowed, and its pending answer to `hand_over`.
     pub fn use_with<T>(self, hand_over: impl FnOnce(Outgoing<'_>, Box<Pending>) -> T) -> T {
         let (key, payload) = self.bytes.split_at(self.key_len.unwrap_or(0));
         let record = Outgoing {
@@ -70,21 +70,21 @@ impl Waiting {
     }
 }
 
-/// Records that wait to be handed over together. Bounded by admission: each holds a permit.
+/// Records that linger to be handed over together. Bounded by admission: each holds a permit.
 #[derive(Default)]
 pub(super) struct AdaptiveLinger {
     waiting: Mutex<Vec<Waiting>>,
-    /// Those that wait, and those that are being handed over.
+    /// Number of records that linger or are being handed over.
     unreleased: AtomicUsize,
 }
 
 impl AdaptiveLinger {
-    /// Whether a record may go past: nothing that came before it is still here.
+    /// Returns whether no earlier record is still here, so that a record may bypass the linger.
     pub fn is_idle(&self) -> bool {
         self.unreleased.load(Ordering::Acquire) == 0
     }
 
-    /// Adds a record; says whether it is the first that waits.
+    /// Adds a record and returns whether it is the first one waiting.
     pub fn push(&self, record: Waiting) -> bool {
         self.unreleased.fetch_add(1, Ordering::AcqRel);
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -92,7 +92,8 @@ impl AdaptiveLinger {
         waiting.len() == 1
     }
 
-    /// Hands over what waits, in order, as one batch. One thread at a time.
+    /// Hands over the waiting records in order, as one batch. Must be called by one thread at a
+    /// time.
     pub fn release(&self, hand_over: impl FnMut(Waiting)) {
         let batch = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         let released = batch.len();
@@ -101,14 +102,14 @@ impl AdaptiveLinger {
     }
 }
 
-/// How long records wait for each other, with so many in flight at most lately. Measured with closed
-/// loops: 100 writers are best served by the library's linger alone, 400 by two milliseconds.
+/// Returns the linger for the recent peak of records in flight. Measured with closed loops: 100
+/// writers are served best by the library's linger alone, 400 by two milliseconds.
 pub(super) fn wait_for(peak_in_flight: usize) -> Duration {
-    const FEW: usize = 150;
+    const NO_WAIT_IN_FLIGHT: usize = 150;
     const PER_WRITER: Duration = Duration::from_micros(7);
-    const LONGEST: Duration = Duration::from_micros(1_500);
-    let writers = u32::try_from(peak_in_flight.saturating_sub(FEW)).unwrap_or(u32::MAX);
-    PER_WRITER.saturating_mul(writers).min(LONGEST)
+    const MAX_WAIT: Duration = Duration::from_micros(1_500);
+    let writers = u32::try_from(peak_in_flight.saturating_sub(NO_WAIT_IN_FLIGHT)).unwrap_or(u32::MAX);
+    PER_WRITER.saturating_mul(writers).min(MAX_WAIT)
 }
 
 #[cfg(test)]
@@ -116,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_writers_do_not_wait_and_a_crowd_waits_a_bounded_time() {
+    fn few_writers_do_not_wait_and_many_wait_a_bounded_time() {
         assert_eq!(wait_for(1), Duration::ZERO);
         assert_eq!(wait_for(150), Duration::ZERO);
         assert_eq!(wait_for(250), Duration::from_micros(700));

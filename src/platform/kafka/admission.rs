@@ -1,24 +1,26 @@
-//! The bound on what is in flight: taken before the work, given back when its outcome is known.
+//! Admission control for records in flight: a permit is taken before the record is sent and
+//! returned once its outcome is known.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
-/// A bound in records and bytes.
+/// Limit on the records and bytes in flight.
 #[derive(Debug)]
 pub struct Admission {
     records: AtomicUsize,
     bytes: AtomicUsize,
-    /// Those of the records that nobody waits for.
+    /// Records in flight whose outcome nobody waits for.
     aside: AtomicUsize,
-    /// The most records that somebody waited for at once, in this second and in the last.
+    /// Highest number of awaited records in flight at once, in the current second and in the
+    /// previous one.
     peaks: [AtomicUsize; 2],
     max_records: usize,
     max_bytes: usize,
 }
 
-/// Room for one record; given back when dropped.
+/// Permit for one record in flight, returned when dropped.
 #[derive(Debug)]
 pub struct Permit {
     admission: Arc<Admission>,
@@ -26,7 +28,8 @@ pub struct Permit {
     aside: bool,
 }
 
-/// What a record takes of the bound, in bytes: key, payload, and about as much as its headers need.
+/// Returns the number of bytes that a record counts against the limit: its key, its payload, and an
+/// estimate for its headers.
 pub fn weight(key: Option<&[u8]>, payload: Option<&[u8]>) -> usize {
     const HEADERS: usize = 256;
     key.map_or(0, <[u8]>::len) + payload.map_or(0, <[u8]>::len) + HEADERS
@@ -44,13 +47,14 @@ impl Admission {
         })
     }
 
-    /// Takes room for a record of this size, or says that there is none.
-    /// A record larger than the whole bound is let in alone rather than never.
+    /// Takes a permit for a record of this size; `None` if the limit is reached. A record larger
+    /// than the whole limit is admitted when nothing else is in flight.
     pub fn try_acquire(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
         self.acquire(bytes, false)
     }
 
-    /// The same for a record that nobody waits for, which says nothing about how many write.
+    /// Takes a permit for a record whose outcome nobody waits for. Such records do not count
+    /// towards [`Self::peak`], because they say nothing about the number of writers.
     pub fn try_acquire_aside(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
         self.acquire(bytes, true)
     }
@@ -68,7 +72,7 @@ impl Admission {
         self.fits(records_before, bytes_before, bytes).then_some(permit)
     }
 
-    /// Whether a record of this size would be let in now.
+    /// Returns whether a record of this size would be admitted now.
     pub fn has_room(&self, bytes: usize) -> bool {
         let (records, in_flight) = self.in_flight();
         self.fits(records, in_flight, bytes)
@@ -78,17 +82,18 @@ impl Admission {
         records == 0 || (records < self.max_records && in_flight + bytes <= self.max_bytes)
     }
 
-    /// The most records that somebody waited for at once within the last one to two seconds.
+    /// Returns the highest number of awaited records in flight at once within the last one to two
+    /// seconds.
     pub fn peak(&self) -> usize {
         self.peaks[0].load(Ordering::Relaxed).max(self.peaks[1].load(Ordering::Relaxed))
     }
 
-    /// Called every second, to forget older peaks.
+    /// Discards older peaks. Must be called every second.
     pub fn roll_peak(&self) {
         self.peaks[1].store(self.peaks[0].swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Records and bytes in flight now.
+    /// Returns the records and bytes in flight.
     pub fn in_flight(&self) -> (usize, usize) {
         (self.records.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
@@ -109,23 +114,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_refuses_beyond_either_bound_and_gives_back() {
+    fn permits_are_refused_beyond_either_limit_and_returned_on_drop() {
         let admission = Admission::new(2, 100);
         let first = admission.try_acquire(60).unwrap();
-        assert!(admission.try_acquire(41).is_none(), "over the bytes");
+        assert!(admission.try_acquire(41).is_none(), "over the byte limit");
         let second = admission.try_acquire(40).unwrap();
-        assert!(admission.try_acquire(0).is_none(), "over the records");
+        assert!(admission.try_acquire(0).is_none(), "over the record limit");
         drop((first, second));
         assert_eq!(admission.in_flight(), (0, 0));
-        assert!(admission.try_acquire(1_000).is_some(), "alone, a large one is let in");
-        assert_eq!(admission.peak(), 3, "those that were refused were there, too");
+        assert!(admission.try_acquire(1_000).is_some(), "a large record is admitted alone");
+        assert_eq!(admission.peak(), 3, "rejected records count towards the peak");
         admission.roll_peak();
         admission.roll_peak();
         assert_eq!(admission.peak(), 0);
     }
 
     #[test]
-    fn what_nobody_waits_for_takes_room_but_is_no_writer() {
+    fn records_nobody_waits_for_count_against_the_limit_but_not_towards_the_peak() {
         let admission = Admission::new(2, 100);
         let aside = admission.try_acquire_aside(10).unwrap();
         assert_eq!((admission.in_flight(), admission.peak()), ((1, 10), 0));

@@ -1,4 +1,4 @@
-//! Records of one partition, copied once into one allocation.
+//! Batches of records of one partition, each copied once into a single allocation.
 
 use std::ops::Range;
 
@@ -6,30 +6,31 @@ use rdkafka::{Message, message::Headers};
 
 use crate::platform::panic;
 
-/// Consecutive records of one partition. Offsets rise, but may have holes.
+/// Consecutive records of one partition. Offsets increase but may have gaps.
 #[derive(Debug, Default)]
 pub struct Batch {
     arena: Vec<u8>,
     records: Vec<Slots>,
-    headers: Vec<KeptHeader>,
+    headers: Vec<HeaderRanges>,
 }
 
-/// Places of a name and its value in the arena.
-type KeptHeader = (Range<usize>, Option<Range<usize>>);
+/// Ranges of a header's name and value in the arena.
+type HeaderRanges = (Range<usize>, Option<Range<usize>>);
 
-/// Small, because there is one for every record: the value lies behind the key.
+/// Location of one record in the arena. It is small because there is one per record: the value
+/// directly follows the key.
 #[derive(Debug)]
 struct Slots {
     offset: i64,
     timestamp_ms: i64,
-    /// Where the key begins, and with it the record's place.
+    /// Position in the arena where the key begins.
     start: usize,
     key: Length,
     value: Length,
     headers: Range<u32>,
 }
 
-/// Of bytes that may be absent. Kafka's own lengths have 31 bits.
+/// Length of bytes that may be absent. Kafka's own lengths have 31 bits.
 #[derive(Debug, Clone, Copy)]
 struct Length(u32);
 
@@ -57,7 +58,7 @@ pub struct Record<'a> {
 }
 
 impl Batch {
-    /// An empty batch with room for as many bytes, records and headers.
+    /// Returns an empty batch with capacity for this many bytes, records and headers.
     pub fn with_room((bytes, records, headers): (usize, usize, usize)) -> Self {
         Self {
             arena: Vec::with_capacity(bytes),
@@ -66,25 +67,25 @@ impl Batch {
         }
     }
 
-    /// Forgets the records and keeps the memory.
+    /// Removes all records but keeps the allocated memory.
     pub fn clear(&mut self) {
         self.arena.clear();
         self.records.clear();
         self.headers.clear();
     }
 
-    /// Its bytes, records and headers.
+    /// Returns the number of bytes, records and headers.
     pub fn size(&self) -> (usize, usize, usize) {
         (self.arena.len(), self.records.len(), self.headers.len())
     }
 
-    /// Copies a message in.
+    /// Appends a copy of a message.
     pub fn push(&mut self, message: &impl Message) {
         let first_header = self.headers.len();
         if let Some(headers) = message.headers() {
             for index in 0..headers.count() {
-                // The client library panics on a name that is not UTF-8. Anybody may write one, and one
-                // header must not end the consumer: it is left out.
+                // The client library panics on a header name that is not UTF-8. Any producer may
+                // write one, and it must not end the consumer, so the header is left out.
                 let Some(Some(header)) = panic::contain(|| headers.try_get(index)) else { continue };
                 let name = self.copy(header.key.as_bytes());
                 let value = header.value.map(|value| self.copy(value));
@@ -105,7 +106,7 @@ impl Batch {
         self.records.push(slots);
     }
 
-    /// Records with nothing but these offsets.
+    /// Returns a batch of records that have only these offsets.
     #[cfg(test)]
     pub fn of_offsets(offsets: Range<i64>) -> Self {
         let (key, value) = (Length::ABSENT, Length::ABSENT);
@@ -127,27 +128,27 @@ impl Batch {
         self.records.is_empty()
     }
 
-    /// Keys, values and headers together.
+    /// Returns the bytes of keys, values and headers.
     pub fn bytes(&self) -> usize {
         self.arena.len()
     }
 
-    /// The offset after the last record; `None` for an empty batch.
+    /// Returns the offset after the last record; `None` for an empty batch.
     pub fn next_offset(&self) -> Option<i64> {
         self.records.last().map(|slots| slots.offset + 1)
     }
 
-    /// When the last record was appended, in milliseconds since the epoch; 0 when nobody knows.
+    /// Returns the timestamp of the last record in milliseconds since the epoch; 0 if unknown.
     pub fn last_timestamp_ms(&self) -> i64 {
         self.records.last().map_or(0, |slots| slots.timestamp_ms)
     }
 
-    /// Memory that the batch holds, about, in bytes.
+    /// Returns the approximate memory that the batch uses, in bytes.
     pub fn footprint(&self) -> usize {
         self.arena.len() + self.records.len() * size_of::<Slots>() + self.headers.len() * 64
     }
 
-    /// A record by its place; panics past the end.
+    /// Returns the record at an index; panics past the end.
     pub fn record(&self, index: usize) -> Record<'_> {
         Record { batch: self, slots: &self.records[index] }
     }
@@ -162,7 +163,8 @@ impl<'a> Record<'a> {
         self.slots.offset
     }
 
-    /// Milliseconds since the epoch: when the broker appended it, or when it was made.
+    /// Returns the timestamp in milliseconds since the epoch: the time when the broker appended the
+    /// record, or when the producer created it.
     pub fn timestamp_ms(&self) -> i64 {
         self.slots.timestamp_ms
     }
@@ -172,31 +174,31 @@ impl<'a> Record<'a> {
         (!slots.key.is_absent()).then(|| &self.batch.arena[slots.start..slots.start + slots.key.bytes()])
     }
 
-    /// `None` is a tombstone.
+    /// Returns the value; `None` is a tombstone.
     pub fn value(&self) -> Option<&'a [u8]> {
         let slots = self.slots;
         let start = slots.start + slots.key.bytes();
         (!slots.value.is_absent()).then(|| &self.batch.arena[start..start + slots.value.bytes()])
     }
 
-    /// All headers in their order; names may repeat, and values may be null.
+    /// Returns all headers in order; names may repeat, and values may be null.
     pub fn headers(&self) -> impl Iterator<Item = (&'a str, Option<&'a [u8]>)> + use<'a> {
         let arena = &self.batch.arena;
-        self.headers_as_kept().iter().map(move |(name, value)| {
+        self.header_ranges().iter().map(move |(name, value)| {
             let name = std::str::from_utf8(&arena[name.clone()]).unwrap_or_default();
             (name, value.clone().map(|value| &arena[value]))
         })
     }
 
-    fn headers_as_kept(&self) -> &'a [KeptHeader] {
+    fn header_ranges(&self) -> &'a [HeaderRanges] {
         let Range { start, end } = self.slots.headers;
         &self.batch.headers[start as usize..end as usize]
     }
 
-    /// The last value of a header, as Kafka's own clients read it.
+    /// Returns a header's last value, as Kafka's own clients do, but skips null values.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         let arena = &self.batch.arena;
-        let headers = self.headers_as_kept().iter().rev();
+        let headers = self.header_ranges().iter().rev();
         headers
             .filter(|(key, _)| &arena[key.clone()] == name.as_bytes())
             .find_map(|(_, value)| Some(&arena[value.clone()?]))

@@ -1,7 +1,7 @@
-//! Whether Kafka answers, and what it knows of a topic.
+//! Probes whether Kafka answers, and looks up topic metadata.
 //!
-//! A connection that drops is only a suspicion; a metadata request that nobody answers is proof.
-//! While there is proof, writes are refused at once instead of waiting for their timeout.
+//! A dropped connection is only a suspicion; an unanswered metadata request is proof. While Kafka
+//! does not answer, writes are rejected at once instead of waiting for their timeout.
 
 use std::{
     sync::{
@@ -25,16 +25,16 @@ use tokio_util::sync::CancellationToken;
 use super::{Config, client_watchdog::count_replacement};
 use crate::platform::ops::Check;
 
-/// How often a healthy broker is asked.
-const CALM: Duration = Duration::from_secs(3);
-/// How often a silent one is.
-const ANXIOUS: Duration = Duration::from_millis(250);
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Time for which a second client is tried beside the one that gets no answers, before a third takes its place.
-const BESIDE: Duration = Duration::from_secs(4);
+/// Probe interval while Kafka answers.
+const PROBE_INTERVAL: Duration = Duration::from_secs(3);
+/// Probe interval while Kafka does not answer.
+const PROBE_INTERVAL_DOWN: Duration = Duration::from_millis(250);
+/// Timeout of one request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time after which an unanswered spare client is replaced by another one.
+const SPARE_LIFETIME: Duration = Duration::from_secs(4);
 
-/// Cheap to clone; one per process.
+/// Availability of Kafka and lookups of topic metadata. One per process; cheap to clone.
 #[derive(Clone)]
 pub struct Broker {
     inner: Arc<Inner>,
@@ -43,28 +43,28 @@ pub struct Broker {
 type Client = BaseConsumer<Listener>;
 
 struct Inner {
-    /// Replaced when it gets no answer and another client does.
+    /// The metadata client. Replaced when it gets no answer and another client does.
     client: ArcSwap<Client>,
     config: Config,
     probe_topic: String,
     up: AtomicBool,
-    /// `None` while the last question was not answered.
+    /// `None` while the last probe was unanswered.
     answers: Mutex<Option<Answers>>,
     suspicious: AtomicBool,
     check: Check,
     prober: ArcSwapOption<Thread>,
-    /// Cancelled when the thread that asks has ended.
+    /// Cancelled when the probe thread has ended.
     died: CancellationToken,
 }
 
-/// Questions that were answered without one between them that was not: the first answer and the last.
+/// Uninterrupted series of answered probes: the times of the first and the last answer.
 #[derive(Clone, Copy)]
 struct Answers {
     first: Instant,
     last: Instant,
 }
 
-/// Keeps what the client last said of a connection: a failed question itself does not tell a wrong
+/// Keeps the client's last connection error: a failed request alone does not distinguish a wrong
 /// password from a broker that is down.
 #[derive(Default)]
 struct Listener {
@@ -73,23 +73,24 @@ struct Listener {
 
 impl ClientContext for Listener {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(facility, message, "the metadata client reports a problem");
+        tracing::debug!(facility, message, "metadata client reported an error");
         if (level as i32) <= RDKafkaLogLevel::Error as i32 {
             self.reason.store(Some(Arc::new(without_thread(message).to_owned())));
         }
     }
 
-    /// Among these is that the account has no rights on the group, which the client looks up and never joins.
+    /// Logged at debug level only: one of these errors is that the account has no rights on the
+    /// group, which the client looks up but never joins.
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(error = %error, reason, "the metadata client reports a problem");
+        tracing::debug!(error = %error, reason, "metadata client reported an error");
     }
 }
 impl ConsumerContext for Listener {}
 
-/// Group of clients that only ask for metadata.
+/// Consumer group id of clients that only request metadata.
 pub(super) const METADATA_GROUP: &str = "postrider-metadata";
 
-/// Returns a message of the library without the thread that it begins with.
+/// Returns a log message of the library without its leading thread name.
 pub(super) fn without_thread(message: &str) -> &str {
     message.split_once("]: ").map_or(message, |(_, text)| text)
 }
@@ -99,13 +100,13 @@ fn connect(config: &Config) -> Result<Client, KafkaError> {
 }
 
 impl Broker {
-    /// Starts asking. `check` is what readiness shows.
+    /// Starts the probe thread. `check` is the readiness check that shows the result.
     pub fn start(config: &Config, check: Check) -> Result<Self, KafkaError> {
         let inner = Arc::new(Inner {
             client: ArcSwap::from_pointee(connect(config)?),
             config: config.clone(),
             probe_topic: config.topic("messages"),
-            // Until the first answer writes are let through and wait, as at any short break.
+            // Until the first answer, writes are accepted and wait, as in any short outage.
             up: AtomicBool::new(true),
             answers: Mutex::new(None),
             suspicious: AtomicBool::new(true),
@@ -122,17 +123,18 @@ impl Broker {
         Ok(Self { inner })
     }
 
-    /// Returns what is cancelled when nobody asks any more.
+    /// Returns a token that is cancelled when the probe thread has ended.
     pub fn died(&self) -> CancellationToken {
         self.inner.died.clone()
     }
 
-    /// Whether the last question was answered.
+    /// Returns whether the last probe was answered.
     pub fn is_up(&self) -> bool {
         self.inner.up.load(Ordering::Relaxed)
     }
 
-    /// Returns since when every question has been answered, if one was after `moment`; else one is asked now.
+    /// Returns the time since which every probe has been answered, if one was answered after
+    /// `moment`. Otherwise requests a probe now.
     pub(super) fn up_since(&self, moment: Instant) -> Option<Instant> {
         let answers = (*self.inner.answers.lock().unwrap_or_else(PoisonError::into_inner))?;
         if answers.last < moment {
@@ -142,7 +144,7 @@ impl Broker {
         Some(answers.first)
     }
 
-    /// Something looks wrong: ask now rather than later.
+    /// Requests a probe now, because something looks wrong.
     pub fn suspect(&self) {
         if !self.inner.suspicious.swap(true, Ordering::Relaxed)
             && let Some(thread) = &*self.inner.prober.load()
@@ -151,19 +153,19 @@ impl Broker {
         }
     }
 
-    /// The number of partitions of a topic, `None` when it does not exist. Creates nothing.
-    /// Waits for the broker up to two seconds, off the runtime.
+    /// Returns the number of partitions of a topic; `None` if the topic does not exist. Creates
+    /// nothing. Waits for the broker up to two seconds, off the runtime.
     pub async fn partitions(&self, topic: &str) -> Result<Option<i32>, KafkaError> {
         let (inner, topic) = (self.inner.clone(), topic.to_owned());
         super::off_runtime(move || inner.partitions(&topic)).await
     }
 
-    /// Returns the fewest replicas that a partition of a topic has, and the number of brokers; `None` when the topic does
-    /// not exist.
+    /// Returns the smallest number of replicas of a topic's partitions, and the number of brokers;
+    /// `None` if the topic does not exist.
     pub async fn replicas(&self, topic: &str) -> Result<Option<(i32, i32)>, KafkaError> {
         let (inner, topic) = (self.inner.clone(), topic.to_owned());
         super::off_runtime(move || {
-            let metadata = inner.client.load_full().fetch_metadata(Some(&topic), PATIENCE)?;
+            let metadata = inner.client.load_full().fetch_metadata(Some(&topic), ANSWER_TIMEOUT)?;
             let partitions =
                 metadata.topics().iter().find(|found| found.name() == topic).map(MetadataTopic::partitions);
             let fewest = partitions.and_then(|found| found.iter().map(|one| one.replicas().len() as i32).min());
@@ -172,26 +174,26 @@ impl Broker {
         .await
     }
 
-    /// The id of some broker of the cluster.
+    /// Returns the id of any one broker of the cluster.
     pub async fn any_broker_id(&self) -> Option<i32> {
         let inner = self.inner.clone();
         let id = super::off_runtime(move || {
-            let metadata = inner.client.load_full().fetch_metadata(Some(&inner.probe_topic), PATIENCE)?;
+            let metadata = inner.client.load_full().fetch_metadata(Some(&inner.probe_topic), ANSWER_TIMEOUT)?;
             Ok(metadata.brokers().first().map(rdkafka::metadata::MetadataBroker::id))
         });
         id.await.ok().flatten()
     }
 
-    /// First and next offset of a partition, off the runtime.
+    /// Returns the first and the next offset of a partition. Runs off the runtime.
     pub async fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), KafkaError> {
         let (inner, topic) = (self.inner.clone(), topic.to_owned());
-        super::off_runtime(move || inner.client.load_full().fetch_watermarks(&topic, partition, PATIENCE)).await
+        super::off_runtime(move || inner.client.load_full().fetch_watermarks(&topic, partition, ANSWER_TIMEOUT)).await
     }
 }
 
 impl Inner {
     fn partitions(&self, topic: &str) -> Result<Option<i32>, KafkaError> {
-        let metadata = self.client.load_full().fetch_metadata(Some(topic), PATIENCE)?;
+        let metadata = self.client.load_full().fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
         let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
         match found.error().map(RDKafkaErrorCode::from) {
             None => Ok(Some(found.partitions().len() as i32)),
@@ -205,8 +207,8 @@ impl Inner {
     }
 }
 
-/// Asks for metadata. An answer without brokers is none: it is what a broker says that has just started, and the
-/// client has forgotten all brokers when it has read it (librdkafka #5301).
+/// Requests metadata. Treats a response without brokers as a failure: a broker that has just
+/// started sends it, and the client then forgets all brokers (librdkafka #5301).
 pub(super) fn ask<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     topic: &str,
@@ -219,43 +221,44 @@ pub(super) fn ask<C: ConsumerContext>(
     Ok(metadata)
 }
 
-/// A second client that is asked while the first one gets no answers.
+/// Second client that is probed while the first one gets no answers.
 struct Spare {
     client: Client,
     since: Instant,
 }
 
-/// Asks whether Kafka answers, until the last [`Broker`] is dropped.
+/// Probes Kafka until the last [`Broker`] is dropped.
 fn probe(weak: &Weak<Inner>) {
     let mut spare: Option<Spare> = None;
     while let Some(inner) = weak.upgrade() {
         let client = inner.client.load_full();
-        let mut answer = ask(&client, &inner.probe_topic, PATIENCE);
-        // Nothing is ever consumed: polling only makes the client say what it has to say.
+        let mut answer = ask(&client, &inner.probe_topic, ANSWER_TIMEOUT);
+        // The client consumes nothing: polling only makes it deliver its pending events.
         for _ in 0..20 {
             drop(client.poll(Duration::ZERO));
         }
         drop(client);
         match &answer {
             Ok(_) => spare.take().into_iter().for_each(super::discard),
-            Err(_) => answer = inner.ask_beside(&mut spare).unwrap_or(answer),
+            Err(_) => answer = inner.probe_with_spare(&mut spare).unwrap_or(answer),
         }
-        inner.conclude(answer);
-        let calm = inner.up.load(Ordering::Relaxed);
+        inner.update_status(answer);
+        let up = inner.up.load(Ordering::Relaxed);
         drop(inner);
-        std::thread::park_timeout(if calm { CALM } else { ANXIOUS });
+        std::thread::park_timeout(if up { PROBE_INTERVAL } else { PROBE_INTERVAL_DOWN });
     }
 }
 
 impl Inner {
-    /// Asks with a client of its own, which takes the place of the one that gets no answers when it gets one. A spare
-    /// client is given up after a while as well: it may lose its way just like the first.
-    fn ask_beside(&self, spare: &mut Option<Spare>) -> Option<Result<Metadata, KafkaError>> {
-        if spare.as_ref().is_none_or(|spare| spare.since.elapsed() >= BESIDE) {
+    /// Probes with the spare client, which replaces the first client as soon as it gets an answer.
+    /// A spare client is itself replaced after a while, because it can get stuck like the first
+    /// one.
+    fn probe_with_spare(&self, spare: &mut Option<Spare>) -> Option<Result<Metadata, KafkaError>> {
+        if spare.as_ref().is_none_or(|spare| spare.since.elapsed() >= SPARE_LIFETIME) {
             let next = connect(&self.config).ok().map(|client| Spare { client, since: Instant::now() });
             super::discard(std::mem::replace(spare, next));
         }
-        let answer = ask(&spare.as_ref()?.client, &self.probe_topic, PATIENCE);
+        let answer = ask(&spare.as_ref()?.client, &self.probe_topic, ANSWER_TIMEOUT);
         if answer.is_ok() {
             let found = spare.take()?;
             count_replacement("metadata", "disconnected");
@@ -264,7 +267,7 @@ impl Inner {
         Some(answer)
     }
 
-    fn conclude(&self, answer: Result<Metadata, KafkaError>) {
+    fn update_status(&self, answer: Result<Metadata, KafkaError>) {
         let was_up = self.up.swap(answer.is_ok(), Ordering::Relaxed);
         let client = self.client.load_full();
         let listener = client.context();
@@ -274,7 +277,7 @@ impl Inner {
                 let now = Instant::now();
                 answers.get_or_insert(Answers { first: now, last: now }).last = now;
                 if !was_up {
-                    tracing::info!("Kafka answers again");
+                    tracing::info!("kafka reachable again");
                 }
                 self.suspicious.store(false, Ordering::Relaxed);
                 listener.reason.store(None);
@@ -282,10 +285,11 @@ impl Inner {
             }
             Err(error) => {
                 *answers = None;
-                // Kept over several attempts: the client says the same thing only once in a while.
+                // The reason is kept over several probes, because the client reports the same error
+                // only now and then.
                 let reason = listener.reason.load_full().map_or_else(|| error.to_string(), |text| (*text).clone());
                 if was_up {
-                    tracing::warn!(reason, "Kafka does not answer; writes are refused until it does");
+                    tracing::warn!(reason, "kafka does not answer, rejecting writes until it does");
                 }
                 self.check.fail(format!("no broker answers: {reason}"));
             }

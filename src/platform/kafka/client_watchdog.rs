@@ -1,8 +1,10 @@
-//! Detects a client of the library that gets nowhere while Kafka answers others, so that its owner replaces it.
+//! Detects a client of the library that is stuck while Kafka answers other clients, so that its
+//! owner replaces it.
 //!
-//! The library can lose its way for good: a broker that has just restarted may answer a metadata request with topics
-//! and no brokers, whereupon the library forgets every broker and never connects again (librdkafka #5301). Requests of
-//! such a client fail until the process ends, and nothing in the library notices.
+//! The library can get stuck for good: a broker that has just restarted may answer a metadata
+//! request with topics and no brokers, whereupon the library forgets every broker and never
+//! connects again (librdkafka #5301). Requests of such a client fail until the process ends, and
+//! the library does not detect it.
 
 use std::{
     sync::{
@@ -14,37 +16,40 @@ use std::{
 
 use rdkafka::Statistics;
 
-/// How often clients report, in milliseconds.
+/// Interval of the clients' reports, in milliseconds.
 pub(super) const REPORT_INTERVAL_MS: u64 = 2_500;
 
-/// Time that a client may be without a connection, or without any response to what it has sent, while Kafka answers.
-/// Together with [`RECONNECT`] and one report it stays below the ten seconds within which a client has to be replaced.
+/// Time that a client may be without a connection, or without a response to its requests, while
+/// Kafka answers. Together with [`RECONNECT`] and one report it stays below ten seconds, the time
+/// within which a stuck client has to be replaced.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Time for which Kafka must have answered when a client reports that it is stuck: healthy ones reconnect within a
-/// second.
+/// Time that Kafka must have been answering before a client's report that it is stuck counts:
+/// healthy clients reconnect within a second.
 const RECONNECT: Duration = Duration::from_secs(2);
 
-/// The longest patience with a client that was replaced again and again, for clusters that answer metadata requests
-/// and nothing else.
+/// Upper limit of [`PATIENCE`] after repeated replacements, for clusters that answer metadata
+/// requests and nothing else.
 const MAX_PATIENCE: Duration = Duration::from_secs(64);
 
-/// The connections of a client, as it last reported them. Shared by the library's callbacks and the owner.
+/// State of a client's connections in its last report. Shared by the library's callbacks and the
+/// client's owner.
 #[derive(Debug)]
 pub(super) struct Connectivity {
     begun: Instant,
     last: Mutex<Option<Report>>,
 }
 
-/// A report of the library.
+/// One report of the library.
 #[derive(Debug, Clone, Copy)]
 struct Report {
     at: Instant,
     connected: bool,
-    /// It has sent something, or has something to send, that brokers have not answered.
+    /// True if the client has sent, or has yet to send, something that the brokers have not
+    /// answered.
     waiting: bool,
     responses: u64,
-    /// The first report with so many responses.
+    /// Time of the first report with this number of responses.
     responded_at: Instant,
 }
 
@@ -55,8 +60,8 @@ impl Default for Connectivity {
 }
 
 impl Connectivity {
-    /// Takes over a report of the library. Connections to a group coordinator do not count: the library keeps them
-    /// when it has forgotten the brokers.
+    /// Updates the state from a report of the library. Connections to a group coordinator do not
+    /// count: the library keeps them even after it has forgotten the brokers.
     pub fn report(&self, statistics: &Statistics) {
         let brokers =
             || statistics.brokers.values().filter(|broker| matches!(&*broker.source, "learned" | "configured"));
@@ -68,24 +73,24 @@ impl Connectivity {
 
     fn update(&self, at: Instant, connected: bool, waiting: bool, responses: u64) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        // Brokers that are forgotten take their counts along, so the sum may fall as well.
+        // The library drops the counts of forgotten brokers, so the sum may also decrease.
         let unchanged = last.filter(|last| last.responses == responses);
         let responded_at = unchanged.map_or(at, |last| last.responded_at);
         *last = Some(Report { at, connected, waiting, responses, responded_at });
     }
 }
 
-/// The reason for replacing a client.
+/// Reason for replacing a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stuck {
     Disconnected,
     Unanswered,
-    /// A consumer that has lost its place in its group.
+    /// The consumer is excluded from its group.
     Excluded,
 }
 
 impl Stuck {
-    /// The value of the metric's label.
+    /// Returns the value of the metric's label.
     pub fn label(self) -> &'static str {
         match self {
             Self::Disconnected => "disconnected",
@@ -95,16 +100,18 @@ impl Stuck {
     }
 }
 
-/// Decides when a client is stuck. One per owner; it outlives the clients that the owner replaces.
+/// Decides when a client is stuck. There is one per owner, and it outlives the clients that the
+/// owner replaces.
 #[derive(Debug, Default)]
 pub(super) struct ClientWatchdog {
-    /// Replacements since a client was last seen connected.
+    /// Number of replacements since a client was last connected.
     replaced: AtomicU32,
 }
 
 impl ClientWatchdog {
-    /// Returns the reason when the client gets nowhere, by its last report. `kafka_up_since` is asked for that report:
-    /// since when Kafka has answered others, if it has answered since then as well.
+    /// Returns the reason if the client was stuck in its last report. `kafka_up_since` is called
+    /// with the time of that report. It returns the time since which Kafka has answered other
+    /// clients, if Kafka has also answered after the report.
     pub fn look(
         &self,
         client: &Connectivity,
@@ -114,9 +121,10 @@ impl ClientWatchdog {
         let replaced = self.replaced.load(Ordering::Relaxed);
         let patience = (PATIENCE * 2_u32.saturating_pow(replaced.min(8))).min(MAX_PATIENCE);
         let age = report.at.saturating_duration_since(client.begun);
-        // Silence is only seen when two reports are equal.
-        let silent_for = report.at.saturating_duration_since(report.responded_at);
-        let unanswered = report.waiting && silent_for >= patience.max(Duration::from_millis(2 * REPORT_INTERVAL_MS));
+        // A lack of responses shows only when two reports are equal.
+        let unanswered_for = report.at.saturating_duration_since(report.responded_at);
+        let unanswered =
+            report.waiting && unanswered_for >= patience.max(Duration::from_millis(2 * REPORT_INTERVAL_MS));
         let stuck = match (report.connected, unanswered) {
             (false, _) => Stuck::Disconnected,
             (true, true) => Stuck::Unanswered,
@@ -131,19 +139,19 @@ impl ClientWatchdog {
         (age >= patience && kafka_is_fine()).then_some(stuck)
     }
 
-    /// Notes that the owner replaced its client, which makes the watchdog more patient with the next one, and says so
-    /// in metrics and log.
+    /// Records that the owner replaced its client, in metrics and log. The watchdog then waits
+    /// longer before it reports the next client as stuck.
     pub fn replaced(&self, client: &str, reason: &'static str) {
         self.replaced.fetch_add(1, Ordering::Relaxed);
         count_replacement(client, reason);
     }
 }
 
-/// Counts and logs that a client of this name was replaced.
+/// Counts and logs the replacement of the client `client`.
 pub(super) fn count_replacement(client: &str, reason: &'static str) {
     metrics::counter!("postrider_kafka_clients_replaced_total", "client" => client.to_owned(), "reason" => reason)
         .increment(1);
-    tracing::warn!(client, reason, "replaced a kafka client that could not go on");
+    tracing::warn!(client, reason, "replaced a kafka client that was stuck or had failed");
 }
 
 #[cfg(test)]
@@ -152,12 +160,12 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Kafka has answered for long, and still does.
+    /// Kafka has been answering for a long time, and still does.
     fn up(reported: Instant) -> Option<Instant> {
         Some(reported - 100 * SECOND)
     }
 
-    /// A client whose reports say the same for so many seconds.
+    /// Returns a client whose reports did not change for so many seconds.
     fn client(connected: bool, waiting: bool, seconds: u32) -> Connectivity {
         let client = Connectivity::default();
         for second in 0..=seconds {
@@ -172,13 +180,13 @@ mod tests {
         assert_eq!(watchdog.look(&Connectivity::default(), up), None, "it has not reported yet");
         assert_eq!(watchdog.look(&client(false, false, 3), up), None, "it may still be connecting");
         assert_eq!(watchdog.look(&client(false, false, 4), up), Some(Stuck::Disconnected));
-        assert_eq!(watchdog.look(&client(false, false, 400), |_| None), None, "nobody reaches Kafka");
+        assert_eq!(watchdog.look(&client(false, false, 400), |_| None), None, "Kafka answers no client");
         let just_back = |reported: Instant| Some(reported - SECOND);
         assert_eq!(watchdog.look(&client(false, false, 400), just_back), None, "it needs a moment to reconnect");
     }
 
     #[test]
-    fn a_report_from_before_kafka_was_back_says_nothing_however_long_ago_that_is() {
+    fn a_report_from_before_kafka_was_back_does_not_count() {
         let watchdog = ClientWatchdog::default();
         let back_after = |reported: Instant| Some(reported + SECOND);
         assert_eq!(watchdog.look(&client(false, false, 400), back_after), None);
@@ -188,7 +196,7 @@ mod tests {
     #[test]
     fn a_client_that_waits_for_responses_and_gets_none_is_stuck() {
         let watchdog = ClientWatchdog::default();
-        assert_eq!(watchdog.look(&client(true, false, 400), up), None, "it waits for nothing");
+        assert_eq!(watchdog.look(&client(true, false, 400), up), None, "it has no unanswered requests");
         assert_eq!(watchdog.look(&client(true, true, 4), up), None);
         assert_eq!(watchdog.look(&client(true, true, 6), up), Some(Stuck::Unanswered));
         let served = client(true, true, 60);
@@ -197,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn replacing_in_vain_becomes_rarer_until_a_client_connects() {
+    fn futile_replacements_become_rarer_until_a_client_connects() {
         let watchdog = ClientWatchdog::default();
         watchdog.replaced("test", "disconnected");
         watchdog.replaced("test", "disconnected");

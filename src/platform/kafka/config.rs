@@ -1,4 +1,4 @@
-//! Settings of Kafka's clients, and the client properties made from them.
+//! Configuration of the Kafka clients, and the librdkafka properties built from it.
 
 use rdkafka::{
     ClientConfig,
@@ -12,28 +12,30 @@ use serde::{Deserialize, Serialize};
 use super::{client_watchdog::REPORT_INTERVAL_MS, dead_letter, outgoing::Purpose};
 use crate::platform::config::{Properties, Secret};
 
-/// Largest batch of several records, in bytes before compression. Below the brokers' default for topics, so that only a
-/// topic that was set to less refuses a batch for its size.
+/// Largest batch of several records, in bytes before compression. It is below the brokers' default
+/// topic limit, so only a topic with a lower limit rejects a batch for its size.
 pub(super) const BATCH_BYTES: usize = 1_000_000;
 
-/// How Kafka is reached, written to and read from.
+/// Connection, producer and consumer settings for Kafka.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Bootstrap brokers, each `host:port`.
     pub brokers: Vec<String>,
-    /// How connections are secured.
+    /// Security protocol of the connections to the brokers.
     pub security_protocol: SecurityProtocol,
     pub sasl: Sasl,
     pub tls: Tls,
-    /// Put before the names of our own topics, so that installations can share a cluster.
+    /// Prefix of the names of postrider's own topics, so that several installations can share a
+    /// cluster.
     pub topic_prefix: String,
-    /// Put before the names of our consumer groups.
+    /// Prefix of the names of postrider's consumer groups.
     pub group_prefix: String,
     pub topics: Topics,
     pub producer: ProducerConfig,
     pub consumer: ConsumerConfig,
-    /// Further librdkafka properties for every client, such as `client.rack`. They win over ours.
+    /// Additional librdkafka properties for every client, such as `client.rack`. They override the
+    /// properties that postrider sets.
     pub properties: Properties,
 }
 
@@ -54,7 +56,7 @@ impl Default for Config {
     }
 }
 
-/// Kafka's own names, in lower case.
+/// Security protocol, by Kafka's name in lower case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SecurityProtocol {
@@ -79,15 +81,15 @@ impl SecurityProtocol {
     }
 }
 
-/// Who we are, where `security_protocol` has SASL.
+/// SASL credentials, used when `security_protocol` includes SASL.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sasl {
     /// `SCRAM-SHA-512`, `SCRAM-SHA-256` or `PLAIN`.
     pub mechanism: String,
-    /// Who we are to the brokers.
+    /// User name that postrider authenticates with.
     pub username: String,
-    /// What proves it.
+    /// Password of `username`.
     pub password: Secret,
 }
 
@@ -97,19 +99,20 @@ impl Default for Sasl {
     }
 }
 
-/// Certificates, where `security_protocol` has TLS. All files are PEM.
+/// TLS files, used when `security_protocol` includes TLS. All files are PEM.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
-    /// The authorities that brokers are checked against; without it the system's.
+    /// CA certificates that the brokers' certificates are verified against; empty uses the system's
+    /// CA certificates.
     pub ca_file: String,
-    /// Our own certificate, where brokers demand one (mTLS).
+    /// Client certificate, for brokers that require one (mTLS).
     pub certificate_file: String,
-    /// The key of our certificate.
+    /// Private key of `certificate_file`.
     pub key_file: String,
-    /// The password of `key_file`, where it has one.
+    /// Password of `key_file`, if the key is encrypted.
     pub key_password: Secret,
-    /// Whether the broker's name must be in its certificate.
+    /// Verify that the broker's certificate contains the broker's host name.
     pub verify_hostname: bool,
 }
 
@@ -125,18 +128,19 @@ impl Default for Tls {
     }
 }
 
-/// What happens to our own topics at start.
+/// Creation and checks of postrider's own topics at start.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Topics {
-    /// Create those that are missing; otherwise they are only checked.
+    /// Create missing topics; if false, postrider only checks them.
     pub create: bool,
-    /// Replicas of topics that we create; -1 takes the broker's default. Existing topics with fewer are named in
-    /// readiness; with -1 those with fewer than three, or than there are brokers.
+    /// Replication factor of the topics that postrider creates; -1 uses the broker's default.
+    /// Readiness names existing topics with fewer replicas; with -1, it names topics with fewer
+    /// than three replicas, or fewer than there are brokers if the cluster has fewer than three.
     pub replication_factor: i32,
-    /// `min.insync.replicas` of topics that we create: how many replicas must have a record before it is acknowledged. -1
-    /// derives it from the replicas: 2 where there are three or more, else 1. Existing topics that differ are named in
-    /// readiness.
+    /// `min.insync.replicas` of the topics that postrider creates: the number of replicas that must
+    /// store a record before it is acknowledged. -1 derives it from the number of replicas: 2 for
+    /// three or more replicas, otherwise 1. Readiness names existing topics that differ.
     pub min_insync_replicas: i32,
 }
 
@@ -146,26 +150,26 @@ impl Default for Topics {
     }
 }
 
-/// The producer: always idempotent, always `acks=all`.
+/// Producer settings. The producer is always idempotent and uses `acks=all`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProducerConfig {
-    /// Time that a write waits for its record to be confirmed, in milliseconds. After that its outcome is
-    /// unknown; the record itself is never given up.
+    /// Time that a write waits for its record to be acknowledged, in milliseconds. After that the
+    /// outcome is unknown; the producer keeps trying to store the record.
     pub delivery_timeout_ms: u64,
-    /// Records in flight at most; beyond it writes are refused with 503 `overloaded`.
+    /// Maximum number of records in flight; beyond it, writes are rejected with 503 `overloaded`.
     pub max_in_flight_records: usize,
-    /// Bytes in flight at most, keys, values and headers together.
+    /// Maximum number of bytes in flight, counting keys, values and headers.
     pub max_in_flight_bytes: usize,
-    /// Time a record waits at least for others to share a request with, in microseconds. With many
-    /// writers the wait grows by itself, by 1.5 ms at most.
+    /// Minimum time that a record waits for others to share a request with, in microseconds. With
+    /// many concurrent writers the wait grows automatically by up to 1.5 ms.
     pub linger_us: u64,
-    /// Requests in flight per broker, 1 to 5.
+    /// Maximum number of requests in flight per broker, 1 to 5.
     pub max_in_flight_requests: u32,
-    /// `lz4`, `zstd`, `snappy`, `gzip` or `none`.
+    /// Compression codec: `lz4`, `zstd`, `snappy`, `gzip` or `none`.
     pub compression: String,
-    /// Largest record in bytes, as the topics' `max.message.bytes` allows. The dead-letter topics are made
-    /// to take somewhat more.
+    /// Largest record in bytes; the topics' `max.message.bytes` must allow it. Dead-letter topics
+    /// are created with a somewhat higher limit.
     pub max_message_bytes: u32,
 }
 
@@ -183,25 +187,26 @@ impl Default for ProducerConfig {
     }
 }
 
-/// The consumers.
+/// Consumer settings.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConsumerConfig {
-    /// How groups are joined: `consumer` is KIP-848, `classic` the older protocol with cooperative-sticky
-    /// assignment, `auto` the first where brokers offer it.
+    /// Group protocol: `consumer` is KIP-848, `classic` is the older protocol with
+    /// cooperative-sticky assignment, and `auto` uses KIP-848 if the brokers offer it, otherwise
+    /// `classic`.
     pub group_protocol: GroupProtocol,
-    /// Time without a heartbeat after which the group takes a member for dead, in milliseconds. With
-    /// KIP-848 brokers decide that: `group.consumer.session.timeout.ms`.
+    /// Time without a heartbeat after which the group removes a member, in milliseconds. With
+    /// KIP-848 the brokers decide it with `group.consumer.session.timeout.ms`.
     pub session_timeout_ms: u64,
-    /// Time that a consumer may have records to work on and finish nothing, in milliseconds. Then the
-    /// process says that it is not live.
+    /// Time that a consumer may have records to process without finishing any, in milliseconds.
+    /// After that the process fails its liveness probe.
     pub stall_timeout_ms: u64,
-    /// Most that is fetched ahead of the handlers, in KiB per process and topic. Less where that is more than a sixteenth of
-    /// the memory budget of consumers.
+    /// Maximum amount of data fetched ahead of the handlers, in KiB per process and topic. The
+    /// limit is lower if this exceeds a sixteenth of the consumers' memory budget.
     pub prefetch_kib: u32,
 }
 
-/// See [`ConsumerConfig::group_protocol`].
+/// Group protocol that consumers join with; see [`ConsumerConfig::group_protocol`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupProtocol {
@@ -222,7 +227,8 @@ impl Default for ConsumerConfig {
 }
 
 impl Config {
-    /// The properties that every client shares. `client` names it in logs and metrics.
+    /// Returns the properties that every client shares. `client` names the client in logs and
+    /// metrics.
     pub fn client(&self, client: &str) -> ClientConfig {
         let mut properties = ClientConfig::new();
         properties
@@ -232,7 +238,8 @@ impl Config {
             .set("security.protocol", self.security_protocol.property())
             .set("statistics.interval.ms", REPORT_INTERVAL_MS.to_string())
             .set("socket.keepalive.enable", "true")
-            // A connection that packets are dropped of while it is made is tried again ever less often by the kernel.
+            // While packets of a connection attempt are dropped, the kernel retries them at growing
+            // intervals; a new attempt connects sooner.
             .set("socket.connection.setup.timeout.ms", "10000")
             .set("socket.nagle.disable", "true")
             .set("reconnect.backoff.ms", "50")
@@ -263,8 +270,8 @@ impl Config {
         properties
     }
 
-    /// Makes a client that looks things up and never consumes: the one kind whose questions create no topic. The library
-    /// demands a group, which it never joins.
+    /// Creates a client that only looks up metadata and offsets and never joins a group. Lookups by
+    /// this kind of client create no topics. The library requires a group id.
     pub(super) fn observer<C: ConsumerContext>(
         &self,
         client: &str,
@@ -280,7 +287,7 @@ impl Config {
         self.with_overrides(properties).create_with_context(context)
     }
 
-    /// Applies the operator's own properties, last.
+    /// Applies the operator's `kafka.properties`, which override all others.
     pub fn with_overrides(&self, mut properties: ClientConfig) -> ClientConfig {
         for (name, value) in self.properties.iter() {
             properties.set(name, value);
@@ -288,7 +295,7 @@ impl Config {
         properties
     }
 
-    /// The properties of a producer.
+    /// Returns the properties of a producer.
     pub fn producer_client(&self, purpose: Purpose) -> ClientConfig {
         let producer = &self.producer;
         let request_timeout_ms = producer.delivery_timeout_ms.clamp(1_000, 5_000);
@@ -301,7 +308,7 @@ impl Config {
             .set("compression.type", &producer.compression)
             .set("linger.ms", (producer.linger_us as f64 / 1_000.0).to_string())
             .set("batch.size", BATCH_BYTES.to_string())
-            // Never: see `Receipt::stored`.
+            // Records never time out; see `Receipt::stored`.
             .set("message.timeout.ms", "0")
             .set("request.timeout.ms", request_timeout_ms.to_string())
             // A broker answers each request in flight within the request's timeout, also when replicas are slow. The client
@@ -310,7 +317,7 @@ impl Config {
             .set("max.in.flight.requests.per.connection", in_flight.to_string())
             // A dead letter is its record and something more.
             .set("message.max.bytes", producer.max_message_bytes.saturating_add(dead_letter::ROOM_BYTES).to_string())
-            // Admission is ours and comes first, so the library's own bounds are never met.
+            // Admission control comes first, so the library's own limits are never reached.
             .set("queue.buffering.max.messages", producer.max_in_flight_records.saturating_mul(2).to_string())
             .set("queue.buffering.max.kbytes", (producer.max_in_flight_bytes / 512).max(1_024).to_string());
         if purpose == Purpose::Alone {
@@ -319,12 +326,12 @@ impl Config {
         self.with_overrides(properties)
     }
 
-    /// The name of one of our own topics.
+    /// Returns the full name of one of postrider's own topics.
     pub fn topic(&self, name: &str) -> String {
         format!("{}{name}", self.topic_prefix)
     }
 
-    /// The name of one of our consumer groups.
+    /// Returns the full name of one of postrider's consumer groups.
     pub fn group(&self, name: &str) -> String {
         format!("{}{name}", self.group_prefix)
     }

@@ -1,10 +1,11 @@
-//! Dead letters: records that were given up, kept with all they had, and why.
+//! Dead letters: records whose processing was abandoned, stored unchanged together with the reason.
 //!
-//! A letter's value is its record's. Its headers are the record's own, in their order, then
-//! [`header::MARK`], then ours: so own headers of the same names survive, and whoever takes the last
-//! header of a name, as Kafka's clients do, reads ours. Its key is the record's place and the
-//! group that gave it up, `messages/3@1234 postrider-kv`: the same record given up again by the
-//! same group replaces its letter, and letters of two groups stand side by side.
+//! The value of a dead letter is its record's value. Its headers are the record's own headers in
+//! order, then [`header::MARK`], then postrider's headers. Own headers of the same name are
+//! therefore kept, and a reader that takes the last header of a name, as Kafka's clients do, gets
+//! postrider's. The key is the record's position and the group that dead-lettered it, for example
+//! `messages/3@1234 postrider-kv`: if the same group dead-letters a record again, the new dead
+//! letter replaces the old one, while those of two groups exist side by side.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -17,18 +18,19 @@ use rdkafka::message::{Header, OwnedHeaders};
 use super::{Config, Outgoing, Producer, SendError, TopicSpec, batch::Record, event};
 use crate::platform::{clock, trace_context::TraceContext};
 
-/// The headers that a letter adds to those of its record. Texts are UTF-8, numbers decimal, times
-/// RFC 3339 in UTC; a header whose content is not known is left out.
+/// Headers that a dead letter adds to those of its record. Texts are UTF-8, numbers are decimal,
+/// and times are RFC 3339 in UTC; a header with unknown content is left out.
 pub mod header {
-    /// Ends the record's own headers and begins ours; the value is the version of this format.
+    /// Separates the record's own headers from postrider's; the value is the version of this
+    /// format.
     pub const MARK: &str = "dead-letter";
     pub const TOPIC: &str = "original-topic";
     pub const PARTITION: &str = "original-partition";
     pub const OFFSET: &str = "original-offset";
-    /// The key's bytes as they were, whatever they are; absent for a record without a key.
+    /// The unchanged bytes of the key; absent for a record without a key.
     pub const KEY: &str = "original-key";
     pub const TIMESTAMP: &str = "original-timestamp";
-    /// Stands for the null value of a tombstone, which would delete its letter.
+    /// Replaces the null value of a tombstone, which would delete its dead letter.
     pub const TOMBSTONE: &str = "original-tombstone";
     pub const GROUP: &str = "consumer-group";
     pub const ERROR: &str = "error";
@@ -37,54 +39,56 @@ pub mod header {
     pub const FIRST_FAILED: &str = "first-failed-at";
     pub const FAILED: &str = "failed-at";
     pub const TRACE_ID: &str = "trace-id";
-    /// The value was too large to be kept, and has so many bytes; it is where the record was.
+    /// Size in bytes of a value that was too large to be stored; the value remains only in the
+    /// original topic.
     pub const VALUE_OMITTED: &str = "value-omitted";
-    /// Key and own headers were too large to be kept as well.
+    /// Set if the key and the record's own headers were too large to be stored as well.
     pub const HEADERS_OMITTED: &str = "headers-omitted";
 }
 
-/// What a letter adds to its record at most, in bytes: its key, our headers, and framing.
+/// Maximum number of bytes that a dead letter adds to its record: its key, postrider's headers, and
+/// framing.
 pub const ROOM_BYTES: u32 = 16 << 10;
-/// Longest error message that is kept, in bytes.
+/// Maximum length of a stored error message, in bytes.
 const MAX_MESSAGE_BYTES: usize = 4 << 10;
 
-/// Why a record was given up.
+/// Reason for dead-lettering a record.
 #[derive(Debug, Clone)]
 pub struct Reason {
-    /// A stable word for filters and metrics.
+    /// Stable word for filters and metrics.
     pub class: &'static str,
-    /// A sentence for people.
+    /// Human-readable sentence.
     pub message: String,
 }
 
-/// A record that was given up, and how that came.
+/// A record to be dead-lettered, with its failure history.
 pub struct Letter<'a> {
-    /// Where the record is: the full topic name and the partition.
+    /// Position of the record: the full topic name and the partition.
     pub topic: &'a str,
     pub partition: i32,
     pub record: Record<'a>,
-    /// The consumer group that gave up, by its full name.
+    /// Full name of the consumer group that dead-letters the record.
     pub group: &'a str,
     pub reason: &'a Reason,
-    /// How often it was tried, at least 1.
+    /// Number of attempts, at least 1.
     pub attempts: u32,
-    /// When it failed first and last, in milliseconds since the epoch.
+    /// Times of the first and the last failure, in milliseconds since the epoch.
     pub first_failed_ms: i64,
     pub last_failed_ms: i64,
 }
 
-/// How much of the record goes into its letter.
+/// Parts of the record that its dead letter contains.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Keep {
     Everything,
-    /// All but the value.
+    /// Everything except the value.
     Headers,
-    /// Where it was and why it was given up.
-    Place,
+    /// Only the position and the reason.
+    Position,
 }
 
 impl Letter<'_> {
-    /// The letter's key in its topic, by which it is named everywhere.
+    /// Returns the dead letter's key in its topic, which also identifies it everywhere else.
     pub fn id(&self) -> String {
         format!("{}/{}@{} {}", self.topic, self.partition, self.record.offset(), self.group)
     }
@@ -92,7 +96,7 @@ impl Letter<'_> {
     fn headers(&self, keep: Keep) -> OwnedHeaders {
         let (record, own) = (&self.record, self.record.headers());
         let mut headers = OwnedHeaders::new_with_capacity(24);
-        if keep != Keep::Place {
+        if keep != Keep::Position {
             headers = own.fold(headers, |headers, (key, value)| headers.insert(Header { key, value }));
         }
         let mut add = |name, value: &[u8]| {
@@ -103,7 +107,7 @@ impl Letter<'_> {
         add(header::TOPIC, self.topic.as_bytes());
         add(header::PARTITION, self.partition.to_string().as_bytes());
         add(header::OFFSET, record.offset().to_string().as_bytes());
-        if let Some(key) = record.key().filter(|_| keep != Keep::Place) {
+        if let Some(key) = record.key().filter(|_| keep != Keep::Position) {
             add(header::KEY, key);
         }
         if record.timestamp_ms() > 0 {
@@ -114,7 +118,7 @@ impl Letter<'_> {
             Some(value) if keep != Keep::Everything => add(header::VALUE_OMITTED, value.len().to_string().as_bytes()),
             Some(_) => {}
         }
-        if keep == Keep::Place {
+        if keep == Keep::Position {
             add(header::HEADERS_OMITTED, b"true");
         }
         add(header::GROUP, self.group.as_bytes());
@@ -136,7 +140,7 @@ impl Letter<'_> {
             topic,
             partition: None,
             key: Some(id.as_bytes()),
-            // Never null: that would be the letter's own tombstone.
+            // Never null, because that would be the dead letter's own tombstone.
             payload: Some(value.unwrap_or_default()),
             headers: Some(self.headers(keep)),
             timestamp_ms: None,
@@ -145,7 +149,7 @@ impl Letter<'_> {
     }
 }
 
-/// Writes letters to one dead-letter topic. Cheap to clone.
+/// Writes dead letters to one dead-letter topic. Cheap to clone.
 #[derive(Clone)]
 pub struct DeadLetters {
     producer: Producer,
@@ -154,20 +158,22 @@ pub struct DeadLetters {
 }
 
 impl DeadLetters {
-    /// `topic` is the full name of the dead-letter topic.
+    /// Creates a writer for the dead-letter topic with the full name `topic`.
     pub fn new(producer: Producer, topic: String) -> Self {
         Self { producer, topic: topic.into(), log: Arc::default() }
     }
 
-    /// Stores the letter on all in-sync replicas. Until this succeeds the record is not settled: try
-    /// again later and do not commit past it. Storing the same letter twice leaves one.
+    /// Stores the dead letter on all in-sync replicas. Until this succeeds, the record is
+    /// unfinished: retry later and do not commit past it. Storing the same dead letter twice leaves
+    /// one.
     ///
-    /// What is too large for the dead-letter topic is stored without the value and says so, and
-    /// where even that is too large, without key and own headers.
+    /// If the dead letter is too large for the topic, the value is left out; if it is still too
+    /// large, the key and the record's own headers are left out as well. Headers record what was
+    /// left out.
     pub async fn store(&self, letter: &Letter<'_>) -> Result<(), SendError> {
         let id = letter.id();
         let mut stored = self.producer.store(letter.outgoing(&self.topic, &id, Keep::Everything)).await;
-        for keep in [Keep::Headers, Keep::Place] {
+        for keep in [Keep::Headers, Keep::Position] {
             if matches!(stored, Err(SendError::TooLarge)) {
                 stored = self.producer.store(letter.outgoing(&self.topic, &id, keep)).await;
             }
@@ -179,16 +185,16 @@ impl DeadLetters {
             let Letter { attempts, reason, .. } = letter;
             let (dead_letter, topic) = (&id, &*self.topic);
             let error = &reason.message;
-            tracing::warn!(dead_letter, topic, class, attempts, error, unsaid, "a record was given up");
+            tracing::warn!(dead_letter, topic, class, attempts, error, unsaid, "record dead-lettered");
         }
         Ok(())
     }
 }
 
-/// Lets [`Throttle::LINES`] log lines through in each [`Throttle::SPAN`] and counts the others.
+/// Admits [`Throttle::LINES`] log lines in each [`Throttle::SPAN`] and counts the others.
 #[derive(Default)]
 struct Throttle {
-    /// When the span began, and how many came since.
+    /// Start of the current span, and the number of lines since.
     state: Mutex<Option<(Instant, u32)>>,
 }
 
@@ -196,7 +202,8 @@ impl Throttle {
     const LINES: u32 = 10;
     const SPAN: Duration = Duration::from_secs(10);
 
-    /// `Some` when the line may be written, with the number of those that were not in the span before.
+    /// Returns `Some` if the line may be written, with the number of lines that were suppressed in
+    /// the previous span.
     fn admit(&self, now: Instant) -> Option<u32> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *state {
@@ -213,7 +220,8 @@ impl Throttle {
     }
 }
 
-/// What a dead-letter topic must be like. Compacted, so that a letter stays until its tombstone.
+/// Returns the required shape of a dead-letter topic. It is compacted, so that a dead letter stays
+/// until its tombstone.
 pub fn topic_spec(config: &Config, name: &str, partitions: i32, remedy: &str) -> TopicSpec {
     let max_bytes = config.producer.max_message_bytes.saturating_add(2 * ROOM_BYTES);
     TopicSpec {
@@ -263,7 +271,7 @@ mod tests {
 
     type Pairs = Vec<(String, Option<Vec<u8>>)>;
 
-    /// The headers before the mark, and those after it.
+    /// Splits headers into those before the mark and those from the mark on.
     fn split(headers: &OwnedHeaders) -> (Pairs, Pairs) {
         let mut own: Pairs =
             headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect();
@@ -278,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_keeps_every_header_and_says_where_it_comes_from_and_why() {
+    fn a_letter_keeps_every_header_and_has_its_position_and_reason() {
         let batch = batch(Some(b"k"), Some(b"v"));
         with_letter(&batch, "no", |letter| {
             let id = letter.id();
@@ -335,14 +343,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_said() {
+    fn omitted_parts_are_named_in_headers() {
         with_letter(&batch(Some(b"k"), Some(b"12345")), &"ä".repeat(4_000), |letter| {
             let outgoing = letter.outgoing("dead", "id", Keep::Headers);
             assert_eq!(outgoing.payload, Some(&b""[..]));
             let (own, ours) = split(&outgoing.headers.unwrap());
             assert_eq!((own.len(), text(&ours, header::VALUE_OMITTED)), (7, Some("5")));
             assert_eq!(text(&ours, header::ERROR).unwrap().len(), MAX_MESSAGE_BYTES);
-            let (own, ours) = split(&letter.headers(Keep::Place));
+            let (own, ours) = split(&letter.headers(Keep::Position));
             assert_eq!((own.len(), text(&ours, header::KEY)), (0, None));
             assert_eq!(text(&ours, header::HEADERS_OMITTED), Some("true"));
         });

@@ -1,4 +1,4 @@
-//! From the client's reports back to those who wait.
+//! Passes the client's delivery reports to the tasks that wait for them.
 
 use std::{
     sync::{
@@ -26,17 +26,17 @@ use super::{
     stats,
 };
 
-/// Where records go whose batch was refused. Bounded by admission: each holds a permit.
+/// Channel for the records of rejected batches. Bounded by admission: each record holds a permit.
 pub(super) type Resend = mpsc::UnboundedSender<Waiting>;
 
-/// Who is told what became of a record.
+/// Channel that receives the outcome of a record.
 pub(super) type Answer = oneshot::Sender<Result<Stored, SendError>>;
 
-/// Travels with a record through the client.
+/// State that travels with a record through the client.
 pub(super) struct Pending {
     _permit: Permit,
     accepted: Instant,
-    /// The record's own time, which the client library does not report for a record that failed.
+    /// The record's timestamp, which the client library does not report for a failed record.
     pub timestamp_ms: Option<i64>,
     answer: Option<Answer>,
 }
@@ -47,7 +47,7 @@ impl Pending {
     }
 }
 
-/// What a broker's answer means to whoever wrote.
+/// Maps a broker's error code to the error that the writer gets.
 pub(super) fn classify(code: RDKafkaErrorCode, topic: &str) -> SendError {
     use RDKafkaErrorCode as E;
     match code {
@@ -55,7 +55,7 @@ pub(super) fn classify(code: RDKafkaErrorCode, topic: &str) -> SendError {
         E::UnknownTopicOrPartition | E::UnknownTopic => SendError::UnknownTopic(topic.to_owned()),
         E::UnknownPartition => SendError::UnknownPartition,
         E::MessageSizeTooLarge | E::InvalidMessageSize => SendError::TooLarge,
-        // The library cannot say whether the record was stored all the same.
+        // The library does not know whether the record was stored.
         E::MessageTimedOut
         | E::PurgeInflight
         | E::PurgeQueue
@@ -67,8 +67,9 @@ pub(super) fn classify(code: RDKafkaErrorCode, topic: &str) -> SendError {
     }
 }
 
-/// Returns whether a record may have been refused only because it shared a batch with others. None of them is stored.
-fn concerns_the_batch(code: RDKafkaErrorCode) -> bool {
+/// Returns whether the error concerns the whole batch, so that this record may have been rejected
+/// only because of another one. No record of such a batch is stored.
+fn concerns_whole_batch(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as E;
     matches!(
         code,
@@ -80,7 +81,7 @@ fn concerns_the_batch(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// Counters of a producer.
+/// Metrics of a producer.
 #[derive(Clone)]
 pub(super) struct Metrics {
     stored: Counter,
@@ -104,11 +105,11 @@ impl Metrics {
     }
 }
 
-/// A record's waiting end, and what became of it.
+/// A pending record and its outcome.
 type Outcome = (Box<Pending>, Result<Stored, SendError>);
 
-/// Collects what the client reports, to be told to those who wait from within the runtime: waking
-/// thousands of tasks one by one from a foreign thread costs more than the records do.
+/// Collects the client's reports and answers the waiting tasks from inside the runtime: waking
+/// thousands of tasks one by one from another thread costs more than the records do.
 #[derive(Default)]
 pub(super) struct Outcomes {
     /// Bounded by admission: every element holds a permit.
@@ -131,7 +132,7 @@ impl Outcomes {
         }
     }
 
-    /// Announces as reports come.
+    /// Answers waiting tasks as reports arrive, until closed.
     pub async fn announce_until_closed(self: Arc<Self>) {
         while !self.closed.load(Ordering::Acquire) {
             self.more.notified().await;
@@ -139,12 +140,12 @@ impl Outcomes {
         }
     }
 
-    /// Tells everybody whose record has an outcome.
+    /// Answers every task whose record has an outcome.
     fn announce(&self) {
         let reported = std::mem::take(&mut *self.reported.lock().unwrap_or_else(PoisonError::into_inner));
         for (pending, outcome) in reported {
             if let Some(answer) = pending.answer {
-                // The client may have gone; the record is stored all the same.
+                // The caller may have disconnected; the record is stored regardless.
                 let _ = answer.send(outcome);
             }
         }
@@ -156,10 +157,10 @@ impl Outcomes {
     }
 }
 
-/// What the client library calls, on the polling thread.
+/// Callbacks of the client library, called on the polling thread.
 pub(super) struct Context {
     pub broker: Broker,
-    /// Of this client alone.
+    /// Connectivity of this client alone.
     pub connectivity: Connectivity,
     pub fatal: Arc<AtomicBool>,
     pub outcomes: Arc<Outcomes>,
@@ -168,14 +169,14 @@ pub(super) struct Context {
 }
 
 impl Context {
-    /// Passes a record on whose batch was refused; gives it back where that is final.
+    /// Sends a record of a rejected batch to [`Resend`]. Returns it if the rejection is final.
     fn resend(
         &self,
         code: RDKafkaErrorCode,
         message: &BorrowedMessage<'_>,
         pending: Box<Pending>,
     ) -> Option<Box<Pending>> {
-        let Some(resend) = self.resend.as_ref().filter(|_| concerns_the_batch(code)) else { return Some(pending) };
+        let Some(resend) = self.resend.as_ref().filter(|_| concerns_whole_batch(code)) else { return Some(pending) };
         let record = Outgoing {
             topic: message.topic(),
             partition: Some(message.partition()),
@@ -200,7 +201,7 @@ impl ClientContext for Context {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::Fatal) => self.fatal.store(true, Ordering::Relaxed),
             Some(RDKafkaErrorCode::AllBrokersDown) => self.broker.suspect(),
-            _ => tracing::debug!(error = %error, reason, "the producer reports a problem"),
+            _ => tracing::debug!(error = %error, reason, "producer client reported an error"),
         }
     }
 }

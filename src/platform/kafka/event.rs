@@ -12,19 +12,19 @@ pub const ID: &str = "ce_id";
 pub const TYPE: &str = "ce_type";
 pub const TRACEPARENT: &str = "traceparent";
 
-/// What an event says of itself.
+/// Attributes of an event.
 #[derive(Debug, Clone, Copy)]
 pub struct Event<'a> {
-    /// A UUIDv7, or a UUIDv5 of the idempotency key.
+    /// Event id: a UUIDv7, or a UUIDv5 of the idempotency key.
     pub id: Uuid,
     pub kind: &'a str,
-    /// A path such as `/kv`.
+    /// Source path, such as `/kv`.
     pub source: &'a str,
     pub trace: TraceContext,
 }
 
 impl Event<'_> {
-    /// The headers of the event's record, with room for `more`.
+    /// Returns the headers of the event's record, with capacity for `more` additional ones.
     pub fn headers(&self, more: usize) -> OwnedHeaders {
         let mut id = Uuid::encode_buffer();
         let id = self.id.hyphenated().encode_lower(&mut id);
@@ -38,14 +38,15 @@ impl Event<'_> {
     }
 }
 
-/// A new event's id. Without the shared counter that orders ids made within a millisecond: nobody
-/// relies on that order, and every request would meet at its lock.
+/// Returns an id for a new event. It does not use the shared counter that orders ids created within
+/// a millisecond: nothing relies on that order, and every request would contend for the counter's
+/// lock.
 pub fn new_id() -> Uuid {
     Uuid::new_v7(Timestamp::now(NoContext))
 }
 
 thread_local! {
-    /// The time as written last, because most events share their millisecond with others.
+    /// Cache of the last formatted time, because most events share their millisecond with others.
     static TIME: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
 }
 

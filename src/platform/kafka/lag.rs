@@ -1,4 +1,4 @@
-//! How far a group is, asked from outside of its members.
+//! Lag of a consumer group, determined without joining it.
 
 use std::time::{Duration, Instant};
 
@@ -10,24 +10,25 @@ use rdkafka::{
 
 use super::Config;
 
-/// How long Kafka may take to answer one question.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout of one request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One partition of a group's topic.
+/// Lag of a group in one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionLag {
     pub partition: i32,
-    /// `None` where the group never committed.
+    /// Committed offset; `None` if the group has never committed.
     pub committed: Option<i64>,
     /// The offset that the next record will get.
     pub end: i64,
-    /// Offsets between commit and end; holes that compaction and transactions leave count too.
+    /// Number of offsets between the commit and the end, including gaps left by compaction and
+    /// transactions.
     pub lag: i64,
-    /// The record at the commit: the lowest one that is not finished.
+    /// Record at the commit, which is the lowest unfinished one.
     pub oldest: Option<Oldest>,
 }
 
-/// The record that a group has to finish next.
+/// Record that a group has to finish next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Oldest {
     pub offset: i64,
@@ -36,11 +37,11 @@ pub struct Oldest {
     pub timestamp_ms: i64,
 }
 
-/// Looks at every partition. `None` where the topic does not exist. Joins no group; blocks, so it
-/// belongs off the runtime.
+/// Returns the lag of every partition; `None` if the topic does not exist. Joins no group. Blocks,
+/// so it must be called off the runtime.
 pub fn of_group(config: &Config, topic: &str, group: &str) -> Result<Option<Vec<PartitionLag>>, KafkaError> {
     let client = config.observer("lag", group, DefaultConsumerContext)?;
-    let metadata = client.fetch_metadata(Some(topic), PATIENCE)?;
+    let metadata = client.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
     let partitions =
         metadata.topics().iter().find(|found| found.name() == topic).map_or(0, |found| found.partitions().len());
     if partitions == 0 {
@@ -48,10 +49,10 @@ pub fn of_group(config: &Config, topic: &str, group: &str) -> Result<Option<Vec<
     }
     let mut wanted = TopicPartitionList::new();
     wanted.add_partition_range(topic, 0, partitions as i32 - 1);
-    let committed = client.committed_offsets(wanted, PATIENCE)?;
+    let committed = client.committed_offsets(wanted, ANSWER_TIMEOUT)?;
     let mut lags = Vec::with_capacity(partitions);
     for element in committed.elements() {
-        let (low, end) = client.fetch_watermarks(topic, element.partition(), PATIENCE)?;
+        let (low, end) = client.fetch_watermarks(topic, element.partition(), ANSWER_TIMEOUT)?;
         let committed = match element.offset() {
             Offset::Offset(offset) => Some(offset),
             _ => None,
@@ -75,7 +76,7 @@ fn find_oldest(client: &BaseConsumer, topic: &str, lags: &mut [PartitionLag]) ->
         return Ok(());
     }
     client.assign(&wanted)?;
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + ANSWER_TIMEOUT;
     while missing > 0 && Instant::now() < until {
         let Some(Ok(message)) = client.poll(Duration::from_millis(100)) else { continue };
         let Some(behind) = lags.iter_mut().find(|behind| behind.partition == message.partition()) else { continue };

@@ -1,5 +1,6 @@
-//! Kafka as every room uses it: one producer with admission, consumers that commit after the
-//! effect, and topics that are what their rooms need.
+//! Kafka clients shared by all capabilities: producers with admission control, consumers that
+//! commit an offset only after the record's effect is stored, and the creation and checking of
+//! postrider's own topics.
 
 mod adaptive_linger;
 pub mod admission;
@@ -40,7 +41,7 @@ pub use trial::try_out;
 
 use rdkafka::error::KafkaError;
 
-/// Runs a call of the client library that blocks, where blocking is allowed.
+/// Runs a blocking call of the client library on the blocking thread pool.
 async fn off_runtime<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
 ) -> Result<T, KafkaError> {
@@ -50,8 +51,9 @@ async fn off_runtime<T: Send + 'static>(
     }
 }
 
-/// Drops a client on a thread of its own: the client library may wait for brokers that do not answer.
+/// Drops a client on its own thread, because the client library may wait for brokers that do not
+/// answer.
 fn discard<T: Send + 'static>(client: T) {
-    // Where there is no thread to be had, this one waits.
+    // If the thread cannot be spawned, the client is dropped here, which may block.
     drop(std::thread::Builder::new().name("kafka-discard".to_owned()).spawn(move || drop(client)));
 }

@@ -1,4 +1,4 @@
-//! A record on its way to Kafka, and what becomes of it.
+//! Records on their way to Kafka, and their outcomes.
 
 use std::time::Instant;
 
@@ -6,20 +6,20 @@ use rdkafka::{error::RDKafkaErrorCode, message::OwnedHeaders};
 use tokio::sync::oneshot;
 use tracing::{Instrument, Span};
 
-/// What a producer is for. Each has a client of its own, since the client library fails and drains more than what
-/// belongs to one record.
+/// Purpose of a producer. Each has its own librdkafka client, because the library fails and drains
+/// more than one record when a record fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Records of our own topics.
+    /// Records of postrider's own topics.
     Internal,
     /// Callers' records.
     Callers,
-    /// Callers' records that may not share a batch with others.
+    /// Callers' records that must not share a batch.
     Alone,
 }
 
 impl Purpose {
-    /// The client's name in logs and metrics.
+    /// Returns the client's name in logs and metrics.
     pub fn client(self) -> &'static str {
         match self {
             Self::Internal => "producer",
@@ -29,49 +29,49 @@ impl Purpose {
     }
 }
 
-/// A record on its way to Kafka.
+/// Record on its way to Kafka.
 #[derive(Debug, Default)]
 pub struct Outgoing<'a> {
     pub topic: &'a str,
-    /// Chosen from the key's hash when absent.
+    /// Target partition; `None` chooses it from the key's hash.
     pub partition: Option<i32>,
     pub key: Option<&'a [u8]>,
     /// `None` is a tombstone.
     pub payload: Option<&'a [u8]>,
     pub headers: Option<OwnedHeaders>,
-    /// Milliseconds since the epoch; the client's clock when absent.
+    /// Timestamp in milliseconds since the epoch; `None` uses the client's clock.
     pub timestamp_ms: Option<i64>,
-    /// Bytes that the topic takes beyond `kafka.producer.max_message_bytes`.
+    /// Bytes that the topic allows beyond `kafka.producer.max_message_bytes`.
     pub extra_bytes: usize,
 }
 
-/// Where a record was stored.
+/// Partition and offset of a stored record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
     pub partition: i32,
     pub offset: i64,
 }
 
-/// Why a record is not known to be stored.
+/// Reason why a record is not known to be stored.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SendError {
-    #[error("the bound on records or bytes in flight is reached")]
+    #[error("the limit on records or bytes in flight is reached; retry later")]
     Full,
     #[error("no broker answers")]
     Unavailable,
     #[error("topic `{0}` does not exist")]
     UnknownTopic(String),
-    #[error("the topic has no such partition")]
+    #[error("the topic does not have this partition")]
     UnknownPartition,
-    #[error("the record is larger than the broker takes")]
+    #[error("the record is larger than the topic allows")]
     TooLarge,
-    #[error("handed over, but not confirmed within the delivery timeout")]
+    #[error("the record was sent but not confirmed within the delivery timeout, so it may or may not be stored")]
     Unknown,
     #[error("{0}")]
     Rejected(RDKafkaErrorCode),
 }
 
-/// The answer to come for a record that was taken.
+/// Pending outcome of an accepted record.
 #[derive(Debug)]
 pub struct Receipt {
     pub(super) outcome: oneshot::Receiver<Result<Stored, SendError>>,
@@ -79,11 +79,12 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// Waits for the broker's answer, up to the delivery timeout. After that the outcome is unknown to whoever wrote
-    /// the record; the client goes on sending it, since giving it up may store its neighbours twice (librdkafka #4953).
+    /// Waits for the broker's answer, up to the delivery timeout. After that the caller gets an
+    /// unknown outcome; the client keeps trying to send the record, because dropping it could store
+    /// the records next to it twice (librdkafka #4953).
     pub async fn stored(self, topic: &str) -> Result<Stored, SendError> {
         let answered = tokio::time::timeout_at(self.deadline.into(), self.outcome);
-        // A span of its own only where the request has one.
+        // Creates a span only if the request has one.
         let answered =
             if Span::current().is_none() { answered.await } else { answered.instrument(publish_span(topic)).await };
         answered.map_or(Err(SendError::Unknown), |outcome| outcome.unwrap_or(Err(SendError::Unknown)))

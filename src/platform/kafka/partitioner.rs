@@ -1,6 +1,6 @@
-//! The partition of a key, as the Java clients choose it.
+//! Partition of a key, as the Java clients choose it.
 
-/// Kafka's murmur2 with its seed, `org.apache.kafka.common.utils.Utils.murmur2`.
+/// Returns Kafka's murmur2 hash with its seed, as in `org.apache.kafka.common.utils.Utils.murmur2`.
 fn murmur2(data: &[u8]) -> u32 {
     const M: u32 = 0x5bd1_e995;
     let mut hash = 0x9747_b28c_u32 ^ data.len() as u32;
@@ -21,7 +21,8 @@ fn murmur2(data: &[u8]) -> u32 {
     hash ^ (hash >> 15)
 }
 
-/// The partition that the Java clients, and librdkafka's `murmur2_random`, give this key.
+/// Returns the partition that the Java clients, and librdkafka's `murmur2_random`, choose for this
+/// key.
 pub fn partition_of(key: &[u8], partitions: i32) -> i32 {
     (murmur2(key) & 0x7fff_ffff) as i32 % partitions.max(1)
 }

@@ -1,9 +1,9 @@
-//! Positions in topics. Clients see one as an opaque token such as `messages/3@1234`.
+//! Positions in topics. Clients see a position as an opaque token such as `messages/3@1234`.
 
 use std::{fmt, str::FromStr};
 
-/// Topic, partition and offset. From the second epoch on the epoch is part of the token, so that
-/// positions of a topic that was replaced are never taken for those of its successor.
+/// Topic, partition, offset and epoch. The token contains the epoch unless it is 0, so a position
+/// in a replaced topic is never mistaken for one in its successor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
     pub topic: String,
@@ -19,14 +19,14 @@ impl fmt::Display for Position {
     }
 }
 
-/// A partition of a topic, with the epoch that counts how often the topic was replaced.
+/// Partition of a topic, with the epoch that counts how often the topic was replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PartitionId {
     pub epoch: u32,
     pub partition: i32,
 }
 
-/// The text is not a position.
+/// Error for a text that is not a position.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a position such as `messages/3@1234`")]
 pub struct NotAPosition;
@@ -35,8 +35,8 @@ impl FromStr for Position {
     type Err = NotAPosition;
 
     fn from_str(text: &str) -> Result<Self, NotAPosition> {
-        let (place, offset) = text.rsplit_once('@').ok_or(NotAPosition)?;
-        let (topic, partition) = place.rsplit_once('/').ok_or(NotAPosition)?;
+        let (topic_partition, offset) = text.rsplit_once('@').ok_or(NotAPosition)?;
+        let (topic, partition) = topic_partition.rsplit_once('/').ok_or(NotAPosition)?;
         let (offset, epoch) = offset.split_once('.').unwrap_or((offset, "0"));
         let number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());
         if topic.is_empty() || ![partition, offset, epoch].into_iter().all(number) {

@@ -1,8 +1,9 @@
-//! A producer: idempotent, `acks=all`, with admission and batching of our own.
+//! Producer for Kafka: idempotent, `acks=all`, with its own admission control and batching.
 //!
-//! `send` never waits: it takes the record or refuses it. The receipt resolves when the broker
-//! has answered or when the delivery timeout leaves the outcome unknown. A client that reports a
-//! fatal error, or that gets nowhere while Kafka answers others, is replaced; until then writes are refused.
+//! `send` never waits: it accepts the record or rejects it. The receipt resolves when the broker
+//! has answered, or when the delivery timeout leaves the outcome unknown. The producer replaces a
+//! client that reports a fatal error, or that is stuck while Kafka answers other clients; until
+//! then it rejects writes.
 
 use std::{
     sync::{
@@ -33,11 +34,11 @@ use super::{
     outgoing::{Outgoing, Purpose, Receipt, SendError, Stored},
 };
 
-/// Time that the records of a client have to be confirmed after it failed fatally. One that gets nowhere is not
-/// waited for.
+/// Time that records in flight have to be confirmed after their client failed fatally. Records of a
+/// stuck client are not waited for.
 const FLUSH_AFTER_FATAL: Duration = Duration::from_secs(2);
 
-/// Writes records through one client of the Kafka library. Cheap to clone; all clones share the client.
+/// Writes records through one librdkafka client. Cheap to clone; all clones share the client.
 #[derive(Clone)]
 pub struct Producer {
     shared: Arc<Shared>,
@@ -51,11 +52,11 @@ struct Shared {
     linger: AdaptiveLinger,
     broker: Broker,
     config: Config,
-    /// The client cannot go on, and is about to be replaced.
+    /// Set when the client has failed and is about to be replaced.
     fatal: Arc<AtomicBool>,
     watchdog: ClientWatchdog,
     outcomes: Arc<Outcomes>,
-    /// Takes the records of batches that the broker refused.
+    /// Receives the records of batches that the broker rejected.
     resend: Option<Resend>,
     stop: AtomicBool,
     /// Cancelled when a thread or task of the producer has ended.
@@ -64,18 +65,18 @@ struct Shared {
 }
 
 impl Producer {
-    /// Starts the producer of our own topics. It connects in the background; a broker that is down now is waited for.
-    /// Call it inside the runtime.
+    /// Starts the producer of postrider's own topics. It connects in the background and waits for a
+    /// broker that is down. Must be called inside the runtime.
     pub fn start(config: &Config, broker: Broker) -> Result<Self, KafkaError> {
         Self::start_for(Purpose::Internal, config, broker, None, None)
     }
 
-    /// Starts a producer whose batches have one record, so that one that is refused fails alone.
+    /// Starts a producer whose batches have one record each, so that a rejected record fails alone.
     pub fn start_alone(config: &Config, broker: Broker) -> Result<Self, KafkaError> {
         Self::start_for(Purpose::Alone, config, broker, None, None)
     }
 
-    /// Starts a producer, with the admission of another one where they share a bound.
+    /// Starts a producer. Pass another producer's `admission` to share its limit.
     pub(super) fn start_for(
         purpose: Purpose,
         config: &Config,
@@ -85,7 +86,8 @@ impl Producer {
     ) -> Result<Self, KafkaError> {
         let limits = &config.producer;
         let budget = if purpose == Purpose::Internal { &budgets().producer } else { &budgets().producer_callers };
-        let own = || Admission::new(limits.max_in_flight_records, limits.max_in_flight_bytes.min(budget.bound()));
+        let new_admission =
+            || Admission::new(limits.max_in_flight_records, limits.max_in_flight_bytes.min(budget.bound()));
         let context = Context {
             broker: broker.clone(),
             connectivity: Connectivity::default(),
@@ -99,7 +101,7 @@ impl Producer {
         let shared = Arc::new(Shared {
             purpose,
             client: ArcSwap::from_pointee(client),
-            admission: admission.unwrap_or_else(own),
+            admission: admission.unwrap_or_else(new_admission),
             linger: AdaptiveLinger::default(),
             broker,
             config: config.clone(),
@@ -121,12 +123,13 @@ impl Producer {
         Ok(Self { shared, releaser })
     }
 
-    /// Returns what is cancelled when a part of the producer has ended: by [`Self::close`], or because it died.
+    /// Returns a token that is cancelled when a part of the producer has ended, by [`Self::close`]
+    /// or because it died.
     pub fn died(&self) -> CancellationToken {
         self.shared.died.clone()
     }
 
-    /// Takes a record, or refuses it; never waits.
+    /// Accepts a record or rejects it; never waits.
     pub fn send(&self, record: Outgoing<'_>) -> Result<Receipt, SendError> {
         let (sender, receiver) = oneshot::channel();
         self.take(record, sender)?;
@@ -134,33 +137,33 @@ impl Producer {
         Ok(Receipt { outcome: receiver, deadline })
     }
 
-    /// Takes a record and waits until it is stored.
+    /// Accepts a record and waits until it is stored.
     pub async fn store(&self, record: Outgoing<'_>) -> Result<Stored, SendError> {
         let topic = record.topic;
         self.send(record)?.stored(topic).await
     }
 
-    /// Takes a record whose outcome nobody waits for; failures are counted. It goes past those that wait
-    /// for company, so its order among them is not kept.
+    /// Accepts a record whose outcome nobody waits for; failures are only counted. The record
+    /// bypasses the adaptive linger, so its order relative to lingering records is not kept.
     pub fn send_and_forget(&self, record: Outgoing<'_>) -> Result<(), SendError> {
         let permit = self.admit(&record, Admission::try_acquire_aside)?;
         self.shared.hand_over(record, Pending::new(permit, None))
     }
 
-    /// Takes a record that another producer's client has handed back, with what waits for it.
+    /// Accepts a record that another producer's client has returned, with its pending answer.
     pub(super) fn take_over(&self, waiting: Waiting) {
         waiting.use_with(|record, pending| {
-            // Who waits for it has been told.
+            // `hand_over` has already reported a rejection.
             let _ = self.shared.hand_over(record, pending);
         });
     }
 
-    /// The bound on what is in flight.
+    /// Returns the limit on what is in flight.
     pub(super) fn admission(&self) -> Arc<Admission> {
         self.shared.admission.clone()
     }
 
-    /// Takes room for a record, where writing makes sense at all.
+    /// Takes a permit for a record, if the record is not too large and Kafka is up.
     fn admit(
         &self,
         record: &Outgoing<'_>,
@@ -169,7 +172,8 @@ impl Producer {
         let shared = &*self.shared;
         let bytes = admission::weight(record.key, record.payload);
         let limit = shared.config.producer.max_message_bytes as usize + record.extra_bytes;
-        // A record that the broker refuses would cost its neighbours more than time. Most are far below.
+        // The size is exact only where it matters: a record that the broker rejects delays the
+        // others in its batch, but most records are far below the limit.
         let admitted = if bytes > limit / 2 && batch_bytes(record) > limit {
             Err(SendError::TooLarge)
         } else if !self.is_up() {
@@ -193,22 +197,23 @@ impl Producer {
         Ok(())
     }
 
-    /// Whether a record has a chance at all now.
+    /// Returns whether Kafka answers and the client works.
     pub fn is_up(&self) -> bool {
         self.shared.broker.is_up() && !self.shared.fatal.load(Ordering::Relaxed)
     }
 
-    /// Records and bytes in flight now.
+    /// Returns the records and bytes in flight.
     pub fn in_flight(&self) -> (usize, usize) {
         self.shared.admission.in_flight()
     }
 
-    /// Whether a record of this size would be taken now, as far as the bound is concerned.
+    /// Returns whether the limit on what is in flight would admit a record of this size now.
     pub fn has_room(&self, bytes: usize) -> bool {
         self.shared.admission.has_room(bytes)
     }
 
-    /// Waits for everything in flight, then stops. Call it off the runtime, after intake ended.
+    /// Waits up to `deadline` for everything in flight, then stops. Must be called off the runtime,
+    /// after intake has ended.
     pub fn close(&self, deadline: Duration) {
         let shared = &*self.shared;
         let until = Instant::now() + deadline;
@@ -217,7 +222,7 @@ impl Producer {
         }
         if let Err(error) = shared.client.load_full().flush(until.saturating_duration_since(Instant::now())) {
             let (records, _) = self.in_flight();
-            tracing::warn!(error = %error, records, "records were still unconfirmed at shutdown");
+            tracing::warn!(error = %error, records, "shutting down with unconfirmed records");
         }
         shared.stop.store(true, Ordering::Release);
         self.releaser.unpark();
@@ -226,7 +231,8 @@ impl Producer {
 }
 
 impl Shared {
-    /// Hands over what waits, a batch at a time; the last one after the stop.
+    /// Hands over lingering records, a batch at a time; after the stop, hands over the last batch
+    /// and returns.
     fn release_until_stopped(&self) {
         loop {
             let stopping = self.stop.load(Ordering::Acquire);
@@ -237,7 +243,7 @@ impl Shared {
             std::thread::sleep(wait_for(self.admission.peak()));
             self.linger.release(|waiting| {
                 waiting.use_with(|record, pending| {
-                    // Who waits for it has been told.
+                    // `hand_over` has already reported a rejection.
                     let _ = self.hand_over(record, pending);
                 });
             });
@@ -247,7 +253,8 @@ impl Shared {
         }
     }
 
-    /// Gives one record to the client library, which refuses some at once.
+    /// Passes one record to the client library. The library rejects some records immediately; those
+    /// are reported as failed.
     fn hand_over(&self, record: Outgoing<'_>, mut pending: Box<Pending>) -> Result<(), SendError> {
         pending.timestamp_ms = record.timestamp_ms;
         let mut message: BaseRecord<'_, [u8], [u8], Box<Pending>> = BaseRecord::with_opaque_to(record.topic, pending);
@@ -271,14 +278,14 @@ impl Shared {
             self.client.load_full().poll(Duration::from_millis(100));
             if self.fatal.load(Ordering::Relaxed) {
                 self.replace("fatal");
-            } else if let Some(stuck) = self.look() {
+            } else if let Some(stuck) = self.find_stuck() {
                 self.fatal.store(true, Ordering::Relaxed);
                 self.replace(stuck.label());
             }
             if measured.elapsed() > Duration::from_secs(1) {
                 measured = Instant::now();
                 if self.purpose == Purpose::Alone {
-                    // Its bound is that of the others.
+                    // The producer of callers' records, which shares this limit, reports it.
                     continue;
                 }
                 self.admission.roll_peak();
@@ -290,13 +297,13 @@ impl Shared {
         }
     }
 
-    /// Returns the reason when the client gets nowhere although Kafka answers.
-    fn look(&self) -> Option<Stuck> {
+    /// Returns the reason if the client is stuck although Kafka answers others.
+    fn find_stuck(&self) -> Option<Stuck> {
         let client = self.client.load();
         self.watchdog.look(&client.context().connectivity, |reported| self.broker.up_since(reported))
     }
 
-    /// Makes a client like the present one.
+    /// Creates a client with the same properties as the current one.
     fn connect(&self) -> Result<BaseProducer<Context>, KafkaError> {
         let context = Context {
             broker: self.broker.clone(),
@@ -309,16 +316,16 @@ impl Shared {
         self.config.producer_client(self.purpose).create_with_context(context)
     }
 
-    /// Replaces a client that cannot go on; its unconfirmed records end as unknown.
+    /// Replaces a failed client. The outcome of its unconfirmed records is unknown.
     fn replace(&self, reason: &'static str) {
         let old = self.client.load_full();
         if let Some((code, text)) = old.client().fatal_error() {
-            tracing::error!(%code, reason = text, "the producer failed fatally and is being replaced");
+            tracing::error!(%code, reason = text, "producer failed fatally, replacing its client");
         }
-        let patience = if old.client().fatal_error().is_some() { FLUSH_AFTER_FATAL } else { Duration::ZERO };
-        if let Err(error) = old.flush(patience) {
+        let flush_timeout = if old.client().fatal_error().is_some() { FLUSH_AFTER_FATAL } else { Duration::ZERO };
+        if let Err(error) = old.flush(flush_timeout) {
             let (records, _) = self.admission.in_flight();
-            tracing::warn!(error = %error, records, "records of the failed producer end with an unknown outcome");
+            tracing::warn!(error = %error, records, "outcome of the failed client's records is unknown");
         }
         match self.connect() {
             Ok(client) => {
@@ -328,7 +335,7 @@ impl Shared {
                 super::discard(old);
             }
             Err(error) => {
-                tracing::error!(error = %error, "cannot make a new producer yet");
+                tracing::error!(error = %error, "cannot create a new producer client, retrying");
                 std::thread::sleep(Duration::from_secs(1));
             }
         }

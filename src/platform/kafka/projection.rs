@@ -1,8 +1,9 @@
-//! What projections into tables have in common: beside what each stores it keeps how far every partition of
-//! its topic is, its progress, and moves both together.
+//! Common part of projections into tables. Besides the data, a projection stores its progress,
+//! which is the next offset of every partition of its topic, and updates both together.
 //!
-//! Reading starts at the group's commit, though the tables may have more: a crash may have come between them
-//! and what follows, such as a dead letter. Where they have less, as after a restore, reading starts there.
+//! Reading starts at the group's commit, even if the tables are ahead: a crash may have come after
+//! the write to the tables but before a following effect, such as a dead letter. If the tables are
+//! behind, as after a restore, reading starts at their progress.
 
 use std::{future::Future, sync::Arc};
 
@@ -14,28 +15,28 @@ use super::{
 };
 use crate::platform::{ops::Check, query::Error};
 
-/// A room's part of its projection.
+/// Capability-specific part of a projection.
 pub trait Project: Send + Sync + 'static {
-    /// What a record is stored as.
+    /// Row that a record is stored as.
     type Row: Send + Sync;
 
-    /// The setting that is raised when the topic was replaced.
+    /// Name of the setting that has to be raised when the topic was replaced.
     const EPOCH: &'static str;
 
-    /// Up to where a partition is stored; `low`, which is noted, when nobody has begun with it.
+    /// Returns the progress of a partition. If none is stored, stores and returns `low`.
     fn begin(&self, partition: i32, low: i64) -> impl Future<Output = Result<i64, Error>> + Send;
 
-    /// Up to where a partition is stored; `None` when nobody has begun with it.
+    /// Returns the progress of a partition; `None` if none is stored.
     fn progress(&self, partition: i32) -> impl Future<Output = Result<Option<i64>, Error>> + Send;
 
-    /// What is to be stored of a record, or why nothing can be.
+    /// Returns the row of a record, or the reason why the record cannot be stored.
     fn row(&self, partition: i32, record: &Record<'_>) -> Result<Self::Row, Reason>;
 
     fn offset(row: &Self::Row) -> i64;
 
-    /// Stores what is not there yet of these rows and moves the progress from `partition.next` to `next`, in
-    /// one statement; then says so with [`Projection::advance`]. The inner error is for a row that is
-    /// refused for its data; it leaves everything as it was.
+    /// Stores those of the rows that are not stored yet and moves the progress from
+    /// `partition.next` to `next`, in one statement, then calls [`Projection::advance`]. The inner
+    /// error means that the database rejected a row because of its data; nothing was changed.
     fn append(
         &self,
         projection: &Projection<Self>,
@@ -47,52 +48,53 @@ pub trait Project: Send + Sync + 'static {
         Self: Sized;
 }
 
-/// Where one partition is.
+/// Progress of one partition.
 #[derive(Debug)]
 pub struct Partition {
     pub number: i32,
-    /// Everything below is stored.
+    /// Next offset to store; everything below is stored.
     pub next: i64,
-    /// Where the topic ended when the partition was gained, until that is reached.
+    /// End of the topic when the partition was gained; `None` once it is reached.
     behind: Option<i64>,
 }
 
-/// Runs a room's projection.
+/// Runs a capability's projection.
 pub struct Projection<P> {
-    room: Arc<P>,
+    project: Arc<P>,
     status: ProjectionStatus,
 }
 
 impl<P: Project> Projection<P> {
-    /// `check` is what readiness shows of it.
-    pub fn new(room: Arc<P>, check: Check) -> Arc<Self> {
-        Arc::new(Self { room, status: ProjectionStatus::new(check) })
+    /// Creates a projection; `check` is its readiness check.
+    pub fn new(project: Arc<P>, check: Check) -> Arc<Self> {
+        Arc::new(Self { project, status: ProjectionStatus::new(check) })
     }
 
-    /// The progress was to be moved to `next`; `moved` says whether it was where this writer thinks.
+    /// Sets the progress to `next`. `moved` is false if the stored progress was not the one that
+    /// this writer expected.
     pub async fn advance(&self, partition: &mut Partition, next: i64, moved: bool) -> Result<(), Failure> {
         if !moved {
-            // An attempt whose answer was lost may have done it already.
-            let found = self.room.progress(partition.number).await.map_err(retry)?;
+            // An earlier attempt may have succeeded although its answer was lost.
+            let found = self.project.progress(partition.number).await.map_err(retry)?;
             if found != Some(next) {
-                return Err(elsewhere(found));
+                return Err(unexpected_progress(found));
             }
         }
         partition.next = next;
         Ok(())
     }
 
-    /// Holds a partition whose topic is not the one that was read.
-    pub fn refuse(&self, partition: i32, finding: &str) -> Failure {
+    /// Returns the failure that holds a partition whose topic is not the one that was read before.
+    pub fn refuse(&self, partition: i32, observation: &str) -> Failure {
         let problem = format!(
-            "the topic {finding}: it was replaced or truncated; raise `{}`, which keeps what is stored and reads the topic under a new group position",
+            "the topic {observation}: it was replaced or truncated; raise `{}`, which keeps the stored rows and reads the topic with a new consumer group",
             P::EPOCH
         );
         self.status.report(partition, Some(problem.clone()));
         Failure::Retry(problem)
     }
 
-    /// The partition has what there was when it was gained.
+    /// Marks the partition as up to date with the topic's end at the time it was gained.
     fn reached(&self, partition: &mut Partition) {
         if partition.behind.take().is_some() {
             self.status.report(partition.number, None);
@@ -105,7 +107,7 @@ impl<P: Project> BatchHandler for Projection<P> {
 
     async fn assigned(&self, assignment: Assignment) -> Result<(Partition, i64), Failure> {
         let Assignment { partition: number, committed, low, high } = assignment;
-        let next = self.room.begin(number, low).await.map_err(|error| {
+        let next = self.project.begin(number, low).await.map_err(|error| {
             self.status.report(number, Some(error.to_string()));
             retry(error)
         })?;
@@ -114,7 +116,7 @@ impl<P: Project> BatchHandler for Projection<P> {
             return Err(self.refuse(number, &format!("ends at offset {high}, before {done}, which was stored")));
         }
         if next < low {
-            tracing::warn!(partition = number, next, low, "the topic no longer has what comes next; it is passed over");
+            tracing::warn!(partition = number, next, low, "topic no longer has the next records, skipping them");
         }
         let from = committed.unwrap_or(next).min(next).max(low);
         let behind = (from < high).then_some(high);
@@ -126,20 +128,20 @@ impl<P: Project> BatchHandler for Projection<P> {
         let Some(end) = batch.next_offset() else { return Ok(Vec::new()) };
         let (mut rows, mut poison) = (Vec::with_capacity(batch.len()), Vec::new());
         for record in batch.iter() {
-            match self.room.row(partition.number, &record) {
+            match self.project.row(partition.number, &record) {
                 Ok(row) => rows.push(row),
                 Err(reason) => poison.push(Poison { offset: record.offset(), reason }),
             }
         }
         let mut pieces = Pieces::new(&rows, end, P::offset);
         while let Some(piece) = pieces.take() {
-            // What is read again takes nothing back.
+            // Records that are read again do not move the progress back.
             let next = piece.next.max(partition.next);
-            if let Err(error) = self.room.append(self, partition, piece.rows, next).await? {
+            if let Err(error) = self.project.append(self, partition, piece.rows, next).await? {
                 poison.extend(pieces.refuse(piece, &error)?);
             }
         }
-        // The end of the log may never be met, where records keep coming.
+        // If records keep arriving, the end of the log may never be reported.
         if partition.behind.is_some_and(|high| end >= high) {
             self.reached(partition);
         }
@@ -147,10 +149,10 @@ impl<P: Project> BatchHandler for Projection<P> {
     }
 
     async fn idle(&self, partition: &mut Partition) -> Result<(), Failure> {
-        // The tables may have been restored to what they were while nothing was written.
-        match self.room.progress(partition.number).await.map_err(retry)? {
+        // The tables may have been restored to an earlier state while nothing was written.
+        match self.project.progress(partition.number).await.map_err(retry)? {
             Some(next) if next == partition.next => Ok(()),
-            found => Err(elsewhere(found)),
+            found => Err(unexpected_progress(found)),
         }
     }
 
@@ -172,16 +174,17 @@ impl<P: Project> BatchHandler for Projection<P> {
     }
 }
 
-/// Rows of a batch in order: all of them at once or, where one is refused, in halves until it is alone.
+/// Rows of a batch in order: first all at once, then, if a row is rejected, in halves until it is
+/// alone.
 struct Pieces<'a, R> {
-    /// The next one on top.
+    /// Pieces to store; the next one is the last element.
     waiting: Vec<Piece<'a, R>>,
     offset: fn(&R) -> i64,
 }
 
 struct Piece<'a, R> {
     rows: &'a [R],
-    /// Everything below is stored when these rows are.
+    /// Progress once these rows are stored.
     next: i64,
 }
 
@@ -194,7 +197,8 @@ impl<'a, R> Pieces<'a, R> {
         self.waiting.pop()
     }
 
-    /// One of these rows cannot be stored: halves are tried next, and a row that is alone is what it was.
+    /// Handles the rejection of a piece. A piece of several rows is split into halves, which are
+    /// tried next; a single row is dead-lettered.
     fn refuse(&mut self, Piece { rows, next }: Piece<'a, R>, error: &Error) -> Result<Option<Poison>, Failure> {
         match rows {
             [] => Err(Failure::Retry(error.to_string())),
@@ -217,11 +221,12 @@ fn retry(error: Error) -> Failure {
     Failure::Retry(error.to_string())
 }
 
-/// Another writer was there, or the tables lost something: the partition is looked at anew.
-fn elsewhere(found: Option<i64>) -> Failure {
-    Failure::Restart(
-        found.map_or("its progress is gone".to_owned(), |next| format!("its progress is at offset {next}")),
-    )
+/// Returns the failure that restarts the partition, because another writer moved the progress or
+/// the tables lost it.
+fn unexpected_progress(found: Option<i64>) -> Failure {
+    Failure::Restart(found.map_or("the stored progress is missing".to_owned(), |next| {
+        format!("the stored progress is at offset {next}, which this writer did not expect")
+    }))
 }
 
 #[cfg(test)]
@@ -230,7 +235,7 @@ mod tests {
 
     use super::*;
 
-    /// What is stored, what is refused, and where the progress is after each piece.
+    /// Returns the stored rows, the rejected rows, and the progress after each piece.
     fn store(rows: &[i64], end: i64, bad: &[i64]) -> (Vec<i64>, Vec<i64>, Vec<i64>) {
         let (mut stored, mut refused, mut progress) = (Vec::new(), Vec::new(), Vec::new());
         let mut pieces = Pieces::new(rows, end, |offset| *offset);
@@ -248,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_are_refused_are_found_and_all_others_are_stored_in_order() {
+    fn rejected_rows_are_found_and_all_others_are_stored_in_order() {
         let rows = [10, 11, 14, 15, 16, 19];
         assert_eq!(store(&rows, 25, &[]), (rows.to_vec(), vec![], vec![25]));
         let (stored, refused, progress) = store(&rows, 25, &[11, 19]);
@@ -259,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_progress_that_cannot_be_moved_without_rows_is_nobodys_fault() {
+    fn a_failure_to_move_the_progress_without_rows_is_retried() {
         let mut pieces = Pieces::new(&[], 25, |offset: &i64| *offset);
         let piece = pieces.take().unwrap();
         assert!(matches!(pieces.refuse(piece, &Error::TimedOut(Duration::ZERO)), Err(Failure::Retry(_))));

@@ -1,5 +1,5 @@
-//! What readiness says of a projection: where this process stands in its group, and what its
-//! partitions lack.
+//! Readiness of a projection: whether this process has joined its group, and what its partitions
+//! still lack.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::platform::ops::Check;
 
-/// Shared by the tasks of all partitions.
+/// Readiness of a projection, shared by the tasks of all partitions.
 pub struct ProjectionStatus {
     check: Check,
     state: Mutex<State>,
@@ -16,9 +16,9 @@ pub struct ProjectionStatus {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whether the group has given this process its share, which may be none.
+    /// True once the group has assigned this process its partitions, even if there are none.
     joined: bool,
-    /// What each partition still lacks; `None` when it is up to date, or was once.
+    /// What each partition still lacks; `None` if it is up to date or has been since it was gained.
     lacks: BTreeMap<i32, Option<String>>,
 }
 
@@ -77,11 +77,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_waits_for_its_share_and_then_for_each_partition_of_it() {
+    fn the_status_waits_for_the_assignment_and_then_for_each_assigned_partition() {
         let mut state = State::default();
         assert_eq!(state.problem().unwrap(), "waiting for partitions");
         state.joined = true;
-        assert_eq!(state.problem(), None, "more members than partitions");
+        assert_eq!(state.problem(), None, "a group may have more members than partitions");
         state.lacks.insert(3, Some("starting".to_owned()));
         assert_eq!(state.problem().unwrap(), "partition 3: starting");
         state.lacks.insert(3, None);

@@ -1,17 +1,18 @@
-//! The size of a record in Kafka's format, as brokers compare it with `max.message.bytes`.
+//! Size of a record in Kafka's format, as brokers compare it with `max.message.bytes`.
 //!
-//! The format is that of Kafka's protocol guide, "Record Batch" (magic 2).
+//! The format is described in Kafka's protocol guide, "Record Batch" (magic 2).
 
 use rdkafka::message::Headers;
 
 use super::outgoing::Outgoing;
 
-/// A batch without its records.
+/// Size of a batch without records.
 const BATCH_HEADER: usize = 61;
-/// Attributes, and the deltas of time and offset of a batch's first record, one byte each.
+/// Size of the attributes and of the time and offset deltas of a batch's first record, one byte
+/// each.
 const FIXED: usize = 3;
 
-/// Returns the size of a batch with nothing but this record, before compression.
+/// Returns the size of a batch that contains only this record, before compression.
 pub fn batch_bytes(record: &Outgoing<'_>) -> usize {
     let (count, headers) = record.headers.as_ref().map_or((0, 0), |headers| {
         let field = |bytes: usize| varint(bytes as i64) + bytes;
@@ -26,7 +27,7 @@ fn optional(bytes: Option<&[u8]>) -> usize {
     bytes.map_or_else(|| varint(-1), |bytes| varint(bytes.len() as i64) + bytes.len())
 }
 
-/// Bytes of a number in zigzag encoding, seven bits each.
+/// Returns the size of a number in zigzag encoding, seven bits per byte.
 fn varint(number: i64) -> usize {
     let zigzag = ((number << 1) ^ (number >> 63)) as u64;
     (64 - (zigzag | 1).leading_zeros() as usize).div_ceil(7)
@@ -37,13 +38,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_take_a_byte_for_each_seven_bits() {
+    fn varints_take_a_byte_per_seven_bits() {
         let sizes = [-1, 0, 63, 64, 8_191, 8_192, 1_048_575, 1_048_576].map(varint);
         assert_eq!(sizes, [1, 1, 1, 2, 2, 3, 3, 4]);
     }
 
     #[test]
-    fn a_record_without_anything_is_the_smallest() {
+    fn an_empty_record_is_the_smallest() {
         // Length, attributes, two deltas, no key, no value, no headers.
         assert_eq!(batch_bytes(&Outgoing::default()), 61 + 7);
         let record = Outgoing { key: Some(b"k"), payload: Some(b"12345"), ..Outgoing::default() };

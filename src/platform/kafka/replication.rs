@@ -1,45 +1,49 @@
-//! How safe our own topics are: replicas and `min.insync.replicas`, compared with what is configured.
+//! Compares the replication of postrider's own topics, replicas and `min.insync.replicas`, with the
+//! configuration.
 //!
-//! A topic with too few replicas works until a broker is lost, and then records are lost with it. So it keeps nobody from
-//! being ready; readiness, the log and metrics name it.
+//! A topic with too few replicas works until a broker is lost, and its records may be lost with the
+//! broker. A finding therefore does not fail readiness; readiness, the log and metrics only report
+//! it.
 
 use metrics::gauge;
 
 use super::{Config, config::Topics, topics::TopicSpec};
 use crate::platform::ops::Check;
 
-/// Replicas of a topic of ours, where nothing else is configured and there are as many brokers.
-const USUAL_REPLICAS: i32 = 3;
+/// Expected replicas of a topic if none are configured and the cluster has at least as many
+/// brokers.
+const DEFAULT_REPLICAS: i32 = 3;
 
-/// What was found of one topic.
+/// Replication of one topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Replication {
-    /// The fewest that a partition has.
+    /// Smallest number of replicas of any partition.
     pub replicas: i32,
-    /// Brokers of the cluster that answer.
+    /// Number of brokers in the cluster that answer.
     pub brokers: i32,
-    /// `None` where the setting cannot be read.
+    /// `None` if the setting cannot be read.
     pub min_insync: Option<i32>,
 }
 
-/// Returns the `min.insync.replicas` that goes with so many replicas: one replica may be missing where there are three or
-/// more, and with fewer all but one, since writes would stop with the first broker.
+/// Returns the `min.insync.replicas` derived from a number of replicas: 2 for three or more, so
+/// that one replica may be missing; otherwise 1, because a higher value would stop writes when the
+/// first broker is lost.
 pub fn derived_min_insync(replicas: i32) -> i32 {
     if replicas >= 3 { 2 } else { 1 }
 }
 
 impl Topics {
-    /// Returns the `min.insync.replicas` of a topic with so many replicas.
+    /// Returns the `min.insync.replicas` expected of a topic with this many replicas.
     pub fn min_insync(&self, replicas: i32) -> i32 {
         if self.min_insync_replicas > 0 { self.min_insync_replicas } else { derived_min_insync(replicas) }
     }
 
-    /// Returns what is wrong with the replication that was found, as a sentence with what to do.
+    /// Returns what is wrong with a topic's replication and how to fix it; `None` if nothing is.
     pub fn weakness(&self, topic: &str, found: Replication) -> Option<String> {
         let Replication { replicas, brokers, min_insync } = found;
         let (wanted, because) = match self.replication_factor {
             count if count > 0 => (count, "`kafka.topics.replication_factor`".to_owned()),
-            _ => (USUAL_REPLICAS.min(brokers), format!("a cluster of {brokers} brokers")),
+            _ => (DEFAULT_REPLICAS.min(brokers), format!("a cluster of {brokers} brokers")),
         };
         if replicas < wanted {
             let replicas = plural(replicas, "replica");
@@ -57,12 +61,12 @@ impl Topics {
         let differs = if self.min_insync_replicas > 0 { min_insync != wanted } else { min_insync < wanted };
         match () {
             () if min_insync > replicas => Some(format!(
-                "topic `{topic}` has min.insync.replicas={min_insync} with {}, so that nothing can be written: {}",
+                "topic `{topic}` has min.insync.replicas={min_insync} with {}, so nothing can be written: {}",
                 plural(replicas, "replica"),
                 set(wanted.min(replicas)),
             )),
             () if differs => Some(format!(
-                "topic `{topic}` has min.insync.replicas={min_insync}, but {wanted} is wanted: {}",
+                "topic `{topic}` has min.insync.replicas={min_insync}, but should have min.insync.replicas={wanted}: {}",
                 set(wanted)
             )),
             () => None,
@@ -74,21 +78,21 @@ fn plural(count: i32, word: &str) -> String {
     if count == 1 { format!("{count} {word}") } else { format!("{count} {word}s") }
 }
 
-/// Compares our topics with the configuration, each time that it is given what was found.
+/// Compares topics with the configuration whenever it gets new findings.
 pub struct Watch {
     topics: Topics,
     check: Check,
-    said: String,
+    reported: String,
 }
 
 impl Watch {
-    /// The check informs only: it never fails.
+    /// Creates a watch whose check only warns and never fails.
     pub fn new(config: &Config, check: Check) -> Self {
         check.pass();
-        Self { topics: config.topics.clone(), check, said: String::new() }
+        Self { topics: config.topics.clone(), check, reported: String::new() }
     }
 
-    /// Says what is weak in readiness, metrics, and once in the log.
+    /// Reports deviations in readiness and metrics, and each change once in the log.
     pub fn compare<'a>(&mut self, found: impl IntoIterator<Item = (&'a TopicSpec, Replication)>) {
         let mut weaknesses = Vec::new();
         for (spec, found) in found {
@@ -105,12 +109,12 @@ impl Watch {
         if all.is_empty() {
             self.check.pass();
         } else {
-            if all != self.said {
-                tracing::warn!(problem = all, "a topic is replicated less than configured");
+            if all != self.reported {
+                tracing::warn!(problem = all, "topic replication below configuration");
             }
             self.check.warn(all.clone());
         }
-        self.said = all;
+        self.reported = all;
     }
 }
 
@@ -131,17 +135,17 @@ mod tests {
         assert_eq!(weakness(-1, -1, found(1, 1, 1)), None);
         assert!(weakness(-1, -1, found(1, 3, 1)).unwrap().contains("1 replica, and a cluster of 3 brokers asks for 3"));
         assert!(weakness(3, -1, found(1, 1, 1)).unwrap().contains("`kafka.topics.replication_factor` asks for 3"));
-        assert_eq!(weakness(-1, -1, found(3, 2, 2)), None, "a broker that is away is not the topic's fault");
+        assert_eq!(weakness(-1, -1, found(3, 2, 2)), None, "a broker that is down does not count against the topic");
     }
 
     #[test]
     fn writes_need_two_of_three_replicas_unless_something_else_is_configured() {
         assert_eq!([1, 2, 3, 5].map(derived_min_insync), [1, 1, 2, 2]);
         assert_eq!(weakness(-1, -1, found(3, 3, 2)), None);
-        assert_eq!(weakness(-1, -1, found(3, 3, 3)), None, "stricter than wanted is somebody's choice");
+        assert_eq!(weakness(-1, -1, found(3, 3, 3)), None, "a stricter setting is allowed");
         assert!(weakness(-1, -1, found(3, 3, 1)).unwrap().contains("--add-config min.insync.replicas=2"));
         assert_eq!(weakness(-1, 1, found(3, 3, 1)), None);
-        assert!(weakness(-1, 1, found(3, 3, 2)).unwrap().contains("but 1 is wanted"));
+        assert!(weakness(-1, 1, found(3, 3, 2)).unwrap().contains("but should have min.insync.replicas=1"));
         assert!(weakness(-1, -1, found(1, 1, 2)).unwrap().contains("nothing can be written"));
         assert_eq!(weakness(-1, -1, Replication { min_insync: None, ..found(3, 3, 0) }), None);
     }

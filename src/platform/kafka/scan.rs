@@ -1,4 +1,4 @@
-//! Reading what a topic has now, from one offset to another, without a consumer group.
+//! Reads the records that a topic has now, from one offset to another, without a consumer group.
 
 use std::{
     collections::HashMap,
@@ -15,10 +15,10 @@ use rdkafka::{
 
 use super::Config;
 
-/// How long an answer may take, and how long there may be nothing to read before the end is reached.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of one request, and of waiting for the next record before the end is reached.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Offsets of one partition: `from`, and up to but without `to`.
+/// Offset range of one partition: `from` inclusive, `to` exclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
     pub partition: i32,
@@ -26,26 +26,27 @@ pub struct Span {
     pub to: i64,
 }
 
-/// Why a topic could not be read to the end.
+/// Reason why a topic could not be read to the end.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
     #[error(transparent)]
     Kafka(#[from] KafkaError),
-    #[error("the deadline passed before the topic was read")]
+    #[error("the deadline passed before the whole topic was read")]
     Deadline,
 }
 
-/// A client that reads. Its calls block: use it off the runtime, and drop it there.
+/// Client that reads topics. Its calls block: use and drop it off the runtime.
 pub struct Scanner {
     client: BaseConsumer<Quiet>,
 }
 
-/// What matters comes back from `read`, and that a partition ends is no error here.
+/// Client context that logs at debug level only: `read` returns the errors that matter, and the end
+/// of a partition is not an error.
 struct Quiet;
 
 impl ClientContext for Quiet {
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(error = %error, reason, "the reading client reports a problem");
+        tracing::debug!(error = %error, reason, "scan client reported an error");
     }
 }
 impl ConsumerContext for Quiet {}
@@ -54,7 +55,7 @@ impl Scanner {
     pub fn connect(config: &Config) -> Result<Self, KafkaError> {
         let mut properties = config.client("scan");
         properties
-            // Demanded by the library, and never joined.
+            // The library requires a group; the client never joins it.
             .set("group.id", "postrider-scan")
             .set("enable.auto.commit", "false")
             .set("allow.auto.create.topics", "false")
@@ -66,10 +67,10 @@ impl Scanner {
         Ok(Self { client: config.with_overrides(properties).create_with_context(Quiet)? })
     }
 
-    /// What each partition of a topic has now; `None` when there is no such topic.
+    /// Returns the offset range that each partition has now; `None` if the topic does not exist.
     pub fn spans(&self, topic: &str) -> Result<Option<Vec<Span>>, KafkaError> {
         use RDKafkaErrorCode as E;
-        let metadata = self.client.fetch_metadata(Some(topic), PATIENCE)?;
+        let metadata = self.client.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
         let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
         match found.error().map(E::from) {
             None => {}
@@ -78,13 +79,14 @@ impl Scanner {
         }
         let spans = found.partitions().iter().map(|partition| {
             let partition = partition.id();
-            let (from, to) = self.client.fetch_watermarks(topic, partition, PATIENCE)?;
+            let (from, to) = self.client.fetch_watermarks(topic, partition, ANSWER_TIMEOUT)?;
             Ok(Span { partition, from, to })
         });
         spans.collect::<Result<_, _>>().map(Some)
     }
 
-    /// Shows `visit` every record of these spans, in order within each partition, until it breaks.
+    /// Passes every record of these spans to `visit`, in order within each partition, until it
+    /// breaks.
     pub fn read(
         &self,
         topic: &str,
@@ -99,14 +101,14 @@ impl Scanner {
             wanted.add_partition_offset(topic, span.partition, Offset::Offset(span.from))?;
         }
         self.client.assign(&wanted)?;
-        let (mut heard, mut problem) = (Instant::now(), KafkaError::Canceled);
+        let (mut last_record_at, mut problem) = (Instant::now(), KafkaError::Canceled);
         while !left.is_empty() {
             let Some(time_left) = deadline.checked_duration_since(Instant::now()) else {
                 return Err(ScanError::Deadline);
             };
             match self.client.poll(time_left.min(Duration::from_millis(200))) {
                 Some(Ok(message)) => {
-                    heard = Instant::now();
+                    last_record_at = Instant::now();
                     let Some(&to) = left.get(&message.partition()) else { continue };
                     if message.offset() < to && visit(&message).is_break() {
                         break;
@@ -115,13 +117,13 @@ impl Scanner {
                         left.remove(&message.partition());
                     }
                 }
-                // The last offsets may be holes: of compaction, or of transactions.
+                // Compaction or transactions may have left gaps at the last offsets.
                 Some(Err(KafkaError::PartitionEOF(partition))) => drop(left.remove(&partition)),
                 Some(Err(error)) => problem = error,
                 None => {}
             }
-            // Connections are made again by the library; what lasts is a reason to give up.
-            if heard.elapsed() > PATIENCE {
+            // The library reconnects by itself; only a lasting problem ends the scan.
+            if last_record_at.elapsed() > ANSWER_TIMEOUT {
                 return Err(match problem {
                     KafkaError::Canceled => KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut).into(),
                     problem => problem.into(),

@@ -1,9 +1,9 @@
-//! The client library's own statistics, as metrics with bounded labels.
+//! Exports the client library's statistics as metrics with bounded labels.
 
 use metrics::{counter, gauge};
 use rdkafka::Statistics;
 
-/// Records one report. The client's id tells producer and consumers apart.
+/// Records one report. The client id distinguishes producers and consumers.
 pub fn record(statistics: &Statistics) {
     let client = statistics.client_id.trim_start_matches("postrider-").to_owned();
     gauge!("postrider_kafka_client_queued_records", "client" => client.clone()).set(statistics.msg_cnt as f64);

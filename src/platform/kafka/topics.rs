@@ -1,4 +1,4 @@
-//! Our own topics: made with the right settings where that is allowed, checked everywhere.
+//! Creates postrider's own topics with the required settings, if allowed, and checks existing ones.
 
 use std::{
     collections::HashMap,
@@ -18,26 +18,26 @@ use rdkafka::{
 
 use super::{Config, broker::Broker, client_watchdog::count_replacement, replication::Replication};
 
-/// Time that brokers have to create a topic.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Time that they have to answer a question.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
+/// Timeout for creating a topic.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout for describing settings.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What a topic of ours must be like.
+/// Required shape of one of postrider's own topics.
 #[derive(Debug, Clone)]
 pub struct TopicSpec {
     /// The full name, prefix included.
     pub name: String,
     pub partitions: i32,
-    /// Settings it is made with.
+    /// Settings that the topic is created with.
     pub settings: Vec<(&'static str, String)>,
-    /// Settings without which its room does not work; a topic that differs is refused.
+    /// Settings that the topic's capability requires; a topic with other values is rejected.
     pub required: Vec<(&'static str, &'static str)>,
-    /// What to change when the partition count differs, for the message.
+    /// Advice for the error message when the partition count differs.
     pub remedy: String,
 }
 
-/// Why a topic cannot be used as it is.
+/// Reason why a topic cannot be used as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicError {
     #[error("topic `{0}` does not exist and `kafka.topics.create` is off: create it with {1} partitions and {2}")]
@@ -45,11 +45,11 @@ pub enum TopicError {
     #[error("topic `{topic}` has {found} partitions, but {wanted} are configured: {remedy}")]
     Partitions { topic: String, found: i32, wanted: i32, remedy: String },
     #[error(
-        "topic `{topic}` has {setting}={found}, but {wanted} is needed: set it with kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config {setting}={wanted}"
+        "topic `{topic}` has {setting}={found}, but {setting}={wanted} is required: set it with kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config {setting}={wanted}"
     )]
     Setting { topic: String, setting: &'static str, found: String, wanted: &'static str },
     #[error(
-        "`kafka.topics.min_insync_replicas` is {wanted}, above the {replicas} replicas of topics: nothing could be written"
+        "`kafka.topics.min_insync_replicas` is {wanted}, above the {replicas} replicas of new topics, so every write would fail: lower it, or raise `kafka.topics.replication_factor`"
     )]
     Unwritable { wanted: i32, replicas: i32 },
     #[error("topic `{0}` cannot be created: {1}")]
@@ -59,13 +59,14 @@ pub enum TopicError {
 }
 
 impl TopicError {
-    /// Whether waiting can help; otherwise somebody has to change something.
+    /// Returns whether the error may pass without intervention. Otherwise an operator has to change
+    /// something.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Kafka(error) if !matches!(error, KafkaError::AdminOp(_)) || is_unanswered(error))
     }
 }
 
-/// Whether brokers did not answer a question, or could not be asked it.
+/// Returns whether the brokers could not be reached or did not answer in time.
 fn is_unanswered(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as E;
     let code = match error {
@@ -76,8 +77,9 @@ fn is_unanswered(error: &KafkaError) -> bool {
     code.is_some_and(|code| unanswered.contains(&code))
 }
 
-/// Whether our own topics are as they must be. Until then nothing may be written to them: producers
-/// make brokers create what is missing, with settings that are not ours.
+/// Flag that is set once postrider's own topics exist with the required settings. Until then
+/// nothing may be written to them, because a producer makes the brokers create missing topics with
+/// their default settings.
 #[derive(Debug, Clone, Default)]
 pub struct TopicsReady(Arc<AtomicBool>);
 
@@ -91,21 +93,21 @@ impl TopicsReady {
     }
 }
 
-/// What the broker takes in a topic.
+/// Limits that the broker applies to the records of a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TopicLimits {
-    /// Whether each record needs a key, because the topic is compacted.
+    /// True if each record needs a key because the topic is compacted.
     pub needs_key: bool,
     /// Largest batch in bytes (`max.message.bytes`).
     pub max_message_bytes: usize,
-    /// How far a record's timestamp may be before and after the broker's clock, in milliseconds
-    /// (`message.timestamp.before.max.ms`, `message.timestamp.after.max.ms`).
+    /// Maximum distance of a record's timestamp before and after the broker's clock, in
+    /// milliseconds (`message.timestamp.before.max.ms`, `message.timestamp.after.max.ms`).
     pub max_before_ms: i64,
     pub max_after_ms: i64,
 }
 
 impl Default for TopicLimits {
-    /// None, for a topic whose settings cannot be read.
+    /// Returns no limits, for a topic whose settings cannot be read.
     fn default() -> Self {
         Self { needs_key: false, max_message_bytes: usize::MAX, max_before_ms: i64::MAX, max_after_ms: i64::MAX }
     }
@@ -114,11 +116,11 @@ impl Default for TopicLimits {
 impl TopicLimits {
     fn read(settings: &HashMap<String, String>) -> Self {
         let number = |name: &str| settings.get(name).and_then(|value| value.parse::<i64>().ok()).filter(|&n| n >= 0);
-        // Brokers older than 3.6 have one setting for both directions.
+        // Brokers before 3.6 have one setting for both directions.
         let both = number("message.timestamp.difference.max.ms").unwrap_or(i64::MAX);
         let [before, after] = ["before", "after"].map(|way| number(&format!("message.timestamp.{way}.max.ms")));
-        let takes_any_time = settings.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime");
-        let bound = |found: Option<i64>| if takes_any_time { i64::MAX } else { found.unwrap_or(both) };
+        let uses_broker_time = settings.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime");
+        let bound = |found: Option<i64>| if uses_broker_time { i64::MAX } else { found.unwrap_or(both) };
         Self {
             needs_key: is_compacted(settings),
             max_message_bytes: number("max.message.bytes").map_or(usize::MAX, |bytes| bytes as usize),
@@ -142,7 +144,7 @@ fn connect(config: &Config) -> Result<AdminClient<DefaultClientContext>, KafkaEr
     config.with_overrides(properties).create()
 }
 
-/// The client for what is done to topics rather than with them.
+/// Admin client that creates topics and reads their settings.
 pub struct Admin {
     client: ArcSwap<AdminClient<DefaultClientContext>>,
     broker: Broker,
@@ -154,8 +156,8 @@ impl Admin {
         Ok(Self { client: ArcSwap::from_pointee(connect(config)?), broker, config: config.clone() })
     }
 
-    /// Passes the outcome of an operation on. Where it failed although Kafka answers others, the next one gets a new
-    /// client.
+    /// Returns the outcome unchanged. If the operation went unanswered although Kafka answers other
+    /// clients, replaces the client, so the next operation uses a new one.
     fn checked<T>(&self, outcome: Result<T, KafkaError>) -> Result<T, KafkaError> {
         if outcome.as_ref().is_err_and(is_unanswered)
             && self.broker.is_up()
@@ -167,8 +169,8 @@ impl Admin {
         outcome
     }
 
-    /// Makes what is missing and checks what is there. All that somebody has to change is said at
-    /// once; an error that passes by itself ends it.
+    /// Creates missing topics and checks existing ones. Returns all problems that need an operator
+    /// at once; a transient error ends the check immediately and is returned alone.
     pub async fn ensure(&self, specs: &[TopicSpec]) -> Result<(), Vec<TopicError>> {
         let mut problems = Vec::new();
         for spec in specs {
@@ -184,7 +186,7 @@ impl Admin {
     async fn ensure_one(&self, spec: &TopicSpec) -> Result<(), TopicError> {
         let partitions = match self.broker.partitions(&spec.name).await? {
             Some(partitions) => partitions,
-            None => self.create_ours(spec).await?,
+            None => self.create_from_spec(spec).await?,
         };
         if partitions != spec.partitions {
             return Err(TopicError::Partitions {
@@ -197,7 +199,7 @@ impl Admin {
         self.check_settings(spec).await
     }
 
-    async fn create_ours(&self, spec: &TopicSpec) -> Result<i32, TopicError> {
+    async fn create_from_spec(&self, spec: &TopicSpec) -> Result<i32, TopicError> {
         if !self.config.topics.create {
             let settings = spec.settings.iter().map(|(name, value)| format!("{name}={value}"));
             let settings = settings.collect::<Vec<_>>().join(" ");
@@ -213,12 +215,12 @@ impl Admin {
             topic = topic.set("min.insync.replicas", count);
         }
         self.create(topic).await?;
-        tracing::info!(topic = spec.name, partitions = spec.partitions, "created a topic");
+        tracing::info!(topic = spec.name, partitions = spec.partitions, "created topic");
         self.await_partitions(&spec.name).await
     }
 
-    /// Returns the `min.insync.replicas` that our topics are made with; `None` leaves it to the broker, where its default
-    /// replication cannot be read.
+    /// Returns the `min.insync.replicas` that new topics are created with. `None` leaves it to the
+    /// broker, when the broker's default replication factor cannot be read.
     async fn min_insync(&self) -> Result<Option<i32>, TopicError> {
         let topics = &self.config.topics;
         let replicas = match topics.replication_factor {
@@ -240,7 +242,8 @@ impl Admin {
         }
     }
 
-    /// Returns how each of our topics is replicated, without those that do not exist or cannot be looked up.
+    /// Returns the replication of each of these topics. Topics that do not exist or cannot be
+    /// looked up are left out.
     pub async fn replication<'a>(&self, specs: &'a [TopicSpec]) -> Vec<(&'a TopicSpec, Replication)> {
         let mut found = Vec::new();
         for spec in specs {
@@ -252,7 +255,7 @@ impl Admin {
         found
     }
 
-    /// Creates a topic of somebody else with the broker's own defaults.
+    /// Creates a topic that is not postrider's own, with the broker's defaults.
     pub async fn create_with_defaults(&self, name: &str) -> Result<(), TopicError> {
         self.create(NewTopic::new(name, -1, TopicReplication::Fixed(-1))).await?;
         self.await_partitions(name).await.map(|_| ())
@@ -260,7 +263,7 @@ impl Admin {
 
     async fn create(&self, topic: NewTopic<'_>) -> Result<(), TopicError> {
         let client = self.client.load_full();
-        let results = self.checked(client.create_topics([&topic], &options(PATIENCE)).await)?;
+        let results = self.checked(client.create_topics([&topic], &options(CREATE_TIMEOUT)).await)?;
         for result in results {
             match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
@@ -270,7 +273,8 @@ impl Admin {
         Ok(())
     }
 
-    /// A fresh topic is known to the controller before every broker has heard of it.
+    /// Waits up to 2.5 s plus lookup times until the broker reports a new topic: the controller
+    /// knows it before every broker does.
     async fn await_partitions(&self, name: &str) -> Result<i32, TopicError> {
         for _ in 0..50 {
             if let Some(partitions) = self.broker.partitions(name).await? {
@@ -295,25 +299,27 @@ impl Admin {
         Ok(())
     }
 
-    /// Whether brokers make unknown topics by themselves; `None` when we may not know.
+    /// Returns whether the brokers create unknown topics automatically; `None` if the setting
+    /// cannot be read.
     pub async fn broker_creates_topics(&self) -> Option<bool> {
         let setting = self.broker_setting("auto.create.topics.enable").await.ok()?;
         setting.map(|value| value == "true")
     }
 
-    /// A setting of some broker; `None` where brokers have none of that name.
+    /// Returns a setting of any one broker; `None` if brokers have no setting of that name.
     pub async fn broker_setting(&self, name: &str) -> Result<Option<String>, TopicError> {
         let no_broker = KafkaError::MetadataFetch(RDKafkaErrorCode::AllBrokersDown);
         let broker = self.broker.any_broker_id().await.ok_or(no_broker)?;
         Ok(self.describe(&ResourceSpecifier::Broker(broker)).await?.remove(name))
     }
 
-    /// Whether a topic keeps only the newest record of a key.
+    /// Returns whether a topic is compacted, so that it keeps only the newest record of each key.
     pub async fn is_compacted(&self, topic: &str) -> Result<bool, TopicError> {
         Ok(is_compacted(&self.describe(&ResourceSpecifier::Topic(topic)).await?))
     }
 
-    /// Returns what the broker takes in a topic. Without the right to read its settings, nothing is known of that.
+    /// Returns the limits of a topic. If postrider may not read the topic's settings, returns no
+    /// limits.
     pub async fn limits(&self, topic: &str) -> Result<TopicLimits, TopicError> {
         match self.describe(&ResourceSpecifier::Topic(topic)).await {
             Ok(settings) => Ok(TopicLimits::read(&settings)),
@@ -326,7 +332,7 @@ impl Admin {
 
     async fn describe(&self, resource: &ResourceSpecifier<'_>) -> Result<HashMap<String, String>, TopicError> {
         let client = self.client.load_full();
-        let described = self.checked(client.describe_configs([resource], &options(ANSWER_PATIENCE)).await)?;
+        let described = self.checked(client.describe_configs([resource], &options(DESCRIBE_TIMEOUT)).await)?;
         let mut settings = HashMap::new();
         for result in described {
             let resource = result.map_err(KafkaError::AdminOp)?;
@@ -362,8 +368,8 @@ mod tests {
         assert_eq!(limits(&newer), expected);
         let older = limits(&[("cleanup.policy", "delete"), ("message.timestamp.difference.max.ms", "60000")]);
         assert_eq!(older, TopicLimits { max_before_ms: 60_000, max_after_ms: 60_000, ..TopicLimits::default() });
-        let brokers_time = [newer[3], newer[4], ("message.timestamp.type", "LogAppendTime")];
-        assert_eq!(limits(&brokers_time), TopicLimits::default());
+        let broker_time = [newer[3], newer[4], ("message.timestamp.type", "LogAppendTime")];
+        assert_eq!(limits(&broker_time), TopicLimits::default());
         assert_eq!(limits(&[]), TopicLimits::default());
     }
 }

@@ -1,4 +1,4 @@
-//! Tries settings before they are put to use.
+//! Tries rotated Kafka settings before they are used.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -18,14 +18,16 @@ use super::{
 };
 use crate::platform::trial::Fault;
 
-/// Time until a broker answers.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Time after which a rejection counts. The first ones may come from a broker that has not heard of the change yet.
-const REJECTION_PATIENCE: Duration = Duration::from_secs(2);
-/// Time for one question. Between two, the client is asked why there is no answer.
-const QUESTION: Duration = Duration::from_millis(500);
+/// Timeout for the first answer of a broker.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time after which a rejection counts. Earlier ones may come from a broker that has not received
+/// the change yet.
+const REJECTION_DELAY: Duration = Duration::from_secs(2);
+/// Timeout of one request. After each, the client is checked for the reason that there was no
+/// answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Keeps why brokers rejected this client, as long as none of them has taken it.
+/// Last reason for which a broker rejected this client.
 #[derive(Default)]
 struct Rejections(Mutex<Option<String>>);
 
@@ -37,12 +39,12 @@ impl Rejections {
 
 impl ClientContext for Rejections {
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(facility, message, "the client that tries a rotated secret reports a problem");
+        tracing::debug!(facility, message, "client testing a rotated secret reported an error");
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         use RDKafkaErrorCode as E;
-        tracing::debug!(error = %error, reason, "the client that tries a rotated secret reports a problem");
+        tracing::debug!(error = %error, reason, "client testing a rotated secret reported an error");
         if matches!(
             error.rdkafka_error_code(),
             Some(E::Authentication | E::SaslAuthenticationFailed | E::SSL | E::UnsupportedSASLMechanism)
@@ -56,14 +58,15 @@ impl ConsumerContext for Rejections {}
 
 type Client = BaseConsumer<Rejections>;
 
-/// Connects with a client of its own until a broker answers, and looks whether these topics may be seen.
+/// Connects with a new client until a broker answers, then checks that the account may see these
+/// topics.
 pub async fn try_out(config: &Config, topics: Vec<String>) -> Result<(), Fault> {
     let config = config.clone();
     let tried = tokio::task::spawn_blocking(move || {
         let client = config.observer("rotation", METADATA_GROUP, Rejections::default());
         let client = client.map_err(|error| Fault::Refused(error.to_string()))?;
         let outcome = await_answer(&client, &config.topic("messages"))
-            .and_then(|()| topics.iter().try_for_each(|topic| look(&client, topic)));
+            .and_then(|()| topics.iter().try_for_each(|topic| check_access(&client, topic)));
         super::discard(client);
         outcome
     });
@@ -73,30 +76,31 @@ pub async fn try_out(config: &Config, topics: Vec<String>) -> Result<(), Fault> 
 fn await_answer(client: &Client, topic: &str) -> Result<(), Fault> {
     let begun = Instant::now();
     loop {
-        if ask(client, topic, QUESTION).is_ok() {
+        if ask(client, topic, REQUEST_TIMEOUT).is_ok() {
             return Ok(());
         }
-        // Polling only makes the client say what it has to say.
+        // Polling only makes the client deliver its pending events.
         for _ in 0..20 {
             drop(client.poll(Duration::ZERO));
         }
-        if let Some(reason) = client.context().last().filter(|_| begun.elapsed() > REJECTION_PATIENCE) {
+        if let Some(reason) = client.context().last().filter(|_| begun.elapsed() > REJECTION_DELAY) {
             return Err(Fault::Refused(reason));
         }
-        if begun.elapsed() > PATIENCE {
-            return Err(Fault::Unreachable(format!("no broker answers within {} s", PATIENCE.as_secs())));
+        if begun.elapsed() > ANSWER_TIMEOUT {
+            return Err(Fault::Unreachable(format!("no broker answered within {} s", ANSWER_TIMEOUT.as_secs())));
         }
     }
 }
 
-/// A topic that does not exist, or whose leader is away, is no fault of the settings.
-fn look(client: &Client, topic: &str) -> Result<(), Fault> {
-    let metadata = client.fetch_metadata(Some(topic), PATIENCE);
+/// Checks that the account may see a topic. A missing topic, or one without a leader, is not a
+/// fault of the settings.
+fn check_access(client: &Client, topic: &str) -> Result<(), Fault> {
+    let metadata = client.fetch_metadata(Some(topic), ANSWER_TIMEOUT);
     let metadata = metadata.map_err(|error| Fault::Unreachable(error.to_string()))?;
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     match found.and_then(|found| found.error()).map(RDKafkaErrorCode::from) {
         Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
-            Err(Fault::Refused(format!("this account may not use the topic `{topic}`")))
+            Err(Fault::Refused(format!("the account is not authorized for topic `{topic}`; grant it access")))
         }
         _ => Ok(()),
     }

@@ -1,4 +1,5 @@
-//! The batch shape: a task per partition that asks the handler, again and again where a dependency is down.
+//! Batch shape: one task per partition that calls the handler, and retries while a dependency is
+//! down.
 
 use std::{
     sync::{
@@ -27,10 +28,10 @@ use crate::platform::{
     },
 };
 
-/// Time between two calls of a handler's `idle`, in a partition that is busy as in one that is not.
+/// Interval of the calls of a handler's `idle`, even if the partition is busy.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Runs one worker per partition.
+/// Batch shape of one consumer; runs one worker per partition.
 pub(super) struct BatchConsumer<H> {
     pub handler: Arc<H>,
     pub subscription: Subscription,
@@ -42,7 +43,8 @@ pub(super) struct BatchConsumer<H> {
 impl<H: BatchHandler> Shape for BatchConsumer<H> {
     fn open(&self, opening: Opening) -> Box<dyn PartitionWork> {
         let (work, receiver) = mpsc::channel(1);
-        let (closed, done, hand) = (CancellationToken::new(), Arc::new(AtomicI64::new(-1)), Arc::<Hand>::default());
+        let (closed, done, current_batch) =
+            (CancellationToken::new(), Arc::new(AtomicI64::new(-1)), Arc::<CurrentBatch>::default());
         let spares = Arc::<Spares>::default();
         let worker = Worker {
             handler: self.handler.clone(),
@@ -52,11 +54,19 @@ impl<H: BatchHandler> Shape for BatchConsumer<H> {
             opening,
             work: receiver,
             done: done.clone(),
-            hand: hand.clone(),
+            current_batch: current_batch.clone(),
             spares: spares.clone(),
             closed: closed.clone(),
         };
-        Box::new(Partition { work, current: 0, done, hand, spares, closed, task: self.runtime.spawn(worker.run()) })
+        Box::new(Partition {
+            work,
+            current_start: 0,
+            done,
+            current_batch,
+            spares,
+            closed,
+            task: self.runtime.spawn(worker.run()),
+        })
     }
 
     fn joined(&self, gained: &[i32]) {
@@ -74,26 +84,26 @@ impl<H: BatchHandler> Shape for BatchConsumer<H> {
     fn tick(&self) {}
 }
 
-/// One partition, as the polling thread sees it.
+/// One partition, as seen by the polling thread.
 struct Partition {
     work: mpsc::Sender<(u64, Work)>,
-    /// Which start of the worker batches are for.
-    current: u64,
-    /// Everything below has its effect.
+    /// Start of the worker that offered batches belong to.
+    current_start: u64,
+    /// Commit point: all records below it are finished.
     done: Arc<AtomicI64>,
-    hand: Arc<Hand>,
+    current_batch: Arc<CurrentBatch>,
     spares: Arc<Spares>,
     closed: CancellationToken,
     task: JoinHandle<()>,
 }
 
-/// BatchConsumer whose records are done, to be filled again: memory that was just let go is dear to get back.
+/// Finished batches kept for reuse, because allocating their memory again is expensive.
 #[derive(Default)]
 struct Spares(Mutex<Vec<Batch>>);
 
 impl Spares {
-    /// BatchConsumer that are kept.
-    const KEPT: usize = 2;
+    /// Maximum number of batches kept.
+    const MAX_KEPT: usize = 2;
 
     fn take(&self, size: (usize, usize, usize)) -> Batch {
         let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -102,7 +112,7 @@ impl Spares {
 
     fn give(&self, mut batch: Batch) {
         let mut spares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if spares.len() < Self::KEPT {
+        if spares.len() < Self::MAX_KEPT {
             batch.clear();
             spares.push(batch);
         }
@@ -114,8 +124,8 @@ enum Work {
     CaughtUp,
 }
 
-/// What the worker has in hand, for whoever asks what holds the partition.
-type Hand = Mutex<Option<Held>>;
+/// Batch that the worker is processing, for reports on what holds the partition.
+type CurrentBatch = Mutex<Option<Held>>;
 
 struct Held {
     offset: i64,
@@ -129,13 +139,13 @@ struct Held {
 
 impl PartitionWork for Partition {
     fn begun(&mut self, start: u64) {
-        self.current = start;
+        self.current_start = start;
     }
 
     fn offer(&mut self, batch: &mut Batch) -> bool {
         let Ok(slot) = self.work.try_reserve() else { return false };
         let next = self.spares.take(batch.size());
-        slot.send((self.current, Work::Batch(std::mem::replace(batch, next))));
+        slot.send((self.current_start, Work::Batch(std::mem::replace(batch, next))));
         true
     }
 
@@ -144,8 +154,9 @@ impl PartitionWork for Partition {
     }
 
     fn caught_up(&mut self) {
-        // Where there is no room, records are waiting, and the end will be reported again after them.
-        let _ = self.work.try_send((self.current, Work::CaughtUp));
+        // If the channel is full, records are waiting, and the end of the log is reported again
+        // after them.
+        let _ = self.work.try_send((self.current_start, Work::CaughtUp));
     }
 
     fn commit_point(&self) -> i64 {
@@ -165,7 +176,7 @@ impl PartitionWork for Partition {
     }
 
     fn is_running(&self) -> bool {
-        self.hand.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.current_batch.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     fn abandon(&mut self) {
@@ -173,8 +184,8 @@ impl PartitionWork for Partition {
     }
 
     fn span(&mut self) -> PartitionSpan {
-        let hand = self.hand.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(held) = &*hand else { return PartitionSpan::default() };
+        let current_batch = self.current_batch.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(held) = &*current_batch else { return PartitionSpan::default() };
         let holder = Holder {
             offset: held.offset,
             key: held.key.clone(),
@@ -186,7 +197,7 @@ impl PartitionWork for Partition {
     }
 }
 
-/// The task of one partition in one ownership.
+/// Task of one partition during one ownership.
 struct Worker<H> {
     handler: Arc<H>,
     subscription: Subscription,
@@ -195,27 +206,27 @@ struct Worker<H> {
     opening: Opening,
     work: mpsc::Receiver<(u64, Work)>,
     done: Arc<AtomicI64>,
-    hand: Arc<Hand>,
+    current_batch: Arc<CurrentBatch>,
     spares: Arc<Spares>,
-    /// The partition is being taken away: finish the batch in hand and end.
+    /// Cancelled when the partition is revoked: the worker finishes its batch and ends.
     closed: CancellationToken,
 }
 
 impl<H: BatchHandler> Worker<H> {
     async fn run(mut self) {
-        // Counts the starts, so that batches handed over before the latest one are recognised.
+        // Counts the starts, to recognize batches that were handed over before the latest one.
         let mut start = 0;
         while !self.closed.is_cancelled() {
             start += 1;
             let Some(mut state) = self.begin(start).await else { break };
             if let Err(problem) = self.work_through(start, &mut state).await {
                 let (consumer, partition) = (self.subscription.name, self.opening.partition);
-                tracing::warn!(consumer, partition, problem, "starting a partition over");
+                tracing::warn!(consumer, partition, problem, "restarting partition");
             }
         }
     }
 
-    /// `None` when the partition was taken away meanwhile.
+    /// Starts the handler on the partition; `None` if the partition was revoked meanwhile.
     async fn begin(&mut self, start: u64) -> Option<H::Partition> {
         let Opening { partition, generation, .. } = self.opening;
         let mut pause = Pause::default();
@@ -237,14 +248,15 @@ impl<H: BatchHandler> Worker<H> {
         }
     }
 
-    /// Ends with `Ok` when the partition is taken away, with the reason when it must start over.
+    /// Processes batches. Returns `Ok` when the partition is revoked, or the reason for restarting
+    /// it.
     async fn work_through(&mut self, start: u64, state: &mut H::Partition) -> Result<(), String> {
         let mut idle_at = tokio::time::Instant::now() + IDLE_INTERVAL;
         loop {
             let next = tokio::select! {
                 biased;
                 () = self.closed.cancelled() => return Ok(()),
-                // Before the next batch: where batches never end, what is due without them is done all the same.
+                // `idle` comes before the next batch, so that it also runs while batches never end.
                 () = tokio::time::sleep_until(idle_at) => Err(()),
                 next = self.work.recv() => Ok(next),
             };
@@ -252,9 +264,9 @@ impl<H: BatchHandler> Worker<H> {
                 Ok(None) => return Ok(()),
                 Ok(Some((wanted, _))) if wanted != start => continue,
                 Ok(Some((_, Work::Batch(batch)))) => {
-                    self.take_in_hand(&batch);
+                    self.set_current_batch(&batch);
                     let settled = self.apply(state, &batch).await;
-                    self.put_down();
+                    self.clear_current_batch();
                     self.spares.give(batch);
                     settled
                 }
@@ -283,15 +295,15 @@ impl<H: BatchHandler> Worker<H> {
                 Err(failure) => self.hold_or_leave(&mut pause, &failure).await?,
             }
         };
-        self.bury(batch, poison).await?;
+        self.store_dead_letters(batch, poison).await?;
         if let Some(next) = batch.next_offset() {
             self.done.store(next, Ordering::Release);
         }
         Ok(())
     }
 
-    /// The dead letters of a batch come before its commit.
-    async fn bury(&mut self, batch: &Batch, poison: Vec<Poison>) -> Result<(), String> {
+    /// Stores the dead letters of a batch, which must happen before the batch is committed.
+    async fn store_dead_letters(&mut self, batch: &Batch, poison: Vec<Poison>) -> Result<(), String> {
         let mut pause = Pause::default();
         for Poison { offset, reason } in &poison {
             let Some(record) = batch.iter().find(|record: &Record<'_>| record.offset() == *offset) else { continue };
@@ -307,7 +319,7 @@ impl<H: BatchHandler> Worker<H> {
                 last_failed_ms: now_ms,
             };
             while let Err(error) = self.subscription.dead_letters.store(&letter).await {
-                let failure = Failure::Retry(format!("a dead letter cannot be written: {error}"));
+                let failure = Failure::Retry(format!("cannot store a dead letter: {error}"));
                 self.hold_or_leave(&mut pause, &failure).await?;
             }
         }
@@ -329,7 +341,7 @@ impl<H: BatchHandler> Worker<H> {
         match self.handler.idle(state).await {
             Ok(()) => Ok(()),
             Err(Failure::Restart(reason)) => Err(reason),
-            // It is due again in a second anyway.
+            // `idle` is called again within a second.
             Err(failure) => {
                 let (consumer, partition) = (self.subscription.name, self.opening.partition);
                 tracing::debug!(consumer, partition, "{failure}");
@@ -340,27 +352,29 @@ impl<H: BatchHandler> Worker<H> {
 
     async fn hold_or_leave(&self, pause: &mut Pause, failure: &Failure) -> Result<(), String> {
         self.progress.made();
-        self.hold(pause, failure).await.ok_or_else(|| "taken away while a dependency was down".to_owned())
+        self.hold(pause, failure)
+            .await
+            .ok_or_else(|| "the partition was revoked while a dependency was down".to_owned())
     }
 
-    /// Waits before the next attempt; `None` when the partition was taken away meanwhile.
+    /// Waits before the next attempt; `None` if the partition was revoked meanwhile.
     async fn hold(&self, pause: &mut Pause, failure: &Failure) -> Option<()> {
         let (consumer, partition) = (self.subscription.name, self.opening.partition);
         counter!("postrider_consumer_retries_total", "consumer" => consumer).increment(1);
         let attempts = pause.attempts;
         if attempts.is_power_of_two() {
-            tracing::warn!(consumer, partition, attempts, "holding a partition: {failure}");
+            tracing::warn!(consumer, partition, attempts, "partition held, retrying: {failure}");
         }
-        if let Some(held) = &mut *self.hand.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(held) = &mut *self.current_batch.lock().unwrap_or_else(PoisonError::into_inner) {
             held.attempts = attempts;
             held.error = failure.to_string();
         }
         self.closed.run_until_cancelled(tokio::time::sleep(pause.next())).await
     }
 
-    fn take_in_hand(&self, batch: &Batch) {
+    fn set_current_batch(&self, batch: &Batch) {
         let first = batch.iter().next();
-        *self.hand.lock().unwrap_or_else(PoisonError::into_inner) = first.map(|record| Held {
+        *self.current_batch.lock().unwrap_or_else(PoisonError::into_inner) = first.map(|record| Held {
             offset: record.offset(),
             key: record.key().map(|key| String::from_utf8_lossy(key).into_owned()),
             records: batch.len(),
@@ -371,8 +385,8 @@ impl<H: BatchHandler> Worker<H> {
         });
     }
 
-    fn put_down(&self) {
-        *self.hand.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    fn clear_current_batch(&self) {
+        *self.current_batch.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

@@ -22,18 +22,18 @@ use rdkafka::{
 use super::{Subscription, membership::Client};
 use crate::platform::kafka::{Config, off_runtime};
 
-/// Time between two looks of a member that owns nothing, before jitter of up to a half.
+/// Interval between two checks of a member that owns nothing, before jitter of up to a half.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Doublings of the interval while there is nothing to find.
 const MAX_CALM: u32 = 1;
 /// Doublings of the interval after replacements that have brought no partition.
 const MAX_VAIN: u32 = 5;
-/// Looks that have to find the same where the group says that nobody owns the partition, or does not say who does. The
+/// Checks that have to find the same where the group says that nobody owns the partition, or does not say who does. The
 /// latter take longer than brokers wait for a member that has died (45 s, unless they are told otherwise).
-const LOOKS_CERTAIN: u32 = 2;
-const LOOKS_UNCERTAIN: u32 = 6;
-/// Time that Kafka has for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CHECKS_CERTAIN: u32 = 2;
+const CHECKS_UNCERTAIN: u32 = 6;
+/// Timeout of one request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A group's commit of a partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub(super) struct Commit {
     pub metadata: String,
 }
 
-/// What a look at a group found.
+/// Result of one check of a group.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Look {
     /// Commits of partitions with records past them, without those partitions that have an owner.
@@ -54,27 +54,29 @@ pub(super) struct Look {
     pub certain: bool,
 }
 
-/// Decides when a member is out. One per consumer; it outlives the clients that are replaced.
+/// Decides when a member is excluded. There is one per consumer, and it outlives the clients that
+/// are replaced.
 #[derive(Debug, Default)]
 pub(super) struct Exclusion {
-    /// Looks in a row that found nothing.
+    /// Number of consecutive checks that found nothing.
     calm: u32,
-    /// Replacements since a look last found nothing.
+    /// Number of replacements since a check last found nothing.
     vain: u32,
     suspects: BTreeMap<i32, Commit>,
-    /// Looks in a row that found a suspect.
+    /// Number of consecutive checks that found a suspect.
     found: u32,
 }
 
 impl Exclusion {
-    /// The time until the next look, before jitter.
+    /// Returns the time until the next check, before jitter.
     pub fn pause(&self) -> Duration {
-        // Once there is a suspect, looks follow one another, except after replacements that were in vain.
+        // Once there is a suspect, checks follow at the shortest interval, except after futile
+        // replacements.
         let calm = if self.found > 0 { 0 } else { self.calm.min(MAX_CALM) };
         INTERVAL * 2_u32.pow(calm.max(self.vain.min(MAX_VAIN)))
     }
 
-    /// Takes a look into account; `None` is one that failed. Returns whether the member is out.
+    /// Records a check; `None` is a failed one. Returns whether the member has to rejoin.
     pub fn take(&mut self, look: Option<Look>) -> bool {
         let Some(look) = look else { return false };
         if look.waiting.is_empty() {
@@ -89,7 +91,7 @@ impl Exclusion {
             self.suspects = look.waiting;
         }
         self.calm = if self.suspects.is_empty() { self.calm.saturating_add(1) } else { 0 };
-        let needed = if look.certain { LOOKS_CERTAIN } else { LOOKS_UNCERTAIN };
+        let needed = if look.certain { CHECKS_CERTAIN } else { CHECKS_UNCERTAIN };
         if self.found < needed {
             return false;
         }
@@ -99,7 +101,8 @@ impl Exclusion {
     }
 }
 
-/// Looks after a member until its polling thread has to let it be replaced. Never resolves.
+/// Watches a member and marks its client as excluded if it is; the polling thread then has it
+/// replaced. Never resolves.
 pub(super) async fn watch(
     client: std::sync::Weak<Client>,
     config: &Config,
@@ -112,7 +115,7 @@ pub(super) async fn watch(
         let owned = client.context().generations();
         let look = ask(client.clone(), config, subscription, owned.keys().copied().collect()).await;
         if let Err(error) = &look {
-            tracing::debug!(consumer = subscription.name, error = %error, "cannot look at the group");
+            tracing::debug!(consumer = subscription.name, error = %error, "cannot check the group");
         }
         // What was assigned or revoked meanwhile makes it a look at another group.
         let look = look.ok().filter(|_| client.context().generations() == owned);
@@ -153,7 +156,7 @@ async fn ask(
     .await
 }
 
-/// Looks at a group. Few requests, however many partitions there are; blocks.
+/// Checks a group with few requests, however many partitions the topic has. Blocks.
 fn look<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     topic: &str,
@@ -161,7 +164,7 @@ fn look<C: ConsumerContext>(
     classic: bool,
     own: &BTreeSet<i32>,
 ) -> Result<Look, KafkaError> {
-    let metadata = client.fetch_metadata(Some(topic), PATIENCE)?;
+    let metadata = client.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
     let partitions = metadata.topics().iter().find(|found| found.name() == topic);
     let all: BTreeSet<i32> =
         partitions.into_iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id()).collect();
@@ -175,15 +178,16 @@ fn look<C: ConsumerContext>(
         partitions.iter().try_for_each(|&partition| list.add_partition_offset(topic, partition, offset))?;
         Ok(list)
     };
-    let found = client.committed_offsets(offsets(&all, Offset::Invalid)?, PATIENCE)?;
-    let (committed, metadata) = (numbers(&found), metadata_of(&found));
+    let found = client.committed_offsets(offsets(&all, Offset::Invalid)?, ANSWER_TIMEOUT)?;
+    let (committed, metadata) = (offsets_by_partition(&found), metadata_of(&found));
     let own = own.iter().filter_map(|partition| Some((*partition, *committed.get(partition)?))).collect();
     if unowned.is_empty() {
         return Ok(Look { waiting: BTreeMap::new(), own, certain });
     }
     // As times, `End` and `Beginning` mean the two ends of the log.
-    let ends = numbers(&client.offsets_for_times(offsets(&unowned, Offset::End)?, PATIENCE)?);
-    let begins = numbers(&client.offsets_for_times(offsets(&unowned, Offset::Beginning)?, PATIENCE)?);
+    let ends = offsets_by_partition(&client.offsets_for_times(offsets(&unowned, Offset::End)?, ANSWER_TIMEOUT)?);
+    let begins =
+        offsets_by_partition(&client.offsets_for_times(offsets(&unowned, Offset::Beginning)?, ANSWER_TIMEOUT)?);
     let behind = |partition: i32| {
         let (begin, end) = (begins.get(&partition)?, ends.get(&partition)?);
         let offset = committed.get(&partition).copied();
@@ -198,8 +202,8 @@ fn metadata_of(list: &TopicPartitionList) -> BTreeMap<i32, String> {
     list.elements().iter().map(|element| (element.partition(), element.metadata().to_owned())).collect()
 }
 
-/// By partition, where there is an offset.
-fn numbers(list: &TopicPartitionList) -> BTreeMap<i32, i64> {
+/// Returns the offsets by partition, leaving out partitions without one.
+fn offsets_by_partition(list: &TopicPartitionList) -> BTreeMap<i32, i64> {
     let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
         Offset::Offset(offset) => Some((element.partition(), offset)),
         _ => None,
@@ -207,20 +211,21 @@ fn numbers(list: &TopicPartitionList) -> BTreeMap<i32, i64> {
     list.elements().iter().filter_map(offset).collect()
 }
 
-/// The partitions that members of a classic group own; `None` where the group does not say.
+/// Returns the partitions that members of a classic group own; `None` if the group does not report
+/// them.
 fn owned_partitions<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     topic: &str,
     group: &str,
 ) -> Result<Option<BTreeSet<i32>>, KafkaError> {
-    let groups = client.fetch_group_list(Some(group), PATIENCE)?;
+    let groups = client.fetch_group_list(Some(group), ANSWER_TIMEOUT)?;
     let Some(found) = groups.groups().iter().find(|found| found.name() == group) else { return Ok(None) };
     match found.state() {
         "Stable" => {}
         "Empty" => return Ok(Some(BTreeSet::new())),
-        // Of a group of the other protocol as well.
+        // The state of a KIP-848 group as well.
         "Dead" => return Ok(None),
-        // It is about to be said who owns what.
+        // A rebalance is in progress and will assign owners.
         _ => return Err(KafkaError::Canceled),
     }
     let mut owned = BTreeSet::new();
@@ -231,8 +236,9 @@ fn owned_partitions<C: ConsumerContext>(
     Ok(Some(owned))
 }
 
-/// Reads the partitions of a topic from a member's assignment: `ConsumerProtocolAssignment` of the Kafka protocol, which
-/// begins with a version and the topics, each a name and numbers. `None` where it cannot be read.
+/// Parses the partitions of a topic from a member's assignment: `ConsumerProtocolAssignment` of the
+/// Kafka protocol, which begins with a version and the topics, each with a name and its partitions.
+/// `None` if it cannot be parsed.
 fn assigned(bytes: &[u8], topic: &str) -> Option<Vec<i32>> {
     fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
         let (head, tail) = bytes.split_at_checked(count)?;
@@ -274,10 +280,10 @@ mod tests {
     }
 
     #[test]
-    fn a_member_is_out_when_the_same_records_wait_at_several_looks() {
+    fn a_member_is_excluded_when_several_checks_find_the_same_records_waiting() {
         let mut exclusion = Exclusion::default();
         assert!(!exclusion.take(waits(7, true)));
-        assert!(!exclusion.take(None), "a look that failed says nothing");
+        assert!(!exclusion.take(None), "a failed check does not count");
         assert!(exclusion.take(waits(7, true)));
         let mut exclusion = Exclusion::default();
         assert!(!(0..5).any(|_| exclusion.take(waits(7, false))), "a member may have died just now");
@@ -295,11 +301,11 @@ mod tests {
         let mut exclusion = Exclusion::default();
         assert!(!(0..100).any(|commit| exclusion.take(waits(commit, true))));
         assert!(!exclusion.take(Some(Look::default())));
-        assert!(!exclusion.take(waits(99, true)), "it begins anew");
+        assert!(!exclusion.take(waits(99, true)), "a check without findings resets the count");
     }
 
     #[test]
-    fn spare_members_ask_less_and_less_and_so_do_those_that_were_replaced_in_vain() {
+    fn checks_become_rarer_for_spare_members_and_after_futile_replacements() {
         let mut exclusion = Exclusion::default();
         (0..50).for_each(|_| assert!(!exclusion.take(Some(Look::default()))));
         assert_eq!(exclusion.pause(), 2 * INTERVAL);
@@ -314,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn assignments_are_read_and_nonsense_is_refused() {
+    fn assignments_are_parsed_and_malformed_ones_rejected() {
         let bytes = b"\0\x01\0\0\0\x02\0\x01a\0\0\0\x01\0\0\0\x07\0\x01b\0\0\0\x02\0\0\0\0\0\0\0\x02\xff\xff\xff\xff";
         assert_eq!(assigned(bytes, "b"), Some(vec![0, 2]));
         assert_eq!(assigned(bytes, "c"), Some(vec![]));

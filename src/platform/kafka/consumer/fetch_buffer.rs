@@ -1,23 +1,25 @@
-//! What is read of a partition, on its way to the partition's work.
+//! Buffer for the fetched records of a partition until its work accepts them.
 
 use metrics::histogram;
 
 use super::{membership::OwnedPartition, progress::FetchWatchdog};
 use crate::platform::kafka::batch::Batch;
 
-/// The batch of a partition that the next records go into.
+/// Batch of a partition that the next records are added to.
 #[derive(Default)]
 pub(super) struct FetchBuffer {
-    /// Of the ownership and the start that it belongs to; 0 while nothing may be read.
+    /// Ownership (`generation`) and `start` that the records belong to; 0 while nothing may be
+    /// read.
     pub generation: u64,
     pub start: u64,
     pub batch: Batch,
-    /// Until something is heard of the partition: a record, or that there is none.
+    /// Set until a record of the partition, or the end of its log, arrives.
     pub fetch_watchdog: Option<FetchWatchdog>,
 }
 
 impl FetchBuffer {
-    /// Hands the batch over where the partition's work has room. Returns whether nothing is left of it here.
+    /// Hands the batch over if the partition's work has capacity; drops it if it belongs to an
+    /// earlier ownership or start. Returns whether the buffer is empty afterwards.
     pub fn hand_over(&mut self, held: &mut OwnedPartition) -> bool {
         if self.batch.is_empty() {
             return true;

@@ -1,4 +1,4 @@
-//! What a room implements, and what it is told.
+//! Traits that a capability implements to consume a topic, and the types passed to them.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -7,119 +7,123 @@ use crate::platform::kafka::{
     dead_letter::Reason,
 };
 
-/// Why a batch handler could not finish.
+/// Reason why a batch handler could not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// A dependency is down: the same is tried again, after a pause.
+    /// A dependency is down: the runtime makes the same call again after a pause.
     #[error("{0}")]
     Retry(String),
-    /// The handler's idea of the partition is stale: it starts over with `assigned`.
-    #[error("starting over: {0}")]
+    /// The handler's state of the partition is stale: the runtime starts over with `assigned`.
+    #[error("restarting the partition: {0}")]
     Restart(String),
 }
 
-/// A record that can never have its effect: it goes to the dead letters, and its batch goes on.
+/// A record that can never be processed. It is dead-lettered, and its batch continues.
 #[derive(Debug)]
 pub struct Poison {
     pub offset: i64,
     pub reason: Reason,
 }
 
-/// A partition as it is handed to a batch handler.
+/// Partition that a batch handler is assigned.
 #[derive(Debug, Clone, Copy)]
 pub struct Assignment {
     pub partition: i32,
     /// The group's committed offset.
     pub committed: Option<i64>,
-    /// The first offset of the log.
+    /// First offset of the log.
     pub low: i64,
-    /// The offset that the next record will get.
+    /// Offset that the next record will get.
     pub high: i64,
 }
 
 impl Assignment {
-    /// Where the group left off; the oldest record where it never was, or where that is gone.
+    /// Returns the group's committed offset. If the group has never committed, or the log no longer
+    /// has that offset, returns the first offset of the log.
     pub fn resume(&self) -> i64 {
         self.committed.unwrap_or(self.low).max(self.low)
     }
 }
 
-/// The batch shape: a partition's records in order, a batch at a time. Called for one partition
-/// from one task at a time. `assigned` and `apply` are enough for a room.
+/// Handler of the batch shape: gets the records of a partition in order, a batch at a time. For one
+/// partition, it is called by one task at a time. `assigned` and `apply` are sufficient for most
+/// capabilities.
 pub trait BatchHandler: Send + Sync + 'static {
     /// The handler's state for one partition.
     type Partition: Send;
 
-    /// A partition was gained, or its handler asked to start over. Returns the first offset to
-    /// read; [`Assignment::resume`] where the group's commit decides.
+    /// Called when a partition is gained or the handler asked to start over. Returns the
+    /// partition's state and the first offset to read; use [`Assignment::resume`] if the group's
+    /// commit decides.
     fn assigned(&self, assignment: Assignment) -> impl Future<Output = Result<(Self::Partition, i64), Failure>> + Send;
 
-    /// Makes the effect of a batch and says which of its records cannot have one. Afterwards the
-    /// batch may be committed. It may be called again for records that it has seen: the effect
-    /// must be idempotent.
+    /// Applies the effect of a batch and returns the records that cannot be processed. Afterwards
+    /// the batch may be committed. May be called again with the same records, so the effect must be
+    /// idempotent.
     fn apply(
         &self,
         state: &mut Self::Partition,
         batch: &Batch,
     ) -> impl Future<Output = Result<Vec<Poison>, Failure>> + Send;
 
-    /// Everything that the log had was handed over.
+    /// Called when everything in the log has been handed over.
     fn caught_up(&self, _state: &mut Self::Partition) -> impl Future<Output = Result<(), Failure>> + Send {
         async { Ok(()) }
     }
 
-    /// Called every second while there is nothing to apply.
+    /// Called every second, between batches.
     fn idle(&self, _state: &mut Self::Partition) -> impl Future<Output = Result<(), Failure>> + Send {
         async { Ok(()) }
     }
 
-    /// The partition is lost; nothing more may be done for it.
+    /// Called when the partition was revoked; the handler must not do anything more for it.
     fn revoked(&self, _partition: i32) {}
 
-    /// The group has given this member its share, on top of what it had: these partitions are new.
-    /// None where there are more members than partitions.
+    /// Called when the group has assigned partitions to this member in addition to those it had.
+    /// `gained` is empty if the group has more members than partitions.
     fn joined(&self, _gained: &[i32]) {}
 
-    /// All partitions are lost, and what comes next is not known yet.
+    /// Called when all partitions are lost and the next assignment is not known yet.
     fn left(&self) {}
 }
 
-/// The keyed shape: records of a key one after the other, different keys side by side.
+/// Handler of the keyed shape: gets records of one key in order, and records of different keys
+/// concurrently.
 pub trait KeyedHandler: Send + Sync + 'static {
-    /// Which records of a partition wait for each other: those with the same bytes here. A record
-    /// with `None` waits for nobody.
+    /// Returns the bytes that order a record: records of a partition with equal bytes are processed
+    /// one after the other. A record with `None` waits for no other.
     fn ordering_key<'r>(&self, record: &Record<'r>) -> Option<&'r [u8]> {
         record.key()
     }
 
-    /// Makes the effect of one record. It is dropped where it stands when the partition is lost
-    /// and the deadline for that has passed. The same record may come again, after a crash or a
+    /// Applies the effect of one record. The future is dropped if the partition is lost and the
+    /// deadline for finishing has passed. The same record may be passed again after a crash or a
     /// rebalance.
     fn handle(&self, delivery: &Delivery) -> impl Future<Output = Outcome> + Send;
 
-    /// The group has given this member its share; see [`BatchHandler::joined`].
+    /// Called when the group has assigned partitions; see [`BatchHandler::joined`].
     fn joined(&self, _gained: &[i32]) {}
 
-    /// The partition is lost.
+    /// Called when the partition was revoked.
     fn revoked(&self, _partition: i32) {}
 }
 
-/// How the handling of one record ended.
+/// Outcome of handling one record.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It has its effect.
+    /// The effect was applied.
     Done,
-    /// It failed and is tried again after this time. Its key waits; others go on, and no worker
-    /// is held meanwhile. Counts as an attempt.
+    /// The attempt failed; the runtime retries the record after this time. Its key waits meanwhile,
+    /// but other keys continue and no worker is occupied. Counts as an attempt.
     RetryAfter(Duration, Reason),
-    /// Something that we depend on is down. Tried again with the runtime's own backoff, for as long
-    /// as it takes; not counted as an attempt.
+    /// A dependency is down. The runtime retries the record with its own backoff for as long as it
+    /// takes. Does not count as an attempt.
     Hold(String),
-    /// It can never have its effect.
+    /// The record can never be processed and is dead-lettered.
     DeadLetter(Reason),
 }
 
-/// One record on its way to a [`KeyedHandler`]. Cheap: it shares its batch.
+/// One record passed to a [`KeyedHandler`]. Cheap to clone, because it shares its batch.
 #[derive(Debug, Clone)]
 pub struct Delivery {
     pub(super) batch: Arc<Batch>,
@@ -142,7 +146,7 @@ impl Delivery {
         self.partition
     }
 
-    /// 1 for the first.
+    /// Returns the number of this attempt, starting at 1.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }

@@ -1,4 +1,4 @@
-//! What a batch handler is told of a partition before it says where to read.
+//! Looks up the state of a partition before a batch handler decides where to read.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use rdkafka::{Offset, TopicPartitionList, consumer::Consumer, error::KafkaError}
 use super::{Assignment, Failure, membership::Client};
 use crate::platform::kafka::{Broker, off_runtime};
 
-/// Asks Kafka for the group's commit and the ends of the log. Cheap to clone.
+/// Requests the group's commit and the ends of the log from Kafka. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Lookup {
     committed: Arc<dyn Fn(i32) -> Result<Option<i64>, KafkaError> + Send + Sync>,

@@ -1,4 +1,4 @@
-//! What the client library calls on the polling thread: partitions that come and go, statistics, errors.
+//! Callbacks of the client library on the polling thread: rebalances, statistics, errors.
 
 use std::{
     collections::BTreeMap,
@@ -21,25 +21,26 @@ use crate::platform::kafka::{client_watchdog::Connectivity, stats};
 
 pub(super) type Client = BaseConsumer<Membership>;
 
-/// How long a member is without partitions, though its coordinator answers, until that is taken for
-/// its share, in milliseconds.
-const NO_SHARE_MS: i64 = 3_000;
+/// Time that a member may be without partitions, although its coordinator answers, before that
+/// counts as its assignment, in milliseconds.
+const EMPTY_ASSIGNMENT_MS: i64 = 3_000;
 
-/// How long what is in hand of a revoked partition may take to finish.
+/// Time that the work in progress of a revoked partition may take to finish.
 const REVOKE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Shared between the polling thread and the callbacks that run on it.
+/// Membership in a group, shared between the polling thread and the callbacks that run on it.
 pub(super) struct Membership {
     pub topic: String,
     pub name: &'static str,
-    /// Set once, before the first poll.
+    /// Shape of the consumer, set once before the first poll.
     pub shape: std::sync::OnceLock<Arc<dyn Shape>>,
     owned: Mutex<Owned>,
-    /// Rises whenever a partition is let go.
+    /// Increases whenever a partition is released.
     pub losses: AtomicU64,
-    /// The client tells of assignments only when they change, and a spare member's never does.
+    /// True if the client reports only changes of the assignment. Members without partitions then
+    /// never get a report, because their assignment never changes.
     pub tells_changes_only: bool,
-    /// Whether the shape knows what the group has given it.
+    /// True once the shape was notified of its assignment.
     joined: AtomicBool,
     /// Set when the polling thread has released all partitions for good. The library still calls back while the client is
     /// closed, which a successor's partitions must not notice.
@@ -47,25 +48,25 @@ pub(super) struct Membership {
     /// Records that Kafka has and that were not fetched yet, by its last statistics.
     pub unfetched: AtomicI64,
     pub connectivity: Connectivity,
-    /// Set when the member has lost its place in the group, and its client has to be replaced.
+    /// Set when the member is excluded from the group and its client has to be replaced.
     pub excluded: AtomicBool,
 }
 
 #[derive(Default)]
 pub(super) struct Owned {
-    /// Partitions gained in a callback and not opened yet.
+    /// Partitions gained in a callback and not yet opened.
     pub gained: Vec<i32>,
     pub partitions: BTreeMap<i32, OwnedPartition>,
 }
 
-/// One partition that we own.
+/// One partition that this member owns.
 pub(super) struct OwnedPartition {
     pub work: Box<dyn PartitionWork>,
     pub generation: u64,
-    /// Which start what is read belongs to; 0 while nothing is read.
+    /// Start that fetched records belong to; 0 while nothing is read.
     pub start: u64,
     pub paused: bool,
-    /// The highest offset stored for commit; a replay never takes it back.
+    /// Highest offset stored for commit; replayed records never move it back.
     pub stored: i64,
     /// The group's commit as it was looked up since the partition was assigned.
     pub committed: Option<i64>,
@@ -111,30 +112,32 @@ impl Membership {
         }
     }
 
-    /// Fails when the task of a partition has died: nobody would work on the partition any more.
+    /// Returns an error if the task of a partition has died, because nothing would process the
+    /// partition any more.
     pub fn assert_at_work(&self) -> Result<(), KafkaError> {
         let owned = self.owned();
         let Some((partition, _)) = owned.partitions.iter().find(|(_, held)| held.work.has_died()) else {
             return Ok(());
         };
-        tracing::error!(consumer = self.name, partition, "the task of a partition died");
+        tracing::error!(consumer = self.name, partition, "task of a partition died");
         Err(KafkaError::Canceled)
     }
 
-    /// Stores what is done; the client commits it within a second, and at a rebalance.
+    /// Stores the commit point `done`. The client commits it within a second, and at a rebalance.
     pub fn store(&self, client: &Client, partition: i32, held: &mut OwnedPartition, done: i64) {
         if done <= held.stored {
             return;
         }
         match client.store_offset(&self.topic, partition, done - 1) {
             Ok(()) => held.stored = done,
-            // Of a partition that was taken from us meanwhile: its next owner sees the records again.
+            // The partition was revoked meanwhile; its next owner processes the records again.
             Err(KafkaError::StoreOffset(RDKafkaErrorCode::State)) => {}
-            Err(error) => tracing::debug!(partition, error = %error, "cannot store an offset"),
+            Err(error) => tracing::debug!(partition, error = %error, "cannot store offset"),
         }
     }
 
-    /// Lets these partitions finish what they have in hand, up to a deadline, and stores how far they are.
+    /// Releases these partitions: lets their work in progress finish, up to a deadline, and stores
+    /// their commit points.
     pub fn let_go(&self, client: &Client, partitions: &[i32]) {
         let mut leaving: Vec<(i32, OwnedPartition)> = Vec::new();
         {
@@ -156,10 +159,10 @@ impl Membership {
                 tracing::warn!(
                     consumer = self.name,
                     partition,
-                    "what was in hand did not finish before its partition was taken away; it is seen again by the next owner"
+                    "partition revoked before its work finished; the next owner repeats it"
                 );
             }
-            // Nothing that still runs can change the commit point from here on.
+            // From here on, running work cannot change the commit point.
             held.work.abandon();
             self.store(client, partition, &mut held, done);
         }
@@ -170,7 +173,7 @@ impl Membership {
 }
 
 impl Membership {
-    /// The same for all partitions that this member owns, as when it ends.
+    /// Releases all partitions of this member, as when it ends.
     pub fn let_go_of_all(&self, client: &Client) {
         let partitions: Vec<i32> = {
             let owned = self.owned();
@@ -185,10 +188,11 @@ impl Membership {
         self.retired.store(true, Ordering::Relaxed);
     }
 
-    /// With more members than partitions, some have none: those have their share, too.
-    fn notice_no_share(&self, group: &ConsumerGroup) {
-        let settled = group.state == "up" && group.stateage > NO_SHARE_MS && group.assignment_size == 0;
-        let unchanged = group.rebalance_cnt == 0 || group.rebalance_age > NO_SHARE_MS;
+    /// Notifies the shape of an empty assignment. If a group has more members than partitions, some
+    /// members get none, and that is their assignment.
+    fn detect_empty_assignment(&self, group: &ConsumerGroup) {
+        let settled = group.state == "up" && group.stateage > EMPTY_ASSIGNMENT_MS && group.assignment_size == 0;
+        let unchanged = group.rebalance_cnt == 0 || group.rebalance_age > EMPTY_ASSIGNMENT_MS;
         if self.tells_changes_only
             && !self.retired.load(Ordering::Relaxed)
             && settled
@@ -196,7 +200,7 @@ impl Membership {
             && let Some(shape) = self.shape.get()
             && !self.joined.swap(true, Ordering::Relaxed)
         {
-            tracing::info!(consumer = self.name, topic = self.topic, "no partition is left for this member");
+            tracing::info!(consumer = self.name, topic = self.topic, "no partitions assigned to this member");
             shape.joined(&[]);
         }
     }
@@ -209,14 +213,14 @@ impl ClientContext for Membership {
         let unfetched = partitions.map(|partition| partition.consumer_lag.max(0)).sum();
         self.unfetched.store(unfetched, Ordering::Relaxed);
         if let Some(group) = &statistics.cgrp {
-            self.notice_no_share(group);
+            self.detect_empty_assignment(group);
         }
         self.connectivity.report(&statistics);
         stats::record(&statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(consumer = self.name, error = %error, reason, "the consumer reports a problem");
+        tracing::debug!(consumer = self.name, error = %error, reason, "consumer client reported an error");
     }
 }
 
@@ -227,7 +231,7 @@ impl ConsumerContext for Membership {
             return;
         }
         let partitions = numbers(list);
-        tracing::info!(consumer = self.name, topic = self.topic, ?partitions, "partitions are taken away");
+        tracing::info!(consumer = self.name, topic = self.topic, ?partitions, "partitions revoked");
         self.let_go(client, &partitions);
         let owned = self.owned();
         if owned.partitions.is_empty()
@@ -246,14 +250,15 @@ impl ConsumerContext for Membership {
         }
         let partitions = numbers(list);
         if !partitions.is_empty() {
-            tracing::info!(consumer = self.name, topic = self.topic, ?partitions, "partitions are assigned");
+            tracing::info!(consumer = self.name, topic = self.topic, ?partitions, "partitions assigned");
         }
         if let Err(error) = client.pause(list) {
-            tracing::debug!(error = %error, "cannot pause what was just assigned");
+            tracing::debug!(error = %error, "cannot pause new partitions");
         }
-        // No partitions may come first and some a moment later: none at all is noticed by `notice_no_share`.
-        let is_told_more = partitions.is_empty() && self.tells_changes_only;
-        if let Some(shape) = self.shape.get().filter(|_| !is_told_more) {
+        // An empty assignment may be followed by partitions a moment later, so
+        // `detect_empty_assignment` handles it.
+        let handled_later = partitions.is_empty() && self.tells_changes_only;
+        if let Some(shape) = self.shape.get().filter(|_| !handled_later) {
             self.joined.store(true, Ordering::Relaxed);
             shape.joined(&partitions);
         }
@@ -262,7 +267,7 @@ impl ConsumerContext for Membership {
 
     fn commit_callback(&self, result: Result<(), KafkaError>, _: &TopicPartitionList) {
         if let Err(error) = result {
-            tracing::debug!(consumer = self.name, error = %error, "a commit failed; it is tried again");
+            tracing::debug!(consumer = self.name, error = %error, "commit failed, retrying");
         }
     }
 }

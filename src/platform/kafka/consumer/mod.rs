@@ -1,26 +1,28 @@
-//! The consumer runtime: records in order, effects before commits, one slow thing delays only itself.
+//! Consumer runtime. It processes records in order, commits offsets only after their effects, and
+//! keeps a slow record or key from delaying others.
 //!
-//! Two shapes cover every room. A [`BatchHandler`] gets the records of a partition in order, a
-//! batch at a time: for projections, whose effect is one set-based write. A [`KeyedHandler`] gets
-//! one record at a time, those of a key one after the other and different keys side by side: for
-//! effects that take time each, such as requests to other people's endpoints.
+//! It has two shapes. A [`BatchHandler`] gets the records of a partition in order, a batch at a
+//! time; it suits projections, whose effect is one set-based write. A [`KeyedHandler`] gets one
+//! record at a time: records of one key in order, different keys concurrently. It suits slow
+//! effects, such as HTTP requests to external endpoints.
 //!
-//! What holds for both:
+//! Both shapes guarantee:
 //!
-//! - The commit point of a partition is its lowest unfinished record. It is committed within a
-//!   second, at every rebalance and at the stop, and never passes an unfinished effect.
-//! - Between the commit point and what was read last lies the span. It is bounded in records and
-//!   bytes; where it is full, the partition pauses, the others go on, and the log, the metrics and
-//!   `/consumers` on the management port name the record that holds it.
-//! - A dependency that is down holds records, for as long as it takes, with backoff. Records that
-//!   can never have their effect go to the dead letters, and count as finished when they are there.
-//! - A partition that is taken away finishes what it has in hand within five seconds, or drops it;
-//!   either way what is done is committed before the next owner begins, and nothing is
-//!   committed for it later.
-//! - Records that wait and no handler that finishes anything, well or badly, for
-//!   `kafka.consumer.stall_timeout_ms` make the process not live.
+//! - The commit point of a partition is the offset of its lowest unfinished record. It is committed
+//!   within a second, at every rebalance and at shutdown, and never passes an unfinished effect.
+//! - The records between the commit point and the last record read form the span. Its records and
+//!   bytes are bounded. When it is full, the partition pauses and others continue; the log, the
+//!   metrics and `/consumers` on the management port name the record that holds it.
+//! - While a dependency is down, its records are retried with backoff for as long as it takes.
+//!   Records that can never be processed are dead-lettered, and count as finished once the dead
+//!   letter is stored.
+//! - When a partition is revoked, it has five seconds to finish the records being processed;
+//!   unfinished ones are dropped. Finished work is committed before the next owner begins, and
+//!   nothing is committed for the partition afterwards.
+//! - If records wait and no handler finishes an attempt, successful or not, for
+//!   `kafka.consumer.stall_timeout_ms`, the process fails its liveness probe.
 //!
-//! # A room in forty lines
+//! # A capability in forty lines
 //!
 //! ```no_run
 //! use std::{sync::Arc, time::Duration};
@@ -29,7 +31,7 @@
 //!     consumer::{Delivery, KeyedHandler, Keyed, Consumers, Outcome, Span, Subscription},
 //! };
 //!
-//! /// Greets whoever a record names.
+//! /// Greets the person that a record names.
 //! struct Greeter;
 //!
 //! impl KeyedHandler for Greeter {
@@ -41,9 +43,9 @@
 //!         match greet(name).await {
 //!             Ok(()) => Outcome::Done,
 //!             Err(problem) if delivery.attempt() < 4 => {
-//!                 Outcome::RetryAfter(Duration::from_secs(1), Reason { class: "deaf", message: problem })
+//!                 Outcome::RetryAfter(Duration::from_secs(1), Reason { class: "greeting_failed", message: problem })
 //!             }
-//!             Err(problem) => Outcome::DeadLetter(Reason { class: "deaf", message: problem }),
+//!             Err(problem) => Outcome::DeadLetter(Reason { class: "greeting_failed", message: problem }),
 //!         }
 //!     }
 //! }
@@ -108,25 +110,25 @@ use crate::platform::{
     ops::{Beat, Health},
 };
 
-/// What a consumer reads and how much at a time.
+/// Topic and group that a consumer reads, and the limits of its batches.
 #[derive(Clone)]
 pub struct Subscription {
-    /// Names the consumer in logs, metrics and probes.
+    /// Name of the consumer in logs, metrics and probes.
     pub name: &'static str,
     pub topic: String,
     pub group: String,
-    /// A batch is handed over at the latest when it has this many records,
+    /// Number of records at which a batch is handed over, if not earlier.
     pub max_batch_records: usize,
-    /// or this many bytes of keys, values and headers.
+    /// Bytes of keys, values and headers at which a batch is handed over, if not earlier.
     pub max_batch_bytes: usize,
     pub dead_letters: DeadLetters,
 }
 
-/// How long finishing, the last commit and leaving the group may take. The client library waits
-/// much longer for brokers that are gone.
+/// Timeout for finishing, the last commit and leaving the group. The client library waits much
+/// longer for brokers that do not answer.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(10);
-/// Least memory for a consumer, in bytes.
-const LEAST_MEMORY: usize = 128 << 10;
+/// Minimum memory of a consumer, in bytes.
+const MIN_MEMORY_BYTES: usize = 128 << 10;
 
 /// Runs consumers. Cheap to clone.
 #[derive(Clone)]
@@ -134,12 +136,13 @@ pub struct Consumers {
     pub config: Config,
     pub broker: Broker,
     pub health: Health,
-    /// Ends every consumer: each finishes what it has in hand, commits, and leaves its group.
+    /// Stops every consumer: each finishes the records being processed, commits, and leaves its
+    /// group.
     pub stop: CancellationToken,
 }
 
 impl Consumers {
-    /// Consumes in batches until the stop.
+    /// Runs a batch consumer until the stop.
     pub async fn batches<H: BatchHandler>(
         &self,
         subscription: Subscription,
@@ -159,7 +162,7 @@ impl Consumers {
         self.run(subscription, progress, shape).await
     }
 
-    /// Consumes key by key until the stop.
+    /// Runs a keyed consumer until the stop.
     pub async fn keyed<H: KeyedHandler>(
         &self,
         subscription: Subscription,
@@ -171,7 +174,7 @@ impl Consumers {
         self.run(subscription, progress, |_| Arc::new(KeyedConsumer(pool.clone()))).await
     }
 
-    /// Consumes with one client after another: a client that gets nowhere is replaced.
+    /// Runs the consumer, replacing its client whenever the client is stuck.
     async fn run(
         &self,
         subscription: Subscription,
@@ -183,11 +186,11 @@ impl Consumers {
         let (published, clients) = (self.health.publish(name), Arc::<ClientWatchdog>::default());
         let mut exclusion = Exclusion::default();
         let memory = self.memory(name);
-        let memory_bytes = memory.as_ref().map_or(LEAST_MEMORY, Lease::bytes);
+        let memory_bytes = memory.as_ref().map_or(MIN_MEMORY_BYTES, Lease::bytes);
         while let Some(client) = self.connect(&subscription, &beat, memory_bytes).await? {
             let client = Arc::new(client);
             let shape = shape(&client);
-            // Set once, here; nothing polls yet.
+            // The shape is set once, before anything polls.
             let _ = client.context().shape.set(shape.clone());
             client.subscribe(&[&subscription.topic])?;
             let report = Report::new(&subscription, published.clone());
@@ -203,20 +206,20 @@ impl Consumers {
         Ok(())
     }
 
-    /// Takes memory for what is fetched ahead and for the response to one more fetch. `None` when there is no more: the
-    /// consumer then fetches as little as it can.
+    /// Leases memory for prefetched records and for the response to one more fetch. `None` if the
+    /// budget is used up; the consumer then fetches as little as possible.
     fn memory(&self, consumer: &str) -> Option<Lease> {
         let budget = &budgets().consumers;
         let prefetch = usize::try_from(self.config.consumer.prefetch_kib).unwrap_or(usize::MAX).saturating_mul(1 << 10);
-        let wanted = prefetch.saturating_mul(2).min(budget.bound() / 8).max(LEAST_MEMORY);
-        let lease = budget.lease_at_most(wanted, LEAST_MEMORY);
+        let wanted = prefetch.saturating_mul(2).min(budget.bound() / 8).max(MIN_MEMORY_BYTES);
+        let lease = budget.lease_at_most(wanted, MIN_MEMORY_BYTES);
         if lease.is_none() {
-            tracing::warn!(consumer, "the memory budget of consumers is used up; raise `memory.limit_bytes`");
+            tracing::warn!(consumer, "memory budget of consumers is used up; raise `memory.limit_bytes`");
         }
         lease
     }
 
-    /// Polls on a thread of its own until it ends, or until ending takes too long.
+    /// Polls on a dedicated thread until polling ends, or until shutdown exceeds its deadline.
     async fn poll(
         &self,
         poller: Poller,
@@ -233,8 +236,8 @@ impl Consumers {
             .spawn(move || {
                 let client = poller.client.clone();
                 let end = poller.poll_until(&stop, &beat, &clients);
-                // Closing a client that is stuck may take long: its successor begins meanwhile. Any other is
-                // closed first.
+                // Closing a stuck client may take long, so its successor starts meanwhile. Any
+                // other client is closed first.
                 let closed_later = matches!(end, Ok(End::Stuck(_))).then_some(client);
                 let _ = ended.send(end);
                 drop(closed_later);
@@ -243,14 +246,14 @@ impl Consumers {
         tokio::select! {
             ended = end => ended.unwrap_or(Err(KafkaError::Canceled)),
             () = time_over(&self.stop, LEAVE_DEADLINE) => {
-                tracing::warn!(consumer = name, "left without a last commit: Kafka does not answer; what was done since is seen again");
+                tracing::warn!(consumer = name, "kafka does not answer, leaving without a last commit; work finished since the previous commit is repeated");
                 Ok(End::Left)
             }
             never = exclusion::watch(client, &self.config, &subscription, exclusion) => match never {},
         }
     }
 
-    /// `None` at a stop that comes before Kafka answers.
+    /// Creates a client; `None` if the stop comes before Kafka answers.
     async fn connect(
         &self,
         subscription: &Subscription,
@@ -269,7 +272,8 @@ impl Consumers {
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "true")
             .set("allow.auto.create.topics", "false")
-            // Half of it. The library bounds the response to a fetch by the same number, or by its largest record.
+            // Half of the memory, because the library limits the response to a fetch by the same
+            // number, or by its largest record.
             .set("queued.max.messages.kbytes", (memory >> 11).to_string())
             .set("fetch.wait.max.ms", "500")
             .set("fetch.queue.backoff.ms", "5")
@@ -279,7 +283,7 @@ impl Consumers {
             topic = subscription.topic,
             group = subscription.group,
             ?protocol,
-            "joining a consumer group"
+            "joining consumer group"
         );
         let membership = Membership::new(subscription.name, &subscription.topic, protocol == GroupProtocol::Consumer);
         config.with_overrides(properties).create_with_context(membership).map(Some)

@@ -1,7 +1,8 @@
-//! The polling thread: batches out, effects in, offsets stored.
+//! Polling thread of a consumer: reads records into batches, hands them to the partitions' work,
+//! and stores the offsets of finished records.
 //!
-//! What it fills is its own; the partitions' work is shared with the callbacks of the client
-//! library, which run on this thread, inside `poll`.
+//! The buffers belong to this thread alone. The partitions' work is shared with the callbacks of
+//! the client library, which run on this thread, inside `poll`.
 
 use std::{
     sync::{
@@ -38,23 +39,23 @@ use crate::platform::{
     ops::Beat,
 };
 
-/// How long a full partition holds up the others before it is paused.
-const FULL_PATIENCE: Duration = Duration::from_millis(50);
-/// How long a poll waits for a record. Retries that are due are found as late as this.
-const POLL: Duration = Duration::from_millis(20);
-/// How long a batch may fill while records keep coming.
-const FILL: Duration = Duration::from_millis(5);
-/// Polls between two looks at everything else, while records keep coming.
-const ROUND: usize = 512;
+/// Time that a full partition may delay the others before it is paused.
+const PAUSE_FULL_AFTER: Duration = Duration::from_millis(50);
+/// Timeout of a poll. Retries that are due may be delayed by this time.
+const POLL_TIMEOUT: Duration = Duration::from_millis(20);
+/// Time that a batch may fill while records keep arriving.
+const FILL_TIME: Duration = Duration::from_millis(5);
+/// Maximum number of polls between two rounds of all other work, while records keep arriving.
+const MAX_POLLS_PER_ROUND: usize = 512;
 
-/// Counts ownerships of partitions over all consumers and clients; 0 is none.
+/// Counts ownerships of partitions over all consumers and clients; 0 stands for none.
 static GENERATIONS: AtomicU64 = AtomicU64::new(1);
 
-/// The end of polling.
+/// Reason why polling ended.
 pub(super) enum End {
-    /// Stopped: what was done is committed, and the group was left.
+    /// The consumer was stopped: finished work is committed, and the member has left the group.
     Left,
-    /// The client gets nowhere although Kafka answers. Its partitions have been let go.
+    /// The client is stuck although Kafka answers. Its partitions have been released.
     Stuck(Stuck),
 }
 
@@ -68,12 +69,12 @@ pub(super) struct Poller {
     pub watchdog: Watchdog,
     starts: mpsc::Receiver<Start>,
     sender: mpsc::Sender<Start>,
-    /// By partition: what is being filled.
+    /// By partition: the batch being filled.
     buffers: Vec<FetchBuffer>,
     losses: u64,
-    looked: Instant,
-    proved: Instant,
-    flushed: Instant,
+    last_upkeep: Instant,
+    last_proof: Instant,
+    last_flush: Instant,
 }
 
 impl Poller {
@@ -87,7 +88,7 @@ impl Poller {
         watchdog: Watchdog,
     ) -> Self {
         let (sender, starts) = mpsc::channel();
-        let looked = Instant::now();
+        let last_upkeep = Instant::now();
         let (buffers, losses) = (Vec::new(), 0);
         Self {
             client,
@@ -101,13 +102,14 @@ impl Poller {
             sender,
             buffers,
             losses,
-            looked,
-            proved: looked,
-            flushed: looked,
+            last_upkeep,
+            last_proof: last_upkeep,
+            last_flush: last_upkeep,
         }
     }
 
-    /// Polls until the stop, then finishes, commits and leaves; or until the client is stuck.
+    /// Polls until the stop, then finishes, commits and leaves the group; or polls until the client
+    /// is stuck.
     pub fn poll_until(
         mut self,
         stop: &CancellationToken,
@@ -116,12 +118,12 @@ impl Poller {
     ) -> Result<End, KafkaError> {
         let client = self.client.clone();
         while !stop.is_cancelled() {
-            let (mut wait, mut drained) = (POLL, false);
-            for _ in 0..ROUND {
+            let (mut wait, mut drained) = (POLL_TIMEOUT, false);
+            for _ in 0..MAX_POLLS_PER_ROUND {
                 match client.poll(wait) {
                     Some(Ok(message)) => self.take(&message),
                     Some(Err(KafkaError::PartitionEOF(partition))) => self.caught_up(partition),
-                    Some(Err(error)) => self.complain(&error)?,
+                    Some(Err(error)) => self.fail_if_fatal(&error)?,
                     None => {
                         drained = true;
                         break;
@@ -133,7 +135,7 @@ impl Poller {
             self.flush(drained);
             self.open_gained();
             self.take_starts();
-            self.look_after();
+            self.run_upkeep();
             self.client.context().assert_at_work()?;
             self.shape.tick();
             if self.is_alive() {
@@ -165,7 +167,7 @@ impl Poller {
         }
     }
 
-    /// Forgets what was being filled for partitions that a callback let go.
+    /// Drops the buffers of partitions that a callback released.
     fn drop_lost(&mut self) {
         let losses = self.client.context().losses.load(Ordering::Relaxed);
         if losses == self.losses {
@@ -181,9 +183,10 @@ impl Poller {
         }
     }
 
-    /// Waits a moment for room; a partition that stays full is paused, so that others go on.
+    /// Hands over the buffer of a partition, waiting up to [`PAUSE_FULL_AFTER`] for capacity. A
+    /// partition that stays full is paused, so that others continue.
     fn hand_over_or_pause(&mut self, partition: i32) {
-        let until = Instant::now() + FULL_PATIENCE;
+        let until = Instant::now() + PAUSE_FULL_AFTER;
         let client = self.client.clone();
         loop {
             {
@@ -203,13 +206,13 @@ impl Poller {
         }
     }
 
-    /// Hands over what waits, resumes partitions that have room again, and stores what is done. While
-    /// records keep coming, batches are left to fill for a moment.
+    /// Hands over buffered records, resumes partitions that have capacity again, and stores commit
+    /// points. While records keep arriving, batches may fill for up to [`FILL_TIME`].
     fn flush(&mut self, drained: bool) {
         let client = self.client.clone();
-        let all = drained || self.flushed.elapsed() > FILL;
+        let all = drained || self.last_flush.elapsed() > FILL_TIME;
         if all {
-            self.flushed = Instant::now();
+            self.last_flush = Instant::now();
         }
         let mut owned = client.context().owned();
         for (&partition, held) in &mut owned.partitions {
@@ -219,8 +222,8 @@ impl Poller {
                     held.paused = !self.set_paused(partition, false);
                 }
             }
-            let done = held.work.commit_point();
-            client.context().store(&client, partition, held, done);
+            let commit_point = held.work.commit_point();
+            client.context().store(&client, partition, held, commit_point);
         }
     }
 
@@ -260,9 +263,9 @@ impl Poller {
     fn take_starts(&mut self) {
         while let Ok(start) = self.starts.try_recv() {
             let client = self.client.clone();
-            let again = self.begin(&mut client.context().owned(), start);
-            if again {
-                // The fetcher is still starting; it is asked again.
+            let retry = self.begin(&mut client.context().owned(), start);
+            if retry {
+                // The fetcher is still starting; the request is repeated.
                 std::thread::sleep(Duration::from_millis(20));
                 let _ = self.sender.send(start);
                 return;
@@ -270,7 +273,8 @@ impl Poller {
         }
     }
 
-    /// Reads a partition from where its work wants it. Whether that has to be tried again.
+    /// Starts reading a partition at the requested offset. Returns whether the request has to be
+    /// repeated.
     fn begin(&mut self, owned: &mut Owned, start: Start) -> bool {
         let Some(held) = owned.partitions.get_mut(&start.partition) else { return false };
         if start.generation != held.generation {
@@ -283,7 +287,7 @@ impl Poller {
             let topic = &self.subscription.topic;
             if let Err(error) = self.client.seek(topic, start.partition, Offset::Offset(offset), Duration::from_secs(2))
             {
-                tracing::debug!(partition = start.partition, error = %error, "cannot seek yet");
+                tracing::debug!(partition = start.partition, error = %error, "cannot seek yet, retrying");
                 return true;
             }
         }
@@ -294,12 +298,12 @@ impl Poller {
         false
     }
 
-    /// Once a second: metrics, who holds what, and partitions that are silent.
-    fn look_after(&mut self) {
-        if self.looked.elapsed() < Duration::from_secs(1) {
+    /// Runs once a second: reports spans and metrics, and restarts stalled fetches.
+    fn run_upkeep(&mut self) {
+        if self.last_upkeep.elapsed() < Duration::from_secs(1) {
             return;
         }
-        self.looked = Instant::now();
+        self.last_upkeep = Instant::now();
         self.restart_stalled_fetches();
         let client = self.client.clone();
         let mut owned = client.context().owned();
@@ -309,43 +313,45 @@ impl Poller {
                 .iter_mut()
                 .map(|(&partition, held)| (partition, held.stored, held.paused, held.work.span())),
         );
-        if self.proved.elapsed() >= ownership::PROOF_INTERVAL {
-            self.proved = Instant::now();
+        if self.last_proof.elapsed() >= ownership::PROOF_INTERVAL {
+            self.last_proof = Instant::now();
             ownership::prove(&client, &self.subscription.topic, &mut owned);
         }
         let partitions = owned.partitions.len();
         gauge!("postrider_consumer_partitions", "consumer" => self.subscription.name).set(partitions as f64);
     }
 
-    /// The client library forgets a start, or a resume, that crosses another one of its own (librdkafka #2190, #5591), and
-    /// says nothing: nobody would read the partition until it had another owner.
+    /// Restarts stalled fetches. The client library silently loses a start or a resume that crosses
+    /// another one of its own (librdkafka #2190, #5591); without a restart the partition would not
+    /// be read until it has another owner.
     fn restart_stalled_fetches(&mut self) {
         if !self.broker.is_up() {
             return;
         }
         let (now, client) = (Instant::now(), self.client.clone());
         for (partition, buffer) in (0..).zip(&mut self.buffers) {
-            let is_read =
+            let should_be_read =
                 |held: &OwnedPartition| held.generation == buffer.generation && held.start != 0 && !held.paused;
             let Some(fetch_watchdog) =
                 buffer.fetch_watchdog.as_mut().filter(|fetch_watchdog| fetch_watchdog.is_due(now))
             else {
                 continue;
             };
-            if !client.context().owned().partitions.get(&partition).is_some_and(is_read) {
+            if !client.context().owned().partitions.get(&partition).is_some_and(should_be_read) {
                 continue;
             }
             let (consumer, silent_s) = (self.subscription.name, now.duration_since(fetch_watchdog.since).as_secs());
             tracing::warn!(consumer, partition, silent.s = silent_s, "fetch stalled; restarting the partition");
             counter!("postrider_consumer_fetch_restarts_total", "consumer" => consumer).increment(1);
-            if let Err(error) = begin_again(&client, &self.subscription.topic, partition, fetch_watchdog) {
-                tracing::warn!(consumer, partition, error = %error, "cannot restart a stalled fetch");
+            if let Err(error) = restart_fetch(&client, &self.subscription.topic, partition, fetch_watchdog) {
+                tracing::warn!(consumer, partition, error = %error, "cannot restart stalled fetch");
             }
             fetch_watchdog.tried(now);
         }
     }
 
-    /// Whether work that waits is being worked on. Whatever a dependency does: handlers that fail are at work.
+    /// Returns whether waiting work is being processed. Failing handlers count as alive, whatever
+    /// the state of their dependencies.
     fn is_alive(&mut self) -> bool {
         let waiting = {
             let owned = self.client.context().owned();
@@ -357,22 +363,23 @@ impl Poller {
         !self.watchdog.is_stuck(&self.progress, waiting, Instant::now())
     }
 
-    /// Whether it worked.
+    /// Pauses or resumes a partition. Returns whether that succeeded.
     fn set_paused(&self, partition: i32, paused: bool) -> bool {
         let mut list = TopicPartitionList::new();
         list.add_partition(&self.subscription.topic, partition);
         let result = if paused { self.client.pause(&list) } else { self.client.resume(&list) };
         if let Err(error) = &result {
-            tracing::debug!(partition, paused, error = %error, "cannot change a partition's flow");
+            tracing::debug!(partition, paused, error = %error, "cannot pause or resume partition");
         }
         result.is_ok()
     }
 
-    /// The error, when the client cannot go on.
-    fn complain(&self, error: &KafkaError) -> Result<(), KafkaError> {
-        tracing::debug!(consumer = self.subscription.name, error = %error, "the consumer reports a problem");
+    /// Returns an error if the client has failed fatally; otherwise logs the error and waits
+    /// briefly.
+    fn fail_if_fatal(&self, error: &KafkaError) -> Result<(), KafkaError> {
+        tracing::debug!(consumer = self.subscription.name, error = %error, "consumer client reported an error");
         if let Some((code, reason)) = self.client.client().fatal_error() {
-            tracing::error!(consumer = self.subscription.name, %code, reason, "the consumer failed fatally");
+            tracing::error!(consumer = self.subscription.name, %code, reason, "consumer failed fatally");
             return Err(KafkaError::MessageConsumptionFatal(code));
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -385,14 +392,20 @@ impl Poller {
             && error.rdkafka_error_code() != Some(RDKafkaErrorCode::NoOffset)
         {
             let consumer = self.subscription.name;
-            tracing::warn!(consumer, error = %error, "the last commit failed; its records will be seen again");
+            tracing::warn!(consumer, error = %error, "last commit failed; the next owner processes its records again");
         }
         self.client.unsubscribe();
     }
 }
 
-/// By turns: a resume, which does nothing where none was forgotten; and the assignment of the partition anew.
-fn begin_again(client: &Client, topic: &str, partition: i32, fetch_watchdog: &FetchWatchdog) -> Result<(), KafkaError> {
+/// Alternates between two remedies: a resume, which has no effect if none was lost, and a new
+/// assignment of the partition.
+fn restart_fetch(
+    client: &Client,
+    topic: &str,
+    partition: i32,
+    fetch_watchdog: &FetchWatchdog,
+) -> Result<(), KafkaError> {
     let mut list = TopicPartitionList::new();
     list.add_partition(topic, partition);
     if fetch_watchdog.tries.is_multiple_of(2) {

@@ -1,12 +1,13 @@
-//! Whether a consumer gets anywhere: lag without progress for too long makes the process not live.
+//! Detects a consumer without progress: if it has work but finishes nothing for too long, the
+//! process fails its liveness probe.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-/// Counts what handlers finish, well or badly: an attempt that failed is progress, because a
-/// restart would not do better.
+/// Counts attempts that handlers finish, successful or not. A failed attempt counts as progress,
+/// because a restart would not do better.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     turns: AtomicU64,
@@ -18,7 +19,7 @@ impl Progress {
     }
 }
 
-/// The polling thread's side.
+/// Watchdog on the polling thread that compares [`Progress`] over time.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     limit: Duration,
@@ -32,12 +33,12 @@ impl Watchdog {
         Self { limit, turns: 0, since: now, stuck: false }
     }
 
-    /// A record arrived, or there is nothing to do.
+    /// Restarts the time limit, because a record arrived or there is nothing to do.
     pub fn relax(&mut self, now: Instant) {
         (self.since, self.stuck) = (now, false);
     }
 
-    /// Whether work has been waiting for longer than the limit without anything finished.
+    /// Returns whether work has been waiting for longer than the limit without anything finished.
     pub fn is_stuck(&mut self, progress: &Progress, waiting: bool, now: Instant) -> bool {
         let turns = progress.turns.load(Ordering::Relaxed);
         if !waiting || turns != self.turns {
@@ -47,27 +48,27 @@ impl Watchdog {
         }
         let stuck = now.duration_since(self.since) > self.limit;
         if stuck && !self.stuck {
-            let silent_s = now.duration_since(self.since).as_secs();
-            tracing::error!(silent.s = silent_s, "a consumer has work and makes no progress; the process is not live");
+            let idle_s = now.duration_since(self.since).as_secs();
+            tracing::error!(silent.s = idle_s, "consumer has work but makes no progress; failing liveness");
         }
         self.stuck = stuck;
         stuck
     }
 }
 
-/// A partition is read, and nothing was heard of it since.
+/// Watches a partition that is being read until its first record or its end arrives.
 #[derive(Debug)]
 pub(super) struct FetchWatchdog {
-    /// From where on; `None` is the group's commit.
+    /// Offset at which reading started; `None` is the group's commit.
     pub offset: Option<i64>,
     pub since: Instant,
-    /// How often it was begun again.
+    /// Number of restarts.
     pub tries: u32,
     due: Instant,
 }
 
 impl FetchWatchdog {
-    /// So long it takes at the worst, while brokers answer; doubled with every attempt.
+    /// Worst-case time until the first response while brokers answer; doubled with every restart.
     const PATIENCE: Duration = Duration::from_secs(5);
     const MAX_DOUBLINGS: u32 = 6;
 
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silence_is_broken_less_and_less_often() {
+    fn stalled_fetches_are_restarted_less_and_less_often() {
         let begun = Instant::now();
         let at = |seconds: u64| begun + Duration::from_secs(seconds);
         let mut fetch_watchdog = FetchWatchdog::new(Some(7), begun);
@@ -102,14 +103,14 @@ mod tests {
     }
 
     #[test]
-    fn only_waiting_work_without_any_finished_turn_is_stuck() {
+    fn only_waiting_work_without_a_finished_attempt_is_stuck() {
         let (progress, begun) = (Progress::default(), Instant::now());
         let at = |seconds: u64| begun + Duration::from_secs(seconds);
         let mut watchdog = Watchdog::new(Duration::from_secs(60), begun);
         assert!(!watchdog.is_stuck(&progress, false, at(1_000)), "nothing to do");
         assert!(!watchdog.is_stuck(&progress, true, at(1_059)));
         progress.made();
-        assert!(!watchdog.is_stuck(&progress, true, at(1_100)), "a turn was finished");
+        assert!(!watchdog.is_stuck(&progress, true, at(1_100)), "an attempt was finished");
         assert!(watchdog.is_stuck(&progress, true, at(1_161)));
         watchdog.relax(at(1_162));
         assert!(!watchdog.is_stuck(&progress, true, at(1_200)), "a record arrived");

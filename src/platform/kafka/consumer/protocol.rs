@@ -1,4 +1,4 @@
-//! Which group protocol to join with: KIP-848 where brokers offer it.
+//! Chooses the group protocol: KIP-848 if the brokers offer it.
 
 use std::time::Duration;
 
@@ -10,10 +10,11 @@ use crate::platform::{
     ops::Beat,
 };
 
-/// Kafka's name of the broker setting that lists what a coordinator takes.
+/// Broker setting that lists the protocols that a group coordinator supports.
 const SETTING: &str = "group.coordinator.rebalance.protocols";
 
-/// Decides, and waits for Kafka where that takes it. `None` at the stop.
+/// Returns the group protocol. With `auto`, waits until Kafka answers; `None` if the stop comes
+/// first.
 pub(super) async fn choose(
     config: &Config,
     broker: &Broker,
@@ -30,13 +31,13 @@ pub(super) async fn choose(
             Ok(Some(offered)) if offered.split(',').any(|one| one.trim() == "consumer") => {
                 return Ok(Some(GroupProtocol::Consumer));
             }
-            // Not offered, or not known to this broker.
+            // The broker does not offer it, or does not know this setting.
             Ok(_) => return Ok(Some(GroupProtocol::Classic)),
             Err(error) if error.is_transient() => {
                 stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(250))).await;
             }
             Err(error) => {
-                tracing::info!(error = %error, "brokers do not say which group protocols they offer; using the classic one");
+                tracing::info!(error = %error, "cannot read the group protocols that brokers offer, using classic");
                 return Ok(Some(GroupProtocol::Classic));
             }
         }
@@ -44,10 +45,10 @@ pub(super) async fn choose(
     Ok(None)
 }
 
-/// The membership properties of a consumer.
+/// Sets the group membership properties of a consumer.
 pub(super) fn set(properties: &mut ClientConfig, protocol: GroupProtocol, config: &Config) {
     match protocol {
-        // Session and heartbeat are the coordinator's business here: `group.consumer.*` of the brokers.
+        // The coordinator sets session and heartbeat timeouts: `group.consumer.*` of the brokers.
         GroupProtocol::Consumer => {
             properties.set("group.protocol", "consumer");
         }

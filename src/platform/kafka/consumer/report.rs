@@ -1,5 +1,5 @@
-//! What each partition of a consumer has in hand and what holds it: as metrics, in the log, and for
-//! `/consumers` on the management port.
+//! Reports the span of each partition of a consumer and the record that holds it, as metrics, in
+//! the log, and for `/consumers` on the management port.
 
 use std::collections::BTreeMap;
 
@@ -9,19 +9,19 @@ use serde::Serialize;
 use super::{Subscription, work::PartitionSpan};
 use crate::platform::ops::Published;
 
-/// Age of a holder from which it is said in the log, in seconds.
-const LONG_S: f64 = 30.0;
+/// Time after which a record that holds a commit point is logged, in seconds.
+const LOG_HELD_AFTER_S: f64 = 30.0;
 
 pub(super) struct Report {
     name: &'static str,
     topic: String,
     group: String,
     published: Published,
-    /// By partition: the holder that was said last.
-    said: BTreeMap<i32, i64>,
+    /// By partition: the holder that was logged last.
+    logged: BTreeMap<i32, i64>,
 }
 
-/// One consumer, as `/consumers` shows it.
+/// One consumer, as shown by `/consumers`.
 #[derive(Serialize)]
 struct Shown<'a> {
     consumer: &'a str,
@@ -33,7 +33,7 @@ struct Shown<'a> {
 #[derive(Serialize)]
 struct ShownPartition {
     partition: i32,
-    /// Everything below has its effect; null before the first.
+    /// Offset below which all records are finished; null before the first.
     commit_point: Option<i64>,
     paused: bool,
     #[serde(flatten)]
@@ -43,10 +43,10 @@ struct ShownPartition {
 impl Report {
     pub fn new(subscription: &Subscription, published: Published) -> Self {
         let Subscription { name, topic, group, .. } = subscription.clone();
-        Self { name, topic, group, published, said: BTreeMap::new() }
+        Self { name, topic, group, published, logged: BTreeMap::new() }
     }
 
-    /// `(partition, commit point, paused, standing)` of everything owned.
+    /// Reports all owned partitions, each as `(partition, commit point, paused, span)`.
     pub fn update(&mut self, partitions: impl Iterator<Item = (i32, i64, bool, PartitionSpan)>) {
         let (mut records, mut bytes, mut oldest_s) = (0, 0, 0_f64);
         let mut shown = Vec::new();
@@ -55,8 +55,8 @@ impl Report {
             bytes += span.bytes;
             let held_s = span.holder.as_ref().map_or(0.0, |holder| holder.held_for.as_secs_f64());
             oldest_s = oldest_s.max(held_s);
-            if held_s >= LONG_S {
-                self.say(partition, &span, "a record holds the commit point of its partition");
+            if held_s >= LOG_HELD_AFTER_S {
+                self.log_holder(partition, &span, "record holds the commit point of its partition");
             }
             let commit_point = (stored >= 0).then_some(stored);
             shown.push(ShownPartition { partition, commit_point, paused, span });
@@ -68,16 +68,16 @@ impl Report {
         self.published.set(serde_json::to_value(shown).unwrap_or_default());
     }
 
-    /// A partition takes no more records for now.
+    /// Logs that a partition takes no more records for now.
     pub fn full(&mut self, partition: i32, span: &PartitionSpan) {
         if span.holder.as_ref().is_some_and(|holder| holder.held_for.as_secs_f64() >= 1.0) {
-            self.say(partition, span, "a partition is paused: its span past the commit point is full");
+            self.log_holder(partition, span, "partition paused: the span past its commit point is full");
         }
     }
 
-    fn say(&mut self, partition: i32, span: &PartitionSpan, what: &str) {
+    fn log_holder(&mut self, partition: i32, span: &PartitionSpan, what: &str) {
         let Some(holder) = &span.holder else { return };
-        if self.said.insert(partition, holder.offset) == Some(holder.offset) {
+        if self.logged.insert(partition, holder.offset) == Some(holder.offset) {
             return;
         }
         tracing::warn!(

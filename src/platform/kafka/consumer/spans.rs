@@ -1,4 +1,4 @@
-//! A span for every sampled record, in the trace of the request that wrote it.
+//! Creates a span for every sampled record, in the trace of the request that wrote it.
 
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -10,7 +10,7 @@ use crate::platform::{
     trace_context::{self, TraceContext},
 };
 
-/// Spans of one batch that are recorded at most.
+/// Maximum number of recorded spans per batch.
 const MAX_SPANS: usize = 32;
 
 pub(super) fn of_batch(batch: &Batch, name: &'static str) -> Vec<tracing::Span> {
@@ -32,7 +32,7 @@ pub(super) fn of_record(record: &Record<'_>, name: &'static str) -> Option<traci
         messaging.system = "kafka",
         messaging.kafka.offset = record.offset(),
     );
-    // Fails only where nothing records spans.
+    // Fails only if nothing records spans.
     let _ = span.set_parent(parent.to_otel());
     Some(span)
 }

@@ -1,4 +1,4 @@
-//! What the polling thread asks of a way to work on partitions.
+//! Interface between the polling thread and the two shapes of consumers.
 
 use std::time::Duration;
 
@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use crate::platform::kafka::batch::Batch;
 
-/// BatchConsumer one after the other, or keys side by side.
+/// Way of processing a consumer's partitions: in batches, or by key.
 pub(super) trait Shape: Send + Sync + 'static {
-    /// A partition was gained. The shape says when and where to read it.
+    /// Creates the work of a partition that was gained. The shape requests when and where to read
+    /// it.
     fn open(&self, opening: Opening) -> Box<dyn PartitionWork>;
 
     fn joined(&self, gained: &[i32]);
@@ -17,49 +18,52 @@ pub(super) trait Shape: Send + Sync + 'static {
 
     fn left(&self);
 
-    /// Called by the polling thread at least every 20 ms.
+    /// Called by the polling thread in every round, about every 20 ms or more often.
     fn tick(&self);
 }
 
-/// One partition, from being gained to being let go. Used by the polling thread only; never blocks.
+/// Work on one partition from the time it is gained until it is released. Used by the polling
+/// thread only; never blocks.
 pub(super) trait PartitionWork: Send {
-    /// Reading begins for this start; what is offered from now on belongs to it.
+    /// Called when reading begins for this start; batches offered from now on belong to it.
     fn begun(&mut self, _start: u64) {}
 
-    /// Takes the batch when there is room, and leaves an empty one for the next records in its place.
+    /// Takes the batch if there is capacity, and replaces it by an empty one for the next records.
+    /// Returns whether the batch was taken.
     fn offer(&mut self, batch: &mut Batch) -> bool;
 
-    /// Whether there is room enough that a paused partition is worth resuming: the client library
-    /// fetches anew what it had.
+    /// Returns whether there is enough capacity to resume a paused partition, given that the client
+    /// library fetches its prefetched records again.
     fn has_room(&self) -> bool;
 
-    /// Everything that the log had was handed over.
+    /// Called when everything in the log has been handed over.
     fn caught_up(&mut self);
 
-    /// Everything below has its effect; -1 where nothing is known yet.
+    /// Returns the commit point: all records below it are finished. -1 if not known yet.
     fn commit_point(&self) -> i64;
 
-    /// Begins nothing more; what is in hand goes on.
+    /// Starts no more records; those in progress continue.
     fn close(&mut self);
 
-    /// Whether nothing is in hand.
+    /// Returns whether no work is in progress.
     fn is_finished(&self) -> bool;
 
-    /// Whether a handler has something in hand.
+    /// Returns whether a handler is processing records.
     fn is_running(&self) -> bool;
 
-    /// Whether what works on the partition ended before the partition was taken away, as when it panicked.
+    /// Returns whether the task of the partition ended before the partition was revoked, for
+    /// example because it panicked.
     fn has_died(&self) -> bool {
         false
     }
 
-    /// Drops what is still in hand.
+    /// Drops work that is still in progress.
     fn abandon(&mut self);
 
     fn span(&mut self) -> PartitionSpan;
 }
 
-/// What a partition has between its commit point and what was read last.
+/// Records and bytes between a partition's commit point and the last record read.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct PartitionSpan {
     pub records: usize,
@@ -67,16 +71,16 @@ pub struct PartitionSpan {
     pub holder: Option<Holder>,
 }
 
-/// The record that holds a commit point: the lowest unfinished one.
+/// Record that holds a commit point: the lowest unfinished one.
 #[derive(Debug, Clone, Serialize)]
 pub struct Holder {
     pub offset: i64,
     pub key: Option<String>,
     #[serde(rename = "held_for_seconds", serialize_with = "seconds")]
     pub held_for: Duration,
-    /// Attempts that failed.
+    /// Number of failed attempts.
     pub attempts: u32,
-    /// The last failure; empty where there was none.
+    /// Last failure; empty if there was none.
     pub error: String,
 }
 
@@ -84,21 +88,21 @@ fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S
     serializer.serialize_f64(duration.as_secs_f64())
 }
 
-/// A request of a partition's work to the polling thread: to read from here on. What was handed
-/// over before, under another start, is stale.
+/// Request of a partition's work that the polling thread reads from an offset. Batches handed over
+/// under an earlier start are stale.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Start {
     pub partition: i32,
     pub generation: u64,
     pub start: u64,
-    /// `None` is where the group committed.
+    /// First offset to read; `None` is the group's commit.
     pub offset: Option<i64>,
 }
 
-/// What a shape gets to know of a partition that was gained.
+/// Description of a partition that was gained, passed to the shape.
 pub(super) struct Opening {
     pub partition: i32,
-    /// Tells this ownership from earlier ones.
+    /// Distinguishes this ownership from earlier ones.
     pub generation: u64,
     pub starts: std::sync::mpsc::Sender<Start>,
 }
@@ -106,7 +110,7 @@ pub(super) struct Opening {
 impl Opening {
     pub fn begin_at_commit(&self) {
         let start = Start { partition: self.partition, generation: self.generation, start: 1, offset: None };
-        // The polling thread outlives what it opens, except in a crash.
+        // The polling thread outlives the work that it opens, except in a crash.
         let _ = self.starts.send(start);
     }
 }

@@ -1,8 +1,8 @@
-//! The keyed shape: workers that take whichever record may run next.
+//! Keyed shape: workers that process whichever record may run next.
 //!
-//! Workers are tasks that end when there is nothing to do. One is started for every hand-over, and
-//! one more whenever a handler has to wait, up to the concurrency; handlers that never wait are
-//! thus served by few tasks, without a wake-up per record.
+//! Workers are tasks that end when no record is ready. Each hand-over of a batch starts one, and so
+//! does each handler that has to wait, up to the concurrency. Handlers that never wait therefore
+//! need few tasks, and no wake-up per record.
 
 #[cfg(test)]
 mod model;
@@ -33,16 +33,16 @@ use super::{
 };
 use crate::platform::{clock, kafka::batch::Batch};
 
-/// How many records may be worked on at once, and how far a partition may go past its commit point.
+/// Limits of a keyed consumer: concurrent records, and the span past the commit point.
 #[derive(Debug, Clone, Copy)]
 pub struct Keyed {
-    /// Handlers running at the same time, over all partitions.
+    /// Maximum number of handlers that run concurrently, over all partitions.
     pub concurrency: usize,
-    /// Per partition.
+    /// Maximum span per partition.
     pub span: Span,
 }
 
-/// What the workers of one consumer share.
+/// State shared by the workers of one consumer.
 pub(super) struct Pool<H> {
     handler: Arc<H>,
     subscription: Subscription,
@@ -76,7 +76,7 @@ impl<H: KeyedHandler> Pool<H> {
         self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts one more worker, unless there are enough.
+    /// Starts one more worker, unless the concurrency is reached.
     fn add_worker(self: &Arc<Self>) {
         let added = self.workers.fetch_update(Ordering::AcqRel, Ordering::Acquire, |workers| {
             (workers < self.concurrency).then_some(workers + 1)
@@ -86,7 +86,8 @@ impl<H: KeyedHandler> Pool<H> {
         }
     }
 
-    /// Ends when the ticket's partition is lost and its deadline has passed.
+    /// Returns a token that is cancelled once the ticket's partition is lost and its deadline has
+    /// passed.
     fn guard(&self, ticket: Ticket) -> CancellationToken {
         let guards = self.guards.lock().unwrap_or_else(PoisonError::into_inner);
         let found = guards
@@ -107,7 +108,7 @@ impl<H: KeyedHandler> Shape for KeyedConsumer<H> {
         let guard = CancellationToken::new();
         let mut guards = self.0.guards.lock().unwrap_or_else(PoisonError::into_inner);
         guards.push((partition, generation, guard.clone()));
-        // Nothing is looked up before: reading begins where the group committed.
+        // No lookup is needed: reading begins at the group's commit.
         opening.begin_at_commit();
         Box::new(Partition { pool: self.0.clone(), number: partition, generation, guard, held: None })
     }
@@ -133,16 +134,16 @@ impl<H: KeyedHandler> Shape for KeyedConsumer<H> {
     }
 }
 
-/// The keyed shape of one consumer.
+/// Keyed shape of one consumer.
 pub(super) struct KeyedConsumer<H>(pub Arc<Pool<H>>);
 
-/// One partition, as the polling thread sees it.
+/// One partition, as seen by the polling thread.
 struct Partition<H: KeyedHandler> {
     pool: Arc<Pool<H>>,
     number: i32,
     generation: u64,
     guard: CancellationToken,
-    /// The offset that held the commit point when last looked, and since when.
+    /// Offset that held the commit point at the last report, and since when.
     held: Option<(i64, Instant)>,
 }
 
@@ -218,8 +219,7 @@ impl<H: KeyedHandler> Drop for Partition<H> {
     }
 }
 
-/// How long a record waits before it is asked again whether its dependency is back: exponential,
-/// 50 ms to 2 s, half of it random.
+/// Returns the delay before a held record is retried: exponential, 50 ms to 2 s, half of it random.
 fn hold_pause(holds: u32) -> Duration {
     let ceiling = (50_u64 << holds.min(6)).min(2_000);
     Duration::from_millis(ceiling / 2 + fastrand::u64(..=ceiling / 2))

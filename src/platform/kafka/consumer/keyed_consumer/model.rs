@@ -1,5 +1,6 @@
-//! The schedule against a ledger that knows what must hold: random finishes, failures, pauses,
-//! rebalances and crashes, over a log with few keys, many of them busy.
+//! Property test of the schedule against a ledger that checks its invariants, under random
+//! finishes, failures, pauses, rebalances and crashes, over a log with few keys and many records
+//! per key.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,16 +16,17 @@ use crate::platform::kafka::batch::Batch;
 const PARTITIONS: i32 = 3;
 const LOG: usize = 60;
 
-/// What the world has seen. Each step says what is wrong with it, if anything.
+/// Record of everything that happened. Each step returns an error if it violates an invariant.
 #[derive(Default)]
 struct Ledger {
-    /// By partition: the offsets with their effect.
+    /// By partition: the offsets of finished records.
     done: BTreeMap<i32, BTreeSet<i64>>,
     running: BTreeSet<(i32, u64, i64)>,
     committed: BTreeMap<i32, i64>,
 }
 
-/// The key of a record, `None` for one that waits for nobody. The first key has most of the traffic.
+/// Returns the key of a record; `None` for a record that waits for no other. The first key has most
+/// of the records.
 fn key_of(partition: i32, offset: i64) -> Option<u8> {
     match (offset * 7 + i64::from(partition)) % 10 {
         0 => None,
@@ -42,11 +44,11 @@ impl Ledger {
             let before =
                 (0..offset).find(|&earlier| key_of(partition, earlier) == Some(key) && !done.contains(&earlier));
             if let Some(earlier) = before {
-                return Err(format!("{partition}@{offset} started before {earlier} of its key was done"));
+                return Err(format!("{partition}@{offset} started before {earlier} of the same key was finished"));
             }
         }
         if !self.running.insert((partition, generation, offset)) {
-            return Err(format!("{partition}@{offset} runs twice at once"));
+            return Err(format!("{partition}@{offset} is already running"));
         }
         Ok(())
     }
@@ -61,7 +63,7 @@ impl Ledger {
     fn committed(&mut self, partition: i32, point: i64) -> Result<(), String> {
         let done = self.done.entry(partition).or_default();
         if let Some(lost) = (0..point).find(|offset| !done.contains(offset)) {
-            return Err(format!("{partition} is committed to {point}, but {lost} has no effect yet"));
+            return Err(format!("{partition} is committed to {point}, but {lost} is unfinished"));
         }
         let before = self.committed.insert(partition, point).unwrap_or(0);
         if point < before {
@@ -75,21 +77,24 @@ impl Ledger {
         for partition in 0..PARTITIONS {
             let done = self.done.get(&partition).map_or(0, BTreeSet::len);
             if done != LOG || self.committed.get(&partition) != Some(&(LOG as i64)) {
-                return Err(format!("{partition} ended with {done} of {LOG}, committed {:?}", self.committed));
+                return Err(format!(
+                    "{partition} ended with {done} of {LOG} records finished, committed {:?}",
+                    self.committed
+                ));
             }
         }
         Ok(())
     }
 }
 
-/// A consumer and the log it reads.
+/// Simulated consumer and the log that it reads.
 struct World {
     schedule: Schedule,
     ledger: Ledger,
-    /// By owned partition: generation and read position.
+    /// By owned partition: its generation and read position.
     owned: BTreeMap<i32, (u64, usize)>,
     jobs: Vec<Job>,
-    /// Still worked on by somebody who lost the partition.
+    /// Records still being processed after their partition was lost.
     zombies: Vec<Ticket>,
     generation: u64,
     now: Instant,
@@ -116,14 +121,14 @@ enum Step {
     Assign {
         partition: i32,
     },
-    /// With some of what runs finished within the deadline.
+    /// Revokes a partition; `in_time` running records finish within the deadline.
     Revoke {
         partition: i32,
         in_time: usize,
     },
-    /// Everything is lost except what was committed.
+    /// Loses everything except the commits.
     Crash,
-    /// A member that lost its partition finishes after all.
+    /// A member finishes a record after it has lost the partition.
     ZombieFinish {
         which: usize,
     },
@@ -265,8 +270,8 @@ impl World {
         }
     }
 
-    /// Everything comes back and goes well from here on.
-    fn calm_down(&mut self) -> Result<(), String> {
+    /// Assigns every partition and processes the whole log without further faults.
+    fn finish_log(&mut self) -> Result<(), String> {
         for _ in 0..(LOG * 40) {
             (0..PARTITIONS).for_each(|partition| self.assign(partition));
             (0..PARTITIONS).for_each(|partition| self.read(partition, 8));
@@ -289,12 +294,12 @@ fn offset(job: &Job) -> i64 {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
     #[test]
-    fn whatever_happens_commits_follow_effects_keys_keep_their_order_and_nothing_is_skipped(steps in steps()) {
+    fn commits_follow_effects_keys_keep_their_order_and_no_record_is_skipped(steps in steps()) {
         let mut world = World::new();
         for step in &steps {
             world.apply(step).map_err(TestCaseError::fail)?;
         }
-        world.calm_down().map_err(TestCaseError::fail)?;
+        world.finish_log().map_err(TestCaseError::fail)?;
         prop_assert_eq!(world.schedule.window(0).map(|window| (window.span(), window.bytes())), Some((0, 0)));
     }
 }
@@ -304,7 +309,7 @@ fn the_ledger_finds_a_commit_past_an_unfinished_record() {
     let mut ledger = Ledger::default();
     ledger.started(0, 1, 0).unwrap();
     ledger.finished(0, 1, 1, true);
-    assert!(ledger.committed(0, 2).unwrap_err().contains("0 has no effect"));
+    assert!(ledger.committed(0, 2).unwrap_err().contains("0 is unfinished"));
 }
 
 #[test]
@@ -313,7 +318,7 @@ fn the_ledger_finds_a_key_out_of_order_and_a_record_that_runs_twice() {
     let of_key_0: Vec<i64> = (0..20).filter(|&offset| key_of(0, offset) == Some(0)).collect();
     assert!(ledger.started(0, 1, of_key_0[1]).unwrap_err().contains("started before"));
     ledger.started(0, 1, of_key_0[0]).unwrap();
-    assert!(ledger.started(0, 1, of_key_0[0]).unwrap_err().contains("twice"));
+    assert!(ledger.started(0, 1, of_key_0[0]).unwrap_err().contains("already running"));
 }
 
 #[test]

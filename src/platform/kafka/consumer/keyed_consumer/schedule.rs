@@ -1,4 +1,5 @@
-//! Which record may run next, over all partitions of a consumer. Pure: the caller brings the time.
+//! Schedule of the records of a consumer: decides which may run next, over all partitions. Pure:
+//! the caller passes the time.
 
 use std::{
     cmp::Reverse,
@@ -10,7 +11,7 @@ use std::{
 use super::window::{KeyHash, Seq, Trouble, Window};
 use crate::platform::kafka::batch::Batch;
 
-/// A record that may run, in one ownership of its partition.
+/// Identifies a record in one ownership of its partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket {
     pub partition: i32,
@@ -18,17 +19,17 @@ pub(super) struct Ticket {
     pub seq: Seq,
 }
 
-/// A record to be worked on.
+/// Record to be processed.
 #[derive(Debug)]
 pub(super) struct Job {
     pub ticket: Ticket,
     pub batch: Arc<Batch>,
     pub index: u32,
-    /// What went wrong before, if anything.
+    /// Earlier failures of the record, if any.
     pub trouble: Option<Trouble>,
 }
 
-/// How far past its commit point a partition may go.
+/// Maximum span of a partition past its commit point.
 #[derive(Debug, Clone, Copy)]
 pub struct Span {
     pub records: usize,
@@ -47,7 +48,7 @@ pub(super) struct Schedule {
 struct Part {
     generation: u64,
     window: Window,
-    /// Nothing of it is started any more.
+    /// True once no more of its records may start.
     closing: bool,
 }
 
@@ -56,19 +57,20 @@ impl Schedule {
         Self { parts: BTreeMap::new(), ready: VecDeque::new(), delayed: BinaryHeap::new(), span }
     }
 
-    /// A partition was gained; `next_offset` is where it will be read from, -1 where that is not known.
+    /// Adds a partition that was gained. `next_offset` is where it will be read from; -1 if
+    /// unknown.
     pub fn open(&mut self, partition: i32, generation: u64, next_offset: i64) {
         self.parts.insert(partition, Part { generation, window: Window::new(next_offset), closing: false });
     }
 
-    /// Whether the partition takes another batch now.
+    /// Returns whether the partition accepts another batch now.
     pub fn has_room(&self, partition: i32) -> bool {
         self.parts
             .get(&partition)
             .is_some_and(|part| part.window.span() < self.span.records && part.window.bytes() < self.span.bytes)
     }
 
-    /// Whether a quarter of the span is free.
+    /// Returns whether a quarter of the span is free.
     pub fn is_roomy(&self, partition: i32) -> bool {
         self.parts.get(&partition).is_some_and(|part| {
             part.window.span() <= self.span.records / 4 * 3 && part.window.bytes() <= self.span.bytes / 4 * 3
@@ -81,7 +83,7 @@ impl Schedule {
         part.window.push(batch, keys, |seq| ready.push_back(Ticket { partition, generation, seq }));
     }
 
-    /// Takes the next record that may run.
+    /// Removes and returns the next record that may run.
     pub fn next(&mut self) -> Option<Job> {
         while let Some(ticket) = self.ready.pop_front() {
             let Some(part) = owned(&mut self.parts, ticket).filter(|part| !part.closing) else { continue };
@@ -96,7 +98,7 @@ impl Schedule {
         !self.ready.is_empty()
     }
 
-    /// The record has its effect. What was lost meanwhile is nobody's business any more.
+    /// Marks a record as finished. A record whose partition was lost meanwhile is ignored.
     pub fn finish(&mut self, ticket: Ticket) {
         let Some(part) = owned(&mut self.parts, ticket) else { return };
         if let Some(seq) = part.window.finish(ticket.seq) {
@@ -104,7 +106,7 @@ impl Schedule {
         }
     }
 
-    /// The record runs again at `due`; `note` says what went wrong.
+    /// Schedules the record to run again at `due`; `note` records what went wrong.
     pub fn delay(&mut self, ticket: Ticket, due: Instant, note: impl FnOnce(&mut Trouble)) {
         let Some(part) = owned(&mut self.parts, ticket) else { return };
         part.window.put_back();
@@ -112,7 +114,7 @@ impl Schedule {
         self.delayed.push(Reverse((due, ticket)));
     }
 
-    /// Lets run what is due, and returns when the next will be.
+    /// Makes due records ready, and returns when the next one will be due.
     pub fn wake(&mut self, now: Instant) -> Option<Instant> {
         while let Some(Reverse((due, ticket))) = self.delayed.peek().copied() {
             if due > now {
@@ -124,19 +126,19 @@ impl Schedule {
         None
     }
 
-    /// Starts nothing more of the partition.
+    /// Starts no more records of the partition.
     pub fn close(&mut self, partition: i32) {
         if let Some(part) = self.parts.get_mut(&partition) {
             part.closing = true;
         }
     }
 
-    /// Records of the partition that are being worked on.
+    /// Returns the number of records of the partition in progress.
     pub fn running(&self, partition: i32) -> usize {
         self.window(partition).map_or(0, Window::running)
     }
 
-    /// Forgets the partition; what still runs is fenced.
+    /// Removes the partition. Results of records that are still running are ignored.
     pub fn remove(&mut self, partition: i32) {
         self.parts.remove(&partition);
         self.ready.retain(|ticket| ticket.partition != partition);

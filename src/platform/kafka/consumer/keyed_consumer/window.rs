@@ -1,8 +1,8 @@
-//! The records of one partition between its commit point and what was read last.
+//! Window of one partition: its records between the commit point and the last record read.
 //!
-//! Records of a key queue form a list through their slots; only its head may run. Finished slots leave
-//! from the front, so the front is always the lowest unfinished record, and its offset is the
-//! commit point. Pure bookkeeping: no I/O, no clock, no locks.
+//! The records of a key queue form a linked list through their slots; only its head may run.
+//! Finished slots leave from the front, so the front is always the lowest unfinished record, and
+//! its offset is the commit point. Pure bookkeeping: no I/O, no clock, no locks.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,26 +12,28 @@ use std::{
 
 use crate::platform::kafka::{batch::Batch, dead_letter::Reason};
 
-/// Names a slot for as long as the window lives. 0 is no slot.
+/// Sequence number of a slot, unique within the window. 0 stands for none.
 pub(super) type Seq = u64;
 
-/// Which records wait for each other; `None` waits for nobody.
+/// Hash of an ordering key. Records with equal hashes run one after the other; a record with `None`
+/// waits for no other.
 pub(super) type KeyHash = Option<u64>;
 
 #[derive(Debug)]
 pub(super) struct Window {
     slots: VecDeque<Slot>,
-    /// The sequence number of the first slot.
+    /// Sequence number of the first slot.
     base: Seq,
-    /// The last record of every key queue that has unfinished ones.
+    /// Last record of every key queue with unfinished records.
     tails: HashMap<u64, Seq, BuildHasherDefault<AsIs>>,
     batches: VecDeque<Held>,
     batch_base: u64,
-    /// Of batches with unfinished records, whole: a batch is freed as one.
+    /// Bytes of batches with unfinished records. A batch counts in full, because it is freed as a
+    /// whole.
     bytes: usize,
-    /// The offset after the last record taken.
+    /// Offset after the last record added.
     next_offset: i64,
-    /// What is remembered of records that failed at least once.
+    /// Failure history of records that failed at least once.
     trouble: HashMap<Seq, Trouble>,
     running: usize,
 }
@@ -40,7 +42,7 @@ pub(super) struct Window {
 struct Slot {
     offset: i64,
     key: KeyHash,
-    /// The next record of the key queue, 0 where there is none yet.
+    /// Next record of the key queue; 0 if there is none yet.
     next: Seq,
     batch: u64,
     index: u32,
@@ -53,23 +55,23 @@ struct Held {
     unfinished: usize,
 }
 
-/// What is known of a record that did not succeed at once.
+/// Failure history of a record.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Trouble {
-    /// Attempts that failed.
+    /// Number of failed attempts.
     pub attempts: u32,
-    /// Times in a row that a dependency was down.
+    /// Number of consecutive times that a dependency was down.
     pub holds: u32,
-    /// Milliseconds since the epoch.
+    /// Times of the first and the last failure, in milliseconds since the epoch.
     pub first_failed_ms: i64,
     pub last_failed_ms: i64,
     pub last_error: String,
-    /// It is given up, and only its dead letter is still to be written.
+    /// Reason for dead-lettering the record; set while its dead letter has yet to be stored.
     pub given_up: Option<Reason>,
 }
 
 impl Window {
-    /// A window whose first record will have at least this offset.
+    /// Creates a window whose first record will have at least this offset.
     pub fn new(next_offset: i64) -> Self {
         Self {
             slots: VecDeque::new(),
@@ -84,7 +86,8 @@ impl Window {
         }
     }
 
-    /// Takes a batch in order; `keys` has one entry per record. Reports the records that may run at once.
+    /// Adds a batch in order; `keys` has one entry per record. Calls `ready` for the records that
+    /// may run at once.
     pub fn push(&mut self, batch: Arc<Batch>, keys: &[KeyHash], mut ready: impl FnMut(Seq)) {
         let number = self.batch_base + self.batches.len() as u64;
         for ((index, record), &key) in batch.iter().enumerate().zip(keys) {
@@ -109,7 +112,7 @@ impl Window {
         }
     }
 
-    /// The record of a slot that is about to run.
+    /// Marks a slot as running and returns its record.
     pub fn start(&mut self, seq: Seq) -> Option<(Arc<Batch>, u32)> {
         let slot = &self.slots[self.position(seq)];
         let batch = self.batches[(slot.batch - self.batch_base) as usize].batch.clone()?;
@@ -117,12 +120,13 @@ impl Window {
         Some((batch, slot.index))
     }
 
-    /// A slot that ran is not finished: it will run again.
+    /// Marks a running slot as not running, because it failed and will run again.
     pub fn put_back(&mut self) {
         self.running -= 1;
     }
 
-    /// A slot that ran has its effect. Returns the next record of its key queue, which may run now.
+    /// Marks a running slot as finished. Returns the next record of its key queue, which may run
+    /// now.
     pub fn finish(&mut self, seq: Seq) -> Option<Seq> {
         self.running -= 1;
         self.trouble.remove(&seq);
@@ -153,12 +157,12 @@ impl Window {
         }
     }
 
-    /// Everything below has its effect.
+    /// Returns the commit point: all records below it are finished.
     pub fn commit_point(&self) -> i64 {
         self.slots.front().map_or(self.next_offset, |slot| slot.offset)
     }
 
-    /// Records from the commit point on, finished ones included.
+    /// Returns the number of records from the commit point on, including finished ones.
     pub fn span(&self) -> usize {
         self.slots.len()
     }
@@ -171,7 +175,7 @@ impl Window {
         self.running
     }
 
-    /// The lowest unfinished record, which holds the commit point.
+    /// Returns the lowest unfinished record, which holds the commit point.
     pub fn holder(&self) -> Option<(Seq, Arc<Batch>, u32)> {
         let slot = self.slots.front()?;
         let batch = self.batches[(slot.batch - self.batch_base) as usize].batch.clone()?;
@@ -196,7 +200,7 @@ impl Window {
     }
 }
 
-/// OwnedPartition ids are hashes already.
+/// Hasher that returns its input, because the keys are hashes already.
 #[derive(Debug, Default)]
 pub(super) struct AsIs(u64);
 

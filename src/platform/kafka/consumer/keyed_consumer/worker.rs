@@ -1,4 +1,5 @@
-//! A worker: takes a record that may run, has it handled, and says how that ended.
+//! Worker of the keyed shape: takes a record that may run, calls the handler, and reports the
+//! outcome to the schedule.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -21,7 +22,7 @@ use crate::platform::kafka::{
     dead_letter::{Letter, Reason},
 };
 
-/// How one turn of a record ended, for the schedule.
+/// Result of one attempt at a record, for the schedule.
 enum Verdict {
     Finished,
     Delayed {
@@ -32,18 +33,18 @@ enum Verdict {
     Lost,
 }
 
-/// What is to be remembered of a turn that did not finish its record.
+/// Failure history to record after an attempt that did not finish its record.
 enum Note {
     Failed(Reason),
     Held(String),
-    /// Given up, but the dead letter could not be written yet.
+    /// The record is to be dead-lettered, but the dead letter could not be stored yet.
     GivenUp {
         reason: Reason,
         problem: String,
     },
 }
 
-/// Works until nothing is ready.
+/// Processes records until none is ready.
 pub(super) async fn work<H: KeyedHandler>(pool: Arc<Pool<H>>) {
     let mut last: Option<(Ticket, Verdict)> = None;
     loop {
@@ -54,14 +55,15 @@ pub(super) async fn work<H: KeyedHandler>(pool: Arc<Pool<H>>) {
             }
             let job = schedule.next();
             if job.is_none() {
-                // Under the lock, so that whoever makes a record ready next sees that this worker ended.
+                // The count changes under the lock, so that a thread that makes the next record
+                // ready sees that this worker has ended.
                 pool.workers.fetch_sub(1, Ordering::AcqRel);
             }
             job
         };
         let Some(job) = job else { return };
         let ticket = job.ticket;
-        let verdict = turn(&pool, job).await;
+        let verdict = run_attempt(&pool, job).await;
         pool.progress.made();
         last = Some((ticket, verdict));
     }
@@ -105,7 +107,7 @@ fn count_failure(trouble: &mut Trouble) {
     }
 }
 
-async fn turn<H: KeyedHandler>(pool: &Arc<Pool<H>>, mut job: Job) -> Verdict {
+async fn run_attempt<H: KeyedHandler>(pool: &Arc<Pool<H>>, mut job: Job) -> Verdict {
     let given_up = job.trouble.as_mut().and_then(|trouble| trouble.given_up.take());
     let trouble = job.trouble.unwrap_or_default();
     let delivery = Delivery {
@@ -115,26 +117,26 @@ async fn turn<H: KeyedHandler>(pool: &Arc<Pool<H>>, mut job: Job) -> Verdict {
         topic: pool.topic.clone(),
         attempt: trouble.attempts + 1,
     };
-    let whole = async {
+    let attempt = async {
         let outcome = match given_up {
             Some(reason) => Outcome::DeadLetter(reason),
             None => handle(&*pool.handler, &delivery, pool.subscription.name).await,
         };
         conclude(pool, &delivery, &trouble, outcome).await
     };
-    let mut whole = pin!(whole);
-    // Most handlers that do not wait are done with the first poll and cost nothing more than that.
-    if let Some(verdict) = poll_immediate(whole.as_mut()).await {
+    let mut attempt = pin!(attempt);
+    // Most handlers that do not wait finish at the first poll, at no further cost.
+    if let Some(verdict) = poll_immediate(attempt.as_mut()).await {
         return verdict;
     }
     if pool.schedule().has_ready() {
         pool.add_worker();
     }
     let guard = pool.guard(job.ticket);
-    guard.run_until_cancelled(whole).await.unwrap_or(Verdict::Lost)
+    guard.run_until_cancelled(attempt).await.unwrap_or(Verdict::Lost)
 }
 
-/// A handler that panics has met a record that it cannot stand: the record is given up, not the process.
+/// Calls the handler. If it panics, the record is dead-lettered and the process continues.
 async fn handle<H: KeyedHandler>(handler: &H, delivery: &Delivery, name: &'static str) -> Outcome {
     let handled = AssertUnwindSafe(handler.handle(delivery)).catch_unwind();
     let handled = match spans::of_record(&delivery.record(), name) {
@@ -166,16 +168,21 @@ async fn conclude<H: KeyedHandler>(
                     consumer = name,
                     partition = delivery.partition,
                     offset = delivery.record().offset(),
-                    "holding a record: {problem}"
+                    "record held, retrying: {problem}"
                 );
             }
             Verdict::Delayed { due: Instant::now() + hold_pause(trouble.holds), note: Note::Held(problem) }
         }
-        Outcome::DeadLetter(reason) => bury(pool, delivery, trouble, reason).await,
+        Outcome::DeadLetter(reason) => store_dead_letter(pool, delivery, trouble, reason).await,
     }
 }
 
-async fn bury<H: KeyedHandler>(pool: &Pool<H>, delivery: &Delivery, trouble: &Trouble, reason: Reason) -> Verdict {
+async fn store_dead_letter<H: KeyedHandler>(
+    pool: &Pool<H>,
+    delivery: &Delivery,
+    trouble: &Trouble,
+    reason: Reason,
+) -> Verdict {
     let failed_ms = now_ms();
     let letter = Letter {
         topic: &delivery.topic,
@@ -190,7 +197,7 @@ async fn bury<H: KeyedHandler>(pool: &Pool<H>, delivery: &Delivery, trouble: &Tr
     match pool.subscription.dead_letters.store(&letter).await {
         Ok(()) => Verdict::Finished,
         Err(error) => {
-            let problem = format!("its dead letter cannot be written: {error}");
+            let problem = format!("cannot store its dead letter: {error}");
             let due = Instant::now() + hold_pause(trouble.holds);
             Verdict::Delayed { due, note: Note::GivenUp { reason, problem } }
         }
