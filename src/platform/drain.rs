@@ -80,8 +80,7 @@ pub struct Ending {
 }
 
 /// Receiver of SIGTERM and SIGINT. A dedicated thread waits for them until the process ends or is
-/// replaced, even when
-/// no other task runs. The second signal ends the process at once.
+/// replaced, even when no other task runs. The second signal ends the process at once.
 #[derive(Clone)]
 pub struct Signals(watch::Receiver<Option<&'static str>>);
 
@@ -177,8 +176,7 @@ impl Tasks {
     }
 
     /// Waits until a task fails, panics, or ends before the stop, and returns the failure. Never
-    /// returns if all tasks end
-    /// as they should. Dropping the future loses nothing.
+    /// returns if all tasks end as they should. Dropping the future loses nothing.
     pub async fn failure(&mut self) -> String {
         match self.next_failure().await {
             Some(failure) => failure,
@@ -187,8 +185,7 @@ impl Tasks {
     }
 
     /// Stops the tasks and waits up to `patience` for them to end; tasks still running then are
-    /// aborted. The error is the
-    /// first failure, or names the tasks that did not end.
+    /// aborted. The error is the first failure, or names the tasks that did not end.
     pub async fn finish(mut self, patience: Duration) -> Result<(), String> {
         self.stop.cancel();
         let deadline = Instant::now() + patience;
@@ -232,8 +229,7 @@ impl Tasks {
 }
 
 /// Exits the process with code 1 unless it has ended within `limit`. Runs in its own thread,
-/// because blocked tasks may
-/// occupy all other threads.
+/// because blocked tasks may occupy all other threads.
 pub fn exit_after(limit: Duration) {
     let exit = move || {
         std::thread::sleep(limit);
@@ -252,8 +248,7 @@ pub async fn time_over(stop: &CancellationToken, grace: Duration) {
 }
 
 /// Waits until all tasks have ended by themselves; tasks that still run `grace` after the stop are
-/// aborted. A task that
-/// panics or ends before the stop is an error.
+/// aborted. A task that panics or ends before the stop is an error.
 pub async fn until_done(mut tasks: JoinSet<()>, stop: CancellationToken, grace: Duration) -> Result<(), String> {
     let all_ended = async {
         while let Some(ended) = tasks.join_next().await {

@@ -2,9 +2,8 @@
 //! sample of its pages.
 //!
 //! `count(*)` reads the whole table, and the statistics of Postgres are as old as its last
-//! `ANALYZE`. A sample of whole
-//! pages counts only visible rows, costs the same for any table size, and is off by two or three
-//! percent.
+//! `ANALYZE`. A sample of whole pages counts only visible rows, costs the same for any table size,
+//! and is off by two or three percent.
 
 use std::time::{Duration, Instant};
 
@@ -56,8 +55,7 @@ impl Table {
 }
 
 /// Returns the pause after a measurement that started at `begun`: at least `shortest`, and longer
-/// if measurements take
-/// long.
+/// if measurements take long.
 pub fn pause_after(begun: Instant, shortest: Duration) -> Duration {
     (begun.elapsed() * (PARTS - 1)).clamp(shortest, LONGEST)
 }

@@ -139,8 +139,7 @@ impl Health {
     }
 
     /// Returns whether the process is ready, with the report that `?verbose` shows. It is ready if
-    /// no check fails and it
-    /// is not draining.
+    /// no check fails and it is not draining.
     pub fn readiness(&self) -> (bool, Value) {
         let checks = self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner);
         let draining = self.inner.draining.has_begun();

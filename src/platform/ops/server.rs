@@ -29,8 +29,7 @@ impl Default for Config {
 }
 
 /// Returns the routes `/livez`, `/readyz`, `/startupz`, `/consumers` and `/metrics`. With
-/// `?verbose`, the probes
-/// answer with a JSON report per check.
+/// `?verbose`, the probes answer with a JSON report per check.
 pub fn router(health: Health, metrics: PrometheusHandle) -> Router {
     Router::new()
         .route("/livez", get(livez))

@@ -1,4 +1,4 @@
-//! Tries settings before they are put to use.
+//! Tests Redis settings before they are put into use.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use tokio::time::timeout;
 use super::{Config, Redis, memory};
 use crate::platform::trial::Fault;
 
-/// Time for all of it.
+/// Time limit of the whole test.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// TTL of the key that is written, in milliseconds.
+/// TTL of the key that the test writes, in milliseconds.
 const KEY_MS: u64 = 1_000;
 
-/// Connects, and writes a key of ours that expires at once. Returns the connection.
+/// Connects, and writes a key under `key_prefix` with a TTL of one second. Returns the connection.
 pub async fn try_out(config: &Config) -> Result<Redis, Fault> {
     let attempt = async {
         let mut redis = Redis::connect(config).await?;
@@ -31,7 +31,8 @@ pub async fn try_out(config: &Config) -> Result<Redis, Fault> {
     }
 }
 
-/// Returns whether the server refuses writes of everybody, for lack of memory, of a disk, or of replicas: it has let us in.
+/// Returns whether the server refuses all writes at the moment, for lack of memory, disk or
+/// replicas. It has then accepted the credentials.
 fn takes_no_writes_now(error: &RedisError) -> bool {
     memory::is_out_of_memory(error) || matches!(error.code(), Some("MISCONF" | "NOREPLICAS"))
 }
@@ -54,7 +55,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_server_without_memory_says_nothing_about_the_secret() {
+    async fn a_server_that_refuses_all_writes_does_not_refute_the_secret() {
         let parse = |text: &[u8]| redis::parse_redis_value(text).unwrap().extract_error().unwrap_err();
         assert!(takes_no_writes_now(&parse(b"-OOM command not allowed when used memory > 'maxmemory'.\r\n")));
         assert!(takes_no_writes_now(&parse(b"-MISCONF Redis is configured to save RDB snapshots\r\n")));

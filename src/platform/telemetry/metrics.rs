@@ -13,8 +13,7 @@ const DURATION_BUCKETS: [f64; 17] =
 const COUNT_BUCKETS: [f64; 8] = [1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0];
 
 /// Installs the recorder for the process. Run [`upkeep`] as well: without it, histograms grow while
-/// nothing scrapes
-/// them.
+/// nothing scrapes them.
 pub fn install() -> Result<PrometheusHandle, String> {
     let builder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &DURATION_BUCKETS)
@@ -25,8 +24,7 @@ pub fn install() -> Result<PrometheusHandle, String> {
 }
 
 /// Records the start time of the program. The start time that the operating system reports does not
-/// change when a
-/// process replaces itself.
+/// change when a process replaces itself.
 pub fn note_start() {
     metrics::gauge!("postrider_start_time_seconds").set(clock::now_ms() as f64 / 1e3);
 }

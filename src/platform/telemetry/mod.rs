@@ -82,10 +82,9 @@ fn filter(config: &Config) -> Result<EnvFilter, String> {
 }
 
 /// Evaluates the filter for every line, so that the subscriber does not cache that a line is always
-/// enabled. Kafka's
-/// client asks whether a level is enabled and then logs nothing. The result stays on that thread,
-/// and would be applied
-/// to the next line there if that line were not checked again: the line would be dropped.
+/// enabled. Kafka's client asks whether a level is enabled and then logs nothing. The result stays
+/// on that thread, and would be applied to the next line there if that line were not checked again:
+/// the line would be dropped.
 fn evaluated_every_time<S: Subscriber>(filter: EnvFilter) -> impl Filter<S> {
     let mut always = dynamic_filter_fn(|_, _: &Context<'_, S>| true);
     if let Some(level) = filter.max_level_hint() {
