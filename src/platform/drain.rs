@@ -97,7 +97,7 @@ impl Signals {
                 match handlers {
                     Ok((terminate, interrupt)) => {
                         let _ = installed.send(Ok(()));
-                        obey(terminate, interrupt, &sender).await;
+                        handle_signals(terminate, interrupt, &sender).await;
                     }
                     Err(error) => _ = installed.send(Err(error)),
                 }
@@ -123,7 +123,7 @@ impl Signals {
     }
 }
 
-async fn obey(mut terminate: Signal, mut interrupt: Signal, first: &watch::Sender<Option<&'static str>>) {
+async fn handle_signals(mut terminate: Signal, mut interrupt: Signal, first: &watch::Sender<Option<&'static str>>) {
     let name = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",

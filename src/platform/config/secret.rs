@@ -148,11 +148,11 @@ impl Serialize for Properties {
 
 /// Words in the names of properties whose values are credentials, such as `sasl.password` and
 /// `ssl.key.pem`.
-const TELLING: [&str; 8] =
+const CREDENTIAL_WORDS: [&str; 8] =
     ["password", "secret", "token", "credential", "private", "key.pem", "jaas", "oauthbearer.config"];
 
 /// Returns whether the name of a property marks its value as a credential.
 pub fn is_telling(name: &str) -> bool {
     let name = name.to_lowercase();
-    TELLING.iter().any(|word| name.contains(word))
+    CREDENTIAL_WORDS.iter().any(|word| name.contains(word))
 }

@@ -87,7 +87,7 @@ pub async fn read(body: Body, limits: Limits) -> Result<RequestBody, Problem> {
         return Err(too_large(limits.max_bytes));
     }
     let mut reading = pin!(collect(body, limits.max_bytes));
-    if let Some(read) = read_what_came(reading.as_mut()).await {
+    if let Some(read) = read_buffered(reading.as_mut()).await {
         return read;
     }
     tokio::time::timeout(limits.timeout, reading).await.unwrap_or_else(|_| {
@@ -98,13 +98,13 @@ pub async fn read(body: Body, limits: Limits) -> Result<RequestBody, Problem> {
 
 /// Returns the body if it arrived with its head. The connection passes it on before it waits for
 /// more, so two polls are enough to decide. A timer costs more than such a body.
-async fn read_what_came<F: Future>(mut reading: Pin<&mut F>) -> Option<F::Output> {
-    let mut looked = false;
+async fn read_buffered<F: Future>(mut reading: Pin<&mut F>) -> Option<F::Output> {
+    let mut polled = false;
     poll_fn(|cx| match reading.as_mut().poll(cx) {
         Poll::Ready(read) => Poll::Ready(Some(read)),
-        Poll::Pending if looked => Poll::Ready(None),
+        Poll::Pending if polled => Poll::Ready(None),
         Poll::Pending => {
-            looked = true;
+            polled = true;
             cx.waker().wake_by_ref();
             Poll::Pending
         }

@@ -80,7 +80,7 @@ impl Backlog {
                 bound.count_refusal();
                 let limit = bound.limit();
                 return Err(refusal(format!(
-                    "the rows that wait for Kafka have reached the limit of {limit} {what}; nothing was stored, retry later"
+                    "the outbox has reached its limit of {limit} {what}; nothing was stored, retry later"
                 )));
             }
         }

@@ -97,7 +97,7 @@ impl Link {
 
 impl Shared {
     /// Sets the flags for a result that makes the connection suspect, and wakes the watch.
-    fn look_at<T>(&self, result: &Result<T, RedisError>, is: impl Fn(&T, fn(&Value) -> bool) -> bool) {
+    fn note_faults<T>(&self, result: &Result<T, RedisError>, is: impl Fn(&T, fn(&Value) -> bool) -> bool) {
         let out_of_memory = match result {
             Ok(found) => is(found, lacks_memory),
             Err(error) => memory::is_out_of_memory(error),
@@ -235,7 +235,7 @@ impl ConnectionLike for Redis {
         let mut link = Link::clone(&self.0.link.load());
         Box::pin(async move {
             let result = link.connection().req_packed_command(command).await;
-            self.0.look_at(&result, |value, is| is(value));
+            self.0.note_faults(&result, |value, is| is(value));
             result
         })
     }
@@ -249,7 +249,7 @@ impl ConnectionLike for Redis {
         let mut link = Link::clone(&self.0.link.load());
         Box::pin(async move {
             let result = link.connection().req_packed_commands(commands, offset, count).await;
-            self.0.look_at(&result, |values, is| values.iter().any(is));
+            self.0.note_faults(&result, |values, is| values.iter().any(is));
             result
         })
     }

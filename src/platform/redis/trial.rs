@@ -21,7 +21,7 @@ pub async fn try_out(config: &Config) -> Result<Redis, Fault> {
         let key = format!("{}rotation:tried", config.key_prefix);
         let mut set = redis::cmd("SET");
         match set.arg(key).arg(1).arg("PX").arg(KEY_MS).query_async::<()>(&mut redis).await {
-            Err(error) if !takes_no_writes_now(&error) => Err(error),
+            Err(error) if !refuses_all_writes(&error) => Err(error),
             _ => Ok(redis),
         }
     };
@@ -33,7 +33,7 @@ pub async fn try_out(config: &Config) -> Result<Redis, Fault> {
 
 /// Returns whether the server refuses all writes at the moment, for lack of memory, disk or
 /// replicas. It has then accepted the credentials.
-fn takes_no_writes_now(error: &RedisError) -> bool {
+fn refuses_all_writes(error: &RedisError) -> bool {
     memory::is_out_of_memory(error) || matches!(error.code(), Some("MISCONF" | "NOREPLICAS"))
 }
 
@@ -57,9 +57,9 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_refuses_all_writes_does_not_refute_the_secret() {
         let parse = |text: &[u8]| redis::parse_redis_value(text).unwrap().extract_error().unwrap_err();
-        assert!(takes_no_writes_now(&parse(b"-OOM command not allowed when used memory > 'maxmemory'.\r\n")));
-        assert!(takes_no_writes_now(&parse(b"-MISCONF Redis is configured to save RDB snapshots\r\n")));
-        assert!(takes_no_writes_now(&parse(b"-NOREPLICAS Not enough good replicas to write.\r\n")));
-        assert!(!takes_no_writes_now(&parse(b"-NOPERM this user has no permissions\r\n")));
+        assert!(refuses_all_writes(&parse(b"-OOM command not allowed when used memory > 'maxmemory'.\r\n")));
+        assert!(refuses_all_writes(&parse(b"-MISCONF Redis is configured to save RDB snapshots\r\n")));
+        assert!(refuses_all_writes(&parse(b"-NOREPLICAS Not enough good replicas to write.\r\n")));
+        assert!(!refuses_all_writes(&parse(b"-NOPERM this user has no permissions\r\n")));
     }
 }

@@ -132,7 +132,7 @@ impl<T: Trial> Watch<T> {
                 // next look.
                 self.unreadable = self.unreadable.saturating_add(1);
                 if self.unreadable == UNREADABLE_LOOKS {
-                    tracing::warn!(%error, "cannot read a file of `rotation.files`, rotations are not noticed until it is readable");
+                    tracing::warn!(%error, "file of `rotation.files` unreadable, rotations are not noticed");
                     self.warn(format!("a file of `rotation.files` cannot be read: {error}"));
                 }
                 None
