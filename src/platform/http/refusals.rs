@@ -1,5 +1,5 @@
-//! Error answers that several routes share, for their descriptions: `responses((status = 200, …),
-//! JsonWrite)`.
+//! Error answers that several routes share, for use in their descriptions, as in
+//! `responses((status = 200, …), JsonWrite)`.
 
 use utoipa::{
     ToSchema,

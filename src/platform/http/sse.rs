@@ -46,8 +46,8 @@ pub fn event(position: &impl Display, data: &[u8]) -> Bytes {
     event.into()
 }
 
-/// Returns the lifetime of a stream: a tenth more or less than the maximum age, so that streams
-/// opened together do not end together.
+/// Returns the lifetime of a stream: up to a tenth more or less than the maximum age, so that
+/// streams opened together do not end together.
 pub fn age(max_age_ms: u64) -> Duration {
     let tenth = max_age_ms / 10;
     Duration::from_millis((max_age_ms - tenth).saturating_add(fastrand::u64(0..=2 * tenth)))
