@@ -1,46 +1,48 @@
-//! How long to wait before the next attempt: arithmetic alone, without a clock or a source of chance.
+//! Computes the wait before the next attempt: arithmetic only, without a clock or a source of
+//! randomness.
 
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How the wait grows from attempt to attempt.
+/// Growth of the wait from attempt to attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Growth {
-    /// Always the same.
+    /// The same wait each time.
     Fixed,
     /// Doubled each time.
     Exponential,
 }
 
-/// How chance changes the wait, so that what failed together is not tried again together.
+/// Random variation of the wait, so that attempts that failed together are not retried together.
 /// Full and equal jitter as in "Exponential Backoff And Jitter" (Marc Brooker, 2015).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Jitter {
-    /// Not at all.
+    /// No variation.
     None,
-    /// Anything from nothing to the whole wait.
+    /// Between zero and the whole wait.
     Full,
-    /// Anything from half of the wait to the whole.
+    /// Between half of the wait and the whole wait.
     Equal,
 }
 
-/// A rule for waits.
+/// Rule for the waits between attempts.
 #[derive(Debug, Clone, Copy)]
 pub struct Backoff {
-    /// The wait after the first failure.
+    /// Wait after the first failure.
     pub base: Duration,
-    /// No wait is longer.
+    /// Longest wait.
     pub cap: Duration,
     pub growth: Growth,
     pub jitter: Jitter,
 }
 
 impl Backoff {
-    /// The wait after `failures` failures in a row, 1 for the first. `chance` is from 0 to 1.
+    /// Returns the wait after `failures` failures in a row, 1 for the first. `chance` is a random
+    /// number from 0 to 1.
     pub fn delay(&self, failures: u32, chance: f64) -> Duration {
         let whole = self.whole(failures);
         let share = chance.clamp(0.0, 1.0);
@@ -57,7 +59,7 @@ impl Backoff {
             Growth::Fixed => 0,
             Growth::Exponential => failures.saturating_sub(1),
         };
-        // Past 31 doublings any wait that is not zero has met any sensible cap.
+        // After 31 doublings, any wait above zero has reached any sensible cap.
         self.base.saturating_mul(1_u32 << doublings.min(31)).min(self.cap)
     }
 }

@@ -1,4 +1,4 @@
-//! Starting and stopping: signals, owned tasks, and the order in which things end.
+//! Start and shutdown of a process: signals, owned tasks, and the order in which they end.
 
 use std::{
     collections::HashMap,
@@ -21,14 +21,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How long each step of a shutdown may take.
+/// Time limits of the steps of a shutdown.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Between readiness going false and the listener closing, in milliseconds: load balancers
-    /// need time to notice.
+    /// Delay between readiness turning false and the listener closing, in milliseconds, so that
+    /// load balancers can notice.
     pub readiness_delay_ms: u64,
-    /// For requests and handlers in flight to finish, in milliseconds.
+    /// Time for requests and handlers in flight to finish, in milliseconds.
     pub grace_ms: u64,
 }
 
@@ -48,7 +48,8 @@ impl Config {
     }
 }
 
-/// Whether the process is on its way out, though it still serves. Cheap to clone.
+/// Flag that is set while the process drains: it still serves, and is about to stop. Cheap to
+/// clone.
 #[derive(Clone, Default)]
 pub struct Draining(Arc<AtomicBool>);
 
@@ -57,7 +58,7 @@ impl Draining {
         self.0.store(true, Relaxed);
     }
 
-    /// Ends it, as if it had never begun.
+    /// Clears the flag, as if the drain had never begun.
     pub fn call_off(&self) {
         self.0.store(false, Relaxed);
     }
@@ -67,24 +68,24 @@ impl Draining {
     }
 }
 
-/// How a server ends.
+/// Shutdown controls of a server.
 pub struct Ending {
     pub draining: Draining,
     /// Cancelled by the server when one of its loops ends before the stop.
     pub died: CancellationToken,
-    /// No more is accepted from then on.
+    /// Cancelled to make the server stop accepting connections.
     pub stop: CancellationToken,
-    /// For what is being answered then.
+    /// Time for requests in flight at the stop to finish.
     pub grace: Duration,
 }
 
-/// SIGTERM and SIGINT, noted by a thread of their own from its start until the process has ended or was replaced, also
-/// while nothing else runs any more. The second one ends the process at once.
+/// Receiver of SIGTERM and SIGINT. A dedicated thread waits for them until the process ends or is
+/// replaced, even when no other task runs. The second signal ends the process at once.
 #[derive(Clone)]
 pub struct Signals(watch::Receiver<Option<&'static str>>);
 
 impl Signals {
-    /// Starts listening. When it returns, no signal is missed.
+    /// Starts listening. No signal that arrives after this returns is missed.
     pub fn listen() -> io::Result<Self> {
         let (sender, receiver) = watch::channel(None);
         let (installed, installation) = std::sync::mpsc::channel();
@@ -96,7 +97,7 @@ impl Signals {
                 match handlers {
                     Ok((terminate, interrupt)) => {
                         let _ = installed.send(Ok(()));
-                        obey(terminate, interrupt, &sender).await;
+                        handle_signals(terminate, interrupt, &sender).await;
                     }
                     Err(error) => _ = installed.send(Err(error)),
                 }
@@ -107,22 +108,22 @@ impl Signals {
         Ok(Self(receiver))
     }
 
-    /// Resolves with the first signal's name, at once where it has come before.
+    /// Waits for the first signal and returns its name; returns at once if it has already arrived.
     pub async fn first(&mut self) -> &'static str {
         match self.0.wait_for(Option::is_some).await.map(|name| *name) {
             Ok(Some(name)) => name,
-            // The thread has ended, which takes the second signal.
+            // The thread ends only after the second signal, which exits the process.
             _ => std::future::pending().await,
         }
     }
 
-    /// Returns whether there was one.
+    /// Returns whether a signal has arrived.
     pub fn has_come(&self) -> bool {
         self.0.borrow().is_some()
     }
 }
 
-async fn obey(mut terminate: Signal, mut interrupt: Signal, first: &watch::Sender<Option<&'static str>>) {
+async fn handle_signals(mut terminate: Signal, mut interrupt: Signal, first: &watch::Sender<Option<&'static str>>) {
     let name = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
@@ -135,10 +136,10 @@ async fn obey(mut terminate: Signal, mut interrupt: Signal, first: &watch::Sende
     std::process::exit(code);
 }
 
-/// The tasks of a role. When one ends before the stop, whoever owns them has to drain and stop the others.
+/// The tasks of a role. When one ends before the stop, the owner must drain and stop the others.
 pub struct Tasks {
     set: JoinSet<Result<(), String>>,
-    /// Those that have not ended.
+    /// Names of the tasks that have not ended.
     names: HashMap<task::Id, &'static str>,
     stop: CancellationToken,
 }
@@ -148,18 +149,19 @@ impl Tasks {
         Self { set: JoinSet::new(), names: HashMap::new(), stop }
     }
 
-    /// A task that runs until the stop and then ends by itself.
+    /// Spawns a task that runs until the stop and then ends by itself.
     pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = Result<(), String>> + Send + 'static) {
         let id = self.set.spawn(task).id();
         self.names.insert(id, name);
     }
 
-    /// A task that never ends by itself; it is dropped at the stop.
+    /// Spawns a task that never ends by itself; it is dropped at the stop.
     pub fn spawn_forever(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.spawn(name, async move {
             tokio::select! {
-                // First: at the stop, what is watched may end at the same moment.
+                // Check the stop first: at the stop, the task may end at the same moment without
+                // being at fault.
                 biased;
                 () = stop.cancelled() => Ok(()),
                 () = task => Err("ended".to_owned()),
@@ -167,13 +169,14 @@ impl Tasks {
         });
     }
 
-    /// A watch over something that runs elsewhere and is needed until the stop: `died` is cancelled when it ends.
+    /// Watches something that runs elsewhere and is needed until the stop; `died` is cancelled when
+    /// it ends.
     pub fn watch(&mut self, name: &'static str, died: CancellationToken) {
         self.spawn_forever(name, died.cancelled_owned());
     }
 
-    /// Resolves when a task fails, panics, or ends before the stop; never when all of them end as they should.
-    /// Loses nothing when it is dropped.
+    /// Waits until a task fails, panics, or ends before the stop, and returns the failure. Never
+    /// returns if all tasks end as they should. Dropping the future loses nothing.
     pub async fn failure(&mut self) -> String {
         match self.next_failure().await {
             Some(failure) => failure,
@@ -181,8 +184,8 @@ impl Tasks {
         }
     }
 
-    /// Stops them and waits for their ends, up to `patience`; those that have not ended by then are aborted. The error
-    /// is the first failure, or names how many did not end.
+    /// Stops the tasks and waits up to `patience` for them to end; tasks still running then are
+    /// aborted. The error is the first failure, or names the tasks that did not end.
     pub async fn finish(mut self, patience: Duration) -> Result<(), String> {
         self.stop.cancel();
         let deadline = Instant::now() + patience;
@@ -198,7 +201,7 @@ impl Tasks {
                     let mut names: Vec<&str> = self.names.values().copied().collect();
                     names.sort_unstable();
                     let names = names.join(", ");
-                    tracing::error!(tasks = names, "tasks of this role did not end in time");
+                    tracing::error!(tasks = names, "tasks did not end in time");
                     let overdue = format!("tasks did not end within {} s: {names}", patience.as_secs());
                     return Err(first_failure.unwrap_or(overdue));
                 }
@@ -206,7 +209,7 @@ impl Tasks {
         }
     }
 
-    /// Resolves with the next failure; with `None` when all of them have ended.
+    /// Returns the next failure; `None` when all tasks have ended.
     async fn next_failure(&mut self) -> Option<String> {
         while let Some(joined) = self.set.join_next_with_id().await {
             let early = !self.stop.is_cancelled();
@@ -218,34 +221,34 @@ impl Tasks {
                 Ok((_, Err(error))) => format!("{name}: {error}"),
                 Err(error) => format!("{name} died: {error}"),
             };
-            tracing::error!(problem, "a task of this role failed; the role stops");
+            tracing::error!(problem, "task failed, stopping the role");
             return Some(problem);
         }
         None
     }
 }
 
-/// Ends the process after `limit`, with exit code 1, when it has not ended by then: from a thread, because tasks that
-/// block may leave no other.
+/// Exits the process with code 1 unless it has ended within `limit`. Runs in its own thread,
+/// because blocked tasks may occupy all other threads.
 pub fn exit_after(limit: Duration) {
     let exit = move || {
         std::thread::sleep(limit);
-        tracing::error!(limit.s = limit.as_secs(), "the process did not stop in time; exiting");
+        tracing::error!(limit.s = limit.as_secs(), "process did not stop in time, exiting");
         std::process::exit(1);
     };
     if let Err(error) = std::thread::Builder::new().name("exit-deadline".to_owned()).spawn(exit) {
-        tracing::warn!(error = %error, "cannot watch over the time that stopping takes");
+        tracing::warn!(error = %error, "cannot start the thread that limits the time of the shutdown");
     }
 }
 
-/// Ends when `grace` has passed since the stop.
+/// Waits for the stop, and then for `grace`.
 pub async fn time_over(stop: &CancellationToken, grace: Duration) {
     stop.cancelled().await;
     tokio::time::sleep(grace).await;
 }
 
-/// Waits until these tasks have ended by themselves; those that have not within `grace` after the stop are aborted.
-/// A task that panics, or ends before the stop, is an error.
+/// Waits until all tasks have ended by themselves; tasks that still run `grace` after the stop are
+/// aborted. A task that panics or ends before the stop is an error.
 pub async fn until_done(mut tasks: JoinSet<()>, stop: CancellationToken, grace: Duration) -> Result<(), String> {
     let all_ended = async {
         while let Some(ended) = tasks.join_next().await {
@@ -336,7 +339,7 @@ mod tests {
         assert_eq!(until_done(parts, stop, 60 * SECOND).await, Ok(()));
     }
 
-    /// Runs itself in a process of its own, which blocks its only thread.
+    /// Runs itself as a child process that blocks its only thread.
     #[test]
     fn a_process_that_does_not_stop_is_ended_with_exit_code_1() {
         const BLOCKS: &str = "DRAIN_TEST_BLOCKS";

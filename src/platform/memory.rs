@@ -1,8 +1,9 @@
-//! The memory that callers can make a process use: one limit, divided into budgets.
+//! Memory that callers can make a process use: one limit, divided into budgets.
 //!
-//! Whatever grows with what callers send or do not read takes a lease from a budget first, and gives it back when it is
-//! dropped. A budget that is used up refuses (503 `overloaded`) or makes wait; it never grows. The budgets belong to the
-//! process as its heap does, so there is one set of them.
+//! Everything that grows with what callers send or do not read takes a lease from a budget first,
+//! which is returned on drop. A budget that is used up refuses (503 `overloaded`) or makes the
+//! caller wait; it never grows. There is one set of budgets per process, because a process has one
+//! heap.
 
 use std::{
     fs,
@@ -20,21 +21,21 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-/// How much memory callers may make the process use.
+/// Memory that callers may make the process use.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Bytes that all budgets together may take; 0 takes 60 % of the container's memory limit, or 512 MiB without one.
-    /// Bodies, answers, queues of connections and records in flight draw from it; the process itself needs about 60 MiB
-    /// besides.
+    /// Bytes that all budgets together may take; 0 means 60 % of the container's memory limit, or
+    /// 512 MiB without one. Bodies, answers, queues of connections and records in flight draw from
+    /// it; the process itself needs about 60 MiB in addition.
     pub limit_bytes: u64,
 }
 
-/// The limit where neither the configuration nor a control group says one.
+/// Limit if neither the configuration nor a control group sets one.
 const UNLIMITED: u64 = 512 << 20;
 
-/// Budgets with their shares of the limit in percent: where requests are served, and where they are not. The rest is
-/// for what is not counted.
+/// Budgets with their shares of the limit in percent: for processes that serve requests, and for
+/// those that do not. The rest is for uncounted memory.
 const SHARES: [(&str, usize, usize); 8] = [
     ("small_requests", 5, 1),
     ("requests", 20, 2),
@@ -48,32 +49,33 @@ const SHARES: [(&str, usize, usize); 8] = [
 
 /// All budgets of the process.
 pub struct Budgets {
-    /// The first part of each request body, so that large bodies leave room for small ones.
+    /// First part of each request body, so that large bodies leave memory for small ones.
     pub small_requests: Budget,
-    /// What request bodies have beyond that.
+    /// Rest of each request body.
     pub requests: Budget,
-    /// Answers, from their making until the client has them, and pages read for streams.
+    /// Answers, from their creation until the client has them, and pages read for streams.
     pub responses: Budget,
-    /// What waits for open WebSockets and event streams.
+    /// Send queues of open WebSockets and event streams.
     pub queues: Budget,
-    /// Comments that were handed out to live streams, and that some have not taken yet.
+    /// Comments that were handed to live streams, and that some of them have not taken yet.
     pub live_comments: Budget,
-    /// Records of our own topics on their way to Kafka.
+    /// Records of postrider's own topics on their way to Kafka.
     pub producer: Budget,
     /// Callers' records on their way to Kafka.
     pub producer_callers: Budget,
-    /// Records that were fetched from Kafka and not handled yet.
+    /// Records that were fetched from Kafka and are not handled yet.
     pub consumers: Budget,
 }
 
 static BUDGETS: OnceLock<Budgets> = OnceLock::new();
 
-/// Returns the budgets of the process. Without [`divide`] before, those of the default limit.
+/// Returns the budgets of the process; those of the default limit, unless [`divide`] was called
+/// before.
 pub fn budgets() -> &'static Budgets {
     BUDGETS.get_or_init(|| Budgets::of(UNLIMITED, true))
 }
 
-/// Divides the limit, once, at the start of a process that serves requests or does not. Returns the limit.
+/// Divides the limit, once, at the start of a process. Returns the limit in bytes.
 pub fn divide(config: &Config, serves_requests: bool) -> u64 {
     let limit = match config.limit_bytes {
         0 => container_limit().map_or(UNLIMITED, |bytes| bytes / 100 * 60),
@@ -124,25 +126,26 @@ impl Budget {
         self.bound
     }
 
-    /// Returns whether more than half of it is used. What can do with less then takes less, so that those who take their
-    /// time leave room for others.
+    /// Returns whether more than half of the budget is used. Callers that can do with less then
+    /// take less, so that slow ones leave memory for others.
     pub fn is_tight(&self) -> bool {
         self.used.load(Relaxed) > self.bound / 2
     }
 
-    /// Takes bytes, or refuses.
+    /// Takes bytes; returns `None` if there are not enough.
     pub fn lease(&'static self, bytes: usize) -> Option<Lease> {
         self.take(bytes).then(|| Lease { budget: self, bytes })
     }
 
-    /// Takes bytes, waiting until others have given back enough.
+    /// Takes bytes, or the whole budget if they exceed it. Waits up to `patience` until others have
+    /// returned enough.
     pub async fn lease_within(&'static self, bytes: usize, patience: Duration) -> Option<Lease> {
         let bytes = bytes.min(self.bound);
         self.waiting.fetch_add(1, Relaxed);
         let waited = tokio::time::timeout(patience, async {
             loop {
                 let mut freed = pin!(self.freed.notified());
-                // From here on, whatever is given back is heard of.
+                // From here on, no return of bytes is missed.
                 freed.as_mut().enable();
                 if self.try_take(bytes) {
                     return Lease { budget: self, bytes };
@@ -158,7 +161,7 @@ impl Budget {
         lease
     }
 
-    /// Takes bytes, or half of them, and so on down to `least`.
+    /// Takes bytes, or half of them, and so on, down to `least`.
     pub fn lease_at_most(&'static self, bytes: usize, least: usize) -> Option<Lease> {
         let mut halves =
             std::iter::successors(Some(bytes), |bytes| Some(bytes / 2)).take_while(|bytes| *bytes >= least);
@@ -195,14 +198,15 @@ impl Budget {
     }
 }
 
-/// Bytes of a budget; given back when dropped.
+/// Bytes taken from a budget; returned on drop.
 pub struct Lease {
     budget: &'static Budget,
     bytes: usize,
 }
 
 impl Lease {
-    /// Takes more of the same budget; `false` when there is none, and nothing has changed.
+    /// Takes more bytes from the same budget; returns `false`, and changes nothing, if there are
+    /// not enough.
     pub fn grow(&mut self, bytes: usize) -> bool {
         let taken = self.budget.take(bytes);
         if taken {
@@ -211,7 +215,7 @@ impl Lease {
         taken
     }
 
-    /// Gives back all but so many bytes.
+    /// Returns all but this many bytes to the budget.
     pub fn shrink_to(&mut self, bytes: usize) {
         let less = self.bytes.saturating_sub(bytes);
         self.bytes -= less;
@@ -229,7 +233,7 @@ impl Drop for Lease {
     }
 }
 
-/// Returns the smallest memory limit of the process's control group and those above it.
+/// Returns the smallest memory limit of the process's control group and those above it, in bytes.
 fn container_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
@@ -239,7 +243,7 @@ fn container_limit() -> Option<u64> {
     let newer = folders.iter().map(|folder| folder.join("memory.max"));
     let older = [root.join("memory/memory.limit_in_bytes")];
     let limits = newer.chain(older).filter_map(|file| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok());
-    // Without a limit, older kernels say a number beyond all memory.
+    // Without a limit, older kernels report a number larger than any memory.
     limits.filter(|bytes| *bytes < 1 << 60).min()
 }
 
@@ -252,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_refuses_beyond_its_bound_and_has_room_again_when_leases_end() {
+    fn a_budget_refuses_beyond_its_bound_and_accepts_again_when_leases_are_returned() {
         let budget = budget(100);
         let mut first = budget.lease(60).unwrap();
         assert!(budget.lease(41).is_none());
@@ -267,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_less_where_there_is_less_takes_a_half_of_a_half() {
+    fn lease_at_most_halves_the_request_until_it_fits() {
         let budget = budget(100);
         let leases = [90, 90, 90].map(|bytes| budget.lease_at_most(bytes, 5));
         assert_eq!(leases.each_ref().map(|lease| lease.as_ref().map(Lease::bytes)), [Some(90), Some(5), Some(5)]);
@@ -275,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_goes_on_when_there_is_room_or_gives_up() {
+    async fn lease_within_waits_for_returned_bytes_or_times_out() {
         let budget = budget(100);
         let lease = budget.lease(80).unwrap();
         assert!(budget.lease_within(30, Duration::from_millis(1)).await.is_none());
@@ -290,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shares_leave_room_for_what_is_not_counted() {
+    fn the_shares_leave_a_tenth_for_uncounted_memory() {
         assert!(SHARES.iter().map(|(_, serving, _)| serving).sum::<usize>() <= 90);
         assert!(SHARES.iter().map(|(_, _, otherwise)| otherwise).sum::<usize>() <= 90);
         let budgets = Budgets::of(100 << 20, true);

@@ -1,4 +1,4 @@
-//! What every room stands on. No word of the product's capabilities appears here.
+//! Infrastructure that every capability is built on. Nothing here depends on a capability.
 
 pub mod backoff;
 pub mod bound;

@@ -1,4 +1,4 @@
-//! A smooth rate: slots at even distances, handed out to whoever asks next.
+//! A smooth rate limit: slots at even distances, in the order of the requests.
 //!
 //! A slot is a point in time, not a share of a bucket, so that the coarse clock of the runtime's
 //! timers (it wakes up to a millisecond late) shifts single slots and never the rate.
@@ -10,28 +10,28 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How late a slot may be taken and still count: so much is caught up after a late wake-up, and so
-/// much can come at once after a pause.
+/// Longest delay at which a slot still counts, in nanoseconds. This much is caught up after a late
+/// wake-up, and this much can be taken at once after a pause.
 const SLACK_NS: u64 = 10_000_000;
 
-/// Shared by everyone who keeps the rate together.
+/// Rate limit, shared by all tasks that keep the rate together.
 #[derive(Debug)]
 pub struct Pace {
     began: Instant,
     interval_ns: u64,
-    /// When the next slot is, in nanoseconds after `began`.
+    /// Time of the next slot, in nanoseconds after `began`.
     next_ns: AtomicU64,
 }
 
 impl Pace {
-    /// Slots per second; 0 or less is no limit.
+    /// Creates a pace with this many slots per second; 0 or less means no limit.
     pub fn new(per_second: f64) -> Self {
-        // From a float the conversion saturates, so that a tiny rate is a slot in centuries.
+        // The conversion from a float saturates, so that a tiny rate gives a slot in centuries.
         let interval_ns = if per_second > 0.0 { (1e9 / per_second) as u64 } else { 0 };
         Self { began: Instant::now(), interval_ns, next_ns: AtomicU64::new(0) }
     }
 
-    /// Takes the next slot and waits for it. A slot whose taker gives up is lost.
+    /// Takes the next slot and waits for it. The slot is lost if the caller stops waiting.
     pub async fn slot(&self) {
         if self.interval_ns == 0 {
             return;
@@ -52,7 +52,7 @@ impl Pace {
         let earliest = now_ns.saturating_sub(SLACK_NS);
         let slot = |next: u64| next.max(earliest);
         let after = |next: u64| Some(slot(next).saturating_add(self.interval_ns));
-        // The closure never refuses, so both arms are the value from before.
+        // The closure never refuses, so both arms have the previous value.
         match self.next_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after) {
             Ok(next) | Err(next) => slot(next),
         }
@@ -93,7 +93,7 @@ mod tests {
     fn late_wake_ups_shift_single_slots_and_never_the_rate() {
         for workers in [1, 5] {
             let pace = Pace::new(1_000.0);
-            // When each worker asks next: up to a millisecond after its slot.
+            // Time at which each worker asks next: up to a millisecond after its slot.
             let mut workers = vec![0; workers];
             for number in 0..1_000 {
                 let now = workers.iter_mut().min().unwrap();
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slot_is_waited_for_by_one_or_many() {
+    async fn one_or_many_workers_wait_for_their_slots() {
         for workers in [1, 5] {
             let pace = std::sync::Arc::new(Pace::new(1_000.0));
             let tasks: Vec<_> = (0..workers)
@@ -126,8 +126,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever asks, and however late: in any span there are no more slots than the rate and the
-        /// slack allow, and none is handed out twice.
+        /// In any span there are no more slots than the rate and the slack allow, and none is
+        /// handed out twice, however late the requests are.
         #[test]
         fn no_span_has_more_slots_than_the_rate_allows(
             rate in 1.0_f64..5_000.0, steps in prop::collection::vec(0_u64..50 * MS, 1..300),

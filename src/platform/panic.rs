@@ -1,4 +1,4 @@
-//! Panics of libraries that are expected and contained.
+//! Containment of panics that libraries are expected to raise.
 
 use std::{
     cell::Cell,
@@ -10,7 +10,8 @@ thread_local! {
     static EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Calls what may panic; `None` when it did. The panic is not printed: whoever calls knows what it means.
+/// Calls a function that may panic; returns `None` if it did. The panic is not printed: the caller
+/// handles it.
 pub fn contain<T>(call: impl FnOnce() -> T) -> Option<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -32,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_contained_panic_is_none_and_the_next_call_is_itself_again() {
+    fn a_contained_panic_is_none_and_does_not_affect_the_next_call() {
         assert_eq!(contain(|| -> u8 { panic!("expected") }), None);
         assert_eq!(contain(|| 1), Some(1));
         assert!(!EXPECTED.get());

@@ -1,4 +1,4 @@
-//! The Postgres pool, its migrations, and the watch that readiness shows.
+//! The Postgres pool, its migrations, and the watch behind its readiness check.
 
 use std::{
     io,
@@ -23,8 +23,9 @@ use super::{
     trial::Fault,
 };
 
-/// Settings of every session. The server ends a session whose client stays silent within some eight seconds, so that its
-/// locks are released, and one that was left in the middle of a transaction.
+/// Settings of every session. The server ends a session whose client does not respond for about
+/// eight seconds, so that its locks are released, and a session that was left in the middle of a
+/// transaction.
 const SESSION: [(&str, &str); 5] = [
     ("tcp_keepalives_idle", "5"),
     ("tcp_keepalives_interval", "1"),
@@ -34,33 +35,34 @@ const SESSION: [(&str, &str); 5] = [
 ];
 /// A connection that was used less than this long ago is taken from the pool without a test.
 const MAX_UNTESTED: Duration = Duration::from_secs(1);
-/// Time for all that is tried of settings before they are put to use.
+/// Time limit of testing settings before they are put into use.
 const TRIAL_PATIENCE: Duration = Duration::from_secs(10);
-/// Time for the answer to a test, after which a connection counts as silent.
+/// Time limit of a test, after which a connection counts as silent.
 const PING_PATIENCE: Duration = Duration::from_secs(1);
 
-/// This version's migrations. A newer version may have applied more, which leave what this one needs (migrations/README.md).
+/// Migrations of this version. A newer version may have applied more, which keep what this one
+/// needs (migrations/README.md).
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrations = sqlx::migrate!("./migrations");
     migrations.set_ignore_missing(true);
     migrations
 });
 
-/// How Postgres is reached.
+/// Connection to Postgres.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// `postgres://user:password@host:port/database`; TLS by `?sslmode=verify-full&sslrootcert=…`.
     pub url: SecretUrl,
-    /// Schema that holds our tables.
+    /// Schema that holds postrider's tables.
     pub schema: String,
-    /// Connections at most, per process.
+    /// Maximum number of connections per process.
     pub max_connections: u32,
-    /// Connections kept warm.
+    /// Number of connections that are kept open.
     pub min_connections: u32,
-    /// Wait for a connection, in milliseconds.
+    /// Longest wait for a connection, in milliseconds.
     pub acquire_timeout_ms: u64,
-    /// Prepared statements kept per connection; 0 for PgBouncer in transaction mode.
+    /// Maximum number of prepared statements per connection; 0 for PgBouncer in transaction mode.
     pub statement_cache: usize,
 }
 
@@ -77,14 +79,14 @@ impl Default for Config {
     }
 }
 
-/// What can be wrong before any query.
+/// Errors before any query.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("`postgres.url` is not set")]
     NoUrl,
-    #[error("`postgres.schema` may have letters, digits and `_` only")]
+    #[error("`postgres.schema` may only contain letters, digits and `_`")]
     BadSchema,
-    #[error("`postgres.url` is not a URL of Postgres: {0}")]
+    #[error("`postgres.url` is not a Postgres URL: {0}")]
     BadUrl(String),
     #[error("Postgres: {0}")]
     Database(#[from] sqlx::Error),
@@ -92,7 +94,7 @@ pub enum Error {
     Migration(#[from] MigrateError),
 }
 
-/// Returns the options that sessions are opened with.
+/// Returns the options of new sessions.
 fn session_options(config: &Config) -> Result<PgConnectOptions, Error> {
     if config.url.is_empty() {
         return Err(Error::NoUrl);
@@ -104,13 +106,13 @@ fn session_options(config: &Config) -> Result<PgConnectOptions, Error> {
     Ok(connect_options(&config.url)?
         .application_name("postrider")
         .statement_cache_capacity(config.statement_cache)
-        // Statements are short, and the planner's guess at the cost of partitions makes it compile some of them for longer
-        // than they run.
+        // Statements are short, and the planner's estimate of the cost of partitions makes it
+        // compile some of them for longer than they run.
         .options([("search_path", config.schema.as_str()), ("jit", "off")])
         .options(SESSION))
 }
 
-/// A pool that connects when first used.
+/// Creates a pool that connects when first used.
 pub fn pool(config: &Config) -> Result<PgPool, Error> {
     let options = session_options(config)?;
     let silence = Arc::new(Silence::default());
@@ -119,7 +121,7 @@ pub fn pool(config: &Config) -> Result<PgPool, Error> {
         .max_connections(config.max_connections)
         .min_connections(config.min_connections)
         .acquire_timeout(Duration::from_millis(config.acquire_timeout_ms))
-        // The pool's own test waits for ever on a connection that stays silent.
+        // The pool's own test waits forever on a connection that hangs.
         .test_before_acquire(false)
         .before_acquire(move |connection, about| {
             let silence = silence.clone();
@@ -135,7 +137,7 @@ pub fn pool(config: &Config) -> Result<PgPool, Error> {
         .connect_lazy_with(options))
 }
 
-/// Parameters of a URL that sqlx knows. It logs others with their values.
+/// Parameters of a URL that sqlx knows. It logs other parameters with their values.
 const PARAMETERS: [&str; 18] = [
     "sslmode",
     "ssl-mode",
@@ -157,22 +159,23 @@ const PARAMETERS: [&str; 18] = [
     "options",
 ];
 
-/// Parses the URL without a parameter that nobody knows, and without a word of its credentials in an error.
+/// Parses the URL. Removes unknown parameters, and masks credentials in errors.
 fn connect_options(url: &SecretUrl) -> Result<PgConnectOptions, Error> {
     let invalid = |error: &dyn std::fmt::Display| Error::BadUrl(url.mask_in(&error.to_string()));
     let mut parsed = url::Url::parse(url.expose()).map_err(|error| invalid(&error))?;
     let pairs: Vec<(String, String)> = parsed.query_pairs().into_owned().collect();
     let is_known = |name: &str| PARAMETERS.contains(&name) || name.starts_with("options[");
     if let Some((name, _)) = pairs.iter().find(|(name, _)| !is_known(name)) {
-        tracing::warn!(parameter = name, "`postgres.url` has a parameter that is not known; it is left out");
+        tracing::warn!(parameter = name, "unknown parameter of `postgres.url` ignored");
         let known = pairs.iter().filter(|(name, _)| is_known(name));
         parsed.query_pairs_mut().clear().extend_pairs(known);
     }
     PgConnectOptions::from_str(parsed.as_str()).map_err(|error| invalid(&error))
 }
 
-/// The last time when a connection stayed silent. Then the network has probably forgotten all that were open, so those
-/// that have been idle since are closed rather than tested one after the other.
+/// Time at which a connection last hung. The network has then probably dropped the state of all
+/// open connections, so connections that have been idle since are closed rather than tested one
+/// after the other.
 #[derive(Default)]
 struct Silence(Mutex<Option<Instant>>);
 
@@ -185,7 +188,8 @@ impl Silence {
         self.last().is_none_or(|silent_at| silent_at.elapsed() >= idle)
     }
 
-    /// Returns whether a connection is good. Silence is an error, after which the pool closes it without more words.
+    /// Returns whether a connection works. Silence is an error, after which the pool closes the
+    /// connection without sending anything more.
     async fn test(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
         let Ok(answer) = tokio::time::timeout(PING_PATIENCE, connection.ping()).await else {
             *self.last() = Some(Instant::now());
@@ -197,8 +201,9 @@ impl Silence {
     }
 }
 
-/// Creates the schema and applies what is missing; safe to run beside itself and the old version, and on the schema of a
-/// newer version. Returns how many migrations this version has.
+/// Creates the schema and applies missing migrations. Safe to run concurrently with itself and with
+/// the old version, and on the schema of a newer version. Returns the number of migrations of this
+/// version.
 pub async fn migrate(config: &Config) -> Result<usize, Error> {
     let pool = pool(config)?;
     let mut connection = pool.acquire().await?;
@@ -207,7 +212,8 @@ pub async fn migrate(config: &Config) -> Result<usize, Error> {
     Ok(MIGRATIONS.iter().count())
 }
 
-/// Asks first, because creating needs a right that whoever made the schema for us may not have given.
+/// Creates the schema if it is missing. Checks first, because creating needs a privilege that an
+/// operator who created the schema may not have granted.
 async fn create_schema(connection: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
     let found: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)")
         .bind(schema)
@@ -216,22 +222,23 @@ async fn create_schema(connection: &mut PgConnection, schema: &str) -> Result<()
     if found {
         return Ok(());
     }
-    // `pool` has checked the name.
+    // `pool` has validated the name.
     let create = format!("CREATE SCHEMA IF NOT EXISTS {schema}");
     match connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(create))).await {
-        // Somebody else made it between the question and the statement.
+        // Another process created it between the query and the statement.
         Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Ok(()),
         other => other.map(|_| ()),
     }
 }
 
-/// Asks every two seconds whether Postgres answers and has our tables.
+/// Checks every two seconds whether Postgres answers and has all migrations of this version. Never
+/// returns.
 pub async fn watch(pool: PgPool, check: Check) {
     loop {
         match missing(&pool).await {
             Ok(missing) if missing.is_empty() => check.pass(),
             Ok(missing) => {
-                check.fail(format!("the schema lacks migrations {missing:?} of this version: run `postrider migrate`"));
+                check.fail(format!("the schema lacks migrations {missing:?} of this version; run `postrider migrate`"));
             }
             Err(error) => check.fail(format!("Postgres does not answer: {error}")),
         }
@@ -239,7 +246,8 @@ pub async fn watch(pool: PgPool, check: Check) {
     }
 }
 
-/// Returns the numbers of this version's migrations that are not applied. A newer version's do not matter.
+/// Returns the numbers of this version's migrations that are not applied. Those of a newer version
+/// do not matter.
 async fn missing(pool: &PgPool) -> Result<Vec<i64>, query::Error> {
     let mut connection = within(pool.acquire()).await?;
     within(missing_over(&mut connection)).await
@@ -258,7 +266,8 @@ async fn missing_over(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::E
     Ok(ours.filter(|version| !applied.contains(version)).collect())
 }
 
-/// Tries settings before they are put to use: opens a session, and looks for our tables where `with_tables` says so.
+/// Tests settings before they are put into use: opens a session and, if `with_tables` is set,
+/// checks the migrations.
 pub async fn try_out(config: &Config, with_tables: bool) -> Result<(), Fault> {
     let options = session_options(config).map_err(|error| Fault::Refused(error.to_string()))?;
     let attempt = async {
@@ -277,7 +286,8 @@ pub async fn try_out(config: &Config, with_tables: bool) -> Result<(), Fault> {
 
 fn fault(config: &Config, error: &sqlx::Error) -> Fault {
     let text = config.url.mask_in(&error.to_string());
-    // Connection exceptions, too many connections, and a server that starts or stops.
+    // SQLSTATE classes of connection exceptions, too many connections, and a server that starts or
+    // stops.
     let is_busy = |code: &str| ["08", "53", "57"].iter().any(|class| code.starts_with(class));
     match error {
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => Fault::Unreachable(text),

@@ -1,7 +1,8 @@
-//! Redis pub/sub over one connection per process, for a set of channels that changes all the time.
+//! Redis pub/sub over one connection per process, for a set of channels that changes constantly.
 //!
-//! The set is compared with what is subscribed rather than passed on as a sequence of commands: so it is
-//! bounded by the channels themselves, and whoever comes and goes cannot leave the wrong state behind.
+//! The wanted set is compared with the subscribed set rather than passed on as a sequence of
+//! commands. So the state is bounded by the channels themselves, and subscribers that come and go
+//! cannot leave it wrong.
 
 use std::{
     collections::HashSet,
@@ -16,24 +17,25 @@ use tokio::sync::{Notify, oneshot};
 
 use super::redis::Config;
 
-/// Channels of one command at most.
+/// Maximum number of channels in one command.
 const CHUNK: usize = 500;
-/// How long a connection may be silent before it is asked whether it is there.
+/// Pause between two pings of the connection.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// Who is told.
+/// Receiver of messages and of changes of the connection.
 pub trait Listener: Send + Sync {
-    /// A message came. Called one after the other; must not block.
+    /// Takes a message. Calls are sequential; must not block.
     fn message(&self, channel: &str, payload: &[u8]);
 
-    /// All channels are subscribed, for the first time or again: what came in between is lost.
+    /// Called when all channels are subscribed, for the first time or again; messages from in
+    /// between are lost.
     fn restored(&self);
 
-    /// The connection broke.
+    /// Called when the connection breaks.
     fn broken(&self);
 }
 
-/// The channels that are wanted.
+/// The wanted channels.
 #[derive(Default)]
 pub struct Channels {
     state: Mutex<State>,
@@ -43,16 +45,16 @@ pub struct Channels {
 #[derive(Default)]
 struct State {
     wanted: HashSet<Arc<str>>,
-    /// Changed since the connection was told last.
+    /// Channels that changed since the last reconciliation.
     dirty: HashSet<Arc<str>>,
-    /// Told when everything that is dirty now is done.
+    /// Notified when all channels that are dirty now are reconciled.
     waiting: Vec<oneshot::Sender<()>>,
     connected: bool,
 }
 
 impl Channels {
-    /// Wants a channel. What is returned ends when it is subscribed, or at once where there is no
-    /// connection; then `restored` will say so.
+    /// Adds a channel. The returned receiver resolves when the channel is subscribed, or at once if
+    /// there is no connection; the listener's `restored` is called in that case.
     pub fn add(&self, channel: Arc<str>) -> oneshot::Receiver<()> {
         let (done, subscribed) = oneshot::channel();
         let mut state = self.state();
@@ -78,11 +80,11 @@ impl Channels {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the channels subscribed; never ends by itself.
+    /// Keeps the channels subscribed; never returns.
     pub async fn run(self: Arc<Self>, config: Config, listener: Arc<impl Listener>) {
         loop {
             if let Err(error) = self.listen_once(&config, &*listener).await {
-                tracing::debug!(error = %error, "Redis pub/sub is not connected");
+                tracing::debug!(error = %error, "redis pub/sub not connected, reconnecting");
             }
             self.disconnected();
             listener.broken();
@@ -121,7 +123,7 @@ impl Channels {
         }
     }
 
-    /// Makes what is subscribed what is wanted, as far as that has changed.
+    /// Subscribes and unsubscribes the channels that have changed.
     async fn reconcile(
         &self,
         sink: &mut PubSubSink,
@@ -148,15 +150,15 @@ impl Channels {
         });
         subscribed.extend(more);
         for done in waiting {
-            // Who waited and has gone does not mind.
+            // A receiver that was dropped does not matter.
             let _ = done.send(());
         }
         Ok(())
     }
 }
 
-/// Ends when the connection no longer answers. One that just hangs breaks by itself only after minutes, and
-/// no message is no sign of it.
+/// Returns when the connection no longer answers. A connection that hangs breaks by itself only
+/// after minutes, and the absence of messages is no sign of it.
 pub(super) async fn hang(mut sink: PubSubSink, patience: Duration) -> RedisError {
     loop {
         tokio::time::sleep(HEARTBEAT).await;

@@ -1,6 +1,7 @@
-//! Replaces the process by a new one of the same program, with the same process id, arguments and environment.
+//! Replaces the process with a new one of the same program, with the same process id, arguments and
+//! environment.
 //!
-//! To whoever supervises it, the process goes on: there is no restart to count, and no back-off before it.
+//! For a supervisor, the process continues: there is no restart to count, and no back-off.
 
 use std::{
     collections::BTreeSet,
@@ -14,21 +15,21 @@ use std::{
 
 use super::drain::Signals;
 
-/// Bit of a descriptor's flags in /proc that says that it is closed when the program is replaced.
+/// Flag of a descriptor in /proc: the descriptor is closed when the program is replaced.
 const CLOSE_ON_EXEC: u32 = 0o2_000_000;
-/// Last of the descriptors that every process has: input, output, errors.
+/// Last of the three standard descriptors: input, output, errors.
 const STANDARD_ERROR: u32 = 2;
-/// Time that what was left behind has to close its descriptors. The Kafka library has some that a new program would
-/// inherit, until its clients have ended.
+/// Time for remaining descriptors to close. The Kafka library has some that a new program would
+/// inherit until its clients have ended.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Open descriptors that a new program would inherit, beyond the three standard ones.
+/// Open descriptors that a new program would inherit, except the three standard ones.
 #[derive(Debug, Clone, Default)]
 pub struct Inherited(BTreeSet<u32>);
 
 impl Inherited {
-    /// Looks at what is open now. Empty where there is no /proc.
+    /// Returns the descriptors that are open now; empty if there is no /proc.
     pub fn now() -> Self {
         let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
         let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -37,15 +38,15 @@ impl Inherited {
 }
 
 fn is_inherited(number: u32) -> bool {
-    // One that was closed meanwhile has no entry any more.
+    // A descriptor that was closed meanwhile has no entry.
     let Ok(text) = fs::read_to_string(format!("/proc/self/fdinfo/{number}")) else { return false };
     let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
     flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).is_some_and(|flags| flags & CLOSE_ON_EXEC == 0)
 }
 
-/// Replaces the process, unless a signal has come. Comes back then, and with the reason where that is impossible.
-/// `at_start` are the descriptors that the process itself has inherited: any others would add up from one replacement to
-/// the next.
+/// Replaces the process, unless a signal has arrived. Returns `Ok` after a signal, and an error if
+/// the process cannot be replaced. `at_start` holds the descriptors that this process inherited
+/// itself: any others would accumulate with each replacement.
 pub fn replace(at_start: &Inherited, signals: &Signals) -> Result<(), String> {
     let begun = Instant::now();
     loop {
@@ -67,7 +68,8 @@ pub fn replace(at_start: &Inherited, signals: &Signals) -> Result<(), String> {
     Err(format!("cannot replace the process: {error}"))
 }
 
-/// The file of this program. Where another one has taken its place, the one that runs is still to be had by this link.
+/// Returns the path of this program. If its file was replaced, the link in /proc still leads to the
+/// running program.
 fn program() -> PathBuf {
     let link = Path::new("/proc/self/exe");
     match std::env::current_exe() {
@@ -83,11 +85,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_a_new_program_would_inherit_counts() {
+    fn only_descriptors_that_a_new_program_would_inherit_count() {
         let file = fs::File::open("/dev/null").unwrap();
         let ours = u32::try_from(file.as_raw_fd()).unwrap();
         assert!(!Inherited::now().0.contains(&ours), "the standard library closes its files");
-        // A duplicate that is inherited, as that of a shell: `exec 9</dev/null`.
+        // A descriptor that is inherited, opened by a shell: `exec 9</dev/null`.
         let script = "exec 9</dev/null; grep flags /proc/self/fdinfo/9";
         let output = Command::new("sh").args(["-c", script]).stdin(Stdio::null()).output().unwrap();
         let flags = String::from_utf8(output.stdout).unwrap();

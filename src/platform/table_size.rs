@@ -1,7 +1,9 @@
-//! Counts the rows of a table, for bounds: exactly while it is small, and above that from a sample of its pages.
+//! Measures the size of a table, for bounds: exactly while it is small, and above that from a
+//! sample of its pages.
 //!
-//! `count(*)` reads the whole table, and the statistics of Postgres are as old as its last `ANALYZE`. A sample of whole
-//! pages counts only rows that are visible, costs the same however large the table is, and is off by two or three percent.
+//! `count(*)` reads the whole table, and the statistics of Postgres are as old as its last
+//! `ANALYZE`. A sample of whole pages counts only visible rows, costs the same for any table size,
+//! and is off by two or three percent.
 
 use std::time::{Duration, Instant};
 
@@ -9,19 +11,21 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use super::query::{Error, within};
 
-/// Pages that a look reads, in bytes.
+/// Size of the pages that one measurement reads, in bytes.
 const SAMPLE_BYTES: i64 = 16 << 20;
-/// Looks take one part in so many of the time at most, where that leaves no pause longer than the longest.
+/// Measurements take at most one part in this many of the time, unless that needs a pause longer
+/// than [`LONGEST`].
 const PARTS: u32 = 10;
-/// The longest pause between two looks.
+/// Longest pause between two measurements.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// A table, and what is summed up of its rows. Both are our own words, and never a caller's.
+/// A table, and the expression that is summed over its rows. Both are constants, never text from a
+/// caller.
 #[derive(Debug, Clone, Copy)]
 pub struct Table {
-    /// A table without partitions, or one with.
+    /// Name of a table, partitioned or not.
     pub name: &'static str,
-    /// An expression of the bytes of one row.
+    /// SQL expression for the bytes of one row.
     pub row_bytes: &'static str,
 }
 
@@ -33,10 +37,10 @@ pub struct Size {
 }
 
 impl Table {
-    /// Looks at the table.
+    /// Measures the table.
     pub async fn measure(&self, pool: &PgPool) -> Result<Size, Error> {
         let Self { name, row_bytes } = self;
-        // A table without partitions is no tree.
+        // `pg_partition_tree` has no rows for a table without partitions.
         let size = format!(
             "SELECT coalesce((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree('{name}')), pg_relation_size('{name}'))::bigint"
         );
@@ -50,7 +54,8 @@ impl Table {
     }
 }
 
-/// Returns the pause after a look that began then: at least `shortest`, and longer where looks take long.
+/// Returns the pause after a measurement that started at `begun`: at least `shortest`, and longer
+/// if measurements take long.
 pub fn pause_after(begun: Instant, shortest: Duration) -> Duration {
     (begun.elapsed() * (PARTS - 1)).clamp(shortest, LONGEST)
 }

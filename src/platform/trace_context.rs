@@ -1,7 +1,7 @@
-//! W3C trace context: who called, and whether the trace is recorded.
+//! W3C trace context: the span of the caller, and whether the trace is recorded.
 //!
-//! Carried as plain numbers, so that a request that is not sampled costs no span at all and its
-//! ids still travel on, in the answer and in the record's headers.
+//! It is carried as plain numbers. A request that is not sampled thus costs no span, and its ids
+//! are still propagated in the answer and in the record's headers.
 
 use std::{
     fmt,
@@ -24,32 +24,32 @@ pub struct TraceContext {
     pub sampled: bool,
 }
 
-/// The sampling threshold for new traces, on the scale of `u64`; 0 records none.
+/// Sampling threshold for new traces, on the scale of `u64`; 0 records none.
 static SAMPLE_BELOW: AtomicU64 = AtomicU64::new(0);
 
-/// Whether there is somewhere for spans to go.
+/// Set if spans are exported.
 static RECORDING: AtomicBool = AtomicBool::new(false);
 
-/// Sets the share of new traces that are recorded, 0 to 1. Without this nothing is recorded.
+/// Sets the share of new traces that are recorded, 0 to 1. Without this call, nothing is recorded.
 pub fn set_sample_ratio(ratio: f64) {
     RECORDING.store(true, Ordering::Relaxed);
     SAMPLE_BELOW.store((ratio.clamp(0.0, 1.0) * u64::MAX as f64) as u64, Ordering::Relaxed);
 }
 
-/// Whether spans of sampled traces are recorded by this process.
+/// Returns whether this process records spans of sampled traces.
 pub fn is_recording() -> bool {
     RECORDING.load(Ordering::Relaxed)
 }
 
 impl TraceContext {
-    /// A new trace, sampled by the configured ratio.
+    /// Starts a new trace, sampled by the configured ratio.
     pub fn root() -> Self {
         let threshold = SAMPLE_BELOW.load(Ordering::Relaxed);
         let sampled = threshold > 0 && fastrand::u64(..) <= threshold;
         Self { trace_id: fastrand::u128(1..), span_id: fastrand::u64(1..), sampled }
     }
 
-    /// Reads a `traceparent` header. `None` when it is not one.
+    /// Parses a `traceparent` header; `None` if it is invalid.
     pub fn parse(header: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(header).ok()?;
         let valid = text.is_ascii() && text.len() >= TRACEPARENT_LEN && !text.starts_with("ff");
@@ -72,13 +72,13 @@ impl TraceContext {
         (context.trace_id != 0 && context.span_id != 0).then_some(context)
     }
 
-    /// The same trace with a span of our own.
+    /// Returns the same trace with a new span.
     #[must_use]
     pub fn child(self) -> Self {
         Self { span_id: fastrand::u64(1..), ..self }
     }
 
-    /// The `traceparent` value.
+    /// Returns the `traceparent` value.
     pub fn traceparent(self) -> [u8; TRACEPARENT_LEN] {
         let mut out = *b"00-00000000000000000000000000000000-0000000000000000-00";
         write_hex(&self.trace_id.to_be_bytes(), &mut out[3..35]);
@@ -87,7 +87,7 @@ impl TraceContext {
         out
     }
 
-    /// As the remote parent of a span that is recorded.
+    /// Returns this context as the remote parent of a recorded span.
     pub fn to_otel(self) -> Context {
         let flags = if self.sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
         Context::new().with_remote_span_context(SpanContext::new(
@@ -99,7 +99,8 @@ impl TraceContext {
         ))
     }
 
-    /// From the span that is recorded, so that what is sent on names it as its parent.
+    /// Returns the context of a recorded span, so that outgoing requests and records name it as
+    /// their parent.
     pub fn from_otel(context: &Context) -> Option<Self> {
         let span = context.span();
         let span = span.span_context();
@@ -111,7 +112,7 @@ impl TraceContext {
     }
 }
 
-/// Two digits for each byte.
+/// Writes two hex digits for each byte.
 fn write_hex(bytes: &[u8], out: &mut [u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     for (byte, pair) in bytes.iter().zip(out.as_chunks_mut::<2>().0) {
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_traceparent_is_ignored() {
+    fn an_invalid_traceparent_is_ignored() {
         for bad in [
             "",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",

@@ -1,7 +1,9 @@
-//! Client-side caching: a connection of its own, whose server says which of the keys that were read over it have changed.
+//! Client-side caching in Redis: a separate connection, on which the server reports which of the
+//! keys that were read over it have changed.
 //!
-//! The server says so before it answers whatever is asked after the change. Who looks at [`Tracking::changes`] once an
-//! answer has come knows all changes from before the question.
+//! The server reports a change before it answers any request sent after the change. So
+//! [`Tracking::changes`], called after an answer has arrived, includes all changes made before the
+//! request.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -14,7 +16,7 @@ use redis::{
 
 use super::redis::{Config, Redis};
 
-/// Changed keys that wait to be looked at; with more of them, all count as changed.
+/// Maximum number of changed keys that are kept; beyond it, all keys count as changed.
 const MAX_WAITING: usize = 100_000;
 
 /// Keys that changed.
@@ -25,23 +27,24 @@ pub enum Changes {
     All,
 }
 
-/// See the module. Only keys whose reading was preceded by [`next`] are looked after, until they change.
+/// A connection with client-side caching. The server tracks only keys whose read was preceded by
+/// [`next`], until they change.
 pub struct Tracking {
     pub redis: Redis,
     changes: Arc<Mutex<Changes>>,
 }
 
-/// The command that asks for word when the key of the command after it changes.
+/// Returns the command that makes the server track the key of the command after it.
 pub fn next() -> redis::Cmd {
     redis::cmd("CLIENT").arg("CACHING").arg("YES").to_owned()
 }
 
 impl Tracking {
-    /// Connects once; a break is an error of whatever is asked then. There is none with a Cluster, nor where the server
-    /// lacks `CLIENT TRACKING` or does not allow it.
+    /// Connects once; after a break, every request is an error. Fails with a Cluster, and if the
+    /// server lacks `CLIENT TRACKING` or does not allow it.
     pub async fn connect(config: &Config) -> Result<Self, RedisError> {
         if config.cluster {
-            return Err((ErrorKind::InvalidClientConfig, "there is no client-side caching with a Cluster").into());
+            return Err((ErrorKind::InvalidClientConfig, "client-side caching does not work with a Cluster").into());
         }
         let info: ConnectionInfo = config.first_url()?;
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
@@ -60,7 +63,7 @@ impl Tracking {
         Ok(Self { redis, changes })
     }
 
-    /// What has changed since it was looked at last.
+    /// Returns the keys that have changed since the last call.
     pub fn changes(&self) -> Changes {
         let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *changes, Changes::Of(Vec::new()))
@@ -74,7 +77,7 @@ impl Changes {
         }
         let keys = push.data.into_iter().flat_map(|value| match value {
             Value::Array(keys) => keys.into_iter().map(bytes).collect(),
-            // All, as after FLUSHALL.
+            // All keys, as after FLUSHALL.
             _ => vec![None],
         });
         for key in keys {
@@ -118,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_looks_at_takes_no_more_than_so_much_memory() {
+    fn changes_that_are_not_taken_use_bounded_memory() {
         let mut changes = Changes::Of(Vec::new());
         for _ in 0..=MAX_WAITING {
             changes.note(push(keys(&["a"])));

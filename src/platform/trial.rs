@@ -1,13 +1,14 @@
-//! Why settings that are tried before they are put to use do not work.
+//! Reasons why settings that are tested before they are put into use do not work.
 
 use std::fmt;
 
-/// The text is a sentence for whoever is on call, without credentials.
+/// Reason why settings do not work. The text is a sentence for the operator on call, without
+/// credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// The settings are invalid, or a server has answered and rejects them.
     Refused(String),
-    /// No server answers, or the one that does cannot work at the moment.
+    /// No server answers, or the one that answers cannot work at the moment.
     Unreachable(String),
 }
 

@@ -1,5 +1,5 @@
-//! Values from a database or the wire that this version does not know: a newer version wrote them, or they are damaged.
-//! They are errors, which have no effect.
+//! Values from a database or the wire that this version does not know, because a newer version
+//! wrote them or they are damaged. They are errors and have no effect.
 
 use std::{
     collections::HashMap,
@@ -9,25 +9,25 @@ use std::{
 
 use metrics::counter;
 
-/// Between two log lines about values of one kind.
+/// Shortest time between two log lines about values of one kind.
 const QUIET: Duration = Duration::from_secs(10);
-/// Bytes of a value that are shown.
+/// Longest part of a value that is shown, in bytes.
 const SHOWN: usize = 80;
 
-/// When values of each kind were logged last.
+/// Time of the last log line about values of each kind.
 static LOGGED: Mutex<Option<HashMap<&'static str, Instant>>> = Mutex::new(None);
 
-/// A value that is not one of those that exist.
+/// A value that is not one of the known values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown {what} `{value}`: a newer version may have written it")]
 pub struct Unknown {
-    /// What the value should say, as in `state of a receiver`.
+    /// Kind of the value, as in `state of a receiver`.
     pub what: &'static str,
     pub value: String,
 }
 
 impl Unknown {
-    /// Counts and logs the value.
+    /// Creates the error; counts and logs the value.
     pub fn new(what: &'static str, value: impl ToString) -> Self {
         let mut value = value.to_string();
         value.truncate(value.floor_char_boundary(SHOWN));
@@ -36,17 +36,17 @@ impl Unknown {
         let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
         let last = logged.get_or_insert_default().insert(what, now);
         match last.filter(|last| now.duration_since(*last) < QUIET) {
-            // Only lines that are written begin a new span.
+            // Only a line that is written starts a new interval.
             Some(last) => {
                 logged.get_or_insert_default().insert(what, last);
             }
-            None => tracing::warn!(what, value, "met a value that this version does not know; it has no effect"),
+            None => tracing::warn!(what, value, "unknown value ignored"),
         }
         drop(logged);
         Self { what, value }
     }
 
-    /// The same for bytes.
+    /// Like [`Self::new`], for bytes.
     pub fn of_bytes(what: &'static str, value: &[u8]) -> Self {
         Self::new(what, String::from_utf8_lossy(&value[..value.len().min(SHOWN)]))
     }

@@ -77,6 +77,6 @@ async fn processes_restart_for_a_rotated_url_of_a_cluster_and_keep_their_order_i
         (held == 0).then_some(())
     })
     .await;
-    app.await_log("ready again; gave the rotation lease back", seconds(30)).await;
+    app.await_log("ready again, rotation lease released", seconds(30)).await;
     app.stop().await;
 }

@@ -290,7 +290,7 @@ async fn receivers_without_messages_for_long_are_forgotten_and_whoever_was_away_
 async fn days_are_made_ahead_and_old_ones_dropped_and_whoever_is_behind_is_told_of_the_gap() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
-    let made = app.await_log("made a day's partition of messages ahead", seconds(20)).await;
+    let made = app.await_log("created a day's partition of messages", seconds(20)).await;
     assert!(made["table"].as_str().unwrap().starts_with("messages_d20"), "{made}");
     for number in 0..3 {
         send(&app, &message("r", "s", number)).await;

@@ -239,7 +239,7 @@ async fn a_second_is_looked_through_without_reading_whole_tables() {
     // The bound is measured by reading all of a small table.
     world.set("POSTRIDER_MESSAGES__MAX_RECEIVERS", "0");
     let app = after(&world, "all", 1_000).start().await;
-    app.await_log("made a day's partition of messages ahead", seconds(20)).await;
+    app.await_log("created a day's partition of messages", seconds(20)).await;
     world
         .sql(
             r#"INSERT INTO messages (receiver_id, topic_epoch, partition, "offset", prev, event_id, value, created_at, stored_at)

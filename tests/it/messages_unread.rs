@@ -193,7 +193,7 @@ async fn counting_ends_at_a_thousand_and_reads_no_whole_table() {
     // The bound is measured by reading all of a small table.
     world.set("POSTRIDER_MESSAGES__MAX_RECEIVERS", "0");
     let app = world.app().start().await;
-    app.await_log("made a day's partition of messages ahead", seconds(20)).await;
+    app.await_log("created a day's partition of messages", seconds(20)).await;
     world
         .sql(
             r#"INSERT INTO messages (receiver_id, topic_epoch, partition, "offset", prev, event_id, value, created_at)

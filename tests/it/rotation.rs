@@ -24,7 +24,7 @@ use crate::{
 };
 
 const REFUSED: &str = "postrider_rotation_refused";
-const WARNING: &str = "a rotated secret does not work; what was in use before stays in use";
+const WARNING: &str = "rotated secret does not work, keeping the secret in use";
 const DRAINING: &str = "draining to start again with rotated files";
 
 /// A secret that is mounted as a file.
@@ -295,7 +295,7 @@ async fn while_the_server_is_away_no_secret_is_blamed() {
     stack.ctl(&["stop", "redis"]).await;
     app.await_failing("redis", seconds(30)).await;
     secret.set(&format!("{}/0", world.redis_url));
-    app.await_log("a rotated secret cannot be tried, because a server is away", seconds(30)).await;
+    app.await_log("cannot test a rotated secret, a server does not answer", seconds(30)).await;
     assert_eq!(metric(&app, "postrider_rotation_refused{what=\"redis\"}").await, Some(0.0));
     assert!(!away(&app));
     stack.ctl(&["start", "redis"]).await;
@@ -376,9 +376,9 @@ async fn the_lease_of_a_process_that_died_is_taken_over_when_it_expires() {
     secret.set(&format!("{}/0", world.redis_url));
     first.await_log(DRAINING, seconds(30)).await;
     first.kill().await;
-    second.await_log("rotated files work; waiting for the rotation lease", seconds(30)).await;
+    second.await_log("rotated files work, waiting for the rotation lease", seconds(30)).await;
     await_replaced(&mut second, before).await;
-    second.await_log("a rotation lease expired before its holder was ready again", seconds(1)).await;
+    second.await_log("rotation lease expired before its holder was ready again", seconds(1)).await;
     second.stop().await;
 }
 
@@ -406,12 +406,12 @@ async fn a_process_that_waits_for_its_turn_says_so_and_forgets_it_when_the_old_c
         }
     };
     waiting(1.0).await;
-    let line = app.await_log("rotated files work; waiting for the rotation lease", seconds(1)).await;
+    let line = app.await_log("rotated files work, waiting for the rotation lease", seconds(1)).await;
     assert_eq!(line["holder"], "another");
     secret.set(&world.redis_url);
     waiting(0.0).await;
     let _: i64 = redis::run(&world.redis_url, &["DEL", &lease]).await;
-    app.await_log("mounted files are again those in use", seconds(1)).await;
+    app.await_log("mounted files are those in use again", seconds(1)).await;
     assert!(app.is_ready().await && !away(&app));
     app.stop().await;
 }
@@ -464,7 +464,7 @@ async fn without_redis_a_relay_waits_at_random_and_keeps_its_arguments() {
     let arguments = fs::read(format!("/proc/{}/cmdline", app.pid())).unwrap();
     secret.set("new");
     await_replaced(&mut app, before).await;
-    app.await_log("rotated files work; restarting after a random wait", seconds(1)).await;
+    app.await_log("rotated files work, restarting after a random wait", seconds(1)).await;
     assert_eq!(fs::read(format!("/proc/{}/cmdline", app.pid())).unwrap(), arguments);
     app.stop().await;
 }

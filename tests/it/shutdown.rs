@@ -80,7 +80,7 @@ async fn when_a_consumer_dies_readiness_goes_false_at_once_requests_are_finished
     })
     .await;
     let other = world.app().role("processor").even_if_not_ready().start().await;
-    app.await_log("a task of this role failed; the role stops", seconds(60)).await;
+    app.await_log("task failed, stopping the role", seconds(60)).await;
     // The request holds the process up, which answers on the management port.
     until("readiness is false", seconds(10), || async { (!app.is_ready().await).then_some(()) }).await;
     let report = app.manage("/readyz?verbose").await.json();
@@ -110,7 +110,7 @@ async fn when_a_consumer_dies_the_exit_does_not_wait_for_ever_for_a_request_that
     .await;
     let other = world.app().role("processor").even_if_not_ready().start().await;
     assert_eq!(app.exit(seconds(90)).await.code(), Some(1), "{}", app.log());
-    assert!(app.log().contains("a task of this role failed"), "{}", app.log());
+    assert!(app.log().contains("task failed, stopping the role"), "{}", app.log());
     other.stop().await;
 }
 

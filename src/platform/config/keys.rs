@@ -1,31 +1,31 @@
-//! The flat list of known keys, derived from the JSON schema of the settings type.
+//! Flat list of the known keys, derived from the JSON schema of the settings type.
 
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
-/// What a value of a key looks like, as far as reading it from a plain string needs to know.
+/// Kind of a key's value, as needed to parse it from a plain string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     String,
     Secret,
-    /// A URL that may hold credentials.
+    /// A URL that may contain credentials.
     Url,
     Integer,
     Number,
     Boolean,
-    /// Strings, in the environment separated by commas.
+    /// Strings; separated by commas in the environment.
     List,
-    /// Sections of the same shape, in the environment a JSON array.
+    /// Sections of the same shape; a JSON array in the environment.
     Sections,
-    /// Free string keys below this one, for instance client properties.
+    /// Arbitrary string keys below this one, such as client properties.
     Map,
-    /// Free string keys whose values are secrets, or files that have them.
+    /// Arbitrary string keys whose values are secrets, or names of files that contain them.
     Secrets,
 }
 
 impl Kind {
-    /// The word used in messages and tables.
+    /// Returns the word for messages and tables.
     pub fn name(self) -> &'static str {
         match self {
             Kind::String => "string",
@@ -45,36 +45,36 @@ impl Kind {
 /// One configuration key.
 #[derive(Debug, Clone)]
 pub struct Key {
-    /// Dotted path, `kafka.brokers`.
+    /// Dotted path, such as `kafka.brokers`.
     pub path: String,
     pub kind: Kind,
-    /// The words that a choice accepts; empty for anything else.
+    /// Words that a choice accepts; empty for other kinds.
     pub choices: Vec<String>,
     /// Bounds of a number, inclusive.
     pub minimum: Option<f64>,
     pub maximum: Option<f64>,
     pub default: Value,
-    /// The doc comment of the field.
+    /// Doc comment of the field.
     pub description: String,
-    /// The keys of each section of a list of them; empty for anything else.
+    /// Keys of each section of a list of sections; empty for other kinds.
     pub items: Vec<Key>,
 }
 
 impl Kind {
-    /// Whether the value can be read from a file that `…_file` names.
+    /// Returns whether a `…_file` key may name a file that contains the value.
     pub fn has_file(self) -> bool {
         matches!(self, Self::Secret | Self::Url)
     }
 }
 
 impl Key {
-    /// The environment variable that sets this key.
+    /// Returns the environment variable that sets this key.
     pub fn variable(&self) -> String {
         format!("POSTRIDER_{}", self.path.replace('.', "__").to_uppercase())
     }
 }
 
-/// All keys of a settings type, in the order of its fields.
+/// Returns all keys of a settings type, in the order of its fields.
 pub fn known_keys<T: JsonSchema + Serialize + Default>() -> Vec<Key> {
     let schema = schemars::schema_for!(T).to_value();
     super::secret::DEFAULTS.set(true);
@@ -107,7 +107,7 @@ fn collect(root: &Value, node: &Value, path: &str, default: &Value, keys: &mut V
     });
 }
 
-/// The keys of the sections in an array; empty where it has something else.
+/// Returns the keys of the sections in an array; empty if it holds something else.
 fn items(root: &Value, node: &Value) -> Vec<Key> {
     let mut keys = Vec::new();
     let Some(item) = node.get("items").map(|item| resolve(root, item)) else { return keys };
@@ -154,7 +154,8 @@ fn kind(node: &Value) -> Kind {
     }
 }
 
-/// The largest number; the schema leaves that of 32 bits to the format.
+/// Returns the largest valid number. The schema gives that of 32-bit integers through the format
+/// only.
 fn maximum(node: &Value) -> Option<f64> {
     let of_format = || match node.get("format")?.as_str()? {
         "uint32" => Some(f64::from(u32::MAX)),
@@ -188,7 +189,7 @@ fn description(node: &Value) -> Option<String> {
     node.get("description").and_then(Value::as_str).map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-/// The known key most like the given one, when it is near enough to be a slip of the hand.
+/// Returns the known key most similar to the given one, if it is similar enough for a typo.
 pub(super) fn nearest<'a>(keys: &'a [Key], wanted: &str) -> Option<&'a str> {
     let (best, score) = keys
         .iter()

@@ -1,4 +1,5 @@
-//! Merging the layers: file, environment, flags, each checked against the known keys.
+//! Merges the layers of the configuration: file, environment, flags. Each is checked against the
+//! known keys.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -15,12 +16,12 @@ use super::{
     keys::{Key, Kind, known_keys, nearest},
 };
 
-/// What a caller adds to the process's own environment.
+/// Sources of settings besides the process's environment.
 #[derive(Debug, Default, Clone)]
 pub struct Overrides {
-    /// The file to read; without it `postrider.yaml` in the working directory, if it is there.
+    /// File to read; if unset, `postrider.yaml` in the working directory, if it exists.
     pub file: Option<PathBuf>,
-    /// `key=value` pairs from flags, and the flag to name when one is wrong.
+    /// `key=value` pairs from flags, each with the flag to name in an error.
     pub flags: Vec<(String, String, &'static str)>,
 }
 
@@ -28,11 +29,11 @@ pub struct Overrides {
 #[derive(Debug)]
 pub struct Loaded<T> {
     pub settings: T,
-    /// Dotted path → the source's name, such as `POSTRIDER_KAFKA__BROKERS` or `postrider.yaml`.
+    /// Dotted path → name of the source, such as `POSTRIDER_KAFKA__BROKERS` or `postrider.yaml`.
     pub sources: BTreeMap<String, String>,
 }
 
-/// Reads and merges every layer. `environment` is usually `std::env::vars()`.
+/// Reads and merges all layers. `environment` is usually `std::env::vars()`.
 pub fn load<T>(overrides: &Overrides, environment: impl Iterator<Item = (String, String)>) -> Result<Loaded<T>, Error>
 where
     T: Default + Serialize + DeserializeOwned + JsonSchema,
@@ -44,8 +45,8 @@ where
     for (path, text, flag) in &overrides.flags {
         layers.put_text(path, text, flag)?;
     }
-    // Extracted from the checked values alone: serialized defaults would carry masked secrets, and
-    // every settings type fills what is missing from its own `Default`.
+    // Extract from the checked values alone: serialized defaults would contain masked secrets, and
+    // every settings type fills missing fields from its own `Default`.
     let settings = Figment::from(Serialized::defaults(Value::Object(layers.values))).extract().map_err(Box::new)?;
     Ok(Loaded { settings, sources: layers.sources })
 }
@@ -76,7 +77,7 @@ impl Layers<'_> {
         self.add_tree("", value, &origin)
     }
 
-    /// Walks a file's tree down to the known keys.
+    /// Walks the tree of a file down to the known keys.
     fn add_tree(&mut self, path: &str, value: Value, origin: &str) -> Result<(), Error> {
         if let Some(key) = self.key(path) {
             return self.put(&key, value, origin);
@@ -105,7 +106,7 @@ impl Layers<'_> {
             environment.filter(|(name, _)| name.starts_with("POSTRIDER_")).collect();
         variables.sort();
         for (name, text) in variables {
-            // For dev/stack and the command line, not settings.
+            // Read by dev/stack and the command line; not settings.
             if matches!(name.as_str(), "POSTRIDER_CONFIG" | "POSTRIDER_STACK") {
                 continue;
             }
@@ -133,7 +134,8 @@ impl Layers<'_> {
         Err(self.unknown(path, origin))
     }
 
-    /// `…_file` reads a secret from a mounted file, without the newline that editors add.
+    /// Reads the secret of a `…_file` key from a mounted file, without the newline that editors
+    /// append.
     fn put_file(&mut self, path: &str, file: &str, origin: &str) -> Result<(), Error> {
         let Some(key) = self.secret_file(path) else { return Err(self.unknown(path, origin)) };
         let value = from_file(file, origin)?;
@@ -208,7 +210,7 @@ fn from_file(file: &str, origin: &str) -> Result<Value, Error> {
     Ok(Value::String(text.trim_end_matches(['\n', '\r']).to_owned()))
 }
 
-/// Puts the content of files in the place of their names: of each `{file: …}` in a map of secrets, and of each
+/// Replaces file names by the content of the files: each `{file: …}` in a map of secrets, and each
 /// `…_file` in a list of sections.
 fn read_files(key: &Key, value: &mut Value, origin: &str) -> Result<(), Error> {
     match (key.kind, value) {
@@ -282,7 +284,7 @@ fn check(key: &Key, value: &Value) -> Result<(), String> {
         (Kind::Map | Kind::Secrets, Value::Object(entries)) => entries.values().all(Value::is_string),
         _ => false,
     };
-    // Maps may have secrets among their values.
+    // Maps may contain secrets.
     let hidden = matches!(key.kind, Kind::Secret | Kind::Url | Kind::Map | Kind::Secrets | Kind::Sections);
     let shown = if hidden { "a value".to_owned() } else { format!("`{value}`") };
     if fits { Ok(()) } else { Err(format!("{shown}, which is not {}", expected(key))) }
@@ -294,7 +296,7 @@ fn is_within(key: &Key, number: &Number) -> bool {
     })
 }
 
-/// One of a list of sections; what is wrong is said with its number, from 1 on.
+/// Checks one entry of a list of sections. Errors give its number, counted from 1.
 fn check_section(key: &Key, at: usize, section: &Value) -> Result<(), String> {
     let number = at + 1;
     let Value::Object(entries) = section else { return Err(format!("a list whose entry {number} is not a section")) };
@@ -306,7 +308,7 @@ fn check_section(key: &Key, at: usize, section: &Value) -> Result<(), String> {
                 nearest.unwrap_or_default()
             ));
         };
-        check(item, value).map_err(|problem| format!("a list in whose entry {number} `{name}` is {problem}"))?;
+        check(item, value).map_err(|problem| format!("a list; in its entry {number}, `{name}` is {problem}"))?;
     }
     Ok(())
 }
@@ -319,12 +321,12 @@ fn expected(key: &Key) -> String {
         Kind::List => "a list".to_owned(),
         Kind::Map => "a map of strings".to_owned(),
         Kind::Secrets => "a map of strings, each of which may be `{file: /path}` instead".to_owned(),
-        Kind::Sections => "a list of sections (elsewhere than in a file: a JSON array of objects)".to_owned(),
+        Kind::Sections => "a list of sections (outside of a file: a JSON array of objects)".to_owned(),
         kind => format!("a {}", kind.name()),
     }
 }
 
-/// The bounds of a number, to be put after what it is.
+/// Returns the bounds of a number, to append to the name of its type.
 fn bounds(key: &Key) -> String {
     match (key.minimum, key.maximum) {
         (Some(minimum), Some(maximum)) => format!(" between {minimum} and {maximum}"),

@@ -1,8 +1,8 @@
-//! Configuration: defaults in code < `postrider.yaml` < `POSTRIDER_*` < flags.
+//! Configuration, by increasing precedence: defaults in code, `postrider.yaml`, `POSTRIDER_*`
+//! variables, flags.
 //!
-//! Every value knows where it came from, a key that does not exist is an error that names the
-//! nearest one that does, and secrets can be read from mounted files: through `…_file` keys, and in maps through
-//! `{file: …}`.
+//! The source of every value is known. An unknown key is an error that names the nearest known key.
+//! Secrets can be read from mounted files: through `…_file` keys, and in maps through `{file: …}`.
 
 mod keys;
 mod layers;
@@ -16,7 +16,7 @@ pub use render::{markdown_table, schema, show};
 pub use secret::{Properties, Secret, Secrets, is_telling};
 pub use url::{SecretUrl, masked};
 
-/// What can be wrong with a configuration; every message says which key and which source.
+/// Errors of a configuration; every message names the key and the source.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot read {path}: {source}")]
@@ -34,7 +34,7 @@ pub enum Error {
 fn suggestion(nearest: &Option<String>) -> String {
     match nearest {
         Some(key) => format!("; the nearest known key is `{key}`"),
-        None => "; `postrider config schema` lists the known ones".to_owned(),
+        None => "; `postrider config schema` lists the known keys".to_owned(),
     }
 }
 

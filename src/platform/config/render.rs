@@ -1,4 +1,4 @@
-//! Showing settings: the merged result, the schema, and the table in the docs.
+//! Renders settings: the merged result, the schema, and the table in the docs.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -9,7 +9,7 @@ use super::{
     layers::Loaded,
 };
 
-/// The merged settings, one key a line, with the source of each. Secrets are masked.
+/// Returns the merged settings, one key per line, with the source of each. Secrets are masked.
 pub fn show<T: JsonSchema + Serialize + Default>(loaded: &Loaded<T>) -> String {
     let values = serde_json::to_value(&loaded.settings).unwrap_or(Value::Null);
     let mut lines = Vec::new();
@@ -21,13 +21,13 @@ pub fn show<T: JsonSchema + Serialize + Default>(loaded: &Loaded<T>) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The JSON schema of the configuration file.
+/// Returns the JSON schema of the configuration file.
 pub fn schema<T: JsonSchema>() -> String {
     let schema = schemars::schema_for!(T).to_value();
     serde_json::to_string_pretty(&schema).unwrap_or_default() + "\n"
 }
 
-/// The configuration table of the docs, as Markdown.
+/// Returns the configuration table of the docs, as Markdown.
 pub fn markdown_table<T: JsonSchema + Serialize + Default>() -> String {
     let mut table = "| key | type | default | what it does |\n| --- | --- | --- | --- |\n".to_owned();
     for key in known_keys::<T>() {

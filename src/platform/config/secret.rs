@@ -1,4 +1,5 @@
-//! Values that must not be printed: alone, in maps, and among a client library's properties.
+//! Values that must not be printed: single values, maps of them, and some properties of client
+//! libraries.
 
 use std::{cell::Cell, collections::BTreeMap, fmt, ops::Deref};
 
@@ -7,11 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::url::masked;
 
-/// Stands for what is hidden.
+/// Replacement of a hidden value.
 pub(super) const MASK: &str = "********";
 
 thread_local! {
-    /// Whether defaults are being written for the docs: those are in the code for everyone to read.
+    /// Set while defaults are rendered for the docs. They are not masked, because they are public
+    /// in the code.
     pub(super) static DEFAULTS: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -25,7 +27,7 @@ impl Secret {
         Self(value.into())
     }
 
-    /// The value itself, to hand to a client library.
+    /// Returns the plain value, to pass to a client library.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -62,8 +64,8 @@ impl JsonSchema for Secret {
     }
 }
 
-/// Named values that must not be printed, such as headers. A file or a variable says each as text, or as
-/// `{file: /path}`, which is read at start.
+/// Named values that must not be printed, such as headers. In a file or variable, each value is
+/// text, or `{file: /path}`, which is read at start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secrets(BTreeMap<String, Secret>);
@@ -100,8 +102,8 @@ impl JsonSchema for Secrets {
     }
 }
 
-/// Properties of a client library. Some hold credentials: `Debug` and `Serialize` mask those, as their names tell, and
-/// the credentials in URLs.
+/// Properties of a client library. `Debug` and `Serialize` mask the values of properties whose
+/// names mark them as credentials, and the credentials in URLs.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline)]
@@ -144,12 +146,13 @@ impl Serialize for Properties {
     }
 }
 
-/// Words in the names of properties whose values are credentials, such as `sasl.password` and `ssl.key.pem`.
-const TELLING: [&str; 8] =
+/// Words in the names of properties whose values are credentials, such as `sasl.password` and
+/// `ssl.key.pem`.
+const CREDENTIAL_WORDS: [&str; 8] =
     ["password", "secret", "token", "credential", "private", "key.pem", "jaas", "oauthbearer.config"];
 
-/// Returns whether a property's name says that its value is a credential.
+/// Returns whether the name of a property marks its value as a credential.
 pub fn is_telling(name: &str) -> bool {
     let name = name.to_lowercase();
-    TELLING.iter().any(|word| name.contains(word))
+    CREDENTIAL_WORDS.iter().any(|word| name.contains(word))
 }

@@ -6,17 +6,17 @@ use super::*;
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
-    /// Where it listens.
+    /// Addresses to listen on.
     listen: Vec<String>,
     store: Store,
-    /// What goes where.
+    /// Routes from topics to targets.
     routes: Vec<Route>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Route {
-    /// Where from.
+    /// Source topic.
     topic: String,
     target: SecretUrl,
     rate: f64,
@@ -39,7 +39,7 @@ impl Default for Route {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Store {
-    /// Who opens it.
+    /// Password of the store.
     password: Secret,
     size_bytes: u64,
     #[schemars(range(min = 1))]
@@ -190,7 +190,7 @@ fn secrets_of_maps_and_sections_are_read_from_files() {
 }
 
 #[test]
-fn a_file_that_a_map_or_a_section_names_and_that_is_not_there_is_named() {
+fn a_missing_file_named_in_a_map_or_a_section_is_named_in_the_error() {
     for json in [r#"[{"headers":{"x":{"file":"/no/such"}}}]"#, r#"[{"target_file":"/no/such"}]"#] {
         let error = from_environment(&[("POSTRIDER_ROUTES", json)]).unwrap_err().to_string();
         assert!(error.contains("/no/such") && error.contains("POSTRIDER_ROUTES"), "{error}");
@@ -220,7 +220,7 @@ fn a_list_of_sections_is_read_from_a_file_and_from_json() {
 }
 
 #[test]
-fn what_is_wrong_in_a_section_is_named() {
+fn an_error_in_a_section_names_the_entry_and_the_key() {
     for (json, words) in [
         (r#"[{"topic":"a"},{"topik":"b"}]"#, ["entry 2", "unknown key `topik`", "`topic`"]),
         (r#"[{"rate":"fast"}]"#, ["entry 1", "`rate`", "a number"]),

@@ -1,4 +1,4 @@
-//! URLs that may hold credentials.
+//! URLs that may contain credentials.
 
 use std::fmt;
 
@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::secret::MASK;
 
-/// Shortest secret that is looked for in somebody's text.
+/// Length of the shortest secret that is masked in other text.
 const MIN_SECRET_BYTES: usize = 4;
 
-/// A URL, or several separated by commas, whose user, password and query values must not be printed. `Display`, `Debug`
-/// and `Serialize` mask them; scheme, host and path stay, which are what tells one server from another.
+/// A URL, or several separated by commas, whose user, password and query values must not be
+/// printed. `Display`, `Debug` and `Serialize` mask them; scheme, host and path stay visible,
+/// because they identify the server.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct SecretUrl(String);
@@ -21,7 +22,7 @@ impl SecretUrl {
         Self(url.into())
     }
 
-    /// The URL itself, to hand to a client library.
+    /// Returns the plain URL, to pass to a client library.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -30,7 +31,7 @@ impl SecretUrl {
         self.0.is_empty()
     }
 
-    /// Masks this URL, and its parts that are secret, in the text of somebody's error.
+    /// Masks this URL, and its secret parts, in the text of an error.
     pub fn mask_in(&self, text: &str) -> String {
         let mut masked = text.replace(&self.0, &self.to_string());
         for one in split(&self.0) {
@@ -40,7 +41,7 @@ impl SecretUrl {
             let password = parts.user.and_then(|user| user.split_once(':'));
             let whole = [parts.user, parts.query].into_iter().flatten();
             for secret in whole.chain(password.map(|(_, text)| text)).chain(values.map(|(_, text)| text)) {
-                // Less than that is no secret, and would take words apart.
+                // Shorter values are not secrets, and masking them would break up words.
                 if secret.len() >= MIN_SECRET_BYTES {
                     masked = masked.replace(secret, MASK);
                 }
@@ -78,18 +79,20 @@ impl JsonSchema for SecretUrl {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        // Not `uri`: it may be empty, or several.
+        // Not `uri`: the value may be empty, or several URLs.
         schemars::json_schema!({ "type": "string", "format": "url" })
     }
 }
 
-/// Masks user, password, query values and fragment of a URL, of each where several are separated by commas, and of a
-/// path without a host. Other text is masked whole: whatever it is, it is not where it belongs.
+/// Masks user, password, query values and fragment of a URL: of each URL in a comma-separated list,
+/// and of a path without a host. Other text is masked as a whole, because it may be a misplaced
+/// secret.
 pub fn masked(text: &str) -> String {
     split(text).map(masked_one).collect::<Vec<_>>().join(",")
 }
 
-/// A password may have a comma in it, so only one with another URL after it separates.
+/// Splits a list of URLs. A password may contain a comma, so only a comma before another URL
+/// separates.
 fn split(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -107,7 +110,8 @@ fn split(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The parts of a URL as it is written, so that one that is not valid has its secrets masked as well.
+/// Parts of a URL as it is written. An invalid URL has parts as well, so that its secrets are
+/// masked.
 struct Parts<'a> {
     scheme: &'a str,
     user: Option<&'a str>,
@@ -132,7 +136,8 @@ impl<'a> Parts<'a> {
         Self { scheme, user, place, query, fragment }
     }
 
-    /// Whether an `@` may belong to a query or to a password: then nothing says where the host is.
+    /// Returns whether an `@` may belong to a query or to a password, so that the host cannot be
+    /// determined.
     fn is_ambiguous(&self) -> bool {
         self.user.is_some_and(|user| user.contains(['?', '#']))
     }
@@ -170,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_proves_who_we_are_is_masked_and_the_place_is_shown() {
+    fn credentials_are_masked_and_the_server_is_shown() {
         for (url, shown) in [
             ("", ""),
             ("redis://127.0.0.1:6379", "redis://127.0.0.1:6379"),

@@ -1,4 +1,5 @@
-//! What a connection is doing: counters that its stream and its requests keep, for the watch to look at.
+//! Activity of a connection: counters that its stream and its requests update, and that the watch
+//! reads.
 
 use std::{
     collections::BTreeMap,
@@ -44,19 +45,20 @@ use crate::platform::drain::Draining;
 #[derive(Default)]
 pub struct Activity {
     pub(super) bytes_read: AtomicU64,
-    /// `bytes_read` when the last answer was ready: what came after belongs to the next request.
+    /// `bytes_read` when the last answer was ready; later bytes belong to the next request.
     pub(super) bytes_settled: AtomicU64,
     pub(super) requests: AtomicU64,
-    /// Requests that are not answered yet, streamed answers included.
+    /// Requests that are not answered yet, including streamed answers.
     pub(super) active: AtomicU64,
-    /// It speaks HTTP/2, where bytes come between requests too: answers to our pings among them.
+    /// Set if the connection speaks HTTP/2, where bytes arrive between requests too, such as
+    /// answers to pings.
     pub(super) http2: AtomicBool,
-    /// The last answer may have come before its request was read to the end.
+    /// Set if the last answer may have been sent before its request was read to the end.
     cut_short: AtomicBool,
-    /// Pieces of answers that the HTTP/2 library has not sent yet, by number, and since when.
+    /// Pieces of answers that the HTTP/2 library has not sent yet: number → time of hand-over.
     unsent: Mutex<BTreeMap<u64, Instant>>,
     draining: Draining,
-    /// Answers draw from the memory budgets.
+    /// Set if answers draw from the memory budgets.
     pub(super) counts_answers: bool,
 }
 
@@ -71,13 +73,14 @@ impl Activity {
         self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns for how long a piece of an answer has been waiting for its client.
+    /// Returns how long the oldest unsent piece of an answer has been waiting for its client.
     pub(super) fn unsent_for(&self) -> Option<Duration> {
         self.unsent().first_key_value().map(|(_, since)| since.elapsed())
     }
 }
 
-/// A piece of an answer that the HTTP/2 library has; dropped when it is sent, or its stream reset.
+/// A piece of an answer that the HTTP/2 library holds; dropped when it is sent, or its stream is
+/// reset.
 pub(super) struct Unsent {
     activity: Arc<Activity>,
     number: u64,
@@ -99,16 +102,16 @@ impl Drop for Unsent {
     }
 }
 
-/// Counts what is read.
+/// Stream of a connection that counts the bytes read.
 pub struct Metered {
     stream: TcpStream,
     activity: Arc<Activity>,
     linger: Linger,
-    /// How much of HTTP/2's preface was read, while that is all that was read.
+    /// Bytes of HTTP/2's preface read so far; `None` if the connection began with something else.
     preface: Option<usize>,
 }
 
-/// What every HTTP/2 connection begins with, and no HTTP/1 request.
+/// First bytes of every HTTP/2 connection; no HTTP/1 request begins with them.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl Metered {
@@ -117,7 +120,7 @@ impl Metered {
     }
 }
 
-/// How much of the preface there is after these bytes, and `None` when it is something else.
+/// Returns how much of the preface has been read after these bytes; `None` if they differ from it.
 fn preface_seen(seen: usize, bytes: &[u8]) -> Option<usize> {
     let wanted = &PREFACE[seen..];
     let compared = wanted.len().min(bytes.len());
@@ -168,7 +171,7 @@ impl AsyncWrite for Metered {
     }
 }
 
-/// The routes of one connection, counting requests.
+/// The routes of one connection; counts the requests.
 #[derive(Clone)]
 pub struct Counted {
     pub router: Router,
@@ -199,7 +202,7 @@ impl hyper::service::Service<Request<Incoming>> for Counted {
 }
 
 pin_project! {
-    /// The answer to come of a request that is counted.
+    /// Pending answer to a counted request.
     pub struct Counting {
         #[pin]
         answer: Either<Answering<Answer>, RouteFuture<Infallible>>,
@@ -219,7 +222,8 @@ impl Future for Counting {
         let Some(running) = this.running.take() else { return Poll::Ready(Ok(response)) };
         response = answer::guard(response, &running.0);
         running.0.cut_short.store(is_cut_short(response.status()), Relaxed);
-        // A client that is told goes elsewhere with its next request; else that may come just when the connection is closed.
+        // `Connection: close` makes the client send its next request elsewhere. Otherwise that
+        // request may arrive just when the connection is closed.
         let closes = running.0.draining.has_begun() || leaves_body(response.status());
         if closes && !running.0.http2.load(Relaxed) && !is_upgrade(response.status()) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -235,12 +239,13 @@ fn is_upgrade(status: StatusCode) -> bool {
     status == StatusCode::SWITCHING_PROTOCOLS
 }
 
-/// Whether such an answer comes while the rest of the request is still on its way: nobody reads that, and so the connection ends.
+/// Returns whether an answer with this status is sent while the rest of the request is still
+/// arriving. Nothing reads that rest, so the connection is closed.
 fn leaves_body(status: StatusCode) -> bool {
     matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT)
 }
 
-/// Whether such an answer may come before its request was read to the end.
+/// Returns whether an answer with this status may be sent before its request was read to the end.
 fn is_cut_short(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 405 | 408 | 413 | 415 | 503)
 }
@@ -263,7 +268,7 @@ impl Drop for Running {
     }
 }
 
-/// A streamed answer: the request runs until its end.
+/// Body of a streamed answer; the request counts as running until its end.
 struct Streaming {
     body: Body,
     _running: Running,
@@ -294,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_preface_is_known_in_whatever_pieces_it_comes() {
+    fn the_preface_is_recognized_however_it_is_split() {
         assert_eq!(preface_seen(0, PREFACE), Some(PREFACE.len()));
         assert_eq!(preface_seen(0, b"PRI * HT").and_then(|seen| preface_seen(seen, b"TP/2.0\r\n")), Some(16));
         assert_eq!(preface_seen(PREFACE.len(), b"more"), Some(PREFACE.len()));

@@ -1,9 +1,11 @@
-//! The body of an answer while its client takes it: what it holds of the memory budgets, and whether it moves.
+//! Body of an answer while the client reads it: its share of the memory budgets, and the detection
+//! of stalled clients.
 //!
-//! HTTP/2 has a window for each stream. A client that never opens it keeps the stream, and all that belongs to it, while
-//! its connection lives, and neither TCP nor the library notices. So every such stream runs under supervision: one that
-//! has no room for the next piece within its time is reset. The end of an answer may outlive its stream in the library;
-//! a connection that does not take it is dropped.
+//! HTTP/2 has a flow-control window for each stream. A client that never opens it keeps the stream,
+//! and everything that belongs to it, while its connection lives, and neither TCP nor the library
+//! notices. So every such stream is supervised: a stream whose window has no space for the next
+//! piece within the timeout is reset. The end of an answer may outlive its stream in the library; a
+//! connection that does not take it is dropped.
 
 use std::{
     pin::{Pin, pin},
@@ -28,19 +30,21 @@ use super::{
 };
 use crate::platform::memory::{Lease, budgets};
 
-/// Bodies and pieces up to this size are not counted: connections themselves cost as much.
+/// Largest body or piece that is not counted, in bytes: a connection itself costs as much.
 const UNCOUNTED: usize = 4 << 10;
-/// Largest piece that is handed over at a time, since the HTTP/2 library takes pieces beyond the client's window.
+/// Largest piece that is handed over at a time, in bytes. The HTTP/2 library accepts pieces beyond
+/// the client's window.
 const PIECE: usize = 16 << 10;
 tokio::task_local! {
-    /// The HTTP/2 stream that this task serves.
+    /// HTTP/2 stream that this task serves.
     static STREAM: Arc<Stream>;
 }
 
-/// One HTTP/2 stream under supervision.
+/// One supervised HTTP/2 stream.
 #[derive(Default)]
 struct Stream {
-    /// When a piece was handed to the library, which asks for more once there is room in the client's window for it.
+    /// Time at which a piece was handed to the library, which asks for more once the client's
+    /// window has space for it.
     handed: Mutex<Option<Instant>>,
 }
 
@@ -54,10 +58,10 @@ impl Stream {
     }
 }
 
-/// Runs HTTP/2 streams, each until its end or until it stalls.
+/// Runs HTTP/2 streams, each until it ends or stalls.
 #[derive(Debug, Clone)]
 pub struct StreamExecutor {
-    /// Time for which a client may take nothing of an answer.
+    /// Longest time that a client may read nothing of an answer.
     pub write_timeout: Duration,
 }
 
@@ -80,8 +84,8 @@ async fn supervise(stream: impl Future<Output = ()>, timeout: Duration) {
     }
 }
 
-/// Puts an answer's body under the budgets, and on HTTP/2 under supervision. A large body for which there is no room
-/// becomes 503 `overloaded`.
+/// Makes the body of an answer draw from the budgets, and on HTTP/2 supervises its stream. A large
+/// body that does not fit into the budget becomes 503 `overloaded`.
 pub fn guard(response: Response<Body>, activity: &Arc<Activity>) -> Response<Body> {
     let size = response.body().size_hint().exact();
     let stream = STREAM.try_with(Arc::clone).ok();
@@ -92,7 +96,7 @@ pub fn guard(response: Response<Body>, activity: &Arc<Activity>) -> Response<Bod
     let (response, whole) = match size {
         Some(bytes) if !is_small => match budgets().responses.lease(usize::try_from(bytes).unwrap_or(usize::MAX)) {
             Some(lease) => (response, Some(Arc::new(lease))),
-            None => (no_room(response.headers()), None),
+            None => (overloaded(response.headers()), None),
         },
         _ => (response, None),
     };
@@ -100,8 +104,9 @@ pub fn guard(response: Response<Body>, activity: &Arc<Activity>) -> Response<Bod
     response.map(|body| Body::new(Guarded { body, rest: Bytes::new(), rest_lease: None, whole, stream, activity }))
 }
 
-fn no_room(former: &HeaderMap) -> Response<Body> {
-    let mut refusal = Problem::new(Code::Overloaded, "the memory for answers is used up").respond(None);
+fn overloaded(former: &HeaderMap) -> Response<Body> {
+    let mut refusal =
+        Problem::new(Code::Overloaded, "the memory budget for answers is used up; retry later").respond(None);
     for name in [&REQUEST_ID, &TRACEPARENT] {
         if let Some(value) = former.get(name) {
             refusal.headers_mut().insert(name.clone(), value.clone());
@@ -110,21 +115,21 @@ fn no_room(former: &HeaderMap) -> Response<Body> {
     refusal
 }
 
-/// A body whose pieces hold their part of a budget until they are sent.
+/// A body whose pieces hold their share of a budget until they are sent.
 struct Guarded {
     body: Body,
-    /// What is left of a large piece.
+    /// Rest of a large piece.
     rest: Bytes,
     rest_lease: Option<Arc<Lease>>,
-    /// For all of a body whose size was known.
+    /// Lease for the whole body, if its size was known.
     whole: Option<Arc<Lease>>,
-    /// On HTTP/2.
+    /// `Some` on HTTP/2.
     stream: Option<Arc<Stream>>,
     activity: Option<Arc<Activity>>,
 }
 
 impl Guarded {
-    /// Takes the next piece of what is left.
+    /// Takes the next piece of the rest.
     fn piece(&mut self) -> Bytes {
         let piece = self.rest.split_to(self.rest.len().min(PIECE));
         let lease = if self.rest.is_empty() { self.rest_lease.take() } else { self.rest_lease.clone() };
@@ -176,8 +181,8 @@ impl hyper::body::Body for Guarded {
                 None if data.len() <= UNCOUNTED => None,
                 None => match budgets().queues.lease(data.len()) {
                     Some(lease) => Some(Arc::new(lease)),
-                    // The client resumes.
-                    None => return Poll::Ready(Some(Err(axum::Error::new(NoRoom)))),
+                    // The stream fails, and the client resumes.
+                    None => return Poll::Ready(Some(Err(axum::Error::new(BudgetExhausted)))),
                 },
             };
             this.rest = data;
@@ -200,5 +205,5 @@ impl hyper::body::Body for Guarded {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the memory for streams is used up")]
-struct NoRoom;
+#[error("the memory budget for streams is used up")]
+struct BudgetExhausted;

@@ -1,4 +1,4 @@
-//! Reading a request body within its size, its time and the memory that there is, and no further.
+//! Reads a request body within limits of size, time and available memory.
 
 use std::{
     future::poll_fn,
@@ -16,20 +16,22 @@ use hyper::body::Body as _;
 use super::{code::Code, problem::Problem};
 use crate::platform::memory::{Lease, budgets};
 
-/// The part of a body that draws from the budget for small ones. Large bodies, however slow, leave that room to others.
+/// First bytes of each body, which draw from the budget for small bodies. The rest of a large body,
+/// however slow, does not use up that budget.
 const SMALL: usize = 16 << 10;
-/// A body that came with its head, up to this size, is in its connection's own buffer and not counted.
+/// Largest body that is not counted if it arrived with its head, in bytes: it is in its
+/// connection's own buffer.
 const UNCOUNTED: usize = 8 << 10;
 
 /// Bounds on a request body.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub max_bytes: usize,
-    /// For the whole body, from its first byte asked for.
+    /// Time limit of the whole body, from the first read on.
     pub timeout: Duration,
 }
 
-/// What a body takes of the memory budgets.
+/// Leases that a body holds on the memory budgets.
 #[derive(Default)]
 pub struct Footprint {
     small: Option<Lease>,
@@ -37,7 +39,7 @@ pub struct Footprint {
 }
 
 impl Footprint {
-    /// Takes as much as this many bytes need, where it has less. 503 when there is no more.
+    /// Extends the leases to this many bytes, if they cover less. 503 when a budget is used up.
     pub fn cover(&mut self, bytes: usize) -> Result<(), Problem> {
         let small = bytes.min(SMALL);
         let parts = [
@@ -54,14 +56,17 @@ impl Footprint {
                 }
             };
             if !covered {
-                return Err(Problem::new(Code::Overloaded, "the memory for request bodies is used up"));
+                return Err(Problem::new(
+                    Code::Overloaded,
+                    "the memory budget for request bodies is used up; retry later",
+                ));
             }
         }
         Ok(())
     }
 }
 
-/// A whole body, with its part of the budgets.
+/// A complete body, with its leases on the budgets.
 pub struct RequestBody {
     bytes: Bytes,
     _footprint: Footprint,
@@ -75,14 +80,14 @@ impl Deref for RequestBody {
     }
 }
 
-/// Reads the whole body. 413 when it is too large, 408 when it takes too long, 400 when it breaks, 503 when there is no
-/// memory for it.
+/// Reads the whole body. Errors: 413 when it is too large, 408 when it takes too long, 400 when the
+/// connection breaks, 503 when there is no memory for it.
 pub async fn read(body: Body, limits: Limits) -> Result<RequestBody, Problem> {
     if body.size_hint().lower() > limits.max_bytes as u64 {
         return Err(too_large(limits.max_bytes));
     }
     let mut reading = pin!(collect(body, limits.max_bytes));
-    if let Some(read) = read_what_came(reading.as_mut()).await {
+    if let Some(read) = read_buffered(reading.as_mut()).await {
         return read;
     }
     tokio::time::timeout(limits.timeout, reading).await.unwrap_or_else(|_| {
@@ -91,15 +96,15 @@ pub async fn read(body: Body, limits: Limits) -> Result<RequestBody, Problem> {
     })
 }
 
-/// The body, when it came with its head: the connection passes it on before it waits for more, so two
-/// looks are enough to tell. A timer costs more than such a body does.
-async fn read_what_came<F: Future>(mut reading: Pin<&mut F>) -> Option<F::Output> {
-    let mut looked = false;
+/// Returns the body if it arrived with its head. The connection passes it on before it waits for
+/// more, so two polls are enough to decide. A timer costs more than such a body.
+async fn read_buffered<F: Future>(mut reading: Pin<&mut F>) -> Option<F::Output> {
+    let mut polled = false;
     poll_fn(|cx| match reading.as_mut().poll(cx) {
         Poll::Ready(read) => Poll::Ready(Some(read)),
-        Poll::Pending if looked => Poll::Ready(None),
+        Poll::Pending if polled => Poll::Ready(None),
         Poll::Pending => {
-            looked = true;
+            polled = true;
             cx.waker().wake_by_ref();
             Poll::Pending
         }
@@ -129,7 +134,8 @@ async fn collect(mut body: Body, max_bytes: usize) -> Result<RequestBody, Proble
                 let earlier = earlier.unwrap_or_default();
                 let needed = joined.len() + earlier.len() + data.len();
                 if needed > joined.capacity() {
-                    // As much again each time, so that bytes are copied once or twice and not once for each frame.
+                    // Double the capacity, so that bytes are copied once or twice and not once per
+                    // frame.
                     let capacity = (2 * joined.capacity()).max(needed).min(max_bytes);
                     footprint.cover(joined.capacity() + capacity)?;
                     joined.reserve(capacity - joined.len());
@@ -143,7 +149,7 @@ async fn collect(mut body: Body, max_bytes: usize) -> Result<RequestBody, Proble
     Ok(RequestBody { bytes, _footprint: footprint })
 }
 
-/// The answer to a body over the limit.
+/// Returns the error for a body, or a record of a stream, over the limit.
 pub fn too_large(max_bytes: usize) -> Problem {
-    Problem::new(Code::BodyTooLarge, format!("the limit is {max_bytes} bytes"))
+    Problem::new(Code::BodyTooLarge, format!("the body or record is larger than {max_bytes} bytes; send a smaller one"))
 }

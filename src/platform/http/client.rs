@@ -1,7 +1,8 @@
-//! Whose request it is: the address of the client, through proxies that are trusted.
+//! Determines the address of a request's client, through trusted proxies.
 //!
-//! Anybody can write `X-Forwarded-For`. What a trusted proxy appended to it is true; so it is read from its end,
-//! and the first address that is no trusted proxy is the client's. What stands before that is what the client says.
+//! Anybody can send `X-Forwarded-For`, but what a trusted proxy appended to it is true. So it is
+//! read from its end, and the first address that is not a trusted proxy is the client's. Entries
+//! before that one are the client's own claims.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -17,27 +18,27 @@ use super::config::Config;
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Where proxies say whom they speak for.
+/// Header in which proxies name the client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ForwardedHeader {
     /// `X-Forwarded-For`.
     #[default]
     XForwardedFor,
-    /// `Forwarded`, as RFC 7239 has it.
+    /// `Forwarded`, as defined by RFC 7239.
     Forwarded,
 }
 
-/// Put on requests by the connection they come over.
+/// Address of the client, attached to each request by its connection.
 #[derive(Debug, Clone, Copy)]
 pub struct ClientAddress(pub IpAddr);
 
-/// The entry of `http.trusted_proxies` that is no network.
+/// Entry of `http.trusted_proxies` that is not a network.
 #[derive(Debug, thiserror::Error)]
 #[error("`http.trusted_proxies`: `{0}` is neither a network such as `10.0.0.0/8` nor an address")]
 pub struct NoNetwork(String);
 
-/// Those that are believed. Cheap to clone.
+/// The trusted proxies, and the header that they write. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Proxies {
     trusted: Arc<[IpNet]>,
@@ -54,7 +55,7 @@ impl Proxies {
         Ok(Self { trusted, header: config.forwarded_header })
     }
 
-    /// The client of a request that came from this peer.
+    /// Returns the client's address of a request that came from this peer.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = peer.to_canonical();
         if !self.trusts(client) {
@@ -71,7 +72,7 @@ impl Proxies {
                 ForwardedHeader::XForwardedFor => entry.trim(),
                 ForwardedHeader::Forwarded => forwarded_for(entry),
             };
-            // Whatever stands before something unreadable was not said by anybody who is trusted.
+            // Entries before an unreadable one were not written by a trusted proxy.
             let Some(before) = address(node) else { break };
             client = before;
             if !self.trusts(client) {
@@ -86,21 +87,22 @@ impl Proxies {
     }
 }
 
-/// The `for` of one element of `Forwarded`; empty where there is none.
+/// Returns the `for` of one element of `Forwarded`; empty if there is none.
 fn forwarded_for(element: &str) -> &str {
     let pairs = element.split(';').filter_map(|pair| pair.split_once('='));
     let node = pairs.filter(|(name, _)| name.trim().eq_ignore_ascii_case("for")).map(|(_, node)| node.trim()).next();
     node.unwrap_or_default().trim_matches('"')
 }
 
-/// An address, with or without a port.
+/// Parses an address with or without a port.
 fn address(node: &str) -> Option<IpAddr> {
     let bare = || node.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::from);
     let parsed = node.parse().ok().or_else(|| node.parse().ok().map(|with_port: SocketAddr| with_port.ip()));
     parsed.or_else(bare).map(|address| address.to_canonical())
 }
 
-/// What one client has for itself: an address, or for IPv6 the /64 that is given to a customer.
+/// Returns the network of one client: its address for IPv4, and for IPv6 the /64 that a provider
+/// gives to a customer.
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -136,7 +138,7 @@ mod tests {
             ("10.1.1.1", &[], "10.1.1.1"),
             ("10.1.1.1", &["203.0.113.9"], "203.0.113.9"),
             ("::ffff:10.1.1.1", &["203.0.113.9"], "203.0.113.9"),
-            // What the client wrote itself stands before what the proxy appended.
+            // The client's own entries come before those that the proxy appended.
             ("10.1.1.1", &["1.2.3.4, 203.0.113.9"], "203.0.113.9"),
             ("10.1.1.1", &["1.2.3.4", "203.0.113.9, 192.0.2.7", "10.2.2.2"], "203.0.113.9"),
             ("10.1.1.1", &["1.2.3.4, nonsense"], "10.1.1.1"),
@@ -161,7 +163,7 @@ mod tests {
             ("for=1.2.3.4, for=unknown", "10.1.1.1"),
             ("for=1.2.3.4, proto=https", "10.1.1.1"),
             (r#"for="[2001:db8::5]""#, "2001:db8::5"),
-            // Quotes that hold the separator hide nothing: what is cut off is unreadable.
+            // A quoted separator does not hide an address: the part that is cut off is unreadable.
             (r#"for="1.2.3.4, for=x""#, "10.1.1.1"),
         ] {
             assert_eq!(client(ForwardedHeader::Forwarded, "10.1.1.1", &[("forwarded", line)]), wanted, "{line}");
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_customer_of_ipv6_has_a_network() {
+    fn an_ipv6_client_is_its_64_network() {
         let text = |address: &str| network(address.parse().unwrap()).to_string();
         assert_eq!(text("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
         assert_eq!((text("1.2.3.4"), text("::ffff:1.2.3.4")), ("1.2.3.4".to_owned(), "1.2.3.4".to_owned()));

@@ -1,4 +1,4 @@
-//! The stable words that errors carry, one table for the answer and for docs/errors.md.
+//! Stable error codes, in one table for the answers and for docs/errors.md.
 
 use axum::http::StatusCode;
 
@@ -12,22 +12,22 @@ macro_rules! codes {
             /// Every code, in the order of the docs.
             pub const ALL: &'static [Code] = &[$(Code::$name,)*];
 
-            /// The word clients match on.
+            /// Returns the word that clients match on.
             pub const fn word(self) -> &'static str {
                 match self { $(Code::$name => $word,)* }
             }
 
-            /// The status it is answered with.
+            /// Returns the status of the answer.
             pub const fn status(self) -> StatusCode {
                 match self { $(Code::$name => StatusCode::$status,)* }
             }
 
-            /// A short summary that is the same for every occurrence.
+            /// Returns a short summary, the same for every occurrence.
             pub const fn title(self) -> &'static str {
                 match self { $(Code::$name => $title,)* }
             }
 
-            /// What it means and what to do, for docs/errors.md.
+            /// Returns the meaning and the remedy, for docs/errors.md.
             pub const fn meaning(self) -> &'static str {
                 match self { $(Code::$name => $meaning,)* }
             }
@@ -37,13 +37,13 @@ macro_rules! codes {
 
 codes! {
     InvalidJson "invalid_json" BAD_REQUEST "The body is not valid JSON"
-        "The body is empty, not UTF-8, not JSON, has raw control characters, a lone surrogate, or more than 128 levels. Correct it; the detail says where.";
+        "The body is empty, not UTF-8 or not JSON, or has raw control characters, a lone surrogate, or more than 128 levels. Correct it; the detail says where.";
     InvalidRequest "invalid_request" BAD_REQUEST "The request is malformed"
-        "A field is missing or of the wrong type, or a parameter or header cannot be read. The detail names it.";
+        "A field is missing or has the wrong type, or a parameter or header cannot be parsed. The detail names it.";
     InvalidBody "invalid_body" BAD_REQUEST "The body could not be read"
-        "The connection broke or the chunked encoding was wrong while the body was read. Nothing was written; send it again.";
-    TopicForbidden "topic_forbidden" FORBIDDEN "The topic may not be written to"
-        "The topic is internal to postrider or Kafka, or not in `gateway.topics.allow`.";
+        "The connection broke, or the chunked encoding was invalid, while the body was read. Nothing was written; send the request again.";
+    TopicForbidden "topic_forbidden" FORBIDDEN "Writing to the topic is not allowed"
+        "The topic is internal to postrider or Kafka, or is not in `gateway.topics.allow`.";
     OriginForbidden "origin_forbidden" FORBIDDEN "Pages of this origin may not connect"
         "The request's `Origin` is not in `messages.allowed_origins`.";
     NotFound "not_found" NOT_FOUND "Not found"
@@ -53,56 +53,56 @@ codes! {
     PostNotFound "post_not_found" NOT_FOUND "The post does not exist"
         "There is no post with this id, or it was deleted.";
     UnknownTopic "unknown_topic" NOT_FOUND "The topic does not exist"
-        "Kafka has no such topic and none is made by itself. Create it, or turn on `gateway.auto_create_topics` where the broker allows that.";
+        "Kafka has no such topic, and it is not created automatically. Create it, or turn on `gateway.auto_create_topics` if the broker allows that.";
     MethodNotAllowed "method_not_allowed" METHOD_NOT_ALLOWED "The method is not allowed here"
-        "The path exists but not with this method; the `Allow` header lists those that do.";
+        "The path exists, but not with this method; the `Allow` header lists the allowed methods.";
     BeingErased "being_erased" CONFLICT "The account is being erased"
-        "Until everything of this account is gone, nothing is written for it. Try again in a while; what is written then is of a new account.";
+        "Nothing is written for this account until all of its data is deleted. Retry later; anything written then belongs to a new account.";
     RequestTimeout "request_timeout" REQUEST_TIMEOUT "The body took too long to arrive"
         "The body was not complete within `http.body_timeout_ms`. Nothing was written.";
     BodyTooLarge "body_too_large" PAYLOAD_TOO_LARGE "The body is too large"
-        "The body, or one record of a stream, is over `http.max_body_bytes`, or the record is over the broker's `message.max.bytes`. Nothing was written.";
+        "The body, or one record of a stream, is larger than `http.max_body_bytes`, or the record is larger than the broker's `message.max.bytes`. Nothing was written; send less.";
     UnsupportedMediaType "unsupported_media_type" UNSUPPORTED_MEDIA_TYPE "The content type is not supported"
-        "Send `application/json` (or, where a route says so, `application/x-ndjson`).";
+        "Send `application/json`, or `application/x-ndjson` if the route accepts it.";
     InvalidField "invalid_field" UNPROCESSABLE_ENTITY "A field breaks a rule"
         "The request is well-formed, but a field is outside its limits. The detail names the field and the limit.";
     ScanInProgress "scan_in_progress" TOO_MANY_REQUESTS "Another request is reading the dead letters"
         "A process reads dead-letter topics for one request at a time. Retry after `Retry-After` seconds.";
     TooManyConnections "too_many_connections" TOO_MANY_REQUESTS "This receiver or address has too many connections"
-        "A receiver may have `messages.max_connections_per_receiver` open connections and streams in a process, and a client's address `messages.max_connections_per_address`; the detail says which. Close one, or retry after `Retry-After` seconds.";
+        "A receiver may have `messages.max_connections_per_receiver` open connections and streams in a process, and a client's address may have `messages.max_connections_per_address`; the detail says which limit is reached. Close a connection, or retry after `Retry-After` seconds.";
     Overloaded "overloaded" SERVICE_UNAVAILABLE "Too many writes are in flight"
-        "The producer's bound on records or bytes in flight is reached. Nothing was written; retry after `Retry-After` seconds.";
+        "The producer's limit on records or bytes in flight is reached. Nothing was written; retry after `Retry-After` seconds.";
     KafkaUnavailable "kafka_unavailable" SERVICE_UNAVAILABLE "Kafka cannot be reached"
-        "No broker answers, or our topics are not there as they must be. The write was refused before it was handed to Kafka's client: it appears nowhere. Retry after `Retry-After` seconds.";
+        "No broker answers, or postrider's topics do not exist as required. The write was refused before it reached Kafka's client, so it is not stored. Retry after `Retry-After` seconds.";
     OutcomeUnknown "outcome_unknown" SERVICE_UNAVAILABLE "It is unknown whether the write was stored"
-        "The write was handed over and not confirmed in time. It may or may not be stored; a retry with the same `Idempotency-Key` is safe.";
-    KafkaRejected "kafka_rejected" SERVICE_UNAVAILABLE "Kafka refused the write"
-        "The broker refused the record for a reason of its own (authorization, too few in-sync replicas, a full disk). The detail has its words. The record was not stored.";
+        "The write was sent but not confirmed in time. It may or may not be stored; a retry with the same `Idempotency-Key` is safe.";
+    KafkaRejected "kafka_rejected" SERVICE_UNAVAILABLE "Kafka rejected the write"
+        "The broker rejected the record, for example because of authorization, too few in-sync replicas, or a full disk. The detail has the broker's message. The record was not stored.";
     ScanTimeout "scan_timeout" SERVICE_UNAVAILABLE "The dead letters could not be read in time"
-        "Reading the topics took longer than `dlq.scan_timeout_ms`. Nothing, or only a part, was changed, and doing it again is safe. Narrow the filter, or use `postrider dlq`, which takes its time.";
+        "Reading the topics took longer than `dlq.scan_timeout_ms`. Nothing, or only a part, was changed; a retry is safe. Narrow the filter, or use `postrider dlq`, which may take longer.";
     RedisUnavailable "redis_unavailable" SERVICE_UNAVAILABLE "Redis cannot be reached"
         "The view cannot be read at the moment. Writes are not affected. Retry after `Retry-After` seconds.";
     PostgresUnavailable "postgres_unavailable" SERVICE_UNAVAILABLE "Postgres cannot be reached"
-        "What is stored there cannot be read at the moment, or `postgres.url` is not set. Writes to Kafka are not affected. Retry after `Retry-After` seconds.";
+        "Data in Postgres cannot be read at the moment, or `postgres.url` is not set. Writes to Kafka are not affected. Retry after `Retry-After` seconds.";
     TooManyStreams "too_many_streams" SERVICE_UNAVAILABLE "Too many live streams are open"
-        "This process has as many open live streams as its configuration allows. Retry after `Retry-After` seconds; another process may have room.";
+        "This process has as many open live streams as its configuration allows. Retry after `Retry-After` seconds; another process may accept the stream.";
     TooManyReads "too_many_reads" SERVICE_UNAVAILABLE "Too many reads wait for Postgres"
-        "Feeds that Redis does not have are read from Postgres, `feed.max_postgres_reads` at a time, and this one waited three seconds for its turn. Retry after `Retry-After` seconds.";
+        "Feeds that are not in Redis are read from Postgres, `feed.max_postgres_reads` at a time, and this read waited three seconds for its turn. Retry after `Retry-After` seconds.";
     TooManyReceivers "too_many_receivers" SERVICE_UNAVAILABLE "Too many receivers have messages"
-        "As many receivers as `messages.max_receivers` allows have had a message, and this one has not. Nothing was stored. Messages to receivers that have had one are taken. Retry after `Retry-After` seconds.";
-    TooManyIdempotencyKeys "too_many_idempotency_keys" SERVICE_UNAVAILABLE "Too many idempotency keys are remembered"
-        "As many writes with an `Idempotency-Key` as `kv.max_idempotency_ids` allows are remembered, each for 36 hours. Nothing was stored. A retry of a write that is remembered is taken all the same, and so is a write without the header. Retry after `Retry-After` seconds.";
-    OutboxFull "outbox_full" SERVICE_UNAVAILABLE "Too much waits for Kafka"
-        "Posts and follows are stored in Postgres with an event for Kafka, and as many events wait there as `outbox.max_rows` or `outbox.max_bytes` allow; or an event of this author cannot be sent, and `outbox.max_quarantined_rows_per_key` others wait behind it. Nothing was stored; retry after `Retry-After` seconds.";
+        "The number of receivers that have had a message has reached `messages.max_receivers`, and this receiver is not one of them. Nothing was stored. Messages to the other receivers are still accepted. Retry after `Retry-After` seconds.";
+    TooManyIdempotencyKeys "too_many_idempotency_keys" SERVICE_UNAVAILABLE "Too many idempotency keys are stored"
+        "The number of writes whose `Idempotency-Key` is stored, each for 36 hours, has reached `kv.max_idempotency_ids`. Nothing was stored. Retries of those writes are still accepted, and so are writes without the header. Retry after `Retry-After` seconds.";
+    OutboxFull "outbox_full" SERVICE_UNAVAILABLE "Too many events wait for Kafka"
+        "Posts and follows are stored in Postgres with an event for Kafka, and the waiting events have reached `outbox.max_rows` or `outbox.max_bytes`. Or an event of this author cannot be sent, and `outbox.max_quarantined_rows_per_key` others wait behind it. Nothing was stored; retry after `Retry-After` seconds.";
     Rebuilding "rebuilding" SERVICE_UNAVAILABLE "The view is being rebuilt"
-        "Redis has lost data, or the processor has not filled it yet. Until the view is complete nobody can say whether this key exists. Retry after `Retry-After` seconds.";
+        "Redis has lost data, or the processor has not filled it yet. Until the view is complete, it is unknown whether this key exists. Retry after `Retry-After` seconds.";
     NotYetVisible "not_yet_visible" GATEWAY_TIMEOUT "The awaited write is not visible yet"
-        "The write named by `Postrider-After` did not reach the view within the wait. It is not lost; ask again.";
-    Internal "internal" INTERNAL_SERVER_ERROR "Something went wrong here"
-        "A bug or an unforeseen fault; the log has it under the request id.";
+        "The write named by `Postrider-After` did not reach the view within the wait. It is not lost; retry the read.";
+    Internal "internal" INTERNAL_SERVER_ERROR "Internal error"
+        "A bug or an unforeseen fault; the log has the details under the request id.";
 }
 
-/// The table of docs/errors.md.
+/// Returns the table of docs/errors.md.
 pub fn markdown_table() -> String {
     let mut table = "| code | status | meaning and remedy |\n| --- | --- | --- |\n".to_owned();
     for code in Code::ALL {

@@ -7,27 +7,31 @@ use serde::{Deserialize, Serialize};
 
 use super::{body::Limits, client::ForwardedHeader};
 
-/// The listener that clients reach.
+/// The HTTP listener for clients.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Addresses the API listens on, each `host:port`, or `:port` for all of them; port 0 picks a free one.
+    /// Addresses of the API, each `host:port`, or `:port` for all addresses of the host; port 0
+    /// picks a free one.
     pub listen: Vec<String>,
-    /// Largest body, and largest record of a stream, in bytes. Larger ones are answered 413.
+    /// Largest body, and largest record of a stream, in bytes; a larger one gets 413.
     pub max_body_bytes: usize,
-    /// Time for a whole body to arrive, in milliseconds; then 408.
+    /// Time limit for a whole body to arrive, in milliseconds; after it, the answer is 408.
     pub body_timeout_ms: u64,
-    /// Time for a request's head to arrive, in milliseconds; then the connection is closed.
+    /// Time limit for a request's head to arrive, in milliseconds; after it, the connection is
+    /// closed.
     pub header_timeout_ms: u64,
     /// Time after which a connection without a request is closed, in milliseconds.
     pub idle_timeout_ms: u64,
-    /// Time for which a client may take nothing of an answer, in milliseconds; then the connection is cut.
+    /// Longest time that a client may read nothing of an answer, in milliseconds; after it, the
+    /// connection is closed.
     pub write_timeout_ms: u64,
-    /// Open connections at most; further ones are closed as they come, and counted.
+    /// Maximum number of open connections; further ones are closed at once, and counted.
     pub max_connections: usize,
-    /// Networks of proxies, such as `10.0.0.0/8`, that are believed about whom they speak for.
+    /// Networks of trusted proxies, such as `10.0.0.0/8`. The client's address is read from the
+    /// header that they send.
     pub trusted_proxies: Vec<String>,
-    /// The header that they say it in.
+    /// Header in which trusted proxies name the client.
     pub forwarded_header: ForwardedHeader,
 }
 
@@ -48,7 +52,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The bounds on a whole body.
+    /// Returns the limits of a whole body.
     pub fn limits(&self) -> Limits {
         Limits { max_bytes: self.max_body_bytes, timeout: Duration::from_millis(self.body_timeout_ms) }
     }

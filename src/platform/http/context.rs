@@ -1,4 +1,4 @@
-//! What every request carries: its id, its trace, and its idempotency key.
+//! Context of a request: its id, its trace, and its idempotency key.
 
 use std::{convert::Infallible, net::IpAddr};
 
@@ -19,21 +19,21 @@ static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Longest request id or idempotency key, in bytes.
 const MAX_ID_BYTES: usize = 255;
 
-/// Who writes, until there is authentication.
+/// Principal of all writes until there is authentication.
 pub const ANONYMOUS: &str = "anonymous";
 
-/// The namespace of event ids derived from idempotency keys.
+/// Namespace of the event ids derived from idempotency keys.
 const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x6f1c_70f2_5d1b_5c0e_9a40_7e3a_1d2b_9c55);
 
-/// Taken by handlers as an extractor; made by the outer layer.
+/// Context of a request. The outer layer creates it, and handlers take it as an extractor.
 #[derive(Debug, Clone)]
 pub struct RequestContext {
     pub request_id: HeaderValue,
-    /// The server's own span in the caller's trace, or in a new one.
+    /// Span of the server in the caller's trace, or in a new one.
     pub trace: TraceContext,
-    /// What `trace` is a child of, when the caller sent one.
+    /// Parent of `trace`, if the caller sent one.
     pub parent: Option<TraceContext>,
-    /// Whose request it is; not known on short cuts.
+    /// Address of the client; unknown on shortcuts.
     pub client: Option<IpAddr>,
     idempotency_key: Option<HeaderValue>,
 }
@@ -55,28 +55,29 @@ impl RequestContext {
         }
     }
 
-    /// Refuses a key that no event id can be derived from, before any part of the request is written.
+    /// Rejects a key that no event id can be derived from, before any part of the request is
+    /// written.
     pub fn check_idempotency_key(&self) -> Result<(), Problem> {
         match &self.idempotency_key {
             Some(key) if key.is_empty() || key.len() > MAX_ID_BYTES => {
-                let detail = format!("Idempotency-Key must have 1 to {MAX_ID_BYTES} bytes");
+                let detail = format!("`Idempotency-Key` must have 1 to {MAX_ID_BYTES} bytes (got {})", key.len());
                 Err(Problem::new(Code::InvalidRequest, detail))
             }
             _ => Ok(()),
         }
     }
 
-    /// Whether a retry of this request can be told.
+    /// Returns whether a retry of this request can be recognized.
     pub fn has_idempotency_key(&self) -> bool {
         self.idempotency_key.is_some()
     }
 
-    /// Returns the id of the event that this request writes. With an idempotency key it is derived from the key, the
-    /// principal, the route and the content, so that a retry writes the same event, and requests that differ write
-    /// different ones although they share a key. Without a key it is new.
+    /// Returns the id of the event that this request writes. With an idempotency key it is derived
+    /// from the key, the principal, the route and the content: a retry writes the same event, and
+    /// different requests with the same key write different events. Without a key it is new.
     ///
-    /// `part` tells the records of one request apart. `content` is what was asked for: the body, and what the path and
-    /// the query say.
+    /// `part` distinguishes the records of one request. `content` is the content of the request:
+    /// the body, and the values in the path and the query.
     pub fn event_id(
         &self,
         principal: &str,
@@ -99,7 +100,8 @@ impl RequestContext {
     }
 }
 
-/// Returns the SHA-256 of several pieces, each with its length, so that they cannot be mistaken for others.
+/// Returns the SHA-256 of several pieces. Each is hashed with its length, so that the same bytes
+/// split differently give a different digest.
 pub fn digest(pieces: &[&[u8]]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for piece in pieces {
@@ -123,20 +125,25 @@ impl<S: Sync> FromRequestParts<S> for RequestContext {
     }
 }
 
-/// What HTTP clients send when nobody told them what the body is, curl's `-d` among them. The
-/// services before us never looked, so such a body is taken for what the route takes first.
-const UNSAID: &str = "application/x-www-form-urlencoded";
+/// Content type that HTTP clients, such as curl with `-d`, send if the caller gives none. The
+/// services before postrider ignored it, so such a body counts as the first type that the route
+/// accepts.
+const CLIENT_DEFAULT: &str = "application/x-www-form-urlencoded";
 
-/// 415 unless the content type is one of those given; a missing one is taken for the first.
+/// Returns the content type if it is one of `accepted`, and 415 otherwise; a missing one counts as
+/// the first.
 pub fn require_content_type(headers: &HeaderMap, accepted: &[&'static str]) -> Result<&'static str, Problem> {
     let fallback = accepted.first().copied().unwrap_or("application/json");
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(fallback) };
     let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    if essence.eq_ignore_ascii_case(UNSAID) {
+    if essence.eq_ignore_ascii_case(CLIENT_DEFAULT) {
         return Ok(fallback);
     }
     accepted.iter().copied().find(|known| essence.eq_ignore_ascii_case(known)).ok_or_else(|| {
-        Problem::new(Code::UnsupportedMediaType, format!("`{essence}` is not one of {}", accepted.join(", ")))
+        Problem::new(
+            Code::UnsupportedMediaType,
+            format!("content type `{essence}` is not supported; send {}", accepted.join(" or ")),
+        )
     })
 }
 

@@ -1,5 +1,5 @@
-//! JSON as clients wrote it: strict validation of a body, and minifying that keeps key order and
-//! the spelling of numbers.
+//! JSON as clients wrote it: strict validation of a body, and minifying that preserves key order
+//! and the spelling of numbers.
 
 use std::borrow::Cow;
 
@@ -7,10 +7,10 @@ use serde::Deserialize;
 
 use super::{code::Code, problem::Problem};
 
-/// Levels of nesting that are accepted (contracts.md).
+/// Maximum number of levels of nesting (contracts.md).
 pub const MAX_DEPTH: usize = 128;
 
-/// Why a body is refused before it is parsed.
+/// Reasons to refuse a body before it is parsed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     #[error("the body is empty")]
@@ -24,7 +24,7 @@ pub enum Fault {
 }
 
 /// Checks what serde_json does not check in values that it skips: UTF-8, surrogate pairs, depth.
-/// The grammar itself is serde_json's to judge.
+/// serde_json checks the grammar.
 pub fn check(body: &[u8]) -> Result<&str, Fault> {
     let text = std::str::from_utf8(body).map_err(|error| Fault::NotUtf8(error.valid_up_to()))?;
     let mut depth = 0_usize;
@@ -46,7 +46,7 @@ pub fn check(body: &[u8]) -> Result<&str, Fault> {
     if text.trim_ascii().is_empty() { Err(Fault::Empty) } else { Ok(text) }
 }
 
-/// Returns the position of the closing quote, or of the end where there is none.
+/// Returns the position of the closing quote, or of the end of the body if there is none.
 fn check_string(body: &[u8], mut at: usize) -> Result<usize, Fault> {
     while let Some(&byte) = body.get(at) {
         match byte {
@@ -70,13 +70,13 @@ fn check_string(body: &[u8], mut at: usize) -> Result<usize, Fault> {
     Ok(at)
 }
 
-/// The value of the `\uXXXX` at this place, if there is one.
+/// Returns the value of the `\uXXXX` at this position, if there is one.
 fn code_unit(body: &[u8], at: usize) -> Option<u32> {
     let digits = body.get(at..at + 6)?.strip_prefix(b"\\u")?;
     u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// Validates and deserializes a body in one go, borrowing from it.
+/// Validates and deserializes a body in one step, borrowing from it.
 pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     let text = check(body).map_err(|fault| Problem::new(Code::InvalidJson, fault.to_string()))?;
     serde_json::from_str(text).map_err(|error| {
@@ -85,19 +85,19 @@ pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     })
 }
 
-/// The same for a body that must be an object: serde takes an array for a struct as well, its
-/// elements for the fields in order.
+/// Like [`parse`], for a body that must be an object: serde also accepts an array for a struct,
+/// with its elements as the fields in order.
 pub fn parse_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     match body.trim_ascii_start().first() {
         None | Some(b'{') => parse(body),
         Some(_) => {
             parse::<serde::de::IgnoredAny>(body)?;
-            Err(Problem::new(Code::InvalidRequest, "a JSON object is expected"))
+            Err(Problem::new(Code::InvalidRequest, "the body must be a JSON object"))
         }
     }
 }
 
-/// Removes insignificant whitespace from a value that is known to be valid JSON.
+/// Removes insignificant whitespace from a value, which must be valid JSON.
 pub fn minify(value: &str) -> Cow<'_, str> {
     let bytes = value.as_bytes();
     let Some(first) = next_whitespace(bytes, 0) else { return Cow::Borrowed(value) };
@@ -112,7 +112,7 @@ pub fn minify(value: &str) -> Cow<'_, str> {
     Cow::Owned(kept)
 }
 
-/// The next whitespace outside a string; `at` itself is outside one.
+/// Returns the next whitespace outside a string; `at` itself must be outside one.
 fn next_whitespace(bytes: &[u8], mut at: usize) -> Option<usize> {
     let mut inside = false;
     while let Some(&byte) = bytes.get(at) {
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_object_is_an_object() {
+    fn parse_object_accepts_objects_only() {
         #[derive(Debug, Deserialize)]
         struct Pair {
             a: u8,
@@ -239,7 +239,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_judged_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn no_bytes_cause_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse::<Value>(&bytes);
         }
     }

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::platform::trace_context::{self, TraceContext};
 
-/// Wraps a router's routes and fallback.
+/// Layer around a router's routes and fallback.
 #[derive(Clone, Default)]
 pub struct OuterLayer {
     red: Arc<Red>,
@@ -42,7 +42,7 @@ impl<S> Layer<S> for OuterLayer {
     }
 }
 
-/// See [`OuterLayer`].
+/// Service of [`OuterLayer`].
 #[derive(Clone)]
 pub struct Outer<S> {
     inner: S,
@@ -71,7 +71,7 @@ where
 }
 
 pin_project! {
-    /// The answer to come, within the request's span and behind a guard against panics.
+    /// Pending answer, within the request's span and guarded against panics.
     pub struct Answering<F> {
         #[pin]
         inner: F,
@@ -100,13 +100,13 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for Answerin
             Ok(Poll::Ready(Err(never))) => match never {},
             Err(_) => None,
         };
-        // Never polled again once it was ready.
+        // The future is never polled again after it was ready.
         let Some(seen) = this.seen.take() else { return Poll::Pending };
         Poll::Ready(Ok(seen.finish(answer)))
     }
 }
 
-/// Which route a request is for.
+/// Route of a request.
 pub(super) enum Route {
     Matched(MatchedPath),
     Known(&'static str),
@@ -123,7 +123,7 @@ impl Route {
     }
 }
 
-/// What is kept of a request until its answer.
+/// State of a request that is kept until its answer.
 pub(super) struct Seen {
     started: Instant,
     route: Route,
@@ -137,7 +137,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// Counts the request, and makes its context.
+    /// Counts the request, and creates its context.
     pub(super) fn new(request: &Request, route: Route, red: &Arc<Red>) -> (Self, RequestContext) {
         let started = Instant::now();
         let mut context = RequestContext::from_headers(request.headers());
@@ -158,8 +158,8 @@ impl Seen {
         (seen, context)
     }
 
-    /// Renders problems, adds the headers that every answer has, and measures. Without an answer
-    /// the handler panicked.
+    /// Renders problems, adds the headers that every answer has, and records metrics. `None` means
+    /// that the handler panicked.
     fn finish(self, answer: Option<Response<Body>>) -> Response<Body> {
         let mut response = match answer {
             Some(response) => self.with_problem(response),
@@ -181,8 +181,8 @@ impl Seen {
     fn panicked(&self) -> Response<Body> {
         let (request_id, path) = (self.request_id.to_str().unwrap_or_default(), self.uri.path());
         let client = self.client.map(tracing::field::display);
-        tracing::error!(request.id = request_id, http.path = path, client.address = client, "a handler panicked");
-        Problem::new(Code::Internal, "a handler failed; the log has the request id").respond(Some(path))
+        tracing::error!(request.id = request_id, http.path = path, client.address = client, "handler panicked");
+        Problem::new(Code::Internal, "the handler failed; look for the request id in the log").respond(Some(path))
     }
 
     fn with_problem(&self, response: Response<Body>) -> Response<Body> {
@@ -195,7 +195,7 @@ impl Seen {
     }
 }
 
-/// Opens the server span and makes it the parent of what the request causes.
+/// Opens the server span and makes it the parent of everything that the request causes.
 fn open_span(request: &Request, route: &str, context: &mut RequestContext) -> tracing::Span {
     let span = tracing::info_span!(
         "request",
@@ -222,9 +222,9 @@ fn render_problem(mut response: Response<Body>, status: StatusCode, seen: &Seen)
         Some(problem) => problem,
         None if response.headers().contains_key(header::CONTENT_TYPE) => return response,
         None if status == StatusCode::METHOD_NOT_ALLOWED => {
-            Problem::new(Code::MethodNotAllowed, format!("{} is not a method of {path}", seen.method))
+            Problem::new(Code::MethodNotAllowed, format!("method {} is not allowed for {path}", seen.method))
         }
-        None if status == StatusCode::NOT_FOUND => Problem::new(Code::NotFound, format!("{path} is not a route")),
+        None if status == StatusCode::NOT_FOUND => Problem::new(Code::NotFound, format!("there is no route {path}")),
         None => return response,
     };
     if status.is_server_error() {
@@ -234,7 +234,7 @@ fn render_problem(mut response: Response<Body>, status: StatusCode, seen: &Seen)
             request.id = request_id,
             error.code = code,
             client.address = client,
-            "refused: {}",
+            "request refused: {}",
             problem.detail
         );
     }

@@ -1,8 +1,8 @@
-//! Closing without losing the answer.
+//! Closes a connection without losing the answer.
 //!
-//! An answer may come before its request was read to the end, as with a body that is too large.
-//! Closing a socket that holds unread bytes resets it, and the reset can overtake the answer; so what
-//! the peer still sends is read and thrown away for a while first.
+//! An answer may be sent before its request was read to the end, for example when the body is too
+//! large. Closing a socket with unread bytes resets the connection, and the reset can overtake the
+//! answer. So the bytes that the peer still sends are first read and discarded for a while.
 
 use std::{
     pin::Pin,
@@ -16,12 +16,12 @@ use tokio::{
     time::Sleep,
 };
 
-/// For the peer to finish sending, or to read the answer and hang up.
+/// Time for the peer to finish sending, or to read the answer and close.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Thrown away at most, in bytes.
+/// Maximum number of discarded bytes.
 const MAX_DISCARDED: usize = 32 << 20;
 
-/// The end of one connection, after its writing side was shut down.
+/// Closing of one connection, after its write side was shut down.
 #[derive(Default)]
 pub struct Linger {
     patience: Option<Pin<Box<Sleep>>>,
@@ -29,8 +29,8 @@ pub struct Linger {
 }
 
 impl Linger {
-    /// Ready when the socket may be closed. `expecting` says that the peer was in the middle of
-    /// something; otherwise only what has already arrived is looked at.
+    /// Ready when the socket may be closed. `expecting` means that the peer was in the middle of a
+    /// request; otherwise only bytes that have already arrived are read.
     pub fn poll(&mut self, stream: &mut TcpStream, expecting: bool, cx: &mut Context<'_>) -> Poll<()> {
         let mut scratch = [0; 16 << 10];
         while self.discarded < MAX_DISCARDED {

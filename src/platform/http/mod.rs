@@ -1,6 +1,6 @@
-//! HTTP as every room speaks it: problem answers, bodies within bounds, ids, metrics, serving.
+//! HTTP for every capability: problem answers, bounded bodies, ids, metrics, serving.
 //!
-//! One place maps errors, applies limits and adds ids and metrics, so that handlers stay short.
+//! One place maps errors, applies limits, and adds ids and metrics, so that handlers stay short.
 
 mod activity;
 mod answer;

@@ -1,4 +1,4 @@
-//! RFC 9457 problem details: the one shape of every error answer.
+//! RFC 9457 problem details, the format of every error answer.
 
 use axum::{
     body::Body,
@@ -12,16 +12,16 @@ use utoipa::ToSchema;
 use super::code::Code;
 use crate::platform::kafka::SendError;
 
-/// An error answer. Turned into a response in one place; `instance` is filled in there.
+/// An error answer. The outer layer turns it into a response and fills in `instance`.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{}: {detail}", .code.word())]
 pub struct Problem {
     pub code: Code,
     /// A sentence about this occurrence.
     pub detail: String,
-    /// Seconds for `Retry-After`.
+    /// Value of `Retry-After`, in seconds.
     pub retry_after_s: Option<u32>,
-    /// Extension members, where a contract names some.
+    /// Extension members, where a contract defines some.
     pub extensions: Map<String, Value>,
 }
 
@@ -38,7 +38,7 @@ impl Problem {
         self
     }
 
-    /// The JSON object; `instance` is the request's path.
+    /// Returns the JSON object; `instance` is the request's path.
     pub fn to_json(&self, instance: Option<&str>) -> Value {
         let mut object = self.extensions.clone();
         object.insert("type".into(), format!("urn:postrider:error:{}", self.code.word()).into());
@@ -52,7 +52,7 @@ impl Problem {
         Value::Object(object)
     }
 
-    /// The finished response for the request at `instance`.
+    /// Returns the complete response for the request at `instance`.
     pub fn respond(&self, instance: Option<&str>) -> Response<Body> {
         let mut response = Response::new(Body::from(self.to_json(instance).to_string()));
         *response.status_mut() = self.code.status();
@@ -65,7 +65,7 @@ impl Problem {
     }
 }
 
-/// A record for a topic of ours that is not known to be stored.
+/// Converts the error of a record for one of postrider's topics that is not known to be stored.
 impl From<SendError> for Problem {
     fn from(error: SendError) -> Self {
         let code = match &error {
@@ -79,7 +79,8 @@ impl From<SendError> for Problem {
     }
 }
 
-/// Kept in the response's extensions until the outer layer, which knows the path, renders it.
+/// Puts the problem into the response's extensions, until the outer layer, which knows the path,
+/// renders it.
 impl IntoResponse for Problem {
     fn into_response(self) -> Response<Body> {
         let mut response = Response::new(Body::empty());
@@ -89,19 +90,19 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The documented shape of an error answer (RFC 9457).
+/// An error answer (RFC 9457).
 #[derive(Serialize, ToSchema)]
 pub struct ProblemBody {
-    /// `urn:postrider:error:` and the code.
+    /// `urn:postrider:error:` followed by the code.
     pub r#type: String,
-    /// A summary that is the same for every occurrence.
+    /// A summary, the same for every occurrence.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// What happened this time.
+    /// A sentence about this occurrence.
     pub detail: String,
     /// The request's path.
     pub instance: String,
-    /// A stable word; see docs/errors.md.
+    /// The stable error code; see docs/errors.md.
     pub code: String,
 }

@@ -1,11 +1,11 @@
-//! Rate, errors and duration of every route, by OpenTelemetry's names.
+//! Rate, errors and duration of every route, with OpenTelemetry's metric names.
 
 use std::{cell::RefCell, sync::Arc, time::Duration};
 
 use axum::http::Method;
 use metrics::{Gauge, Histogram, gauge, histogram};
 
-/// The histogram of the answers of one route, by method and status.
+/// Histogram of the answers of one route, by method and status.
 struct Answers {
     route: String,
     method: Method,
@@ -14,12 +14,12 @@ struct Answers {
 }
 
 thread_local! {
-    /// Handles by thread, the one used last in front: no lock, and no look-up in the registry. There are as
-    /// many as routes have answers of different kinds.
+    /// Handles of this thread, the last used one first, which avoids a lock and a lookup in the
+    /// registry. There is one per route, method and status.
     static ANSWERS: RefCell<Vec<Answers>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Requests seen.
+/// Gauge of active requests.
 pub struct Red {
     active: Gauge,
 }
@@ -30,7 +30,7 @@ impl Default for Red {
     }
 }
 
-/// Counts a request as active until it is dropped, also when the client goes away.
+/// Counts a request as active until dropped, also if the client disconnects.
 pub struct Active(Arc<Red>);
 
 impl Drop for Active {
@@ -47,7 +47,7 @@ impl Red {
 }
 
 impl Active {
-    /// Counts the answer and how long it took.
+    /// Records the answer and its duration.
     pub fn observe(&self, route: &str, method: &Method, status: u16, took: Duration) {
         let method = known(method);
         ANSWERS.with_borrow_mut(|answers| {
@@ -68,7 +68,8 @@ impl Active {
     }
 }
 
-/// Bounds the label: a client may send any word as a method.
+/// Bounds the values of the label, because a client may send any word as a method; unknown ones
+/// count as `TRACE`.
 fn known(method: &Method) -> Method {
     const KNOWN: [Method; 8] = [
         Method::GET,

@@ -1,4 +1,5 @@
-//! Refusals that several routes share, for their descriptions: `responses((status = 200, …), JsonWrite)`.
+//! Error answers that several routes share, for use in their descriptions, as in
+//! `responses((status = 200, …), JsonWrite)`.
 
 use utoipa::{
     ToSchema,
@@ -7,7 +8,7 @@ use utoipa::{
 
 use super::ProblemBody;
 
-/// Makes types of sets of refusals: statuses, and what each means.
+/// Defines types for sets of error answers: each status, with its meaning.
 macro_rules! refusals {
     ($($(#[$doc:meta])* $visibility:vis $name:ident { $($status:literal: $meaning:literal),+ $(,)? })+) => {$(
         $(#[$doc])*
@@ -24,15 +25,15 @@ macro_rules! refusals {
 pub(crate) use refusals;
 
 refusals! {
-    /// Of routes that read a JSON body.
+    /// Error answers of routes that read a JSON body.
     pub JsonBody { 408: "Body too slow", 413: "Too large", 415: "Not JSON" }
-    /// Of routes that read a JSON body and write it to Kafka or Postgres.
+    /// Error answers of routes that read a JSON body and write it to Kafka or Postgres.
     pub JsonWrite { 408: "Body too slow", 413: "Too large", 415: "Not JSON", 503: "Refused, or outcome unknown" }
-    /// Of routes that read Postgres.
+    /// Error answers of routes that read Postgres.
     pub PostgresRead { 400: "Malformed", 503: "Postgres cannot be reached" }
 }
 
-/// An answer with a problem.
+/// Describes an error answer.
 pub fn refusal(meaning: &str) -> Response {
     let schema = Ref::from_schema_name(ProblemBody::name());
     let content = ContentBuilder::new().schema(Some(schema)).build();

@@ -1,4 +1,4 @@
-//! The accept loops and the connections, from first byte to drained.
+//! Accept loops and connections, from the first byte until they are drained.
 
 use std::{
     borrow::Cow,
@@ -34,7 +34,7 @@ use super::{
 };
 use crate::platform::drain::{Draining, Ending};
 
-/// Binds every address, so that a port that is taken is known before anything starts.
+/// Binds every address, so that a port in use is an error before anything starts.
 pub async fn bind(addresses: &[String]) -> io::Result<Vec<TcpListener>> {
     let mut listeners = Vec::with_capacity(addresses.len());
     for address in addresses {
@@ -46,20 +46,22 @@ pub async fn bind(addresses: &[String]) -> io::Result<Vec<TcpListener>> {
     Ok(listeners)
 }
 
-/// A port alone is that port on every address.
+/// Expands a bare port to that port on every address.
 fn with_host(address: &str) -> Cow<'_, str> {
     if address.starts_with(':') { format!("0.0.0.0{address}").into() } else { address.into() }
 }
 
-/// Who can reach a server.
+/// Clients of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Audience {
     Callers,
-    /// Whoever runs it. Answers do not draw from the memory budgets: they say what is wrong when those are used up.
+    /// Operators of the process. Their answers do not draw from the memory budgets, because they
+    /// report when those are used up.
     Operators,
 }
 
-/// Serves the router, and short cuts past it, until the stop, then lets connections finish what they answer, up to the grace.
+/// Serves the router, and the shortcuts past it, until the stop. Connections then have the grace
+/// period to finish the requests in flight.
 pub async fn serve(
     audience: Audience,
     listeners: Vec<TcpListener>,
@@ -98,7 +100,7 @@ pub async fn serve(
         loops.spawn(async move { (accepting.0.await, accepting.1).0 });
     }
     loops.close();
-    // Connections go on until the stop, also where a loop died.
+    // Connections continue until the stop, even if a loop died.
     stop.cancelled().await;
     loops.wait().await;
     server.connections.close();
@@ -108,10 +110,11 @@ pub async fn serve(
     }
 }
 
-/// Has the kernel cut connections whose peer acknowledges nothing, or leaves no room, for this long.
-/// Nothing else would: while nothing can be written, whatever makes the answer is not asked for more.
+/// Makes the kernel close connections whose peer acknowledges nothing, or leaves no space in its
+/// window, for this long. Nothing else does: while nothing can be written, the source of the answer
+/// is not polled.
 fn cut_stuck_clients(listener: &TcpListener, after: Duration) {
-    // Connections inherit it from their listener.
+    // Connections inherit the option from their listener.
     if let Err(error) = SockRef::from(listener).set_tcp_user_timeout(Some(after)) {
         tracing::warn!(error = %error, "cannot set TCP_USER_TIMEOUT; clients that stop reading keep their connection");
     }
@@ -130,18 +133,20 @@ struct Server {
     connections: TaskTracker,
 }
 
-/// What a connection of HTTP/1 reads ahead of its handler, at most. A head must fit.
+/// Maximum number of bytes that an HTTP/1 connection reads ahead of its handler. A head must fit.
 const HTTP1_BUFFER: usize = 64 << 10;
 
 fn builder(config: &Config) -> Builder<StreamExecutor> {
     let mut builder = Builder::new(StreamExecutor { write_timeout: Duration::from_millis(config.write_timeout_ms) });
-    // Slow heads are the watch's business: hyper's own timer would be armed for every request.
-    // And no `pipeline_flush`: it holds back an answer while unread bytes wait, and where the rest of
-    // a request is not to be read (too large, malformed), the connection would close without one.
+    // The watch closes connections with slow heads: hyper's own timer would be armed for every
+    // request. No `pipeline_flush`: it holds back an answer while unread bytes wait, and if the
+    // rest of a request is not read (too large, malformed), the connection would close without an
+    // answer.
     builder.http1().header_read_timeout(None).max_buf_size(HTTP1_BUFFER);
     let mut http2 = builder.http2();
     http2.timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(20));
-    // What a client may send before a handler reads it, and what the library keeps for one that does not read.
+    // Limits of what a client may send before a handler reads it, and of what the library buffers
+    // for a client that does not read.
     http2.initial_stream_window_size(64 << 10).initial_connection_window_size(256 << 10).max_send_buf_size(64 << 10);
     builder
 }
@@ -156,7 +161,7 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => self.admit(stream, peer),
                 Err(error) => {
-                    // Out of files, mostly: the loop must not spin, and must not end either.
+                    // Mostly out of file descriptors: the loop must neither spin nor end.
                     tracing::warn!(error = %error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
@@ -191,7 +196,7 @@ impl Server {
         let stream = TokioIo::new(Metered::new(stream, activity));
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));
         let mut finishing = false;
-        // By hand instead of `select!`, which would ask the stop and a timer at every wake.
+        // Polled by hand: `select!` would poll the stop and a timer at every wake.
         let ended = poll_fn(|cx| {
             match watched.order(cx) {
                 Order::GoOn => {}

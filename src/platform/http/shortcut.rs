@@ -1,7 +1,7 @@
-//! Short cuts past the router, for the busiest routes.
+//! Shortcuts past the router, for the busiest routes.
 //!
-//! The router copies a route's services and boxes their futures anew for every request. A short cut
-//! calls the same handler under the same layer. It takes plain requests only: other methods, and paths
+//! The router clones a route's services and boxes their futures for every request. A shortcut calls
+//! the same handler under the same layer. It takes plain requests only: other methods, and paths
 //! that need decoding, go through the router.
 
 use std::{convert::Infallible, pin::Pin, sync::Arc};
@@ -18,28 +18,28 @@ use super::{
     red::Red,
 };
 
-/// What a short cut's handler gives.
+/// Answer of a shortcut's handler.
 pub(super) type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 type Handler = Box<dyn Fn(Request, RequestContext) -> Answer + Send + Sync>;
 
-/// Those of a server.
+/// The shortcuts of a server.
 #[derive(Default)]
 pub struct ShortCuts {
     all: Vec<ShortCut>,
     red: Arc<Red>,
 }
 
-/// One of them.
+/// One shortcut.
 pub(super) struct ShortCut {
     method: Method,
-    /// As the router knows it.
+    /// Path as the router knows it.
     route: &'static str,
     handler: Handler,
     red: Arc<Red>,
 }
 
 impl ShortCuts {
-    /// Adds one. The route is a path, or one whose last segment is a `{parameter}`.
+    /// Adds a shortcut. The route is a path; its last segment may be a `{parameter}`.
     #[must_use]
     pub fn with<H, F>(mut self, method: Method, route: &'static str, handler: H) -> Self
     where
@@ -54,7 +54,7 @@ impl ShortCuts {
         self
     }
 
-    /// The one that takes this request.
+    /// Returns the shortcut for this request.
     pub(super) fn find(&self, request: &Request) -> Option<&ShortCut> {
         let (method, path) = (request.method(), request.uri().path());
         self.all.iter().find(|one| one.method == method && matches(one.route, path))
@@ -68,7 +68,7 @@ impl ShortCut {
     }
 }
 
-/// Whether the path is of this route, with a parameter that is written as it is meant.
+/// Returns whether the path matches this route, with a parameter that needs no decoding.
 fn matches(route: &str, path: &str) -> bool {
     let Some((prefix, _)) = route.split_once('{') else { return route == path };
     path.strip_prefix(prefix).is_some_and(|parameter| {
@@ -76,7 +76,7 @@ fn matches(route: &str, path: &str) -> bool {
     })
 }
 
-/// The last segment of a path that a short cut with a parameter took.
+/// Returns the last segment of a path that matched a shortcut with a parameter.
 pub fn parameter(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, last)| last)
 }

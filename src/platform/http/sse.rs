@@ -1,4 +1,4 @@
-//! Server-sent events as every live stream writes them.
+//! Server-sent events, in the format of all live streams.
 
 use std::{convert::Infallible, fmt::Display, time::Duration};
 
@@ -9,31 +9,31 @@ use axum::{
 use bytes::Bytes;
 use futures_util::Stream;
 
-/// One event, as clients take it apart.
+/// One event, as clients parse it.
 #[derive(utoipa::ToSchema)]
 #[schema(as = ServerSentEvent)]
 #[allow(dead_code, reason = "only described")]
 pub struct Event {
-    /// Where the stream is after it.
+    /// Position of the stream after this event.
     id: String,
-    /// `message` unless the stream says otherwise.
+    /// Type of the event; `message` if absent.
     event: Option<String>,
     data: String,
 }
 
-/// What a client is told to wait before it resumes, in milliseconds.
+/// Time that a client waits before it resumes, in milliseconds.
 const RETRY_MS: u32 = 1_000;
 
-/// Says that the stream is still there.
+/// Comment line that shows that the stream is alive.
 pub const HEARTBEAT: Bytes = Bytes::from_static(b": heartbeat\n\n");
 
-/// The beginning of a stream: without data it changes nothing but where the client resumes, should
-/// nothing come before it must.
+/// Returns the beginning of a stream. It has no data and only sets the position from which the
+/// client resumes if it must do so before the first event.
 pub fn hello(position: &impl Display) -> Bytes {
     Bytes::from(format!("retry: {RETRY_MS}\nid: {position}\n\n"))
 }
 
-/// An event with these lines of data.
+/// Returns an event with these lines of data.
 pub fn event(position: &impl Display, data: &[u8]) -> Bytes {
     let mut event = Vec::with_capacity(data.len() + 64);
     event.extend_from_slice(format!("id: {position}\n").as_bytes());
@@ -46,20 +46,20 @@ pub fn event(position: &impl Display, data: &[u8]) -> Bytes {
     event.into()
 }
 
-/// How long a stream lives: a tenth more or less, so that streams that were opened together do not
-/// end together.
+/// Returns the lifetime of a stream: up to a tenth more or less than the maximum age, so that
+/// streams opened together do not end together.
 pub fn age(max_age_ms: u64) -> Duration {
     let tenth = max_age_ms / 10;
     Duration::from_millis((max_age_ms - tenth).saturating_add(fastrand::u64(0..=2 * tenth)))
 }
 
-/// The answer that carries a stream.
+/// Returns the answer that carries a stream.
 pub fn respond(events: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static) -> Response<Body> {
     let mut response = Response::new(Body::from_stream(events));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // Proxies that gather answers before they pass them on know this one.
+    // Turns off the buffering of answers in proxies that know this header.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }

@@ -1,6 +1,6 @@
-//! The watch over all connections of a server: one that stalls in a request's head, or idles for long,
-//! is closed, and all of them are told to finish at the stop. One look at all of them now and then costs
-//! less than a timer for each, which its connection would have to ask at every wake.
+//! The watch over all connections of a server. It closes connections that stall in a request's head
+//! or are idle for too long, and makes all of them finish at the stop. One look at all connections
+//! now and then costs less than a timer per connection, which would be polled at every wake.
 
 use std::{
     collections::HashMap,
@@ -20,17 +20,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::activity::Activity;
 
-/// What a connection is to do.
+/// Order to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 pub enum Order {
     GoOn,
-    /// Answer what was asked, and close.
+    /// Answer the requests that have arrived, and close.
     Finish,
-    /// A request's head does not get finished, or an answer is not taken: close at once.
+    /// Close at once, because the head of a request is not completed, or an answer is not read.
     Drop,
 }
 
-/// How orders reach a connection.
+/// Mailbox through which a connection gets orders.
 #[derive(Default)]
 struct Mailbox {
     order: AtomicU8,
@@ -44,7 +44,7 @@ impl Mailbox {
     }
 }
 
-/// Every connection of a server.
+/// Watch over the connections of a server.
 pub struct Watch {
     connections: Mutex<HashMap<u64, Watched>>,
     next_id: AtomicU64,
@@ -52,14 +52,14 @@ pub struct Watch {
     timeouts: Timeouts,
 }
 
-/// How long a connection may be in each state.
+/// Longest time that a connection may spend in each state.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
     /// In the head of a request.
     pub header: Duration,
     /// Without a request.
     pub idle: Duration,
-    /// Without taking what it asked for.
+    /// Without reading the answer.
     pub write: Duration,
 }
 
@@ -68,19 +68,19 @@ impl Watch {
         Arc::new(Self { connections: Mutex::default(), next_id: AtomicU64::new(0), stop, timeouts })
     }
 
-    /// Takes a connection under watch, until what is returned is dropped.
+    /// Watches a connection until the returned value is dropped.
     pub fn take(self: &Arc<Self>, activity: Arc<Activity>) -> UnderWatch {
         let mailbox = Arc::<Mailbox>::default();
         let id = self.next_id.fetch_add(1, Relaxed);
         self.connections().insert(id, Watched::new(activity, mailbox.clone()));
-        // The stop may have come before the connection was there to be told.
+        // The stop may have come before the connection was registered.
         if self.stop.is_cancelled() {
             mailbox.send(Order::Finish);
         }
         UnderWatch { watch: self.clone(), id, mailbox, waker: None }
     }
 
-    /// Looks after them until the stop, and passes that on.
+    /// Looks at all connections until the stop, and then orders them to finish.
     pub async fn keep(self: Arc<Self>) {
         let every = (self.timeouts.header.min(self.timeouts.write) / 4).max(Duration::from_millis(10));
         while self.stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
@@ -98,7 +98,7 @@ impl Watch {
     }
 }
 
-/// The connection's end of the watch.
+/// Connection's end of the watch.
 pub struct UnderWatch {
     watch: Arc<Watch>,
     id: u64,
@@ -107,7 +107,7 @@ pub struct UnderWatch {
 }
 
 impl UnderWatch {
-    /// What to do now; the task is woken when that changes.
+    /// Returns the current order; the task is woken when it changes.
     pub fn order(&mut self, cx: &Context<'_>) -> Order {
         if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             self.mailbox.waker.register(cx.waker());
@@ -127,13 +127,13 @@ impl Drop for UnderWatch {
     }
 }
 
-/// One connection, as it was at the last look.
+/// State of one connection at the last look.
 struct Watched {
     activity: Arc<Activity>,
     mailbox: Arc<Mailbox>,
     requests: u64,
     idle: Duration,
-    /// Since it was first seen in the head of a request.
+    /// Time since the connection was first seen in the head of a request.
     in_head: Option<Duration>,
 }
 
@@ -152,7 +152,7 @@ impl Watched {
         self.requests = requests;
         self.idle = if busy || in_head { Duration::ZERO } else { self.idle + since_last };
         self.in_head = in_head.then(|| self.in_head.map_or(Duration::ZERO, |before| before + since_last));
-        // Streams that are still there are reset one by one before that.
+        // Streams that still exist are reset one by one before that.
         let stuck = activity.unsent_for().is_some_and(|unsent| unsent >= 2 * timeouts.write);
         let order = match self.in_head {
             _ if stuck => Order::Drop,
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_between_requests_on_http2_is_no_head_but_does_not_keep_it_either() {
+    fn bytes_between_requests_on_http2_are_no_head_and_do_not_keep_the_connection() {
         let mut watched = watched();
         watched.activity.http2.store(true, Relaxed);
         watched.activity.bytes_read.store(60, Relaxed);

@@ -1,4 +1,4 @@
-//! Checks that components set and beats that loops give.
+//! Health of a process: readiness checks that components set, and heartbeats of long-running loops.
 
 use std::{
     sync::{
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::platform::drain::Draining;
 
-/// How long a loop may be silent before the process counts as stuck.
+/// Longest time without a heartbeat before the process counts as stuck.
 const BEAT_LIMIT: Duration = Duration::from_secs(30);
 
 /// The health of one process. Cheap to clone.
@@ -30,18 +30,18 @@ struct Inner {
     was_ready: AtomicBool,
 }
 
-/// One thing that must hold for the process to be ready. Starts out failing, as not yet known.
+/// A condition that must hold for the process to be ready. It fails until a component sets it.
 #[derive(Clone)]
 pub struct Check {
     name: &'static str,
     state: Arc<Mutex<State>>,
 }
 
-/// What a check says; the texts are sentences for whoever is on call.
+/// State of a check. The texts are sentences for the operator on call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     Passing,
-    /// Something to mend that keeps nobody from being ready.
+    /// A problem to fix that does not affect readiness.
     Warning(String),
     Failing(String),
 }
@@ -60,7 +60,7 @@ impl State {
     }
 }
 
-/// The pulse of one loop.
+/// Heartbeat of one loop.
 #[derive(Clone)]
 pub struct Beat {
     name: &'static str,
@@ -68,7 +68,7 @@ pub struct Beat {
     last_ms: Arc<AtomicU64>,
 }
 
-/// What one consumer has in hand, for whoever is on call.
+/// Latest report of one consumer, shown at `/consumers`.
 #[derive(Clone)]
 pub struct Published(Arc<Mutex<Value>>);
 
@@ -94,7 +94,7 @@ impl Default for Health {
 }
 
 impl Health {
-    /// Adds a check to readiness.
+    /// Adds a readiness check.
     pub fn check(&self, name: &'static str) -> Check {
         let check = Check { name, state: Arc::new(Mutex::new(State::Failing("not known yet".to_owned()))) };
         check.count(false);
@@ -117,28 +117,29 @@ impl Health {
         published
     }
 
-    /// What every consumer published last.
+    /// Returns the latest report of every consumer.
     pub fn consumers(&self) -> Value {
         let published = self.inner.published.lock().unwrap_or_else(PoisonError::into_inner);
         published.iter().map(|one| one.0.lock().unwrap_or_else(PoisonError::into_inner).clone()).collect()
     }
 
-    /// From now on not ready, whatever the checks say.
+    /// Makes the process not ready, whatever its checks say.
     pub fn drain(&self) {
         self.inner.draining.begin();
     }
 
-    /// Ready again as the checks say.
+    /// Ends the drain; readiness depends on the checks again.
     pub fn call_off_drain(&self) {
         self.inner.draining.call_off();
     }
 
-    /// For those who serve meanwhile.
+    /// Returns the drain flag, for servers that keep answering during a drain.
     pub fn draining(&self) -> Draining {
         self.inner.draining.clone()
     }
 
-    /// Whether every check passes, with the report that `?verbose` shows.
+    /// Returns whether the process is ready, with the report that `?verbose` shows. It is ready if
+    /// no check fails and it is not draining.
     pub fn readiness(&self) -> (bool, Value) {
         let checks = self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner);
         let draining = self.inner.draining.has_begun();
@@ -155,18 +156,19 @@ impl Health {
         (ready, json!({"ready": ready, "draining": draining, "checks": report}))
     }
 
-    /// Returns whether the check of this name fails; a check that is not there does not.
+    /// Returns whether the check with this name fails; `false` if there is no such check.
     pub fn fails(&self, name: &str) -> bool {
         let checks = self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner);
         checks.iter().any(|check| check.name == name && check.state().fails())
     }
 
-    /// Whether the process has been ready once.
+    /// Returns whether the process has been ready at least once.
     pub fn has_started(&self) -> bool {
         self.readiness().0 || self.inner.was_ready.load(Ordering::Relaxed)
     }
 
-    /// Whether every loop beats, with the silence of each in seconds.
+    /// Returns whether every loop has sent a heartbeat in time, with the seconds since the last
+    /// heartbeat of each.
     pub fn liveness(&self) -> (bool, Value) {
         let beats = self.inner.beats.lock().unwrap_or_else(PoisonError::into_inner);
         let mut alive = true;
@@ -185,12 +187,12 @@ impl Check {
         self.set(State::Passing);
     }
 
-    /// Passes, with something to mend in the report.
+    /// Passes, with a warning in the report.
     pub fn warn(&self, detail: impl Into<String>) {
         self.set(State::Warning(detail.into()));
     }
 
-    /// `problem` is a sentence for whoever is on call.
+    /// Fails. `problem` is a sentence for the operator on call.
     pub fn fail(&self, problem: impl Into<String>) {
         self.set(State::Failing(problem.into()));
     }
@@ -243,7 +245,7 @@ mod tests {
         assert_eq!(report["checks"]["redis"]["detail"], "gone");
         redis.warn("a replica is away");
         let (ready, report) = health.readiness();
-        assert!(ready, "a warning keeps nobody from being ready");
+        assert!(ready, "a warning does not affect readiness");
         assert_eq!(report["checks"]["redis"], json!({"status": "warning", "detail": "a replica is away"}));
         redis.pass();
         health.drain();
@@ -253,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_loop_is_not_alive() {
+    fn a_loop_without_heartbeats_is_not_alive() {
         let health = Health::default();
         let mut beat = health.beat("loop");
         assert!(health.liveness().0);

@@ -1,6 +1,6 @@
-//! What operators see of a process: liveness, readiness, start-up and metrics.
+//! Endpoints for operators of a process: liveness, readiness, start-up and metrics.
 //!
-//! Components hold a [`Check`] and say how they are; nothing here ever asks a dependency.
+//! Components set the state of their own [`Check`]; nothing in this module queries a dependency.
 
 mod health;
 mod server;

@@ -28,7 +28,8 @@ impl Default for Config {
     }
 }
 
-/// `/livez`, `/readyz`, `/startupz`, `/consumers` and `/metrics`; JSON per check with `?verbose`.
+/// Returns the routes `/livez`, `/readyz`, `/startupz`, `/consumers` and `/metrics`. With
+/// `?verbose`, the probes answer with a JSON report per check.
 pub fn router(health: Health, metrics: PrometheusHandle) -> Router {
     Router::new()
         .route("/livez", get(livez))
@@ -55,7 +56,8 @@ async fn startupz(State(health): State<Health>, RawQuery(query): RawQuery) -> Re
     answer(health.has_started(), report, query)
 }
 
-/// Per consumer and partition: the commit point, the span past it, and the record that holds it.
+/// Reports, per consumer and partition, the commit point, the size of the span past it, and the
+/// record that holds it.
 async fn consumers(State(health): State<Health>) -> Json<Value> {
     Json(health.consumers())
 }
@@ -70,7 +72,7 @@ fn answer(good: bool, report: Value, query: Option<String>) -> Response {
     }
 }
 
-/// Prometheus' text format.
+/// Returns the metrics in Prometheus' text format.
 pub async fn render_metrics(State(metrics): State<PrometheusHandle>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render()).into_response()
 }

@@ -1,4 +1,4 @@
-//! One POST and its outcome.
+//! Sends one POST and returns its outcome.
 
 use std::{
     error::Error as StdError,
@@ -27,47 +27,47 @@ use super::{
 };
 use crate::platform::config::masked;
 
-/// Longest answer that is read; beyond it the connection is dropped.
+/// Longest answer that is read, in bytes; beyond it the connection is dropped.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
-/// Longest head of an answer.
+/// Longest head of an answer, in bytes.
 const MAX_HEAD_BYTES: usize = 64 << 10;
-/// How long an answer's body may take when its status, which decides, is known. Reading it only
-/// lets the connection be used again, or says more about a failure.
+/// Time limit for the body of an answer whose status, which decides, is known. Reading the body
+/// only makes the connection reusable, or tells more about a failure.
 const BODY_GRACE: Duration = Duration::from_millis(500);
-/// How long a connection is kept without a request.
+/// Time for which an idle connection is kept.
 const IDLE: Duration = Duration::from_secs(30);
-/// How much of a failed answer's body is kept for people to read, in bytes.
+/// Part of a failed answer's body that is kept for operators, in bytes.
 const EXCERPT_BYTES: usize = 300;
 
-/// How endpoints are called.
+/// Settings of the client.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub guard: Guard,
-    /// For one attempt: name, connection, TLS, request, and answer together.
+    /// Time limit of one attempt: name, connection, TLS, request, and answer together.
     pub timeout: Duration,
-    /// Connections kept open without a request, per host.
+    /// Maximum number of idle connections kept per host.
     pub max_idle: usize,
     /// Longest `Retry-After` that is honoured.
     pub max_retry_after: Duration,
-    /// Authorities trusted beside the system's, as PEM.
+    /// PEM file of certificate authorities that are trusted in addition to the system's.
     pub ca_file: Option<PathBuf>,
 }
 
-/// An attempt that did not succeed.
+/// A failed attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// A stable word: `timeout`, `connect`, `dns`, `tls`, `refused_address`, `redirect`, `gone`,
     /// `connection`, `bad_answer`, or `http_` and the status.
     pub class: &'static str,
-    /// For people: what happened, with the beginning of the answer where there was one.
+    /// Text for operators: what happened, with the beginning of the answer if there was one.
     pub message: String,
-    /// When the endpoint wants to be asked again.
+    /// Wait that the endpoint asked for.
     pub retry_after: Option<Duration>,
-    /// The endpoint says that it is gone for good (410).
+    /// Set if the endpoint answered that it is permanently gone (410).
     pub gone: bool,
 }
 
-/// The configuration does not make a client.
+/// Errors of the client's settings.
 #[derive(Debug, thiserror::Error)]
 pub enum OptionsError {
     #[error("{path}: {source}")]
@@ -76,7 +76,7 @@ pub enum OptionsError {
     Tls(#[from] native_tls::Error),
 }
 
-/// Keeps connections and uses them again. Cheap to clone.
+/// HTTP client that keeps connections and reuses them. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
     pool: Pool<Connector, Full<Bytes>>,
@@ -88,7 +88,7 @@ impl Client {
     pub fn new(options: &Options) -> Result<Self, OptionsError> {
         let connector =
             Connector { guard: Arc::new(options.guard.clone()), tls: tls(options)?.into(), timeout: options.timeout };
-        // A request goes out again on another connection only when none of it was sent on the first.
+        // A request is sent again on another connection only if none of it was sent on the first.
         let pool = Pool::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
@@ -99,7 +99,8 @@ impl Client {
         Ok(Self { pool, timeout: options.timeout, max_retry_after: options.max_retry_after })
     }
 
-    /// Sends `body` with `headers`, which begin as [`Endpoint::headers`]. Any 2xx is success.
+    /// Sends `body` with `headers`, which extend those of [`Endpoint::headers`]. Any 2xx is
+    /// success.
     pub async fn post(&self, endpoint: &Endpoint, headers: HeaderMap, body: Bytes) -> Result<StatusCode, Failure> {
         let deadline = Instant::now() + self.timeout;
         let mut request = Request::new(Full::new(body));
@@ -159,8 +160,8 @@ fn tls(options: &Options) -> Result<TlsConnector, OptionsError> {
     Ok(builder.build()?)
 }
 
-/// Reads a body to its end, up to the bound and the deadline, and returns its first bytes. A body
-/// that is not read to its end costs the connection, and nothing else.
+/// Reads a body to its end, up to the size limit and the deadline, and returns its first bytes. If
+/// the end is not reached, the connection cannot be reused; nothing else is lost.
 async fn read(mut body: Incoming, keep: usize, deadline: Instant) -> Vec<u8> {
     let mut kept = Vec::new();
     let mut left = MAX_ANSWER_BYTES;
@@ -177,14 +178,14 @@ async fn read(mut body: Incoming, keep: usize, deadline: Instant) -> Vec<u8> {
     kept
 }
 
-/// Text from strangers: one line, no control characters.
+/// Turns text from an endpoint into one line without control characters.
 fn excerpt(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let words: Vec<&str> = text.split(|letter: char| letter.is_whitespace() || letter.is_control()).collect();
     words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// `http_500` and so on, as words that live as long as the process.
+/// Returns `http_500` and so on, as static strings.
 fn http_class(status: StatusCode) -> &'static str {
     static NAMES: LazyLock<Vec<String>> = LazyLock::new(|| (100..1_000).map(|code| format!("http_{code}")).collect());
     NAMES.get(usize::from(status.as_u16()).wrapping_sub(100)).map_or("http", String::as_str)
@@ -197,7 +198,7 @@ fn classify(error: &legacy::Error) -> Failure {
     match find::<hyper::Error>(error) {
         Some(error) if error.is_parse() => Failure::new("bad_answer", format!("not an HTTP answer: {error}")),
         Some(error) if error.is_incomplete_message() => {
-            Failure::new("connection", "the connection was closed before there was an answer")
+            Failure::new("connection", "the connection was closed before an answer arrived")
         }
         Some(error) => Failure::new("connection", innermost(error)),
         None => Failure::new("connection", innermost(error)),
@@ -212,7 +213,8 @@ fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
     chain(error).find_map(|error| error.downcast_ref())
 }
 
-/// What is at the bottom says what happened; the rest says who noticed.
+/// Returns the text of the innermost error, which says what happened; the outer ones say which
+/// layer noticed.
 fn innermost(error: &(dyn StdError + 'static)) -> String {
     chain(error).last().map(ToString::to_string).unwrap_or_default()
 }
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_strangers_answer_becomes_one_line() {
+    fn text_from_an_endpoint_becomes_one_line() {
         assert_eq!(excerpt(b" {\n\t\"error\": \"\x1b[31m\x00 no\" }\r\n"), r#"{ "error": " [31m no" }"#);
         assert_eq!(excerpt(&[0xff, b'a']), "\u{fffd}a");
     }

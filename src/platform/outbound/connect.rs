@@ -1,4 +1,4 @@
-//! Connections to other people's hosts: resolved, checked, dialled, and encrypted where asked.
+//! Connects to external hosts: resolves, checks, dials, and encrypts if asked.
 
 use std::{
     future::Future,
@@ -25,7 +25,7 @@ use tower::Service;
 
 use super::guard::Guard;
 
-/// Why there is no connection.
+/// Reasons why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error("{host} cannot be resolved: {source}")]
@@ -41,7 +41,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// A stable word for logs, metrics and dead letters.
+    /// Returns a stable word for logs, metrics and dead letters.
     pub fn class(&self) -> &'static str {
         match self {
             Self::Dns { .. } => "dns",
@@ -53,13 +53,14 @@ impl ConnectError {
     }
 }
 
-/// Makes connections for the pool.
+/// Opens connections for the pool.
 #[derive(Clone)]
 pub struct Connector {
     pub guard: Arc<Guard>,
     pub tls: tokio_native_tls::TlsConnector,
-    /// For name, dial and handshake together. The pool may go on connecting for the next request
-    /// when the one that asked has given up, so the bound must be here as well.
+    /// Time limit for name, dial and handshake together. The pool may continue to connect for the
+    /// next request after the request that asked has given up, so the limit must apply here as
+    /// well.
     pub timeout: Duration,
 }
 
@@ -87,8 +88,8 @@ impl Connector {
         let late = || ConnectError::TimedOut { host: host.to_owned(), after: self.timeout };
         let addresses = timeout_at(deadline, self.resolve(host, port)).await.map_err(|_| late())??;
         let stream = dial(&addresses, deadline).await?.ok_or_else(late)?;
-        // An answer is awaited after every request: waiting for more to send would only delay it.
-        // A socket that does not know the option still works.
+        // The client waits for an answer after every request, so waiting for more to send would
+        // only delay it. If the option cannot be set, the socket still works.
         let _ = stream.set_nodelay(true);
         if !encrypted {
             return Ok(Stream::Plain(stream));
@@ -98,7 +99,7 @@ impl Connector {
         Ok(Stream::Tls(Box::new(stream)))
     }
 
-    /// The addresses of a host that may be dialled; never none.
+    /// Returns the addresses of a host that may be dialled; never empty.
     async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
         let found: Vec<SocketAddr> = match host.parse::<IpAddr>() {
             Ok(address) => vec![SocketAddr::new(address, port)],
@@ -117,7 +118,8 @@ impl Connector {
     }
 }
 
-/// The first that answers; each gets an even share of the time that is left. `None` when time is up.
+/// Connects to the first address that answers; each gets an even share of the remaining time.
+/// `None` when the time is up.
 async fn dial(addresses: &[SocketAddr], deadline: Instant) -> Result<Option<TcpStream>, ConnectError> {
     let mut problem = None;
     for (at, &address) in addresses.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Where requests go, made once: the parsed address and the headers that all of them share.
+//! Target of requests, created once: the parsed address and the headers that all requests share.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri};
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -6,14 +6,14 @@ use url::Url;
 
 use crate::platform::config::masked;
 
-/// Why a URL cannot be called.
+/// Reasons why a URL cannot be called.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     #[error("not a URL: {0}")]
     Url(#[from] url::ParseError),
     #[error("the scheme is `{0}`, which is neither http nor https")]
     Scheme(String),
-    #[error("not a URL that HTTP can carry: {0}")]
+    #[error("not a URL that HTTP can use: {0}")]
     Uri(#[from] uri::InvalidUri),
     #[error("user name or password cannot be sent")]
     Credentials,
@@ -28,7 +28,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// A user name and password in the URL become basic authentication, unless `headers` have one.
+    /// Parses a URL. A user name and password in it become basic authentication, unless `headers`
+    /// have one.
     pub fn new(url: &str, mut headers: HeaderMap) -> Result<Self, EndpointError> {
         let mut url = Url::parse(url.trim())?;
         if !matches!(url.scheme(), "http" | "https") {
@@ -51,14 +52,14 @@ impl Endpoint {
         Ok(Self { uri, headers, shown })
     }
 
-    /// The headers of one request, to add to.
+    /// Returns the headers of one request, with capacity for `more` headers.
     pub fn headers(&self, more: usize) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(self.headers.len() + more);
         headers.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
         headers
     }
 
-    /// For logs: with credentials and the values of its query masked.
+    /// Returns the URL for logs, with credentials and the values of its query masked.
     pub fn shown(&self) -> &str {
         &self.shown
     }
@@ -75,11 +76,12 @@ fn basic_authentication(url: &Url) -> Result<HeaderValue, EndpointError> {
     Ok(value)
 }
 
-/// A header as an operator wrote it; the error names what is wrong with it.
+/// Parses a header that an operator configured; the error names the problem.
 pub fn parse_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), String> {
-    let parsed = HeaderName::try_from(name).map_err(|_| format!("`{name}` is not a header's name"))?;
-    let mut value = HeaderValue::try_from(value).map_err(|_| format!("header `{name}` has characters it cannot"))?;
-    // Not logged by what prints requests.
+    let parsed = HeaderName::try_from(name).map_err(|_| format!("`{name}` is not a valid header name"))?;
+    let mut value =
+        HeaderValue::try_from(value).map_err(|_| format!("the value of header `{name}` has invalid characters"))?;
+    // Hides the value from code that logs requests.
     value.set_sensitive(true);
     Ok((parsed, value))
 }
@@ -109,14 +111,14 @@ mod tests {
     }
 
     #[test]
-    fn names_and_paths_are_written_as_http_wants_them() {
+    fn names_and_paths_are_encoded_for_http() {
         assert_eq!(endpoint("http://bücher.example/ä b").uri, "http://xn--bcher-kva.example/%C3%A4%20b");
         assert_eq!(endpoint("http://example.com").uri.path(), "/");
         assert_eq!(endpoint("http://0x7f.1/").uri.host(), Some("127.0.0.1"), "as browsers read it");
     }
 
     #[test]
-    fn what_cannot_be_called_is_refused() {
+    fn a_url_that_cannot_be_called_is_refused() {
         for bad in ["", "example.com/x", "ftp://example.com/", "file:///etc/passwd", "http://", "http://[::g]/"] {
             assert!(Endpoint::new(bad, HeaderMap::new()).is_err(), "{bad}");
         }

@@ -1,11 +1,11 @@
-//! Which addresses may be dialled. Asked about the address itself, after DNS: a name says nothing,
-//! because whoever owns it can point it at our own network.
+//! Decides which addresses may be dialled. It checks the address itself, after DNS: a name proves
+//! nothing, because its owner can point it at postrider's own network.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// Dials public addresses only, or those on its list, or all of them.
+/// Permits public addresses only, or public addresses and those on its list, or all addresses.
 #[derive(Debug, Clone)]
 pub struct Guard {
     allow: Vec<IpNet>,
@@ -21,9 +21,9 @@ const fn v6(segments: [u16; 4], length: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0), length)
 }
 
-/// What is not a host on the public internet: IANA's special-purpose registry for IPv4 (RFC 6890
-/// and what updates it), with multicast and the reserved rest. Metadata services of clouds are in
-/// the link-local block.
+/// Addresses that are not hosts on the public internet: IANA's special-purpose registry for IPv4
+/// (RFC 6890 and its updates), with multicast and the reserved rest. Metadata services of clouds
+/// are in the link-local block.
 const SPECIAL_V4: [Ipv4Net; 15] = [
     v4(0, 0, 0, 0, 8),       // this network
     v4(10, 0, 0, 0, 8),      // private
@@ -42,10 +42,11 @@ const SPECIAL_V4: [Ipv4Net; 15] = [
     v4(240, 0, 0, 0, 4),     // reserved, and broadcast
 ];
 
-/// Only this block is handed out to hosts; unique-local, link-local and multicast are outside of it.
+/// The only block assigned to hosts; unique-local, link-local and multicast addresses are outside
+/// of it.
 const GLOBAL_V6: Ipv6Net = v6([0x2000, 0, 0, 0], 3);
 
-/// What is special within it.
+/// Special-purpose blocks within `GLOBAL_V6`.
 const SPECIAL_V6: [Ipv6Net; 3] = [
     v6([0x2001, 0, 0, 0], 23),     // protocol assignments, Teredo among them
     v6([0x2001, 0xdb8, 0, 0], 32), // documentation
@@ -56,17 +57,17 @@ const NAT64: Ipv6Net = v6([0x64, 0xff9b, 0, 0], 96);
 const SIX_TO_FOUR: Ipv6Net = v6([0x2002, 0, 0, 0], 16);
 
 impl Guard {
-    /// Public addresses, and these.
+    /// Creates a guard that permits public addresses and these networks.
     pub fn new(allow: Vec<IpNet>) -> Self {
         Self { allow, open: false }
     }
 
-    /// All addresses: for targets that the operator has chosen.
+    /// Creates a guard that permits all addresses, for targets that the operator has chosen.
     pub fn open() -> Self {
         Self { allow: Vec::new(), open: true }
     }
 
-    /// Whether this address may be dialled.
+    /// Returns whether this address may be dialled.
     pub fn permits(&self, address: IpAddr) -> bool {
         let listed = |address: IpAddr| self.allow.iter().any(|net| net.contains(&address));
         let embedded = match address {
@@ -77,8 +78,8 @@ impl Guard {
     }
 }
 
-/// Whether an address is a host on the public internet. One that carries an IPv4 address is what
-/// that one is, since that is where the packets go.
+/// Returns whether an address is a host on the public internet. An address that embeds an IPv4
+/// address is judged by the latter, because packets go there.
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
@@ -93,7 +94,7 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
     !SPECIAL_V4.iter().any(|net| net.contains(&address))
 }
 
-/// The IPv4 address inside a mapped, compatible, NAT64 or 6to4 address.
+/// Returns the IPv4 address inside a mapped, compatible, NAT64 or 6to4 address.
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let octets = address.octets();
     let at = |start: usize| Ipv4Addr::new(octets[start], octets[start + 1], octets[start + 2], octets[start + 3]);
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn no_address_of_our_own_networks_is_dialled() {
+    fn no_internal_address_is_dialled() {
         for address in [
             "0.0.0.0",
             "0.1.2.3",
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_listed_is_dialled_and_its_neighbours_are_not() {
+    fn listed_networks_are_dialled_and_their_neighbours_are_not() {
         let guard = nets(&["10.1.0.0/16", "fd00:1::/32", "127.0.0.1/32"]);
         for address in ["10.1.2.3", "::ffff:10.1.2.3", "fd00:1::7", "127.0.0.1", "64:ff9b::a01:203"] {
             assert!(guard.permits(address.parse().unwrap()), "{address}");
@@ -228,7 +229,7 @@ mod tests {
         }
 
         #[test]
-        fn an_address_inside_another_is_judged_as_itself(address in any_v4()) {
+        fn an_embedded_address_is_judged_as_itself(address in any_v4()) {
             let alone = strict().permits(address.into());
             for wrapped in inside(address) {
                 prop_assert_eq!(strict().permits(wrapped.into()), alone, "{} in {}", address, wrapped);

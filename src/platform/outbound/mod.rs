@@ -1,8 +1,8 @@
-//! HTTP to other people's endpoints: one POST, within a time, and what became of it.
+//! HTTP to external endpoints: one POST with a time limit, and its outcome.
 //!
-//! Nothing that an endpoint does costs more than its timeout: answers are read up to a bound,
-//! redirects are not followed, and addresses are checked after DNS, so that nobody can make us
-//! talk to our own network.
+//! An endpoint cannot cost more than its timeout: answers are read up to a limit, redirects are not
+//! followed, and addresses are checked after DNS, so that nobody can make postrider call its own
+//! network.
 
 mod client;
 mod connect;

@@ -1,4 +1,5 @@
-//! The bound on rows that wait in the outbox. It keeps Postgres from filling up while Kafka is away.
+//! Bound on the rows that wait in the outbox. It keeps Postgres from filling up while Kafka is
+//! unavailable.
 
 use std::{
     collections::HashSet,
@@ -18,29 +19,30 @@ use crate::platform::{
     table_size::{Table, pause_after},
 };
 
-/// Added to the bytes of each row, for its other columns, its header, and its place in the index.
+/// Bytes added to each row for its other columns, its header, and its index entry.
 const ROW_BYTES: u64 = 256;
 const OUTBOX: Table = Table { name: "outbox", row_bytes: "octet_length(value) + octet_length(key) + 256" };
-/// The shortest time between two looks.
+/// Shortest time between two measurements.
 const LOOK: Duration = Duration::from_secs(1);
-/// Keys with a full quarantine that a process refuses at most.
+/// Maximum number of keys with a full quarantine that a process refuses.
 const FULL_KEYS: i64 = 10_000;
-/// Seconds after which a refused write may come again.
+/// Seconds after which a refused write may be retried.
 const RETRY_AFTER_S: u32 = 5;
 
 const FULL: &str = "SELECT key FROM outbox_quarantine GROUP BY key HAVING count(*) >= $1 LIMIT $2";
 
-/// Limits of what may wait in Postgres for Kafka.
+/// Limits on the rows that wait in Postgres for Kafka.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Rows that may wait for Kafka; further posts and follows are 503 `outbox_full`. 0 for any number.
+    /// Maximum number of rows that wait for Kafka; further posts and follows get 503 `outbox_full`.
+    /// 0 means no limit.
     pub max_rows: u64,
-    /// Bytes of rows that may wait for Kafka, with 256 added to each row; further posts and follows are 503
-    /// `outbox_full`. 0 for any number.
+    /// Maximum number of bytes in rows that wait for Kafka, with 256 added to each row; further
+    /// posts and follows get 503 `outbox_full`. 0 means no limit.
     pub max_bytes: u64,
-    /// Rows of one author that may wait behind a row in quarantine; further ones of that author are 503 `outbox_full`.
-    /// 0 for any number.
+    /// Maximum number of rows of one author that wait behind a row in quarantine; further ones of
+    /// that author get 503 `outbox_full`. 0 means no limit.
     pub max_quarantined_rows_per_key: u64,
 }
 
@@ -50,7 +52,7 @@ impl Default for Config {
     }
 }
 
-/// The outbox and its bounds, as one process knows them.
+/// The outbox and its bounds, as known to this process.
 pub struct Backlog {
     rows: Arc<Bound>,
     bytes: Arc<Bound>,
@@ -69,8 +71,8 @@ impl Backlog {
         })
     }
 
-    /// Admits a row before anything of it is stored, or refuses the write that it belongs to. Hold the result until the
-    /// write has ended.
+    /// Admits a row before any of it is stored, or refuses the write that it belongs to. Hold the
+    /// result until the write has ended.
     pub fn admit(&self, key: &str, value_bytes: usize) -> Result<[Admitted; 2], Problem> {
         let row_bytes = (value_bytes + key.len()) as u64 + ROW_BYTES;
         for (bound, more, what) in [(&self.rows, 1, "rows"), (&self.bytes, row_bytes, "bytes")] {
@@ -78,21 +80,21 @@ impl Backlog {
                 bound.count_refusal();
                 let limit = bound.limit();
                 return Err(refusal(format!(
-                    "the rows that wait for Kafka have reached the limit of {limit} {what}; nothing was stored"
+                    "the outbox has reached its limit of {limit} {what}; nothing was stored, retry later"
                 )));
             }
         }
         if self.full.load().contains(key) {
             let limit = self.max_quarantined_rows_per_key;
             return Err(refusal(format!(
-                "`{key}` has {limit} rows in quarantine, its limit (`postrider outbox quarantine list`); nothing was stored"
+                "`{key}` has reached the limit of {limit} rows in quarantine; nothing was stored, see `postrider outbox quarantine list`"
             )));
         }
         Ok([self.rows.admit(1), self.bytes.admit(row_bytes)])
     }
 
-    /// Measures the outbox again and again; never ends by itself. Where Postgres does not answer, what was measured last
-    /// holds: writes fail by themselves then.
+    /// Measures the outbox repeatedly; never returns. While Postgres does not answer, the last
+    /// measurement stays valid: writes fail by themselves then.
     pub async fn watch(self: Arc<Self>, pool: PgPool) {
         loop {
             let begun = Instant::now();

@@ -1,4 +1,5 @@
-//! The writers' end of the outbox: how much may wait in it, and the hint to whoever drains it.
+//! Writers' side of the outbox: the bound on waiting rows, and the notification of the outbox
+//! drain.
 
 mod backlog;
 
@@ -12,17 +13,19 @@ use sqlx::PgPool;
 pub use self::backlog::{Backlog, Config};
 use super::query::within;
 
-/// The channel of NOTIFY, as an SQL expression: channels belong to the whole database, and so have the schema's name.
+/// Channel of NOTIFY, as an SQL expression. Channels belong to the whole database, so the name
+/// contains the schema's.
 pub const CHANNEL: &str = "current_schema() || '.outbox'";
 
-/// Who drains looks by itself at least so often while there is something to do.
+/// The outbox drain polls at least this often while there is something to do.
 const EVERY: Duration = Duration::from_millis(100);
 
-/// After the commit and beside it: a NOTIFY within would take a lock of the whole database until the disk has the commit.
+/// Sent after the commit, in a transaction of its own: a NOTIFY in the same transaction would hold
+/// a lock of the whole database until the commit is on disk.
 const NOTIFY: &str =
     "SELECT set_config('synchronous_commit', 'off', true), pg_notify(current_schema() || '.outbox', '')";
 
-/// Hints of one process, at most one in 100 ms.
+/// Notifies the outbox drain, at most once per 100 ms and process.
 pub struct Hint {
     pool: PgPool,
     last: Mutex<Option<Instant>>,
@@ -33,13 +36,13 @@ impl Hint {
         Self { pool, last: Mutex::default() }
     }
 
-    /// To be called after the commit. A hint that is lost costs up to 50 ms.
+    /// Notifies the outbox drain. Call it after the commit. A lost notification costs up to 50 ms.
     pub async fn give(&self) {
         if !self.is_due() {
             return;
         }
         if let Err(error) = within(sqlx::query(NOTIFY).execute(&self.pool)).await {
-            tracing::debug!(error = %error, "a hint to the outbox was lost");
+            tracing::debug!(error = %error, "outbox drain not notified");
         }
     }
 

@@ -1,9 +1,12 @@
-//! One Redis connection for all of a process. It reconnects, is replaced when it stays silent, and never blocks for long.
+//! The Redis connection of a process. It reconnects, is replaced when it hangs, and never blocks
+//! for long.
 //!
-//! The client library reconnects when a connection breaks, but not when it stays silent because packets are dropped, nor
-//! when its server was demoted to a replica. [`Redis::watch`] finds both and replaces the connection under all clones.
+//! The client library reconnects when a connection breaks, but not when it hangs because packets
+//! are dropped, nor when its server was demoted to a replica. [`Redis::watch`] detects both and
+//! replaces the connection for all clones.
 //!
-//! A command that was cut off is not repeated, so every write made through it is idempotent.
+//! A command that was interrupted is not repeated, so every write made through the connection is
+//! idempotent.
 
 use std::{
     sync::{
@@ -34,22 +37,23 @@ use crate::platform::ops::Check;
 const PAUSE: Duration = Duration::from_secs(1);
 /// Shortest pause between two checks, however many commands fail.
 const MIN_PAUSE: Duration = Duration::from_millis(250);
-/// Time for the answer to a `PING`, after which the connection counts as silent.
+/// Time limit of a `PING`, after which the connection counts as silent.
 const PING_PATIENCE: Duration = Duration::from_secs(1);
 
-/// A handle on the connection that all its clones share. Cheap to clone.
+/// Handle to the connection, which all clones share. Cheap to clone.
 #[derive(Clone)]
 pub struct Redis(pub(super) Arc<Shared>);
 
 pub(super) struct Shared {
     link: ArcSwap<Link>,
-    /// Notified with either of those below.
+    /// Notified when `timed_out` or `read_only` is set.
     suspected: Notify,
-    /// A command was not answered in time.
+    /// Set when a command was not answered in time.
     timed_out: AtomicBool,
-    /// A command was refused because the server is a replica.
+    /// Set when a command was refused because the server is a replica.
     read_only: AtomicBool,
-    /// A command was refused because the server has no memory left; since the last look at it.
+    /// Set when a command was refused because the server is out of memory; cleared by
+    /// [`Redis::watch_memory`].
     pub(super) out_of_memory: AtomicBool,
 }
 
@@ -57,7 +61,7 @@ pub(super) struct Shared {
 enum Link {
     Single(ConnectionManager),
     Cluster(ClusterConnection),
-    /// A connection that does not reconnect: see [`Tracking`](crate::platform::tracking::Tracking).
+    /// A connection that does not reconnect; see [`Tracking`](crate::platform::tracking::Tracking).
     Once(MultiplexedConnection),
 }
 
@@ -92,8 +96,8 @@ impl Link {
 }
 
 impl Shared {
-    /// Has the connection checked soon where a result says that it may be of no use.
-    fn look_at<T>(&self, result: &Result<T, RedisError>, is: impl Fn(&T, fn(&Value) -> bool) -> bool) {
+    /// Sets the flags for a result that makes the connection suspect, and wakes the watch.
+    fn note_faults<T>(&self, result: &Result<T, RedisError>, is: impl Fn(&T, fn(&Value) -> bool) -> bool) {
         let out_of_memory = match result {
             Ok(found) => is(found, lacks_memory),
             Err(error) => memory::is_out_of_memory(error),
@@ -112,13 +116,14 @@ impl Shared {
         self.suspected.notify_one();
     }
 
-    /// Returns why the connection should be replaced, after telling the check how it is.
+    /// Pings the server and updates the check. Returns the reason if the connection should be
+    /// replaced.
     async fn fault(&self, mut redis: Redis, check: &Check) -> Option<&'static str> {
         let (timed_out, read_only) = (&self.timed_out, &self.read_only);
         let [timed_out, read_only] = [timed_out, read_only].map(|flag| flag.swap(false, Ordering::Relaxed));
         let ping = redis::cmd("PING");
         let silent = match timeout(PING_PATIENCE, ping.query_async::<()>(&mut redis)).await {
-            // One of a Cluster's servers answers, and others may not.
+            // One server of a Cluster answers; others may not.
             Ok(Ok(())) => timed_out && redis.is_cluster(),
             Ok(Err(error)) => {
                 check.fail(format!("Redis does not answer: {error}"));
@@ -134,23 +139,24 @@ impl Shared {
     }
 }
 
-/// Returns whether a replica has refused a write.
+/// Returns whether a replica refused a write.
 fn is_read_only(value: &Value) -> bool {
     matches!(value, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::ReadOnly))
 }
 
-/// Returns whether a server without memory has refused a write.
+/// Returns whether a server that is out of memory refused a write.
 fn lacks_memory(value: &Value) -> bool {
     matches!(value, Value::ServerError(error) if memory::says_out_of_memory(error))
 }
 
 impl Redis {
-    /// Connects once. Later breaks are mended in the background, and silence where [`Self::watch`] runs.
+    /// Connects once. The client library reconnects in the background after a break;
+    /// [`Self::watch`] replaces a connection that hangs.
     pub async fn connect(config: &Config) -> Result<Self, RedisError> {
         Ok(Self::over(Link::open(config).await?))
     }
 
-    /// Uses a connection that does not reconnect.
+    /// Wraps a connection that does not reconnect.
     pub fn once(connection: MultiplexedConnection) -> Self {
         Self::over(Link::Once(connection))
     }
@@ -161,7 +167,7 @@ impl Redis {
         Self(Arc::new(Shared { link, suspected, timed_out, read_only, out_of_memory }))
     }
 
-    /// Connects, trying again until it works.
+    /// Connects, retrying until it succeeds; `check` shows the last error.
     pub async fn connect_patiently(config: &Config, check: &Check) -> Self {
         loop {
             match Self::connect(config).await {
@@ -172,13 +178,14 @@ impl Redis {
         }
     }
 
-    /// Returns whether the servers form a Cluster, which takes scripts with the keys of one server only.
+    /// Returns whether the servers form a Cluster, in which all keys of a script must be on one
+    /// server.
     pub fn is_cluster(&self) -> bool {
         matches!(**self.0.link.load(), Link::Cluster(_))
     }
 
-    /// Asks several things that have nothing to do with each other, and gives the answers in their order:
-    /// in one go with one server; with a Cluster side by side, each where it belongs.
+    /// Sends several independent commands and returns their answers in order: in one pipeline with
+    /// a single server, concurrently to their servers with a Cluster.
     pub async fn ask(&mut self, commands: Vec<Cmd>) -> Vec<Result<Value, RedisError>> {
         if self.is_cluster() {
             let ask_one = |command: Cmd| {
@@ -198,8 +205,8 @@ impl Redis {
         }
     }
 
-    /// Checks the connection every second, and soon after a command failed in a way that concerns it. Replaces it when
-    /// it is silent or leads to a replica. Never ends by itself.
+    /// Checks the connection every second, and soon after a command made it suspect. Replaces it
+    /// when it hangs or leads to a replica. Never returns.
     pub async fn watch(self, config: Config, check: Check) {
         loop {
             if let Some(reason) = self.0.fault(self.clone(), &check).await {
@@ -216,7 +223,7 @@ impl Redis {
                 self.0.link.store(Arc::new(link));
                 check.pass();
                 counter!("postrider_redis_connections_replaced_total", "reason" => reason).increment(1);
-                tracing::warn!(reason, "replaced the redis connection");
+                tracing::warn!(reason, "redis connection replaced");
             }
             Err(error) => check.fail(format!("Redis does not answer: {error}")),
         }
@@ -228,7 +235,7 @@ impl ConnectionLike for Redis {
         let mut link = Link::clone(&self.0.link.load());
         Box::pin(async move {
             let result = link.connection().req_packed_command(command).await;
-            self.0.look_at(&result, |value, is| is(value));
+            self.0.note_faults(&result, |value, is| is(value));
             result
         })
     }
@@ -242,7 +249,7 @@ impl ConnectionLike for Redis {
         let mut link = Link::clone(&self.0.link.load());
         Box::pin(async move {
             let result = link.connection().req_packed_commands(commands, offset, count).await;
-            self.0.look_at(&result, |values, is| values.iter().any(is));
+            self.0.note_faults(&result, |values, is| values.iter().any(is));
             result
         })
     }

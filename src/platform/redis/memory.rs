@@ -1,7 +1,8 @@
-//! The memory of the Redis servers: how much is used of `maxmemory`, and whether they refuse writes for lack of it.
+//! Memory of the Redis servers: how much of `maxmemory` is used, and whether they refuse writes
+//! because it is full.
 //!
-//! A server without memory refuses every write and answers reads. Nothing that was acknowledged is lost, because Kafka and
-//! Postgres have it: projections wait, and the view is as it was.
+//! A server that is out of memory refuses every write and still answers reads. No acknowledged
+//! write is lost, because Kafka and Postgres have it: projections wait, and views keep their state.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -11,22 +12,22 @@ use redis::{RedisError, ServerError, Value};
 use super::Redis;
 use crate::platform::{bound, ops::Check};
 
-/// The time between two looks.
+/// Time between two measurements.
 const LOOK: Duration = Duration::from_secs(2);
-/// Hundredths of `maxmemory` from which on there is a warning.
+/// Percentage of `maxmemory` from which the check warns.
 const NEARLY_FULL: u64 = 90;
 
 /// The memory of one server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Memory {
     used: u64,
-    /// 0 where there is no limit.
+    /// 0 means no limit.
     limit: u64,
     policy: String,
 }
 
 impl Memory {
-    /// Reads an answer to `INFO memory`.
+    /// Parses the answer to `INFO memory`.
     fn parse(text: &str) -> Self {
         let field = |name: &str| {
             let of_line = |line: &str| line.trim().strip_prefix(name)?.strip_prefix(':').map(str::to_owned);
@@ -36,30 +37,31 @@ impl Memory {
         Self { used: number("used_memory"), limit: number("maxmemory"), policy: field("maxmemory_policy") }
     }
 
-    /// Hundredths of the limit; 0 without one.
-    fn hundredths(&self) -> u64 {
+    /// Returns the percentage of the limit that is used; 0 without a limit.
+    fn percent_used(&self) -> u64 {
         (self.used.saturating_mul(100)).checked_div(self.limit).unwrap_or(0)
     }
 
-    /// Returns what is wrong, as a sentence with what to do.
+    /// Returns a sentence that names the problem and the remedy, if there is a problem.
     fn weakness(&self) -> Option<String> {
         let Self { used, limit, policy } = self;
         if *limit > 0 && !matches!(policy.as_str(), "noeviction" | "") {
             return Some(format!(
-                "Redis evicts keys (`maxmemory-policy` is `{policy}`): it may forget idempotency keys and parts of views; set `noeviction`"
+                "Redis evicts keys and may lose idempotency keys and parts of views (`maxmemory-policy` is `{policy}`); set it to `noeviction`"
             ));
         }
-        (self.hundredths() >= NEARLY_FULL)
-            .then(|| format!("Redis uses {used} of {limit} bytes (`maxmemory`): give it more before it refuses writes"))
+        (self.percent_used() >= NEARLY_FULL)
+            .then(|| format!("Redis uses {used} of {limit} bytes (`maxmemory`); raise it before Redis refuses writes"))
     }
 }
 
-/// Returns whether a server refused a command for lack of memory, by itself or within a script.
+/// Returns whether a server refused a command because it is out of memory, directly or inside a
+/// script.
 pub fn is_out_of_memory(error: &RedisError) -> bool {
     error.code() == Some("OOM") || error.detail().is_some_and(|detail| detail.contains(OOM))
 }
 
-/// The same for an answer in a pipeline.
+/// Like [`is_out_of_memory`], for one answer of a pipeline.
 pub fn says_out_of_memory(error: &ServerError) -> bool {
     error.code() == "OOM" || error.details().is_some_and(|details| details.contains(OOM))
 }
@@ -67,8 +69,9 @@ pub fn says_out_of_memory(error: &ServerError) -> bool {
 const OOM: &str = "OOM command not allowed";
 
 impl Redis {
-    /// Looks at the servers' memory again and again; never ends by itself. While writes are refused the check fails where
-    /// `fails` is set, and warns otherwise: a process that serves reads is of use without writes.
+    /// Measures the servers' memory every two seconds; never returns. While writes are refused, the
+    /// check fails if `fails` is set, and warns otherwise: a process that serves reads is useful
+    /// without writes.
     pub async fn watch_memory(mut self, check: Check, fails: bool) {
         // An alert on the increase needs a zero to start from.
         counter!("postrider_redis_out_of_memory_total").increment(0);
@@ -80,7 +83,7 @@ impl Redis {
                 _ if refused => {
                     let Memory { used, limit, .. } = memory;
                     let problem = format!(
-                        "Redis is out of memory and refuses writes ({used} of {limit} bytes of `maxmemory`): nothing is lost, and views stand still until it has more"
+                        "Redis is out of memory and refuses writes ({used} of {limit} bytes of `maxmemory`); raise `maxmemory`: nothing is lost, but views are not updated until then"
                     );
                     if fails { check.fail(problem) } else { check.warn(problem) }
                 }
@@ -91,15 +94,16 @@ impl Redis {
         }
     }
 
-    /// The memory of the server that is nearest to its limit; all zero where it cannot be asked.
+    /// Returns the memory of the server that is closest to its limit; all fields are zero if the
+    /// query fails.
     async fn memory(&mut self) -> Memory {
         let mut info = redis::cmd("INFO");
         let answer = info.arg("memory").query_async::<Value>(self).await.unwrap_or(Value::Nil);
-        texts(&answer).into_iter().map(|text| Memory::parse(&text)).max_by_key(Memory::hundredths).unwrap_or_default()
+        texts(&answer).into_iter().map(|text| Memory::parse(&text)).max_by_key(Memory::percent_used).unwrap_or_default()
     }
 }
 
-/// The texts in an answer: one, or in a Cluster one of each server.
+/// Returns the texts in an answer: one, or one per server of a Cluster.
 fn texts(answer: &Value) -> Vec<String> {
     match answer {
         Value::BulkString(bytes) => vec![String::from_utf8_lossy(bytes).into_owned()],
@@ -111,7 +115,7 @@ fn texts(answer: &Value) -> Vec<String> {
     }
 }
 
-/// Counts a write that a server refused for lack of memory.
+/// Counts a write that a server refused because it is out of memory.
 pub fn count_refusal() {
     counter!("postrider_redis_out_of_memory_total").increment(1);
 }
@@ -124,7 +128,7 @@ mod tests {
         "# Memory\r\nused_memory:950\r\nused_memory_human:950B\r\nmaxmemory:1000\r\nmaxmemory_policy:noeviction\r\n";
 
     #[test]
-    fn what_is_wrong_with_the_memory_is_said() {
+    fn a_full_memory_and_an_evicting_policy_are_reported() {
         let full = Memory::parse(INFO);
         assert_eq!(full, Memory { used: 950, limit: 1_000, policy: "noeviction".to_owned() });
         assert!(full.weakness().is_some_and(|text| text.contains("950 of 1000")));

@@ -1,4 +1,5 @@
-//! Redis, standalone or Cluster: its configuration, the shared connection, and single channels.
+//! Redis, standalone or Cluster: configuration, the shared connection, and subscriptions to single
+//! channels.
 
 mod connection;
 mod memory;
@@ -14,20 +15,20 @@ use serde::{Deserialize, Serialize};
 pub use self::{connection::Redis, trial::try_out};
 use super::{config::SecretUrl, pubsub::hang};
 
-/// How Redis is reached.
+/// Connection to Redis.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// `redis://[user:password@]host:port/db`, or `rediss://` for TLS; several separated by commas
-    /// for a Cluster.
+    /// `redis://[user:password@]host:port/db`, or `rediss://` for TLS; several URLs separated by
+    /// commas for a Cluster.
     pub url: SecretUrl,
-    /// Whether the servers form a Redis Cluster.
+    /// `true` if the servers form a Redis Cluster.
     pub cluster: bool,
-    /// Put before all of our keys.
+    /// Prefix of all of postrider's keys.
     pub key_prefix: String,
-    /// Time for one command, in milliseconds.
+    /// Time limit of one command, in milliseconds.
     pub response_timeout_ms: u64,
-    /// Time to connect, in milliseconds.
+    /// Time limit of connecting, in milliseconds.
     pub connect_timeout_ms: u64,
 }
 
@@ -54,12 +55,13 @@ impl Config {
     }
 }
 
-/// Calls `wake` for each message on a channel, and whenever some may have been missed. Over a connection of
-/// its own, made again when it breaks; in a Cluster every server has all messages.
+/// Calls `wake` for each message on a channel, and whenever messages may have been missed. Uses its
+/// own connection and reconnects when it breaks. In a Cluster, every server has all messages. Never
+/// returns.
 pub async fn listen(config: Config, channel: String, wake: impl Fn() + Send) {
     loop {
         if let Err(error) = listen_once(&config, &channel, &wake).await {
-            tracing::debug!(channel, error = %error, "not listening");
+            tracing::debug!(channel, error = %error, "redis channel not subscribed, retrying");
         }
         tokio::time::sleep(Duration::from_millis(500 + fastrand::u64(0..500))).await;
     }

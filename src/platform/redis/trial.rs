@@ -1,4 +1,4 @@
-//! Tries settings before they are put to use.
+//! Tests Redis settings before they are put into use.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use tokio::time::timeout;
 use super::{Config, Redis, memory};
 use crate::platform::trial::Fault;
 
-/// Time for all of it.
+/// Time limit of the whole test.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// TTL of the key that is written, in milliseconds.
+/// TTL of the key that the test writes, in milliseconds.
 const KEY_MS: u64 = 1_000;
 
-/// Connects, and writes a key of ours that expires at once. Returns the connection.
+/// Connects, and writes a key under `key_prefix` with a TTL of one second. Returns the connection.
 pub async fn try_out(config: &Config) -> Result<Redis, Fault> {
     let attempt = async {
         let mut redis = Redis::connect(config).await?;
@@ -21,7 +21,7 @@ pub async fn try_out(config: &Config) -> Result<Redis, Fault> {
         let key = format!("{}rotation:tried", config.key_prefix);
         let mut set = redis::cmd("SET");
         match set.arg(key).arg(1).arg("PX").arg(KEY_MS).query_async::<()>(&mut redis).await {
-            Err(error) if !takes_no_writes_now(&error) => Err(error),
+            Err(error) if !refuses_all_writes(&error) => Err(error),
             _ => Ok(redis),
         }
     };
@@ -31,8 +31,9 @@ pub async fn try_out(config: &Config) -> Result<Redis, Fault> {
     }
 }
 
-/// Returns whether the server refuses writes of everybody, for lack of memory, of a disk, or of replicas: it has let us in.
-fn takes_no_writes_now(error: &RedisError) -> bool {
+/// Returns whether the server refuses all writes at the moment, for lack of memory, disk or
+/// replicas. It has then accepted the credentials.
+fn refuses_all_writes(error: &RedisError) -> bool {
     memory::is_out_of_memory(error) || matches!(error.code(), Some("MISCONF" | "NOREPLICAS"))
 }
 
@@ -54,11 +55,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_server_without_memory_says_nothing_about_the_secret() {
+    async fn a_server_that_refuses_all_writes_does_not_refute_the_secret() {
         let parse = |text: &[u8]| redis::parse_redis_value(text).unwrap().extract_error().unwrap_err();
-        assert!(takes_no_writes_now(&parse(b"-OOM command not allowed when used memory > 'maxmemory'.\r\n")));
-        assert!(takes_no_writes_now(&parse(b"-MISCONF Redis is configured to save RDB snapshots\r\n")));
-        assert!(takes_no_writes_now(&parse(b"-NOREPLICAS Not enough good replicas to write.\r\n")));
-        assert!(!takes_no_writes_now(&parse(b"-NOPERM this user has no permissions\r\n")));
+        assert!(refuses_all_writes(&parse(b"-OOM command not allowed when used memory > 'maxmemory'.\r\n")));
+        assert!(refuses_all_writes(&parse(b"-MISCONF Redis is configured to save RDB snapshots\r\n")));
+        assert!(refuses_all_writes(&parse(b"-NOREPLICAS Not enough good replicas to write.\r\n")));
+        assert!(!refuses_all_writes(&parse(b"-NOPERM this user has no permissions\r\n")));
     }
 }

@@ -1,11 +1,11 @@
-//! Changed files from the first attempt with them until the process restarts with them: the verdict, and this process's
-//! turn.
+//! Changed files, from the first attempt with them until the process restarts with them: the
+//! verdict, and the wait for this process's turn.
 
 use std::time::{Duration, Instant};
 
 use super::{Config, Fingerprint, Turn, Verdict};
 
-/// Shortest and longest pause between two questions for the lease, in milliseconds.
+/// Range of the pause between two requests for the lease, in milliseconds.
 const LEASE_PAUSE_MS: std::ops::Range<u64> = 250..500;
 
 /// Files that differ from those in use.
@@ -14,19 +14,21 @@ pub(super) struct Candidate {
     pub verdict: Verdict,
     pub tried: Instant,
     pub warned: Instant,
-    /// True if the process did not serve all the while, so that nobody misses it.
+    /// `true` if the process was not ready during the attempt, so that a restart interrupts
+    /// nothing.
     pub is_away: bool,
-    /// The holder of the lease, and until when.
+    /// Holder of the lease, and the time at which the lease expires.
     pub holder: Option<(String, Instant)>,
-    /// When it is this process's turn, where there is no lease to be had.
+    /// Time of this process's turn, if the lease is unavailable.
     pub turn: Option<Instant>,
 }
 
 impl Candidate {
-    /// Returns the pause before this process asks again for its turn; `None` when it has come.
+    /// Returns the pause before this process asks for its turn again; `None` when its turn has
+    /// come.
     pub async fn await_turn(&mut self, config: &Config) -> Option<Duration> {
         if self.is_away {
-            tracing::info!("rotated files work; restarting at once, because this process is not ready as it is");
+            tracing::info!("rotated files work, restarting at once because this process is not ready");
             return None;
         }
         let asked = match &mut self.verdict {
@@ -37,15 +39,15 @@ impl Candidate {
             Ok(Turn::Ours) => {
                 if let Some((holder, ends)) = self.holder.take_if(|(_, ends)| *ends <= Instant::now()) {
                     let late_ms = ends.elapsed().as_millis() as u64;
-                    tracing::warn!(holder, late_ms, "a rotation lease expired before its holder was ready again");
+                    tracing::warn!(holder, late_ms, "rotation lease expired before its holder was ready again");
                 }
-                tracing::info!(lease.ms = config.lease_ms, "rotated files work; took the rotation lease, restarting");
+                tracing::info!(lease.ms = config.lease_ms, "rotated files work, rotation lease taken, restarting");
                 None
             }
             Ok(Turn::Theirs { holder, left }) => {
                 if self.holder.as_ref().is_none_or(|(known, _)| *known != holder) {
                     let left_ms = left.as_millis() as u64;
-                    tracing::info!(holder, left_ms, "rotated files work; waiting for the rotation lease");
+                    tracing::info!(holder, left_ms, "rotated files work, waiting for the rotation lease");
                 }
                 self.holder = Some((holder, Instant::now() + left));
                 Some(Duration::from_millis(fastrand::u64(LEASE_PAUSE_MS)))
@@ -60,13 +62,13 @@ impl Candidate {
             tracing::info!(
                 problem,
                 wait.ms = wait_ms,
-                "rotated files work; there is no rotation lease, waiting at random"
+                "rotated files work, rotation lease unavailable, waiting for a random time"
             );
             Instant::now() + Duration::from_millis(wait_ms)
         });
         let left = turn.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            tracing::info!("rotated files work; restarting after a random wait");
+            tracing::info!("rotated files work, restarting after a random wait");
             return None;
         }
         Some(left.min(Duration::from_secs(1)))
@@ -80,7 +82,7 @@ impl Candidate {
         if let Verdict::Works(Some(order)) = &mut self.verdict
             && let Err(error) = order.lease.give_back(&mut order.redis).await
         {
-            tracing::warn!(%error, "the rotation lease was not given back; it expires by itself");
+            tracing::warn!(%error, "rotation lease not released, it will expire");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The content of mounted files, as a number that changes with it.
+//! Fingerprints of mounted files, which change with the content.
 
 use std::{
     fs::File,
@@ -7,10 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Most that is read of a file, in bytes: secrets in clusters are no larger.
+/// Maximum number of bytes that are read of a file; secrets in clusters are no larger.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// Stands for the content of some files.
+/// Hash of the content of some files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint(u64);
 
@@ -22,7 +22,7 @@ impl Fingerprint {
         Ok(Self(hasher.finish()))
     }
 
-    /// The same, off the runtime.
+    /// Like [`Self::read`], on a thread that may block.
     pub async fn of(files: Vec<String>) -> io::Result<Self> {
         let joined = tokio::task::spawn_blocking(move || Self::read(&files));
         joined.await.unwrap_or_else(|error| Err(io::Error::other(error)))
@@ -39,7 +39,7 @@ fn add(path: &Path, hasher: &mut DefaultHasher) -> io::Result<()> {
     }
     let mut entries: Vec<PathBuf> =
         path.read_dir()?.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<_>>()?;
-    // A kubelet keeps the versions of a mount in directories that begin with two dots.
+    // A kubelet keeps the versions of a mount in directories whose names begin with two dots.
     entries.retain(|entry| {
         entry.is_file() && !entry.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".."))
     });
@@ -53,7 +53,7 @@ mod tests {
 
     use super::*;
 
-    /// As a kubelet lays a secret out: `password` → `..data/password`, `..data` → a version.
+    /// Lays a secret out as a kubelet does: `password` → `..data/password`, `..data` → a version.
     fn mount(root: &Path, version: &str, password: &str) {
         fs::create_dir_all(root.join(version)).unwrap();
         fs::write(root.join(version).join("password"), password).unwrap();

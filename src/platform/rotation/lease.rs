@@ -1,9 +1,9 @@
-//! The order among processes that restart for a rotated secret: one of a role at a time, the one that holds a lease in
-//! Redis.
+//! Orders the restarts of processes for a rotated secret: one process of a role at a time, the
+//! holder of a lease in Redis.
 //!
-//! The lease is held from before the drain until the replaced process is ready again. It belongs to a host name and a
-//! process id, which a process keeps when it replaces itself, and a container when it is restarted. It expires
-//! `rotation.lease_ms` after it was taken.
+//! The lease is held from before the drain until the replaced process is ready again. It belongs to
+//! a host name and a process id, which a process keeps when it replaces itself, and a container
+//! keeps when it is restarted. It expires `rotation.lease_ms` after it was taken.
 
 use std::{fs, time::Duration};
 
@@ -11,7 +11,8 @@ use redis::{RedisError, Script};
 
 use crate::platform::redis::{Config, Redis};
 
-/// Returns 1 when the lease is ours now, else 0, its holder, and the milliseconds that it has left.
+/// Returns 1 if this process now holds the lease, else 0; then the holder, and the milliseconds
+/// until it expires.
 const TAKE: &str = r"
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
@@ -21,7 +22,7 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return {1, ARGV[1], tonumber(ARGV[2])}
 ";
 
-/// Returns 1 when the lease was ours.
+/// Returns 1 if this process held the lease.
 const GIVE_BACK: &str = r"
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
@@ -29,7 +30,7 @@ end
 return redis.call('DEL', KEYS[1])
 ";
 
-/// The lease of one role of one installation, as this process sees it.
+/// Lease of one role of one installation, as used by this process.
 #[derive(Debug, Clone)]
 pub struct Lease {
     key: String,
@@ -37,11 +38,11 @@ pub struct Lease {
     length: Duration,
 }
 
-/// The holder of the lease.
+/// Holder of the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Turn {
     Ours,
-    /// Another process is away.
+    /// Another process holds the lease, while it restarts.
     Theirs {
         holder: String,
         left: Duration,
@@ -49,9 +50,10 @@ pub enum Turn {
 }
 
 impl Lease {
-    /// The lease of this process. Installations that share a server differ in `redis.key_prefix`.
+    /// Creates the handle of this process. Installations that share a server differ in
+    /// `redis.key_prefix`.
     pub fn new(redis: &Config, role: &str, length: Duration) -> Self {
-        // A container's is that of its pod, whichever its number of restarts.
+        // The host name of a container is that of its pod, however often it is restarted.
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let holder = format!("{}/{}", host.trim(), std::process::id());
         Self::held_by(holder, redis, role, length)
@@ -61,7 +63,7 @@ impl Lease {
         Self { key: format!("{}rotation:{role}", redis.key_prefix), holder, length }
     }
 
-    /// Takes the lease where nobody else holds it. Taking it again renews it.
+    /// Takes the lease if no other process holds it. Taking it again renews it.
     pub async fn take(&self, redis: &mut Redis) -> Result<Turn, RedisError> {
         let length_ms = u64::try_from(self.length.as_millis()).unwrap_or(u64::MAX).max(1);
         let script = Script::new(TAKE);
@@ -71,7 +73,7 @@ impl Lease {
         Ok(if ours { Turn::Ours } else { Turn::Theirs { holder, left } })
     }
 
-    /// Gives the lease back. Returns whether this process held it.
+    /// Releases the lease. Returns whether this process held it.
     pub async fn give_back(&self, redis: &mut Redis) -> Result<bool, RedisError> {
         Script::new(GIVE_BACK).key(&self.key).arg(&self.holder).invoke_async(redis).await
     }

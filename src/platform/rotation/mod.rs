@@ -1,8 +1,8 @@
-//! Puts rotated certificates and passwords to use: notices that mounted files changed, tries what they say, and has the
-//! process drain and start again with it, one process of a role at a time.
+//! Puts rotated certificates and passwords into use: notices that mounted files changed, tests
+//! their content, and makes the process drain and restart with it, one process of a role at a time.
 //!
-//! A secret that does not work is not put to use: the process keeps the one it has, says so, and tries again
-//! ([ADR 13](../../../docs/adr/0013-rotated-secrets-are-tried-first.md)).
+//! A secret that does not work is not put into use: the process keeps the one it has, reports the
+//! problem, and retries ([ADR 13](../../../docs/adr/0013-rotated-secrets-are-tried-first.md)).
 
 mod candidate;
 mod files;
@@ -20,23 +20,27 @@ pub use self::{
     watch::{Watch, describe},
 };
 
-/// Files that are only read at start, and what to do when they change.
+/// Files that are only read at start, and the reaction to their changes.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Files, and directories with files. When one changes, the process loads its configuration anew and tries it on the
-    /// servers. If it works, the process drains and replaces itself, with the same process id; if it does not, the process
-    /// goes on with what it has, and tries again.
+    /// Files, and directories with files. When one changes, the process loads its configuration
+    /// again and tests it against the servers. If it works, the process drains and replaces itself,
+    /// keeping its process id. If it does not work, the process keeps its current configuration,
+    /// and retries.
     pub files: Vec<String>,
-    /// Time between looks at them, and between attempts with what does not work, in milliseconds.
+    /// Time between two checks of the files, and between attempts with content that does not work,
+    /// in milliseconds.
     #[schemars(range(min = 10, max = 3_600_000))]
     pub interval_ms: u64,
-    /// Time that a process may be away for a rotation while the others of its role wait for it, from the beginning of its
-    /// drain until it is ready again, in milliseconds. The order is kept by a lease in Redis, which expires then.
+    /// Time that the other processes of a role wait for one that restarts, from the beginning of
+    /// its drain until it is ready again, in milliseconds. The order is kept by a lease in Redis,
+    /// which expires after this time.
     #[schemars(range(min = 1_000, max = 3_600_000))]
     pub lease_ms: u64,
-    /// Where Redis cannot be asked for the lease, the process waits for a random part of this before it drains, in
-    /// milliseconds, so that processes with the same files do not all restart at once.
+    /// If Redis cannot be asked for the lease, the process waits for a random part of this time
+    /// before it drains, in milliseconds, so that processes with the same files do not all restart
+    /// at once.
     #[schemars(range(max = 3_600_000))]
     pub spread_ms: u64,
 }

@@ -1,4 +1,5 @@
-//! Looks at the files, has what they say tried, and waits for this process's turn to restart with it.
+//! Watches the files, has their content tested, and waits for this process's turn to restart with
+//! it.
 
 use std::{
     collections::BTreeMap,
@@ -11,16 +12,17 @@ use metrics::gauge;
 use super::{Config, Fingerprint, Trial, Verdict, candidate::Candidate};
 use crate::platform::ops::{Check, Health};
 
-/// Parts that may be refused, as the label `what` of the metric.
+/// Parts that may be refused: values of the metric's label `what`.
 const PARTS: [&str; 4] = ["settings", "kafka", "redis", "postgres"];
-/// Looks in a row after which a file that cannot be read is no longer one that is being replaced.
+/// Number of failed looks in a row after which a file counts as unreadable, and not as being
+/// replaced.
 const UNREADABLE_LOOKS: u32 = 3;
 /// Time between two warnings about the same files.
 const REMINDER: Duration = Duration::from_secs(60);
-/// Pause between two attempts to give a lease back.
+/// Pause between two attempts to release a lease.
 const RETURN_PAUSE: Duration = Duration::from_secs(1);
 
-/// Sets the metrics to what holds while no file has changed.
+/// Sets the metrics to their values while no file has changed.
 pub fn describe() {
     report(&BTreeMap::new());
     gauge!("postrider_rotation_waiting").set(0.0);
@@ -32,28 +34,31 @@ fn report(refused: &BTreeMap<&'static str, String>) {
     }
 }
 
-/// See the module.
+/// Watch over `rotation.files`.
 pub struct Watch<T> {
     config: Config,
     trial: T,
-    /// `None` where no file is watched.
+    /// `None` if no file is watched.
     check: Option<Check>,
-    /// The files that the process was started with; `None` while they are not known, because one was missing.
+    /// Files that the process was started with; `None` while they are unknown, because one was
+    /// missing.
     in_use: Option<Fingerprint>,
     candidate: Option<Candidate>,
-    /// Looks in a row at which a file could not be read.
+    /// Number of looks in a row at which a file could not be read.
     unreadable: u32,
 }
 
 impl<T: Trial> Watch<T> {
-    /// `in_use` is what the configuration was loaded from. Adds a check that informs only: it never fails.
+    /// Creates a watch. `in_use` identifies the files that the configuration was loaded from. Adds
+    /// a check that only informs and never fails.
     pub fn new(config: Config, in_use: Option<Fingerprint>, trial: T, health: &Health) -> Self {
         let check = (!config.files.is_empty()).then(|| health.check("rotation"));
         check.iter().for_each(Check::pass);
         Self { config, trial, check, in_use, candidate: None, unreadable: 0 }
     }
 
-    /// Resolves when the process should drain and start again; never where there is no file to watch.
+    /// Waits until the process should drain and restart; never returns if there is no file to
+    /// watch.
     pub async fn until_due(&mut self) {
         if self.config.files.is_empty() {
             return std::future::pending().await;
@@ -68,14 +73,16 @@ impl<T: Trial> Watch<T> {
                 () = tokio::time::sleep(pause) => {}
                 () = &mut noticed, if !was_noticed => was_noticed = true,
             }
-            // Here and nowhere else, so that it is never the lease for the next rotation that is given back.
+            // Release the lease nowhere else, so that the lease for the next rotation is never
+            // released.
             if was_noticed && !returned {
                 returned = self.return_lease().await || Instant::now() > expiry;
             }
         }
     }
 
-    /// Returns whether the files are still those that it is due for; otherwise the turn is over.
+    /// Returns whether the files are still those that the restart is due for; if not, ends the
+    /// turn.
     pub async fn is_still_due(&mut self) -> bool {
         let found = self.look().await;
         let Some(mut candidate) = self.candidate.take() else { return false };
@@ -86,20 +93,20 @@ impl<T: Trial> Watch<T> {
         is_due
     }
 
-    /// Ends the turn of this process, if it is its turn.
+    /// Ends this process's turn, if it has one.
     pub async fn call_off(&mut self) {
         if let Some(mut candidate) = self.candidate.take() {
             candidate.give_back().await;
         }
     }
 
-    /// Returns whether there is no lease left to give back.
+    /// Releases the lease. Returns whether there is none left to release.
     async fn return_lease(&self) -> bool {
         match self.trial.give_back().await {
-            Ok(true) => tracing::info!("ready again; gave the rotation lease back"),
+            Ok(true) => tracing::info!("ready again, rotation lease released"),
             Ok(false) => {}
             Err(problem) => {
-                tracing::debug!(problem, "the rotation lease cannot be given back");
+                tracing::debug!(problem, "cannot release the rotation lease");
                 return false;
             }
         }
@@ -114,17 +121,18 @@ impl<T: Trial> Watch<T> {
         match Fingerprint::of(self.config.files.clone()).await {
             Ok(found) => {
                 if self.unreadable >= UNREADABLE_LOOKS {
-                    tracing::info!("all files of `rotation.files` can be read again");
+                    tracing::info!("all files of `rotation.files` are readable again");
                     self.check.iter().for_each(Check::pass);
                 }
                 self.unreadable = 0;
                 Some(found)
             }
             Err(error) => {
-                // A mount is replaced in steps; what is missing in between is there at the next look.
+                // A mount is replaced in steps; a file that is missing in between exists at the
+                // next look.
                 self.unreadable = self.unreadable.saturating_add(1);
                 if self.unreadable == UNREADABLE_LOOKS {
-                    tracing::warn!(%error, "a file of `rotation.files` cannot be read; no rotation is noticed until it can");
+                    tracing::warn!(%error, "file of `rotation.files` unreadable, rotations are not noticed");
                     self.warn(format!("a file of `rotation.files` cannot be read: {error}"));
                 }
                 None
@@ -132,7 +140,7 @@ impl<T: Trial> Watch<T> {
         }
     }
 
-    /// Returns the pause before the next step; `None` when it is time to restart.
+    /// Takes one step. Returns the pause before the next one; `None` when it is time to restart.
     async fn step(&mut self) -> Option<Duration> {
         let Some(files) = self.look().await else { return Some(self.interval()) };
         if files == *self.in_use.get_or_insert(files) {
@@ -149,7 +157,7 @@ impl<T: Trial> Watch<T> {
             Verdict::Refused(_) | Verdict::Unreachable(_) => Some(self.interval()),
         };
         if pause.is_none() && self.look().await != Some(files) {
-            // What was tried is not what the process would start with.
+            // The files have changed since the test: the process would start with untested content.
             candidate.give_back().await;
             return Some(Duration::ZERO);
         }
@@ -158,10 +166,10 @@ impl<T: Trial> Watch<T> {
         pause
     }
 
-    /// Notes that the mounted files are those in use.
+    /// Records that the mounted files are those in use.
     fn settle(&mut self) {
         if self.candidate.take().is_some() {
-            tracing::info!("mounted files are again those in use");
+            tracing::info!("mounted files are those in use again");
             self.check.iter().for_each(Check::pass);
             describe();
         }
@@ -169,20 +177,20 @@ impl<T: Trial> Watch<T> {
 
     async fn attempt(&self, files: Fingerprint, known: Option<Candidate>) -> Candidate {
         if known.is_none() {
-            tracing::info!("mounted files changed; trying them");
+            tracing::info!("mounted files changed, testing them");
         }
         let was_ready = self.trial.is_ready();
         let verdict = self.trial.attempt().await;
         let is_away = !was_ready && !self.trial.is_ready();
         let now = Instant::now();
         let warned = known.as_ref().map(|known| known.warned).filter(|at| at.elapsed() < REMINDER);
-        self.tell(&verdict, warned.is_none());
+        self.report_verdict(&verdict, warned.is_none());
         let (holder, turn) = known.map(|known| (known.holder, known.turn)).unwrap_or_default();
         Candidate { files, verdict, tried: now, warned: warned.unwrap_or(now), is_away, holder, turn }
     }
 
-    fn tell(&self, verdict: &Verdict, aloud: bool) {
-        let again = format!("tried again every {} s", self.interval().as_secs_f64());
+    fn report_verdict(&self, verdict: &Verdict, log: bool) {
+        let again = format!("retried every {} s", self.interval().as_secs_f64());
         match verdict {
             Verdict::Works(_) => {
                 report(&BTreeMap::new());
@@ -190,18 +198,18 @@ impl<T: Trial> Watch<T> {
             }
             Verdict::Refused(parts) => {
                 let problem = parts.iter().map(|(what, why)| format!("{what}: {why}")).collect::<Vec<_>>().join("; ");
-                if aloud {
-                    tracing::warn!(problem, "a rotated secret does not work; what was in use before stays in use");
+                if log {
+                    tracing::warn!(problem, "rotated secret does not work, keeping the secret in use");
                 }
                 report(parts);
                 self.warn(format!("a rotated secret does not work and is not in use ({again}): {problem}"));
             }
             Verdict::Unreachable(problem) => {
-                if aloud {
-                    tracing::info!(problem, "a rotated secret cannot be tried, because a server is away");
+                if log {
+                    tracing::info!(problem, "cannot test a rotated secret, a server does not answer");
                 }
                 report(&BTreeMap::new());
-                self.warn(format!("a rotated secret cannot be tried ({again}): {problem}"));
+                self.warn(format!("a rotated secret cannot be tested ({again}): {problem}"));
             }
         }
     }
@@ -227,12 +235,12 @@ mod tests {
     use super::*;
     use crate::platform::ops::Health;
 
-    /// Takes any content but `wrong`, and counts how often it was asked.
+    /// Accepts any content but `wrong`, and counts the attempts.
     #[derive(Clone)]
     struct Reads {
         file: PathBuf,
         attempts: Arc<AtomicUsize>,
-        /// Content that the file gets once an attempt is under way.
+        /// Content that the file gets during the next attempt.
         next: Arc<Mutex<Option<&'static str>>>,
     }
 
@@ -272,7 +280,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_does_not_work_is_tried_again_and_is_forgotten_when_the_old_content_returns() {
+    async fn content_that_does_not_work_is_retried_until_the_old_content_returns() {
         let (trial, mut watch, health) = watching("wrong", "old");
         assert!(watch.step().await.is_some());
         assert_eq!(trial.attempts.load(Ordering::Relaxed), 0);
@@ -294,19 +302,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_that_change_while_they_are_tried_are_tried_again() {
+    async fn files_that_change_during_an_attempt_are_tested_again() {
         let (trial, mut watch, _health) = watching("moving", "old");
         fs::write(&trial.file, "new").unwrap();
         *trial.next.lock().unwrap() = Some("wrong");
         assert!(watch.step().await.is_some());
-        assert!(watch.step().await.is_some(), "it works no more");
+        assert!(watch.step().await.is_some(), "the new content does not work");
         fs::write(&trial.file, "newer").unwrap();
         assert!(watch.step().await.is_none());
         fs::remove_file(&trial.file).unwrap();
     }
 
     #[tokio::test]
-    async fn a_file_that_stays_unreadable_is_warned_of() {
+    async fn a_file_that_stays_unreadable_causes_a_warning() {
         let (trial, mut watch, health) = watching("unreadable", "old");
         fs::remove_file(&trial.file).unwrap();
         for status in ["ok", "ok", "warning", "warning"] {

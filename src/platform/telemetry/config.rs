@@ -9,9 +9,9 @@ use crate::platform::config::{SecretUrl, Secrets};
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// `auto` is human on a terminal and JSON elsewhere.
+    /// Format of log lines; `auto` is `human` on a terminal and `json` elsewhere.
     pub log_format: LogFormat,
-    /// What is logged, as `level` or `module=level` directives separated by commas.
+    /// Filter of log lines: `level` or `module=level` directives separated by commas.
     pub log_filter: String,
     pub otlp: Otlp,
 }
@@ -31,21 +31,23 @@ pub enum LogFormat {
     Json,
 }
 
-/// Where traces go.
+/// Export of traces.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Otlp {
     /// The collector's base address, such as `http://collector:4317`; empty turns traces off.
     pub endpoint: SecretUrl,
-    /// How the collector is spoken to.
+    /// Protocol of the collector.
     pub protocol: OtlpProtocol,
-    /// Share of new traces that are recorded, 0 to 1. A caller's own decision is honoured.
+    /// Share of new traces that are recorded, 0 to 1. A sampling decision made by the caller is
+    /// kept.
     pub sample_ratio: f64,
-    /// The name the process goes by in traces.
+    /// Service name of the process in traces.
     pub service_name: String,
-    /// Sent with every export, for collectors that want a token; each as text, or as `{file: /path}`.
+    /// Headers sent with every export, such as a token for the collector; each value is text or
+    /// `{file: /path}`.
     pub headers: Secrets,
-    /// Time for one export, in milliseconds.
+    /// Time limit of one export, in milliseconds.
     pub timeout_ms: u64,
 }
 

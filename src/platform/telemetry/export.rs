@@ -1,4 +1,5 @@
-//! Sends traces over HTTP with the client that calls other people's endpoints too, so that there is one HTTP client.
+//! Sends traces over HTTP with the client that also calls external endpoints, so that there is one
+//! HTTP client.
 
 use std::{fmt, pin::Pin, time::Duration};
 
@@ -9,7 +10,7 @@ use tokio::runtime::Handle;
 
 use crate::platform::outbound::{Client, Endpoint, Guard, Options, OptionsError};
 
-/// Exports on a runtime, whatever thread asks for it.
+/// HTTP client of the trace exporter. Requests run on one runtime, whatever thread starts them.
 #[derive(Clone)]
 pub struct Exporter {
     client: Client,
@@ -17,7 +18,7 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Call it inside the runtime.
+    /// Creates an exporter that runs on the current runtime. Call it inside the runtime.
     pub fn new(timeout: Duration) -> Result<Self, OptionsError> {
         let (guard, max_retry_after) = (Guard::open(), Duration::ZERO);
         let client = Client::new(&Options { guard, timeout, max_idle: 1, max_retry_after, ca_file: None })?;
@@ -41,7 +42,7 @@ impl HttpClient for Exporter {
         Self: 'sending,
     {
         let client = self.client.clone();
-        // The library's own thread has no runtime.
+        // The library calls this from its own thread, which has no runtime.
         let sent = self.runtime.spawn(async move {
             let (head, body) = request.into_parts();
             let endpoint = Endpoint::new(&head.uri.to_string(), head.headers)?;

@@ -31,14 +31,14 @@ use tracing_subscriber::{
 use self::{export::Exporter, status_line::AboveStatus};
 use super::{config::Secrets, trace_context};
 
-/// Keeps the exporter; shut it down last.
+/// Owner of the trace exporter; shut it down last.
 pub struct Telemetry {
     tracer: Option<SdkTracerProvider>,
 }
 
-/// Sets up logs and, where an endpoint is configured, traces. Call it inside the runtime.
+/// Sets up logs and, if an endpoint is configured, traces. Call it inside the runtime.
 pub fn init(config: &Config, role: &str) -> Result<Telemetry, String> {
-    let filter = asked_every_time(filter(config)?);
+    let filter = evaluated_every_time(filter(config)?);
     let human = match config.log_format {
         LogFormat::Human => true,
         LogFormat::Json => false,
@@ -58,7 +58,7 @@ pub fn init(config: &Config, role: &str) -> Result<Telemetry, String> {
     if tracer.is_some() {
         trace_context::set_sample_ratio(config.otlp.sample_ratio);
     }
-    // The decision to sample is made before a span exists, so every span that exists is recorded.
+    // The sampling decision is made before a span exists, so every span that exists is recorded.
     let traces = tracer.as_ref().map(|provider| {
         tracing_opentelemetry::layer().with_tracer(provider.tracer("postrider")).with_filter(
             tracing_subscriber::filter::filter_fn(|metadata| {
@@ -70,7 +70,8 @@ pub fn init(config: &Config, role: &str) -> Result<Telemetry, String> {
     Ok(Telemetry { tracer })
 }
 
-/// Returns what is wrong with a configuration. Call it where blocking is allowed, inside the runtime.
+/// Returns an error if the configuration is invalid. Call it inside the runtime, where blocking is
+/// allowed.
 pub fn check(config: &Config) -> Result<(), String> {
     filter(config)?;
     if config.otlp.endpoint.is_empty() { Ok(()) } else { exporter(&config.otlp).map(drop) }
@@ -80,10 +81,11 @@ fn filter(config: &Config) -> Result<EnvFilter, String> {
     EnvFilter::try_new(&config.log_filter).map_err(|error| format!("telemetry.log_filter: {error}"))
 }
 
-/// Keeps the subscriber from remembering that a line is always wanted. Kafka's client asks whether
-/// some level is enabled and then logs nothing; the answer stays behind on that thread, and the next
-/// line there, when nobody asks again for it, would be taken for that one and dropped.
-fn asked_every_time<S: Subscriber>(filter: EnvFilter) -> impl Filter<S> {
+/// Evaluates the filter for every line, so that the subscriber does not cache that a line is always
+/// enabled. Kafka's client asks whether a level is enabled and then logs nothing. The result stays
+/// on that thread, and would be applied to the next line there if that line were not checked again:
+/// the line would be dropped.
+fn evaluated_every_time<S: Subscriber>(filter: EnvFilter) -> impl Filter<S> {
     let mut always = dynamic_filter_fn(|_, _: &Context<'_, S>| true);
     if let Some(level) = filter.max_level_hint() {
         always = always.with_max_level_hint(level);
@@ -138,12 +140,12 @@ fn metadata(headers: &Secrets) -> Result<MetadataMap, String> {
 }
 
 impl Telemetry {
-    /// Sends what is left. Call it off the runtime.
+    /// Sends the remaining traces. Call it outside the runtime.
     pub fn shutdown(self, deadline: Duration) {
         if let Some(tracer) = self.tracer
             && let Err(error) = tracer.shutdown_with_timeout(deadline)
         {
-            tracing::warn!(error = %error, "traces were lost at shutdown");
+            tracing::warn!(error = %error, "traces lost at shutdown");
         }
     }
 }

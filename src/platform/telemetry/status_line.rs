@@ -1,21 +1,22 @@
-//! One line at the bottom of a terminal that is written over and over, and log lines above it.
+//! A status line at the bottom of a terminal, overwritten in place, with log lines above it.
 
 use std::{
     io::{self, IsTerminal, Write},
     sync::{Mutex, PoisonError},
 };
 
-/// What the line shows now; empty while there is none.
+/// Text of the status line; empty while there is none.
 static SHOWN: Mutex<String> = Mutex::new(String::new());
 
-/// Back to the beginning of the line, and nothing after it.
+/// Moves the cursor to the beginning of the line and erases the line.
 const CLEAR: &[u8] = b"\r\x1b[2K";
 
-/// Owns the line; it ends with this.
+/// Owner of the status line; dropping it ends the line.
 pub struct StatusLine(());
 
 impl StatusLine {
-    /// `None` when nobody watches. On standard error, where the log goes as well.
+    /// Returns `None` if standard error is not a terminal. The line goes to standard error, as the
+    /// log does.
     pub fn on_terminal() -> Option<Self> {
         io::stderr().is_terminal().then_some(Self(()))
     }
@@ -36,7 +37,7 @@ impl Drop for StatusLine {
     }
 }
 
-/// Where log lines go: above the line where there is one.
+/// Writer of log lines. It writes above the status line if there is one.
 #[derive(Clone, Copy)]
 pub(super) struct AboveStatus;
 

@@ -1,5 +1,5 @@
-//! Upkeep of tables: rounds of steps, each of which fails alone; [daily partitions](partitions); and the
-//! [days in use](days) that retention counts.
+//! Upkeep of tables: rounds of steps that fail independently, [daily partitions](partitions), and
+//! the [days in use](days) that retention counts.
 
 pub mod days;
 pub mod partitions;
@@ -13,11 +13,11 @@ use super::{
     query::{Error, within_at_most},
 };
 
-/// The pause after a round in which every step succeeded, up to a tenth more or less.
+/// Pause after a round in which every step succeeded, up to a tenth more or less.
 const EVERY: Duration = Duration::from_secs(600);
 const AFTER_FAILURE: Backoff =
     Backoff { base: Duration::from_secs(15), cap: EVERY, growth: Growth::Exponential, jitter: Jitter::Equal };
-/// Time for one statement that deletes a chunk of rows, or counts those of a table.
+/// Time limit of one statement that deletes a batch of rows, or counts the rows of a table.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Rounds of upkeep of one area, such as the tables of a capability.
@@ -32,19 +32,21 @@ impl Upkeep {
         Self { area, failed: false, failed_rounds: 0 }
     }
 
-    /// Does one step of a round. A failure is logged and counted, and stops no other step.
+    /// Runs one step of a round. A failure is logged and counted, and does not stop the other
+    /// steps.
     pub async fn step<E: Display>(&mut self, step: &'static str, work: impl Future<Output = Result<(), E>>) {
         let outcome = work.await;
-        // Registered by the first success as well: an alert on the increase needs a zero to start from.
+        // Registered by the first success as well, because an alert on the increase needs a zero to
+        // start from.
         let failures = counter!("postrider_upkeep_failures_total", "area" => self.area, "step" => step);
         failures.increment(u64::from(outcome.is_err()));
         if let Err(error) = outcome {
             self.failed = true;
-            tracing::warn!(area = self.area, step, error = %error, "a step of upkeep failed; other steps go on, and it is tried again");
+            tracing::warn!(area = self.area, step, error = %error, "upkeep step failed, retrying later");
         }
     }
 
-    /// Ends a round, and waits for the next: soon where a step failed.
+    /// Ends a round and waits for the next one, which begins soon if a step failed.
     pub async fn pause(&mut self) {
         self.failed_rounds = if self.failed { self.failed_rounds.saturating_add(1) } else { 0 };
         self.failed = false;
@@ -56,8 +58,8 @@ impl Upkeep {
     }
 }
 
-/// Repeats a statement that deletes up to `chunk` rows until there are fewer; `delete` returns how many there were.
-/// Returns how many rows were deleted in all.
+/// Repeats a statement that deletes up to `chunk` rows until it deletes fewer; `delete` returns the
+/// number of deleted rows. Returns the total.
 pub async fn in_chunks<F: Future<Output = Result<u64, sqlx::Error>>>(
     chunk: u64,
     delete: impl Fn() -> F,

@@ -1,9 +1,10 @@
-//! Tables with a partition for each day (UTC), made ahead and dropped when it is past its retention, and a default partition
-//! that takes what comes when its day's partition is missing.
+//! Tables with a partition for each day (UTC). Partitions are created ahead, and dropped when they
+//! are past their retention. A default partition takes rows whose day has no partition.
 //!
-//! Postgres refuses a day's partition while the default one holds rows of that day. So a day's table is made by itself,
-//! takes its rows out of the default partition, and is attached, all in one transaction: readers see each row exactly once.
-//! Writers wait meanwhile; readers only for the end, when the table is attached.
+//! Postgres refuses a day's partition while the default partition holds rows of that day. So the
+//! day's table is created separately, takes its rows out of the default partition, and is attached,
+//! all in one transaction: readers see each row exactly once. Writers wait meanwhile; readers wait
+//! only at the end, when the table is attached.
 
 use std::time::Duration;
 
@@ -13,26 +14,28 @@ use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction};
 use super::{PATIENCE, days::Cutoff, in_chunks};
 use crate::platform::query::{Error, within, within_at_most};
 
-/// Time for moving a day's rows, or for reading the default partition; the server ends a move a little earlier.
+/// Time limit of moving the rows of a day, or of reading the default partition; the server ends a
+/// move a little earlier.
 const MOVE_PATIENCE: Duration = Duration::from_secs(330);
-/// Nobody is to wait behind us for longer, while we wait for a lock.
+/// Limits the wait for a lock, because other sessions wait behind it meanwhile, and the time of a
+/// statement.
 const LOCKS: &str = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '300s'";
-/// Expired rows of the default partition that one statement deletes.
+/// Maximum number of expired rows of the default partition that one statement deletes.
 const CHUNK: u64 = 10_000;
 
 /// A table with daily partitions `NAME_dYYYYMMDD` and `NAME_default`.
 #[derive(Debug, Clone, Copy)]
 pub struct DailyTable {
     pub name: &'static str,
-    /// The name in logs.
+    /// Name in logs.
     pub title: &'static str,
-    /// The column that it is partitioned by.
+    /// Column that the table is partitioned by.
     pub time: &'static str,
-    /// Days that are made ahead.
+    /// Number of days that are created ahead.
     pub days_ahead: i32,
 }
 
-/// A day without a partition, as texts of Postgres.
+/// A day without a partition, as texts from Postgres.
 #[derive(Debug, sqlx::FromRow)]
 struct Day {
     table: String,
@@ -41,15 +44,16 @@ struct Day {
 }
 
 impl Day {
-    /// The condition of its rows.
+    /// Returns the SQL condition for the rows of the day.
     fn covers(&self, time: &str) -> String {
         format!("{time} >= '{} 00:00+00' AND {time} < '{} 00:00+00'", self.first, self.next)
     }
 }
 
 impl DailyTable {
-    /// Makes the partitions of today, of days ahead, and of all days that the default partition holds rows of.
-    /// A day that cannot be made stops no other; the first error is returned.
+    /// Creates the partitions of today, of the days ahead, and of all days that the default
+    /// partition holds rows of. A day that fails does not stop the others; the first error is
+    /// returned.
     pub async fn create(&self, pool: &PgPool) -> Result<(), Error> {
         let mut outcome = Ok(());
         for day in self.missing(pool).await? {
@@ -58,11 +62,11 @@ impl DailyTable {
                     tracing::info!(
                         table = day.table,
                         rows.moved = moved,
-                        "made a day's partition of {} ahead",
+                        "created a day's partition of {}",
                         self.title
                     );
                 }
-                // Another process was faster.
+                // Another process has created it.
                 Ok(None) => {}
                 Err(error) => outcome = outcome.and(Err(error)),
             }
@@ -70,8 +74,9 @@ impl DailyTable {
         outcome
     }
 
-    /// Drops partitions that are past their retention, each by itself, and deletes such rows of the default partition.
-    /// Says how many partitions are only kept because the days in use are fewer than the clock says.
+    /// Drops partitions that are past their retention, each separately, and deletes such rows of
+    /// the default partition. Reports the number of partitions that are kept only because there are
+    /// fewer days in use than the clock says.
     pub async fn expire(&self, pool: &PgPool, retention_days: u32) -> Result<(), Error> {
         let cutoff = Cutoff::of(pool, retention_days).await?;
         let old: Vec<(String, bool)> = within(
@@ -84,7 +89,7 @@ impl DailyTable {
             tracing::warn!(
                 table = self.name,
                 partitions = held,
-                "partitions past their retention by the clock of Postgres are kept: there were too few days in use since"
+                "partitions past their retention by the clock of Postgres kept, too few days in use since"
             );
         }
         let mut outcome = Ok(());
@@ -104,7 +109,7 @@ impl DailyTable {
         outcome.and(self.expire_default(pool, &cutoff).await)
     }
 
-    /// Says how many rows the default partition has.
+    /// Reports the number of rows in the default partition.
     pub async fn count_default(&self, pool: &PgPool) -> Result<(), Error> {
         let count = format!("SELECT count(*) FROM {}_default", self.name);
         let rows: i64 = within_at_most(MOVE_PATIENCE, sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(pool)).await?;
@@ -129,7 +134,8 @@ impl DailyTable {
         within_at_most(MOVE_PATIENCE, sqlx::query_as(AssertSqlSafe(query)).bind(self.days_ahead).fetch_all(pool)).await
     }
 
-    /// Makes a day's partition with its rows, and returns how many there were; `None` where it exists.
+    /// Creates a day's partition with its rows. Returns the number of rows; `None` if the partition
+    /// exists.
     async fn create_day(&self, pool: &PgPool, day: &Day) -> Result<Option<u64>, sqlx::Error> {
         let Self { name, time, .. } = self;
         let Day { table, first, next } = day;
@@ -138,8 +144,9 @@ impl DailyTable {
             return Ok(None);
         }
         let covers = day.covers(time);
-        // The check spares the scan of the day's rows while everybody waits. Attaching alone does not lock the table against
-        // readers: one that has planned with the old partitions, and then waits for the default one, would miss the moved rows.
+        // The CHECK constraint avoids the scan of the day's rows while everything waits. Attaching
+        // alone does not lock the table against readers: one that has planned with the old
+        // partitions, and then waits for the default one, would miss the moved rows.
         let statements = format!(
             "LOCK TABLE ONLY {name} IN SHARE ROW EXCLUSIVE MODE;
              LOCK TABLE {name}_default IN SHARE ROW EXCLUSIVE MODE;
@@ -156,7 +163,7 @@ impl DailyTable {
 
     async fn drop_day(&self, pool: &PgPool, table: &str) -> Result<(), sqlx::Error> {
         let mut transaction = self.begin(pool).await?;
-        // Another process may have been faster.
+        // Another process may have dropped it already.
         let statement = AssertSqlSafe(format!("DROP TABLE IF EXISTS {table}"));
         sqlx::raw_sql(statement).execute(&mut *transaction).await?;
         transaction.commit().await
@@ -175,7 +182,7 @@ impl DailyTable {
         in_chunks(CHUNK, delete).await.map(|_| ())
     }
 
-    /// Begins a transaction that excludes other processes', of this version or another.
+    /// Begins a transaction that excludes those of other processes, of this version or another.
     async fn begin(&self, pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         let mut transaction = pool.begin().await?;
         let lock = format!("{LOCKS}; SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.{}'))", self.name);
@@ -183,7 +190,8 @@ impl DailyTable {
         Ok(transaction)
     }
 
-    /// Partitions that are past their retention by the clock, and whether by the days in use as well.
+    /// Returns the query for partitions that are past their retention by the clock, and whether
+    /// also by the days in use.
     fn old(&self) -> String {
         let name = self.name;
         format!(
