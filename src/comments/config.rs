@@ -1,31 +1,34 @@
-//! Settings of the comments room.
+//! Settings of the comments capability.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Comments: stored once, listed, streamed.
+/// Comments: stored once, listed and streamed.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Partitions of the topic `comments`; fixed when it is created.
+    /// Number of partitions of the topic `comments`; fixed when the topic is created.
     pub partitions: i32,
-    /// Raised when the topic was replaced; what was stored before stays.
+    /// Epoch of the topic. Increase it after replacing the topic; comments stored before are kept.
     pub epoch: u32,
-    /// Longest text of a comment, in bytes. Longer ones that are in the topic already are not stored.
+    /// Maximum length of a comment's text, in bytes. Longer comments that are already in the topic
+    /// are not stored.
     pub max_text_bytes: usize,
-    /// Records of one partition stored at a time.
+    /// Maximum number of records of one partition that are stored at a time.
     pub batch_records: usize,
-    /// Live streams at most, per process; further ones are 503 `too_many_streams`.
+    /// Maximum number of open live streams per process; further ones get 503 `too_many_streams`.
     pub max_streams: usize,
-    /// Comments that a live stream may be behind the others of its process before it is ended.
+    /// Number of comments that a live stream may lag behind the other streams of its process before
+    /// it is closed.
     pub stream_buffer_records: usize,
     /// Time between heartbeats of a live stream, in milliseconds.
     pub stream_heartbeat_ms: u64,
-    /// Time after which live streams look for new comments where no hint says that there are some, in
-    /// milliseconds; soon after some were found, a twentieth of it.
+    /// Maximum time between two reads of new comments for live streams when no notification
+    /// arrives, in milliseconds. Soon after comments were found, the time is a twentieth of it.
     pub stream_sweep_interval_ms: u64,
-    /// Time after which a live stream is ended, for its client to resume anywhere, in milliseconds; up to
-    /// a tenth more or less. It bounds how long streams stay unevenly spread over processes.
+    /// Maximum age of a live stream, in milliseconds, up to a tenth more or less. The stream is
+    /// then closed, and its client resumes on any process. This bounds how long streams stay
+    /// unevenly spread over processes.
     pub stream_max_age_ms: u64,
 }
 

@@ -1,15 +1,15 @@
-//! Places in the comments, as clients get them: where a page ended, and where a stream is.
+//! Positions in the comments that clients receive: the end of a page, and the position of a stream.
 
 use std::{fmt, str::FromStr};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
-/// The text is not what we gave out.
+/// The text is not a cursor or position in the format of this module.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a cursor that was given out here")]
+#[error("not a cursor issued by this API")]
 pub struct Malformed;
 
-/// The last comment of a page: what is older comes next.
+/// The last comment of a page; the next page holds older comments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
     /// Milliseconds since the epoch.
@@ -20,12 +20,13 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// Newer than any comment: the end of the year 9999.
+    /// Sorts after every comment: just past the end of the year 9999.
     pub const NEWEST: Self =
         Self { created_ms: MAX_CREATED_MS + 1, topic_epoch: u32::MAX, partition: i32::MAX, offset: i64::MAX };
 }
 
-/// The latest time that a comment may have, in milliseconds since the epoch: what RFC 3339 can say.
+/// Latest creation time of a comment, in milliseconds since the epoch: the latest time that RFC
+/// 3339 can express.
 pub const MAX_CREATED_MS: i64 = 253_402_300_799_999;
 
 impl fmt::Display for Cursor {
@@ -53,14 +54,15 @@ impl FromStr for Cursor {
     }
 }
 
-/// Digits and nothing else: no sign, no space.
+/// Parses digits only: no sign, no space.
 fn number<T: FromStr>(digits: Option<&str>) -> Result<T, Malformed> {
     let digits = digits.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit())).ok_or(Malformed)?;
     digits.parse().map_err(|_| Malformed)
 }
 
-/// Where a stream is: for each partition the offset that comes next. Exact, because a partition's comments
-/// become visible in the order of their offsets; a time or a sequence would skip what commits late.
+/// Position of a stream: the next offset of each partition. It is exact, because the comments of a
+/// partition become visible in the order of their offsets; a time or a sequence number would skip
+/// rows that commit late.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
     pub topic_epoch: u32,
@@ -68,12 +70,12 @@ pub struct Position {
 }
 
 impl Position {
-    /// Before the first comment of an epoch.
+    /// Returns the position before the first comment of an epoch.
     pub fn start(topic_epoch: u32, partitions: i32) -> Self {
         Self { topic_epoch, next: vec![0; usize::try_from(partitions).unwrap_or(0)] }
     }
 
-    /// Each partition with the offset that comes next.
+    /// Returns each partition with its next offset.
     pub fn places(&self) -> impl Iterator<Item = (i32, i64)> {
         (0..).zip(self.next.iter().copied())
     }
@@ -82,20 +84,20 @@ impl Position {
         self.next.len()
     }
 
-    /// Whether what is at this offset came before.
+    /// Returns whether the position is past this offset.
     pub fn covers(&self, partition: i32, offset: i64) -> bool {
         let at = usize::try_from(partition).unwrap_or(usize::MAX);
         self.next.get(at).is_some_and(|&next| offset < next)
     }
 
-    /// Moves a partition on; never back.
+    /// Moves a partition forward; never back.
     pub fn advance(&mut self, partition: i32, next: i64) {
         let Ok(at) = usize::try_from(partition) else { return };
         self.widen(at + 1);
         self.next[at] = self.next[at].max(next);
     }
 
-    /// Has at least this many partitions from now on: those that it did not know are at their beginning.
+    /// Extends the position to at least this many partitions; added partitions start at offset 0.
     pub fn widen(&mut self, partitions: usize) {
         self.next.resize(self.next.len().max(partitions), 0);
     }
@@ -128,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_knows_what_came_before_and_never_goes_back() {
+    fn a_position_covers_earlier_offsets_and_never_moves_back() {
         let mut position = Position::start(0, 2);
         position.advance(1, 8);
         position.advance(1, 3);
@@ -138,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_given_out_is_refused() {
+    fn malformed_positions_and_cursors_are_rejected() {
         for bad in ["", "0", "0.", "0.1-", "0.-1", "0.+1", "x.1", "0.1-2-a", "0.99999999999999999999", "1.2.3"] {
             assert_eq!(bad.parse::<Position>(), Err(Malformed), "{bad}");
         }
@@ -171,7 +173,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_judged_without_a_panic(text in ".{0,60}") {
+        fn parsing_any_text_does_not_panic(text in ".{0,60}") {
             let _ = (text.parse::<Position>(), text.parse::<Cursor>());
         }
     }

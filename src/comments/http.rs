@@ -1,4 +1,4 @@
-//! Routes of the comments room.
+//! HTTP routes of the comments capability.
 
 use axum::{
     body::Body,
@@ -35,33 +35,33 @@ const DEFAULT_LIMIT: u16 = 20;
 const MAX_LIMIT: u16 = 100;
 static LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// The room's routes with their descriptions.
+/// Returns the routes of the capability with their OpenAPI descriptions.
 pub fn routes(comments: Comments) -> OpenApiRouter {
     OpenApiRouter::new().routes(routes!(push, list)).routes(routes!(live)).with_state(comments)
 }
 
-/// The answer to a comment.
+/// Response to a stored comment.
 #[derive(Serialize, ToSchema)]
 struct Pushed {
     success: bool,
-    /// Always the same.
+    /// Constant text.
     message: &'static str,
-    /// The comment as it was given.
+    /// The comment as it was sent.
     comment: Comment,
 }
 
-/// A comment as it is read.
+/// A stored comment.
 #[derive(Serialize, ToSchema)]
 pub struct Listed<'a> {
-    /// A UUID: the id of its event.
+    /// The id of the comment's event, a UUID.
     id: &'a str,
     text: &'a str,
-    /// As text, also where it was a number.
+    /// Author of the comment as text, even if it was sent as a number.
     #[serde(skip_serializing_if = "Option::is_none")]
     author_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     post_id: Option<&'a str>,
-    /// When Kafka got it, as RFC 3339.
+    /// Time at which Kafka received the comment, in RFC 3339.
     created_at: String,
 }
 
@@ -82,28 +82,28 @@ impl<'a> From<&'a Row> for Listed<'a> {
 struct Page<'a> {
     /// Newest first.
     comments: Vec<Listed<'a>>,
-    /// For the next page; null on the last one.
+    /// Cursor of the next page; null on the last page.
     next_cursor: Option<String>,
 }
 
-/// Comment
+/// Post a comment
 ///
-/// By JSON or by form. Answered when Kafka has it on all in-sync replicas; it is listed and streamed
-/// within milliseconds after that.
+/// Accepts JSON or a form. Answers once all in-sync replicas of Kafka have the comment. It is
+/// listed and streamed within milliseconds after that.
 #[utoipa::path(
     post,
     path = "/api/v1/comments",
     tag = "comments",
-    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry write the same comment")),
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry store the same comment")),
     request_body(content((Draft = "application/json"), (Draft = "application/x-www-form-urlencoded"))),
     responses(
         (status = 200, description = "Stored", body = Pushed),
-        (status = 400, description = "Malformed, or without a text", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 400, description = "Malformed body, or no text", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 408, description = "The body did not arrive in time", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "Neither JSON nor a form", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "A field is too long", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Not stored, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 async fn push(State(comments): State<Comments>, context: RequestContext, request: Request) -> Response<Body> {
@@ -122,18 +122,19 @@ struct ListQuery {
 
 /// List comments, newest first
 ///
-/// Pages stay as they are while comments arrive: what is newer than the first page is not in later ones.
+/// Pages are stable while comments arrive: comments newer than the first page do not appear in
+/// later pages.
 #[utoipa::path(
     get,
     path = "/api/v1/comments",
     tag = "comments",
     params(
-        ("limit" = Option<u16>, Query, minimum = 1, maximum = 100, description = "Comments of a page; 20 unless told otherwise"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
-        ("post_id" = Option<String>, Query, description = "Only comments on this; empty is none"),
+        ("limit" = Option<u16>, Query, minimum = 1, maximum = 100, description = "Maximum number of comments in the page; default 20"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
+        ("post_id" = Option<String>, Query, description = "Only comments on this post; an empty value is ignored"),
     ),
     responses(
-        (status = 200, description = "A page", body = Page),
+        (status = 200, description = "A page of comments", body = Page),
         PostgresRead,
     ),
 )]
@@ -144,13 +145,13 @@ async fn list(
     let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
     let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(invalid(format!("`limit` must be 1 to {MAX_LIMIT}")));
+        return Err(invalid(format!("`limit` must be between 1 and {MAX_LIMIT} (got {limit})")));
     }
     let cursor = query.cursor.as_deref().map_or(Ok(Cursor::NEWEST), str::parse);
-    let cursor = cursor.map_err(|error| invalid(format!("`cursor` is {error}")))?;
+    let cursor = cursor.map_err(|error| invalid(format!("`cursor` is {error}; pass the previous `next_cursor`")))?;
     let post_id = query.post_id.as_deref().filter(|id| !id.is_empty());
     check_field("post_id", post_id.unwrap_or_default(), usize::MAX)?;
-    // One more than asked for tells whether there is another page.
+    // Reads one row more than the limit to find out whether there is another page.
     let mut rows =
         comments.shelf()?.store.page(cursor, post_id, limit + 1).await.map_err(|error| unreachable(&error))?;
     let more = rows.len() > usize::from(limit);
@@ -167,21 +168,22 @@ struct StreamQuery {
 
 /// Stream comments as they are stored
 ///
-/// Server-sent events, each with a comment as JSON in `data`. An `id` says where the stream is; sent as
-/// `Last-Event-ID`, as browsers do by themselves, it continues there, without a gap or a double, in any
-/// process. Without it the stream begins with what comes next. Comments of one post come in their order.
+/// Sends server-sent events, each with a comment as JSON in `data`. The `id` of an event is the
+/// position of the stream. A client that sends it as `Last-Event-ID`, as browsers do by themselves,
+/// continues after that event on any process, without gaps or duplicates. Without it the stream
+/// begins with the next comment. Comments on one post arrive in their order.
 #[utoipa::path(
     get,
     path = "/api/v1/comments/stream",
     tag = "comments",
     params(
-        ("Last-Event-ID" = Option<String>, Header, description = "Continue after this `id`"),
-        ("after" = Option<String>, Query, description = "The same, for clients that cannot set headers; the header wins"),
+        ("Last-Event-ID" = Option<String>, Header, description = "Continue after the event with this `id`"),
+        ("after" = Option<String>, Query, description = "Same as `Last-Event-ID`, for clients that cannot set headers; the header takes precedence"),
     ),
     responses(
         (status = 200, description = "The stream", body = sse::Event, content_type = "text/event-stream"),
-        (status = 400, description = "The id is none", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Too many streams, or Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 400, description = "The id is malformed or not a position in this stream", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Too many open streams, or Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 async fn live(
@@ -190,11 +192,11 @@ async fn live(
     query: Result<Query<StreamQuery>, QueryRejection>,
 ) -> Result<Response<Body>, Problem> {
     let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
-    let not_one = |error| invalid(format!("Last-Event-ID is {error}"));
+    let malformed = |error| invalid(format!("`Last-Event-ID` is {error}; pass the `id` of an event from this stream"));
     let header = headers.get(&LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
-    // A browser whose stream broke before its first id sends none, or an empty one.
+    // A browser whose stream broke before the first id sends no header, or an empty one.
     let after = header.or(query.after.as_deref()).filter(|id| !id.is_empty());
-    let after: Option<Position> = after.map(str::parse).transpose().map_err(not_one)?;
+    let after: Option<Position> = after.map(str::parse).transpose().map_err(malformed)?;
     stream::open(&comments, after).await
 }
 
@@ -207,7 +209,7 @@ impl Comments {
         let comment = draft(&body, form)?.check(inner.config.max_text_bytes)?;
         if !inner.topics_ready.get() {
             let detail =
-                "the topics are not ready: they were not checked yet, or are not as they must be (see readiness)";
+                "the topics were not checked yet, or their settings differ from what is required; see readiness";
             return Err(Problem::new(Code::KafkaUnavailable, detail));
         }
         let value = serde_json::to_vec(&comment).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
@@ -226,7 +228,7 @@ impl Comments {
     }
 
     pub(super) fn shelf(&self) -> Result<&Shelf, Problem> {
-        let off = || Problem::new(Code::PostgresUnavailable, "comments are not stored here: `postgres.url` is not set");
+        let off = || Problem::new(Code::PostgresUnavailable, "set `postgres.url` to read comments; it is not set");
         self.inner.shelf.as_ref().ok_or_else(off)
     }
 }
@@ -237,7 +239,9 @@ fn is_form(headers: &HeaderMap) -> bool {
     essence.trim_ascii().eq_ignore_ascii_case(FORM.as_bytes())
 }
 
-/// `curl -d '{…}'` and its like call everything a form; no field of ours begins so.
+/// Parses a body as a form or as JSON. `curl -d '{…}'` and similar clients declare every body a
+/// form; a form whose first character is `{` is parsed as JSON, because no field name of ours
+/// starts with it.
 fn draft(body: &[u8], form: bool) -> Result<Draft, Problem> {
     if form && body.trim_ascii_start().first() != Some(&b'{') {
         return Draft::from_form(body);
@@ -253,7 +257,7 @@ fn invalid(detail: impl Into<String>) -> Problem {
     Problem::new(Code::InvalidRequest, detail)
 }
 
-/// What is said when the table cannot be read.
+/// Returns the problem for a failed read of the table.
 pub(super) fn unreachable(error: &Error) -> Problem {
     Problem::new(Code::PostgresUnavailable, error.to_string())
 }

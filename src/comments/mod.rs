@@ -1,6 +1,8 @@
-//! Comments: posts go to the topic `comments`, the processor stores each of them once in Postgres and
-//! logs it, and they are read as a list or as a live stream. What Kafka has is stored, whatever fails
-//! meanwhile; a stream resumes where it broke, without a gap or a double.
+//! Comments: a write goes to the topic `comments`, and the projection stores each comment once in
+//! Postgres and logs it. Clients read comments as a list or as a live stream.
+//!
+//! Every comment that Kafka acknowledged is stored, whatever fails in between. A stream resumes
+//! from its last position without gaps or duplicates.
 
 mod config;
 mod cursor;
@@ -33,7 +35,8 @@ pub const TOPIC: &str = "comments";
 /// The consumer group of the projection, before the prefix.
 pub const GROUP: &str = "postrider-comments";
 
-/// The room's topics. Nothing is ever deleted from it by default, so that the table can be made anew.
+/// Returns the topic of the capability. By default nothing is ever deleted from it, so that the
+/// table can be rebuilt.
 pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
     let setting = |name, value: &str| (name, value.to_owned());
     vec![TopicSpec {
@@ -45,18 +48,19 @@ pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
             setting("retention.ms", "-1"),
             setting("retention.bytes", "-1"),
         ],
-        // Comments of one post share a key: compaction would keep only the last of them.
+        // Comments on one post share a key, so compaction would keep only the last of them.
         required: vec![("cleanup.policy", "delete")],
-        remedy: "set `comments.partitions` to what the topic has".to_owned(),
+        remedy: "set `comments.partitions` to the number of partitions of the topic".to_owned(),
     }]
 }
 
-/// The Redis channel on which the projection says that there is something new, and nothing else.
+/// Returns the Redis channel on which the projection notifies readers of new comments. The
+/// notification carries no data.
 pub fn hint_channel(key_prefix: &str) -> String {
     format!("{key_prefix}comments:stored")
 }
 
-/// The room's part of the api role. Cheap to clone.
+/// The part of the capability that the api role runs. Cheap to clone.
 #[derive(Clone)]
 pub struct Comments {
     inner: Arc<Inner>,
@@ -67,7 +71,7 @@ struct Inner {
     producer: Producer,
     topics_ready: TopicsReady,
     http: HttpConfig,
-    /// What is read from Postgres; `None` where there is none.
+    /// Readers of Postgres; `None` without Postgres.
     shelf: Option<Shelf>,
     /// A permit for each live stream.
     streams: Arc<Semaphore>,
@@ -81,7 +85,7 @@ struct Shelf {
 }
 
 impl Comments {
-    /// Without a pool comments are taken, but neither listed nor streamed.
+    /// Without a pool, comments are accepted but neither listed nor streamed.
     pub fn new(
         config: Config,
         http: HttpConfig,
@@ -100,7 +104,8 @@ impl Comments {
         Self { inner: Arc::new(Inner { topic, producer, topics_ready, http, shelf, streams, stop, config }) }
     }
 
-    /// What follows the table for all streams of this process; it must be run, and woken by hints.
+    /// Returns the reader that polls the table for all streams of this process. The caller runs it,
+    /// and wakes it on each notification.
     pub fn tail(&self) -> Option<Arc<Tail>> {
         self.inner.shelf.as_ref().map(|shelf| shelf.tail.clone())
     }

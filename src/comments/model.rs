@@ -1,4 +1,4 @@
-//! A comment as it comes in, by JSON or by form, and what is wrong with it.
+//! Incoming comments, from JSON or a form, and their validation.
 
 use std::borrow::Cow;
 
@@ -11,10 +11,10 @@ use crate::platform::http::{Code, Problem, json};
 /// Longest `author_id` or `post_id`, in bytes.
 pub const MAX_ID_BYTES: usize = 255;
 
-/// Largest number that JavaScript reads exactly.
+/// Largest integer that JavaScript represents exactly.
 const MAX_NUMBER: u64 = (1 << 53) - 1;
 
-/// A whole number that every JSON parser reads as it is.
+/// An integer that every JSON parser reads without loss of precision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "u64")]
 #[schema(maximum = 9007199254740991u64)]
@@ -28,7 +28,7 @@ impl TryFrom<u64> for Whole {
     }
 }
 
-/// An id of somebody or something else.
+/// An id of an author or a post.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "an id must be a string or a whole number from 0 to 2^53 - 1")]
 pub enum Id {
@@ -45,7 +45,7 @@ impl Id {
     }
 }
 
-/// A comment that may be stored. Also the value of its record.
+/// A valid comment. Also the value of its record.
 #[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Comment {
     pub text: String,
@@ -55,27 +55,27 @@ pub struct Comment {
     pub post_id: Option<Id>,
 }
 
-/// A comment that nobody has looked at yet.
+/// A comment before validation.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[schema(as = CommentDraft)]
 pub struct Draft {
-    /// What is said. Neither empty nor blank.
+    /// The text. Neither empty nor blank.
     #[schema(min_length = 1, nullable = false)]
     text: Option<String>,
-    /// Who says it: a string, or a whole number.
+    /// The author: a string, or a whole number.
     author_id: Option<Id>,
-    /// What it is about: a string, or a whole number.
+    /// The post that is commented on: a string, or a whole number.
     post_id: Option<Id>,
 }
 
-/// Why a comment cannot be stored.
+/// The reason why a comment cannot be stored.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
-    #[error("`text` is missing, empty or blank")]
+    #[error("`text` must not be missing, empty or blank")]
     NoText,
-    #[error("`{0}` has a null character, which cannot be stored")]
+    #[error("`{0}` must not contain a null character (U+0000), which cannot be stored")]
     Nul(&'static str),
-    #[error("`{field}` has {bytes} bytes, the limit is {limit}")]
+    #[error("`{field}` must have at most {limit} bytes (got {bytes})")]
     TooLarge { field: &'static str, bytes: usize, limit: usize },
 }
 
@@ -90,7 +90,7 @@ impl From<Flaw> for Problem {
 }
 
 impl Draft {
-    /// Reads the fields of an `application/x-www-form-urlencoded` body; others are ignored.
+    /// Reads the fields of an `application/x-www-form-urlencoded` body; unknown fields are ignored.
     pub fn from_form(body: &[u8]) -> Result<Self, Problem> {
         let mut draft = Self::default();
         for pair in body.split(|&byte| byte == b'&') {
@@ -110,7 +110,7 @@ impl Draft {
         json::parse_object(body)
     }
 
-    /// A comment, where nothing is wrong with it. An empty id, as forms send it, is none.
+    /// Validates the draft. An empty id, as forms send it, counts as none.
     pub fn check(self, max_text_bytes: usize) -> Result<Comment, Flaw> {
         let text = self.text.filter(|text| !text.trim().is_empty()).ok_or(Flaw::NoText)?;
         check_field("text", &text, max_text_bytes)?;
@@ -123,7 +123,7 @@ impl Draft {
     }
 }
 
-/// Whether Postgres takes this text.
+/// Checks that Postgres can store this text and that it has at most `limit` bytes.
 pub fn check_field(field: &'static str, text: &str, limit: usize) -> Result<(), Flaw> {
     match text.len() {
         _ if text.contains('\0') => Err(Flaw::Nul(field)),
@@ -135,14 +135,14 @@ pub fn check_field(field: &'static str, text: &str, limit: usize) -> Result<(), 
 fn fill<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), Problem> {
     match slot.replace(value) {
         None => Ok(()),
-        Some(_) => Err(Problem::new(Code::InvalidRequest, format!("`{name}` is given twice"))),
+        Some(_) => Err(Problem::new(Code::InvalidRequest, format!("`{name}` must be given only once"))),
     }
 }
 
 fn decode(bytes: &[u8]) -> Result<String, Problem> {
     let spaced: Vec<u8> = bytes.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
     let decoded = percent_decode(&spaced).decode_utf8().map(Cow::into_owned);
-    decoded.map_err(|_| Problem::new(Code::InvalidRequest, "the form is not UTF-8"))
+    decoded.map_err(|_| Problem::new(Code::InvalidRequest, "the form must be UTF-8 after percent-decoding"))
 }
 
 #[cfg(test)]
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_stored_is_named() {
+    fn invalid_fields_are_reported() {
         let check = |body: &str| Draft::from_json(body.as_bytes()).unwrap().check(5).map(|_| ());
         assert_eq!(check(r#"{"text":"fünf","author_id":"a","post_id":9007199254740991,"x":[]}"#), Ok(()));
         assert_eq!(check(r#"{"text":null}"#), Err(Flaw::NoText));
@@ -199,7 +199,7 @@ mod tests {
         }
 
         #[test]
-        fn any_form_is_judged_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+        fn parsing_any_form_does_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let _ = Draft::from_form(&bytes);
         }
     }

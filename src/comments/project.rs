@@ -1,4 +1,5 @@
-//! The projection: batches of the topic into Postgres, one partition at a time, each comment once.
+//! The projection: stores batches of the topic in Postgres, one partition at a time and each
+//! comment once.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -22,14 +23,14 @@ use crate::platform::{
     redis::Redis,
 };
 
-/// Characters of a text that the log shows.
+/// Maximum number of characters of a text in the log.
 const SHOWN_CHARS: usize = 1_000;
 
-/// The comments room's part of the processor role.
+/// The part of the capability that the processor role runs.
 pub struct Projector {
     store: Store,
     config: Config,
-    /// Something was stored since the last hint.
+    /// Signalled when something was stored since the last notification.
     stored: Notify,
 }
 
@@ -38,8 +39,9 @@ impl Projector {
         Arc::new(Self { store: Store::new(pool), config, stored: Notify::new() })
     }
 
-    /// Says through Redis that something new is stored, at most once per answer of Redis. A hint that is
-    /// lost costs its readers a moment and nothing else.
+    /// Publishes a Redis notification when new comments are stored, one at a time: the next one
+    /// only after Redis answered. A lost notification only delays readers until they next poll the
+    /// table.
     pub async fn hint_forever(self: Arc<Self>, redis: tokio::sync::watch::Receiver<Option<Redis>>, key_prefix: String) {
         let channel = hint_channel(&key_prefix);
         loop {
@@ -48,7 +50,7 @@ impl Projector {
             let Some(mut redis) = connected else { continue };
             let mut publish = redis::cmd("PUBLISH");
             if let Err(error) = publish.arg(&channel).arg("").query_async::<()>(&mut redis).await {
-                tracing::debug!(error = %error, "a hint was lost");
+                tracing::debug!(error = %error, "comment notification lost");
             }
         }
     }
@@ -93,13 +95,13 @@ impl Project for Projector {
                     Fault::Row => Ok(Err(error)),
                     Fault::Dependency => Err(Failure::Retry(error.to_string())),
                     Fault::Position => {
-                        Err(projection.refuse(partition.number, "has other comments where it was read before"))
+                        Err(projection.refuse(partition.number, "has other comments at stored positions"))
                     }
                 };
             }
         };
         projection.advance(partition, next, appended.moved).await?;
-        // Those of an attempt whose answer was lost were never shown.
+        // A retry after a lost answer displays its rows, because the first attempt did not.
         let fresh: HashSet<i64> = match appended.moved {
             true => appended.stored.into_iter().collect(),
             false => rows.iter().map(|row| row.offset).collect(),
@@ -114,7 +116,7 @@ impl Project for Projector {
     }
 }
 
-/// Shows a comment that was just stored.
+/// Logs a comment that was just stored.
 fn display(row: &Row) {
     let text = row.text.char_indices().nth(SHOWN_CHARS).map_or(&*row.text, |(end, _)| &row.text[..end]);
     tracing::info!(

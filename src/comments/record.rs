@@ -1,4 +1,4 @@
-//! What one record of the topic means to the table.
+//! Conversion of a record of the topic into a row of the table.
 
 use uuid::Uuid;
 
@@ -12,10 +12,10 @@ use crate::platform::{
     kafka::{batch::Record, dead_letter::Reason, event},
 };
 
-/// The namespace of event ids derived from a record's place.
+/// Namespace of the event ids that are derived from a record's position.
 const PLACE_NAMESPACE: Uuid = Uuid::from_u128(0x21d4_3ae0_7f5c_5b8e_8a11_64c0_93f2_be07);
 
-/// The row of a record, or why no comment can be made of it.
+/// Returns the row of a record, or the reason why the record is not a comment.
 pub fn row(record: &Record<'_>, topic_epoch: u32, partition: i32, max_text_bytes: usize) -> Result<Row, Reason> {
     let Some(value) = record.value() else {
         return Err(Reason { class: "no_value", message: "the record has no value".to_owned() });
@@ -45,12 +45,12 @@ pub fn row(record: &Record<'_>, topic_epoch: u32, partition: i32, max_text_bytes
     })
 }
 
-/// The id that the writer gave it; where there is none, as in records of older producers, one that is
-/// the same whenever this record is read.
+/// Returns the id that the writer set in the header. Records of older producers have none; their id
+/// is derived from the record's position, so that it is the same on every read.
 fn event_id(record: &Record<'_>, topic_epoch: u32, partition: i32) -> Uuid {
     let given = record.header(event::ID).and_then(|id| Uuid::try_parse_ascii(id).ok());
     given.unwrap_or_else(|| {
-        let place = format!("{topic_epoch}/{partition}@{}", record.offset());
-        Uuid::new_v5(&PLACE_NAMESPACE, place.as_bytes())
+        let position = format!("{topic_epoch}/{partition}@{}", record.offset());
+        Uuid::new_v5(&PLACE_NAMESPACE, position.as_bytes())
     })
 }

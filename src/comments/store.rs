@@ -1,7 +1,8 @@
 //! Comments in Postgres.
 //!
-//! The statement that stores a batch also moves its partition's progress, from where the writer thinks it
-//! is: a writer that was replaced stores nothing, and what readers see of a partition has no holes.
+//! One statement stores a batch and moves the progress of its partition from the offset that the
+//! writer expects. A writer that was replaced therefore stores nothing, and readers never see gaps
+//! in a partition.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use crate::platform::{
     query::{Error, within},
 };
 
-/// A comment as it is stored.
+/// A stored comment.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Row {
     /// A UUID.
@@ -29,27 +30,28 @@ pub struct Row {
     pub created_ms: i64,
 }
 
-/// What came of storing a batch.
+/// Result of storing a batch.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Appended {
-    /// Whether the progress was where the writer thinks. If not, nothing was stored.
+    /// True if the progress was at the expected offset. If not, nothing was stored.
     pub moved: bool,
-    /// Offsets of those that were not there yet.
+    /// Offsets of the rows that were not stored before.
     pub stored: Vec<i64>,
 }
 
-/// Whose fault an error is.
+/// The cause of a failed statement.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// A row's own: it is refused however often it is tried.
+    /// The data of a row: Postgres rejects it on every attempt.
     Row,
-    /// Another comment has the position of one: the topic is not the one that was read before.
+    /// A different comment is stored at the same position: the topic is not the one that was read
+    /// before.
     Position,
-    /// Nobody's that we know of: it is tried again.
+    /// Anything else: the batch is retried.
     Dependency,
 }
 
-/// Whose fault it is that a batch was not stored.
+/// Classifies the error of a batch that was not stored.
 pub fn fault(error: &Error) -> Fault {
     match error {
         error if error.breaks("comments_position_key") => Fault::Position,
@@ -58,14 +60,14 @@ pub fn fault(error: &Error) -> Fault {
     }
 }
 
-/// Cheap to clone.
+/// Reads and writes comments. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     pool: PgPool,
 }
 
-/// In the order of ids, so that two writers that store the same ids in different partitions wait for
-/// each other rather than lock each other out.
+/// Inserts in the order of ids, so that two writers that store the same ids from different
+/// partitions wait for each other instead of deadlocking.
 const APPEND: &str = r#"
     WITH moved AS (
         UPDATE comments_progress SET next = $4 WHERE topic_epoch = $1 AND partition = $2 AND next = $3 RETURNING next
@@ -128,21 +130,23 @@ impl Store {
         Self { pool }
     }
 
-    /// Up to where a partition is stored; `low` when nobody has begun with it.
+    /// Returns the offset up to which a partition is stored. If the partition has no progress yet,
+    /// records `low` and returns it.
     pub async fn begin(&self, partition_id: PartitionId, low: i64) -> Result<i64, Error> {
         let query =
             sqlx::query_scalar(BEGIN).bind(i64::from(partition_id.epoch)).bind(partition_id.partition).bind(low);
         within(query.fetch_one(&self.pool)).await
     }
 
-    /// Up to where a partition is stored; `None` when nobody has begun with it.
+    /// Returns the offset up to which a partition is stored; `None` if it has no progress yet.
     pub async fn progress(&self, partition_id: PartitionId) -> Result<Option<i64>, Error> {
         let query = sqlx::query_scalar("SELECT next FROM comments_progress WHERE topic_epoch = $1 AND partition = $2");
         let query = query.bind(i64::from(partition_id.epoch)).bind(partition_id.partition);
         within(query.fetch_optional(&self.pool)).await
     }
 
-    /// Stores what is not there yet and moves the progress from `expected` to `next`, together.
+    /// Stores the rows that are not stored yet and moves the progress from `expected` to `next` in
+    /// one statement.
     pub async fn append(
         &self,
         partition_id: PartitionId,
@@ -164,7 +168,7 @@ impl Store {
         within(query.fetch_one(&self.pool)).await
     }
 
-    /// The newest comments that are older than the cursor.
+    /// Returns the newest comments that are older than the cursor.
     pub async fn page(&self, older_than: Cursor, post_id: Option<&str>, limit: u16) -> Result<Vec<Row>, Error> {
         let Cursor { created_ms, topic_epoch, partition, offset } = older_than;
         let query = sqlx::query_as(if post_id.is_some() { PAGE_OF_POST } else { PAGE });
@@ -174,8 +178,9 @@ impl Store {
         within(query.fetch_all(&self.pool)).await
     }
 
-    /// What comes after a position, up to `limit` comments of each partition: those of one partition by
-    /// their offsets, all of them about by their times. And whether that was all.
+    /// Returns up to `limit` comments of each partition after a position, and whether there are no
+    /// more. The comments of one partition are in the order of their offsets; partitions are merged
+    /// approximately by time.
     pub async fn after(&self, position: &Position, limit: usize) -> Result<(Vec<Row>, bool), Error> {
         let (partitions, next): (Vec<i32>, Vec<i64>) = position.places().unzip();
         let query = sqlx::query_as(AFTER)
@@ -189,12 +194,12 @@ impl Store {
         Ok((merge(rows), counts.values().all(|&count| count < limit)))
     }
 
-    /// Where an epoch's comments end now.
+    /// Returns the current end of an epoch's comments.
     pub async fn end(&self, topic_epoch: u32, partitions: i32) -> Result<Position, Error> {
         let query = sqlx::query_as("SELECT partition, next FROM comments_progress WHERE topic_epoch = $1");
-        let places: Vec<(i32, i64)> = within(query.bind(i64::from(topic_epoch)).fetch_all(&self.pool)).await?;
+        let progress: Vec<(i32, i64)> = within(query.bind(i64::from(topic_epoch)).fetch_all(&self.pool)).await?;
         let mut position = Position::start(topic_epoch, partitions);
-        places.into_iter().for_each(|(partition, next)| position.advance(partition, next));
+        progress.into_iter().for_each(|(partition, next)| position.advance(partition, next));
         Ok(position)
     }
 }
@@ -203,7 +208,8 @@ fn column<'a, T>(rows: &'a [Row], field: impl Fn(&'a Row) -> T) -> Vec<T> {
     rows.iter().map(field).collect()
 }
 
-/// By time, as far as that keeps the order within each partition, where times may go back.
+/// Sorts rows by time as far as this keeps the order within each partition, where times may go
+/// back.
 fn merge(mut rows: Vec<Row>) -> Vec<Row> {
     rows.sort_by_key(|row| (row.partition, row.offset));
     let mut latest: BTreeMap<i32, i64> = BTreeMap::new();

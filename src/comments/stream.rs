@@ -1,7 +1,9 @@
-//! One live stream: first what its client has missed, from Postgres, then what the tail hands out.
+//! One live stream: sends the comments that its client has missed, read from Postgres, and then the
+//! comments that the tail broadcasts.
 //!
-//! It joins the tail before it reads, so what is stored in between comes twice rather than never, and the
-//! position tells. Every event's id is the position after it, from which any process can resume.
+//! The stream subscribes to the tail before it reads Postgres. Comments stored in between arrive
+//! twice rather than never, and the position filters out the duplicates. The id of each event is
+//! the position after it, from which any process can resume.
 
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
@@ -31,7 +33,7 @@ use crate::platform::{
     query::Error,
 };
 
-/// Time for which a page waits for memory.
+/// Maximum time for which a page waits for memory.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
 
 struct Live {
@@ -40,14 +42,14 @@ struct Live {
     partitions: i32,
     position: Position,
     items: Receiver<Arc<Shared>>,
-    /// Read from Postgres and not sent yet.
+    /// Comments read from Postgres and not sent yet.
     missed: VecDeque<Item>,
-    /// For what is missed.
+    /// Memory of `missed`.
     lease: Option<Lease>,
     max_text_bytes: usize,
-    /// Whether Postgres has to be read before `items`.
+    /// True if Postgres must be read before `items`.
     behind: bool,
-    /// Whether anything of `items` was taken since Postgres was read.
+    /// True if a comment from `items` was sent since the last read of Postgres.
     followed: bool,
     heartbeat: Interval,
     ends: Instant,
@@ -71,14 +73,15 @@ impl Drop for Open {
     }
 }
 
-/// Opens a stream after a position, or from now on.
+/// Opens a stream after a position, or after the newest comment.
 pub async fn open(comments: &Comments, after: Option<Position>) -> Result<Response<Body>, Problem> {
     let inner = &comments.inner;
     let shelf = comments.shelf()?;
-    let full = || Problem::new(Code::TooManyStreams, format!("{} live streams are open", inner.config.max_streams));
+    let limit = inner.config.max_streams;
+    let full = || Problem::new(Code::TooManyStreams, format!("{limit} live streams are open; retry later"));
     let permit = inner.streams.clone().try_acquire_owned().map_err(|_| full())?;
-    let (now, items) =
-        shelf.tail.join().await.ok_or_else(|| Problem::new(Code::PostgresUnavailable, "Postgres does not answer"))?;
+    let no_answer = || Problem::new(Code::PostgresUnavailable, "Postgres does not answer; retry later");
+    let (now, items) = shelf.tail.join().await.ok_or_else(no_answer)?;
     let behind = after.is_some();
     let mut position = after.unwrap_or_else(|| now.clone());
     check(&position, &now)?;
@@ -110,17 +113,19 @@ pub async fn open(comments: &Comments, after: Option<Position>) -> Result<Respon
     Ok(respond(live))
 }
 
-/// Refuses a position that cannot have been given out here.
+/// Rejects a position that this API cannot have issued.
 fn check(position: &Position, now: &Position) -> Result<(), Problem> {
     let fits = position.topic_epoch < now.topic_epoch || position.partitions() <= now.partitions();
     if position.topic_epoch <= now.topic_epoch && fits && position.partitions() <= 10_000 {
         return Ok(());
     }
-    Err(Problem::new(Code::InvalidRequest, format!("`{position}` is not a position in this stream")))
+    let detail = format!("`{position}` is not a position in this stream; pass the `id` of one of its events");
+    Err(Problem::new(Code::InvalidRequest, detail))
 }
 
 fn respond(live: Live) -> Response<Body> {
-    // An event without data changes nothing but where the client resumes, should nothing come before it must.
+    // An event without data only sets the position from which the client resumes if the stream
+    // breaks before its first comment.
     let hello = sse::hello(&live.position);
     let hello = stream::once(async { Ok::<_, Infallible>(hello) });
     let events = stream::unfold(live, |mut live| async move { live.next().await.map(|event| (Ok(event), live)) });
@@ -128,7 +133,8 @@ fn respond(live: Live) -> Response<Body> {
 }
 
 impl Live {
-    /// What to send next; `None` ends the stream, and its client resumes where it is.
+    /// Returns the next bytes to send. `None` ends the stream; the client resumes from its
+    /// position.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if self.stop.is_cancelled() || Instant::now() >= self.ends {
@@ -142,10 +148,10 @@ impl Live {
                 let stop = self.stop.clone();
                 match stop.run_until_cancelled(self.catch_up()).await? {
                     Ok(true) => continue,
-                    // Others have the memory for now.
+                    // No memory is available at the moment.
                     Ok(false) => return Some(sse::HEARTBEAT),
                     Err(error) => {
-                        tracing::debug!(error = %error, "a live stream of comments ends");
+                        tracing::debug!(error = %error, "comment stream closed");
                         return None;
                     }
                 }
@@ -160,10 +166,10 @@ impl Live {
                             self.followed = true;
                             return Some(self.event(item.partition, item.offset, &data));
                         }
-                        // Its memory was needed, however fast this stream is.
+                        // The comment was dropped to free memory, however fast this stream is.
                         None => self.behind = true,
                     },
-                    Err(RecvError::Lagged(_)) => self.too_late()?,
+                    Err(RecvError::Lagged(_)) => self.lagged()?,
                     Err(RecvError::Closed) => return None,
                 },
                 _ = self.heartbeat.tick() => return Some(sse::HEARTBEAT),
@@ -172,8 +178,9 @@ impl Live {
         }
     }
 
-    /// Has what is no longer in memory read from Postgres, or ends a stream that was slow.
-    fn too_late(&mut self) -> Option<()> {
+    /// Handles comments that are no longer buffered: has them read from Postgres, or closes the
+    /// stream if it was too slow.
+    fn lagged(&mut self) -> Option<()> {
         if self.followed {
             counter!("postrider_comments_slow_streams_total").increment(1);
             return None;
@@ -189,8 +196,8 @@ impl Live {
         sse::event(&self.position, data)
     }
 
-    /// Reads a page of what comes after the position. After the last page of an epoch comes the next epoch. Returns
-    /// `false` where there was no memory for a page.
+    /// Reads a page of the comments after the position. After the last page of an epoch, moves to
+    /// the next epoch. Returns `false` if there was no memory for a page.
     async fn catch_up(&mut self) -> Result<bool, Error> {
         let queues = &budgets().queues;
         let partitions = self.position.partitions().max(1);

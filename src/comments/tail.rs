@@ -1,7 +1,8 @@
-//! Follows the table for all live streams of a process: new rows are read once, rendered once, and
-//! handed to everybody.
+//! Polls the table for all live streams of a process: reads and renders each new row once and
+//! broadcasts it to all streams.
 //!
-//! It looks when it is hinted to, and without a hint in growing intervals up to `comments.stream_sweep_interval_ms`.
+//! The tail polls on each notification, and otherwise at growing intervals up to
+//! `comments.stream_sweep_interval_ms`.
 
 use std::{
     collections::VecDeque,
@@ -24,31 +25,31 @@ use crate::platform::{
     query::Error,
 };
 
-/// Time for a stream to join while the table is being looked at.
+/// Maximum time that a new stream waits to join while the table is being read.
 const JOIN_PATIENCE: Duration = Duration::from_secs(2);
-/// Rows of one partition that are read at a time, at most.
+/// Maximum number of rows of one partition per read.
 const PAGE: usize = 64;
-/// Rows of all partitions together that a page aims at.
+/// Target number of rows of all partitions together per read.
 const PAGE_TOTAL: usize = 256;
 
-/// A comment on its way to the streams.
+/// A comment rendered for the streams.
 #[derive(Debug)]
 pub struct Item {
     pub partition: i32,
     pub offset: i64,
-    /// As JSON.
+    /// The comment as JSON.
     pub data: Bytes,
 }
 
 impl From<&Row> for Item {
     fn from(row: &Row) -> Self {
-        // Strings and numbers only: it cannot fail.
+        // The struct has only strings and numbers, so serialization cannot fail.
         let data = serde_json::to_vec(&Listed::from(row)).unwrap_or_default();
         Self { partition: row.partition, offset: row.offset, data: data.into() }
     }
 }
 
-/// A comment that all streams share, until all of them have it or its memory is needed.
+/// A comment shared by all streams until each of them has sent it or its memory is needed.
 pub struct Shared {
     pub partition: i32,
     pub offset: i64,
@@ -56,7 +57,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The comment as JSON; `None` for a stream that comes for it too late.
+    /// Returns the comment as JSON; `None` if its memory was needed before this stream sent it.
     pub fn data(&self) -> Option<Bytes> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(data, _)| data.clone())
     }
@@ -66,14 +67,14 @@ impl Shared {
     }
 }
 
-/// Comments that some stream does not have yet, the oldest first, within a budget.
+/// Comments that some stream has not sent yet, the oldest first, within a memory budget.
 struct Recent {
     budget: &'static Budget,
     waiting: VecDeque<Weak<Shared>>,
 }
 
 impl Recent {
-    /// Takes memory for a comment, where need be from the oldest ones.
+    /// Leases memory for a comment, dropping the oldest comments if necessary.
     fn share(&mut self, item: Item) -> Arc<Shared> {
         let Item { partition, offset, data } = item;
         while self.waiting.front().is_some_and(|oldest| oldest.strong_count() == 0) {
@@ -95,21 +96,21 @@ impl Recent {
     }
 }
 
-/// Rows of each partition in one page.
+/// Returns the number of rows of each partition in one page.
 pub fn page_rows(partitions: usize) -> usize {
     (PAGE_TOTAL / partitions.max(1)).clamp(1, PAGE)
 }
 
-/// One per process.
+/// The shared reader of new comments; one per process.
 pub struct Tail {
     store: Store,
     epoch: u32,
     partitions: i32,
-    /// The longest pause between two looks.
+    /// Maximum pause between two polls.
     interval: Duration,
     sender: broadcast::Sender<Arc<Shared>>,
-    /// Up to where comments were handed out; `None` until Postgres has answered once. Held while looking,
-    /// so that nobody joins in the middle.
+    /// Position up to which comments were broadcast; `None` until Postgres has answered once. The
+    /// lock is held during a poll, so that no stream joins in the middle of one.
     position: Mutex<Option<Position>>,
     recent: StdMutex<Recent>,
     hinted: Notify,
@@ -129,32 +130,33 @@ impl Tail {
         })
     }
 
-    /// There is something new.
+    /// Makes the tail poll now.
     pub fn wake(&self) {
         self.hinted.notify_one();
     }
 
-    /// Where the table is now, and everything that comes after that. `None` while Postgres has not
-    /// answered yet.
+    /// Returns the current position of the table and a receiver of all comments after it. Returns
+    /// `None` until Postgres has answered once, or if the lock was not free in time.
     pub async fn join(&self) -> Option<(Position, broadcast::Receiver<Arc<Shared>>)> {
         let position = tokio::time::timeout(JOIN_PATIENCE, self.position.lock()).await.ok()?;
-        // A receiver that comes between two looks misses nothing: the next look begins at the position.
+        // A receiver that joins between two polls misses nothing: the next poll begins at the
+        // position.
         Some((position.clone()?, self.sender.subscribe()))
     }
 
-    /// Looks, again and again.
+    /// Polls the table forever.
     pub async fn run(self: Arc<Self>) {
         let soonest = self.interval / 20;
         let (mut pause, mut failing) = (soonest, false);
         loop {
-            let looked = self.look().await;
-            pause = if matches!(looked, Ok(true)) { soonest } else { (pause * 2).min(self.interval) };
-            if let Err(error) = &looked
+            let polled = self.poll().await;
+            pause = if matches!(polled, Ok(true)) { soonest } else { (pause * 2).min(self.interval) };
+            if let Err(error) = &polled
                 && !failing
             {
-                tracing::warn!(error = %error, "live streams of comments wait for Postgres");
+                tracing::warn!(error = %error, "live comment streams cannot read postgres, retrying");
             }
-            failing = looked.is_err();
+            failing = polled.is_err();
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.hinted.notified() => {}
@@ -162,16 +164,16 @@ impl Tail {
         }
     }
 
-    /// Hands out what is new, a page at a time; whether there was anything.
-    async fn look(&self) -> Result<bool, Error> {
+    /// Broadcasts new comments, a page at a time. Returns whether there were any.
+    async fn poll(&self) -> Result<bool, Error> {
         let mut found = false;
         loop {
             let mut position = self.position.lock().await;
             let known = match &mut *position {
                 Some(known) if self.sender.receiver_count() > 0 => known,
-                nobody => {
+                idle => {
                     let end = self.store.end(self.epoch, self.partitions).await?;
-                    *nobody = Some(end);
+                    *idle = Some(end);
                     return Ok(false);
                 }
             };
@@ -179,7 +181,7 @@ impl Tail {
             found |= !rows.is_empty();
             for row in &rows {
                 known.advance(row.partition, row.offset + 1);
-                // Fails where the last receiver has just gone.
+                // Sending fails if the last receiver was just dropped.
                 let shared = self.recent.lock().unwrap_or_else(PoisonError::into_inner).share(Item::from(row));
                 let _ = self.sender.send(shared);
             }
@@ -195,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_comments_make_room_for_new_ones() {
+    fn the_oldest_comments_are_dropped_for_new_ones() {
         let budget = Box::leak(Box::new(Budget::new("test", 100)));
         let mut recent = Recent { budget, waiting: VecDeque::new() };
         let mut share = |offset| recent.share(Item { partition: 0, offset, data: Bytes::from(vec![b'x'; 40]) });
@@ -204,9 +206,9 @@ mod tests {
         assert_eq!(kept, [false, false, true, true]);
         drop(shared);
         let [fifth, sixth] = [share(4), share(5)];
-        assert!(fifth.data().is_some() && sixth.data().is_some(), "what all streams have takes no room");
+        assert!(fifth.data().is_some() && sixth.data().is_some(), "sent comments use no memory");
         assert_eq!(recent.waiting.len(), 2);
         let large = recent.share(Item { partition: 0, offset: 6, data: Bytes::from(vec![b'x'; 101]) });
-        assert!(large.data().is_none(), "it does not fit at all");
+        assert!(large.data().is_none(), "it is larger than the budget");
     }
 }

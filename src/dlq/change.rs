@@ -1,8 +1,9 @@
-//! Replaying and purging letters.
+//! Replays and purges dead letters.
 //!
-//! A letter is deleted only after Kafka has confirmed its record in the original topic. Whoever
-//! stops in between leaves a letter whose record is there already; replaying it again writes the
-//! same event, with the same id, which consumers that drop doubles by id take once.
+//! A letter is deleted only after Kafka has confirmed its record in the original topic. If the
+//! process stops in between, the letter remains although its record is already written. Replaying
+//! it again writes the same event with the same id; consumers that deduplicate by id process it
+//! once.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,29 +23,30 @@ use super::{
 };
 use crate::platform::kafka::{Admin, Broker, Outgoing, Producer, SendError, Stored, scan::Span};
 
-/// Records handed over before their answers are awaited.
+/// Number of records that are sent before their answers are awaited.
 const WINDOW: usize = 500;
 
-/// What became of the letters.
+/// Result of a replay or purge.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub struct Report {
-    /// Nothing was changed; this is what would have been.
+    /// True if nothing was changed; the report then shows what would have been.
     pub dry_run: bool,
-    /// Letters that matched.
+    /// Number of letters that matched.
     pub matched: usize,
-    /// Of them, those that were replayed or purged.
+    /// Number of matched letters that were replayed or purged.
     pub done: usize,
-    /// Of them, those that were left out: superseded or incomplete.
+    /// Number of matched letters that were left out: superseded or incomplete.
     pub skipped: usize,
-    /// Of them, those that failed. They are still there.
+    /// Number of matched letters that failed. They are still stored.
     pub failed: usize,
-    /// Of them, those that were not come to: over the limit, or after a failure. Call again.
+    /// Number of matched letters that were not processed: over the limit, or after a failure. Call
+    /// again for the rest.
     pub remaining: usize,
-    /// One for each that was come to, in the order of their records.
+    /// The processed letters, in the order of their records.
     pub letters: Vec<Item>,
 }
 
-/// What became of one letter.
+/// Result for one letter.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Item {
     pub id: String,
@@ -56,15 +58,15 @@ pub struct Item {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The record is in its topic again, and the letter is deleted.
+    /// The record was written to its topic again, and the letter was deleted.
     Replayed,
-    /// The letter is deleted.
+    /// The letter was deleted.
     Purged,
-    /// Left out: the topic is compacted, and the record is no longer the newest of its key.
+    /// Left out: the topic is compacted, and the record is no longer the newest with its key.
     Superseded,
-    /// Left out: the letter does not have the whole record.
+    /// Left out: the letter does not hold the whole record.
     Incomplete,
-    /// The letter is still there.
+    /// Failed; the letter is still stored.
     Failed,
 }
 
@@ -79,15 +81,15 @@ impl Report {
     }
 }
 
-/// What is known of a topic that records go back to.
+/// Properties of a topic that records are written back to.
 #[derive(Clone, Copy)]
 struct Target {
-    /// `None` when it does not exist.
+    /// Number of partitions; `None` if the topic does not exist.
     partitions: Option<i32>,
     compacted: bool,
 }
 
-/// Changes what was found. Blocks: used off the runtime.
+/// Replays or purges the letters that a search found. Blocks: call it off the runtime.
 pub struct Change<'a> {
     pub search: &'a Search<'a>,
     pub producer: &'a Producer,
@@ -110,14 +112,15 @@ impl Change<'_> {
                     Err(error) => self.report.add(&entry.id, Outcome::Failed, Some(error.to_string())),
                 }
             }
-            self.tell(entries.len());
+            self.report_progress(entries.len());
             if self.report.failed > 0 {
                 return;
             }
         }
     }
 
-    /// Writes the records of these letters to their topics again, and deletes what was written.
+    /// Writes the records of these letters to their topics again, and deletes the letters whose
+    /// records were written.
     pub fn replay(&mut self, entries: &[Entry]) -> Result<(), Error> {
         let mut targets = HashMap::new();
         for chunk in chunks(entries, self.search.bounds.chunk_bytes) {
@@ -130,10 +133,10 @@ impl Change<'_> {
                     let detail = format!("topic `{}` does not exist", letter.topic);
                     self.report.add(&letter.id, Outcome::Failed, Some(detail));
                 } else if !letter.complete {
-                    let detail = "it was too large to be kept whole; see its original place".to_owned();
+                    let detail = "the letter holds only part of the record; see its original position".to_owned();
                     self.report.add(&letter.id, Outcome::Incomplete, Some(detail));
                 } else if superseded.contains(letter.id.as_str()) {
-                    let detail = "a newer record of its key has taken its place".to_owned();
+                    let detail = "a newer record with the same key has superseded it".to_owned();
                     self.report.add(&letter.id, Outcome::Superseded, Some(detail));
                 } else {
                     good.push(letter);
@@ -147,9 +150,11 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Says whether it had to stop because Kafka does not take records at the moment.
+    /// Writes records back and deletes their letters. Returns `true` if it stopped because Kafka
+    /// accepts no records at the moment.
     fn write_back(&mut self, letters: &[&Original], targets: &HashMap<String, Target>, total: usize) -> bool {
-        // Letters of several groups about one record lie side by side: it is written once.
+        // Letters of several consumer groups for one record are adjacent; the record is written
+        // once.
         let groups: Vec<&[&Original]> = letters.chunk_by(|a, b| a.place() == b.place()).collect();
         for window in groups.chunks(WINDOW) {
             if self.report.dry_run {
@@ -186,7 +191,7 @@ impl Change<'_> {
                     Err(error) => self.report.add(&letter.id, Outcome::Failed, Some(detail(error))),
                 }
             }
-            self.tell(total);
+            self.report_progress(total);
             if stored.iter().any(|outcome| matches!(outcome, Err(error) if is_outage(error))) {
                 return true;
             }
@@ -194,8 +199,9 @@ impl Change<'_> {
         false
     }
 
-    /// The letters whose record is not what its compacted topic says of its key: a newer one is there,
-    /// or there was one, since compaction has removed the record itself.
+    /// Returns the ids of the letters whose record is not the newest with its key in a compacted
+    /// topic. A record that compaction has removed also counts, because a newer one must have
+    /// existed.
     fn superseded<'a>(
         &self,
         letters: &'a [Original],
@@ -239,7 +245,7 @@ impl Change<'_> {
         Ok(target)
     }
 
-    /// Writes tombstones, each to the partition that its letter lies in.
+    /// Writes a tombstone for each letter to the partition that holds it.
     fn delete<'a>(&self, letters: impl Iterator<Item = (&'a str, i32, &'a str)>) -> Vec<Result<(), SendError>> {
         let tombstones = letters.map(|(topic, partition, id)| Outgoing {
             topic,
@@ -250,7 +256,7 @@ impl Change<'_> {
         self.store(tombstones).into_iter().map(|stored| stored.map(|_| ())).collect()
     }
 
-    /// Hands records over in their order, and then waits for all their answers.
+    /// Sends records in their order, and then waits for all answers.
     fn store<'a>(&self, records: impl Iterator<Item = Outgoing<'a>>) -> Vec<Result<Stored, SendError>> {
         let answers = records.map(|record| {
             let topic = record.topic;
@@ -265,20 +271,21 @@ impl Change<'_> {
         self.runtime.block_on(join_all(answers))
     }
 
-    fn tell(&self, total: usize) {
-        let what = if self.report.dry_run { "looking" } else { "writing" };
+    fn report_progress(&self, total: usize) {
+        let what = if self.report.dry_run { "checking" } else { "writing" };
         (self.search.bounds.progress)(what, self.report.letters.len() as u64, total as u64);
     }
 }
 
-/// Where the record was, so that its key's order and a partition chosen by other means both hold;
-/// by the key, where the topic no longer has that partition.
+/// Returns the record's original partition, which keeps the order of its key and any partition that
+/// was chosen explicitly. Returns `None` to choose by key if the topic no longer has that
+/// partition.
 fn partition(letter: &Original, targets: &HashMap<String, Target>) -> Option<i32> {
     let partitions = targets.get(&letter.topic).and_then(|target| target.partitions)?;
     (letter.partition < partitions).then_some(letter.partition)
 }
 
-/// Whether other records would meet the same error now.
+/// Returns whether other records would fail with the same error now.
 fn is_outage(error: &SendError) -> bool {
     matches!(error, SendError::Full | SendError::Unavailable | SendError::Unknown)
 }

@@ -1,18 +1,18 @@
-//! Settings of the dead letters.
+//! Settings of the dead-letter queue.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The dead letters.
+/// The dead-letter queue.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Partitions of each dead-letter topic; fixed when it is created.
+    /// Number of partitions of each dead-letter topic; fixed when the topic is created.
     pub partitions: i32,
-    /// Whether `/admin/dlq` is there, where dead letters are listed, replayed and purged by whoever
-    /// reaches the API port. `postrider dlq` works either way.
+    /// Serves `/admin/dlq`, where any client that reaches the API port can list, replay and purge
+    /// dead letters. `postrider dlq` works either way.
     pub admin: bool,
-    /// Longest time that a request to `/admin/dlq` may take to read topics, in milliseconds.
+    /// Maximum time that a request to `/admin/dlq` may spend reading topics, in milliseconds.
     pub scan_timeout_ms: u64,
 }
 

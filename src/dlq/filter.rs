@@ -1,22 +1,22 @@
-//! Which letters are meant.
+//! Filters that choose dead letters.
 
 use super::{DELIVERIES_TOPIC, EVENTS_TOPIC, letter::Fields};
 use crate::platform::{clock, kafka};
 
-/// Which dead-letter topics.
+/// The dead-letter topics to read.
 #[derive(Debug, Clone, Default)]
 pub enum Letters {
-    /// Both of ours.
+    /// Both topics of postrider.
     #[default]
     All,
     Events,
     Deliveries,
-    /// One by its full name.
+    /// A topic by its full name.
     Topic(String),
 }
 
 impl Letters {
-    /// Full names.
+    /// Returns the full names of the topics.
     pub fn topics(&self, config: &kafka::Config) -> Vec<String> {
         match self {
             Self::All => vec![config.topic(EVENTS_TOPIC), config.topic(DELIVERIES_TOPIC)],
@@ -27,29 +27,29 @@ impl Letters {
     }
 }
 
-/// Letters for which all that is set holds.
+/// Conditions on letters; a letter must meet every condition that is set.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
-    /// One of these; empty means any.
+    /// The letter's id is one of these; empty means any.
     pub ids: Vec<String>,
-    /// The record's topic, with or without our prefix.
+    /// The record's topic, with or without the prefix of our topics.
     pub topic: Option<String>,
     /// The record's key.
     pub key: Option<String>,
-    /// Failed last at this time or later, in milliseconds since the epoch.
+    /// The last failure was at this time or later, in milliseconds since the epoch.
     pub since_ms: Option<i64>,
-    /// The error's class, or a part of its message in any case.
+    /// The class of the error, or a part of its message, ignoring case.
     pub error: Option<String>,
 }
 
 impl Filter {
-    /// Whether every letter is meant.
+    /// Returns whether no condition is set, so that every letter matches.
     pub fn is_empty(&self) -> bool {
         let Self { ids, topic, key, since_ms, error } = self;
         ids.is_empty() && topic.is_none() && key.is_none() && since_ms.is_none() && error.is_none()
     }
 
-    /// `prefix` is that of our own topics.
+    /// Returns whether a letter meets all conditions. `prefix` is that of our own topics.
     pub fn matches(&self, letter: &Fields<'_>, prefix: &str) -> bool {
         let is_topic = |topic: &String| letter.topic == topic || letter.topic.strip_prefix(prefix) == Some(topic);
         let is_error =
@@ -62,7 +62,8 @@ impl Filter {
     }
 }
 
-/// An RFC 3339 time, or an age such as `90s`, `15m`, `2h` or `7d`, in milliseconds since the epoch.
+/// Parses an RFC 3339 time, or an age such as `90s`, `15m`, `2h` or `7d`, into milliseconds since
+/// the epoch.
 pub fn parse_since(text: &str, now_ms: i64) -> Result<i64, String> {
     if let Some(ms) = clock::parse_rfc3339(text) {
         return Ok(ms);
@@ -80,7 +81,7 @@ pub fn parse_since(text: &str, now_ms: i64) -> Result<i64, String> {
         count.parse::<i64>().ok()?.checked_mul(unit_ms)
     };
     age_ms().map(|age| now_ms - age).ok_or_else(|| {
-        format!("`{text}` is neither a time such as 2026-01-31T12:00:00Z nor an age such as 90s, 15m, 2h or 7d")
+        format!("must be a time such as 2026-01-31T12:00:00Z or an age such as 90s, 15m, 2h or 7d (got `{text}`)")
     })
 }
 
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_matches_when_everything_that_is_asked_holds() {
+    fn a_letter_matches_when_all_conditions_hold() {
         let letter = Fields {
             id: "p_messages/0@7 kv",
             topic: "p_messages",

@@ -1,4 +1,4 @@
-//! The dead letters over HTTP, for operators.
+//! HTTP routes for operators to list, show, replay and purge dead letters.
 
 use std::time::{Duration, Instant};
 
@@ -25,11 +25,11 @@ use crate::platform::{
     },
 };
 
-/// Letters kept track of by one request at most, about 200 bytes each.
+/// Maximum number of letters that one request keeps track of, about 200 bytes each.
 const MAX_LETTERS: usize = 100_000;
-/// Letters in memory while they are replayed.
+/// Maximum number of bytes of letters in memory during a replay.
 const CHUNK_BYTES: usize = 16 << 20;
-/// Letters listed, and changed, by one request at most.
+/// Maximum numbers of letters that one request lists, and changes.
 const MAX_LISTED: usize = 1_000;
 const MAX_CHANGED: usize = 10_000;
 
@@ -40,7 +40,7 @@ struct Desk {
     timeout: Duration,
 }
 
-/// The routes with their descriptions; none where `dlq.admin` is off.
+/// Returns the routes with their OpenAPI descriptions; none if `dlq.admin` is off.
 pub fn routes(queue: Queue, config: &Config, http: &HttpConfig) -> OpenApiRouter {
     if !config.admin {
         return OpenApiRouter::new();
@@ -54,81 +54,84 @@ pub fn routes(queue: Queue, config: &Config, http: &HttpConfig) -> OpenApiRouter
         .with_state(desk)
 }
 
-/// Which dead-letter topic.
+/// A dead-letter topic.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
-    /// Records that postrider's own processing gave up.
+    /// Records that postrider itself could not process.
     Events,
-    /// Records that somebody's endpoint did not take.
+    /// Records that a customer's endpoint did not accept.
     Deliveries,
 }
 
-/// Which letters to list; all that is set must hold.
+/// Filter of the letters to list; a letter must meet every condition that is set.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct ListParams {
-    /// Without it, both.
+    /// The dead-letter topic to read; both by default.
     #[param(inline)]
     letters: Option<Kind>,
     /// The record's topic, with or without `kafka.topic_prefix`.
     topic: Option<String>,
     /// The record's key.
     key: Option<String>,
-    /// Failed last at this RFC 3339 time or later, or within this age: `90s`, `15m`, `2h`, `7d`.
+    /// The last failure was at this RFC 3339 time or later, or within this age: `90s`, `15m`, `2h`,
+    /// `7d`.
     since: Option<String>,
-    /// The error's class, or a part of its message.
+    /// The class of the error, or a part of its message.
     error: Option<String>,
-    /// How many; 50 without it.
+    /// Maximum number of letters; default 50.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
-/// Which letters to change; all that is set must hold.
+/// Choice of the letters to change; a letter must meet every condition that is set.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default)]
 struct ChangeBody {
-    /// The letters of these names.
+    /// The ids of the letters.
     ids: Vec<String>,
-    /// Without it, both.
+    /// The dead-letter topic to read; both by default.
     letters: Option<Kind>,
     /// The record's topic, with or without `kafka.topic_prefix`.
     topic: Option<String>,
     /// The record's key.
     key: Option<String>,
-    /// Failed last at this RFC 3339 time or later, or within this age: `90s`, `15m`, `2h`, `7d`.
+    /// The last failure was at this RFC 3339 time or later, or within this age: `90s`, `15m`, `2h`,
+    /// `7d`.
     since: Option<String>,
-    /// The error's class, or a part of its message.
+    /// The class of the error, or a part of its message.
     error: Option<String>,
-    /// How many, in the order of their records; 1000 without it.
+    /// Maximum number of letters, in the order of their records; default 1000.
     #[schema(minimum = 1, maximum = 10000)]
     limit: Option<usize>,
-    /// Change nothing, and say what would be.
+    /// Changes nothing and reports what would change.
     dry_run: bool,
-    /// Every letter is meant. Needed where nothing else chooses, unless it is a dry run.
+    /// Chooses every letter. Required if no other condition is set, except in a dry run.
     all: bool,
 }
 
 refusals! {
-    /// Of routes that read the dead-letter topics.
-    Reading { 429: "Another request is reading", 503: "Kafka cannot be reached, or reading took too long" }
-    /// Of bodies that choose letters.
-    Choice { 400: "Malformed", 422: "Nothing chooses, a field breaks a rule, or too many match" }
+    /// Refusals of routes that read the dead-letter topics.
+    Reading { 429: "Another request is reading them", 503: "Kafka cannot be reached, or reading took too long" }
+    /// Refusals of bodies that choose letters.
+    Choice { 400: "Malformed", 422: "No letters chosen, a field is out of range, or too many letters match" }
 }
 
 /// List dead letters
 ///
-/// The newest first. Reads the dead-letter topics, one request at a time. Until there is
-/// authentication (scope `admin`), whoever reaches this port may use it: `dlq.admin` turns it off.
+/// Lists the newest first. Reads the dead-letter topics, one request at a time. There is no
+/// authentication yet (scope `admin`): any client that reaches this port can use the route.
+/// `dlq.admin` turns it off.
 #[utoipa::path(
     get,
     path = "/admin/dlq",
     tag = "dlq",
     params(ListParams),
     responses(
-        (status = 200, description = "Those that match", body = Listing),
-        (status = 400, description = "A parameter cannot be read", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "A parameter breaks a rule", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 200, description = "The matching letters", body = Listing),
+        (status = 400, description = "A parameter is malformed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "A parameter is out of range", body = ProblemBody, content_type = "application/problem+json"),
         Reading,
     ),
 )]
@@ -145,16 +148,17 @@ async fn list(
 
 /// Show one dead letter
 ///
-/// With its record's value and headers. The id is percent-encoded: `messages%2F3%401234%20postrider-kv`.
-/// Until there is authentication (scope `admin`), whoever reaches this port may use it.
+/// Returns the letter with the value and headers of its record. The id is percent-encoded:
+/// `messages%2F3%401234%20postrider-kv`. There is no authentication yet (scope `admin`): any client
+/// that reaches this port can use the route.
 #[utoipa::path(
     get,
     path = "/admin/dlq/{id}",
     tag = "dlq",
-    params(("id" = String, Path, min_length = 1, description = "As it is listed")),
+    params(("id" = String, Path, min_length = 1, description = "The id from the list of dead letters")),
     responses(
         (status = 200, description = "The letter", body = Detail),
-        (status = 400, description = "The id cannot be read", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 400, description = "The id is malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "No such letter", body = ProblemBody, content_type = "application/problem+json"),
         Reading,
     ),
@@ -162,22 +166,23 @@ async fn list(
 async fn show(State(desk): State<Desk>, id: Result<Path<String>, PathRejection>) -> Result<Json<Detail>, Problem> {
     let Path(id) = id.map_err(|error| Problem::new(Code::InvalidRequest, error.body_text()))?;
     let found = desk.queue.show(Letters::All, id, desk.bounds()).await?;
-    found.map(Json).ok_or_else(|| Problem::new(Code::NotFound, "there is no dead letter of this id"))
+    found.map(Json).ok_or_else(|| Problem::new(Code::NotFound, "no dead letter has this id"))
 }
 
 /// Replay dead letters
 ///
-/// Writes their records to their topics again: key, value, headers and event id as they were, to the
-/// same partition, in order. A letter is deleted once Kafka has its record. Doing it twice does no harm
-/// where consumers drop doubles by event id. Left out is what a newer record of its key has superseded
-/// in a compacted topic. Until there is authentication (scope `admin`), whoever reaches this port may use it.
+/// Writes the records to their topics again, to the same partition and in order, with their
+/// original key, value, headers and event id. A letter is deleted once Kafka has its record.
+/// Replaying a letter twice is harmless if consumers deduplicate by event id. A record that a newer
+/// one with the same key has superseded in a compacted topic is left out. There is no
+/// authentication yet (scope `admin`): any client that reaches this port can use the route.
 #[utoipa::path(
     post,
     path = "/admin/dlq/replay",
     tag = "dlq",
     request_body = ChangeBody,
     responses(
-        (status = 200, description = "What became of each", body = Report),
+        (status = 200, description = "The result for each letter", body = Report),
         Choice,
         Reading,
         JsonBody,
@@ -190,15 +195,15 @@ async fn replay(State(desk): State<Desk>, request: Request) -> Result<Json<Repor
 
 /// Purge dead letters
 ///
-/// Deletes them, by tombstones. Until there is authentication (scope `admin`), whoever reaches this port
-/// may use it.
+/// Deletes letters by writing tombstones. There is no authentication yet (scope `admin`): any
+/// client that reaches this port can use the route.
 #[utoipa::path(
     post,
     path = "/admin/dlq/purge",
     tag = "dlq",
     request_body = ChangeBody,
     responses(
-        (status = 200, description = "What became of each", body = Report),
+        (status = 200, description = "The result for each letter", body = Report),
         Choice,
         Reading,
         JsonBody,
@@ -220,17 +225,18 @@ impl Desk {
     }
 
     async fn read_change(&self, request: Request) -> Result<(Query, bool), Problem> {
-        // Stricter than other routes: a form of somebody else's page must not be able to do this.
+        // Stricter than other routes, so that a form on another site's page cannot send this
+        // request.
         let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
         if !essence.eq_ignore_ascii_case("application/json") {
-            return Err(Problem::new(Code::UnsupportedMediaType, "this needs `Content-Type: application/json`"));
+            return Err(Problem::new(Code::UnsupportedMediaType, "`Content-Type` must be `application/json`"));
         }
         let body = body::read(request.into_body(), self.limits).await?;
         let ChangeBody { ids, letters, topic, key, since, error, limit, dry_run, all } = json::parse_object(&body)?;
         let filter = Filter { ids, topic, key, since_ms: since_ms(since.as_deref())?, error };
         if filter.is_empty() && !all && !dry_run {
-            let detail = "nothing says which letters; name `ids`, `topic`, `key`, `since` or `error`, or say `all`";
+            let detail = "choose letters with `ids`, `topic`, `key`, `since` or `error`, or set `all` to true";
             return Err(Problem::new(Code::InvalidField, detail));
         }
         let limit = within(limit, 1_000, MAX_CHANGED)?;
@@ -248,13 +254,13 @@ fn of_kind(kind: Option<Kind>) -> Letters {
 
 fn since_ms(since: Option<&str>) -> Result<Option<i64>, Problem> {
     let parse = |text| parse_since(text, clock::now_ms());
-    since.map(parse).transpose().map_err(|detail| Problem::new(Code::InvalidField, format!("`since`: {detail}")))
+    since.map(parse).transpose().map_err(|detail| Problem::new(Code::InvalidField, format!("`since` {detail}")))
 }
 
-fn within(limit: Option<usize>, default: usize, most: usize) -> Result<usize, Problem> {
+fn within(limit: Option<usize>, default: usize, max: usize) -> Result<usize, Problem> {
     match limit.unwrap_or(default) {
-        limit if (1..=most).contains(&limit) => Ok(limit),
-        _ => Err(Problem::new(Code::InvalidField, format!("`limit` must be 1 to {most}"))),
+        limit if (1..=max).contains(&limit) => Ok(limit),
+        limit => Err(Problem::new(Code::InvalidField, format!("`limit` must be between 1 and {max} (got {limit})"))),
     }
 }
 

@@ -1,4 +1,4 @@
-//! A letter as it is read back from its topic.
+//! A dead letter as it is read back from its topic.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use rdkafka::{
@@ -15,7 +15,7 @@ use crate::platform::{
     unknown::Unknown,
 };
 
-/// What a letter says of itself, borrowed from its record.
+/// The fields of a letter, borrowed from its record.
 #[derive(Debug, Default)]
 pub struct Fields<'a> {
     pub id: &'a str,
@@ -36,12 +36,12 @@ pub struct Fields<'a> {
     pub omitted_bytes: Option<u64>,
     pub headers_omitted: bool,
     pub value: &'a [u8],
-    /// How many of the headers are the record's own; they come first.
+    /// Number of headers that belong to the original record; they come first.
     pub own: usize,
 }
 
 impl<'a> Fields<'a> {
-    /// `None` for a tombstone, and for a record that is not a letter.
+    /// Reads a letter. Returns `None` for a tombstone, and for a record that is not a letter.
     pub fn of<M: Message>(message: &'a M) -> Option<Self> {
         let headers = message.headers()?;
         let own = (0..headers.count()).rev().find(|&at| headers.get(at).key == header::MARK)?;
@@ -75,7 +75,7 @@ impl<'a> Fields<'a> {
                     known(header::TOMBSTONE, text, "true")?;
                     fields.tombstone = true;
                 }
-                // Whatever it says: the value is not here.
+                // The value is missing whatever size the header states.
                 header::VALUE_OMITTED => fields.omitted_bytes = Some(text.parse().unwrap_or(0)),
                 header::HEADERS_OMITTED => fields.headers_omitted = true,
                 _ => {}
@@ -84,13 +84,15 @@ impl<'a> Fields<'a> {
         (!fields.topic.is_empty()).then_some(fields)
     }
 
-    /// When the record failed last, in milliseconds since the epoch.
+    /// Returns the time of the last failure, in milliseconds since the epoch; 0 if it cannot be
+    /// parsed.
     pub fn failed_ms(&self) -> i64 {
         clock::parse_rfc3339(self.failed).unwrap_or(0)
     }
 }
 
-/// `None` where a header says something that this version does not know: the letter is left alone.
+/// Returns `None` if a header has a value that this version does not know; the letter is then
+/// ignored.
 fn known(header: &'static str, found: &str, expected: &str) -> Option<()> {
     if found == expected {
         return Some(());
@@ -102,29 +104,30 @@ fn known(header: &'static str, found: &str, expected: &str) -> Option<()> {
 /// One letter in a list.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Summary {
-    /// Names the letter: place of the record and group, such as `messages/3@1234 postrider-kv`.
+    /// Position of the record, and consumer group; they identify the letter. An example is
+    /// `messages/3@1234 postrider-kv`.
     pub id: String,
-    /// The dead-letter topic that it is in.
+    /// The dead-letter topic that holds the letter.
     pub letters: String,
-    /// Where the record was.
+    /// The original topic of the record.
     pub topic: String,
     pub partition: i32,
     pub offset: i64,
-    /// The record's key, where it is text.
+    /// The record's key, if it is UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// The record's key, where it is not.
+    /// The record's key in Base64, if it is not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_base64: Option<String>,
-    /// The record's own time.
+    /// The record's timestamp.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<String>,
-    /// The event's id (`ce_id`), by which a double is recognised.
+    /// The event's id (`ce_id`), which identifies duplicates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_id: Option<String>,
-    /// The consumer group that gave the record up.
+    /// The consumer group that dead-lettered the record.
     pub group: String,
-    /// A stable word for the kind of error.
+    /// A stable name of the kind of error.
     pub error_class: String,
     pub error: String,
     pub attempts: u32,
@@ -132,11 +135,12 @@ pub struct Summary {
     pub failed_at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
-    /// Size of the record's value.
+    /// Size of the record's value, in bytes.
     pub value_bytes: u64,
-    /// The record is a tombstone: its value is null.
+    /// True if the record is a tombstone: its value is null.
     pub tombstone: bool,
-    /// The value (perhaps key and headers too) was too large to be kept, so this cannot be replayed.
+    /// True if the value, perhaps with key and headers, was too large to keep, so that the letter
+    /// cannot be replayed.
     pub incomplete: bool,
 }
 
@@ -168,26 +172,26 @@ impl Summary {
     }
 }
 
-/// One letter with all that was kept of its record.
+/// A letter with everything that was kept of its record.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Detail {
     #[serde(flatten)]
     pub summary: Summary,
-    /// The value, where it is JSON.
+    /// The value, if it is JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Value>)]
     pub value: Option<Value>,
-    /// The value, where it is text but not JSON.
+    /// The value, if it is UTF-8 but not JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value_text: Option<String>,
-    /// The value, where it is neither.
+    /// The value in Base64, if it is neither.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value_base64: Option<String>,
     /// The record's own headers, in order.
     pub headers: Vec<HeaderValue>,
 }
 
-/// A header of a record; without a value it is null.
+/// A header of a record. A header without a value is null.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct HeaderValue {
     pub name: String,
@@ -211,10 +215,10 @@ impl Detail {
     }
 }
 
-/// A letter's record, to be produced again.
+/// The original record of a letter, for a replay.
 #[derive(Debug)]
 pub struct Original {
-    /// The letter's name, and where it lies.
+    /// The letter's id, and the topic and partition that hold it.
     pub id: String,
     pub letters: String,
     pub letters_partition: i32,
@@ -222,10 +226,10 @@ pub struct Original {
     pub partition: i32,
     pub offset: i64,
     pub key: Option<Vec<u8>>,
-    /// `None` is a tombstone.
+    /// The value; `None` for a tombstone.
     pub value: Option<Vec<u8>>,
     pub headers: OwnedHeaders,
-    /// Whether all of it was kept.
+    /// True if the letter holds the whole record.
     pub complete: bool,
 }
 
@@ -246,7 +250,7 @@ impl Original {
         }
     }
 
-    /// Where the record was.
+    /// Returns the record's original position: topic, partition, offset.
     pub fn place(&self) -> (&str, i32, i64) {
         (&self.topic, self.partition, self.offset)
     }
@@ -270,7 +274,7 @@ mod tests {
 
     use super::*;
 
-    /// A letter whose own headers are these, and two that every letter has.
+    /// Builds a letter with these headers, plus the two that every letter has.
     fn letter(headers: &[(&str, &str)]) -> OwnedMessage {
         let headers = headers.iter().chain(&[(header::PARTITION, "3"), (header::OFFSET, "7")]);
         let headers = headers
@@ -280,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_of_an_unknown_format_is_left_alone() {
+    fn a_letter_of_an_unknown_format_is_ignored() {
         let whole = letter(&[(header::MARK, "1"), (header::TOPIC, "t")]);
         assert!(Fields::of(&whole).is_some_and(|fields| !fields.tombstone && fields.omitted_bytes.is_none()));
         assert!(Fields::of(&letter(&[(header::MARK, "2"), (header::TOPIC, "t")])).is_none());
@@ -290,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_that_says_that_its_value_is_left_out_is_incomplete_whatever_the_size_is() {
+    fn a_letter_without_its_value_is_incomplete_whatever_size_it_states() {
         for size in ["7", "many", ""] {
             let letter = letter(&[(header::MARK, "1"), (header::TOPIC, "t"), (header::VALUE_OMITTED, size)]);
             let fields = Fields::of(&letter).unwrap();

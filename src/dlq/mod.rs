@@ -1,6 +1,7 @@
-//! Dead letters: records that were given up are kept in compacted topics until somebody replays or
-//! purges them. A replay restores key, value, headers and event id, and deletes the letter only
-//! after Kafka has the record. Faults of the platform and of customers' endpoints are kept apart.
+//! Dead letters: records that could not be processed are kept in compacted topics until an operator
+//! replays or purges them. A replay restores key, value, headers and event id, and deletes the
+//! letter only after Kafka has the record. Failures of the platform and failures of customers'
+//! endpoints have separate topics.
 
 mod change;
 mod config;
@@ -22,26 +23,26 @@ use rdkafka::error::KafkaError;
 
 use crate::platform::kafka::{self, TopicError, TopicSpec, dead_letter, scan::ScanError};
 
-/// The topic of records that our own processing gave up, before the prefix.
+/// The topic of records that postrider itself could not process, before the prefix.
 pub const EVENTS_TOPIC: &str = "dead-letter-events";
-/// The topic of records that somebody's endpoint did not take, before the prefix.
+/// The topic of records that a customer's endpoint did not accept, before the prefix.
 pub const DELIVERIES_TOPIC: &str = "dead-letter-deliveries";
 
-/// The room's topics.
+/// Returns the topics of the capability.
 pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
-    const REMEDY: &str = "set `dlq.partitions` to what the topic has";
+    const REMEDY: &str = "set `dlq.partitions` to the number of partitions of the topic";
     let spec = |name| dead_letter::topic_spec(kafka, name, config.partitions, REMEDY);
     vec![spec(EVENTS_TOPIC), spec(DELIVERIES_TOPIC)]
 }
 
-/// Why dead letters could not be read or changed.
+/// The reason why dead letters could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("another request is reading the dead letters")]
+    #[error("another request is reading the dead letters; retry later")]
     Busy,
-    #[error("the dead letters could not be read in the time for it; narrow the filter, or use `postrider dlq`")]
+    #[error("reading the dead letters took too long; narrow the filter, or use `postrider dlq`")]
     Deadline,
-    #[error("more than {0} letters match; narrow the filter, for instance with a topic or a time")]
+    #[error("more than {0} letters match; narrow the filter, for instance by topic or time")]
     TooMany(usize),
     #[error("topic `{0}` does not exist")]
     UnknownTopic(String),
@@ -49,7 +50,7 @@ pub enum Error {
     Kafka(#[from] KafkaError),
     #[error(transparent)]
     Topic(#[from] TopicError),
-    #[error("the work ended early")]
+    #[error("the operation stopped before it finished; retry it")]
     Ended,
 }
 

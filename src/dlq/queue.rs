@@ -1,4 +1,4 @@
-//! What can be done with dead letters, one piece of work at a time.
+//! Operations on dead letters; a process runs one at a time.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::platform::kafka::{self, Admin, Broker, Producer, scan::Scanner};
 
-/// Which letters, and how many of them at most.
+/// The letters to work on, and the maximum number of them.
 #[derive(Debug, Clone)]
 pub struct Query {
     pub letters: Letters,
@@ -23,14 +23,14 @@ pub struct Query {
     pub limit: usize,
 }
 
-/// The newest letters that match.
+/// The newest matching letters.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Listing {
-    /// The one that failed last comes first.
+    /// The letter that failed last comes first.
     pub letters: Vec<Summary>,
-    /// How many match.
+    /// Number of matching letters.
     pub matched: usize,
-    /// More match than were kept track of; `matched` counts the newest.
+    /// True if more letters match than were kept track of; `matched` then counts the newest.
     pub truncated: bool,
 }
 
@@ -45,18 +45,20 @@ struct Inner {
     producer: Producer,
     broker: Broker,
     admin: Arc<Admin>,
-    /// Reading takes memory and bandwidth: one at a time per process.
+    /// Permit to read: reading takes memory and bandwidth, so a process reads for one request at a
+    /// time.
     turn: Arc<Semaphore>,
 }
 
 impl Queue {
-    /// The producer sends each record alone: what the broker refuses must not fail other letters, or other writers.
+    /// Creates the queue. The producer must send each record alone, so that a record that the
+    /// broker rejects does not fail other letters or other writers.
     pub fn new(kafka: kafka::Config, producer: Producer, broker: Broker, admin: Arc<Admin>) -> Self {
         let turn = Arc::new(Semaphore::new(1));
         Self { inner: Arc::new(Inner { kafka, producer, broker, admin, turn }) }
     }
 
-    /// The newest letters that match.
+    /// Returns the newest matching letters.
     pub async fn list(&self, query: Query, bounds: Bounds) -> Result<Listing, Error> {
         self.work(query.letters, bounds, move |search, _| {
             let Found { mut entries, truncated } = search.find(&query.filter)?.newest_first();
@@ -68,7 +70,8 @@ impl Queue {
         .await
     }
 
-    /// One letter with all that was kept of its record; `None` when there is none of this name.
+    /// Returns a letter with everything that was kept of its record; `None` if no letter has this
+    /// id.
     pub async fn show(&self, letters: Letters, id: String, bounds: Bounds) -> Result<Option<Detail>, Error> {
         self.work(letters, bounds, move |search, _| {
             let filter = Filter { ids: vec![id], ..Filter::default() };
@@ -79,13 +82,13 @@ impl Queue {
         .await
     }
 
-    /// Writes the records of letters to their topics again, as they were and in their order, and deletes
-    /// each letter once its record is stored.
+    /// Writes the records of letters to their topics again, unchanged and in their order, and
+    /// deletes each letter once its record is stored.
     pub async fn replay(&self, query: Query, dry_run: bool, bounds: Bounds) -> Result<Report, Error> {
         self.change(query, dry_run, bounds, |change, entries| change.replay(entries)).await
     }
 
-    /// Deletes letters.
+    /// Deletes matching letters.
     pub async fn purge(&self, query: Query, dry_run: bool, bounds: Bounds) -> Result<Report, Error> {
         self.change(query, dry_run, bounds, |change, entries| {
             change.purge(entries);
@@ -120,14 +123,15 @@ impl Queue {
             report.letters.sort_by_key(|item| places.get(item.id.as_str()).copied());
             if !dry_run {
                 let Report { done, skipped, failed, .. } = report;
-                tracing::info!(done, skipped, failed, "dead letters were replayed or purged");
+                tracing::info!(done, skipped, failed, "dead letters replayed or purged");
             }
             Ok(report)
         })
         .await
     }
 
-    /// Runs a job that reads dead-letter topics, to its end even if nobody waits for it any more.
+    /// Runs a job that reads dead-letter topics. The job runs to its end even if the caller stops
+    /// waiting.
     async fn work<T: Send + 'static>(
         &self,
         letters: Letters,

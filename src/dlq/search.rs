@@ -1,8 +1,8 @@
-//! Finding letters: a dead-letter topic is read once for what it has, and then only the stretch of it
-//! where the wanted letters lie.
+//! Search for dead letters: a dead-letter topic is read once to index it, and then only the offset
+//! range that holds the matching letters.
 //!
-//! Of a letter that matches, only its name and place are kept in memory. The last record of a key
-//! is what counts, and a tombstone deletes; compaction need not have happened yet.
+//! Only the id and position of a matching letter are kept in memory. The last record of a key
+//! counts, and a tombstone deletes the letter, whether compaction has happened or not.
 
 use std::{collections::HashMap, ops::ControlFlow, sync::Arc, time::Instant};
 
@@ -14,23 +14,23 @@ use crate::platform::kafka::{
     scan::{Scanner, Span},
 };
 
-/// What one piece of work may take, and who hears how far it is.
+/// Limits of one operation, and its progress callback.
 pub struct Bounds {
     pub deadline: Instant,
-    /// Letters kept track of at a time.
+    /// Maximum number of letters that are kept track of at a time.
     pub max_letters: usize,
-    /// Bytes of letters in memory at a time.
+    /// Maximum number of bytes of letters in memory at a time.
     pub chunk_bytes: usize,
     pub progress: Progress,
 }
 
-/// Called with what is being done, how much of it is done, and of how much.
+/// Callback that receives a description of the current work, the amount done, and the total.
 pub type Progress = Box<dyn Fn(&str, u64, u64) + Send>;
 
-/// A letter that matches.
+/// A matching letter.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// The dead-letter topic, and where the letter lies in it.
+    /// The dead-letter topic; the letter's position in it follows.
     pub letters: Arc<str>,
     pub partition: i32,
     pub offset: i64,
@@ -40,39 +40,39 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Sorts letters as their records were in their topics.
+    /// Returns the sort key that orders letters as their records were in their topics.
     fn original(&self) -> (String, i32, i64) {
-        let place = self.id.rsplit_once(' ').map_or(&*self.id, |(place, _)| place);
-        let place = place.parse::<Position>().ok();
-        place.map_or_else(|| (self.id.clone(), 0, 0), |place| (place.topic, place.partition, place.offset))
+        let position = self.id.rsplit_once(' ').map_or(&*self.id, |(position, _)| position);
+        let position = position.parse::<Position>().ok();
+        position.map_or_else(|| (self.id.clone(), 0, 0), |at| (at.topic, at.partition, at.offset))
     }
 }
 
-/// All that matches.
+/// The matching letters.
 pub struct Found {
     pub entries: Vec<Entry>,
-    /// More matched than may be kept track of; the newest are here.
+    /// True if more letters matched than may be kept track of; the newest are in `entries`.
     pub truncated: bool,
 }
 
 impl Found {
-    /// The newest letter first.
+    /// Sorts the newest letter first.
     pub fn newest_first(mut self) -> Self {
         self.entries.sort_by(|a, b| (b.failed_ms, &b.id).cmp(&(a.failed_ms, &a.id)));
         self
     }
 
-    /// In the order of the records in their topics.
+    /// Sorts letters in the order of the records in their topics.
     pub fn in_original_order(mut self) -> Self {
         self.entries.sort_by_cached_key(Entry::original);
         self
     }
 }
 
-/// Reads dead-letter topics. Blocks: used off the runtime.
+/// Reads dead-letter topics. Blocks: call it off the runtime.
 pub struct Search<'a> {
     pub scanner: &'a Scanner,
-    /// Full names.
+    /// Full names of the dead-letter topics.
     pub topics: &'a [String],
     /// The prefix of our own topics.
     pub prefix: &'a str,
@@ -80,7 +80,7 @@ pub struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Every letter that matches, in no order. A topic that does not exist yet has none.
+    /// Finds every matching letter, in no order. A topic that does not exist yet has none.
     pub fn find(&self, filter: &Filter) -> Result<Found, Error> {
         let mut found = Found { entries: Vec::new(), truncated: false };
         for topic in self.topics {
@@ -113,7 +113,7 @@ impl Search<'_> {
         Ok(found)
     }
 
-    /// Reads these letters again, in this order. One that is gone meanwhile is left out.
+    /// Reads letters again, in this order. A letter that was deleted in between is left out.
     pub fn fetch<T>(
         &self,
         entries: &[Entry],
@@ -139,7 +139,7 @@ impl Search<'_> {
         Ok(slots.into_iter().flatten().collect())
     }
 
-    /// Shows every record of the spans, and says how far it is.
+    /// Passes every record of the spans to `visit` and reports the progress.
     pub fn scan(
         &self,
         topic: &str,
@@ -159,7 +159,7 @@ impl Search<'_> {
     }
 }
 
-/// Cuts entries, in their order, into pieces of at most so many bytes and at least one entry.
+/// Splits entries, keeping their order, into chunks of at most `max_bytes` and at least one entry.
 pub fn chunks(mut entries: &[Entry], max_bytes: usize) -> impl Iterator<Item = &[Entry]> {
     std::iter::from_fn(move || {
         let mut bytes = 0;
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_are_kept_and_no_more_than_so_many_even_when_all_are_of_one_time() {
+    fn at_most_the_given_number_of_newest_letters_is_kept_even_if_all_failed_at_once() {
         let index = |times: &[i64]| {
             let entries = times.iter().enumerate().map(|(at, &time)| (at.to_string(), entry(&at.to_string(), time, 0)));
             entries.collect::<HashMap<_, _>>()
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_within_their_bytes_unless_one_letter_is_larger() {
+    fn chunks_stay_within_the_limit_unless_one_letter_is_larger() {
         let entries: Vec<Entry> = [40, 60, 10, 500, 5].iter().map(|&bytes| entry("a/0@0 g", 0, bytes)).collect();
         let sizes: Vec<usize> = chunks(&entries, 100).map(<[Entry]>::len).collect();
         assert_eq!(sizes, [2, 1, 1, 1]);

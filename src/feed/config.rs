@@ -1,52 +1,57 @@
-//! Settings of the feed room.
+//! Settings of the feed capability.
 
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Posts, who follows whom, and everybody's feed.
+/// Posts, follows and feeds.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Partitions of the topic `post-events`; fixed when it is created.
+    /// Number of partitions of the topic `post-events`; fixed when the topic is created.
     pub partitions: i32,
-    /// Raised when the topic was replaced; feeds stay.
+    /// Epoch of the topic. Increase it after replacing the topic; feeds are kept.
     pub epoch: u32,
-    /// Time for which the topic keeps records, in milliseconds; used when it is created.
+    /// Retention of the topic, in milliseconds; used when the topic is created.
     pub topic_retention_ms: i64,
-    /// Longest content of a post, in bytes.
+    /// Maximum length of a post's content, in bytes.
     pub max_content_bytes: usize,
-    /// Posts, or follows, that are stored by one commit at most.
+    /// Maximum number of posts, or follows, stored by one commit.
     pub group_rows: usize,
-    /// Commits under way at a time, per process and kind of write.
+    /// Maximum number of concurrent commits, per process and kind of write.
     pub groups_in_flight: usize,
-    /// Records of one partition carried into feeds at a time.
+    /// Maximum number of records of one partition applied to feeds at a time.
     pub batch_records: usize,
-    /// Followers up to which a post is fanned out at once; above it by a job, in chunks.
+    /// Maximum number of followers for which a post is fanned out at once; for more followers a job
+    /// does it in steps.
     pub inline_followers: i64,
-    /// Rows of one chunk of a job.
+    /// Number of rows per step of a job.
     pub chunk_rows: i64,
-    /// Jobs that a process works on at a time.
+    /// Maximum number of jobs that a process runs concurrently.
     pub jobs_in_flight: usize,
-    /// Followers from which on an author's posts are merged at read instead of fanned out. They are fanned out again
-    /// below nine tenths of it.
+    /// Number of followers from which an author's posts are merged at read instead of fanned out.
+    /// Fan-out resumes below nine tenths of this number.
     pub celebrity_followers: i64,
-    /// Newest posts of a feed that Redis keeps. Above 110 a timeline takes several times the memory.
+    /// Number of newest posts of a feed that Redis keeps. Above 110, a timeline takes several times
+    /// the memory.
     pub timeline_ids: usize,
-    /// Time after which a timeline in Redis is made anew, in milliseconds.
+    /// TTL of a timeline in Redis, in milliseconds. An expired timeline is built again.
     pub timeline_ttl_ms: u64,
-    /// Timelines that an api process keeps in memory, about 1 KiB each, for as long as Redis says that they have not
-    /// changed. 0 for none; a Redis Cluster, or a server that does not know `CLIENT TRACKING`, has none either.
+    /// Maximum number of timelines in the near cache of an api process, about 1 KiB each. An entry
+    /// is used for as long as Redis reports no change. 0 turns the near cache off; it is also off
+    /// with a Redis Cluster, or with a server that does not support `CLIENT TRACKING`.
     pub timelines_in_memory: usize,
-    /// Rows that a feed keeps at least, the newest; up to a tenth more may stand, and what comes within one walk over all
-    /// feeds. Twice `timeline_ids` or more; 0 for all rows, forever.
+    /// Minimum number of newest rows that a feed keeps. A feed may temporarily have up to a tenth
+    /// more, plus the rows that arrive during one walk over all feeds. At least twice
+    /// `timeline_ids` is kept; 0 keeps all rows forever.
     pub keep_rows: u32,
-    /// Pause between two walks over all feeds that trim them, in milliseconds.
+    /// Pause between two trimming walks over all feeds, in milliseconds.
     pub trim_interval_ms: u64,
-    /// Feeds read from Postgres at a time, per process; others wait up to three seconds, then 503 `too_many_reads`.
+    /// Maximum number of concurrent feed reads from Postgres per process. Further reads wait up to
+    /// three seconds and then get 503 `too_many_reads`.
     pub max_postgres_reads: usize,
-    /// Days for which events and idempotency keys are remembered.
+    /// Number of days for which events and idempotency keys are remembered.
     pub memory_days: u32,
 }
 
@@ -84,12 +89,13 @@ impl Config {
         Duration::from_millis(self.trim_interval_ms)
     }
 
-    /// Rows that a feed keeps at least; `None` for all. What Redis has of a feed is never trimmed.
+    /// Returns the minimum number of rows that a feed keeps; `None` keeps all. It is at least twice
+    /// the timeline's length, so that the posts of a timeline are never trimmed.
     pub fn kept_rows(&self) -> Option<i64> {
         (self.keep_rows > 0).then(|| i64::from(self.keep_rows).max(2 * self.timeline_ids as i64))
     }
 
-    /// An author with fewer followers is no celebrity any more.
+    /// Returns the number of followers below which an author stops being a celebrity.
     pub fn ordinary_below(&self) -> i64 {
         self.celebrity_followers - self.celebrity_followers / 10
     }

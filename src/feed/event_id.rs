@@ -1,4 +1,4 @@
-//! The number of an event, which the value of its record carries as `event_id`.
+//! The number of an event, which the value of its record has as `event_id`.
 //!
 //! Existing consumers of the topic parse it as int64 and use it for one thing: to recognise an event that they have
 //! seen. It is the SHA-256 of the event's UUID, cut to 63 bits, so that a retry, which has the same UUID, has the same
@@ -26,15 +26,15 @@ pub fn number(id: Uuid) -> u64 {
     first % MAX + 1
 }
 
-/// An `event_id` as it stands in a record's value.
+/// The `event_id` in a record's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventId {
     Number(u64),
-    /// Of a record that a former version wrote.
+    /// In a record that a former version wrote.
     Uuid(Uuid),
 }
 
-/// What the projection remembers of an event.
+/// The identity under which the projection remembers an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     /// The same for all records of the event, in either format.
@@ -50,7 +50,7 @@ impl EventId {
             Self::Uuid(id) => (number(id), Some(id)),
             Self::Number(given) => {
                 let id = header.and_then(|text| Uuid::try_parse_ascii(text).ok());
-                // The UUID of another event says nothing about this one.
+                // A UUID that does not hash to this number belongs to another event.
                 (given, id.filter(|&id| number(id) == given))
             }
         };
@@ -94,7 +94,7 @@ pub fn with_number(id: Uuid, value: &str) -> Cow<'_, str> {
     if let Some(rest) = value.strip_prefix(&at_start) {
         return Cow::Owned(format!(r#"{{"event_id":{}{rest}"#, number(id)));
     }
-    // Within a JSON string the quotes would be escaped: this is the field.
+    // Inside a JSON string the quotes would be escaped, so this match is the field.
     let field = format!(r#""event_id": "{id}""#);
     match value.split_once(&field).filter(|_| value.starts_with(r#"{"type": "#)) {
         Some((before, after)) => Cow::Owned(format!(r#"{before}"event_id": {}{after}"#, number(id))),
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_a_number_nor_a_uuid_is_refused() {
+    fn an_event_id_that_is_neither_a_number_nor_a_uuid_is_rejected() {
         let max = i64::MAX.cast_unsigned();
         assert_eq!(read(&json!(max)).unwrap(), EventId::Number(max));
         for bad in [json!(0), json!(-1), json!(max + 1), json!(1.0), json!("1"), json!("x"), json!(null), json!([1])] {

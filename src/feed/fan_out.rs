@@ -1,5 +1,6 @@
-//! Carries events into feeds: one transaction for a run of events of a partition, together with the place up to which
-//! it is done. What is small is done here; what may be large becomes a job.
+//! Applies events to feeds: one transaction per run of events of a partition, which also moves the
+//! partition's progress. Small changes are applied in the transaction; changes that may be large
+//! become jobs.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,14 +18,14 @@ use crate::platform::{
     unknown::Unknown,
 };
 
-/// What is known of an author.
+/// Followers and state of an author.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Author {
     pub followers: i64,
     pub state: State,
 }
 
-/// How an author's posts reach feeds. See `feed_authors` in the migration.
+/// The way in which an author's posts reach feeds. See `feed_authors` in the migration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum State {
     #[default]
@@ -47,42 +48,43 @@ impl State {
 }
 
 impl Author {
-    /// Whether posts are put into followers' feeds.
+    /// Returns whether posts are inserted into followers' feeds.
     pub fn is_fanned_out(self) -> bool {
         self.state != State::Celebrity
     }
 
-    /// Whether posts are merged at read.
+    /// Returns whether posts are merged at read.
     pub fn is_merged(self) -> bool {
         self.state != State::Ordinary
     }
 }
 
-/// Authors by their ids; those without any followers yet are not there.
+/// Authors by id; an author who never had a follower is missing.
 pub type Authors = HashMap<String, Author>;
 
-/// Users with posts of their feeds.
+/// Users, each with the posts that were inserted into the user's feed.
 pub type Fanned = Vec<(String, Vec<i64>)>;
 
-/// What came of a run.
+/// Result of applying a run.
 #[derive(Debug)]
 pub enum Applied {
-    /// Users with posts that stand in their feeds now.
+    /// The run was applied. Lists the users with posts that are now in their feeds.
     Done {
         fanned: Fanned,
-        /// Whether there are new jobs.
+        /// True if jobs were added.
         jobs: bool,
     },
-    /// The partition's progress was elsewhere: nothing was done.
+    /// The partition's progress differs from the expected offset: nothing was changed.
     Moved,
 }
 
-/// Whether rows that are there already are expected.
+/// Handling of rows that exist already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Overlap {
-    /// They are an error, which is told by [`overlaps`]; inserting costs little more than half.
+    /// Existing rows are an error, see [`overlaps`]; the insert costs little more than half of one
+    /// that allows them.
     None,
-    /// They stay as they are.
+    /// Existing rows are kept.
     Some,
 }
 
@@ -95,8 +97,8 @@ const BEGIN: &str = "
 
 const MOVE: &str = "UPDATE feed_progress SET next = $4 WHERE topic_epoch = $1 AND partition = $2 AND next = $3";
 
-/// Duplicates of an event have its key and so this partition: nobody else inserts them meanwhile. A former version may
-/// have noted an event by its UUID.
+/// Duplicates of an event have its key and therefore its partition, so no other process inserts
+/// them concurrently. A former version may have stored an event by its UUID.
 const FRESH: &str = "
     INSERT INTO processed_events (event_id)
     SELECT event_id FROM unnest($1::text[]::uuid[], $2::text[]::uuid[]) AS incoming (event_id, former)
@@ -104,7 +106,8 @@ const FRESH: &str = "
       AND NOT EXISTS (SELECT FROM processed_events WHERE processed_events.event_id = incoming.former)
     RETURNING event_id::text";
 
-/// By users, so that those of one page of the index come together; newest first, as a backfill inserts them.
+/// Inserts in the order of users, so that rows of one index page are inserted together; newest
+/// posts first, as a backfill inserts them.
 macro_rules! fan_out {
     ($overlap:literal) => {
         concat!(
@@ -125,7 +128,7 @@ macro_rules! fan_out {
 pub(super) const FAN_OUT: &str = fan_out!("");
 const FAN_OUT_ANYWAY: &str = fan_out!("ON CONFLICT DO NOTHING");
 
-/// In whose feeds posts stand already.
+/// Selects the users whose feeds contain the posts.
 const FANNED: &str = "
     SELECT follows.follower_id, array_agg(posts.id)
     FROM posts JOIN follows ON follows.followee_id = posts.author_id
@@ -137,7 +140,8 @@ const COUNT: &str = "
     GROUP BY author_id ORDER BY author_id COLLATE \"C\"
     ON CONFLICT (author_id) DO UPDATE SET followers = known.followers + excluded.followers";
 
-/// Who crossed the threshold in either direction, with the job that sees to it.
+/// Changes the state of authors who crossed the threshold in either direction, and adds the job for
+/// each change.
 const TURN: &str = "
     WITH turned AS (
         UPDATE feed_authors SET state = CASE state WHEN 0 THEN 1 ELSE 3 END
@@ -150,12 +154,12 @@ const JOBS: &str = "
     INSERT INTO feed_jobs (kind, author_id, user_id, post_id)
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[])";
 
-/// Whether rows were there that should not have been.
+/// Returns whether the insert failed because rows existed already.
 pub fn overlaps(error: &Error) -> bool {
     error.breaks("feed_rows_pkey")
 }
 
-/// Cheap to clone.
+/// Applies events to feeds. Cheap to clone.
 #[derive(Clone)]
 pub struct FanOut {
     pool: PgPool,
@@ -167,21 +171,22 @@ impl FanOut {
         Self { pool, config }
     }
 
-    /// Up to where a partition is carried; `low` when nobody has begun with it.
+    /// Returns the offset up to which a partition is applied. If the partition has no progress yet,
+    /// records `low` and returns it.
     pub async fn begin(&self, partition_id: PartitionId, low: i64) -> Result<i64, Error> {
         let query =
             sqlx::query_scalar(BEGIN).bind(i64::from(partition_id.epoch)).bind(partition_id.partition).bind(low);
         within(query.fetch_one(&self.pool)).await
     }
 
-    /// Up to where a partition is carried; `None` when nobody has begun with it.
+    /// Returns the offset up to which a partition is applied; `None` if it has no progress yet.
     pub async fn progress(&self, partition_id: PartitionId) -> Result<Option<i64>, Error> {
         let query = sqlx::query_scalar("SELECT next FROM feed_progress WHERE topic_epoch = $1 AND partition = $2");
         let query = query.bind(i64::from(partition_id.epoch)).bind(partition_id.partition);
         within(query.fetch_optional(&self.pool)).await
     }
 
-    /// What is known of those who posted.
+    /// Returns followers and state of the authors of new posts.
     pub async fn authors<'a>(&self, events: impl Iterator<Item = &'a Event>) -> Result<Authors, Error> {
         let posted = events.filter(|event| matches!(event.change, Change::Created { .. }));
         let ids: HashSet<&str> = posted.map(|event| event.change.author()).collect();
@@ -195,7 +200,7 @@ impl FanOut {
         found.into_iter().map(author).collect()
     }
 
-    /// Rows that carrying an event inserts, about.
+    /// Estimates the number of rows that applying an event inserts.
     pub fn weight(&self, event: &Event, authors: &Authors) -> usize {
         let author = authors.get(event.change.author()).copied().unwrap_or_default();
         match event.change {
@@ -208,7 +213,7 @@ impl FanOut {
         author.is_fanned_out() && author.followers <= self.config.inline_followers
     }
 
-    /// Posts among these events that are fanned out at once.
+    /// Returns the posts among these events that are fanned out in the transaction.
     fn inline(&self, events: &[&Event], authors: &Authors) -> Vec<i64> {
         let of = |event: &&Event| match &event.change {
             Change::Created { post_id, author } => {
@@ -219,7 +224,7 @@ impl FanOut {
         events.iter().filter_map(of).collect()
     }
 
-    /// Carries a run of events and moves the progress from `expected` to `next`.
+    /// Applies a run of events and moves the progress from `expected` to `next`.
     pub async fn apply(
         &self,
         partition_id: PartitionId,
@@ -253,13 +258,14 @@ impl FanOut {
         Ok(Applied::Done { fanned, jobs })
     }
 
-    /// In whose feeds those posts stand that were fanned out at once, when these events came first.
+    /// Returns the feeds that contain the posts which these events fanned out in their transaction
+    /// when they were applied first.
     pub async fn fanned(&self, events: &[Event], authors: &Authors) -> Result<Fanned, Error> {
         let posts = self.inline(&events.iter().collect::<Vec<_>>(), authors);
         if posts.is_empty() { Ok(Vec::new()) } else { self.fanned_of(&posts).await }
     }
 
-    /// Those of these posts that are there now.
+    /// Returns the posts among these that exist and are not deleted.
     pub async fn live(&self, posts: Vec<i64>) -> Result<Vec<i64>, Error> {
         if posts.is_empty() {
             return Ok(posts);
@@ -272,7 +278,8 @@ impl FanOut {
         within(sqlx::query_as(FANNED).bind(posts).fetch_all(&self.pool)).await
     }
 
-    /// Counts followers. An event is there only for a follow that was really new, or really ended.
+    /// Updates the counts of followers. An event exists only for a follow that was new, or that
+    /// ended.
     async fn count(&self, transaction: &mut Transaction<'_, Postgres>, events: &[&Event]) -> Result<(), Error> {
         let change = |event: &&Event| match &event.change {
             Change::Followed { followee, .. } => Some((followee.clone(), 1_i64)),
@@ -321,7 +328,8 @@ impl FanOut {
     }
 }
 
-/// Notes events as processed, and returns the first record of each that was not noted before.
+/// Records events as processed and returns the first record of each event that was not recorded
+/// before.
 async fn fresh<'a>(transaction: &mut Transaction<'_, Postgres>, events: &'a [Event]) -> Result<Vec<&'a Event>, Error> {
     let mut incoming: HashMap<Uuid, Option<Uuid>> = HashMap::with_capacity(events.len());
     for Identity { id, former } in events.iter().map(|event| event.identity) {
@@ -335,7 +343,7 @@ async fn fresh<'a>(transaction: &mut Transaction<'_, Postgres>, events: &'a [Eve
     Ok(events.iter().filter(|event| fresh.remove(&event.identity.id.to_string())).collect())
 }
 
-/// Looks who of these authors has crossed the threshold.
+/// Changes the state of the authors among these who have crossed the threshold.
 pub async fn turn(
     transaction: &mut Transaction<'_, Postgres>,
     config: &Config,

@@ -1,5 +1,5 @@
-//! Feeds as they are read: out of Redis where it has them; else out of Postgres, a bounded number at a time, and what
-//! was read there is kept in Redis.
+//! Reads of feeds: from Redis if it has the timelines, otherwise from Postgres with bounded
+//! concurrency. Timelines read from Postgres are stored in Redis.
 
 use std::{
     collections::HashMap,
@@ -28,11 +28,12 @@ use crate::platform::{
     redis::{Config as RedisConfig, Redis},
 };
 
-/// Time to wait for a turn to read Postgres.
+/// Maximum time that a read waits for a permit to read Postgres.
 const TURN: Duration = Duration::from_secs(3);
 
-/// KEYS: timeline. ARGV: marker, its score, how long it may stand in ms. 1 where there was nothing, or ids without a
-/// marker, as an addition leaves them that comes just after the end of a timeline's time.
+/// Sets a builder's marker. KEYS: timeline. ARGV: marker, its score, TTL in ms. Returns 1 if there
+/// was no timeline, or only ids without a marker: an addition that arrives just after a timeline
+/// expired leaves such ids.
 const BEGIN: &str = r"
 local top = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 if top[2] and tonumber(top[2]) >= tonumber(ARGV[2]) then return 0 end
@@ -42,9 +43,10 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1
 ";
 
-/// KEYS: timeline. ARGV: the builder's marker, their score, the marker that takes its place, how long the timeline lives in
-/// ms, how many ids, then ids. What was added meanwhile stays, where there is room for it. An empty timeline lives for a
-/// minute at most: its user may be one that somebody has made up.
+/// Fills a timeline. KEYS: timeline. ARGV: the builder's marker, the score of markers, the marker
+/// that replaces it, TTL of the timeline in ms, maximum number of ids, then ids. Ids that were
+/// added in between are kept as far as the maximum allows. The TTL of an empty timeline is at most
+/// a minute, because a client may have made up its user.
 const FILL: &str = r"
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return 0 end
 redis.call('ZREM', KEYS[1], ARGV[1])
@@ -62,8 +64,9 @@ redis.call('PEXPIRE', KEYS[1], ms)
 return 1
 ";
 
-/// KEYS: list, version, until. ARGV: now and the time at which members go at the latest, in ms, then members. A list that
-/// is new must not have an old one's version.
+/// Adds members to the `gone` list. KEYS: list, version, until. ARGV: the current time and the
+/// latest time at which the members expire, in ms, then members. A new list starts with the current
+/// time as its version, so that it never has a version of an earlier list.
 const NOTE: &str = r"
 local version = redis.call('INCR', KEYS[2])
 if version == 1 then
@@ -77,12 +80,12 @@ end
 return version
 ";
 
-/// Where a page begins.
+/// Start of a page.
 #[derive(Debug, Clone, Copy)]
 pub enum Start {
-    /// After so many of the newest.
+    /// After this number of newest posts.
     Offset(usize),
-    /// Below this id.
+    /// Below this post id.
     Before(i64),
 }
 
@@ -91,22 +94,23 @@ pub enum Start {
 pub struct Page {
     pub ids: Vec<i64>,
     pub more: bool,
-    /// Whether Redis had all of it.
+    /// True if Redis had all of the page.
     pub hit: bool,
 }
 
 /// A part of a timeline.
 struct Part {
     list: List,
-    /// Of which timeline in Redis, with its epoch; `None` where it was only now made.
+    /// Epoch and owner of the timeline in Redis that the part was read from; `None` if the timeline
+    /// was just built.
     kept: Option<(i64, Owner)>,
 }
 
-/// What came of a flight; errors are shared as their sentence.
+/// Result of a single-flight build; an error is shared as its text.
 type BuildResult = Result<Arc<Head>, String>;
 type SharedBuild = Shared<BoxFuture<'static, BuildResult>>;
 
-/// Cheap to clone.
+/// Reads feeds. Cheap to clone.
 #[derive(Clone)]
 pub struct Feeds {
     inner: Arc<Inner>,
@@ -118,13 +122,13 @@ struct Inner {
     keys: Keys,
     redis: watch::Receiver<Option<Redis>>,
     turns: Semaphore,
-    /// Timelines that are being filled, for all who want them.
+    /// Single-flight builds of timelines that are running.
     builds: Mutex<HashMap<Owner, SharedBuild>>,
     counters: Counters,
     config: Config,
 }
 
-/// Looked up once: pages are what is read most.
+/// Counters of reads, looked up once because pages are read most.
 struct Counters {
     hits: Counter,
     misses: Counter,
@@ -157,7 +161,7 @@ impl Feeds {
         &self.inner.reads
     }
 
-    /// A page of a user's feed.
+    /// Reads a page of a user's feed.
     pub async fn page(&self, user_id: &str, start: Start, limit: usize) -> Result<Page, Problem> {
         if let Some(page) = self.cached(user_id, start, limit).await? {
             let Counters { hits, misses, .. } = &self.inner.counters;
@@ -176,7 +180,8 @@ impl Feeds {
         Ok(Page { ids: ids.into_iter().skip(skip).take(limit).collect(), more, hit: false })
     }
 
-    /// Out of timelines, which are filled where there are none. `None` when they do not reach so far, or cannot be used.
+    /// Reads a page from timelines and builds missing ones. Returns `None` if the timelines do not
+    /// reach far enough or cannot be used.
     async fn cached(&self, user_id: &str, start: Start, limit: usize) -> Result<Option<Page>, Problem> {
         let (before, skip) = match start {
             Start::Offset(skip) => (None, skip),
@@ -203,7 +208,7 @@ impl Feeds {
         Ok(page.map(|(ids, more)| Page { ids, more, hit }))
     }
 
-    /// A part of a timeline, and whose else belongs to it.
+    /// Reads a part of a timeline. Also returns the authors whose timelines must be merged into it.
     async fn part(
         &self,
         owner: Owner,
@@ -219,19 +224,19 @@ impl Feeds {
                 let ids = head.ids.iter().copied().filter(|&id| before.is_none_or(|before| id < before));
                 let (floor, whole) = head.floor(self.inner.kept());
                 let mut list = List::new(ids.take(count).collect(), count, floor, whole);
-                // The flight may have begun before they went.
+                // The build may have started before these posts were deleted.
                 list.ids.retain(|id| !gone.contains(id));
                 Ok(Some((Part { list, kept: None }, head.merged.clone())))
             }
         }
     }
 
-    /// Fills a timeline, once for all who ask for it meanwhile.
+    /// Builds a timeline once for all concurrent readers.
     async fn build_once(&self, owner: Owner, epoch: i64) -> Result<Arc<Head>, Problem> {
-        let flight = {
+        let build = {
             let mut builds = self.inner.builds.lock().unwrap_or_else(PoisonError::into_inner);
-            // What nobody waits for any more is begun anew.
-            builds.retain(|_, flight| flight.peek().is_none() && flight.strong_count().is_some_and(|count| count > 1));
+            // A build that no reader waits for any more is started again.
+            builds.retain(|_, build| build.peek().is_none() && build.strong_count().is_some_and(|count| count > 1));
             builds
                 .entry(owner.clone())
                 .or_insert_with(|| {
@@ -240,41 +245,44 @@ impl Feeds {
                 })
                 .clone()
         };
-        flight.await.map_err(|detail| Problem::new(Code::PostgresUnavailable, detail))
+        build.await.map_err(|detail| Problem::new(Code::PostgresUnavailable, detail))
     }
 
-    /// Notes what timelines may be wrong about, before the change is answered. Where Redis cannot be reached,
-    /// readers cannot reach it either, and what they may still see is mended by the projection.
+    /// Records deletions that timelines may not reflect yet, before the change is answered. If
+    /// Redis cannot be reached, readers cannot reach it either, and the projection repairs the
+    /// timelines later.
     pub async fn note_gone(&self, members: impl IntoIterator<Item = String>) {
         let connected = self.inner.redis.borrow().clone();
         let Some(mut redis) = connected else { return };
         let keys = &self.inner.keys;
         let script = Script::new(NOTE);
         let mut note = script.key(keys.gone());
-        // By then no timeline is left that was made before.
+        // By then every timeline that was built before the change has expired.
         let (now_ms, twice) = (clock::now_ms(), 2 * self.inner.config.timeline_ttl_ms);
         note.key(keys.gone_version()).key(keys.gone_until()).arg(now_ms).arg(now_ms.saturating_add_unsigned(twice));
         members.into_iter().for_each(|member| {
             note.arg(member);
         });
         if let Err(error) = note.invoke_async::<()>(&mut redis).await {
-            tracing::warn!(error = %error, "timelines were not told of a deletion; the projection tells them");
+            tracing::warn!(error = %error, "deletion not recorded for timelines, the projection applies it later");
         }
     }
 }
 
 impl Inner {
-    /// Ids of a timeline: one more than pages reach, to tell whether there are more.
+    /// Returns the maximum number of ids in a timeline: one more than pages reach, to detect
+    /// whether there are more.
     fn kept(&self) -> usize {
         self.config.timeline_ids + 1
     }
 
     async fn turn(&self) -> Result<SemaphorePermit<'_>, Problem> {
-        let busy = || Problem::new(Code::TooManyReads, "feeds are read from Postgres, and too many wait for that");
+        let busy = || Problem::new(Code::TooManyReads, "too many feed reads wait for Postgres; retry later");
         tokio::time::timeout(TURN, self.turns.acquire()).await.map_err(|_| busy())?.map_err(|_| busy())
     }
 
-    /// Timelines that end before the page does: what they held was deleted. Whoever asks next makes them anew.
+    /// Drops the timelines that end before the page does because their posts were deleted. The next
+    /// read builds them again.
     async fn drop_short(&self, lists: &[List], kept: Vec<Option<(i64, Owner)>>) {
         let connected = self.redis.borrow().clone();
         let Some(mut redis) = connected else { return };
@@ -286,7 +294,7 @@ impl Inner {
         });
         for dropped in redis.ask(drops.collect()).await {
             if let Err(error) = dropped {
-                tracing::debug!(error = %error, "a timeline that is too short was not dropped");
+                tracing::debug!(error = %error, "failed to drop a short timeline");
             }
         }
     }
@@ -296,7 +304,8 @@ impl Inner {
         counter!("postrider_feed_timelines_built_total").increment(1);
         let token = Mark::Building(fastrand::u64(..)).encode();
         let key = self.keys.timeline(epoch, &owner);
-        // The marker first: what is fanned out from now on is added to it.
+        // The marker is set first, so that posts that are fanned out from now on are added to the
+        // timeline.
         let begun = self.begin(&key, &token).await;
         let limit = self.kept();
         let head = match &owner {
@@ -334,12 +343,12 @@ impl Inner {
             fill.arg(id);
         });
         if let Err(error) = fill.invoke_async::<()>(&mut redis).await {
-            tracing::debug!(error = %error, "a timeline was not kept");
+            tracing::debug!(error = %error, "failed to store a timeline");
         }
     }
 }
 
-/// What is said when Postgres cannot be read.
+/// Returns the problem for a failed read of Postgres.
 pub fn unreachable(error: &Error) -> Problem {
     Problem::new(Code::PostgresUnavailable, error.to_string())
 }

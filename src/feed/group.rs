@@ -1,6 +1,6 @@
-//! Writes that share a commit. Concurrent requests wait for the group that is being formed while others are
-//! under way; a request that comes alone goes at once. Where Postgres refuses a row, its group is halved until that
-//! row is alone.
+//! Writes that share a commit. Concurrent requests join the next group while other groups are being
+//! written; a request that arrives alone is written at once. If Postgres rejects a row, its group
+//! is split in halves until that row is alone.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -17,43 +17,43 @@ use crate::platform::{
     query::Error,
 };
 
-/// Requests that wait for a group; beyond it they are refused.
+/// Maximum number of requests that wait for a group; further ones are rejected.
 const QUEUE: usize = 4_096;
-/// Time for a write, its wait for a group included.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a group is tried that met others at the same rows.
+/// Maximum time of a write, including its wait for a group.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum number of attempts to write a group that conflicts with others on the same rows.
 const ATTEMPTS: u32 = 4;
 
-/// What is written together.
+/// A kind of write that can be grouped.
 pub trait Writing: Send + Sync + 'static {
     type Item: Send + Sync + 'static;
     type Outcome: Send + 'static;
 
-    /// Writes all of them or none, in one transaction. Outcomes are in the items' order.
+    /// Writes all items or none, in one transaction. Outcomes are in the order of the items.
     fn write(&self, items: &[Self::Item]) -> impl Future<Output = Result<Vec<Self::Outcome>, Refusal>> + Send;
 }
 
-/// Why something is not known to be written.
+/// The reason why an item is not known to be written.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Refusal {
-    #[error("too many writes wait for Postgres")]
+    #[error("too many writes wait for Postgres; retry later")]
     Full,
-    /// It is nowhere.
+    /// Nothing was written.
     #[error("{0}")]
     Unavailable(String),
-    /// The commit was asked for, and there was no answer.
+    /// The commit was requested but not confirmed.
     #[error("{0}")]
     Unknown(String),
-    /// Another transaction was in the way; none of it is done.
+    /// The transaction conflicted with another one; nothing was written.
     #[error("{0}")]
     Clash(String),
-    /// The row is refused however often it is tried.
+    /// Postgres rejects the row on every attempt.
     #[error("{0}")]
     Row(String),
 }
 
 impl Refusal {
-    /// Of a statement that was a transaction by itself.
+    /// Classifies the error of a statement that was its own transaction.
     pub fn of(error: &Error) -> Self {
         let text = error.to_string();
         match error {
@@ -61,7 +61,7 @@ impl Refusal {
             Error::Database(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => Self::Unavailable(text),
             Error::Database(sqlx::Error::Database(error)) => match error.code().as_deref() {
                 Some(code) if code.starts_with("40") => Self::Clash(text),
-                // Ended by an administrator, perhaps in the middle of the commit.
+                // Terminated by an administrator, perhaps in the middle of the commit.
                 Some(code) if code.starts_with("57P0") => Self::Unknown(text),
                 _ => Self::Unavailable(text),
             },
@@ -87,7 +87,7 @@ struct Waiting<W: Writing> {
     answer: oneshot::Sender<Result<W::Outcome, Refusal>>,
 }
 
-/// Where requests put what they write.
+/// Entry point for requests that write an item.
 pub struct Group<W: Writing>(mpsc::Sender<Waiting<W>>);
 
 impl<W: Writing> Clone for Group<W> {
@@ -96,7 +96,7 @@ impl<W: Writing> Clone for Group<W> {
     }
 }
 
-/// The task that forms groups.
+/// The task that forms groups and writes them.
 pub struct Grouping<W: Writing> {
     waiting: mpsc::Receiver<Waiting<W>>,
     writing: Arc<W>,
@@ -106,27 +106,29 @@ pub struct Grouping<W: Writing> {
 }
 
 impl<W: Writing> Group<W> {
-    /// The second half writes; see [`Grouping::until_closed`].
+    /// Creates a group and the task that writes its items; run the task with
+    /// [`Grouping::until_closed`].
     pub fn new(writing: W, hint: Arc<Hint>, rows: usize, in_flight: usize) -> (Self, Grouping<W>) {
         let (sender, waiting) = mpsc::channel(QUEUE);
         let (rows, in_flight) = (rows.max(1), in_flight.max(1));
         (Self(sender), Grouping { waiting, writing: Arc::new(writing), hint, rows, in_flight })
     }
 
-    /// Writes one of them, together with others.
+    /// Writes an item, together with those of other requests.
     pub async fn write(&self, item: W::Item) -> Result<W::Outcome, Refusal> {
         let (answer, outcome) = oneshot::channel();
         self.0.try_send(Waiting { item, answer }).map_err(|_| Refusal::Full)?;
-        let gave_up = || Refusal::Unknown("there was no answer in time".to_owned());
-        tokio::time::timeout(PATIENCE, outcome).await.map_err(|_| gave_up())?.map_err(|_| gave_up())?
+        let detail = "Postgres did not confirm the write in time; check it before retrying";
+        let no_answer = || Refusal::Unknown(detail.to_owned());
+        tokio::time::timeout(WRITE_TIMEOUT, outcome).await.map_err(|_| no_answer())?.map_err(|_| no_answer())?
     }
 }
 
 impl<W: Writing> Grouping<W> {
-    /// Runs until nobody is left who could write, and what was taken is settled.
+    /// Runs until every [`Group`] is dropped and all accepted items are settled.
     pub async fn until_closed(mut self) {
         let permits = Arc::new(Semaphore::new(self.in_flight));
-        let mut under_way = JoinSet::new();
+        let mut running = JoinSet::new();
         while let Ok(permit) = permits.clone().acquire_owned().await {
             let mut group = Vec::new();
             if !gather(&mut self.waiting, &mut group, self.rows).await {
@@ -134,36 +136,36 @@ impl<W: Writing> Grouping<W> {
             }
             histogram!("postrider_feed_group_rows").record(group.len() as f64);
             let (writing, hint) = (self.writing.clone(), self.hint.clone());
-            under_way.spawn(async move {
+            running.spawn(async move {
                 settle(&*writing, group).await;
                 drop(permit);
                 hint.give().await;
             });
-            while under_way.try_join_next().is_some() {}
+            while running.try_join_next().is_some() {}
         }
-        while under_way.join_next().await.is_some() {}
+        while running.join_next().await.is_some() {}
     }
 }
 
-/// Writes a group and tells everybody what came of it.
+/// Writes a group and sends each request its outcome.
 async fn settle<W: Writing>(writing: &W, group: Vec<Waiting<W>>) {
     let (mut items, mut answers): (Vec<_>, Vec<_>) =
         group.into_iter().map(|waiting| (waiting.item, Some(waiting.answer))).unzip();
-    // Pieces as beginnings and ends, the next one on top.
+    // Ranges of items still to write, the next one last.
     let mut pieces = vec![(0, items.len())];
     while let Some((from, to)) = pieces.pop() {
         let piece = &mut items[from..to];
         match attempt(writing, piece).await {
             Ok(outcomes) => {
                 for (answer, outcome) in answers[from..to].iter_mut().zip(outcomes) {
-                    tell(answer, Ok(outcome));
+                    send(answer, Ok(outcome));
                 }
             }
             Err(Refusal::Row(_)) if piece.len() > 1 => {
                 let middle = from + piece.len() / 2;
                 pieces.extend([(middle, to), (from, middle)]);
             }
-            Err(refusal) => answers[from..to].iter_mut().for_each(|answer| tell(answer, Err(refusal.clone()))),
+            Err(refusal) => answers[from..to].iter_mut().for_each(|answer| send(answer, Err(refusal.clone()))),
         }
     }
 }
@@ -181,9 +183,9 @@ async fn attempt<W: Writing>(writing: &W, items: &[W::Item]) -> Result<Vec<W::Ou
     }
 }
 
-/// Who went away meanwhile needs no answer.
-fn tell<T>(answer: &mut Option<oneshot::Sender<T>>, what: T) {
+/// Sends an outcome. A request that no longer waits is ignored.
+fn send<T>(answer: &mut Option<oneshot::Sender<T>>, outcome: T) {
     if let Some(answer) = answer.take() {
-        let _ = answer.send(what);
+        let _ = answer.send(outcome);
     }
 }

@@ -1,7 +1,8 @@
-//! JobSteps of jobs: each a transaction that looks at what is true now.
+//! Steps of jobs. Each step is a transaction that acts on the current state of the tables.
 //!
-//! Those that insert rows of an author's posts hold a lock shared, those that delete such rows hold it alone: a chunk
-//! that began to insert before an unfollow or a deletion would else end after its purge.
+//! Steps that insert rows of an author's posts hold a shared lock, and steps that delete such rows
+//! hold it exclusively. Otherwise a step that began to insert before an unfollow or a deletion
+//! could end after the purge.
 
 use sqlx::{PgPool, Postgres, Transaction};
 
@@ -11,24 +12,24 @@ use super::{
 };
 use crate::platform::query::{Error, within};
 
-/// Users of a chunk.
+/// The users of a step.
 #[derive(Debug)]
 pub struct Found {
-    /// By their ids.
+    /// User ids in ascending order.
     pub users: Vec<String>,
-    /// Whether there are no more.
+    /// True if there are no more users.
     last: bool,
 }
 
 impl Found {
-    /// The last of them, after whom there may be more.
+    /// Returns the last user of the step; `None` if there are no more users.
     pub fn more(&self) -> Option<String> {
         self.users.last().filter(|_| !self.last).cloned()
     }
 }
 
-const TOGETHER: &str = "SELECT pg_advisory_xact_lock_shared(hashtext(current_schema() || '.feed_rows'), hashtext($1))";
-const ALONE: &str = "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.feed_rows'), hashtext($1))";
+const SHARED: &str = "SELECT pg_advisory_xact_lock_shared(hashtext(current_schema() || '.feed_rows'), hashtext($1))";
+const EXCLUSIVE: &str = "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.feed_rows'), hashtext($1))";
 
 macro_rules! fan_out {
     ($overlap:literal) => {
@@ -49,7 +50,8 @@ macro_rules! fan_out {
 pub(super) const FAN_OUT: &str = fan_out!("");
 const FAN_OUT_ANYWAY: &str = fan_out!("ON CONFLICT DO NOTHING");
 
-/// Nothing for authors who are merged at read; once they are not any more, the job that sees to that fills all rows.
+/// Selects nothing for an author who is merged at read. When that ends, the job that ends it fills
+/// all rows.
 const BACKFILL: &str = "
     WITH page AS MATERIALIZED (
         SELECT id FROM posts WHERE author_id = $1 AND id < $2 AND deleted_at IS NULL
@@ -61,7 +63,8 @@ const BACKFILL: &str = "
     )
     SELECT count(*), min(id) FROM page";
 
-/// Deleted posts go also when the author is followed again: while nobody followed, their purge did not see this feed.
+/// Also deletes rows of deleted posts when the author is followed again: while the user did not
+/// follow the author, the purge of a post did not reach this feed.
 const UNFOLLOW: &str = "
     WITH page AS MATERIALIZED (
         SELECT id FROM posts WHERE author_id = $1 AND id < $2
@@ -111,7 +114,8 @@ const DROP_FOLLOWERS: &str = "
     DELETE FROM follows WHERE followee_id = $1
       AND follower_id IN (SELECT follower_id FROM follows WHERE followee_id = $1 ORDER BY follower_id LIMIT $2)";
 
-/// Not while something was written after all, which had begun before the erasure.
+/// Deletes what remains of an account and ends its erasure, unless a write that began before the
+/// erasure has stored something.
 const FORGET_ACCOUNT: &str = "
     WITH tombstones AS (
         DELETE FROM posts WHERE author_id = $1 AND deleted_at IS NOT NULL
@@ -125,7 +129,7 @@ const FORGET_ACCOUNT: &str = "
       AND NOT EXISTS (SELECT FROM follows WHERE follower_id = $1 OR followee_id = $1)
     RETURNING user_id";
 
-/// Cheap to clone.
+/// Runs steps of jobs.
 pub struct JobSteps {
     pool: PgPool,
     config: Config,
@@ -140,7 +144,7 @@ impl JobSteps {
         self.config.chunk_rows.max(1)
     }
 
-    /// A transaction with the author's lock.
+    /// Begins a transaction that holds the author's lock.
     async fn begin(&self, lock: &'static str, author_id: &str) -> Result<Transaction<'static, Postgres>, Error> {
         let mut transaction = within(self.pool.begin()).await?;
         within(sqlx::query(lock).bind(author_id).execute(&mut *transaction)).await?;
@@ -179,44 +183,45 @@ impl JobSteps {
         Ok(lowest.filter(|_| count >= self.limit()))
     }
 
-    /// Puts a post into the feeds of a chunk of followers.
+    /// Inserts a post into the feeds of the next followers.
     pub async fn fan_out(&self, author_id: &str, post_id: i64, after: &str) -> Result<Found, Error> {
-        match self.users((TOGETHER, FAN_OUT), author_id, post_id, after).await {
-            Err(error) if overlaps(&error) => self.users((TOGETHER, FAN_OUT_ANYWAY), author_id, post_id, after).await,
+        match self.users((SHARED, FAN_OUT), author_id, post_id, after).await {
+            Err(error) if overlaps(&error) => self.users((SHARED, FAN_OUT_ANYWAY), author_id, post_id, after).await,
             found => found,
         }
     }
 
-    /// Takes a deleted post out of the feeds of a chunk of followers.
+    /// Removes a deleted post from the feeds of the next followers.
     pub async fn purge(&self, author_id: &str, post_id: i64, after: &str) -> Result<Found, Error> {
-        self.users((ALONE, PURGE), author_id, post_id, after).await
+        self.users((EXCLUSIVE, PURGE), author_id, post_id, after).await
     }
 
-    /// Puts a chunk of an author's posts into a feed; returns the lowest where there may be more.
+    /// Inserts the author's next posts into a feed. Returns the lowest id if there may be more.
     pub async fn backfill(&self, author_id: &str, user_id: &str, below: Option<i64>) -> Result<Option<i64>, Error> {
         let state = sqlx::query_scalar("SELECT state FROM feed_authors WHERE author_id = $1").bind(author_id);
         within(state.fetch_optional(&self.pool)).await?.map(State::read).transpose()?;
-        self.posts((TOGETHER, BACKFILL), author_id, user_id, below).await
+        self.posts((SHARED, BACKFILL), author_id, user_id, below).await
     }
 
-    /// Takes a chunk of an author's posts out of a feed, likewise.
+    /// Removes the author's next posts from a feed. Returns the lowest id if there may be more.
     pub async fn unfollow(&self, author_id: &str, user_id: &str, below: Option<i64>) -> Result<Option<i64>, Error> {
-        self.posts((ALONE, UNFOLLOW), author_id, user_id, below).await
+        self.posts((EXCLUSIVE, UNFOLLOW), author_id, user_id, below).await
     }
 
-    /// A chunk of followers.
+    /// Returns the next followers.
     pub async fn followers(&self, author_id: &str, after: &str) -> Result<Found, Error> {
         let query = sqlx::query_scalar(FOLLOWERS).bind(author_id).bind(after).bind(self.limit());
         within(query.fetch_all(&self.pool)).await.map(|users| self.found(users))
     }
 
-    /// An author's oldest post after another one.
+    /// Returns the author's oldest post after `after`.
     pub async fn next_post(&self, author_id: &str, after: i64) -> Result<Option<i64>, Error> {
         let query = "SELECT id FROM posts WHERE author_id = $1 AND id > $2 AND deleted_at IS NULL ORDER BY id LIMIT 1";
         within(sqlx::query_scalar(query).bind(author_id).bind(after).fetch_optional(&self.pool)).await
     }
 
-    /// An author's state has changed for good; the number of followers may ask for the next change.
+    /// Completes a change of an author's state. Starts the next one if the number of followers
+    /// requires it.
     pub async fn turned(&self, author_id: &str, from: i16, to: i16) -> Result<(), Error> {
         let mut transaction = within(self.pool.begin()).await?;
         let query = sqlx::query("UPDATE feed_authors SET state = $3 WHERE author_id = $1 AND state = $2");
@@ -225,7 +230,7 @@ impl JobSteps {
         within(transaction.commit()).await
     }
 
-    /// A user follows nobody any more. Whether there was somebody.
+    /// Ends the next follows of a user. Returns whether there were any.
     pub async fn unfollow_all(&self, user_id: &str) -> Result<bool, Error> {
         let mut transaction = within(self.pool.begin()).await?;
         let query = sqlx::query_scalar(UNFOLLOW_ALL).bind(user_id).bind(self.limit());
@@ -239,31 +244,32 @@ impl JobSteps {
         Ok(!authors.is_empty())
     }
 
-    /// Deletes a chunk of a user's posts, each with its purge. Whether there were any.
+    /// Deletes the next posts of a user and adds a purge job for each. Returns whether there were
+    /// any.
     pub async fn delete_posts(&self, user_id: &str) -> Result<bool, Error> {
         let query = sqlx::query_scalar(DELETE_POSTS).bind(user_id).bind(self.limit());
         let count: i64 = within(query.fetch_one(&self.pool)).await?;
         Ok(count > 0)
     }
 
-    /// Whether other work on a user's posts goes on.
+    /// Returns whether other jobs on the user's posts exist.
     pub async fn has_jobs(&self, user_id: &str) -> Result<bool, Error> {
         within(sqlx::query_scalar(HAS_JOBS).bind(user_id).fetch_one(&self.pool)).await
     }
 
-    /// Empties a chunk of a user's feed. Whether there was anything.
+    /// Deletes the next rows of a user's feed. Returns whether there were any.
     pub async fn empty_feed(&self, user_id: &str) -> Result<bool, Error> {
         let query = sqlx::query(EMPTY_FEED).bind(user_id).bind(self.limit());
         Ok(within(query.execute(&self.pool)).await?.rows_affected() > 0)
     }
 
-    /// A chunk of a user's followers follow no longer. Whether there were any.
+    /// Ends the next follows by a user's followers. Returns whether there were any.
     pub async fn drop_followers(&self, user_id: &str) -> Result<bool, Error> {
         let query = sqlx::query(DROP_FOLLOWERS).bind(user_id).bind(self.limit());
         Ok(within(query.execute(&self.pool)).await?.rows_affected() > 0)
     }
 
-    /// Ends an erasure, where nothing is left. Whether that is so.
+    /// Ends an erasure if nothing of the account is left. Returns whether it ended.
     pub async fn forget_account(&self, user_id: &str) -> Result<bool, Error> {
         let query = sqlx::query_scalar::<_, String>(FORGET_ACCOUNT).bind(user_id);
         Ok(within(query.fetch_optional(&self.pool)).await?.is_some())

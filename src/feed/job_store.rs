@@ -1,4 +1,4 @@
-//! Who works on which job, and how far it is.
+//! The table of jobs: which process owns a job, and the progress of the job.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::platform::{
     unknown::Unknown,
 };
 
-/// A job in hand.
+/// A job that this process owns.
 #[derive(Debug)]
 pub struct Job {
     pub id: i64,
@@ -19,33 +19,34 @@ pub struct Job {
     pub mark: Mark,
 }
 
-/// What a job is to do.
+/// The work of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Task {
-    /// Put a post into the feeds of its author's followers.
+    /// Insert a post into the feeds of its author's followers.
     FanOut { post_id: i64 },
-    /// Put the author's posts into the feed of a new follower.
+    /// Insert the author's posts into the feed of a new follower.
     Backfill { user_id: String },
-    /// Take the author's posts out of a former follower's feed.
+    /// Remove the author's posts from a former follower's feed.
     Unfollow { user_id: String },
-    /// Take a deleted post out of feeds.
+    /// Remove a deleted post from feeds.
     Purge { post_id: i64 },
-    /// The author becomes one whose posts are merged at read.
+    /// Change the author to a celebrity, whose posts are merged at read.
     Rise,
-    /// The author becomes an ordinary one.
+    /// Change the author back to an ordinary one, whose posts are fanned out.
     Fall,
     /// Erase the account.
     Erase,
 }
 
-/// How far it is; what that means depends on the kind.
+/// Progress of a job; its meaning depends on the kind of job.
 #[derive(Debug, Clone, Default)]
 pub struct Mark {
     pub post: Option<i64>,
     pub user: Option<String>,
 }
 
-/// Holds for the rows that [`Task::read`] reads. A newer version may write others; they are left alone.
+/// Matches the rows that [`Task::read`] can read. A newer version may write other rows; this
+/// version ignores them.
 macro_rules! readable {
     () => {
         "((kind IN ('fan_out', 'purge') AND post_id IS NOT NULL) OR (kind IN ('backfill', 'unfollow') AND user_id IS NOT NULL)
@@ -81,13 +82,13 @@ impl Task {
 }
 
 impl Job {
-    /// The user after whom it goes on; before all of them at first.
+    /// Returns the user after whom the next step begins; empty for the first step.
     pub fn after_user(&self) -> &str {
         self.mark.user.as_deref().unwrap_or_default()
     }
 }
 
-/// A job belongs to its process for half a minute from each note on.
+/// Claims jobs. A process owns a job for 30 seconds from each update of its progress.
 const CLAIM: &str = concat!(
     "UPDATE feed_jobs SET owner = $1::text::uuid, until = now() + interval '30 seconds'
     WHERE id IN (SELECT id FROM feed_jobs WHERE until < now() AND ",
@@ -116,7 +117,7 @@ const LET_GO: &str = "UPDATE feed_jobs SET until = '-infinity', owner = NULL WHE
 
 type Claimed = (i64, String, String, Option<String>, Option<i64>, Option<i64>, Option<String>);
 
-/// The table of jobs, as one process sees it.
+/// Access of one process to the table of jobs.
 pub struct JobStore {
     pool: PgPool,
     owner: String,
@@ -127,12 +128,12 @@ impl JobStore {
         Self { pool, owner: owner.to_string() }
     }
 
-    /// Takes the oldest that nobody works on, of those that this version knows.
+    /// Claims the oldest jobs that no process owns, of the kinds that this version knows.
     pub async fn claim(&self, limit: usize) -> Result<Vec<Job>, Error> {
         let query = sqlx::query_as(CLAIM).bind(&self.owner).bind(i64::try_from(limit).unwrap_or(i64::MAX));
         let mut claimed: Vec<Claimed> = within(query.fetch_all(&self.pool)).await?;
         claimed.sort_unstable_by_key(|(id, ..)| *id);
-        // What could not be read after all stays claimed for a while, and is then looked at again.
+        // A job that cannot be read after all stays claimed until its claim expires.
         let job = |(id, kind, author_id, user_id, post_id, post, user): Claimed| {
             let task = Task::read(&kind, user_id, post_id).ok()?;
             Some(Job { id, author_id, task, mark: Mark { post, user } })
@@ -140,7 +141,7 @@ impl JobStore {
         Ok(claimed.into_iter().filter_map(job).collect())
     }
 
-    /// Notes how far a job is. Whether it still belongs to this process.
+    /// Stores the progress of a job. Returns whether this process still owns the job.
     pub async fn note(&self, job: &Job) -> Result<bool, Error> {
         let query = sqlx::query(NOTE).bind(job.id).bind(&self.owner).bind(job.mark.post).bind(&job.mark.user);
         Ok(within(query.execute(&self.pool)).await?.rows_affected() > 0)
@@ -151,31 +152,32 @@ impl JobStore {
         within(query.bind(job.id).bind(&self.owner).execute(&self.pool)).await.map(|_| ())
     }
 
-    /// Leaves a job to anybody from some time on.
+    /// Releases a job to any process after a pause.
     pub async fn put_off(&self, job: &Job, pause: Duration) -> Result<(), Error> {
         let query = sqlx::query(PUT_OFF).bind(job.id).bind(&self.owner);
         within(query.bind(pause.as_millis() as i64).execute(&self.pool)).await.map(|_| ())
     }
 
-    /// Leaves all of them to others.
+    /// Releases all jobs of this process.
     pub async fn let_go(&self) -> Result<(), Error> {
         within(sqlx::query(LET_GO).bind(&self.owner).execute(&self.pool)).await.map(|_| ())
     }
 }
 
-/// The jobs of all processes.
+/// Numbers of jobs of all processes.
 #[derive(Debug)]
 pub struct Counted {
+    /// Jobs that this version can run.
     pub known: i64,
-    /// Age of the oldest of these.
+    /// Age of the oldest job that this version can run, in seconds.
     pub oldest_s: f64,
-    /// Jobs that only a newer version can do,
+    /// Jobs that only a newer version can run.
     pub unknown: i64,
-    /// and the kind of one of them.
+    /// Kind of one of the unknown jobs.
     pub kind: Option<String>,
 }
 
-/// Counts them.
+/// Counts the jobs of all processes.
 pub async fn count(pool: &PgPool) -> Result<Counted, Error> {
     let (known, oldest_s, unknown, kind) = within(sqlx::query_as(COUNT).fetch_one(pool)).await?;
     Ok(Counted { known, oldest_s, unknown, kind })
@@ -186,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_is_what_its_row_says_or_an_error() {
+    fn a_row_is_read_as_its_job_or_as_an_error() {
         let read = |kind: &str, user: Option<&str>, post| Task::read(kind, user.map(str::to_owned), post);
         let user_id = "u".to_owned();
         for (kind, task) in [

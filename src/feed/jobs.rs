@@ -1,6 +1,6 @@
-//! Work in chunks: fan-out to many followers, backfill, purges, erasure. Jobs take turns of one chunk, so that a large
-//! one delays small ones by no more than a chunk. What a chunk has done is noted after its effects, so that whoever
-//! goes on after a crash repeats one at most.
+//! Jobs: fan-out to many followers, backfill, purges and erasure, in steps. Jobs take turns after
+//! each step, so that a large job delays small ones by at most one step. The progress of a job is
+//! stored after the effects of a step, so that at most one step is repeated after a crash.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -19,19 +19,19 @@ use super::{
 };
 use crate::platform::query::Error;
 
-/// How often it is looked whether there are jobs of other processes, or such that others have left.
-const LOOK: Duration = Duration::from_millis(250);
-/// A job that waits for something else is looked at again after so long.
+/// Interval at which the table is polled for jobs that other processes added or released.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Pause of a job that waits for other jobs.
 const LATER: Duration = Duration::from_millis(200);
-/// After a failure.
+/// Pause of a job whose step failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// What runs jobs in a process.
+/// The job runner of a process.
 pub struct Jobs {
     store: JobStore,
     worker: Arc<Worker>,
     in_flight: usize,
-    news: Arc<Notify>,
+    added: Arc<Notify>,
     stop: CancellationToken,
 }
 
@@ -40,11 +40,11 @@ struct Worker {
     timelines: Arc<TimelineWriter>,
 }
 
-/// How a chunk ended.
+/// Result of a step.
 enum Step {
     More(Mark),
     Done,
-    /// Something else comes first.
+    /// Other jobs must finish first.
     Later,
 }
 
@@ -53,16 +53,16 @@ impl Jobs {
         config: Config,
         pool: PgPool,
         timelines: Arc<TimelineWriter>,
-        news: Arc<Notify>,
+        added: Arc<Notify>,
         stop: CancellationToken,
     ) -> Self {
         let store = JobStore::new(pool.clone(), Uuid::from_u128(fastrand::u128(..)));
         let in_flight = config.jobs_in_flight.max(1);
         let worker = Arc::new(Worker { steps: JobSteps::new(pool, config), timelines });
-        Self { store, worker, in_flight, news, stop }
+        Self { store, worker, in_flight, added, stop }
     }
 
-    /// Runs jobs until the stop; then lets go of those that are not done.
+    /// Runs jobs until the stop; then releases the unfinished ones.
     pub async fn run(self) -> Result<(), String> {
         let (mut waiting, mut running) = (VecDeque::new(), JoinSet::new());
         while !self.stop.is_cancelled() {
@@ -80,8 +80,8 @@ impl Jobs {
             }
             let ended = tokio::select! {
                 Some(ended) = running.join_next() => ended,
-                () = self.news.notified(), if running.len() < self.in_flight => continue,
-                () = tokio::time::sleep(LOOK) => continue,
+                () = self.added.notified(), if running.len() < self.in_flight => continue,
+                () = tokio::time::sleep(POLL_INTERVAL) => continue,
                 () = self.stop.cancelled() => break,
             };
             let (job, step) = ended.map_err(|error| error.to_string())?;
@@ -94,7 +94,7 @@ impl Jobs {
             self.settle(job, step).await;
         }
         if let Err(error) = self.store.let_go().await {
-            tracing::debug!(error = %error, "jobs of feeds were not let go; others take them in a while");
+            tracing::debug!(error = %error, "failed to release jobs, their claims expire");
         }
         Ok(())
     }
@@ -103,21 +103,21 @@ impl Jobs {
         match self.store.claim(self.in_flight * 2).await {
             Ok(jobs) => waiting.extend(jobs),
             Err(error) => {
-                tracing::debug!(error = %error, "jobs of feeds cannot be looked at");
-                tokio::time::sleep(LOOK).await;
+                tracing::debug!(error = %error, "failed to claim jobs, retrying");
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
         gauge!("postrider_feed_jobs_in_hand").set((waiting.len() + running) as f64);
     }
 
-    /// Notes what came of a chunk, and returns the job where it goes on here.
+    /// Stores the result of a step. Returns the job if this process continues it.
     async fn settle(&self, mut job: Job, step: Result<Step, Error>) -> Option<Job> {
-        let noted = match step {
+        let stored = match step {
             Ok(Step::More(mark)) => {
                 job.mark = mark;
                 match self.store.note(&job).await {
                     Ok(true) => return Some(job),
-                    noted => noted.map(|_| ()),
+                    stored => stored.map(|_| ()),
                 }
             }
             Ok(Step::Done) => {
@@ -126,12 +126,12 @@ impl Jobs {
             }
             Ok(Step::Later) => self.store.put_off(&job, LATER).await,
             Err(error) => {
-                tracing::debug!(error = %error, job.kind = job.task.kind(), job.id, "a chunk failed and is done again");
+                tracing::debug!(error = %error, job.kind = job.task.kind(), job.id, "job step failed, retrying");
                 self.store.put_off(&job, AFTER_FAILURE).await
             }
         };
-        if let Err(error) = noted {
-            tracing::debug!(error = %error, job.id, "what a job has done was not noted; its last chunk is repeated");
+        if let Err(error) = stored {
+            tracing::debug!(error = %error, job.id, "job progress not stored, its last step will be repeated");
         }
         None
     }
@@ -151,12 +151,13 @@ impl Worker {
     }
 
     async fn fan_out(&self, job: &Job, post_id: i64) -> Result<Step, Error> {
-        let more = self.put(&job.author_id, post_id, job.after_user()).await?;
+        let more = self.insert(&job.author_id, post_id, job.after_user()).await?;
         Ok(more.map_or(Step::Done, |user| Step::More(Mark { user: Some(user), post: None })))
     }
 
-    /// Puts a post into the feeds of a chunk of followers and tells their timelines; returns the last of them where there may be more.
-    async fn put(&self, author_id: &str, post_id: i64, after: &str) -> Result<Option<String>, Error> {
+    /// Inserts a post into the feeds of the next followers and adds it to their timelines. Returns
+    /// the last follower if there may be more.
+    async fn insert(&self, author_id: &str, post_id: i64, after: &str) -> Result<Option<String>, Error> {
         let found = self.steps.fan_out(author_id, post_id, after).await?;
         counter!("postrider_feed_rows_total").increment(found.users.len() as u64);
         let more = found.more();
@@ -197,7 +198,8 @@ impl Worker {
         }
     }
 
-    /// Timelines that were made before do not know whom to merge.
+    /// Drops the followers' timelines, because timelines built earlier do not list the author to
+    /// merge.
     async fn rise(&self, job: &Job) -> Result<Step, Error> {
         if job.mark.user.is_none() {
             self.timelines.forget(vec![Owner::Author(job.author_id.clone())]).await?;
@@ -211,7 +213,7 @@ impl Worker {
         }
     }
 
-    /// Fills what is missing in followers' rows, post by post.
+    /// Inserts missing rows into followers' feeds, one post after the other.
     async fn fall(&self, job: &Job) -> Result<Step, Error> {
         let at = job.mark.post.unwrap_or(0);
         let (post_id, after) = match &job.mark.user {
@@ -221,7 +223,7 @@ impl Worker {
         let Some(post_id) = post_id else {
             return self.steps.turned(&job.author_id, 3, 0).await.map(|()| Step::Done);
         };
-        let user = self.put(&job.author_id, post_id, after).await?;
+        let user = self.insert(&job.author_id, post_id, after).await?;
         Ok(Step::More(Mark { user, post: Some(post_id) }))
     }
 
@@ -230,7 +232,8 @@ impl Worker {
         if self.steps.unfollow_all(user).await? || self.steps.delete_posts(user).await? {
             return Ok(Step::More(Mark::default()));
         }
-        // Jobs of kinds that only a newer version knows hold the erasure, too: what they would do is not known.
+        // Jobs of kinds that only a newer version knows also delay the erasure, because their
+        // effects are unknown.
         if self.steps.has_jobs(user).await? {
             return Ok(Step::Later);
         }

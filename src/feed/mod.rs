@@ -1,6 +1,7 @@
-//! Feeds: posts and follows are stored in Postgres with their event, and every post reaches the feed of everybody who
-//! follows its author, once, whatever dies meanwhile. A deleted post, and the posts of somebody who is no longer
-//! followed, are not shown any more as soon as that is answered.
+//! Feeds: Postgres stores each post and follow together with its event, and every post reaches the
+//! feeds of all followers of its author exactly once, despite crashes. As soon as a deletion or an
+//! unfollow is answered, feeds no longer show the deleted post or the posts of the unfollowed
+//! author.
 
 mod config;
 mod event_id;
@@ -57,12 +58,12 @@ use crate::platform::{
     redis::{Config as RedisConfig, Redis},
 };
 
-/// The topic of what happened to posts and follows, before the prefix.
+/// The topic of events about posts and follows, before the prefix.
 pub const TOPIC: &str = "post-events";
 /// The consumer group of the projection, before the prefix.
 pub const GROUP: &str = "postrider-feed";
 
-/// The room's topics.
+/// Returns the topic of the capability.
 pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
     let setting = |name, value: &str| (name, value.to_owned());
     vec![TopicSpec {
@@ -72,13 +73,13 @@ pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
             setting("cleanup.policy", "delete"),
             setting("retention.ms", &config.topic_retention_ms.to_string()),
         ],
-        // Events of one author share a key: compaction would keep only the last of them.
+        // Events of one author share a key, so compaction would keep only the last of them.
         required: vec![("cleanup.policy", "delete")],
-        remedy: "set `feed.partitions` to what the topic has".to_owned(),
+        remedy: "set `feed.partitions` to the number of partitions of the topic".to_owned(),
     }]
 }
 
-/// The room's part of the api role. Cheap to clone.
+/// The part of the capability that the api role runs. Cheap to clone.
 #[derive(Clone)]
 pub struct Feed {
     inner: Arc<Inner>,
@@ -91,13 +92,13 @@ struct Inner {
     desk: Option<Desk>,
 }
 
-/// Where posts and follows are stored, and how much of it may wait for Kafka.
+/// Database for posts and follows, and the limit on outbox rows that wait for Kafka.
 pub struct Storage {
     pub pool: PgPool,
     pub backlog: Arc<Backlog>,
 }
 
-/// What reads and writes.
+/// Everything that the routes need to read and write.
 struct Desk {
     pool: PgPool,
     backlog: Arc<Backlog>,
@@ -108,7 +109,7 @@ struct Desk {
     hint: Arc<Hint>,
 }
 
-/// What runs beside the routes, to be owned by the role.
+/// Tasks that run beside the routes; the role owns them.
 pub struct Background {
     posts: Grouping<Posts>,
     follows: Grouping<Follows>,
@@ -117,7 +118,7 @@ pub struct Background {
 }
 
 impl Feed {
-    /// Without storage nothing is taken or read.
+    /// Creates the routes' state. Without storage, posts and follows are neither accepted nor read.
     pub fn new(
         config: Config,
         http: HttpConfig,
@@ -156,8 +157,8 @@ impl Desk {
 }
 
 impl Background {
-    /// Runs until the routes are gone, or those that did not finish within `grace` after the stop are
-    /// given up.
+    /// Runs until the routes are dropped and their writes and reads are finished. Those that did
+    /// not finish within `grace` after the stop are abandoned.
     pub async fn run(self, stop: CancellationToken, grace: Duration) -> Result<(), String> {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.posts.until_closed());

@@ -1,4 +1,4 @@
-//! What comes in, what is wrong with it, and what it says as an event.
+//! Incoming posts and follows, their validation, and the values of their events.
 
 use std::borrow::Cow;
 
@@ -12,50 +12,50 @@ use crate::platform::{
     http::{Code, Problem, json},
 };
 
-/// Longest id of a user, in bytes.
+/// Maximum length of a user's id, in bytes.
 pub const MAX_ID_BYTES: usize = 255;
 
-/// The largest id that a post can have: what JavaScript reads exactly.
+/// Maximum id of a post: the largest integer that JavaScript represents exactly.
 pub const MAX_POST_ID: i64 = (1 << 53) - 1;
 
-/// A post that nobody has looked at yet.
+/// A post before validation.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = PostDraft)]
 pub struct PostDraft<'a> {
-    /// Who says it. Not empty.
+    /// The author. Not empty.
     #[serde(borrow, default)]
     #[schema(min_length = 1, max_length = 255)]
     pub author_id: Cow<'a, str>,
-    /// What is said. Not empty.
+    /// The text. Not empty.
     #[serde(borrow, default)]
     #[schema(min_length = 1)]
     pub content: Cow<'a, str>,
 }
 
-/// Who follows whom, or no longer does.
+/// A follow or an unfollow before validation.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = FollowDraft)]
 pub struct FollowDraft<'a> {
-    /// Whose feed it is. Not empty.
+    /// The user whose feed changes. Not empty.
     #[serde(borrow, default)]
     #[schema(min_length = 1, max_length = 255)]
     pub follower_id: Cow<'a, str>,
-    /// Whose posts are to be in it. Not empty, and somebody else.
+    /// The author whose posts the feed shows. Not empty, and not the follower.
     #[serde(borrow, default)]
     #[schema(min_length = 1, max_length = 255)]
     pub followee_id: Cow<'a, str>,
 }
 
-/// Why something cannot be stored.
+/// The reason why a post or follow cannot be stored.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
-    #[error("`{0}` is missing or empty")]
+    #[error("`{0}` must not be missing or empty")]
     Missing(&'static str),
-    #[error("`{0}` has a null character, which cannot be stored")]
+    #[error("`{0}` must not contain a null character (U+0000), which cannot be stored")]
     Nul(&'static str),
-    #[error("`{field}` has {bytes} bytes, the limit is {limit}")]
+    #[error("`{field}` must have at most {limit} bytes (got {bytes})")]
     TooLong { field: &'static str, bytes: usize, limit: usize },
-    #[error("nobody follows themselves")]
+    #[error("`follower_id` and `followee_id` must differ")]
     Oneself,
 }
 
@@ -84,7 +84,8 @@ impl FollowDraft<'_> {
     }
 }
 
-/// Whether Postgres takes this text, and it is one.
+/// Checks that a text is not empty, that Postgres can store it, and that it has at most `limit`
+/// bytes.
 pub fn check_field(field: &'static str, text: &str, limit: usize) -> Result<(), Flaw> {
     match text.len() {
         0 => Err(Flaw::Missing(field)),
@@ -94,7 +95,8 @@ pub fn check_field(field: &'static str, text: &str, limit: usize) -> Result<(), 
     }
 }
 
-/// The value of a post's event, but for the id that it will get: what stands before that, and after.
+/// Returns the value of a post's event in two parts: before and after the post's id, which Postgres
+/// assigns.
 pub fn created(event_id: Uuid, author_id: &str, content: &str) -> (String, String) {
     let mut head = begin(event_id, "POST_CREATED", author_id.len());
     payload_of(&mut head, author_id);
@@ -106,7 +108,8 @@ pub fn created(event_id: Uuid, author_id: &str, content: &str) -> (String, Strin
     (text(head), text(tail))
 }
 
-/// The value of the event that a post is deleted, but for the author's id: what stands before that, and after.
+/// Returns the value of the event of a deletion in two parts: before and after the author's id,
+/// which Postgres adds.
 pub fn deleted(event_id: Uuid, post_id: i64) -> (String, String) {
     let mut tail = Vec::with_capacity(80);
     tail.extend_from_slice(br#","payload":{"post_id":"#);
@@ -115,7 +118,8 @@ pub fn deleted(event_id: Uuid, post_id: i64) -> (String, String) {
     (text(begin(event_id, "POST_DELETED", 0)), text(tail))
 }
 
-/// The value of the event that somebody follows somebody, or `USER_UNFOLLOWED`.
+/// Returns the value of the event of a follow, or of an unfollow. `kind` is `USER_FOLLOWED` or
+/// `USER_UNFOLLOWED`.
 pub fn followed(event_id: Uuid, kind: &str, follower_id: &str, followee_id: &str) -> String {
     let mut value = begin(event_id, kind, follower_id.len() + followee_id.len());
     payload_of(&mut value, follower_id);
@@ -125,7 +129,7 @@ pub fn followed(event_id: Uuid, kind: &str, follower_id: &str, followee_id: &str
     text(value)
 }
 
-/// The value of the event that a user's account is erased.
+/// Returns the value of the event of an erased account.
 pub fn erased(event_id: Uuid, user_id: &str) -> String {
     let mut value = begin(event_id, "USER_ERASED", user_id.len());
     payload_of(&mut value, user_id);
@@ -134,7 +138,7 @@ pub fn erased(event_id: Uuid, user_id: &str) -> String {
     text(value)
 }
 
-/// Up to the actor's id, with room for `more` bytes.
+/// Writes the value up to the actor's id, with capacity for `more` bytes.
 fn begin(event_id: Uuid, kind: &str, more: usize) -> Vec<u8> {
     let mut value = Vec::with_capacity(140 + more);
     value.extend_from_slice(br#"{"event_id":"#);
@@ -156,7 +160,7 @@ fn end(value: &mut Vec<u8>) {
     value.push(b'}');
 }
 
-/// Made of text only.
+/// Converts the bytes, which are always UTF-8 here.
 fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_default()
 }
@@ -169,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_or_cannot_be_stored_is_named() {
+    fn missing_and_invalid_fields_are_reported() {
         let post = |author: &str, content: &str| {
             PostDraft { author_id: author.to_owned().into(), content: content.to_owned().into() }.check(5)
         };
@@ -187,9 +191,9 @@ mod tests {
         assert!(matches!(follow(&"x".repeat(256), "b"), Err(Flaw::TooLong { .. })));
     }
 
-    /// What existing consumers parse, field by field.
+    /// Pins the values, because existing consumers parse them field by field.
     #[test]
-    fn the_values_of_events_are_exactly_these() {
+    fn the_values_of_events_do_not_change() {
         let id = Uuid::from_u128(7);
         let (number, (head, tail)) = (number(id), created(id, "a", "hi"));
         let now_s = clock::now_ms() / 1_000;
@@ -211,7 +215,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_event_says_what_was_written(author in ".{1,20}", content in ".{1,40}", post_id in 1..MAX_POST_ID) {
+        fn an_event_has_the_fields_of_the_write(author in ".{1,20}", content in ".{1,40}", post_id in 1..MAX_POST_ID) {
             let id = Uuid::from_u128(7);
             let (head, tail) = created(id, &author, &content);
             let value: Value = serde_json::from_str(&format!("{head}{post_id}{tail}")).unwrap();

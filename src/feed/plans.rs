@@ -1,4 +1,5 @@
-//! How Postgres does the statements that are run for each read or batch: all must use indexes, however large tables are.
+//! Query plans of the statements that run for each read or batch. All of them must use indexes, so
+//! that their cost does not grow with the tables.
 
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
@@ -8,7 +9,7 @@ use super::{fan_out, job_steps, reads, trim};
 /// Tables that grow with users and posts.
 const LARGE: [&str; 4] = ["posts", "follows", "feed_rows", "feed_authors"];
 
-/// By name, with values to explain them with.
+/// Hot statements: name, SQL, and parameter values for `EXPLAIN`.
 const HOT: [(&str, &str, &str); 7] = [
     ("page", reads::PAGE, "'u7', 1000000, 20"),
     ("own rows", reads::OWN_ROWS, "'u7', 1000000, 100"),
@@ -19,16 +20,16 @@ const HOT: [(&str, &str, &str); 7] = [
     ("trimming", trim::CHUNK, "'u7', 100, 10000, 11000"),
 ];
 
-/// How Postgres does a statement when it knows nothing of the values.
+/// The plan of a statement for unknown parameter values.
 #[derive(Debug, Serialize)]
 pub struct Explained {
     pub statement: &'static str,
     pub plan: String,
-    /// Large tables that are read from end to end.
+    /// Large tables that the plan reads sequentially.
     pub scanned: Vec<&'static str>,
 }
 
-/// Explains all hot statements; runs none of them.
+/// Explains all hot statements without running them.
 pub async fn explain_hot(pool: &PgPool) -> Result<Vec<Explained>, sqlx::Error> {
     let mut all = Vec::new();
     for (name, statement, values) in HOT {
@@ -37,7 +38,7 @@ pub async fn explain_hot(pool: &PgPool) -> Result<Vec<Explained>, sqlx::Error> {
     Ok(all)
 }
 
-/// Explains one, whose types of parameters Postgres must see from the statement itself.
+/// Explains a statement. Postgres must be able to infer the parameter types from the statement.
 pub async fn explain(
     pool: &PgPool,
     statement: &'static str,

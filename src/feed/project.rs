@@ -1,5 +1,6 @@
-//! The projection: batches of the topic into feeds, one partition at a time; then into the timelines that exist. What
-//! is read again after a crash, which may have come between the two, is only told to timelines.
+//! The projection: applies batches of the topic to feeds, one partition at a time, and then adds
+//! posts to the timelines that exist. Records that are read again after a crash only update
+//! timelines, because the crash may have happened between the two.
 
 use std::{
     collections::HashMap,
@@ -29,19 +30,20 @@ use crate::platform::{
     query::Error,
 };
 
-/// Rows that one transaction inserts, about, so that others don't wait long and a failure costs little.
+/// Approximate number of rows that one transaction inserts, so that other transactions do not wait
+/// long and a failure costs little.
 const RUN_ROWS: usize = 20_000;
 
-/// Batches of a partition that follow each other closer than this are held back, so that the next one is larger: each
-/// costs eight round trips, however small it is.
+/// Minimum time per batch of a partition. A batch that finishes earlier waits, so that the next one
+/// is larger: each costs eight round trips, however small it is.
 const PACE: Duration = Duration::from_millis(15);
 
-/// The feed room's part of the processor role.
+/// The part of the feed capability that the processor role runs.
 pub struct Projector {
     fan_out: FanOut,
     timelines: Arc<TimelineWriter>,
     epoch: u32,
-    /// There are new jobs.
+    /// Signalled when jobs were added.
     jobs: Arc<Notify>,
 }
 
@@ -55,7 +57,7 @@ impl Projector {
         PartitionId { epoch: self.epoch, partition }
     }
 
-    /// How many of these events go into one transaction.
+    /// Returns the number of these events that go into one transaction.
     fn run(&self, events: &[Event], authors: &Authors) -> usize {
         let mut rows = 0;
         let fits = |event: &&Event| {
@@ -65,7 +67,8 @@ impl Projector {
         events.iter().take_while(fits).count().max(1).min(events.len())
     }
 
-    /// Carries events and moves on. The inner error is that of an event that Postgres refuses.
+    /// Applies events and moves the progress. The inner error is that of an event that Postgres
+    /// rejects.
     async fn apply(
         &self,
         projection: &Projection<Self>,
@@ -98,18 +101,19 @@ impl Projector {
         let rows: usize = fanned.iter().map(|(_, posts)| posts.len()).sum();
         counter!("postrider_feed_events_total").increment(events.len() as u64);
         counter!("postrider_feed_rows_total").increment(rows as u64);
-        self.tell(events, authors, fanned).await.map(Ok)
+        self.update_timelines(events, authors, fanned).await.map(Ok)
     }
 
-    /// Adds posts to the timelines of those in whose feeds they stand, and of authors who are merged.
-    async fn tell(&self, events: &[Event], authors: &Authors, fanned: Fanned) -> Result<(), Failure> {
+    /// Adds posts to the timelines of the users whose feeds have them, and of authors who are
+    /// merged.
+    async fn update_timelines(&self, events: &[Event], authors: &Authors, fanned: Fanned) -> Result<(), Failure> {
         let mut additions: Vec<_> = fanned.into_iter().map(|(user, posts)| (Owner::User(user), posts)).collect();
         let merged = events.iter().filter_map(|event| match &event.change {
             Change::Created { post_id, author } if authors.get(author)?.is_merged() => Some((*post_id, author)),
             _ => None,
         });
         let merged: HashMap<i64, &String> = merged.collect();
-        // An event may come again long after its post was deleted.
+        // A duplicate of an event may arrive long after its post was deleted.
         for post_id in self.fan_out.live(merged.keys().copied().collect()).await.map_err(retry)? {
             additions.push((Owner::Author(merged[&post_id].clone()), vec![post_id]));
         }
@@ -147,11 +151,11 @@ impl Project for Projector {
     ) -> Result<Result<(), Error>, Failure> {
         let begun = Instant::now();
         let authors = self.fan_out.authors(events.iter()).await.map_err(retry)?;
-        let (again, mut fresh) = events.split_at(events.partition_point(|event| event.offset < partition.next));
-        if !again.is_empty() {
-            let fanned = self.fan_out.fanned(again, &authors).await.map_err(retry)?;
-            self.tell(again, &authors, fanned).await?;
-            counter!("postrider_feed_duplicate_records_total").increment(again.len() as u64);
+        let (applied, mut fresh) = events.split_at(events.partition_point(|event| event.offset < partition.next));
+        if !applied.is_empty() {
+            let fanned = self.fan_out.fanned(applied, &authors).await.map_err(retry)?;
+            self.update_timelines(applied, &authors, fanned).await?;
+            counter!("postrider_feed_duplicate_records_total").increment(applied.len() as u64);
         }
         loop {
             let (run, rest) = fresh.split_at(self.run(fresh, &authors));

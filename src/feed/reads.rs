@@ -1,10 +1,10 @@
-//! What is read of posts, follows and feeds in Postgres.
+//! Reads of posts, follows and feeds in Postgres.
 
 use sqlx::PgPool;
 
 use crate::platform::query::{Error, within};
 
-/// A post as it is read.
+/// A stored post.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Post {
     pub id: i64,
@@ -14,26 +14,27 @@ pub struct Post {
     pub created_ms: i64,
 }
 
-/// What a timeline is made of.
+/// The content of a timeline.
 #[derive(Debug, Clone)]
 pub struct Head {
-    /// Newest first.
+    /// Post ids, newest first.
     pub ids: Vec<i64>,
-    /// Authors whose posts belong to it and are not in it.
+    /// Authors whose posts belong to the feed but are not in `ids`.
     pub merged: Vec<String>,
-    /// Below it nothing belongs to the feed any more.
+    /// No id below this one belongs to the feed.
     pub end: i64,
 }
 
 impl Head {
-    /// From which id on it has everything, when so many were asked for, and whether nothing below that belongs to it.
+    /// Returns the lowest id from which `ids` is complete, given that `asked` ids were requested,
+    /// and whether nothing below it belongs to the feed.
     pub fn floor(&self, asked: usize) -> (i64, bool) {
         if self.ids.len() < asked { (self.end, true) } else { (self.ids.last().copied().unwrap_or(0), false) }
     }
 }
 
-/// The condition is no join on purpose: the newest rows are looked at one by one until there are enough, whatever the
-/// planner thinks of how many will pass.
+/// Selects the rows of a feed. The condition is deliberately not a join: Postgres checks the newest
+/// rows one by one until there are enough, whatever selectivity the planner estimates.
 macro_rules! own_rows {
     () => {
         "SELECT post_id AS id FROM feed_rows
@@ -57,13 +58,13 @@ macro_rules! merged {
     };
 }
 
-/// What stands in a feed.
+/// Selects the rows of a feed.
 pub(super) const OWN_ROWS: &str = own_rows!();
 
-/// Whose posts are merged into it.
+/// Selects the authors whose posts are merged into a feed.
 pub(super) const MERGED: &str = merged!();
 
-/// The feed as it is to be seen, below an id.
+/// Selects the visible posts of a feed below an id.
 pub(super) const PAGE: &str = concat!(
     "WITH merged AS MATERIALIZED (",
     merged!(),
@@ -78,7 +79,7 @@ pub(super) const PAGE: &str = concat!(
     )) AS found ORDER BY id DESC LIMIT $3"
 );
 
-/// An author's posts, below an id.
+/// Selects an author's posts below an id.
 pub(super) const OF_AUTHOR: &str = "
     SELECT id FROM posts
     WHERE author_id = $1 AND id < $2 AND deleted_at IS NULL
@@ -100,14 +101,14 @@ const FOLLOWING: &str = "
       AND NOT EXISTS (SELECT FROM feed_erasures WHERE user_id IN ($1, followee_id))
     ORDER BY followee_id LIMIT $3";
 
-/// Which side of a user's follows.
+/// Direction of a user's follows.
 #[derive(Debug, Clone, Copy)]
 pub enum Side {
     Followers,
     Following,
 }
 
-/// Cheap to clone.
+/// Reads posts, follows and feeds. Cheap to clone.
 #[derive(Clone)]
 pub struct Reads {
     pool: PgPool,
@@ -118,14 +119,15 @@ impl Reads {
         Self { pool }
     }
 
-    /// The newest ids of a feed below `before`.
+    /// Returns the newest ids of a feed below `before`.
     pub async fn page(&self, user_id: &str, before: i64, limit: usize) -> Result<Vec<i64>, Error> {
         self.ids(PAGE, user_id, before, limit).await
     }
 
-    /// The newest rows of a feed, and whose posts are merged into it.
+    /// Returns the newest rows of a feed, and the authors whose posts are merged into it.
     pub async fn head(&self, user_id: &str, limit: usize) -> Result<Head, Error> {
-        // Whom to merge first: who is merged from now on is still in the rows.
+        // The merged authors are read first: the rows still have the posts of an author who becomes
+        // merged afterwards.
         let merged = within(sqlx::query_scalar(MERGED).bind(user_id).fetch_all(&self.pool)).await?;
         let end = sqlx::query_scalar("SELECT floor FROM feed_floors WHERE user_id = $1").bind(user_id);
         let end = within(end.fetch_optional(&self.pool)).await?.unwrap_or(0);
@@ -133,22 +135,22 @@ impl Reads {
         Ok(Head { ids, merged, end })
     }
 
-    /// An author's newest posts.
+    /// Returns the ids of an author's newest posts.
     pub async fn of_author(&self, author_id: &str, limit: usize) -> Result<Vec<i64>, Error> {
         self.ids(OF_AUTHOR, author_id, i64::MAX, limit).await
     }
 
-    async fn ids(&self, query: &'static str, whose: &str, before: i64, limit: usize) -> Result<Vec<i64>, Error> {
-        let query = sqlx::query_scalar(query).bind(whose).bind(before).bind(i64::try_from(limit).unwrap_or(i64::MAX));
+    async fn ids(&self, query: &'static str, id: &str, before: i64, limit: usize) -> Result<Vec<i64>, Error> {
+        let query = sqlx::query_scalar(query).bind(id).bind(before).bind(i64::try_from(limit).unwrap_or(i64::MAX));
         within(query.fetch_all(&self.pool)).await
     }
 
-    /// Those of these posts that are there, in no order.
+    /// Returns the posts that exist among these, in no order.
     pub async fn posts(&self, ids: &[i64]) -> Result<Vec<Post>, Error> {
         within(sqlx::query_as(POSTS).bind(ids).fetch_all(&self.pool)).await
     }
 
-    /// Users on one side of a user's follows, by their ids, after one of them.
+    /// Returns users on one side of a user's follows, ordered by id, after the user `after`.
     pub async fn users(&self, side: Side, user_id: &str, after: &str, limit: usize) -> Result<Vec<String>, Error> {
         let query = match side {
             Side::Followers => FOLLOWERS,
@@ -158,7 +160,7 @@ impl Reads {
         within(query.bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.pool)).await
     }
 
-    /// A deleted user's newest posts, also while the account is being erased.
+    /// Returns the ids of a deleted user's newest posts, even while the account is being erased.
     pub async fn newest_of_erased(&self, author_id: &str, limit: usize) -> Result<Vec<i64>, Error> {
         let query = "SELECT id FROM posts WHERE author_id = $1 ORDER BY id DESC LIMIT $2";
         let query = sqlx::query_scalar(query).bind(author_id).bind(i64::try_from(limit).unwrap_or(i64::MAX));

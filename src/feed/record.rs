@@ -1,4 +1,4 @@
-//! What one record of the topic says.
+//! Parsing of the records of the topic into events.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use crate::platform::{
     kafka::{batch::Record, dead_letter::Reason, event},
 };
 
-/// An event, as far as it matters here.
+/// The fields of an event that the projection uses.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Event {
     pub offset: i64,
@@ -18,7 +18,7 @@ pub struct Event {
     pub change: Change,
 }
 
-/// What happened. Only the occasion counts: what is true now stands in Postgres.
+/// The kind of event. The projection uses it only as a trigger; Postgres has the current state.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
     Created { post_id: i64, author: String },
@@ -46,7 +46,7 @@ struct Payload<'a> {
     followee_id: Option<Cow<'a, str>>,
 }
 
-/// The event of a record, or why it is none.
+/// Parses a record, or returns the reason why it is not an event.
 pub fn read(record: &Record<'_>) -> Result<Event, Reason> {
     let Some(value) = record.value() else {
         return Err(Reason { class: "no_value", message: "the record has no value".to_owned() });
@@ -55,17 +55,20 @@ pub fn read(record: &Record<'_>) -> Result<Event, Reason> {
         let class = if problem.code == Code::InvalidJson { "not_json" } else { "wrong_type" };
         Reason { class, message: problem.detail }
     })?;
-    let lacks = |what| Reason { class: "wrong_type", message: format!("`payload.{what}` is missing") };
+    let missing = |what| Reason { class: "wrong_type", message: format!("`payload.{what}` is missing") };
     let actor = check(actor_id)?;
-    let post_id = payload.post_id.ok_or_else(|| lacks("post_id"));
-    let followee = payload.followee_id.ok_or_else(|| lacks("followee_id")).and_then(check);
+    let post_id = payload.post_id.ok_or_else(|| missing("post_id"));
+    let followee = payload.followee_id.ok_or_else(|| missing("followee_id")).and_then(check);
     let change = match &*r#type {
         "POST_CREATED" => Change::Created { post_id: post_id?, author: actor },
         "POST_DELETED" => Change::Deleted { post_id: post_id?, author: actor },
         "USER_FOLLOWED" => Change::Followed { follower: actor, followee: followee? },
         "USER_UNFOLLOWED" => Change::Unfollowed { follower: actor, followee: followee? },
         "USER_ERASED" => Change::Erased { user: actor },
-        other => return Err(Reason { class: "unknown_type", message: format!("`{other:.40}` is no event of feeds") }),
+        other => {
+            let message = format!("`{other:.40}` is not an event type of feeds");
+            return Err(Reason { class: "unknown_type", message });
+        }
     };
     let identity = event_id.identity(record.header(event::ID), change.author());
     Ok(Event { offset: record.offset(), identity, change })
@@ -82,7 +85,7 @@ fn check(id: Cow<'_, str>) -> Result<String, Reason> {
 }
 
 impl Change {
-    /// The author whose feeds it is about.
+    /// Returns the author whose posts or followers the event changes.
     pub fn author(&self) -> &str {
         match self {
             Self::Created { author, .. } | Self::Deleted { author, .. } => author,
@@ -110,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn written_events_are_read_back() {
         let (id, text) = (Uuid::from_u128(1), |text: &str| text.to_owned());
         let (head, tail) = model::created(id, "a\"b", "…");
         assert_eq!(read(&format!("{head}12{tail}")), Ok(Change::Created { post_id: 12, author: text("a\"b") }));
@@ -122,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_event_is_given_up_with_a_class() {
+    fn an_invalid_record_is_dead_lettered_with_a_class() {
         let with = |kind: &str, actor: &str, payload: &str| {
             read(&format!(
                 r#"{{"event_id":"{}","type":"{kind}","actor_id":"{actor}","payload":{payload}}}"#,

@@ -1,36 +1,38 @@
-//! A graph of users, follows and posts for trials and measurements, written straight into the tables.
+//! Generates users, follows and posts for trials and measurements, and writes them directly to the
+//! tables.
 
 use sqlx::PgPool;
 
 use super::Config;
 
-/// How follows and posts are spread over users.
+/// Distribution of follows and posts over users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Shape {
-    /// A few have very many, most have few: the n-th user is followed about 1/n as often as the first.
+    /// A few users have very many, most have few: the n-th user is followed about 1/n as often as
+    /// the first.
     Zipf,
-    /// Everybody about the same.
+    /// All users have about the same number.
     Even,
 }
 
-/// What is to be made.
+/// Sizes and shape of the generated data.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub users: i64,
-    /// Whom each user follows, about.
+    /// Approximate number of users whom each user follows.
     pub follows: i64,
-    /// All together.
+    /// Total number of posts.
     pub posts: i64,
     pub shape: Shape,
-    /// Before the users' numbers.
+    /// Prefix of the user ids; a number follows.
     pub prefix: String,
 }
 
-/// Users, or posts, of one statement.
+/// Number of users, or posts, per statement.
 const CHUNK: i64 = 2_000;
 
-/// The number of some user; `$1` is how many there are.
-macro_rules! somebody {
+/// Picks the number of a random user; `$1` is the number of users.
+macro_rules! random_user {
     () => {
         "CASE WHEN $2 THEN ceil(exp(random() * ln($1::bigint::float8)))::bigint ELSE ceil(random() * $1::bigint)::bigint END"
     };
@@ -40,7 +42,7 @@ const FOLLOWS: &str = concat!(
     "INSERT INTO follows (followee_id, follower_id)
      SELECT DISTINCT $3 || followee, $3 || follower FROM (
          SELECT follower, ",
-    somebody!(),
+    random_user!(),
     " AS followee FROM generate_series($4::bigint, $5::bigint) AS follower, generate_series(1, $6::bigint)
      ) AS pair WHERE followee <> follower AND followee BETWEEN 1 AND $1
      ORDER BY 1, 2 ON CONFLICT DO NOTHING"
@@ -56,7 +58,7 @@ const POSTS: &str = concat!(
          INSERT INTO posts (id, author_id, content)
          SELECT nextval('post_ids'), $3 || author, 'Post ' || number || ' of the seed, as long as posts usually are, which is not very long.'
          FROM (SELECT number, greatest(1, least($1, ",
-    somebody!(),
+    random_user!(),
     ")) AS author FROM generate_series($4::bigint, $5::bigint) AS number) AS spread
          RETURNING id, author_id
      ), fanned AS (
@@ -69,8 +71,9 @@ const POSTS: &str = concat!(
      SELECT count(*) FROM fanned"
 );
 
-/// Makes it, and says after each chunk how far it is: what is being made, how much of it, out of how much.
-/// Returns the number of feed rows. Not beside writers: counts of followers are made anew.
+/// Generates the data. After each chunk it calls `progress` with what is being generated, the
+/// amount done, and the total. Returns the number of feed rows. Do not run it beside writers,
+/// because it recomputes the counts of followers.
 pub async fn seed(
     pool: &PgPool,
     config: &Config,

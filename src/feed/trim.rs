@@ -1,5 +1,6 @@
-//! Retention: a walk over all feeds, a few users at a time, that trims those with more rows than are kept. A feed's floor
-//! is raised before its rows go, and readers look at the floor, so that no page is ever half of what it was.
+//! Retention: a walk over all feeds, a few users at a time, that trims feeds with too many rows. A
+//! feed's floor is raised before its rows are deleted, and readers respect the floor, so that no
+//! page shows a partly trimmed feed.
 
 use std::{
     ops::ControlFlow,
@@ -12,24 +13,27 @@ use sqlx::{PgPool, Postgres, Transaction};
 use super::Config;
 use crate::platform::query::{Error, within};
 
-/// Between two chunks, at least; and times as long as the chunk took, so that a walk keeps a tenth of a processor busy.
+/// Minimum pause between two chunks.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Pause between two chunks as a multiple of the time of the last one, so that a walk keeps a tenth
+/// of a processor busy.
 const REST: u32 = 9;
-/// Between two looks whether a walk is due.
-const LOOK: Duration = Duration::from_secs(1);
+/// Maximum interval between two checks whether a walk is due.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause after a failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
-/// Users of a chunk: at first, and at most.
+/// Number of users per chunk: initial and maximum.
 const USERS: (i64, i64) = (100, 2_000);
-/// A chunk takes about so long; the number of users follows.
+/// Target time of a chunk; the number of users is adapted to it.
 const CHUNK_TIME: Duration = Duration::from_millis(50);
 
-/// Whose turn it is: nobody's while another process has it, or before the next walk.
+/// Locks the walk. Returns no row while another process has it, or before the next walk is due.
 const TURN: &str = "
     SELECT after_user, (extract(epoch FROM now() - begins_at))::float8 FROM feed_walk WHERE begins_at <= now()
     FOR UPDATE SKIP LOCKED";
 
-/// The next users that have rows, each found by one look into the index; and of those with more rows than are kept, or
-/// with rows below their floor, the floor that they get.
+/// Selects the next users that have rows, each by one index lookup. Raises the floor of those that
+/// have more rows than are kept, and returns them with those that have rows below their floor.
 pub(super) const CHUNK: &str = "
     WITH RECURSIVE users AS (
         (SELECT user_id, 1 AS place FROM feed_rows WHERE user_id > $1::text ORDER BY user_id LIMIT 1)
@@ -64,7 +68,7 @@ const GO_ON: &str = "UPDATE feed_walk SET after_user = $1";
 
 const END: &str = "UPDATE feed_walk SET after_user = '', begins_at = now() + $1 * interval '1 millisecond'";
 
-/// What one walk has done in this process.
+/// Totals of a walk in this process.
 #[derive(Debug, Default)]
 struct Tally {
     feeds: i64,
@@ -72,7 +76,7 @@ struct Tally {
     rows: u64,
 }
 
-/// Walks over all feeds, again and again.
+/// Trims feeds in repeated walks over all of them.
 pub struct Trimmer {
     pool: PgPool,
     config: Config,
@@ -85,7 +89,7 @@ impl Trimmer {
         Self { pool, config, users: USERS.0, tally: Tally::default() }
     }
 
-    /// Until it is stopped from outside. Without a limit there is nothing to do.
+    /// Runs until the task is dropped. Without a limit on rows there is nothing to do.
     pub async fn run(mut self) {
         let Some(kept) = self.config.kept_rows() else { return std::future::pending().await };
         loop {
@@ -96,9 +100,9 @@ impl Trimmer {
                     self.users = if took > CHUNK_TIME { self.users / 2 } else { self.users * 2 };
                     PAUSE.max(took * REST)
                 }
-                Ok(ControlFlow::Break(())) => self.config.trim_interval().clamp(PAUSE, LOOK),
+                Ok(ControlFlow::Break(())) => self.config.trim_interval().clamp(PAUSE, CHECK_INTERVAL),
                 Err(error) => {
-                    tracing::warn!(error = %error, "feeds could not be trimmed; they are kept longer");
+                    tracing::warn!(error = %error, "feed trimming failed, retrying");
                     self.users /= 4;
                     AFTER_FAILURE
                 }
@@ -108,15 +112,16 @@ impl Trimmer {
         }
     }
 
-    /// Looks at the next few users. Breaks where it is not this process's turn.
+    /// Trims the next few users. Returns `Break` if no walk is due or another process has it.
     async fn chunk(&mut self, kept: i64) -> Result<ControlFlow<()>, Error> {
         let mut turn = within(self.pool.begin()).await?;
         let found: Option<(String, f64)> = within(sqlx::query_as(TURN).fetch_optional(&mut *turn)).await?;
         let Some((after, walking_s)) = found else { return Ok(ControlFlow::Break(())) };
         gauge!("postrider_feed_trim_walk_age_seconds").set(walking_s);
-        // Only what is well above goes, so that not every walk takes a few rows from everybody.
+        // Trims only feeds well above the limit, so that not every walk deletes a few rows of every
+        // feed.
         let chunk = sqlx::query_as(CHUNK).bind(after).bind(self.users).bind(kept).bind(kept + kept / 10);
-        // In a transaction of its own: floors are seen before rows go.
+        // Runs in its own transaction, so that readers see the floors before rows are deleted.
         let (feeds, last, due): (i64, Option<String>, Vec<String>) = within(chunk.fetch_one(&self.pool)).await?;
         self.tally.feeds += feeds;
         for user in due {
@@ -134,10 +139,10 @@ impl Trimmer {
         let rows = self.config.chunk_rows.max(1);
         self.tally.trimmed += 1;
         loop {
-            let gone = within(sqlx::query(TRIM).bind(user).bind(rows).execute(&self.pool)).await?.rows_affected();
-            counter!("postrider_feed_trimmed_rows_total").increment(gone);
-            self.tally.rows += gone;
-            if gone < rows.unsigned_abs() {
+            let deleted = within(sqlx::query(TRIM).bind(user).bind(rows).execute(&self.pool)).await?.rows_affected();
+            counter!("postrider_feed_trimmed_rows_total").increment(deleted);
+            self.tally.rows += deleted;
+            if deleted < rows.unsigned_abs() {
                 return Ok(());
             }
         }
@@ -147,7 +152,7 @@ impl Trimmer {
         let Tally { feeds, trimmed, rows } = std::mem::take(&mut self.tally);
         counter!("postrider_feed_trim_walks_total").increment(1);
         if rows > 0 {
-            tracing::info!(feeds, trimmed, rows, "feeds were trimmed to what is kept");
+            tracing::info!(feeds, trimmed, rows, "feeds trimmed");
         }
         within(sqlx::query(END).bind(self.config.trim_interval_ms as f64).execute(&mut **turn)).await
     }

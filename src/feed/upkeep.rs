@@ -1,4 +1,5 @@
-//! What is remembered for a while, and then forgotten: events by the day, idempotency keys, deleted posts.
+//! Deletion of data that is kept for a limited time: processed events (by day), idempotency keys,
+//! deleted posts.
 
 use std::time::Duration;
 
@@ -18,19 +19,19 @@ use crate::platform::{
 
 const EVENTS: DailyTable =
     DailyTable { name: "processed_events", title: "processed events", time: "seen_at", days_ahead: 2 };
-/// Rows forgotten by one statement.
+/// Number of rows deleted by one statement.
 const ROWS: u32 = 5_000;
 
 const FORGET_REQUESTS: &str = "
     DELETE FROM feed_requests WHERE event_id = ANY(ARRAY(
         SELECT event_id FROM feed_requests WHERE made_at < $1::text::timestamptz LIMIT $2))";
 
-/// A deleted post stays for as long as its event may still be on its way.
+/// Deletes posts marked as deleted, once their events cannot be in transit any more.
 const FORGET_POSTS: &str = "
     DELETE FROM posts WHERE id = ANY(ARRAY(
         SELECT id FROM posts WHERE deleted_at < $1::text::timestamptz LIMIT $2))";
 
-/// Looks after the tables until it is dropped; logs what it could not do.
+/// Maintains the tables until the task is dropped; logs failures.
 pub async fn keep(pool: PgPool, memory_days: u32) {
     let (mut upkeep, mut days) = (Upkeep::new("feed"), Days::default());
     loop {
@@ -44,7 +45,7 @@ pub async fn keep(pool: PgPool, memory_days: u32) {
     }
 }
 
-/// Reports every few seconds how many jobs there are.
+/// Reports the number of jobs every few seconds.
 pub async fn count_jobs(pool: PgPool) {
     let mut unknown = 0;
     loop {
@@ -54,7 +55,7 @@ pub async fn count_jobs(pool: PgPool) {
             gauge!("postrider_feed_jobs_unknown").set(counted.unknown as f64);
             if counted.unknown > unknown {
                 let (jobs, kind) = (counted.unknown, counted.kind.unwrap_or_default());
-                tracing::warn!(jobs, kind, "jobs of kinds that this version does not know wait for a newer one");
+                tracing::warn!(jobs, kind, "jobs of unknown kinds wait for a newer version");
             }
             unknown = counted.unknown;
         }

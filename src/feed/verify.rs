@@ -1,4 +1,4 @@
-//! Compares feeds with what posts and follows say they must be, and mends them.
+//! Compares feeds with the posts and follows that determine them, and repairs them.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -13,31 +13,32 @@ use crate::platform::{
     redis::Redis,
 };
 
-/// Users that are looked at together.
+/// Number of users compared together.
 const CHUNK: usize = 200;
-/// What is on its way arrives within this: only what is wrong after it counts.
+/// Time after which a difference is checked again: changes in transit arrive within it, so only a
+/// difference that remains counts.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Whose feeds.
+/// The users whose feeds are compared.
 #[derive(Debug, Clone)]
 pub enum Whose {
     User(String),
-    /// So many, chosen by chance.
+    /// This number of users, chosen at random.
     Sample(i64),
     All,
 }
 
-/// What was found.
+/// The differences that were found.
 #[derive(Debug, Default, Clone, serde::Serialize)]
 pub struct Report {
     pub users: u64,
-    /// Rows that are not there.
+    /// Rows that a feed lacks.
     pub missing_rows: u64,
-    /// Rows that should not be there.
+    /// Rows that a feed has but should not have.
     pub surplus_rows: u64,
-    /// Timelines in Redis that say something else than Postgres.
+    /// Timelines in Redis that differ from Postgres.
     pub wrong_timelines: u64,
-    /// Some of the users whose feeds these are.
+    /// Some of the users with differences.
     pub examples: BTreeSet<String>,
 }
 
@@ -55,7 +56,8 @@ const USERS: &str = "
 const SAMPLE: &str = "
     SELECT follower_id FROM (SELECT DISTINCT follower_id FROM follows) AS known ORDER BY random() LIMIT $1";
 
-/// Authors who are merged at read need no rows; those they have do no harm. Below a feed's floor there is nothing to be.
+/// Selects missing rows. Authors who are merged at read need no rows, and existing ones are
+/// harmless. Rows below a feed's floor are not required.
 const MISSING: &str = "
     SELECT follows.follower_id, posts.id FROM follows
     JOIN posts ON posts.author_id = follows.followee_id AND posts.deleted_at IS NULL
@@ -64,7 +66,8 @@ const MISSING: &str = "
     WHERE posts.id >= coalesce(feed_floors.floor, 0) AND follows.follower_id = ANY($1) AND coalesce(feed_authors.state, 0) = 0
       AND NOT EXISTS (SELECT FROM feed_rows WHERE user_id = follows.follower_id AND post_id = posts.id)";
 
-/// What is below its feed's floor is about to be trimmed.
+/// Selects surplus rows. Rows below a feed's floor are ignored, because they are about to be
+/// trimmed.
 const SURPLUS: &str = "
     SELECT feed_rows.user_id, feed_rows.post_id FROM feed_rows
     LEFT JOIN feed_floors ON feed_floors.user_id = feed_rows.user_id
@@ -79,7 +82,7 @@ const DROP: &str = "
     DELETE FROM feed_rows USING unnest($1::text[], $2::bigint[]) AS surplus (user_id, post_id)
     WHERE feed_rows.user_id = surplus.user_id AND feed_rows.post_id = surplus.post_id";
 
-/// What compares.
+/// Compares feeds, and repairs them if asked to.
 pub struct Verifier {
     pool: PgPool,
     reads: Reads,
@@ -89,12 +92,13 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Without Redis only rows are compared.
+    /// Creates a verifier. Without Redis it compares only rows.
     pub fn new(pool: PgPool, redis: Option<Redis>, key_prefix: &str, repair: bool) -> Self {
         Self { reads: Reads::new(pool.clone()), pool, redis, keys: Keys::new(key_prefix), repair }
     }
 
-    /// Looks at feeds, chunk by chunk, and says after each how many it has seen.
+    /// Compares feeds in chunks, and passes the number of users compared so far to `progress` after
+    /// each chunk.
     pub async fn run(&mut self, whose: &Whose, progress: impl Fn(u64)) -> Result<Report, String> {
         let mut report = Report::default();
         let mut after = String::new();
@@ -105,7 +109,7 @@ impl Verifier {
                 Whose::All => self.list(sqlx::query_scalar(USERS).bind(after.clone()).bind(CHUNK as i64)).await?,
             };
             for chunk in users.chunks(CHUNK) {
-                self.look(chunk, &mut report).await?;
+                self.compare(chunk, &mut report).await?;
                 progress(report.users);
             }
             match users.last() {
@@ -122,7 +126,7 @@ impl Verifier {
         query.fetch_all(&self.pool).await.map_err(|error| error.to_string())
     }
 
-    async fn look(&mut self, users: &[String], report: &mut Report) -> Result<(), String> {
+    async fn compare(&mut self, users: &[String], report: &mut Report) -> Result<(), String> {
         report.users += users.len() as u64;
         let (mut missing, mut surplus) = self.rows(users).await?;
         let mut wrong = self.timelines(users).await?;
@@ -138,24 +142,24 @@ impl Verifier {
         report.surplus_rows += surplus.len() as u64;
         report.wrong_timelines += wrong.len() as u64;
         let concerned = missing.iter().chain(&surplus).map(|(user, _)| user).chain(&wrong);
-        let room = 20_usize.saturating_sub(report.examples.len());
-        report.examples.extend(concerned.take(room).cloned());
+        let limit = 20_usize.saturating_sub(report.examples.len());
+        report.examples.extend(concerned.take(limit).cloned());
         if self.repair {
-            self.mend(missing, surplus, wrong).await?;
+            self.repair_feeds(missing, surplus, wrong).await?;
         }
         Ok(())
     }
 
     async fn rows(&self, users: &[String]) -> Result<(BTreeSet<(String, i64)>, BTreeSet<(String, i64)>), String> {
-        let look = async |query: &'static str| -> Result<BTreeSet<(String, i64)>, String> {
+        let query_rows = async |statement: &'static str| -> Result<BTreeSet<(String, i64)>, String> {
             let rows: Vec<(String, i64)> =
-                sqlx::query_as(query).bind(users).fetch_all(&self.pool).await.map_err(|error| error.to_string())?;
+                sqlx::query_as(statement).bind(users).fetch_all(&self.pool).await.map_err(|error| error.to_string())?;
             Ok(rows.into_iter().collect())
         };
-        Ok((look(MISSING).await?, look(SURPLUS).await?))
+        Ok((query_rows(MISSING).await?, query_rows(SURPLUS).await?))
     }
 
-    /// Users whose timeline says something else than Postgres.
+    /// Returns the users whose timeline differs from Postgres.
     async fn timelines(&mut self, users: &[String]) -> Result<BTreeSet<String>, String> {
         let Some(redis) = &mut self.redis else { return Ok(BTreeSet::new()) };
         let epoch = redis.ask(vec![redis::cmd("GET").arg(self.keys.epoch()).to_owned()]).await;
@@ -170,7 +174,7 @@ impl Verifier {
             let Ok(Some(Mark::Ready { floor, .. })) = mark(&found) else { continue };
             let above = |ids: Vec<i64>| ids.into_iter().filter(|&id| id >= floor).collect::<Vec<_>>();
             let cached = above(ids(&found[1..]));
-            // One more, to see whether something is missing at the end.
+            // Reads one row more, to detect whether the timeline lacks something at its end.
             let head = self.reads.head(user, cached.len() + 1).await.map_err(|error| error.to_string())?;
             if above(head.ids) != cached {
                 wrong.insert(user.clone());
@@ -179,18 +183,18 @@ impl Verifier {
         Ok(wrong)
     }
 
-    async fn mend(
+    async fn repair_feeds(
         &mut self,
         missing: BTreeSet<(String, i64)>,
         surplus: BTreeSet<(String, i64)>,
         mut wrong: BTreeSet<String>,
     ) -> Result<(), String> {
-        let told = |error: Error| error.to_string();
+        let text = |error: Error| error.to_string();
         wrong.extend(missing.iter().chain(&surplus).map(|(user, _)| user.clone()));
         for (statement, rows) in [(FILL, missing), (DROP, surplus)] {
             let (users, posts): (Vec<String>, Vec<i64>) = rows.into_iter().unzip();
             if !users.is_empty() {
-                within(sqlx::query(statement).bind(users).bind(posts).execute(&self.pool)).await.map_err(told)?;
+                within(sqlx::query(statement).bind(users).bind(posts).execute(&self.pool)).await.map_err(text)?;
             }
         }
         let Some(redis) = &mut self.redis else { return Ok(()) };

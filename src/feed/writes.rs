@@ -1,7 +1,8 @@
-//! What clients write, and its row in the outbox: one statement, and so one transaction, for each kind.
+//! Writes of clients. Each kind of write is one statement, and therefore one transaction, that also
+//! inserts the event into the outbox.
 //!
-//! Rows of the truth are stored, or locked, before their event is numbered, so that events of one post or of one pair
-//! of users have the order of what they tell.
+//! Rows of posts and follows are stored or locked before their event is numbered, so that events of
+//! one post, or of one pair of users, have the order of the changes.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,36 +16,36 @@ use super::{
 };
 use crate::platform::query::{Error, within};
 
-/// What every write says of itself.
+/// Data that every write has.
 #[derive(Debug, Clone)]
 pub struct Meta {
     pub event_id: Uuid,
-    /// Whether the id comes from an idempotency key, and may come again.
+    /// True if the id comes from an idempotency key, so that it may repeat.
     pub keyed: bool,
     pub traceparent: String,
 }
 
-/// A post that is to be stored.
+/// A post to store.
 #[derive(Debug)]
 pub struct NewPost {
     pub meta: Meta,
     pub author_id: String,
     pub content: String,
-    /// The event's value, before and after the post's id.
+    /// The event's value before the post's id, and after it.
     pub head: String,
     pub tail: String,
 }
 
-/// What came of a write.
+/// Result of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome<T> {
     Done(T),
-    /// An account of it is being erased.
+    /// An account in the write is being erased; nothing was stored.
     Erased,
 }
 
-/// In the order of their keys, so that groups wait for each other rather than lock each other out. A key that
-/// was used before leaves its row out.
+/// Stores rows in the order of their keys, so that groups wait for each other instead of
+/// deadlocking. Leaves out rows whose idempotency key was used before.
 const POSTS: &str = "
     WITH incoming AS (
         SELECT * FROM unnest($1::int[], $2::text[]::uuid[], $3::bool[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[])
@@ -145,7 +146,7 @@ const ERASE: &str = "
     INSERT INTO outbox (topic, key, event_id, kind, source, traceparent, value)
     SELECT 'post-events', user_id, $2::text::uuid, 'postrider.user.erased', '/users', $3, $4 FROM marked";
 
-/// Stores posts. The outcome is the post's id.
+/// Stores posts. The outcome is the id of the post.
 pub struct Posts(pub PgPool);
 
 impl Writing for Posts {
@@ -182,7 +183,7 @@ impl Writing for Posts {
 }
 
 impl Posts {
-    /// The posts that these events made, when they came first.
+    /// Returns the ids of the posts that these events created originally.
     async fn before(&self, event_ids: &[String]) -> Result<HashMap<String, i64>, Refusal> {
         let query = sqlx::query_as(BEFORE).bind(event_ids);
         let found: Vec<(String, Option<i64>)> =
@@ -191,20 +192,21 @@ impl Posts {
     }
 }
 
-/// Who follows whom from now on, or no longer.
+/// A follow or an unfollow to store.
 #[derive(Debug)]
 pub struct Pair {
     pub meta: Meta,
     pub follower_id: String,
     pub followee_id: String,
-    /// The event's value.
+    /// The value of the event.
     pub value: String,
 }
 
-/// Stores who follows whom. Who does already is no failure. The outcome is whether anything changed.
+/// Stores follows. Following again is not an error. The outcome is whether anything changed.
 pub struct Follows(pub PgPool);
 
-/// Ends it. Who does not is no failure. The outcome is likewise.
+/// Ends follows. Ending a follow that does not exist is not an error. The outcome is whether
+/// anything changed.
 pub struct Unfollows(pub PgPool);
 
 impl Writing for Follows {
@@ -236,28 +238,30 @@ async fn change(pool: &PgPool, statement: &'static str, pairs: &[Pair]) -> Resul
         .bind(firsts.iter().map(|place| of(place).followee_id.as_str()).collect::<Vec<_>>())
         .bind(firsts.iter().map(|place| of(place).value.as_str()).collect::<Vec<_>>())
         .bind(firsts.iter().map(|place| of(place).meta.traceparent.as_str()).collect::<Vec<_>>());
-    let told: Vec<(i32, bool)> = within(query.fetch_all(pool)).await.map_err(|error| Refusal::of(&error))?;
+    let changes: Vec<(i32, bool)> = within(query.fetch_all(pool)).await.map_err(|error| Refusal::of(&error))?;
     let mut outcomes: Vec<Outcome<bool>> = vec![Outcome::Done(false); pairs.len()];
-    for (place, changed) in told {
+    for (place, changed) in changes {
         outcomes[place as usize] = if changed { Outcome::Done(true) } else { Outcome::Erased };
     }
     Ok(outcomes)
 }
 
-/// Places of all but those whose key has come before in the same group.
+/// Returns the indexes of the items, without those whose idempotency key occurs earlier in the same
+/// group.
 fn first_of_each<'a>(metas: impl Iterator<Item = &'a Meta>) -> Vec<usize> {
     let mut seen = HashSet::new();
     metas.enumerate().filter(|(_, meta)| !meta.keyed || seen.insert(meta.event_id)).map(|(place, _)| place).collect()
 }
 
-/// Marks a post as deleted, and returns whose it was; `None` when there is none, or it was deleted before.
+/// Marks a post as deleted and returns its author; `None` if the post does not exist or was deleted
+/// before.
 pub async fn delete_post(pool: &PgPool, meta: &Meta, post_id: i64) -> Result<Option<String>, Error> {
     let (head, tail) = model::deleted(meta.event_id, post_id);
     let query = sqlx::query_scalar(DELETE_POST).bind(post_id).bind(meta.event_id.to_string());
     within(query.bind(meta.keyed).bind(&meta.traceparent).bind(head).bind(tail).fetch_optional(pool)).await
 }
 
-/// Whether a deletion with this key was answered before.
+/// Returns whether a deletion with this idempotency key was answered before.
 pub async fn was_deleted(pool: &PgPool, meta: &Meta, post_id: i64) -> Result<bool, Error> {
     if !meta.keyed {
         return Ok(false);
@@ -269,7 +273,7 @@ pub async fn was_deleted(pool: &PgPool, meta: &Meta, post_id: i64) -> Result<boo
     within(query.bind(meta.event_id.to_string()).bind(post_id).fetch_one(pool)).await
 }
 
-/// Begins the erasure of an account.
+/// Starts the erasure of an account.
 pub async fn erase(pool: &PgPool, meta: &Meta, user_id: &str, value: &str) -> Result<(), Error> {
     let query = sqlx::query(ERASE).bind(user_id).bind(meta.event_id.to_string()).bind(&meta.traceparent).bind(value);
     within(query.execute(pool)).await.map(|_| ())

@@ -1,4 +1,4 @@
-//! The loop that drains: its shards, its rounds, and what it says of itself.
+//! The loop of the outbox drain: its shards, its rounds, and its readiness and metrics.
 
 use std::{
     collections::HashSet,
@@ -26,27 +26,28 @@ use crate::platform::{
     query::{Error, within},
 };
 
-/// Between two looks at who has which shard; with Postgres' own notice of a death it bounds a takeover.
+/// Interval between two rebalancings of shards. Together with the time that Postgres takes to
+/// notice a dead process, it bounds a takeover.
 const BALANCE: Duration = Duration::from_millis(500);
-/// Between two looks at quarantine, ages and partitions.
-const LOOK: Duration = Duration::from_secs(1);
-/// The shortest and the longest pause between rounds that find nothing.
+/// Interval between two runs of [`Drain::maintain`].
+const MAINTENANCE: Duration = Duration::from_secs(1);
+/// Shortest and longest pause between rounds that find nothing.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
-/// A listener that has received nothing for this long is tested.
+/// Time without a notification after which the listener's connection is tested.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// Looking for rows may take so long without a pause after it.
+/// Maximum time of a query for rows that is not followed by a pause.
 const PATIENT: Duration = Duration::from_millis(20);
-/// Rounds that find something begin so far from each other, unless the one before found much: each costs several round
-/// trips to Postgres and one to Kafka, however little it carries.
+/// Minimum time between the starts of rounds that find rows, unless the last one found many: each
+/// round costs several round trips to Postgres and one to Kafka, however few rows it sends.
 const PACE: Duration = Duration::from_millis(10);
-/// After Postgres or Kafka failed.
+/// Pause after a failure of Postgres or Kafka.
 const AFTER_FAILURE: Duration = Duration::from_millis(200);
-/// Rows of one shard in a round.
+/// Maximum number of rows of one shard per round.
 const ROWS: i64 = 500;
-/// A round with so many rows has more behind it.
+/// Number of rows from which a round is assumed to have more behind it.
 const MUCH: usize = 500;
 
-/// The room's part of the relay role.
+/// The outbox drain, run by the relay role.
 pub struct Drain {
     pool: PgPool,
     sender: Sender,
@@ -56,14 +57,14 @@ pub struct Drain {
     stop: CancellationToken,
 }
 
-/// What a connection knows while it lasts.
+/// State of a connection to Postgres.
 struct Session {
     connection: PgConnection,
     owner: Owner,
-    /// Keys with a row in quarantine.
+    /// Keys that have rows in quarantine.
     held: HashSet<String>,
     balanced: Option<Instant>,
-    looked: Option<Instant>,
+    maintained: Option<Instant>,
 }
 
 impl Drain {
@@ -80,23 +81,24 @@ impl Drain {
         Arc::new(Self { pool, sender, topics_ready, check, hint: Notify::new(), stop })
     }
 
-    /// Drains until the stop.
+    /// Drains the outbox until the stop.
     pub async fn run(self: Arc<Self>) -> Result<(), String> {
         while !self.stop.is_cancelled() {
             if let Err(error) = self.session().await {
                 self.check.fail(error.to_string());
-                tracing::warn!(error = %error, "the outbox waits for Postgres");
+                tracing::warn!(error = %error, "outbox drain lost postgres, reconnecting");
                 self.pause(AFTER_FAILURE.mul_f64(1.0 + fastrand::f64())).await;
             }
         }
         Ok(())
     }
 
-    /// Wakes the rounds when a writer says that there is something; whatever is missed, polling finds.
+    /// Starts a round when a writer notifies Postgres. Polling finds the rows of lost
+    /// notifications.
     pub async fn listen_forever(self: Arc<Self>) {
         loop {
             if let Err(error) = self.listen().await {
-                tracing::debug!(error = %error, "not listening");
+                tracing::debug!(error = %error, "outbox listener failed, reconnecting");
             }
             tokio::time::sleep(Duration::from_millis(500 + fastrand::u64(0..500))).await;
         }
@@ -105,7 +107,8 @@ impl Drain {
     async fn listen(&self) -> Result<(), Error> {
         let name = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT {CHANNEL}")));
         let name: String = within(name.fetch_one(&self.pool)).await?;
-        // A pool of its own: a listener whose connection stays silent would keep one of the others' for ever.
+        // The listener has its own pool: a connection that hangs would otherwise occupy one of the
+        // shared pool forever.
         let options = PgConnectOptions::clone(&self.pool.connect_options());
         let own = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
         let mut listener = within(PgListener::connect_with(&own)).await?;
@@ -118,7 +121,7 @@ impl Drain {
         }
     }
 
-    /// Rounds over one connection, until it fails or the stop.
+    /// Runs rounds on one connection until it fails or the stop.
     async fn session(&self) -> Result<(), Error> {
         let mut session = self.open().await?;
         let mut pause = PAUSES.0;
@@ -145,10 +148,10 @@ impl Drain {
         let mut connection = within(options.connect()).await?;
         store::prepare(&mut connection).await?;
         let owner = Owner::join(&mut connection).await?;
-        Ok(Session { connection, owner, held: HashSet::new(), balanced: None, looked: None })
+        Ok(Session { connection, owner, held: HashSet::new(), balanced: None, maintained: None })
     }
 
-    /// One round. How many rows there were to send.
+    /// Runs one round. Returns the number of rows that there were to send.
     async fn step(&self, session: &mut Session) -> Result<usize, Error> {
         let due = |last: Option<Instant>, every| last.is_none_or(|last| last.elapsed() >= every);
         if due(session.balanced, BALANCE) {
@@ -156,9 +159,9 @@ impl Drain {
             session.balanced = Some(Instant::now());
             gauge!("postrider_outbox_owned_shards").set(session.owner.shards().len() as f64);
         }
-        if due(session.looked, LOOK) {
-            self.look_around(session).await?;
-            session.looked = Some(Instant::now());
+        if due(session.maintained, MAINTENANCE) {
+            self.maintain(session).await?;
+            session.maintained = Some(Instant::now());
         }
         let shards = session.owner.shards();
         if shards.is_empty() || !self.topics_ready.get() {
@@ -166,7 +169,8 @@ impl Drain {
         }
         let asked = Instant::now();
         let rows = store::page(&mut session.connection, &shards, ROWS).await?;
-        // Behind an old transaction dead rows must be passed over until their partition is truncated: not all the time.
+        // While an old transaction is open, a query must skip the dead rows of a partition until it
+        // is truncated. The pause keeps the drain from doing that all the time.
         if asked.elapsed() > PATIENT {
             self.pause(asked.elapsed()).await;
         }
@@ -175,14 +179,14 @@ impl Drain {
         }
         let round = self.sender.round(&mut session.connection, &rows, &mut session.held).await?;
         if let Some(problem) = round.problem {
-            tracing::debug!(problem, left = round.left, "rows of the outbox wait");
+            tracing::debug!(problem, left = round.left, "outbox rows not sent, retrying");
             self.pause(AFTER_FAILURE).await;
         }
         Ok(rows.len())
     }
 
-    /// What is done now and then: quarantine, age, rotation.
-    async fn look_around(&self, session: &mut Session) -> Result<(), Error> {
+    /// Updates the quarantined keys and the metrics, and truncates a partition if possible.
+    async fn maintain(&self, session: &mut Session) -> Result<(), Error> {
         let connection = &mut session.connection;
         let (keys, quarantined) = store::quarantined(connection).await?;
         session.held = keys.into_iter().collect();

@@ -1,6 +1,7 @@
-//! The outbox: what other rooms stored together with their truth reaches Kafka, in order per key, at least once,
-//! whatever dies meanwhile. Rows go only after the broker has acknowledged them. The table is the interface: see
-//! `migrations/0010_outbox.sql` for what a room inserts.
+//! The outbox: events that capabilities store in Postgres together with their data reach Kafka at
+//! least once and in order per key, despite crashes. A row is deleted only after the broker has
+//! acknowledged its record. The table is the interface: see `migrations/0010_outbox.sql` for the
+//! columns that a capability inserts.
 
 mod drain;
 mod owner;
@@ -12,5 +13,5 @@ pub use drain::Drain;
 pub use quarantine::{Filter, Listing, Outcome, Quarantine};
 pub use round::Topic;
 
-/// How many shards there are; the table computes a row's.
+/// Number of shards; the table computes the shard of a row.
 const SHARDS: i16 = 8;

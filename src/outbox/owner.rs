@@ -1,5 +1,5 @@
-//! Which shards this process owns: as many as it holds advisory locks for, on one connection. Postgres lets them
-//! go when the connection ends, however that comes.
+//! Ownership of shards. A process owns the shards for which it holds advisory locks on one
+//! connection. Postgres releases the locks when the connection ends for any reason.
 
 use std::collections::BTreeSet;
 
@@ -8,19 +8,20 @@ use sqlx::PgConnection;
 use super::SHARDS;
 use crate::platform::query::{Error, within};
 
-/// The second key of the lock that all relays share, to be counted.
+/// Second key of the lock that all drains share; its holders are counted.
 const MEMBERSHIP: i32 = -1;
 
-/// The shards of one process.
+/// The shards that a process owns.
 #[derive(Debug, Default)]
 pub struct Owner {
-    /// The first key of all locks: these are of the whole database, and tables of a schema.
+    /// First key of all locks. Advisory locks are per database, and the outbox is per schema, so
+    /// the key is derived from the schema.
     class: i32,
     owned: BTreeSet<i16>,
 }
 
 impl Owner {
-    /// Joins the relays of this schema. Nothing is owned yet.
+    /// Joins the drains of this schema. No shard is owned yet.
     pub async fn join(connection: &mut PgConnection) -> Result<Self, Error> {
         let class: i32 = within(
             sqlx::query_scalar("SELECT hashtext(current_schema() || '.outbox') & 2147483647")
@@ -36,7 +37,8 @@ impl Owner {
         self.owned.iter().copied().collect()
     }
 
-    /// Takes its share of the shards, and lets go what is above it. Nothing may be in flight meanwhile.
+    /// Acquires this process's share of the shards and releases those above it. No rows may be in
+    /// flight during the call.
     pub async fn balance(&mut self, connection: &mut PgConnection) -> Result<(), Error> {
         let members = self.members(connection).await?;
         let share = usize::try_from((i64::from(SHARDS) + members - 1) / members.max(1)).unwrap_or(1);
@@ -44,9 +46,10 @@ impl Owner {
             let Some(shard) = self.owned.pop_last() else { break };
             let free = sqlx::query("SELECT pg_advisory_unlock($1, $2)").bind(self.class).bind(i32::from(shard));
             within(free.execute(&mut *connection)).await?;
-            tracing::info!(shard, members, "let a shard of the outbox go");
+            tracing::info!(shard, members, "outbox shard released");
         }
-        // From a random one on, so that two that come at once don't fight for the same.
+        // Starts at a random shard, so that two processes that start at once do not compete for the
+        // same one.
         let first = fastrand::i16(0..SHARDS);
         for shard in (0..SHARDS).map(|step| (first + step) % SHARDS) {
             if self.owned.len() >= share {
@@ -59,14 +62,14 @@ impl Owner {
                 sqlx::query_scalar("SELECT pg_try_advisory_lock($1, $2)").bind(self.class).bind(i32::from(shard));
             if within(take.fetch_one(&mut *connection)).await? {
                 self.owned.insert(shard);
-                tracing::info!(shard, members, "took a shard of the outbox");
+                tracing::info!(shard, members, "outbox shard acquired");
             }
         }
         Ok(())
     }
 
     async fn members(&self, connection: &mut PgConnection) -> Result<i64, Error> {
-        // Keys are shown as unsigned numbers there.
+        // `pg_locks` shows the keys as unsigned numbers.
         let count = sqlx::query_scalar(
             "SELECT count(DISTINCT pid) FROM pg_locks
              WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid = $1::bigint::oid AND objid = $2::bigint::oid

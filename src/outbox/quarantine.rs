@@ -1,18 +1,18 @@
-//! Rows that were put aside: listed, put back, or dropped, as somebody decides.
+//! Quarantined rows of the outbox: operators list them, release them to the outbox, or drop them.
 
 use serde::Serialize;
 use sqlx::{PgPool, Postgres, Transaction};
 
 use crate::platform::query::{Error, within};
 
-/// Time to wait for a relay that is putting rows aside just now.
+/// Maximum time to wait for a drain that is quarantining rows.
 const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '4s'";
 
-/// Nothing comes to the quarantine while rows leave it: a row that a relay puts aside because one before it is there
-/// would else stay behind alone.
+/// Keeps rows from being quarantined while others are released. Otherwise a row that a drain
+/// quarantines because an earlier one of its key is there would stay behind alone.
 const LOCK: &str = "LOCK TABLE outbox_quarantine IN SHARE ROW EXCLUSIVE MODE";
 
-/// Keys that are put back together, to bound a transaction; all rows of a key are.
+/// Maximum number of keys released per transaction; all rows of a key are released together.
 const KEYS: i64 = 100;
 
 macro_rules! chosen {
@@ -31,7 +31,7 @@ const LIST: &str = concat!(
 
 const COUNT: &str = concat!("SELECT count(DISTINCT key), count(*)", chosen!());
 
-/// With the ids they had: before everything that came later.
+/// Moves rows back with their original ids, before all later rows.
 const RELEASE: &str = "
     WITH chosen AS MATERIALIZED (
         SELECT DISTINCT key FROM outbox_quarantine WHERE ($1::text IS NULL OR key = $1) AND key > $2 ORDER BY key LIMIT $3
@@ -46,42 +46,43 @@ const RELEASE: &str = "
 const DROP: &str =
     concat!("DELETE FROM outbox_quarantine WHERE id = ANY(ARRAY(SELECT id", chosen!(), " ORDER BY id LIMIT $3))");
 
-/// Rows of one deletion.
+/// Maximum number of rows per deletion.
 const ROWS: i64 = 5_000;
 
-/// Which rows; all where nothing is said.
+/// Conditions on rows; all rows match if none is set.
 #[derive(Debug, Default, Clone)]
 pub struct Filter {
     pub ids: Vec<i64>,
     pub key: Option<String>,
 }
 
-/// A row, without its value.
+/// A quarantined row, without its value.
 #[derive(Debug, Serialize, sqlx::FromRow)]
 pub struct Held {
     pub id: i64,
-    /// Before the prefix.
+    /// Topic before the prefix.
     pub topic: String,
     pub key: String,
     pub event_id: String,
     pub kind: String,
     pub value_bytes: i32,
-    /// Null for those that only came later than one with a reason.
+    /// Reason of the quarantine. Null for a row that was quarantined only because an earlier row of
+    /// its key was.
     pub reason: Option<String>,
-    /// UTC, as `quarantined_at`.
+    /// Time in UTC, like `quarantined_at`.
     pub created_at: String,
     pub quarantined_at: String,
 }
 
-/// Rows and how many match.
+/// Matching rows, and their number.
 #[derive(Debug, Serialize)]
 pub struct Listing {
     pub matched: i64,
-    /// In their order.
+    /// The rows in the order of their ids.
     pub rows: Vec<Held>,
 }
 
-/// What was done, or would be.
+/// Number of keys and rows that were changed, or would be in a dry run.
 #[derive(Debug, Default, Serialize)]
 pub struct Outcome {
     pub dry_run: bool,
@@ -98,25 +99,26 @@ impl Quarantine {
         Self(pool)
     }
 
-    /// The oldest rows that match.
+    /// Returns the oldest matching rows.
     pub async fn list(&self, filter: &Filter, limit: i64) -> Result<Listing, Error> {
         let rows = sqlx::query_as(LIST).bind(&filter.ids).bind(&filter.key).bind(limit);
         Ok(Listing { matched: self.count(filter).await?.1, rows: within(rows.fetch_all(&self.0)).await? })
     }
 
-    /// Keys and rows.
+    /// Counts matching keys and rows.
     async fn count(&self, filter: &Filter) -> Result<(i64, i64), Error> {
         within(sqlx::query_as(COUNT).bind(&filter.ids).bind(&filter.key).fetch_one(&self.0)).await
     }
 
-    /// Puts all rows of a key back into the outbox, or those of all keys.
+    /// Moves all quarantined rows of a key, or of all keys, back to the outbox.
     pub async fn release(&self, key: Option<&str>, dry_run: bool) -> Result<Outcome, Error> {
         if dry_run {
             let (keys, rows) = self.count(&Filter { ids: Vec::new(), key: key.map(str::to_owned) }).await?;
             return Ok(Outcome { dry_run, keys, rows });
         }
         let (mut outcome, mut after) = (Outcome::default(), Some(String::new()));
-        // Each key once: what is put aside again meanwhile is for another time.
+        // Releases each key once: rows that are quarantined again in the meantime need another
+        // call.
         while let Some(last) = after {
             let mut transaction = self.begin().await?;
             let release = sqlx::query_as(RELEASE).bind(key).bind(last).bind(KEYS);
@@ -129,15 +131,16 @@ impl Quarantine {
         Ok(outcome)
     }
 
-    /// Deletes rows for good. Later rows of their keys wait until they are released.
+    /// Deletes rows permanently. Later rows of their keys stay in quarantine until they are
+    /// released.
     pub async fn drop_rows(&self, filter: &Filter, dry_run: bool) -> Result<Outcome, Error> {
         let mut outcome = Outcome { dry_run, ..Outcome::default() };
         (outcome.keys, outcome.rows) = self.count(filter).await?;
         let mut left = if dry_run { 0 } else { outcome.rows };
         while left > 0 {
             let query = sqlx::query(DROP).bind(&filter.ids).bind(&filter.key).bind(left.min(ROWS));
-            let gone = within(query.execute(&self.0)).await?.rows_affected().cast_signed();
-            left = if gone == 0 { 0 } else { left - gone };
+            let deleted = within(query.execute(&self.0)).await?.rows_affected().cast_signed();
+            left = if deleted == 0 { 0 } else { left - deleted };
         }
         Ok(outcome)
     }

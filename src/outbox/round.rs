@@ -1,4 +1,4 @@
-//! One round: rows to Kafka, and out of the table when they are there.
+//! One round: sends rows to Kafka, and deletes them from the table once Kafka has them.
 
 use std::{borrow::Cow, collections::HashSet};
 
@@ -15,38 +15,38 @@ use crate::platform::{
     trace_context::TraceContext,
 };
 
-/// Where rows go.
+/// Sends rows to Kafka.
 pub struct Sender {
     producer: Producer,
     topic_prefix: String,
     topics: Vec<Topic>,
 }
 
-/// A topic that rows may name.
+/// A topic that rows may be sent to.
 pub struct Topic {
-    /// Before the prefix.
+    /// Name before the prefix.
     pub name: &'static str,
-    /// Returns the value of a row's record, from the event's id and the row's value: a former version of the program
-    /// may have written the row.
+    /// Returns the value of a row's record, given the event's id and the row's value, which a
+    /// former version of the program may have written.
     pub value: fn(Uuid, &str) -> Cow<'_, str>,
 }
 
-/// What came of a round.
+/// Result of a round.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Round {
     pub sent: usize,
-    /// Rows that Kafka did not take this time, with those that must come after them.
+    /// Number of rows that were not sent this time, with the rows that must come after them.
     pub left: usize,
-    /// Why, of the first.
+    /// The reason of the first row that was not sent.
     pub problem: Option<String>,
 }
 
-/// What became of one row.
+/// Result for one row.
 enum Fate {
     Stored,
-    /// It waits, and so do those after it of the same key.
+    /// The row is retried, and so are later rows of the same key.
     Waits(String),
-    /// Kafka never takes it.
+    /// Kafka rejects the row on every attempt.
     Bad(String),
 }
 
@@ -55,19 +55,19 @@ impl Sender {
         Self { producer, topic_prefix, topics }
     }
 
-    /// Sends rows, those of each shard in order, and deletes those that are stored.
+    /// Sends rows, in order per shard, and deletes those that Kafka stored.
     pub async fn round(
         &self,
         connection: &mut PgConnection,
         rows: &[Row],
         held: &mut HashSet<String>,
     ) -> Result<Round, Error> {
-        let mut under_way = Vec::with_capacity(rows.len());
+        let mut sent = Vec::with_capacity(rows.len());
         let mut full = false;
         for row in rows {
             let taken = match row {
                 row if held.contains(&row.key) => Err(Fate::Bad(String::new())),
-                // Order within a key: nothing overtakes what found no room.
+                // Order within a key: no row may overtake one for which the producer was full.
                 _ if full => Err(Fate::Waits("the producer is full".to_owned())),
                 row => self.send(row),
             };
@@ -75,9 +75,9 @@ impl Sender {
                 held.insert(row.key.clone());
             }
             full |= matches!(&taken, Err(Fate::Waits(_)));
-            under_way.push(taken);
+            sent.push(taken);
         }
-        let fates = join_all(under_way.into_iter().zip(rows).map(|(taken, row)| async move {
+        let fates = join_all(sent.into_iter().zip(rows).map(|(taken, row)| async move {
             match taken {
                 Ok(receipt) => receipt.stored(&row.topic).await.map_or_else(fate, |_| Fate::Stored),
                 Err(fate) => fate,
@@ -87,9 +87,9 @@ impl Sender {
     }
 
     fn send(&self, row: &Row) -> Result<Receipt, Fate> {
-        let of_the_outbox = self.topics.iter().find(|topic| topic.name == row.topic);
-        let Some(Topic { value, .. }) = of_the_outbox else {
-            return Err(Fate::Bad(format!("`{}` is no topic of the outbox", row.topic)));
+        let topic = self.topics.iter().find(|topic| topic.name == row.topic);
+        let Some(Topic { value, .. }) = topic else {
+            return Err(Fate::Bad(format!("`{}` is not a topic of the outbox", row.topic)));
         };
         let id = Uuid::try_parse(&row.event_id).map_err(|error| Fate::Bad(error.to_string()))?;
         let given = row.traceparent.as_deref().and_then(|given| TraceContext::parse(given.as_bytes()));
@@ -116,7 +116,8 @@ impl Sender {
         let (mut round, mut stored, mut waiting) = (Round::default(), Vec::with_capacity(rows.len()), HashSet::new());
         for (row, fate) in rows.iter().zip(fates) {
             match fate {
-                // Sent again after the one before it, so that the last word on a key stays the last.
+                // The row is sent again after the earlier one, so that the newest record of a key
+                // stays the last.
                 Fate::Stored if waiting.contains(row.key.as_str()) => round.left += 1,
                 Fate::Stored => stored.push(row),
                 Fate::Waits(problem) => {
@@ -128,12 +129,12 @@ impl Sender {
                 Fate::Bad(reason) => {
                     let reason = Some(reason).filter(|reason| !reason.is_empty());
                     if let Some(reason) = &reason {
-                        tracing::error!(outbox.id = row.id, key = row.key, reason, "a row was put aside with its key");
+                        tracing::error!(outbox.id = row.id, key = row.key, reason, "outbox row quarantined");
                     }
                     if store::quarantine(connection, row, reason.as_deref()).await? {
                         held.insert(row.key.clone());
                     } else {
-                        // Those before it were put back: it goes after them, in the next round.
+                        // The earlier rows were released: this row follows them in the next round.
                         held.remove(&row.key);
                         waiting.insert(row.key.as_str());
                         round.left += 1;

@@ -1,24 +1,24 @@
-//! The outbox in Postgres. All statements run on the connection that holds the shards' locks: whoever lost them
-//! cannot read or delete any more.
+//! The outbox in Postgres. All statements run on the connection that holds the locks of the shards,
+//! so that a process that lost the locks can no longer read or delete rows.
 
 use sqlx::PgConnection;
 
 use crate::platform::query::{Error, within};
 
-/// Partitions that take turns; see the migration.
+/// Number of partitions, which are used in turn; see the migration.
 const SLOTS: i16 = 4;
 
-/// Deletions of fewer rows are planned once for all.
+/// Number of rows below which deletions share a prepared plan.
 const FEW: usize = 100;
 
-/// A partition smaller than this, in bytes, is not worth truncating.
+/// Size in bytes below which a partition is not truncated.
 const SMALL: i64 = 1 << 20;
 
-/// What is to be sent.
+/// A row to send.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Row {
     slot: i16,
-    /// Where the row lies, as Postgres writes it.
+    /// Physical location of the row (`ctid`), as text.
     place: String,
     pub id: i64,
     pub topic: String,
@@ -37,10 +37,12 @@ const PAGE: &str = "
         FROM outbox WHERE shard = owned.number ORDER BY id LIMIT $2
     ) AS page";
 
-/// By their places, which costs no search; a place may have a new row by now, so the id must be right, too.
+/// Deletes rows by location, which needs no search. A location may hold a newer row by now, so the
+/// id must match, too.
 const FORGET: &str = "DELETE FROM outbox WHERE slot = $1 AND ctid = ANY($2::text[]::tid[]) AND id = ANY($3)";
 
-/// Without a reason of its own a row only follows one that is there: somebody may have put that back just now.
+/// Quarantines a row. A row without its own reason is quarantined only if another row of its key is
+/// in quarantine, because an operator may have released that one just now.
 const QUARANTINE: &str = "
     WITH taken AS (
         DELETE FROM outbox WHERE slot = $1 AND ctid = $2::text::tid AND id = $3
@@ -51,34 +53,37 @@ const QUARANTINE: &str = "
     SELECT id, topic, key, event_id, kind, source, traceparent, value, created_at, $4 FROM taken
     ON CONFLICT DO NOTHING";
 
-/// The index gives the first of each shard; all shards, because one without an owner is what must be seen.
+/// Computes the age of the oldest row. The index returns the first row of each shard. All shards
+/// are included, so that a shard without an owner is noticed.
 const OLDEST: &str = "
     SELECT coalesce(max(extract(epoch FROM clock_timestamp() - first.created_at)), 0)::float8
     FROM generate_series(0, 7) AS shards (number)
     CROSS JOIN LATERAL (SELECT created_at FROM outbox WHERE shard = shards.number ORDER BY id LIMIT 1) AS first";
 
-/// A connection for the locks and the rounds, whose end Postgres notices when our host is gone, too.
+/// Prepares a connection for the locks and the rounds. Keepalives make Postgres notice when this
+/// host is lost.
 pub async fn prepare(connection: &mut PgConnection) -> Result<(), Error> {
-    // A deletion that is lost is a row that is sent again.
+    // A lost deletion only causes its row to be sent again.
     let settings = sqlx::raw_sql(
         "SET synchronous_commit = off; SET tcp_keepalives_idle = 1; SET tcp_keepalives_interval = 1; SET tcp_keepalives_count = 1",
     );
     within(settings.execute(connection)).await.map(|_| ())
 }
 
-/// Rows of these shards, those of each in order, up to `limit` of each. All are of one moment: a row is never seen
-/// before one that its transaction waited for.
+/// Returns rows of these shards, in order per shard, up to `limit` rows of each. All rows come from
+/// one snapshot, so that a row is never returned before one that its transaction waited for.
 pub async fn page(connection: &mut PgConnection, shards: &[i16], limit: i64) -> Result<Vec<Row>, Error> {
     within(sqlx::query_as(PAGE).bind(shards).bind(limit).fetch_all(connection)).await
 }
 
-/// Deletes rows that Kafka has.
+/// Deletes rows whose records Kafka has stored.
 pub async fn forget(connection: &mut PgConnection, rows: &[&Row]) -> Result<(), Error> {
     for slot in 0..SLOTS {
         let (places, ids): (Vec<&str>, Vec<i64>) =
             rows.iter().filter(|row| row.slot == slot).map(|row| (row.place.as_str(), row.id)).unzip();
         if !ids.is_empty() {
-            // Where there are many, the ids must be known to the planner, which else compares each with each.
+            // For many rows the planner must know the ids; a generic plan would compare each with
+            // each.
             let (query, few) = (sqlx::query(FORGET).bind(slot), ids.len() < FEW);
             within(query.bind(places).bind(ids).persistent(few).execute(&mut *connection)).await?;
         }
@@ -86,13 +91,14 @@ pub async fn forget(connection: &mut PgConnection, rows: &[&Row]) -> Result<(), 
     Ok(())
 }
 
-/// Puts a row aside. Those that only have the key of a bad one have no reason; false where that is not there any more.
+/// Moves a row to the quarantine. `reason` is `None` for a row that only has the key of a
+/// quarantined one. Returns `false` if that one is no longer in quarantine.
 pub async fn quarantine(connection: &mut PgConnection, row: &Row, reason: Option<&str>) -> Result<bool, Error> {
     let query = sqlx::query(QUARANTINE).bind(row.slot).bind(&row.place).bind(row.id).bind(reason);
     Ok(within(query.execute(connection)).await?.rows_affected() > 0)
 }
 
-/// Keys that have a row in quarantine, and how many rows there are.
+/// Returns the keys that have rows in quarantine, and the number of rows.
 pub async fn quarantined(connection: &mut PgConnection) -> Result<(Vec<String>, i64), Error> {
     let query = sqlx::query_as("SELECT key, count(*) FROM outbox_quarantine GROUP BY key");
     let held: Vec<(String, i64)> = within(query.fetch_all(connection)).await?;
@@ -100,13 +106,14 @@ pub async fn quarantined(connection: &mut PgConnection) -> Result<(Vec<String>, 
     Ok((held.into_iter().map(|(key, _)| key).collect(), rows))
 }
 
-/// How old the oldest row of any shard is, in seconds; 0 without rows.
+/// Returns the age of the oldest row of any shard, in seconds; 0 without rows.
 pub async fn oldest_s(connection: &mut PgConnection) -> Result<f64, Error> {
     within(sqlx::query_scalar(OLDEST).fetch_one(connection)).await
 }
 
-/// Truncates the partition whose turn is longest ago, where all its rows are gone and nobody writes to it. Deleted
-/// rows would stay until no transaction anywhere is older than they are.
+/// Truncates the partition that is two turns away from the current one, if it is empty and no
+/// transaction uses it. Deleted rows would otherwise occupy space until no older transaction is
+/// open.
 pub async fn rotate(connection: &mut PgConnection) -> Result<(), Error> {
     let oldest = sqlx::query_as(
         "SELECT slot::smallint, pg_relation_size(format('%I', 'outbox_' || slot)::regclass)
@@ -116,7 +123,7 @@ pub async fn rotate(connection: &mut PgConnection) -> Result<(), Error> {
     if bytes < SMALL {
         return Ok(());
     }
-    // The name is one of four. Without NOWAIT, writers would queue behind us.
+    // The name is one of four. Without NOWAIT, writers would queue behind this lock.
     let attempt = format!(
         "BEGIN;
          LOCK TABLE outbox_{slot} IN ACCESS EXCLUSIVE MODE NOWAIT;

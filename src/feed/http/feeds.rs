@@ -1,4 +1,4 @@
-//! A feed, page by page.
+//! HTTP route that reads a feed in pages.
 
 use std::collections::HashMap;
 
@@ -32,10 +32,10 @@ static X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 const ROUTE: &str = "/feeds/{user_id}";
 const DEFAULT_LIMIT: usize = 20;
 const MAX_LIMIT: i64 = 100;
-/// What is further down is reached by cursors, whose cost does not grow with the way.
+/// Maximum offset. Clients reach older posts by cursor, whose cost does not grow with the distance.
 const MAX_OFFSET: i64 = 10_000;
 
-/// See the route.
+/// Adds the shortcut for [`feed`], which skips the router.
 pub fn short_cut(short_cuts: ShortCuts, feed: &Feed) -> ShortCuts {
     let feed = feed.clone();
     short_cuts.with(Method::GET, ROUTE, move |request: Request, _| {
@@ -59,33 +59,34 @@ pub struct FeedQuery {
 #[expect(dead_code, reason = "describes the JSON, which is written directly")]
 pub struct FeedPage<'a> {
     user_id: String,
-    /// Newest first. Each below 2^53.
+    /// Post ids, newest first, each below 2^53.
     post_ids: Vec<i64>,
-    /// The posts themselves in the same order, where asked for.
+    /// The posts in the same order, if `expand` asks for them.
     posts: Option<Vec<Shown<'a>>>,
-    /// For the next page; null on the last one.
+    /// Cursor of the next page; null on the last page.
     next_cursor: Option<String>,
 }
 
 /// Read a feed
 ///
-/// Posts of all that the user follows, newest first. Pages by `cursor` stay as they are while posts arrive.
+/// Returns posts of all users whom the user follows, newest first. Pages by `cursor` are stable
+/// while posts arrive.
 #[utoipa::path(
     get,
     path = "/feeds/{user_id}",
     tag = "feed",
     params(
         ("user_id" = String, Path, min_length = 1, max_length = 255),
-        ("limit" = Option<i64>, Query, description = "1 to 100; 20 unless told otherwise, or when out of range"),
-        ("offset" = Option<i64>, Query, maximum = 10000, description = "Newest posts to pass over; a negative one is 0"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before; wins over `offset`"),
-        ("expand" = Option<String>, Query, pattern = "^posts$", description = "`posts` adds the posts themselves"),
+        ("limit" = Option<i64>, Query, description = "Maximum number of posts, 1 to 100; default 20, also for values out of range"),
+        ("offset" = Option<i64>, Query, maximum = 10000, description = "Number of newest posts to skip; a negative value counts as 0"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page; takes precedence over `offset`"),
+        ("expand" = Option<String>, Query, pattern = "^posts$", description = "`posts` adds the posts to the page"),
     ),
     responses(
-        (status = 200, description = "A page", body = FeedPage, headers(("X-TimelineWriter" = String, description = "`HIT` when Redis had it, else `MISS`"))),
+        (status = 200, description = "A page of the feed", body = FeedPage, headers(("X-Cache" = String, description = "`HIT` if Redis had the page, else `MISS`"))),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "The id is too long, or the offset too large", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Postgres cannot be reached, or too many wait for it", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres cannot be reached, or too many reads wait for it", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 pub async fn feed(
@@ -100,7 +101,7 @@ pub async fn feed(
     let expand = match query.expand.as_deref() {
         None => false,
         Some("posts") => true,
-        Some(_) => return Err(invalid("`expand` can be `posts`")),
+        Some(_) => return Err(invalid("`expand` must be `posts` if set")),
     };
     let feeds = &feed.desk()?.feeds;
     let mut page = feeds.page(&user_id, start, limit).await?;
@@ -113,7 +114,7 @@ pub async fn feed(
     Ok(response)
 }
 
-/// The limit, or the usual one where it is out of range.
+/// Returns the limit, or the default if it is missing or out of range.
 pub fn fitting(limit: Option<i64>) -> usize {
     limit.filter(|limit| (1..=MAX_LIMIT).contains(limit)).map_or(DEFAULT_LIMIT, |limit| limit as usize)
 }
@@ -122,18 +123,19 @@ fn start(query: &FeedQuery) -> Result<Start, Problem> {
     if let Some(cursor) = query.cursor.as_deref() {
         let digits = Some(cursor).filter(|cursor| cursor.bytes().all(|byte| byte.is_ascii_digit()));
         let before = digits.and_then(|digits| digits.parse().ok()).filter(|id| (1..=MAX_POST_ID).contains(id));
-        return before.map(Start::Before).ok_or_else(|| invalid("`cursor` is not one that was given out here"));
+        return before.map(Start::Before).ok_or_else(|| invalid("`cursor` must be the `next_cursor` of a page"));
     }
     match query.offset.unwrap_or(0) {
         offset if offset > MAX_OFFSET => {
-            let detail = format!("`offset` is at most {MAX_OFFSET}; `cursor` reaches everything");
+            let detail = format!("`offset` must be at most {MAX_OFFSET} (got {offset}); use `cursor` to read further");
             Err(Problem::new(Code::InvalidField, detail))
         }
         offset => Ok(Start::Offset(usize::try_from(offset).unwrap_or(0))),
     }
 }
 
-/// The page's posts; ids of those that went meanwhile are taken out.
+/// Reads the posts of the page, and removes the ids of posts that were deleted in between from the
+/// page.
 async fn expanded(feed: &Feed, page: &mut Page) -> Result<Vec<Post>, Problem> {
     let posts = feed.desk()?.feeds.reads().posts(&page.ids).await.map_err(|error| unreachable(&error))?;
     let mut posts: HashMap<i64, Post> = posts.into_iter().map(|post| (post.id, post)).collect();

@@ -1,4 +1,4 @@
-//! Who follows whom, and accounts that are erased.
+//! HTTP routes of follows, and the erasure of accounts.
 
 use axum::{
     body::Body,
@@ -29,22 +29,23 @@ use crate::{
 };
 
 refusals! {
-    /// Of bodies with a follower and a followee.
+    /// Refusals of bodies with a follower and a followee.
     Following {
-        400: "Malformed, a field is empty, or both are the same",
-        409: "One of them is being erased",
+        400: "Malformed, a field is empty, or both ids are the same",
+        409: "One of the accounts is being erased",
         422: "A field is too long",
     }
 }
 
-/// Follow somebody
+/// Follow a user
 ///
-/// The followee's posts, older ones too, stand in the follower's feed within moments. Again is fine.
+/// The followee's posts, including older ones, appear in the follower's feed within moments.
+/// Following again changes nothing.
 #[utoipa::path(
     post,
     path = "/follow",
     tag = "feed",
-    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry change nothing, whatever came in between")),
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry change nothing, even if the user was unfollowed in between")),
     request_body = FollowDraft,
     responses(
         (status = 200, description = "Stored", body = Said),
@@ -64,14 +65,15 @@ pub async fn follow(
     Ok(axum::Json(Said { message: "followed successfully" }).into_response())
 }
 
-/// Follow somebody no longer
+/// Unfollow a user
 ///
-/// From the answer on their posts are not in the feed. Who was not followed is no failure.
+/// Once answered, the followee's posts are no longer in the feed. Unfollowing a user who is not
+/// followed changes nothing.
 #[utoipa::path(
     post,
     path = "/unfollow",
     tag = "feed",
-    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry change nothing, whatever came in between")),
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry change nothing, even if the user was followed in between")),
     request_body = FollowDraft,
     responses(
         (status = 200, description = "Stored", body = Said),
@@ -87,7 +89,7 @@ pub async fn unfollow(
     let pair = pair(&feed, &context, request, "/unfollow", "USER_UNFOLLOWED").await?;
     let (desk, member) = (feed.desk()?, format!("u{}", pair.follower_id));
     let _admitted = desk.backlog.admit(&pair.followee_id, pair.value.len())?;
-    // Where nothing has changed, nobody would take the note back.
+    // If nothing changed, no event would ever remove the member from the `gone` list.
     if settled(desk.unfollows.write(pair).await?)? {
         desk.feeds.note_gone([member]).await;
     }
@@ -112,21 +114,22 @@ async fn pair(
 
 /// Erase an account
 ///
-/// Its posts, its follows in both directions, and its feed. From the answer on none of it is shown; until all of it is
-/// gone, writes for the account are 409. Again is fine.
+/// Erases the account's posts, its follows in both directions, and its feed. Once answered, none of
+/// it is shown; until all of it is deleted, writes for the account get 409. Erasing again changes
+/// nothing.
 #[utoipa::path(
     delete,
     path = "/users/{user_id}",
     tag = "feed",
     params(
         ("user_id" = String, Path, min_length = 1, max_length = 255),
-        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Names the event"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Determines the id of the event"),
     ),
     responses(
-        (status = 202, description = "It has begun", body = Said),
+        (status = 202, description = "The erasure has begun", body = Said),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "The id is too long", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Not stored, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 pub async fn erase(
@@ -139,7 +142,7 @@ pub async fn erase(
     let value = model::erased(meta.event_id, &user_id);
     let _admitted = desk.backlog.admit(&user_id, value.len())?;
     writes::erase(&desk.pool, &meta, &user_id, &value).await.map_err(|error| Refusal::of(&error))?;
-    // A timeline cannot have older ones of one author than so many.
+    // A timeline cannot have posts of one author beyond this number of newest ones.
     let newest = 2 * feed.inner.config.timeline_ids;
     let posts = desk.feeds.reads().newest_of_erased(&user_id, newest).await.map_err(|error| unreachable(&error))?;
     let members = posts.into_iter().map(|id| format!("p{id}")).chain([format!("u{user_id}")]);
@@ -152,19 +155,19 @@ pub async fn erase(
 #[derive(Serialize, ToSchema)]
 pub struct FollowersPage {
     user_id: String,
-    /// By their ids.
+    /// Follower ids in ascending order.
     followers: Vec<String>,
-    /// For the next page; null on the last one.
+    /// Cursor of the next page; null on the last page.
     next_cursor: Option<String>,
 }
 
-/// A page of those whom a user follows.
+/// A page of the users whom a user follows.
 #[derive(Serialize, ToSchema)]
 pub struct FollowingPage {
     user_id: String,
-    /// By their ids.
+    /// Followee ids in ascending order.
     following: Vec<String>,
-    /// For the next page; null on the last one.
+    /// Cursor of the next page; null on the last page.
     next_cursor: Option<String>,
 }
 
@@ -181,11 +184,11 @@ pub struct ListQuery {
     tag = "feed",
     params(
         ("user_id" = String, Path, min_length = 1, max_length = 255),
-        ("limit" = Option<i64>, Query, description = "1 to 100; 20 unless told otherwise, or when out of range"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("limit" = Option<i64>, Query, description = "Maximum number of users, 1 to 100; default 20, also for values out of range"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     responses(
-        (status = 200, description = "A page", body = FollowersPage),
+        (status = 200, description = "A page of followers", body = FollowersPage),
         (status = 422, description = "The id is too long", body = ProblemBody, content_type = "application/problem+json"),
         PostgresRead,
     ),
@@ -199,18 +202,18 @@ pub async fn followers(
     Ok(axum::Json(FollowersPage { user_id, followers, next_cursor }).into_response())
 }
 
-/// List those whom a user follows
+/// List the users whom a user follows
 #[utoipa::path(
     get,
     path = "/users/{user_id}/following",
     tag = "feed",
     params(
         ("user_id" = String, Path, min_length = 1, max_length = 255),
-        ("limit" = Option<i64>, Query, description = "1 to 100; 20 unless told otherwise, or when out of range"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("limit" = Option<i64>, Query, description = "Maximum number of users, 1 to 100; default 20, also for values out of range"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     responses(
-        (status = 200, description = "A page", body = FollowingPage),
+        (status = 200, description = "A page of followed users", body = FollowingPage),
         (status = 422, description = "The id is too long", body = ProblemBody, content_type = "application/problem+json"),
         PostgresRead,
     ),
@@ -244,5 +247,5 @@ async fn list(
 
 fn decode(cursor: &str) -> Result<String, Problem> {
     let text = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    text.filter(|text| !text.contains('\0')).ok_or_else(|| invalid("`cursor` is not one that was given out here"))
+    text.filter(|text| !text.contains('\0')).ok_or_else(|| invalid("`cursor` must be the `next_cursor` of a page"))
 }

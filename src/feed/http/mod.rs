@@ -1,4 +1,4 @@
-//! Routes of the feed room.
+//! HTTP routes of the feed capability.
 
 mod feeds;
 mod follows;
@@ -23,7 +23,7 @@ use crate::platform::http::{
     shortcut::ShortCuts,
 };
 
-/// The room's routes with their descriptions.
+/// Returns the routes of the capability with their OpenAPI descriptions.
 pub fn routes(feed: Feed) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(posts::create))
@@ -37,25 +37,26 @@ pub fn routes(feed: Feed) -> OpenApiRouter {
         .with_state(feed)
 }
 
-/// Feeds are what is read most, and posts what is written most.
+/// Adds shortcuts past the router for the busiest routes: feeds are read most, and posts are
+/// written most.
 pub fn short_cuts(short_cuts: ShortCuts, feed: &Feed) -> ShortCuts {
     posts::short_cut(feeds::short_cut(short_cuts, feed), feed)
 }
 
 impl Feed {
     fn desk(&self) -> Result<&Desk, Problem> {
-        let off = || Problem::new(Code::PostgresUnavailable, "there are no feeds here: `postgres.url` is not set");
+        let off = || Problem::new(Code::PostgresUnavailable, "set `postgres.url` to use feeds; it is not set");
         self.inner.desk.as_ref().ok_or_else(off)
     }
 
-    /// The body of a write.
+    /// Reads the body of a write.
     async fn body(&self, request: Request) -> Result<RequestBody, Problem> {
         require_content_type(request.headers(), &["application/json"])?;
         body::read(request.into_body(), self.inner.http.limits()).await
     }
 }
 
-/// Describes a write. `content` is the body, or what the path names.
+/// Describes a write. `content` is the body, or the part of the path that identifies the object.
 fn meta(context: &RequestContext, route: &str, content: &[u8]) -> Result<Meta, Problem> {
     let event_id = context.event_id(ANONYMOUS, route, None, &[content])?;
     let traceparent = String::from_utf8_lossy(&context.trace.traceparent()).into_owned();
@@ -64,26 +65,28 @@ fn meta(context: &RequestContext, route: &str, content: &[u8]) -> Result<Meta, P
 
 fn settled<T>(outcome: Outcome<T>) -> Result<T, Problem> {
     match outcome {
-        Outcome::Done(what) => Ok(what),
-        Outcome::Erased => Err(Problem::new(Code::BeingErased, "an account of this write is being erased")),
+        Outcome::Done(outcome) => Ok(outcome),
+        Outcome::Erased => {
+            Err(Problem::new(Code::BeingErased, "an account in this request is being erased; retry later"))
+        }
     }
 }
 
-/// A user's id out of a path.
+/// Returns the user's id from a path.
 fn user_of(path: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
     let Path(user_id) = path.map_err(|error| invalid(error.body_text()))?;
     check_field("user_id", &user_id, MAX_ID_BYTES)?;
     Ok(user_id)
 }
 
-/// A post's id out of a path.
+/// Returns the post's id from a path.
 fn post_of(path: Result<Path<i64>, PathRejection>) -> Result<i64, Problem> {
     let Path(id) = path.map_err(|error| invalid(error.body_text()))?;
     if (1..=MAX_POST_ID).contains(&id) { Ok(id) } else { Err(not_found(id)) }
 }
 
 fn not_found(id: i64) -> Problem {
-    Problem::new(Code::PostNotFound, format!("there is no post {id}"))
+    Problem::new(Code::PostNotFound, format!("post {id} does not exist or was deleted"))
 }
 
 fn invalid(detail: impl Into<String>) -> Problem {

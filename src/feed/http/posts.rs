@@ -1,4 +1,4 @@
-//! Posts: written, read, deleted.
+//! HTTP routes to create, read and delete posts.
 
 use axum::{
     body::Body,
@@ -30,7 +30,7 @@ use crate::{
 
 const ROUTE: &str = "/posts";
 
-/// See the route.
+/// Adds the shortcut for [`create`], which skips the router.
 pub fn short_cut(short_cuts: ShortCuts, feed: &Feed) -> ShortCuts {
     let feed = feed.clone();
     short_cuts.with(Method::POST, ROUTE, move |request: Request, context| {
@@ -39,14 +39,14 @@ pub fn short_cut(short_cuts: ShortCuts, feed: &Feed) -> ShortCuts {
     })
 }
 
-/// The answer to a post.
+/// Response to a created post.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes the JSON, which is written directly")]
 pub struct PostCreated {
-    /// Below 2^53.
+    /// Id of the post, below 2^53.
     #[schema(minimum = 1, maximum = 9007199254740991u64)]
     post_id: i64,
-    /// Always the same.
+    /// Constant text.
     message: String,
 }
 
@@ -57,7 +57,7 @@ pub struct Shown<'a> {
     pub id: i64,
     pub author_id: &'a str,
     pub content: &'a str,
-    /// As RFC 3339.
+    /// Time of creation, in RFC 3339.
     pub created_at: String,
 }
 
@@ -72,21 +72,21 @@ impl<'a> From<&'a Post> for Shown<'a> {
     }
 }
 
-/// The answer to a change that has nothing to say.
+/// Response to a change that returns no data.
 #[derive(Serialize, ToSchema)]
 pub struct Said {
     pub message: &'static str,
 }
 
-/// Post
+/// Create a post
 ///
-/// Answered when Postgres has it on disk, together with its event for Kafka. It stands in followers' feeds within
-/// milliseconds after that.
+/// Answers once Postgres has the post and its event for Kafka on disk. The post appears in
+/// followers' feeds within milliseconds after that.
 #[utoipa::path(
     post,
     path = "/posts",
     tag = "feed",
-    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry the same post, with the same answer")),
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry return the same post instead of creating another")),
     request_body = PostDraft,
     responses(
         (status = 202, description = "Stored", body = PostCreated),
@@ -136,20 +136,20 @@ pub async fn show(State(feed): State<Feed>, id: Result<Path<i64>, PathRejection>
 
 /// Delete a post
 ///
-/// From the answer on it is in nobody's feed.
+/// Once answered, the post is in no feed.
 #[utoipa::path(
     delete,
     path = "/posts/{id}",
     tag = "feed",
     params(
         ("id" = i64, Path, minimum = 0, maximum = 9007199254740991u64),
-        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry the same deletion, with the same answer"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry return the same answer"),
     ),
     responses(
         (status = 200, description = "Deleted", body = Said),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 404, description = "No such post, or deleted before", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "No such post, or already deleted", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Not deleted, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 pub async fn delete(
@@ -159,12 +159,12 @@ pub async fn delete(
 ) -> Result<Response<Body>, Problem> {
     let id = post_of(id)?;
     let (desk, meta) = (feed.desk()?, meta(&context, ROUTE, id.to_string().as_bytes())?);
-    // Whose post it is is known only afterwards.
+    // The post's author, who is the key of the event, is only known after the deletion.
     let _admitted = desk.backlog.admit("", 0)?;
-    let gone = writes::delete_post(&desk.pool, &meta, id).await.map_err(|error| Refusal::of(&error))?;
-    if gone.is_none() {
-        let before = writes::was_deleted(&desk.pool, &meta, id).await.map_err(|error| unreachable(&error))?;
-        if !before {
+    let author = writes::delete_post(&desk.pool, &meta, id).await.map_err(|error| Refusal::of(&error))?;
+    if author.is_none() {
+        let repeated = writes::was_deleted(&desk.pool, &meta, id).await.map_err(|error| unreachable(&error))?;
+        if !repeated {
             return Err(not_found(id));
         }
     }

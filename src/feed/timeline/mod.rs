@@ -1,7 +1,7 @@
-//! Timelines: lists of post ids in Redis, made from Postgres when somebody reads a feed.
+//! Timelines: lists of post ids in Redis, built from Postgres when a feed is read.
 //!
 //! - [`protocol`]: the layout in Redis, and how lists are merged into a feed
-//! - [`writer`]: what the projection does to timelines
+//! - [`writer`]: the projection's changes to timelines
 //! - [`reader`]: reads by api processes, many in one round trip
 //! - [`near_cache`]: timelines in the memory of an api process
 

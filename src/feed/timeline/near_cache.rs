@@ -1,5 +1,6 @@
-//! Timelines that this process keeps in memory, for as long as Redis says that they have not changed. Whoever answers out
-//! of them has asked Redis for the epoch first: what changed before that is known when the answer comes.
+//! Near cache: timelines in the memory of this process, for as long as Redis reports no change. A
+//! reader asks Redis for the epoch before it answers from the cache, so that every change made
+//! before that is known when the answer arrives.
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
@@ -19,20 +20,20 @@ use crate::platform::{
     tracking::{Changes, Tracking},
 };
 
-/// Between two attempts to connect.
+/// Minimum time between two attempts to connect.
 const RECONNECT: Duration = Duration::from_secs(1);
-/// Slots to remember whose timelines were asked for, for each timeline that may be kept.
+/// Number of slots that remember requested timelines, per timeline that may be cached.
 const SLOTS: usize = 4;
 
-/// A timeline as it is in Redis.
+/// A complete timeline, as Redis has it.
 #[derive(Debug)]
 pub struct Timeline {
-    /// Newest first.
+    /// Post ids, newest first.
     pub ids: Vec<i64>,
     pub floor: i64,
     pub whole: bool,
     pub merged: Vec<String>,
-    /// Whether it has answered anything since it was read.
+    /// True if the timeline has answered a question since it was read.
     used: bool,
 }
 
@@ -41,22 +42,22 @@ impl Timeline {
         Self { ids, floor, whole, merged, used: false }
     }
 
-    /// A part of it, without what is gone.
-    pub fn list(&self, before: Option<i64>, count: usize, is_gone: impl Fn(i64) -> bool) -> List {
+    /// Returns a part of the timeline without deleted posts.
+    pub fn list(&self, before: Option<i64>, count: usize, is_deleted: impl Fn(i64) -> bool) -> List {
         let from = before.map_or(0, |before| self.ids.partition_point(|&id| id >= before));
-        let ids = self.ids[from..].iter().copied().filter(|&id| !is_gone(id)).take(count);
+        let ids = self.ids[from..].iter().copied().filter(|&id| !is_deleted(id)).take(count);
         List::new(ids.collect(), count, self.floor, self.whole)
     }
 }
 
-/// How a timeline is read.
+/// The way to read a timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// Not at all, when nothing has changed.
+    /// From memory, if Redis reports no change.
     Memory,
-    /// As much as is asked for.
+    /// From Redis, only the requested part.
     Page,
-    /// All of it, to be kept: it is asked for again and again.
+    /// From Redis, completely and to be cached, because the timeline is requested repeatedly.
     Whole,
 }
 
@@ -66,9 +67,9 @@ enum Link {
     Up(Tracking),
 }
 
-/// Those kept, and the connection that says what has changed.
+/// The cached timelines, and the connection on which Redis reports changes.
 pub struct NearCache {
-    /// `None` when nothing is to be kept.
+    /// `None` if the near cache is off.
     config: Option<Config>,
     link: Link,
     keys: Keys,
@@ -77,14 +78,15 @@ pub struct NearCache {
 }
 
 impl NearCache {
-    /// Keeps so many timelines at most.
+    /// Creates a cache of at most this number of timelines.
     pub fn new(config: Config, keys: Keys, timelines: usize) -> Self {
         let config = Some(config).filter(|config| timelines > 0 && !config.cluster);
         let slots = if config.is_some() { timelines * SLOTS } else { 0 };
         Self { config, link: Link::Down(None), keys, kept: Generations::new(timelines), seen: Seen::new(slots) }
     }
 
-    /// The connection that says what has changed, where there is one; else it is made in the background.
+    /// Returns the connection on which Redis reports changes. Without one, connects in the
+    /// background and returns `None`.
     pub fn connection(&mut self) -> Option<Redis> {
         let config = self.config.as_ref()?;
         match &mut self.link {
@@ -109,17 +111,17 @@ impl NearCache {
     }
 
     fn wait_after(&mut self, error: &dyn Display) {
-        tracing::debug!(%error, "no timelines are kept in memory");
+        tracing::debug!(%error, "near cache cannot connect to redis, retrying");
         self.link = Link::Down(Some(Instant::now()));
     }
 
-    /// After a break nothing is known to be unchanged.
+    /// Drops the connection and all timelines, because changes during the interruption are unknown.
     pub fn disconnect(&mut self) {
         self.link = Link::Down(Some(Instant::now()));
         self.kept.clear();
     }
 
-    /// Timelines of another epoch are of the past.
+    /// Drops all timelines, because they belong to another epoch.
     pub fn forget_all(&mut self) {
         self.kept.clear();
     }
@@ -129,7 +131,7 @@ impl NearCache {
             Source::Page
         } else if self.kept.has(owner) {
             Source::Memory
-        } else if self.seen.again(owner) {
+        } else if self.seen.mark(owner) {
             Source::Whole
         } else {
             Source::Page
@@ -140,14 +142,15 @@ impl NearCache {
         self.kept.insert(owner, timeline);
     }
 
-    /// Forgets what has changed. To be called when the answer to a question is there, and what came with it is kept.
+    /// Drops timelines that have changed. Call it after the answer to a question has arrived and
+    /// the timelines in it are cached.
     pub fn follow_changes(&mut self, epoch: i64) {
         let Link::Up(tracking) = &self.link else { return };
         match tracking.changes() {
             Changes::All => self.kept.clear(),
             Changes::Of(keys) => {
                 for owner in keys.iter().filter_map(|key| self.keys.owner(epoch, key)) {
-                    // What changes more often than it is read is not worth being kept.
+                    // A timeline that changes more often than it is read is not worth caching.
                     if self.kept.remove(&owner).is_some_and(|timeline| !timeline.used) {
                         self.seen.forget(&owner);
                     }
@@ -161,7 +164,8 @@ impl NearCache {
     }
 }
 
-/// Timelines by their owners. When one half is full, those of the other that nobody asked for meanwhile go.
+/// Timelines by owner, in two generations. When the young one is full it becomes the old one, and
+/// the old timelines that were not requested since are dropped.
 struct Generations {
     young: HashMap<Owner, Timeline>,
     old: HashMap<Owner, Timeline>,
@@ -204,7 +208,7 @@ impl Generations {
     }
 }
 
-/// Whose timelines were asked for lately, as far as they did not displace one another.
+/// Owners whose timelines were requested recently; an owner may displace another one.
 struct Seen {
     slots: Box<[u32]>,
     state: RandomState,
@@ -215,8 +219,8 @@ impl Seen {
         Self { slots: vec![0; slots].into_boxed_slice(), state: RandomState::new() }
     }
 
-    /// Whether it was asked for before; from now on it was.
-    fn again(&mut self, owner: &Owner) -> bool {
+    /// Marks an owner's timeline as requested. Returns whether it was marked before.
+    fn mark(&mut self, owner: &Owner) -> bool {
         let Some((slot, mark)) = self.slot(owner) else { return false };
         std::mem::replace(slot, mark) == mark
     }
@@ -229,8 +233,8 @@ impl Seen {
 
     fn slot(&mut self, owner: &Owner) -> Option<(&mut u32, u32)> {
         let hash = self.state.hash_one(owner);
-        let place = (hash as usize).checked_rem(self.slots.len())?;
-        Some((&mut self.slots[place], (hash >> 32) as u32 | 1))
+        let index = (hash as usize).checked_rem(self.slots.len())?;
+        Some((&mut self.slots[index], (hash >> 32) as u32 | 1))
     }
 }
 
@@ -247,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_are_kept_than_there_is_room_for_and_those_asked_for_stay() {
+    fn the_cache_keeps_its_bound_and_the_timelines_that_are_read() {
         let mut kept = Generations::new(10);
         for number in 0..100 {
             kept.insert(owner(number), timeline(&[1], 0));
@@ -259,16 +263,16 @@ mod tests {
     }
 
     #[test]
-    fn who_is_asked_for_twice_is_seen_until_forgotten() {
+    fn a_second_request_is_recognised_until_the_owner_is_forgotten() {
         let mut seen = Seen::new(1_000);
-        assert!(!seen.again(&owner(1)) && seen.again(&owner(1)));
+        assert!(!seen.mark(&owner(1)) && seen.mark(&owner(1)));
         seen.forget(&owner(1));
-        assert!(!seen.again(&owner(1)));
-        assert!(!Seen::new(0).again(&owner(1)));
+        assert!(!seen.mark(&owner(1)));
+        assert!(!Seen::new(0).mark(&owner(1)));
     }
 
     #[test]
-    fn a_part_lacks_what_is_gone_and_says_how_far_it_reaches() {
+    fn a_part_omits_deleted_posts_and_has_the_floor_of_the_timeline() {
         let kept = timeline(&[9, 7, 5, 3, 2], 3);
         assert_eq!(kept.list(None, 2, |id| id == 9), List::new(vec![7, 5], 2, 3, false));
         assert_eq!(kept.list(Some(7), 2, |_| false), List::new(vec![5, 3], 2, 3, false));

@@ -1,4 +1,5 @@
-//! Timelines as Redis has them: a sorted set of post ids, which are their own scores, with a marker on top.
+//! Layout of timelines in Redis: a sorted set of post ids, which are their own scores, with a
+//! marker on top.
 
 use std::{cmp::Reverse, collections::BTreeSet, mem::take};
 
@@ -6,26 +7,28 @@ use redis::Value;
 
 use crate::platform::unknown::Unknown;
 
-/// Above all ids, so that the marker comes first when the newest are asked for.
+/// Score of the marker, above all ids, so that the marker comes first when the newest members are
+/// read.
 pub const MARK_SCORE: i64 = 1 << 53;
 
-/// How long a deleted post, or a user who unfollowed, stays in the list of them after timelines are clean, in
-/// milliseconds: longer than whoever reads Postgres takes to fill a timeline.
+/// Time for which a deleted post, or a user who unfollowed, stays in the `gone` list after
+/// timelines are clean of it, in milliseconds: longer than a reader takes to fill a timeline from
+/// Postgres.
 pub const LINGER_MS: i64 = 15_000;
 
-/// Time to fill a timeline, in milliseconds; then others may.
+/// Time that a builder has to fill a timeline, in milliseconds; after it others may build.
 pub const BUILD_MS: i64 = 10_000;
 
-/// Whose timeline it is.
+/// Owner of a timeline.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Owner {
-    /// What stands in a user's feed, but for authors who are merged at read.
+    /// The posts in a user's feed, except those of authors who are merged at read.
     User(String),
-    /// What an author wrote.
+    /// The posts of an author.
     Author(String),
 }
 
-/// Names of keys. The epoch is part of those that hold timelines.
+/// Names of Redis keys. Keys of timelines contain the epoch.
 #[derive(Debug, Clone)]
 pub struct Keys {
     prefix: String,
@@ -36,7 +39,8 @@ impl Keys {
         Self { prefix: format!("{key_prefix}feed:") }
     }
 
-    /// The epoch of timelines; absent while nobody vouches for them.
+    /// Returns the key of the epoch of timelines. The key is absent while no processor has
+    /// confirmed that timelines are valid.
     pub fn epoch(&self) -> String {
         format!("{}epoch", self.prefix)
     }
@@ -49,7 +53,7 @@ impl Keys {
         format!("{}e{epoch}:{kind}:{name}", self.prefix)
     }
 
-    /// Whose timeline of this epoch a key is; `None` for any other key.
+    /// Returns the owner of a timeline's key in this epoch; `None` for any other key.
     pub fn owner(&self, epoch: i64, key: &[u8]) -> Option<Owner> {
         let rest = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?.strip_prefix('e')?;
         let (of, rest) = rest.split_once(':')?;
@@ -62,38 +66,41 @@ impl Keys {
         }
     }
 
-    /// What a processor wrote last, to see whether Redis went back.
+    /// Returns the key of a processor's heartbeat counter, which shows whether Redis lost writes.
     pub fn beat(&self, process: &str) -> String {
         format!("{}beat:{process}", self.prefix)
     }
 
-    /// Posts and users that timelines may be wrong about, by the version of the list at which they came;
+    /// Returns the key of the `gone` list: posts and users that timelines may be wrong about, by
+    /// the version of the list at which they were added.
     pub fn gone(&self) -> String {
         format!("{}{{gone}}:list", self.prefix)
     }
 
-    /// that version;
+    /// Returns the key of the version of the `gone` list.
     pub fn gone_version(&self) -> String {
         format!("{}{{gone}}:version", self.prefix)
     }
 
-    /// and when they may go, in milliseconds since the epoch.
+    /// Returns the key of the times at which members of the `gone` list expire, in milliseconds
+    /// since the epoch.
     pub fn gone_until(&self) -> String {
         format!("{}{{gone}}:until", self.prefix)
     }
 }
 
-/// The member that says what a timeline is.
+/// State of a timeline, stored as the top member of its sorted set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mark {
-    /// Somebody fills it, who goes by this number.
+    /// A builder, identified by this number, is filling the timeline.
     Building(u64),
     Ready {
-        /// From this id on it has everything; below it there may be single ids, which came late.
+        /// The timeline is complete from this id on; below it there may be single ids that were
+        /// added late.
         floor: i64,
-        /// Nothing below the floor belongs to it.
+        /// True if nothing below the floor belongs to the timeline.
         whole: bool,
-        /// Authors whose own timelines belong to it.
+        /// Authors whose timelines are merged into this one.
         merged: Vec<String>,
     },
 }
@@ -128,18 +135,19 @@ impl Mark {
     }
 }
 
-/// A part of a timeline from the top or from a cursor on, newest first.
+/// A part of a timeline, from the top or from a cursor on, newest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct List {
     pub ids: Vec<i64>,
-    /// Nothing is known of what is below,
+    /// The list is complete from this id on; nothing is known about ids below it.
     pub floor: i64,
-    /// but that nothing below this belongs to the feed; 0 where that is not known.
+    /// Nothing below this id belongs to the feed; 0 if that is not known.
     pub end: i64,
 }
 
 impl List {
-    /// Of as many ids as were asked for, or fewer because there were no more. `floor` and `whole` are those of the timeline.
+    /// Creates a list of as many ids as were requested, or fewer if there were no more. `floor` and
+    /// `whole` are those of the timeline.
     pub fn new(mut ids: Vec<i64>, asked: usize, floor: i64, whole: bool) -> Self {
         let cut = if ids.len() < asked { 0 } else { ids.last().copied().unwrap_or(i64::MAX) };
         ids.retain(|&id| id >= floor);
@@ -147,8 +155,8 @@ impl List {
     }
 }
 
-/// The page after `skip` ids of several lists together, whose ids it takes, and whether there is more. `None` when the
-/// lists do not reach far enough down to tell.
+/// Merges lists, taking their ids, into the page after `skip` ids. Also returns whether there are
+/// more ids. Returns `None` if the lists do not reach far enough down to tell.
 pub fn merge(lists: &mut [List], skip: usize, limit: usize) -> Option<(Vec<i64>, bool)> {
     let floor = lists.iter().map(|list| list.floor).max().unwrap_or(0);
     let end = lists.iter().map(|list| list.end).max().unwrap_or(0);
@@ -171,7 +179,7 @@ pub fn merge(lists: &mut [List], skip: usize, limit: usize) -> Option<(Vec<i64>,
     Some((joined, more))
 }
 
-/// Ids out of what Redis answers; others among them are left out.
+/// Parses the post ids in a response; other members are ignored.
 pub fn ids(values: &[Value]) -> Vec<i64> {
     let id = |value: &Value| match value {
         Value::BulkString(bytes) => std::str::from_utf8(bytes).ok()?.parse().ok(),
@@ -180,7 +188,7 @@ pub fn ids(values: &[Value]) -> Vec<i64> {
     values.iter().filter_map(id).collect()
 }
 
-/// The members of an answer.
+/// Returns the members of a response.
 pub fn members(value: Value) -> Vec<Value> {
     match value {
         Value::Array(values) => values,
@@ -188,7 +196,7 @@ pub fn members(value: Value) -> Vec<Value> {
     }
 }
 
-/// The marker, which is the first member; `None` where there is no timeline.
+/// Returns the marker, which is the first member; `None` if there is no timeline.
 pub fn mark(values: &[Value]) -> Result<Option<Mark>, Unknown> {
     match values.first() {
         Some(Value::BulkString(bytes)) => Mark::decode(bytes).map(Some),
@@ -197,7 +205,7 @@ pub fn mark(values: &[Value]) -> Result<Option<Mark>, Unknown> {
     }
 }
 
-/// A number, where there is one.
+/// Parses a number; `None` if the value is not one.
 pub fn number(value: &Value) -> Option<i64> {
     match value {
         Value::Int(number) => Some(*number),
@@ -223,7 +231,7 @@ mod tests {
         }
 
         #[test]
-        fn a_key_tells_whose_it_is(epoch in 0..i64::MAX, name in ".{0,9}", prefix in ".{0,9}") {
+        fn a_key_is_parsed_into_its_owner(epoch in 0..i64::MAX, name in ".{0,9}", prefix in ".{0,9}") {
             let keys = Keys::new(&prefix);
             for owner in [Owner::User(name.clone()), Owner::Author(name)] {
                 let key = keys.timeline(epoch, &owner);
@@ -233,15 +241,15 @@ mod tests {
             prop_assert_eq!(keys.owner(epoch, keys.epoch().as_bytes()), None);
         }
 
-        /// Lists are cut anywhere, and lack any ids below their floor, where the feed may end; what is said of a page must be
-        /// true of the whole.
+        /// Cuts lists anywhere, and removes some ids below their floor, where the feed may end. A
+        /// page merged from them must equal the page of the complete lists.
         #[test]
         fn a_page_of_cut_lists_is_that_of_the_whole_or_none(
             feeds in prop::collection::vec(prop::collection::btree_set(1_i64..200, 0..40), 1..5),
             asked in prop::collection::vec(1_usize..50, 5), floors in prop::collection::vec(0_i64..200, 5),
             ends: bool, skip in 0_usize..20, limit in 1_usize..20,
         ) {
-            // Only a user's own rows say where a feed ends.
+            // Only a user's own rows define where a feed ends.
             let whole = |place| ends && place == 0;
             let end = if ends { floors[0] } else { 0 };
             let newest_first = |ids: &BTreeSet<i64>| ids.iter().rev().copied().collect::<Vec<_>>();
@@ -256,13 +264,13 @@ mod tests {
                 prop_assert_eq!(*more, all.len() > skip + limit);
             }
             if asked.iter().all(|&asked| asked > skip + limit) && floors[1..].iter().all(|&floor| floor == 0) && (ends || floors[0] == 0) {
-                prop_assert!(merged.is_some(), "enough was asked for");
+                prop_assert!(merged.is_some(), "enough ids were requested");
             }
         }
     }
 
     #[test]
-    fn below_its_floor_a_list_says_nothing() {
+    fn ids_below_the_floor_of_a_list_are_unknown() {
         let list = |ids: &[i64], floor| List::new(ids.to_vec(), 5, floor, false);
         let cut = list(&[9, 7, 4], 7);
         let merge = |lists: &[&List], limit| merge(&mut lists.iter().copied().cloned().collect::<Vec<_>>(), 0, limit);

@@ -1,8 +1,9 @@
-//! Reads of timelines, many in one go: while some questions are on their way to Redis, others come, and go together.
+//! Batched reads of timelines: questions that arrive while a round trip to Redis is under way share
+//! the next one.
 //!
-//! Each time the epoch and the version of the list of what is gone come along, so that no answer is of timelines that
-//! are out of date, and none has a post whose deletion was answered before. Often that is all: timelines that are read
-//! again and again are kept in memory, see [`NearCache`].
+//! Every round trip also reads the epoch and the version of the `gone` list, so that no answer
+//! comes from outdated timelines, and none has a post whose deletion was answered before. Often
+//! these two are all that is read: timelines that are read repeatedly are in the [`NearCache`].
 
 use std::{
     collections::HashSet,
@@ -25,28 +26,29 @@ use crate::platform::{
     unknown::Unknown,
 };
 
-/// Reads that are asked together at most, to bound what one answer holds.
+/// Maximum number of questions per round trip, which bounds the size of a response.
 const MAX_TOGETHER: usize = 256;
-/// Reads that wait to be asked; beyond it, requests wait to get here.
+/// Maximum number of queued questions; further requests wait for a free slot.
 const QUEUE: usize = 2_048;
-/// Ids asked for beyond a page, while some posts are gone.
+/// Number of extra ids to read beyond a page while there are deleted posts.
 const SPARE: usize = 8;
-/// How often a read is asked again because the epoch has moved, what was in memory changed, or the connection broke.
+/// Maximum number of attempts per question. An attempt fails if the epoch has changed, a cached
+/// timeline has changed, or the connection broke.
 const ATTEMPTS: usize = 4;
-/// Between two looks at the whole list of what is gone, to forget what is no longer in it.
+/// Interval at which the whole `gone` list is loaded, to drop expired members.
 const RELOAD: Duration = Duration::from_secs(30);
 
-/// What is asked of a timeline.
+/// A question about a timeline.
 #[derive(Debug, Clone)]
 pub struct Question {
     pub owner: Owner,
     /// Only ids below this one.
     pub before: Option<i64>,
-    /// Ids at most; a few more may come.
+    /// Maximum number of ids; the answer may have a few more.
     pub count: usize,
 }
 
-/// What Redis has of it.
+/// The state of a timeline in Redis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sight {
     Ready {
@@ -54,12 +56,13 @@ pub enum Sight {
         list: List,
         merged: Vec<String>,
     },
-    /// There is none. Who wants to make one needs the epoch, and must leave out posts that are gone.
+    /// The timeline does not exist. Building it requires the epoch, and must leave out the deleted
+    /// posts in `gone`.
     Absent {
         epoch: i64,
         gone: Arc<HashSet<i64>>,
     },
-    /// Redis cannot be asked, or what it has must not be used now.
+    /// Redis is not reachable, or its timeline must not be used at the moment.
     Unusable,
 }
 
@@ -68,21 +71,22 @@ struct Asked {
     answer: oneshot::Sender<Sight>,
 }
 
-/// Where questions are put.
+/// Sends questions to the task that asks Redis.
 pub struct TimelineReader {
     questions: mpsc::Sender<Asked>,
 }
 
 impl TimelineReader {
-    /// Keeps so many timelines in memory. The second half asks; see [`Asking::until_closed`].
+    /// Creates a reader with a near cache of this number of timelines, and its task; run the task
+    /// with [`Asking::until_closed`].
     pub fn new(config: &Config, redis: watch::Receiver<Option<Redis>>, timelines: usize) -> (Self, Asking) {
         let keys = Keys::new(&config.key_prefix);
         let (sender, questions) = mpsc::channel(QUEUE);
-        let local = NearCache::new(config.clone(), keys.clone(), timelines);
-        (Self { questions: sender }, Asking { questions, keys, redis, local, epoch: 0, gone: Gone::default() })
+        let near_cache = NearCache::new(config.clone(), keys.clone(), timelines);
+        (Self { questions: sender }, Asking { questions, keys, redis, near_cache, epoch: 0, gone: Gone::default() })
     }
 
-    /// Asks; bounded by the time that Redis has for an answer, each time.
+    /// Asks a question. The wait is bounded by the response timeout of Redis, for each attempt.
     pub async fn ask(&self, question: Question) -> Sight {
         let (answer, sight) = oneshot::channel();
         if self.questions.send(Asked { question, answer }).await.is_err() {
@@ -97,12 +101,12 @@ pub struct Asking {
     questions: mpsc::Receiver<Asked>,
     keys: Keys,
     redis: watch::Receiver<Option<Redis>>,
-    local: NearCache,
+    near_cache: NearCache,
     epoch: i64,
     gone: Gone,
 }
 
-/// The list of what is gone, as it was at a version.
+/// The `gone` list at a version.
 #[derive(Debug, Default)]
 struct Gone {
     version: i64,
@@ -112,33 +116,34 @@ struct Gone {
 }
 
 impl Asking {
-    /// Runs until nobody is left who could ask.
+    /// Runs until the [`TimelineReader`] is dropped.
     pub async fn until_closed(mut self) {
         let mut together = Vec::with_capacity(MAX_TOGETHER);
         while gather(&mut self.questions, &mut together, MAX_TOGETHER).await {
-            let sights = self.see(&together).await;
+            let sights = self.answer(&together).await;
             for (asked, sight) in together.drain(..).zip(sights) {
-                // Who went away meanwhile needs no answer.
+                // A request that no longer waits is ignored.
                 let _ = asked.answer.send(sight);
             }
         }
     }
 
-    async fn see(&mut self, asked: &[Asked]) -> Vec<Sight> {
+    async fn answer(&mut self, asked: &[Asked]) -> Vec<Sight> {
         let mut sights = vec![None; asked.len()];
         for _ in 0..ATTEMPTS {
-            let own = self.local.connection();
+            let own = self.near_cache.connection();
             let is_own = own.is_some();
             let Some(mut redis) = own.or_else(|| self.redis.borrow().clone()) else { break };
-            match self.try_to_see(&mut redis, asked, &mut sights).await {
+            match self.try_to_answer(&mut redis, asked, &mut sights).await {
                 Ok(()) if sights.iter().all(Option::is_some) => break,
                 Ok(()) => {}
                 Err(error) => {
-                    tracing::debug!(error = %error, "timelines cannot be read");
+                    tracing::debug!(error = %error, "timeline read from redis failed");
                     if is_own {
-                        self.local.disconnect();
+                        self.near_cache.disconnect();
                     }
-                    // Over the other connection a server that does not answer would take as long again.
+                    // On the other connection, a server that does not answer would take as long
+                    // again.
                     if !is_own || error.is_timeout() {
                         break;
                     }
@@ -148,8 +153,8 @@ impl Asking {
         sights.into_iter().map(|sight| sight.unwrap_or(Sight::Unusable)).collect()
     }
 
-    /// Leaves open what must be asked once more.
-    async fn try_to_see(
+    /// Answers questions in one round trip. Questions that must be asked again stay `None`.
+    async fn try_to_answer(
         &mut self,
         redis: &mut Redis,
         asked: &[Asked],
@@ -159,7 +164,7 @@ impl Asking {
         let mut commands = vec![command("GET", &self.keys.epoch()), command("GET", &self.keys.gone_version())];
         let mut open = Vec::with_capacity(asked.len());
         for (place, Asked { question, .. }) in asked.iter().enumerate().filter(|(place, _)| sights[*place].is_none()) {
-            let source = self.local.source(&question.owner);
+            let source = self.near_cache.source(&question.owner);
             open.push((place, source));
             self.add_commands(&mut commands, question, source, spare);
         }
@@ -172,7 +177,7 @@ impl Asking {
         };
         if epoch != self.epoch {
             self.epoch = epoch;
-            self.local.forget_all();
+            self.near_cache.forget_all();
             return Ok(());
         }
         let mut pages = Vec::with_capacity(open.len());
@@ -189,7 +194,7 @@ impl Asking {
             };
             pages.push((*place, *source, top, below));
         }
-        // What came to the list before this version is known from here on.
+        // After this, all members that the list had at this version are known.
         self.gone.follow(redis, &self.keys, version).await?;
         let count = (open.len() - pages.len()) as u64;
         counter!("postrider_feed_timeline_reads_total", "from" => "redis").increment(pages.len() as u64);
@@ -199,12 +204,12 @@ impl Asking {
             sights[place] = Some(match mark(&top) {
                 _ if self.is_distrusted(&question.owner) => Sight::Unusable,
                 Ok(None) => Sight::Absent { epoch, gone: self.gone.posts.clone() },
-                // What this version cannot read is not replaced either.
+                // A timeline that this version cannot read must not be replaced either.
                 Err(_) | Ok(Some(Mark::Building(_))) => Sight::Unusable,
                 Ok(Some(Mark::Ready { floor, whole, merged })) if source == Source::Whole => {
                     let timeline = Timeline::new(ids(&top[1..]), floor, whole, merged);
                     let sight = part(&timeline, question, epoch, &self.gone.posts);
-                    self.local.keep(question.owner.clone(), timeline);
+                    self.near_cache.keep(question.owner.clone(), timeline);
                     sight
                 }
                 Ok(Some(Mark::Ready { floor, whole, merged })) => {
@@ -215,12 +220,13 @@ impl Asking {
                 }
             });
         }
-        // Only now: what was read just now may have changed already, and is then not kept.
-        self.local.follow_changes(epoch);
+        // Changes are followed only now: a timeline that was just read may have changed already,
+        // and is then dropped.
+        self.near_cache.follow_changes(epoch);
         for (place, _) in open.iter().filter(|(_, source)| *source == Source::Memory) {
             let question = &asked[*place].question;
             let distrusted = self.is_distrusted(&question.owner);
-            let Some(timeline) = self.local.get(&question.owner) else { continue };
+            let Some(timeline) = self.near_cache.get(&question.owner) else { continue };
             sights[*place] =
                 Some(if distrusted { Sight::Unusable } else { part(timeline, question, epoch, &self.gone.posts) });
         }
@@ -256,20 +262,20 @@ impl Asking {
         if self.gone.posts.is_empty() { 0 } else { SPARE }
     }
 
-    /// Who unfollowed somebody a moment ago.
+    /// Returns whether the owner unfollowed somebody a moment ago.
     fn is_distrusted(&self, owner: &Owner) -> bool {
         matches!(owner, Owner::User(user) if self.gone.users.contains(user))
     }
 }
 
-/// What a question gets of a timeline that is here as a whole.
+/// Answers a question from a complete timeline.
 fn part(timeline: &Timeline, question: &Question, epoch: i64, gone: &HashSet<i64>) -> Sight {
     let list = timeline.list(question.before, question.count, |id| gone.contains(&id));
     Sight::Ready { epoch, list, merged: timeline.merged.clone() }
 }
 
 impl Gone {
-    /// Learns what came up to this version, or all of it anew.
+    /// Loads the members that were added up to this version, or the whole list.
     async fn follow(&mut self, redis: &mut Redis, keys: &Keys, version: i64) -> Result<(), RedisError> {
         let fresh = self.loaded.is_some_and(|loaded| loaded.elapsed() < RELOAD);
         if fresh && version == self.version {

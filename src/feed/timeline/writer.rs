@@ -1,5 +1,6 @@
-//! Timelines in Redis, as the projection keeps them: it adds to those that exist, takes out of them, and drops them.
-//! Where Redis could not be told something, the epoch is raised in Postgres, and all timelines are of the past.
+//! The projection's changes to timelines in Redis: it adds posts to timelines that exist, removes
+//! posts, and drops timelines. If Redis misses a change, the writer raises the epoch in Postgres,
+//! which makes all existing timelines obsolete.
 
 use std::{
     mem::take,
@@ -24,27 +25,29 @@ use crate::platform::{
     unknown::Unknown,
 };
 
-/// Timelines of one round trip at most.
+/// Maximum number of timelines per round trip.
 const TOGETHER: usize = 1_000;
-/// After a failure Redis is not asked for so long, so that rows don't wait for its timeouts.
-const SPARED: Duration = Duration::from_secs(1);
-/// Between two looks at the epoch.
-const LOOK: Duration = Duration::from_secs(1);
-/// Timelines of one script, so that others don't wait long for it.
+/// Time for which Redis is not used after a failure, so that rows do not wait for its timeouts.
+const COOL_DOWN: Duration = Duration::from_secs(1);
+/// Interval between two checks of the epoch.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum number of timelines per script, so that other commands do not wait long for it.
 const OF_SCRIPT: usize = 200;
-/// Of what timelines are clean, at most, while Redis cannot be told.
-const MAX_UNSAID: usize = 100_000;
-/// How often additions are made again because the epoch has moved.
+/// Maximum number of members of the `gone` list whose expiry waits for Redis.
+const MAX_PENDING: usize = 100_000;
+/// Maximum number of attempts to read or change timelines while the epoch changes.
 const ATTEMPTS: usize = 3;
 
-/// KEYS: epoch. ARGV: what it is to be at least.
+/// Raises the epoch in Redis. KEYS: epoch. ARGV: its minimum value.
 const VOUCH: &str = r"
 if (tonumber(redis.call('GET', KEYS[1])) or 0) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
 return 1
 ";
 
-/// KEYS: timelines. ARGV: how many ids stay of each; for each timeline how many ids come, and those. Adds where there is a
-/// marker. What is too long is cut, a tenth at a time: below the last of them there may be single ids later, which came late.
+/// Adds ids to the timelines that have a marker. KEYS: timelines. ARGV: number of ids that a
+/// timeline keeps; then, for each timeline, the number of new ids and the ids. A timeline that is a
+/// tenth too long is cut to its length and its floor is raised; ids that arrive late may be added
+/// below the floor.
 const ADD: &str = r"
 local kept, at = tonumber(ARGV[1]), 2
 for _, key in ipairs(KEYS) do
@@ -67,17 +70,17 @@ end
 return 1
 ";
 
-/// A timeline's marker, where there is a timeline.
+/// The marker of a timeline; `None` if there is no timeline.
 type Marked = Result<Option<Mark>, Unknown>;
 
-/// What the projection does to timelines.
+/// Changes timelines for the projection.
 pub struct TimelineWriter {
     pool: PgPool,
     keys: Keys,
     redis: watch::Receiver<Option<Redis>>,
     epoch: AtomicI64,
     failed: Mutex<Option<Instant>>,
-    unsaid: Mutex<Vec<String>>,
+    pending: Mutex<Vec<String>>,
     timeline_ids: usize,
     process: String,
 }
@@ -90,75 +93,78 @@ impl TimelineWriter {
         timeline_ids: usize,
     ) -> Arc<Self> {
         let (keys, process) = (Keys::new(key_prefix), Uuid::from_u128(fastrand::u128(..)).simple().to_string());
-        let (epoch, failed, unsaid) = (AtomicI64::new(0), Mutex::default(), Mutex::default());
-        // As many as its builder keeps.
-        Arc::new(Self { pool, keys, redis, epoch, failed, unsaid, timeline_ids: timeline_ids + 1, process })
+        let (epoch, failed, pending) = (AtomicI64::new(0), Mutex::default(), Mutex::default());
+        // The builder of a timeline keeps as many ids.
+        Arc::new(Self { pool, keys, redis, epoch, failed, pending, timeline_ids: timeline_ids + 1, process })
     }
 
-    /// Adds posts to the timelines that exist. To be called after the rows are committed: who builds a
-    /// timeline sets its marker before reading them.
+    /// Adds posts to the timelines that exist. Call it after the rows are committed: the builder of
+    /// a timeline sets its marker before it reads the rows.
     pub async fn add(&self, additions: Vec<(Owner, Vec<i64>)>) -> Result<(), Error> {
         for part in additions.chunks(TOGETHER) {
-            let told = match self.redis() {
+            let added = match self.redis() {
                 Some(mut redis) => self.try_to_add(&mut redis, part).await,
                 None => Err(absent()),
             };
-            self.settle_or_raise(told).await?;
+            self.settle_or_raise(added).await?;
         }
         Ok(())
     }
 
-    /// Takes a post out of timelines.
+    /// Removes a post from timelines.
     pub async fn remove(&self, owners: Vec<Owner>, post_id: i64) -> Result<(), Error> {
         let mut unknown = None;
         for part in owners.chunks(TOGETHER) {
-            let told = match self.redis() {
+            let removed = match self.redis() {
                 Some(mut redis) => self.try_to_remove(&mut redis, part, post_id).await,
                 None => Err(absent()),
             };
-            let removed = told.map(|found| unknown = unknown.take().or(found));
+            let removed = removed.map(|found| unknown = unknown.take().or(found));
             self.settle_or_raise(removed).await?;
         }
-        // Until it can be read, the post stays in the list of what is gone.
+        // Until that timeline can be read, the post stays in the `gone` list.
         unknown.map_or(Ok(()), |unknown| Err(unknown.into()))
     }
 
-    /// Drops timelines; whoever builds one now starts over.
+    /// Drops timelines; a build that is running starts over.
     pub async fn forget(&self, owners: Vec<Owner>) -> Result<(), Error> {
         for part in owners.chunks(TOGETHER) {
-            let told = match self.redis() {
+            let dropped = match self.redis() {
                 Some(mut redis) => self.try_to_forget(&mut redis, part).await,
                 None => Err(absent()),
             };
-            self.settle_or_raise(told).await?;
+            self.settle_or_raise(dropped).await?;
         }
         Ok(())
     }
 
-    /// Timelines are clean of this: the list of what is gone may forget it in a while.
+    /// Records that timelines are clean of a member of the `gone` list, which then expires after
+    /// [`LINGER_MS`].
     pub async fn clean_of(&self, gone: String) {
         {
-            let mut unsaid = self.unsaid();
-            // What is not said stays in the list for as long as a timeline that was there before.
-            if unsaid.len() < MAX_UNSAID {
-                unsaid.push(gone);
+            let mut pending = self.pending();
+            // A member without this expiry stays in the list until all timelines built before its
+            // change have expired.
+            if pending.len() < MAX_PENDING {
+                pending.push(gone);
             }
         }
         let connected = self.redis();
         if let Some(mut redis) = connected
-            && let Err(error) = self.say_clean(&mut redis).await
+            && let Err(error) = self.expire_pending(&mut redis).await
         {
-            tracing::debug!(error = %error, "said again with the next look what timelines are clean of");
+            tracing::debug!(error = %error, "tombstone expiry not stored in redis, retrying");
         }
     }
 
-    /// What timelines are clean of, and Redis was not told yet.
-    fn unsaid(&self) -> MutexGuard<'_, Vec<String>> {
-        self.unsaid.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns the members of the `gone` list that timelines are clean of and whose expiry is not
+    /// in Redis yet.
+    fn pending(&self) -> MutexGuard<'_, Vec<String>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn say_clean(&self, redis: &mut Redis) -> Result<(), RedisError> {
-        let clean = take(&mut *self.unsaid());
+    async fn expire_pending(&self, redis: &mut Redis) -> Result<(), RedisError> {
+        let clean = take(&mut *self.pending());
         if clean.is_empty() {
             return Ok(());
         }
@@ -167,38 +173,39 @@ impl TimelineWriter {
         clean.iter().for_each(|gone| {
             add.arg(until).arg(gone);
         });
-        let said = add.query_async::<()>(redis).await;
-        if said.is_err() {
-            self.unsaid().extend(clean);
+        let stored = add.query_async::<()>(redis).await;
+        if stored.is_err() {
+            self.pending().extend(clean);
         }
-        said
+        stored
     }
 
     fn redis(&self) -> Option<Redis> {
         let failed = *self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        if failed.is_some_and(|failed| failed.elapsed() < SPARED) {
+        if failed.is_some_and(|failed| failed.elapsed() < COOL_DOWN) {
             return None;
         }
         self.redis.borrow().clone()
     }
 
-    async fn settle_or_raise(&self, told: Result<(), RedisError>) -> Result<(), Error> {
-        let Err(error) = told else { return Ok(()) };
-        self.spare(&error);
+    async fn settle_or_raise(&self, changed: Result<(), RedisError>) -> Result<(), Error> {
+        let Err(error) = changed else { return Ok(()) };
+        self.note_failure(&error);
         let raise = sqlx::query("UPDATE feed_timelines SET epoch = epoch + 1");
         counter!("postrider_feed_epochs_raised_total").increment(1);
         within(raise.execute(&self.pool)).await.map(|_| ())
     }
 
-    fn spare(&self, error: &RedisError) {
+    fn note_failure(&self, error: &RedisError) {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        if failed.is_none_or(|failed| failed.elapsed() >= SPARED) {
-            tracing::debug!(error = %error, "timelines were not told; they are made anew");
+        if failed.is_none_or(|failed| failed.elapsed() >= COOL_DOWN) {
+            tracing::debug!(error = %error, "timelines not updated, raising their epoch");
             *failed = Some(Instant::now());
         }
     }
 
-    /// Markers of timelines, in the epoch that Redis has; `None` while nobody vouches for any.
+    /// Reads the markers of timelines in the epoch that Redis has. Returns `None` if Redis has no
+    /// epoch.
     async fn marks(&self, redis: &mut Redis, owners: &[Owner]) -> Result<Option<(i64, Vec<Marked>)>, RedisError> {
         for _ in 0..ATTEMPTS {
             let epoch = self.epoch.load(Ordering::Relaxed);
@@ -220,7 +227,7 @@ impl TimelineWriter {
     }
 
     async fn try_to_add(&self, redis: &mut Redis, additions: &[(Owner, Vec<i64>)]) -> Result<(), RedisError> {
-        // A Cluster takes scripts with keys of one server only.
+        // A Cluster accepts only scripts whose keys are on one server.
         let of_script = if redis.is_cluster() { 1 } else { OF_SCRIPT };
         for _ in 0..ATTEMPTS {
             let epoch = self.epoch.load(Ordering::Relaxed);
@@ -231,7 +238,8 @@ impl TimelineWriter {
             if found == epoch {
                 return answers.collect::<Result<Vec<_>, _>>().map(|_| ());
             }
-            // What went to timelines of another epoch does no harm there: nobody reads them, or they lack it, too.
+            // Additions to timelines of another epoch are harmless: nobody reads those timelines,
+            // or they lack the posts, too.
             self.epoch.store(found, Ordering::Relaxed);
         }
         Err(too_fast())
@@ -250,7 +258,8 @@ impl TimelineWriter {
         add
     }
 
-    /// Returns what one of the timelines said that cannot be read, if any did; that one is left alone.
+    /// Removes a post from timelines. Returns one marker that cannot be read, if there was any; its
+    /// timeline is left unchanged.
     async fn try_to_remove(
         &self,
         redis: &mut Redis,
@@ -263,7 +272,7 @@ impl TimelineWriter {
             let key = self.keys.timeline(epoch, owner);
             match mark {
                 Ok(None) => {}
-                // Its builder may have read the post before it was deleted.
+                // The builder may have read the post before it was deleted.
                 Ok(Some(Mark::Building(_))) => commands.push(command("DEL", &key)),
                 Ok(Some(Mark::Ready { .. })) => {
                     let mut remove = command("ZREM", &key);
@@ -285,20 +294,21 @@ impl TimelineWriter {
         redis.ask(commands).await.into_iter().collect::<Result<Vec<_>, _>>().map(|_| ())
     }
 
-    /// Vouches for timelines: Redis has the epoch that Postgres has, and did not go back to what it was.
+    /// Keeps timelines valid: checks forever that Redis has the epoch of Postgres, and that Redis
+    /// has not lost writes.
     pub async fn keep_forever(self: Arc<Self>) {
         let mut beat = 0;
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
             let connected = self.redis.borrow().clone();
             let Some(mut redis) = connected else { continue };
-            if let Err(problem) = self.look(&mut redis, &mut beat).await {
-                tracing::debug!(problem, "the epoch of timelines could not be looked at");
+            if let Err(problem) = self.check(&mut redis, &mut beat).await {
+                tracing::debug!(problem, "timeline epoch check failed, retrying");
             }
         }
     }
 
-    async fn look(&self, redis: &mut Redis, beat: &mut i64) -> Result<(), String> {
+    async fn check(&self, redis: &mut Redis, beat: &mut i64) -> Result<(), String> {
         let in_postgres = sqlx::query_scalar("SELECT epoch FROM feed_timelines").fetch_one(&self.pool);
         let mut in_postgres: i64 = within(in_postgres).await.map_err(|error| error.to_string())?;
         let own = self.keys.beat(&self.process);
@@ -309,19 +319,20 @@ impl TimelineWriter {
         };
         let (in_redis, found_beat) = (next()?, next()?);
         let went_back = *beat > 0 && found_beat.is_none_or(|found| found < *beat);
-        // The number that Redis has lost, or went back from, may have timelines that lack something.
+        // Timelines of an epoch that Redis has lost, or whose writes it has lost, may lack posts.
         if went_back || in_redis.is_none_or(|in_redis| in_redis > in_postgres) {
             let raise = "UPDATE feed_timelines SET epoch = greatest(epoch, $1) + 1 RETURNING epoch";
             let raise = sqlx::query_scalar(raise).bind(in_redis.unwrap_or(0)).fetch_one(&self.pool);
             in_postgres = within(raise).await.map_err(|error| error.to_string())?;
             counter!("postrider_feed_epochs_raised_total").increment(1);
-            tracing::info!(epoch = in_postgres, "Redis lacks something: all timelines are made anew");
+            tracing::info!(epoch = in_postgres, "redis lost data, rebuilding all timelines");
         }
         if in_redis.is_none_or(|in_redis| in_redis < in_postgres) {
             let script = Script::new(VOUCH);
             let mut vouch = script.key(self.keys.epoch());
             if let Err(error) = vouch.arg(in_postgres).invoke_async::<()>(redis).await {
-                // A server that lacks memory for the number takes this: without an epoch, feeds are read from Postgres.
+                // A server that has no memory for the epoch accepts this. Without an epoch, feeds
+                // are read from Postgres.
                 let _ = command("DEL", &self.keys.epoch()).query_async::<()>(redis).await;
                 return Err(error.to_string());
             }
@@ -331,12 +342,12 @@ impl TimelineWriter {
         let mut set = command("SET", &own);
         set.arg(*beat).arg("EX").arg(600);
         redis.ask(vec![set]).await.into_iter().collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
-        self.say_clean(redis).await.map_err(|error| error.to_string())?;
-        self.tidy(redis).await.map_err(|error| error.to_string())
+        self.expire_pending(redis).await.map_err(|error| error.to_string())?;
+        self.remove_expired(redis).await.map_err(|error| error.to_string())
     }
 
-    /// Forgets what timelines have been clean of for long enough.
-    async fn tidy(&self, redis: &mut Redis) -> Result<(), RedisError> {
+    /// Removes expired members from the `gone` list.
+    async fn remove_expired(&self, redis: &mut Redis) -> Result<(), RedisError> {
         let mut due = command("ZRANGEBYSCORE", &self.keys.gone_until());
         due.arg("-inf").arg(clock::now_ms()).arg("LIMIT").arg(0).arg(TOGETHER);
         let due: Vec<String> = due.query_async(redis).await?;
@@ -353,11 +364,11 @@ impl TimelineWriter {
 }
 
 fn too_fast() -> RedisError {
-    RedisError::from((redis::ErrorKind::Client, "the epoch of timelines moves too fast"))
+    RedisError::from((redis::ErrorKind::Client, "the epoch of timelines changed during every attempt"))
 }
 
 fn absent() -> RedisError {
-    RedisError::from((redis::ErrorKind::Io, "Redis is not connected, or failed just now"))
+    RedisError::from((redis::ErrorKind::Io, "Redis is not connected, or failed less than a second ago"))
 }
 
 fn command(name: &str, key: &str) -> Cmd {
