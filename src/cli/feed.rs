@@ -1,6 +1,5 @@
 //! Implements `postrider feed`: verifies and repairs feeds, generates test data and shows query
-//! plans.
-//! Needs Postgres; `verify` also compares timelines in Redis if Redis answers.
+//! plans. Needs Postgres; `verify` also compares timelines in Redis if Redis answers.
 
 use std::io::IsTerminal;
 

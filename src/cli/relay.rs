@@ -166,8 +166,7 @@ impl Relay {
 }
 
 /// Adds the second dash to flags of `relay` that have only one, as Go programs accept them:
-/// `-broker x`,
-/// `-target-url=x`. Arguments of other commands stay unchanged.
+/// `-broker x`, `-target-url=x`. Arguments of other commands stay unchanged.
 pub fn with_two_dashes(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = arguments.collect();
     let Some(command) = arguments.iter().position(|argument| argument == "relay") else { return arguments };

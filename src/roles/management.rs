@@ -16,8 +16,7 @@ use crate::platform::{
 const PORTS_TRIED: u16 = 100;
 
 /// Binds the management addresses. If the port is taken and was not configured, the command `relay`
-/// uses
-/// the next free port, so that several commands can run on one machine.
+/// uses the next free port, so that several commands can run on one machine.
 pub(super) async fn bind(addresses: &[String], mission: &Mission) -> Result<Vec<TcpListener>, String> {
     let error = match serve::bind(addresses).await {
         Ok(listeners) => return Ok(listeners),

@@ -1,6 +1,5 @@
 //! Reports the progress of the command `relay`: a line that is refreshed on a terminal, otherwise a
-//! log
-//! message every ten seconds.
+//! log message every ten seconds.
 
 use std::{
     sync::Arc,

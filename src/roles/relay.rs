@@ -1,6 +1,5 @@
 //! The relay role: drains the outbox to Kafka and delivers topics to HTTP endpoints. The command
-//! `relay`
-//! delivers one topic without a configuration file.
+//! `relay` delivers one topic without a configuration file.
 
 use std::{
     collections::HashSet,
@@ -139,9 +138,8 @@ fn start_route(
     Ok(route)
 }
 
-/// Raises the stall timeout for a slow target: two timeouts and intervals of the rate limit, so
-/// that a
-/// rate of one record an hour does not count as a stall.
+/// Raises the stall timeout to at least twice the sum of the request timeout and the interval of
+/// the rate limit, so that a slow target or a rate of one record an hour does not count as a stall.
 fn raise_stall_timeout(mut consumers: Consumers, config: &Config) -> Consumers {
     let slot_ms = if config.rate > 0.0 { (1_000.0 / config.rate) as u64 } else { 0 };
     let usual_ms = config.timeout_ms.saturating_add(slot_ms);

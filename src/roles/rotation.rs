@@ -1,6 +1,5 @@
 //! Tries rotated settings before a restart: loads the configuration and connects to every server
-//! that the
-//! role uses.
+//! that the role uses.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -119,10 +118,8 @@ impl RoleTrial<'_> {
     }
 
     /// Combines the results. A server that is also unreachable with the current settings does not
-    /// count
-    /// against the new ones. It is not waited for if another server accepts the new settings and
-    /// rejects
-    /// the current ones.
+    /// count against the new ones. It is not waited for if another server accepts the new settings
+    /// and rejects the current ones.
     fn combine(&self, faults: Vec<(&'static str, Option<Fault>)>) -> Option<Verdict> {
         let mut refused = BTreeMap::new();
         let (mut unreachable, mut repairs_server) = (Vec::new(), false);
@@ -143,8 +140,7 @@ impl RoleTrial<'_> {
     }
 
     /// Returns the lease that orders restarts. A role that does not use Redis takes the lease there
-    /// as well,
-    /// if it can connect.
+    /// as well, if it can connect.
     async fn order(&self, settings: &Settings, redis: Option<redis::Redis>) -> Option<Order> {
         if matches!(self.mission, Mission::Relay(_)) {
             return None;
@@ -158,8 +154,7 @@ impl RoleTrial<'_> {
 }
 
 /// Returns the problem that would keep the role from starting with these settings, or from doing
-/// what it
-/// does now.
+/// what it does now.
 fn check(settings: &Settings, in_use: &Settings) -> Result<(), String> {
     telemetry::check(&settings.telemetry)?;
     Proxies::new(&settings.http).map_err(|error| error.to_string())?;

@@ -34,8 +34,7 @@ use crate::platform::{
 const TASKS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum duration of the shutdown beyond the readiness delay and the grace of tasks and
-/// producers: it
-/// covers `TASKS_TIMEOUT`, the management port, traces and the runtime.
+/// producers: it covers `TASKS_TIMEOUT`, the management port, traces and the runtime.
 const CLOSING: Duration = Duration::from_secs(11);
 
 /// Clients and state shared by every role.
@@ -224,8 +223,7 @@ async fn serve_until_stopped(start_up: StartUp, metrics: PrometheusHandle) -> Re
 }
 
 /// Reports the death of the platform's clients like that of a task. The clients themselves outlive
-/// the
-/// tasks, which use them until they end.
+/// the tasks, which use them until they end.
 fn watch_platform(platform: &Platform, tasks: &mut Tasks) {
     tasks.watch("metadata client", platform.broker.died());
     tasks.watch("producer", platform.producer.died());
@@ -270,8 +268,7 @@ async fn start_mission(platform: &Arc<Platform>, mission: &Mission, tasks: &mut 
 }
 
 /// Runs until a signal, a rotation or a failure, then drains: readiness goes false at once, tasks
-/// are
-/// stopped after the readiness delay, and tasks that exceed their time are aborted.
+/// are stopped after the readiness delay, and tasks that exceed their time are aborted.
 async fn run_mission(
     platform: &Arc<Platform>,
     mission: &Mission,

@@ -144,8 +144,7 @@ impl ConsumerPlan {
     }
 
     /// Plans the consumer of a route with a full group name. Leaks the consumer's name, which lives
-    /// as long
-    /// as the process, as routes do.
+    /// as long as the process, as routes do.
     pub fn of_relay(relay: &gateway::relay::Config, group: String) -> Self {
         Self { name: format!("relay-{}", relay.name).leak(), topic: relay.topic.clone(), group }
     }

@@ -19,10 +19,8 @@ pub(super) fn keep(platform: &Platform, specs: Vec<TopicSpec>, tasks: &mut Tasks
 }
 
 /// Creates missing topics and checks the settings of all, repeatedly, because partitions can be
-/// added at
-/// any time. A topic with wrong settings makes the process unready and the readiness report says
-/// what
-/// to do. The process keeps running, so fixing the topic needs no restart.
+/// added at any time. A topic with wrong settings makes the process unready and the readiness
+/// report says what to do. The process keeps running, so fixing the topic needs no restart.
 async fn maintain(admin: &Admin, specs: &[TopicSpec], check: &Check, mut watch: Watch, ready: &TopicsReady) {
     let mut logged = String::new();
     loop {
