@@ -22,12 +22,19 @@ Examples:
   postrider feed verify --user bob --repair       verify and repair one feed
   postrider feed verify --all --output json       verify every feed, print JSON";
 
+const SEED_EXAMPLES: &str = "\
+Examples:
+  postrider feed seed                                        10,000 users and posts
+  postrider feed seed --users 100 --follows 5 --posts 1000   a small graph
+  postrider feed seed --shape even --prefix test-            evenly spread, user names begin with test-";
+
 #[derive(Subcommand)]
 pub enum Command {
     /// Compare feeds with posts and follows, and repair them
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(Verify),
     /// Generate users, follows and posts for tests and benchmarks
+    #[command(after_help = SEED_EXAMPLES)]
     Seed(Seed),
     /// Show the query plans of the busiest statements; exit code 1 if one scans a large table
     Plans {

@@ -73,6 +73,7 @@ enum Command {
     /// A flag overrides the environment variable shown beside it. Flags may be written with one dash
     /// or two. Kafka's security settings come from the configuration (POSTRIDER_KAFKA__…). See
     /// docs/relay.md.
+    #[command(after_help = relay::EXAMPLES)]
     Relay(Box<relay::Relay>),
     /// Create or update the tables in Postgres; safe to repeat and while postrider is running
     Migrate,

@@ -15,6 +15,13 @@ use crate::{
     roles::{Role, Settings},
 };
 
+pub const EXAMPLES: &str = "\
+Examples:
+  postrider relay --topic my-topic --target-url https://example.com/hook
+  postrider relay --broker kafka:9092 --topic my-topic --target-url http://localhost:3000 --rate 0
+  postrider relay --topic my-topic --target-url https://example.com/hook --header 'authorization: Bearer abc'
+  TOPIC=my-topic TARGET_URL=https://example.com/hook postrider relay --retries 5 --backoff exponential";
+
 /// Default of `--group`.
 const GROUP: &str = "http-consumer";
 

@@ -62,7 +62,7 @@ fn check_names(relays: &[Config]) -> Result<(), String> {
     for config in relays {
         if !names.insert(config.name.as_str()) || !groups.insert(config.group()) {
             return Err(format!(
-                "`gateway.relays`: the name or group of `{}` is used twice; give each relay its own",
+                "`gateway.relays`: the name or group of `{}` is used twice; make it unique",
                 config.name
             ));
         }
