@@ -1,8 +1,11 @@
-//! postrider: events in over HTTP, kept in Kafka, carried to where they are wanted.
+//! postrider accepts events over HTTP, stores them in Kafka and delivers them.
 //!
-//! The rooms: [`kv`] is a key-value view in Redis, [`gateway`] carries HTTP to Kafka, [`comments`] are
-//! stored in Postgres, listed and streamed, [`messages`] reach every open connection of their receiver, [`feed`] brings
-//! posts to followers, [`outbox`] brings to Kafka what was stored in Postgres first, [`dlq`] keeps what was given up. They share [`platform`] and nothing else; [`roles`] is where they meet.
+//! Each capability is a module: [`kv`] is a key-value view in Redis; [`gateway`] produces HTTP
+//! requests to Kafka and delivers topics over HTTP; [`comments`] stores comments in Postgres, lists
+//! and streams them; [`messages`] delivers messages to every open connection of their receiver;
+//! [`feed`] fans posts out to followers; [`outbox`] drains the Postgres outbox to Kafka; [`dlq`]
+//! lists, replays and purges dead letters. Capabilities share only [`platform`]; [`roles`] combines
+//! them into processes.
 
 pub mod cli;
 pub mod comments;

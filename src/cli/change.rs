@@ -1,4 +1,4 @@
-//! What commands that change things have in common.
+//! Flags shared by the commands that change data.
 
 use clap::Args;
 
@@ -6,10 +6,10 @@ use super::text::Output;
 
 #[derive(Args)]
 pub struct Change {
-    /// Change nothing, and say what would be
+    /// Print what would change without changing it
     #[arg(long)]
     pub dry_run: bool,
-    /// Yes, all of them; needed where nothing chooses
+    /// Confirm a change to everything; required when no filter is given
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
@@ -17,11 +17,12 @@ pub struct Change {
 }
 
 impl Change {
-    /// Refuses to change everything, as it `would` where nothing is `chosen`, unless that is meant.
+    /// Refuses a change of everything (`chosen` is false) unless `--yes` or `--dry-run` is given. `would`
+    /// completes the error "this would …".
     pub fn confirm(&self, chosen: bool, would: &str) -> Result<(), String> {
         if chosen || self.yes || self.dry_run {
             return Ok(());
         }
-        Err(format!("this would {would}, look first with --dry-run, or say --yes"))
+        Err(format!("this would {would}; preview it with --dry-run or confirm with --yes"))
     }
 }

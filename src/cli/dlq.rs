@@ -1,4 +1,4 @@
-//! `postrider dlq`: the dead letters on the command line. Needs Kafka alone.
+//! Implements `postrider dlq`: lists, shows, replays and purges dead letters. Needs only Kafka.
 
 use std::{
     cell::Cell,
@@ -25,41 +25,41 @@ use crate::{
 
 const LIST_EXAMPLES: &str = "\
 Examples:
-  postrider dlq list                                    the newest 50 of both topics
-  postrider dlq list --since 2h --error timeout         what timed out within two hours
-  postrider dlq list --topic messages --key user123     what became of one key
+  postrider dlq list                                    newest 50 letters of both dead-letter topics
+  postrider dlq list --since 2h --error timeout         timeouts of the last two hours
+  postrider dlq list --topic messages --key user123     letters of one key
   postrider dlq list --output json | jq '.letters[].id'";
 
 const SHOW_EXAMPLES: &str = "\
 Example:
-  postrider dlq show 'messages/3@1234 postrider-kv'     the id is the one that `list` prints";
+  postrider dlq show 'messages/3@1234 postrider-kv'     pass an id that `list` printed";
 
 const REPLAY_EXAMPLES: &str = "\
-The record goes to its topic again: key, value, headers and event id as they were, to the same
-partition, in order. The letter is deleted once Kafka has the record. Doing it twice does no harm
-where consumers drop doubles by event id. In a compacted topic a record that is no longer the newest
-of its key is left out as superseded; its letter stays until it is purged.
+Writes each record to its topic again: same partition, key, value, headers and event id, in order.
+Deletes the letter once Kafka has stored the record. Replaying a letter twice is harmless if consumers
+drop duplicates by event id. In a compacted topic, a record that is no longer the newest of its key is
+skipped as superseded; its letter stays until you purge it.
 
 Examples:
-  postrider dlq replay --topic messages --dry-run       what would happen
+  postrider dlq replay --topic messages --dry-run       show what would be replayed
   postrider dlq replay --error transport --since 1h
   postrider dlq replay 'messages/3@1234 postrider-kv'
-  postrider dlq replay --yes                            every letter";
+  postrider dlq replay --yes                            replay every letter";
 
 const PURGE_EXAMPLES: &str = "\
 Examples:
-  postrider dlq purge --topic messages --dry-run        what would be deleted
+  postrider dlq purge --topic messages --dry-run        show what would be deleted
   postrider dlq purge 'messages/3@1234 postrider-kv'
-  postrider dlq purge --deliveries --yes                every letter about somebody's endpoint";
+  postrider dlq purge --deliveries --yes                delete every failed delivery";
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// List dead letters, the newest first
+    /// List dead letters, newest first
     #[command(after_help = LIST_EXAMPLES)]
     List {
         #[command(flatten)]
         selection: Selection,
-        /// How many at most
+        /// Maximum number of letters
         #[arg(long, default_value_t = 50)]
         limit: usize,
         #[command(flatten)]
@@ -68,14 +68,14 @@ pub enum Command {
     /// Show one dead letter with its record's value and headers
     #[command(after_help = SHOW_EXAMPLES)]
     Show {
-        /// The letter's id
+        /// Id of the letter, as `list` prints it
         id: String,
         #[command(flatten)]
         letters: Which,
         #[command(flatten)]
         output: Output,
     },
-    /// Write the records of dead letters to their topics again, and delete the letters
+    /// Write the records of dead letters to their topics again and delete the letters
     #[command(after_help = REPLAY_EXAMPLES)]
     Replay(Choice),
     /// Delete dead letters
@@ -86,29 +86,30 @@ pub enum Command {
 #[derive(Args)]
 #[group(multiple = false)]
 pub struct Which {
-    /// Only records that postrider's own processing gave up
+    /// Only records that postrider failed to process
     #[arg(long)]
     events: bool,
-    /// Only records that somebody's endpoint did not take
+    /// Only records that an endpoint did not accept
     #[arg(long)]
     deliveries: bool,
-    /// Another dead-letter topic, by its full name
+    /// Another dead-letter topic (full name)
     #[arg(long, value_name = "TOPIC")]
     letters: Option<String>,
 }
 
 #[derive(Args)]
 pub struct Selection {
-    /// The record's topic, with or without `kafka.topic_prefix`
+    /// Topic of the record, with or without `kafka.topic_prefix`
     #[arg(long)]
     topic: Option<String>,
-    /// The record's key
+    /// Key of the record
     #[arg(long)]
     key: Option<String>,
-    /// Failed last at this time (2026-01-31T12:00:00Z) or later, or within this age (90s, 15m, 2h, 7d)
+    /// Only letters whose last failure is at or after this time (2026-01-31T12:00:00Z) or within
+    /// this age (90s, 15m, 2h, 7d)
     #[arg(long, value_name = "TIME|AGE")]
     since: Option<String>,
-    /// The error's class, or a part of its message
+    /// Error class, or part of the error message
     #[arg(long)]
     error: Option<String>,
     #[command(flatten)]
@@ -117,29 +118,29 @@ pub struct Selection {
 
 #[derive(Args)]
 pub struct Choice {
-    /// Only the letters of these ids
+    /// Only letters with these ids
     #[arg(value_name = "ID")]
     ids: Vec<String>,
     #[command(flatten)]
     selection: Selection,
-    /// How many at most, in the order of their records
+    /// Maximum number of letters, in the order of their records
     #[arg(long)]
     limit: Option<usize>,
     #[command(flatten)]
     change: Change,
 }
 
-/// Does what was asked. The error is a sentence for the user.
+/// Runs the command. The error is a sentence for the user.
 pub fn run(command: Command, settings: &Settings) -> Result<(), String> {
     block_on(act(command, settings))
 }
 
 async fn act(command: Command, settings: &Settings) -> Result<(), String> {
     let kafka = &settings.kafka;
-    let say = |error| format!("kafka: {error}");
-    let broker = Broker::start(kafka, Health::default().check("kafka")).map_err(say)?;
-    let producer = Producer::start_alone(kafka, broker.clone()).map_err(say)?;
-    let admin = Arc::new(Admin::new(kafka, broker.clone()).map_err(say)?);
+    let kafka_error = |error| format!("kafka: {error}");
+    let broker = Broker::start(kafka, Health::default().check("kafka")).map_err(kafka_error)?;
+    let producer = Producer::start_alone(kafka, broker.clone()).map_err(kafka_error)?;
+    let admin = Arc::new(Admin::new(kafka, broker.clone()).map_err(kafka_error)?);
     let queue = Queue::new(kafka.clone(), producer, broker, admin);
     match command {
         Command::List { selection, limit, output } => {
@@ -149,8 +150,7 @@ async fn act(command: Command, settings: &Settings) -> Result<(), String> {
         }
         Command::Show { id, letters, output } => {
             let found = queue.show(letters.into(), id.clone(), bounds()).await.map_err(|error| error.to_string())?;
-            let detail =
-                found.ok_or_else(|| format!("there is no dead letter `{id}`; `postrider dlq list` has them"))?;
+            let detail = found.ok_or_else(|| format!("there is no dead letter `{id}`; see `postrider dlq list`"))?;
             output.print(&detail, page)
         }
         Command::Replay(choice) => {
@@ -193,34 +193,34 @@ impl Selection {
 impl Choice {
     fn query(&self, word: &str) -> Result<Query, String> {
         let query = self.selection.query(self.ids.clone(), self.limit.unwrap_or(usize::MAX))?;
-        let would = format!("{word} every letter: choose some by id, --topic, --key, --since or --error");
+        let would = format!("{word} every letter (choose letters by id, --topic, --key, --since or --error)");
         self.change.confirm(!query.filter.is_empty(), &would)?;
         Ok(query)
     }
 
-    /// Prints what became of them; an error when something failed.
+    /// Prints the outcome of each letter. Fails if a letter failed.
     fn report(&self, report: &Report, done: &str) -> Result<(), String> {
         self.change.output.print(report, |report| outcomes(report, done))?;
         match (report.failed, report.remaining) {
             (0, _) => Ok(()),
             (failed, remaining) => {
-                Err(format!("{failed} failed and {remaining} were not come to; all of them are still there"))
+                Err(format!("{failed} letters failed and {remaining} were not reached; these letters are kept"))
             }
         }
     }
 }
 
 fn bounds() -> Bounds {
-    const PATIENCE: Duration = Duration::from_secs(24 * 3_600);
-    Bounds { deadline: Instant::now() + PATIENCE, max_letters: 1_000_000, chunk_bytes: 64 << 20, progress: progress() }
+    const TIMEOUT: Duration = Duration::from_secs(24 * 3_600);
+    Bounds { deadline: Instant::now() + TIMEOUT, max_letters: 1_000_000, chunk_bytes: 64 << 20, progress: progress() }
 }
 
-/// Says on stderr how far long work is, at most every two seconds.
+/// Prints the progress of long work to stderr, at most every two seconds.
 fn progress() -> Progress {
-    let said = Cell::new(Instant::now());
+    let printed_at = Cell::new(Instant::now());
     Box::new(move |what, done, total| {
-        if said.get().elapsed() > Duration::from_secs(2) {
-            said.set(Instant::now());
+        if printed_at.get().elapsed() > Duration::from_secs(2) {
+            printed_at.set(Instant::now());
             eprintln!("{what}: {done} of {total}");
         }
     })
@@ -241,7 +241,7 @@ fn table(listing: &Listing) -> String {
     let (shown, matched) = (listing.letters.len(), listing.matched);
     if shown < matched {
         let more = if listing.truncated { " at least" } else { "" };
-        text.push_str(&format!("the newest {shown} of{more} {matched}; --limit shows more\n"));
+        text.push_str(&format!("showing the newest {shown} of{more} {matched}; raise --limit to see more\n"));
     }
     text
 }
@@ -267,7 +267,7 @@ fn page(detail: &Detail) -> String {
 fn outcomes(report: &Report, done: &str) -> String {
     let mut text = String::new();
     for item in &report.letters {
-        // Of what went well the count is enough, unless that is all one has asked for.
+        // The count covers successful letters; only a dry run lists them.
         if !report.dry_run && matches!(item.outcome, Outcome::Replayed | Outcome::Purged) {
             continue;
         }
@@ -278,7 +278,7 @@ fn outcomes(report: &Report, done: &str) -> String {
     let Report { matched, skipped, failed, remaining, .. } = report;
     let would = if report.dry_run { "would be " } else { "" };
     text.push_str(&format!("{} of {matched} {would}{done}", report.done));
-    for (count, word) in [(skipped, "skipped"), (failed, "failed"), (remaining, "not come to")] {
+    for (count, word) in [(skipped, "skipped"), (failed, "failed"), (remaining, "not reached")] {
         if *count > 0 {
             text.push_str(&format!(", {count} {word}"));
         }

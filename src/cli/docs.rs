@@ -1,10 +1,10 @@
-//! Tables in the docs that are generated from the code.
+//! Writes and checks the tables of the docs that are generated from the code.
 
 use std::fs;
 
 use crate::{platform::config, platform::http::code, roles::Settings};
 
-/// Each generated part: the file, its marker, and what belongs there.
+/// Returns each generated part: its file, its marker and its content.
 fn parts() -> [(&'static str, &'static str, String); 2] {
     [
         ("docs/configuration.md", "configuration", config::markdown_table::<Settings>()),
@@ -12,7 +12,7 @@ fn parts() -> [(&'static str, &'static str, String); 2] {
     ]
 }
 
-/// Replaces what stands between the markers, or fails where that would change anything.
+/// Replaces the text between the markers. With `check`, fails if that would change a file.
 pub fn write_or_check(check: bool) -> Result<(), String> {
     let mut stale = Vec::new();
     for (file, marker, table) in parts() {

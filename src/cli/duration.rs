@@ -1,14 +1,14 @@
-//! Durations as people write them on a command line.
+//! Parses durations given on the command line.
 
 use std::time::Duration;
 
-/// Units of Go's `time.ParseDuration`, in seconds; longer names before their beginnings.
+/// Units of Go's `time.ParseDuration`, in seconds.
 const UNITS: [(&str, f64); 7] =
     [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3_600.0)];
 
-/// As Go writes them (`30s`, `500ms`, `1m30s`, `1.5h`), or a number of seconds (`30`, `0.5`).
+/// Parses Go's notation (`30s`, `500ms`, `1m30s`, `1.5h`) or a number of seconds (`30`, `0.5`).
 pub fn parse(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is not a duration such as 30s, 500ms, 1m30s, or a number of seconds");
+    let wrong = || format!("`{text}` is not a duration; write 30s, 500ms, 1m30s or a number of seconds");
     let mut rest = text.trim();
     if let Ok(seconds) = rest.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).map_err(|_| wrong());
@@ -26,7 +26,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     if text.trim().is_empty() { Err(wrong()) } else { Ok(total) }
 }
 
-/// The letters before the next number.
+/// Returns the letters before the next number.
 fn unit_of(text: &str) -> &str {
     let end = text.find(|letter: char| letter.is_ascii_digit() || letter == '.').unwrap_or(text.len());
     &text[..end]
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gos_spellings_and_plain_seconds_are_read() {
+    fn go_notation_and_plain_seconds_are_parsed() {
         for (text, ms) in [
             ("30s", 30_000),
             ("500ms", 500),
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_duration_is_refused() {
+    fn invalid_durations_are_rejected() {
         for text in ["", " ", "s", "soon", "-1s", "-1", "1 s", "1d", "1ss", "5m3", "NaN", "inf", "1e99h", "..s"] {
             assert!(parse(text).is_err(), "{text}");
         }

@@ -1,5 +1,5 @@
-//! `postrider feed`: a graph to try things with, and whether feeds are what they must be. Needs Postgres; `verify`
-//! looks at Redis, too, where it answers.
+//! Implements `postrider feed`: verifies and repairs feeds, generates test data and shows query
+//! plans. Needs Postgres; `verify` also compares timelines in Redis if Redis answers.
 
 use std::io::IsTerminal;
 
@@ -13,22 +13,30 @@ use crate::{
 };
 
 const VERIFY_EXAMPLES: &str = "\
-What posts and follows say is compared with the rows of feeds, and those with the timelines in Redis. What is wrong is looked
-at again two seconds later, since some of it may have been on its way. The exit code is 1 when something is wrong and was not repaired.
+Compares the stored rows of feeds with posts and follows, and the timelines in Redis with the rows.
+Checks every difference again two seconds later, because a change may have been in progress. The
+exit code is 1 if differences remain that were not repaired.
 
 Examples:
-  postrider feed verify --sample 1000
-  postrider feed verify --user bob --repair
-  postrider feed verify --all --output json";
+  postrider feed verify --sample 1000             verify 1000 random feeds
+  postrider feed verify --user bob --repair       verify and repair one feed
+  postrider feed verify --all --output json       verify every feed, print JSON";
+
+const SEED_EXAMPLES: &str = "\
+Examples:
+  postrider feed seed                                        10,000 users and posts
+  postrider feed seed --users 100 --follows 5 --posts 1000   a small graph
+  postrider feed seed --shape even --prefix test-            evenly spread, user names begin with test-";
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Compare feeds with what they must be, and repair them
+    /// Compare feeds with posts and follows, and repair them
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(Verify),
-    /// Make users, follows and posts for trials and measurements
+    /// Generate users, follows and posts for tests and benchmarks
+    #[command(after_help = SEED_EXAMPLES)]
     Seed(Seed),
-    /// Show how Postgres does the busiest statements; the exit code is 1 when one reads a large table from end to end
+    /// Show the query plans of the busiest statements; exit code 1 if one scans a large table
     Plans {
         #[command(flatten)]
         output: Output,
@@ -39,7 +47,7 @@ pub enum Command {
 pub struct Verify {
     #[command(flatten)]
     whose: Chosen,
-    /// Mend what is wrong
+    /// Repair the differences
     #[arg(long)]
     repair: bool,
     #[command(flatten)]
@@ -49,32 +57,32 @@ pub struct Verify {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Chosen {
-    /// Only this user's feed
+    /// Verify only this user's feed
     #[arg(long)]
     user: Option<String>,
-    /// So many feeds, chosen by chance
+    /// Verify this many random feeds
     #[arg(long)]
     sample: Option<u32>,
-    /// Every feed
+    /// Verify every feed
     #[arg(long)]
     all: bool,
 }
 
 #[derive(Args)]
 pub struct Seed {
-    /// How many users
+    /// Number of users
     #[arg(long, default_value_t = 10_000)]
     users: u32,
-    /// Whom each of them follows, about
+    /// Average number of users that each user follows
     #[arg(long, default_value_t = 20)]
     follows: u32,
-    /// Posts, all together
+    /// Number of posts in total
     #[arg(long, default_value_t = 10_000)]
     posts: u32,
-    /// How follows and posts are spread
+    /// Distribution of follows and posts over users
     #[arg(long, value_enum, default_value_t = Shape::Zipf)]
     shape: Shape,
-    /// What names of users begin with, before their number
+    /// Prefix of user names; a number follows it
     #[arg(long, default_value = "u")]
     prefix: String,
 }
@@ -93,7 +101,7 @@ async fn verify(command: &Verify, settings: &Settings) -> Result<(), String> {
     let pool = postgres::pool(&settings.postgres).map_err(|error| error.to_string())?;
     let redis = Redis::connect(&settings.redis).await;
     if let Err(error) = &redis {
-        eprintln!("Redis does not answer, so only rows are compared: {error}");
+        eprintln!("redis does not answer, comparing rows only: {error}");
     }
     let prefix = &settings.redis.key_prefix;
     let mut verifier = Verifier::new(pool, redis.ok(), prefix, command.repair);
@@ -103,21 +111,25 @@ async fn verify(command: &Verify, settings: &Settings) -> Result<(), String> {
         Chosen { all: _, .. } => Whose::All,
     };
     let line = StatusLine::on_terminal();
-    let report = verifier.run(&whose, |users| show(line.as_ref(), &format!("{users} feeds looked at"))).await?;
+    let report = verifier.run(&whose, |users| show(line.as_ref(), &format!("{users} feeds verified"))).await?;
     drop(line);
     command.output.print(&report, |report| text(report, command.repair))?;
-    if report.is_clean() || command.repair { Ok(()) } else { Err("feeds are not what they must be".to_owned()) }
+    if report.is_clean() || command.repair {
+        Ok(())
+    } else {
+        Err("feeds have differences; run again with --repair".to_owned())
+    }
 }
 
 fn text(report: &Report, repaired: bool) -> String {
     let Report { users, missing_rows, surplus_rows, wrong_timelines, examples } = report;
     let mut text = format!(
-        "{users} feeds: {missing_rows} rows missing, {surplus_rows} rows too many, {wrong_timelines} timelines wrong{}\n",
+        "{users} feeds: {missing_rows} missing and {surplus_rows} surplus rows, {wrong_timelines} wrong timelines{}\n",
         if repaired && !report.is_clean() { "; repaired" } else { "" }
     );
     if !examples.is_empty() {
         let examples: Vec<&str> = examples.iter().map(String::as_str).collect();
-        text.push_str(&format!("of {}\n", super::text::tame(&examples.join(", "))));
+        text.push_str(&format!("affected users include {}\n", super::text::tame(&examples.join(", "))));
     }
     text
 }
@@ -128,7 +140,7 @@ async fn plans(output: &Output, settings: &Settings) -> Result<(), String> {
     output.print(&all, |all| all.iter().map(|one| format!("{}\n{}\n\n", one.statement, one.plan)).collect())?;
     let scans = |one: &feed::Explained| format!("{} ({})", one.statement, one.scanned.join(", "));
     let bad: Vec<String> = all.iter().filter(|one| !one.scanned.is_empty()).map(scans).collect();
-    if bad.is_empty() { Ok(()) } else { Err(format!("these read a large table from end to end: {}", bad.join("; "))) }
+    if bad.is_empty() { Ok(()) } else { Err(format!("these statements scan a large table: {}", bad.join("; "))) }
 }
 
 async fn seed(command: Seed, settings: &Settings) -> Result<(), String> {
@@ -141,7 +153,7 @@ async fn seed(command: Seed, settings: &Settings) -> Result<(), String> {
     });
     let rows = rows.await.map_err(|error| format!("Postgres: {error}"))?;
     drop(line);
-    println!("{users} users, {posts} posts, {rows} rows of feeds");
+    println!("created {users} users, {posts} posts, {rows} feed rows");
     Ok(())
 }
 
@@ -153,7 +165,7 @@ fn show(line: Option<&StatusLine>, text: &str) {
     }
 }
 
-/// How far something is, as a bar of forty places.
+/// Renders progress as a bar of 40 characters.
 fn bar(what: &str, done: i64, total: i64) -> String {
     let filled = usize::try_from(40 * done / total.max(1)).unwrap_or(0).min(40);
     format!("{what:6} [{}{}] {done} of {total}", "#".repeat(filled), " ".repeat(40 - filled))

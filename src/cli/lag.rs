@@ -1,4 +1,4 @@
-//! `postrider lag`: how far every consumer is, and what holds it.
+//! Implements `postrider lag`: shows the lag of every partition and the record that blocks it.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -22,25 +22,25 @@ use crate::{
 };
 
 pub const EXAMPLES: &str = "\
-The commit of a partition is its lowest unfinished record. KEY and AGE are those of that record; HELD says,
-where a running process answers at its management port, for how long it has been in hand, how often it
-failed, and why.
+COMMITTED is the commit point: the lowest unfinished offset of the partition. KEY and AGE describe
+that record. HELD shows for how long its process has been working on it, how often it failed and
+why; this needs a process that answers at its management port.
 
 Examples:
-  postrider lag                                              every consumer of this configuration
-  postrider lag --topic my-topic --group http-consumer       any other group
-  postrider lag --management http://10.0.0.7:9090            and ask this process what it has in hand
-  watch postrider lag";
+  postrider lag                                              every configured consumer
+  postrider lag --topic my-topic --group http-consumer       any other consumer group
+  postrider lag --management http://10.0.0.7:9090            fill HELD from this process
+  watch postrider lag                                        refresh every two seconds";
 
 #[derive(Args)]
 pub struct Command {
-    /// Only this group, by its full name; needs --topic where it is none of ours
+    /// Show only this consumer group (full name); for a group outside this configuration, add --topic
     #[arg(long)]
     group: Option<String>,
-    /// Only this topic, by its full name
+    /// Show only this topic (full name)
     #[arg(long)]
     topic: Option<String>,
-    /// Management ports of running processes; may be repeated (default: the one that is configured, on this machine)
+    /// Management address of a running process; repeatable [default: the configured port on 127.0.0.1]
     #[arg(long, value_name = "URL")]
     management: Vec<String>,
     #[command(flatten)]
@@ -56,16 +56,16 @@ struct Row {
     committed: Option<i64>,
     end: i64,
     lag: i64,
-    /// Of the lowest unfinished record.
+    /// Offset of the lowest unfinished record.
     oldest_offset: Option<i64>,
     oldest_key: Option<String>,
     oldest_age_seconds: Option<f64>,
-    /// As the process that owns the partition says it.
+    /// The blocking record, as the process that owns the partition reports it.
     holder: Option<Value>,
     paused: Option<bool>,
 }
 
-/// The error is a sentence for the user.
+/// Runs the command. The error is a sentence for the user.
 pub fn run(command: &Command, settings: &Settings) -> Result<(), String> {
     let consumers = command.consumers(settings)?;
     let (holders, silent) = block_on(async { Ok(ask_processes(&command.addresses(settings)).await) })?;
@@ -91,7 +91,7 @@ impl Command {
             }
             _ => {
                 let groups = ours.iter().map(|plan| plan.group.as_str()).collect::<Vec<_>>().join(", ");
-                Err(format!("no consumer of this configuration is meant (groups: {groups}); say --group and --topic"))
+                Err(format!("no configured consumer matches (groups: {groups}); pass --group and --topic"))
             }
         }
     }
@@ -105,10 +105,10 @@ impl Command {
     }
 }
 
-/// By group, topic and partition: what the process that owns it says.
+/// Maps group, topic and partition to the report of the process that owns the partition.
 type Holders = HashMap<(String, String, i64), Value>;
 
-/// Asks every address; returns those that did not answer, too.
+/// Queries every address. Returns the reports and the addresses that did not answer.
 async fn ask_processes(addresses: &[String]) -> (Holders, Vec<String>) {
     let (mut holders, mut silent) = (Holders::new(), Vec::new());
     for address in addresses {
@@ -179,7 +179,7 @@ fn table(rows: &[Row], consumers: &[ConsumerPlan], silent: &[String]) -> String 
         text.push_str(&format!("topic {} of group {} does not exist\n", consumer.topic, consumer.group));
     }
     for address in silent {
-        text.push_str(&format!("no process answers at {address}: what is in hand is not known; see --management\n"));
+        text.push_str(&format!("no process answers at {address}, HELD is incomplete; pass --management\n"));
     }
     text
 }

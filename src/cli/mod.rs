@@ -1,4 +1,4 @@
-//! The command line: parse, load the configuration, dispatch.
+//! Parses the command line, loads the configuration and dispatches to a command.
 
 mod change;
 mod dlq;
@@ -23,11 +23,11 @@ use crate::{
     roles::{self, RelayCommand, Role, Settings},
 };
 
-/// Events in over HTTP, kept in Kafka, carried to where they are wanted.
+/// Accepts events over HTTP, stores them in Kafka and delivers them.
 ///
-/// One program; its role comes from the configuration. To try it, with Kafka, Redis and Postgres
-/// running, do `postrider migrate` and then `postrider run`; `make run` in the repository does both
-/// and starts the three as well.
+/// postrider is one program; the configured role decides what a process does. To try it with Kafka,
+/// Redis and Postgres running, run `postrider migrate` and then `postrider run`. In the repository,
+/// `make run` starts the three servers and does both.
 #[derive(Parser)]
 #[command(version, after_long_help = EXAMPLES)]
 struct Cli {
@@ -38,23 +38,24 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "\
-Configuration comes from defaults < postrider.yaml < POSTRIDER_* < flags. A key `kafka.brokers` is
-POSTRIDER_KAFKA__BROKERS in the environment; a secret can be read from a file by adding _FILE.
+Configuration sources, later ones win: defaults, postrider.yaml, POSTRIDER_* variables, flags.
+The key `kafka.brokers` is POSTRIDER_KAFKA__BROKERS in the environment. To read a secret from a
+file, append _FILE to its variable.
 
 Examples:
-  postrider config show                       the merged result, and where each value came from
+  postrider config show                       show every value and its source
   postrider run --role api                    serve HTTP only
-  postrider run --set http.listen=:8081       change one key
-  postrider dlq list --since 2h               what was given up lately
-  postrider lag                               how far every consumer is, and what holds it
-  POSTRIDER_ROLE=processor postrider run      the role from the environment";
+  postrider run --set http.listen=:8081       override one key
+  postrider dlq list --since 2h               list the dead letters of the last two hours
+  postrider lag                               show the lag of every consumer and what blocks it
+  POSTRIDER_ROLE=processor postrider run      set the role in the environment";
 
 #[derive(Args)]
 struct Sources {
     /// Read this file instead of ./postrider.yaml
     #[arg(long, global = true, env = "POSTRIDER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Set one configuration key; may be repeated
+    /// Override one configuration key; repeatable
     #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
@@ -63,36 +64,38 @@ struct Sources {
 enum Command {
     /// Run a role until SIGTERM or Ctrl-C
     Run {
-        /// What this process does
+        /// Role of this process; overrides the key `role`
         #[arg(long, value_enum)]
         role: Option<Role>,
     },
-    /// POST the records of a topic to a URL; needs Kafka alone
+    /// POST the records of a topic to a URL; needs only Kafka
     ///
-    /// Flags win over the variables beside them; both may be written with one dash. Kafka's security
-    /// settings come from the configuration (POSTRIDER_KAFKA__…). See docs/relay.md.
+    /// A flag overrides the environment variable shown beside it. Flags may be written with one dash
+    /// or two. Kafka's security settings come from the configuration (POSTRIDER_KAFKA__…). See
+    /// docs/relay.md.
+    #[command(after_help = relay::EXAMPLES)]
     Relay(Box<relay::Relay>),
-    /// Create or update the tables in Postgres; safe to repeat, and beside a running version
+    /// Create or update the tables in Postgres; safe to repeat and while postrider is running
     Migrate,
-    /// List, show, replay and purge dead letters: records that were given up
+    /// List, show, replay and purge dead letters: records that could not be processed or delivered
     #[command(subcommand)]
     Dlq(dlq::Command),
-    /// Look after what the outbox put aside
+    /// List, release and drop quarantined outbox rows
     #[command(subcommand)]
     Outbox(outbox::Command),
-    /// Verify and repair feeds, and make data to try them with
+    /// Verify and repair feeds, and generate test data
     #[command(subcommand)]
     Feed(feed::Command),
-    /// Show how far every consumer is, and what holds it
+    /// Show the lag of every consumer and what blocks it
     #[command(after_help = lag::EXAMPLES)]
     Lag(lag::Command),
-    /// Send something through every room of a running installation, and look whether it comes out
+    /// Test every capability of a running installation from end to end
     #[command(after_help = roundtrip::EXAMPLES)]
     Roundtrip(roundtrip::Command),
-    /// Look at the configuration
+    /// Show, check or describe the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Write the generated tables of the docs, or check that they are up to date
+    /// Write the generated tables of the docs, or check that they are current
     #[command(hide = true)]
     Docs {
         /// Fail when a table is stale instead of writing it
@@ -103,15 +106,15 @@ enum Command {
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Print the merged result, with the source of every value; secrets are masked
+    /// Print the effective configuration with the source of every value; secrets are masked
     Show,
-    /// Say whether the configuration is valid
+    /// Exit with an error when the configuration is invalid
     Check,
     /// Print the JSON schema of postrider.yaml
     Schema,
 }
 
-/// Parses the process's arguments and does what they say. The error is a sentence for the user.
+/// Parses the process's arguments and runs the command. The error is a sentence for the user.
 pub fn main() -> Result<(), String> {
     let cli = Cli::parse_from(relay::with_two_dashes(std::env::args_os()));
     match cli.command {
@@ -128,7 +131,7 @@ pub fn main() -> Result<(), String> {
         }
         Command::Config(ConfigCommand::Check) => {
             let loaded = load(&cli.sources, None)?;
-            println!("valid; {} keys are set, role {}", loaded.sources.len(), loaded.settings.role);
+            println!("valid: {} keys set, role {}", loaded.sources.len(), loaded.settings.role);
             Ok(())
         }
         Command::Config(ConfigCommand::Schema) => {
@@ -148,7 +151,8 @@ fn load(sources: &Sources, role: Option<Role>) -> Result<Loaded<Settings>, Strin
     load_with(sources, role.map(|role| ("role".to_owned(), role.to_string(), "--role")).into_iter().collect())
 }
 
-/// `own` are the flags of a command, as key, value and name; they win over `--set`.
+/// Loads the configuration. `own` holds a command's own flags as key, value and flag name; they
+/// override `--set`.
 fn load_with(sources: &Sources, own: Vec<(String, String, &'static str)>) -> Result<Loaded<Settings>, String> {
     let mut flags = Vec::new();
     for pair in &sources.set {
@@ -160,13 +164,13 @@ fn load_with(sources: &Sources, own: Vec<(String, String, &'static str)>) -> Res
     config::load(&overrides, std::env::vars()).map_err(|error| error.to_string())
 }
 
-/// Does the work of a command. What it leaves behind has a second to end.
+/// Runs the work of a command. Tasks that it leaves running have one second to end.
 fn block_on<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+        .map_err(|error| format!("cannot start the async runtime: {error}"))?;
     let outcome = runtime.block_on(work);
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome

@@ -1,4 +1,4 @@
-//! `postrider outbox`: what the outbox put aside, on the command line. Needs Postgres alone.
+//! Implements `postrider outbox`: lists, releases and drops quarantined rows. Needs only Postgres.
 
 use clap::Subcommand;
 
@@ -14,69 +14,69 @@ use crate::{
 };
 
 const LIST_EXAMPLES: &str = "\
-A row without a reason only came later than one of its key that has one.
+Kafka rejected each row that has a REASON. A row without one waits behind an earlier row of its key.
 
 Examples:
   postrider outbox quarantine list
   postrider outbox quarantine list --key ann --output json | jq '.rows[].reason'";
 
 const RELEASE_EXAMPLES: &str = "\
-All rows of a key go back into the outbox, in their order and before whatever came later. Kafka is
-asked again: a row that it still does not take is put aside again, with those after it. So first
-remove the reason (a larger `kafka.producer.max_message_bytes`, a topic that is there), or drop
-the row.
+Returns all rows of a key to the outbox, in order and before later rows of the key. If Kafka rejects
+a row again, that row and those after it return to quarantine. So first fix the reason (raise
+`kafka.producer.max_message_bytes`, create the topic) or drop the row.
 
 Examples:
-  postrider outbox quarantine release --key ann --dry-run     what would happen
+  postrider outbox quarantine release --key ann --dry-run     show what would be released
   postrider outbox quarantine release --key ann
-  postrider outbox quarantine release --yes                   the rows of every key";
+  postrider outbox quarantine release --yes                   release the rows of every key";
 
 const DROP_EXAMPLES: &str = "\
-What the row told is lost to all who read the topic; `postrider feed verify --repair` mends feeds.
-Other rows of its key stay aside until they are released.
+Deletes rows without sending them, so consumers of the topic never receive these events. Afterwards
+run `postrider feed verify --repair` if the rows concern feeds. Other rows of the key stay in
+quarantine until they are released.
 
 Examples:
-  postrider outbox quarantine drop 17 --dry-run               what would be deleted
+  postrider outbox quarantine drop 17 --dry-run               show what would be deleted
   postrider outbox quarantine drop 17
-  postrider outbox quarantine drop --key ann                  every row of a key";
+  postrider outbox quarantine drop --key ann                  delete every row of a key";
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// List, put back and drop rows that were put aside because Kafka never takes them, or one before them
+    /// List, release and drop rows that Kafka rejected, and rows that wait behind them
     #[command(subcommand)]
     Quarantine(Action),
 }
 
 #[derive(Subcommand)]
 pub enum Action {
-    /// List rows, the oldest first
+    /// List rows, oldest first
     #[command(after_help = LIST_EXAMPLES)]
     List {
-        /// Only rows of this key
+        /// List only rows of this key
         #[arg(long)]
         key: Option<String>,
-        /// How many at most
+        /// Maximum number of rows
         #[arg(long, default_value_t = 50)]
         limit: u32,
         #[command(flatten)]
         output: Output,
     },
-    /// Put the rows of a key back into the outbox
+    /// Return the rows of a key to the outbox
     #[command(after_help = RELEASE_EXAMPLES)]
     Release {
-        /// Only the rows of this key
+        /// Release only the rows of this key
         #[arg(long)]
         key: Option<String>,
         #[command(flatten)]
         change: Change,
     },
-    /// Delete rows for good
+    /// Delete rows permanently
     #[command(after_help = DROP_EXAMPLES)]
     Drop {
-        /// Only these rows
+        /// Delete only the rows with these ids
         #[arg(value_name = "ID")]
         ids: Vec<i64>,
-        /// Only rows of this key
+        /// Delete only rows of this key
         #[arg(long)]
         key: Option<String>,
         #[command(flatten)]
@@ -84,7 +84,7 @@ pub enum Action {
     },
 }
 
-/// Does what was asked. The error is a sentence for the user.
+/// Runs the command. The error is a sentence for the user.
 pub fn run(Command::Quarantine(action): Command, settings: &Settings) -> Result<(), String> {
     block_on(act(action, settings))
 }
@@ -92,41 +92,39 @@ pub fn run(Command::Quarantine(action): Command, settings: &Settings) -> Result<
 async fn act(action: Action, settings: &Settings) -> Result<(), String> {
     let pool = postgres::pool(&settings.postgres).map_err(|error| error.to_string())?;
     let quarantine = Quarantine::new(pool);
-    let told = |error: Error| match error {
+    let describe = |error: Error| match error {
         error if error.lacks_a_table() => format!("{error}: run `postrider migrate`"),
         error => error.to_string(),
     };
     match action {
         Action::List { key, limit, output } => {
             let filter = Filter { ids: Vec::new(), key };
-            let listing = quarantine.list(&filter, limit.into()).await.map_err(told)?;
+            let listing = quarantine.list(&filter, limit.into()).await.map_err(describe)?;
             output.print(&listing, table)
         }
         Action::Release { key, change } => {
-            change.confirm(key.is_some(), "put every row back: choose some by --key")?;
-            let outcome = quarantine.release(key.as_deref(), change.dry_run).await.map_err(told)?;
-            report(&change, &outcome, "put back", key.as_deref(), &[])
+            change.confirm(key.is_some(), "release every row (choose rows with --key)")?;
+            let outcome = quarantine.release(key.as_deref(), change.dry_run).await.map_err(describe)?;
+            report(&change, &outcome, "released", key.as_deref(), &[])
         }
         Action::Drop { ids, key, change } => {
             let chosen = key.is_some() || !ids.is_empty();
-            change.confirm(chosen, "drop every row: choose some by id or --key")?;
+            change.confirm(chosen, "drop every row (choose rows by id or --key)")?;
             let filter = Filter { ids, key };
-            let outcome = quarantine.drop_rows(&filter, change.dry_run).await.map_err(told)?;
+            let outcome = quarantine.drop_rows(&filter, change.dry_run).await.map_err(describe)?;
             report(&change, &outcome, "dropped", filter.key.as_deref(), &filter.ids)
         }
     }
 }
 
-/// Prints what was done; an error when what was named is not there.
+/// Prints the outcome. Fails if a named row or key is not in quarantine.
 fn report(change: &Change, outcome: &Outcome, done: &str, key: Option<&str>, ids: &[i64]) -> Result<(), String> {
     let Outcome { keys, rows, .. } = outcome;
     let would = if outcome.dry_run { "would be " } else { "" };
     change.output.print(outcome, |_| format!("{rows} rows of {keys} keys {would}{done}\n"))?;
     let is_missing = if ids.is_empty() { key.is_some() && *rows == 0 } else { *rows < ids.len() as i64 };
     if is_missing {
-        return Err(
-            "not all that was named is in quarantine; `postrider outbox quarantine list` has what is".to_owned()
-        );
+        return Err("some of the named rows are not in quarantine; see `postrider outbox quarantine list`".to_owned());
     }
     Ok(())
 }
@@ -135,7 +133,7 @@ fn table(listing: &Listing) -> String {
     if listing.rows.is_empty() {
         return "no rows are in quarantine\n".to_owned();
     }
-    let head = ["PUT ASIDE AT", "ID", "TOPIC", "KIND", "BYTES", "KEY", "REASON"].map(str::to_owned);
+    let head = ["QUARANTINED AT", "ID", "TOPIC", "KIND", "BYTES", "KEY", "REASON"].map(str::to_owned);
     let rows = listing.rows.iter().map(|row| {
         let (id, bytes) = (row.id.to_string(), row.value_bytes.to_string());
         let reason = row.reason.as_deref().unwrap_or("-");
@@ -144,7 +142,7 @@ fn table(listing: &Listing) -> String {
     let mut text = columns(std::iter::once(head).chain(rows).collect());
     let (shown, matched) = (listing.rows.len() as i64, listing.matched);
     if shown < matched {
-        text.push_str(&format!("the oldest {shown} of {matched}; --limit shows more\n"));
+        text.push_str(&format!("showing the oldest {shown} of {matched}; raise --limit to see more\n"));
     }
     text
 }

@@ -1,4 +1,5 @@
-//! `postrider relay`: the arguments, in the spellings of the program that it replaces as well.
+//! Defines the arguments of `postrider relay`, including the spellings of the Go program it
+//! replaces.
 
 use std::{convert::Infallible, ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
@@ -14,67 +15,74 @@ use crate::{
     roles::{Role, Settings},
 };
 
-/// What `--group` is unless it is given.
+pub const EXAMPLES: &str = "\
+Examples:
+  postrider relay --topic my-topic --target-url https://example.com/hook
+  postrider relay --broker kafka:9092 --topic my-topic --target-url http://localhost:3000 --rate 0
+  postrider relay --topic my-topic --target-url https://example.com/hook --header 'authorization: Bearer abc'
+  TOPIC=my-topic TARGET_URL=https://example.com/hook postrider relay --retries 5 --backoff exponential";
+
+/// Default of `--group`.
 const GROUP: &str = "http-consumer";
 
-/// Of a flag that is given twice the last counts, as before.
+/// If a flag is given twice, the last one counts, as in the replaced program.
 #[derive(Args)]
 #[command(args_override_self = true)]
 pub struct Relay {
-    /// Kafka's bootstrap brokers, separated by commas; without it `kafka.brokers`
+    /// Kafka bootstrap brokers, separated by commas [default: `kafka.brokers`]
     #[arg(long, env = "BROKER", value_name = "HOST:PORT,…")]
     broker: Option<Given<String>>,
-    /// The topic to read
+    /// Topic to read
     #[arg(long, env = "TOPIC")]
     topic: Option<Given<String>>,
-    /// Where its records are POSTed to
+    /// URL that receives the records by POST
     #[arg(long, env = "TARGET_URL", value_name = "URL", hide_env_values = true)]
     target_url: Option<Given<String>>,
-    /// The consumer group [default: http-consumer]
+    /// Consumer group [default: http-consumer]
     #[arg(long, env = "CONSUMER_GROUP")]
     group: Option<Given<String>>,
-    /// Requests at the same time [default: 5]
+    /// Concurrent requests [default: 5]
     #[arg(long, env = "WORKERS", value_name = "COUNT")]
     workers: Option<Given<usize>>,
     /// Requests per second, 0 for no limit [default: 10]
     #[arg(long, env = "RATE_LIMIT", value_name = "PER SECOND")]
     rate: Option<Given<f64>>,
-    /// Time for one request [default: 30s]
+    /// Timeout of one request [default: 30s]
     #[arg(long, env = "HTTP_TIMEOUT", value_name = "DURATION")]
     timeout: Option<Given<Span>>,
-    /// Further attempts after the first; then the record goes to the dead letters [default: 3]
+    /// Retries after the first attempt, before the record is dead-lettered [default: 3]
     #[arg(long, env = "RETRY_ATTEMPTS", value_name = "COUNT")]
     retries: Option<Given<u32>>,
-    /// Wait before the first retry [default: 1s]
+    /// Delay before the first retry [default: 1s]
     #[arg(long, env = "RETRY_DELAY", value_name = "DURATION")]
     retry_delay: Option<Given<Span>>,
-    /// How the wait grows from retry to retry [default: fixed]
+    /// Growth of the delay from retry to retry [default: fixed]
     #[arg(long, value_enum)]
     backoff: Option<Growth>,
-    /// Longest wait before a retry, `Retry-After` included [default: 5m]
+    /// Longest delay before a retry, including `Retry-After` [default: 5m]
     #[arg(long, value_name = "DURATION")]
     max_retry_delay: Option<Given<Span>>,
-    /// How chance changes the wait [default: none]
+    /// Randomization of the delay [default: none]
     #[arg(long, value_enum)]
     jitter: Option<Jitter>,
-    /// Take no notice of a target's `Retry-After`
+    /// Ignore `Retry-After` headers of the target
     #[arg(long)]
     ignore_retry_after: bool,
-    /// A header for every request; may be repeated
+    /// Header to add to every request; repeatable
     #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
     header: Vec<(String, String)>,
-    /// PEM file with authorities to trust beside the system's
+    /// PEM file with certificate authorities to trust in addition to the system's
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// Refuse targets that are not on the public internet
+    /// Refuse a target that is not on the public internet
     #[arg(long)]
     public_only: bool,
-    /// Where probes and metrics are served [default: `management.listen`, or the next free port]
+    /// Address of probes and metrics [default: `management.listen`, or the next free port]
     #[arg(long, value_name = "HOST:PORT")]
     management: Option<String>,
 }
 
-/// What an argument or variable says. An empty one says nothing, as compose files have it.
+/// Value of an argument or variable. An empty one, as compose files set it, counts as not given.
 #[derive(Debug, Clone)]
 struct Given<T>(Option<T>);
 
@@ -86,7 +94,7 @@ impl<T: FromStr> FromStr for Given<T> {
     }
 }
 
-/// A duration in any of the spellings that are taken.
+/// A duration in Go's notation or in seconds; see [`duration::parse`].
 #[derive(Debug, Clone, Copy)]
 struct Span(Duration);
 
@@ -103,23 +111,23 @@ fn header(text: &str) -> Result<(String, String), Infallible> {
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
-fn said<T: Clone>(given: &Option<Given<T>>) -> Option<T> {
+fn given_value<T: Clone>(given: &Option<Given<T>>) -> Option<T> {
     given.as_ref().and_then(|given| given.0.clone())
 }
 
-/// What the command line asks for.
+/// Settings and route that the command line describes.
 pub struct Order {
     pub settings: Settings,
     pub route: Config,
     pub public_only: bool,
-    /// Whether another port will do when the management port is taken.
+    /// True if another port may be used when the management port is taken.
     pub any_management_port: bool,
 }
 
 impl Relay {
     pub fn order(&self, sources: &Sources) -> Result<Order, String> {
         let mut flags = vec![("role".to_owned(), Role::Relay.to_string(), "relay")];
-        if let Some(brokers) = said(&self.broker) {
+        if let Some(brokers) = given_value(&self.broker) {
             flags.push(("kafka.brokers".to_owned(), brokers, "--broker"));
         }
         if let Some(address) = &self.management {
@@ -133,13 +141,13 @@ impl Relay {
 
     fn route(&self) -> Result<Config, String> {
         let need = |given, flag, variable| {
-            said(given).ok_or_else(|| format!("{flag} is missing (or the variable {variable})"))
+            given_value(given).ok_or_else(|| format!("{flag} is missing; pass it or set the variable {variable}"))
         };
         let topic: String = need(&self.topic, "--topic", "TOPIC")?;
         let target_url: String = need(&self.target_url, "--target-url", "TARGET_URL")?;
         let defaults = Config::default();
         let ms = |given: &Option<Given<Span>>, default| {
-            said(given).map_or(default, |span| u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX))
+            given_value(given).map_or(default, |span| u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX))
         };
         let headers: Secrets =
             self.header.iter().map(|(name, value)| (name.clone(), Secret::new(value.clone()))).collect();
@@ -147,11 +155,11 @@ impl Relay {
             name: topic.chars().take(100).collect(),
             topic,
             target_url: SecretUrl::new(target_url),
-            group: said(&self.group).unwrap_or_else(|| GROUP.to_owned()),
-            workers: said(&self.workers).unwrap_or(defaults.workers),
-            rate: said(&self.rate).unwrap_or(defaults.rate),
+            group: given_value(&self.group).unwrap_or_else(|| GROUP.to_owned()),
+            workers: given_value(&self.workers).unwrap_or(defaults.workers),
+            rate: given_value(&self.rate).unwrap_or(defaults.rate),
             timeout_ms: ms(&self.timeout, defaults.timeout_ms),
-            retries: said(&self.retries).unwrap_or(defaults.retries),
+            retries: given_value(&self.retries).unwrap_or(defaults.retries),
             retry_delay_ms: ms(&self.retry_delay, defaults.retry_delay_ms),
             backoff: self.backoff.unwrap_or(defaults.backoff),
             max_retry_delay_ms: ms(&self.max_retry_delay, defaults.max_retry_delay_ms),
@@ -164,8 +172,8 @@ impl Relay {
     }
 }
 
-/// Gives the flags of `relay` their second dash where they have one only, as Go's programs take
-/// them: `-broker x`, `-target-url=x`. Arguments of other commands stay as they are.
+/// Adds the second dash to flags of `relay` that have only one, as Go programs accept them:
+/// `-broker x`, `-target-url=x`. Arguments of other commands stay unchanged.
 pub fn with_two_dashes(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = arguments.collect();
     let Some(command) = arguments.iter().position(|argument| argument == "relay") else { return arguments };
@@ -199,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn one_dash_is_as_good_as_two() {
+    fn flags_may_have_one_dash_or_two() {
         for arguments in [
             ["relay", "--topic", "t", "--target-url=http://a/-topic", "--retry-delay", "500ms"],
             ["relay", "-topic", "t", "-target-url=http://a/-topic", "-retry-delay", "500ms"],
@@ -221,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn without_flags_the_route_is_as_documented() {
+    fn flags_default_to_the_documented_values() {
         let route = parse(&["relay", "--topic", "t", "--target-url", "http://a"]).route().unwrap();
         assert_eq!((route.group.as_str(), route.workers, route.rate), ("http-consumer", 5, 10.0));
         assert_eq!((route.timeout_ms, route.retries, route.retry_delay_ms), (30_000, 3, 1_000));
@@ -237,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named_with_its_variable() {
+    fn a_missing_flag_is_named_with_its_variable() {
         let error = parse(&["relay", "--topic", "", "--target-url", "http://a"]).route().unwrap_err();
         assert!(error.contains("--topic") && error.contains("TOPIC"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! What commands print.
+//! Output formats and helpers for text that commands print.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -13,13 +13,13 @@ pub enum Format {
 
 #[derive(Args)]
 pub struct Output {
-    /// How to print
+    /// Output format
     #[arg(long = "output", value_enum, default_value_t = Format::Table)]
     format: Format,
 }
 
 impl Output {
-    /// Prints what was found, for programs or as a table.
+    /// Prints `found` as JSON or as a table, depending on `--output`.
     pub fn print<T: Serialize>(&self, found: &T, table: impl FnOnce(&T) -> String) -> Result<(), String> {
         print(&match self.format {
             Format::Json => json(found)?,
@@ -28,7 +28,7 @@ impl Output {
     }
 }
 
-/// Prints to stdout; a reader that has seen enough, such as `head`, is no error.
+/// Prints to stdout. A closed pipe, such as that of `head`, is not an error.
 pub fn print(text: &str) -> Result<(), String> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -41,12 +41,13 @@ pub fn json(value: &impl Serialize) -> Result<String, String> {
     serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|error| error.to_string())
 }
 
-/// Text of others, for a terminal: without what would steer it.
+/// Replaces control characters in foreign text, so that it cannot steer the terminal.
 pub fn tame(text: &str) -> String {
     text.chars().map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
 }
 
-/// Rows under each other, the head among them. The last column is cut only where a person looks at it.
+/// Aligns rows, the heading among them, into columns. On a terminal the last column is cut to 80
+/// characters.
 pub fn columns<const N: usize>(rows: Vec<[String; N]>) -> String {
     let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(|cell| tame(&cell))).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);

@@ -5,19 +5,20 @@ use serde::{Deserialize, Serialize};
 
 use super::relay;
 
-/// HTTP to Kafka and back.
+/// HTTP to Kafka and Kafka to HTTP.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Whether `/produce` to a topic that does not exist makes it, where the brokers allow that.
+    /// Create the topic of a `/produce` request if it does not exist and the brokers allow
+    /// automatic creation.
     pub auto_create_topics: bool,
     pub topics: TopicRules,
-    /// Records of one stream in flight at most.
+    /// Maximum number of records of one stream in flight.
     pub stream_window: usize,
-    /// Records in one batch at most.
+    /// Maximum number of records in one batch.
     pub max_batch_records: usize,
     pub simulator: Simulator,
-    /// Topics carried to URLs by the role `relay`.
+    /// Topics that the role `relay` delivers to URLs.
     pub relays: Vec<relay::Config>,
 }
 
@@ -34,24 +35,24 @@ impl Default for Config {
     }
 }
 
-/// Which topics may be written to.
+/// Topics that may be written to.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TopicRules {
-    /// Names, or prefixes ending in `*`. Empty allows all but our own and Kafka's; one of our own
-    /// is allowed only by its full name.
+    /// Names, or prefixes ending in `*`. Empty allows all topics except postrider's own and
+    /// Kafka's. postrider's own topics are allowed only by full name.
     pub allow: Vec<String>,
 }
 
-/// The target to test webhooks against.
+/// Target for testing webhooks.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Simulator {
-    /// Whether `/webhook-simulator` is there.
+    /// Serve `/webhook-simulator`.
     pub enabled: bool,
-    /// Shortest answer time, in milliseconds.
+    /// Shortest response time, in milliseconds.
     pub min_delay_ms: u64,
-    /// Longest answer time, in milliseconds.
+    /// Longest response time, in milliseconds.
     pub max_delay_ms: u64,
 }
 

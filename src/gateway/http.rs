@@ -1,4 +1,4 @@
-//! Routes of the gateway.
+//! HTTP routes of the gateway.
 
 use std::time::{Duration, Instant};
 
@@ -30,21 +30,21 @@ use crate::platform::{
     kafka::{Receipt, SendError, Stored, event::Event},
 };
 
-/// The type of events that come in as they are.
+/// Event type of records that callers produce.
 const EVENT_TYPE: &str = "postrider.gateway.record";
 const ROUTE: &str = "/produce";
-/// How soon a part that waits for room looks again.
-const ROOM_AGAIN: Duration = Duration::from_millis(2);
+/// Interval at which a record of a batch or stream retries while the producer's queue is full.
+const QUEUE_RETRY: Duration = Duration::from_millis(2);
 pub(super) const NDJSON: &str = "application/x-ndjson";
 
-/// The gateway's routes with their descriptions.
+/// Returns the gateway's routes with their OpenAPI descriptions.
 pub fn routes(gateway: Gateway) -> OpenApiRouter {
     let simulate = gateway.inner.config.simulator.enabled;
     let router = OpenApiRouter::new().routes(routes!(produce)).routes(routes!(health)).with_state(gateway.clone());
     if simulate { router.merge(simulator::routes(&gateway)) } else { router }
 }
 
-/// Single records are what comes most.
+/// Adds a short cut for single records, the most frequent request.
 pub fn short_cuts(short_cuts: ShortCuts, gateway: &Gateway) -> ShortCuts {
     let gateway = gateway.clone();
     short_cuts.with(Method::POST, ROUTE, move |request: Request, context| {
@@ -53,7 +53,7 @@ pub fn short_cuts(short_cuts: ShortCuts, gateway: &Gateway) -> ShortCuts {
     })
 }
 
-/// The answer to one stored record.
+/// Response for one stored record.
 #[derive(Serialize, ToSchema)]
 pub struct Produced {
     success: bool,
@@ -64,7 +64,7 @@ pub struct Produced {
     offset: i64,
 }
 
-/// The answer to one record, or to a batch.
+/// Response for one record or a batch.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "describes the JSON, which is written directly")]
@@ -73,16 +73,16 @@ enum ProduceAnswer {
     Batch(BatchAnswer),
 }
 
-/// The answer to a batch.
+/// Response for a batch.
 #[derive(Serialize, ToSchema)]
 struct BatchAnswer {
-    /// Whether all of it is stored.
+    /// True if every record is stored.
     success: bool,
-    /// One for each record, in their order.
+    /// One result per record, in order.
     results: Vec<PartResult>,
 }
 
-/// The outcome of one record of a batch or stream.
+/// Result of one record of a batch or stream.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "describes the JSON, which is written directly")]
@@ -91,21 +91,22 @@ enum PartResult {
     Failed { success: bool, code: String, status: u16, error: String },
 }
 
-/// Produce one record, a batch, or a stream
+/// Produce one record, a batch or a stream
 ///
-/// A JSON body is one record, or a batch in `records`. An `application/x-ndjson` body is a stream of
-/// records, one a line, answered by one line each, in order, while it is still being sent.
+/// A JSON body is one record, or a batch in `records`. An `application/x-ndjson` body is a stream
+/// of records, one per line. The response has one line per record, in order, and begins while the
+/// request is still being sent.
 #[utoipa::path(
     post,
     path = "/produce",
     tag = "gateway",
     params(
-        ("topic" = Option<String>, Query, description = "For records that name no topic"),
+        ("topic" = Option<String>, Query, description = "Topic of records that name none"),
         ("Idempotency-Key" = Option<String>, Header, description = "Makes a retry write the same event; 1 to 255 bytes"),
     ),
     request_body(content((ProduceRecord = "application/json"), (String = "application/x-ndjson"))),
     responses(
-        (status = 200, description = "Stored on all in-sync replicas; for a batch, all of it; for a stream, a `PartResult` a line", content((ProduceAnswer = "application/json"), (String = "application/x-ndjson"))),
+        (status = 200, description = "Stored on all in-sync replicas; for a batch, every record; for a stream, one `PartResult` per line", content((ProduceAnswer = "application/json"), (String = "application/x-ndjson"))),
         (status = 207, description = "A batch of which some records failed", body = BatchAnswer),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 403, description = "Topic not allowed", body = ProblemBody, content_type = "application/problem+json"),
@@ -128,26 +129,26 @@ async fn produce(
     }
 }
 
-/// Adds the members that the older clients read.
+/// Adds the members `success` and `error`, which older clients read.
 pub(super) fn failure(problem: Problem) -> Problem {
     let error = problem.detail.clone();
     problem.with("success", false).with("error", error)
 }
 
-/// `?topic=`, percent-decoding not needed for legal names.
+/// Returns the value of `?topic=`. Legal topic names need no percent-decoding.
 fn default_topic(query: Option<&str>) -> Option<&str> {
     query?.split('&').find_map(|pair| pair.strip_prefix("topic=")).filter(|topic| !topic.is_empty())
 }
 
-/// Where a record stands in its request.
+/// Position of a record in its request.
 pub(super) enum RecordNumber {
-    /// It is all there is, and is refused when there is no room.
+    /// The only record; it is refused if the producer's queue is full.
     Alone,
-    /// Its number, and until when it waits for room.
+    /// One of several: its number, and the time until which it waits for space in the queue.
     Part(u64, Instant),
 }
 
-/// A record that was handed over.
+/// A record that the producer has accepted.
 pub(super) struct Taken {
     topic: String,
     receipt: Receipt,
@@ -175,8 +176,9 @@ impl Gateway {
         Ok(json_response(200, produced(&topic, stored)))
     }
 
-    /// Checks one record and hands it over. The part of a batch or a stream waits for room, and those
-    /// after it wait for it, so that they keep their order. `content` tells apart requests with one idempotency key.
+    /// Checks one record and passes it to the producer. A record of a batch or stream waits for
+    /// space in the producer's queue; later records wait behind it, so that they keep their order.
+    /// `content` distinguishes requests that reuse an idempotency key.
     async fn hand_over(
         &self,
         record: Record<'_>,
@@ -200,18 +202,18 @@ impl Gateway {
         loop {
             let waits = part.is_some() && Instant::now() < until;
             if waits && !producer.has_room(checked.bytes()) {
-                tokio::time::sleep(ROOM_AGAIN).await;
+                tokio::time::sleep(QUEUE_RETRY).await;
                 continue;
             }
             match producer.send(checked.outgoing(&event), &limits) {
                 Ok(receipt) => return Ok(Taken { topic, receipt }),
-                Err(SendError::Full) if waits => tokio::time::sleep(ROOM_AGAIN).await,
+                Err(SendError::Full) if waits => tokio::time::sleep(QUEUE_RETRY).await,
                 Err(error) => return Err(self.explain(&error, &topic)),
             }
         }
     }
 
-    /// Waits for the broker's answer.
+    /// Waits until the broker acknowledges the record.
     async fn settle(&self, taken: Taken) -> Result<(String, Stored), Problem> {
         match taken.receipt.stored(&taken.topic).await {
             Ok(stored) => Ok((taken.topic, stored)),
@@ -231,10 +233,10 @@ impl Gateway {
         if records.len() > limit {
             return Err(Problem::new(
                 Code::InvalidRequest,
-                format!("`records` has {}, the limit is {limit}", records.len()),
+                format!("`records` has {} records (limit {limit}); send smaller batches", records.len()),
             ));
         }
-        // Once, rather than for each record.
+        // Computed once per batch instead of once per record.
         let content = if context.has_idempotency_key() { digest(&[body]) } else { [0; 32] };
         let until = Instant::now() + self.inner.http.limits().timeout;
         let mut parts = Vec::with_capacity(records.len());
@@ -251,7 +253,8 @@ impl Gateway {
         ))
     }
 
-    /// The first half of one record of a batch or a stream; one after the other.
+    /// Parses one record of a batch or stream and passes it to the producer. Call it for one record
+    /// at a time.
     pub(super) async fn take_part(
         &self,
         record: &[u8],
@@ -263,7 +266,8 @@ impl Gateway {
         self.hand_over(json::parse_object(record)?, content, topic, context, number).await
     }
 
-    /// The second half, side by side: an object with its position or its error.
+    /// Waits for the outcome of a record and returns its position or error as an object. Calls may
+    /// run concurrently.
     pub(super) async fn settle_part(&self, taken: Result<Taken, Problem>) -> Value {
         match taken {
             Ok(taken) => part_result(self.settle(taken).await),
@@ -272,7 +276,7 @@ impl Gateway {
     }
 
     fn explain(&self, error: &SendError, topic: &str) -> Problem {
-        // What is known of the topic may be out of date.
+        // The cached limits of the topic may be out of date.
         if matches!(error, SendError::UnknownTopic(_) | SendError::TooLarge | SendError::Rejected(_)) {
             self.inner.topics.forget(topic);
         }
@@ -283,8 +287,8 @@ impl Gateway {
             SendError::UnknownPartition => Code::InvalidRequest,
             SendError::TooLarge => Code::BodyTooLarge,
             SendError::Unknown => Code::OutcomeUnknown,
-            // A record without a key for a compacted topic, or a timestamp that the topic does not
-            // take: sending it again would not help.
+            // A record without a key for a compacted topic, or a timestamp outside the topic's
+            // range: a retry would not help.
             SendError::Rejected(RDKafkaErrorCode::InvalidRecord | RDKafkaErrorCode::InvalidTimestamp) => {
                 Code::InvalidRequest
             }
@@ -294,7 +298,7 @@ impl Gateway {
     }
 }
 
-/// The result object of one record.
+/// Returns the result object of one record.
 fn part_result(outcome: Result<(String, Stored), Problem>) -> Value {
     match outcome {
         Ok((topic, stored)) => {
@@ -306,7 +310,7 @@ fn part_result(outcome: Result<(String, Stored), Problem>) -> Value {
     }
 }
 
-/// The answer to one record, written directly: topic names need no escaping.
+/// Writes the response for one record without a serializer: topic names need no escaping.
 fn produced(topic: &str, stored: Stored) -> Vec<u8> {
     let (mut partition, mut offset) = (itoa::Buffer::new(), itoa::Buffer::new());
     let (partition, offset) = (partition.format(stored.partition), offset.format(stored.offset));
@@ -338,14 +342,14 @@ fn json_response(status: u16, body: Vec<u8>) -> Response<Body> {
     response
 }
 
-/// The state of the old health route.
+/// State of the legacy health route.
 #[derive(Serialize, ToSchema)]
 pub struct HealthAnswer {
     /// Always `healthy`: the process answers.
     status: &'static str,
 }
 
-/// Say that the process answers
+/// Report that the process is running
 #[utoipa::path(get, path = "/health", tag = "gateway", responses((status = 200, body = HealthAnswer)))]
 async fn health() -> axum::Json<HealthAnswer> {
     axum::Json(HealthAnswer { status: "healthy" })
@@ -356,7 +360,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_answer_is_the_one_older_clients_read() {
+    fn the_response_has_the_fields_that_older_clients_read() {
         let answer = produced("my-topic", Stored { partition: 2, offset: 41 });
         let answer: Value = serde_json::from_slice(&answer).unwrap();
         let expected = json!({

@@ -1,5 +1,6 @@
-//! HTTP to Kafka: one record, a batch, or a stream of them, each answered with its partition and
-//! offset or its error. A success answer means that Kafka has the record, on all in-sync replicas.
+//! HTTP to Kafka: produces one record, a batch or a stream, and answers each record with its
+//! partition and offset or its error. A success answer means that Kafka has stored the record on
+//! all in-sync replicas.
 
 mod config;
 mod http;
@@ -19,7 +20,7 @@ use crate::platform::{
     kafka::{Admin, Broker, CallersProducer},
 };
 
-/// The room, built by the api role.
+/// The gateway capability, built by the api role. Cheap to clone.
 #[derive(Clone)]
 pub struct Gateway {
     inner: Arc<Inner>,
@@ -33,7 +34,8 @@ struct Inner {
 }
 
 impl Gateway {
-    /// `internal` are the full names of our own topics, refused unless listed.
+    /// `internal` are the full names of postrider's own topics; the gateway refuses them unless
+    /// `topics.allow` lists them.
     pub fn new(
         config: Config,
         http: HttpConfig,

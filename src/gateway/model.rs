@@ -1,4 +1,4 @@
-//! A record as clients send it, checked and ready for the producer.
+//! Parses and checks records of clients and prepares them for the producer.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -14,7 +14,7 @@ use crate::platform::{
     kafka::{Outgoing, TopicLimits, admission, batch_bytes, event::Event},
 };
 
-/// One record to produce. Absent and empty keys are the same: no key.
+/// One record to produce. An empty key counts as no key.
 #[derive(Debug, Deserialize)]
 pub struct Record<'a> {
     #[serde(borrow)]
@@ -32,12 +32,12 @@ pub struct Record<'a> {
     partition: Option<i32>,
     #[serde(borrow)]
     timestamp: Option<Timestamp<'a>>,
-    /// A batch: these records instead of one.
+    /// A batch: these records instead of a single one.
     #[serde(borrow)]
     pub records: Option<Vec<&'a RawValue>>,
 }
 
-/// Keeps `null` apart from absent: it is a payload like any other.
+/// Distinguishes `null`, which is a valid payload, from an absent field.
 fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
@@ -50,7 +50,7 @@ enum Timestamp<'a> {
     Rfc3339(Cow<'a, str>),
 }
 
-/// Owned parts of a record that the producer borrows.
+/// A checked record, from which the producer borrows.
 #[derive(Debug)]
 pub struct Checked<'a> {
     pub topic: Cow<'a, str>,
@@ -61,49 +61,53 @@ pub struct Checked<'a> {
     timestamp_ms: Option<i64>,
 }
 
-/// What is wrong with a record is a malformed request, 400 (contracts.md, Gateway).
+/// Returns the error of an invalid record: a malformed request, 400 (contracts.md, Gateway).
 fn malformed(detail: impl Into<String>) -> Problem {
     Problem::new(Code::InvalidRequest, detail)
 }
 
 impl<'a> Record<'a> {
-    /// Checks every field. `default_topic` stands in for a record without one.
+    /// Checks every field. `default_topic` applies to a record without a topic.
     pub fn check(self, default_topic: Option<&'a str>) -> Result<Checked<'a>, Problem> {
         let topic = self.topic.or(default_topic.map(Cow::Borrowed)).unwrap_or_default();
         check_topic(&topic)?;
         let key = match (self.key, self.key_base64) {
-            (Some(_), Some(_)) => return Err(malformed("`key` and `key_base64` exclude each other")),
+            (Some(_), Some(_)) => {
+                return Err(malformed("`key` and `key_base64` are mutually exclusive; send one of them"));
+            }
             (Some(Cow::Borrowed(text)), None) => Some(Cow::Borrowed(text.as_bytes())),
             (Some(Cow::Owned(text)), None) => Some(Cow::Owned(text.into_bytes())),
             (None, Some(text)) => Some(Cow::Owned(decode(&text, "key_base64")?)),
             (None, None) => None,
         };
         let payload = match (self.payload, self.payload_base64) {
-            (Some(_), Some(_)) => return Err(malformed("`payload` and `payload_base64` exclude each other")),
+            (Some(_), Some(_)) => {
+                return Err(malformed("`payload` and `payload_base64` are mutually exclusive; send one of them"));
+            }
             (Some(raw), None) => match json::minify(raw.get()) {
                 Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
                 Cow::Owned(text) => Cow::Owned(text.into_bytes()),
             },
             (None, Some(text)) => Cow::Owned(decode(&text, "payload_base64")?),
-            (None, None) => return Err(malformed("`payload` is required")),
+            (None, None) => return Err(malformed("`payload` or `payload_base64` is required")),
         };
         let timestamp_ms = match self.timestamp {
             None => None,
             Some(Timestamp::Milliseconds(ms)) if ms >= 0 => Some(ms),
-            Some(Timestamp::Milliseconds(_)) => return Err(malformed("`timestamp` is before 1970")),
-            Some(Timestamp::Rfc3339(text)) => Some(
-                clock::parse_rfc3339(&text)
-                    .filter(|&ms| ms >= 0)
-                    .ok_or_else(|| malformed("`timestamp` is neither milliseconds nor an RFC 3339 time since 1970"))?,
-            ),
+            Some(Timestamp::Milliseconds(_)) => return Err(malformed("`timestamp` must not be before 1970")),
+            Some(Timestamp::Rfc3339(text)) => {
+                Some(clock::parse_rfc3339(&text).filter(|&ms| ms >= 0).ok_or_else(|| {
+                    malformed("`timestamp` must be milliseconds or an RFC 3339 time, not before 1970")
+                })?)
+            }
         };
         if self.partition.is_some_and(|partition| partition < 0) {
-            return Err(malformed("`partition` is negative"));
+            return Err(malformed("`partition` must be 0 or more"));
         }
         let reserved = |name: &str| name.is_empty() || name.starts_with("ce_") || name == "traceparent";
         if let Some(name) = self.headers.iter().flat_map(BTreeMap::keys).find(|name| reserved(name)) {
             return Err(malformed(format!(
-                "header `{name}` is empty or reserved: `ce_…` and `traceparent` are set by the gateway"
+                "header `{name}` is empty or reserved; the gateway sets `ce_…` and `traceparent`"
             )));
         }
         Ok(Checked {
@@ -118,12 +122,12 @@ impl<'a> Record<'a> {
 }
 
 impl Checked<'_> {
-    /// About what it takes of the producer's bound.
+    /// Returns the approximate size of the record in the producer's queue, in bytes.
     pub fn bytes(&self) -> usize {
         admission::weight(self.key.as_deref(), Some(&self.payload))
     }
 
-    /// Refuses a record that the broker would refuse, before it shares a batch with others.
+    /// Refuses a record that the broker would refuse, before it shares a batch with other records.
     pub fn fits(&self, limits: &TopicLimits, event: &Event<'_>) -> Result<(), Problem> {
         let topic = &self.topic;
         if limits.needs_key && self.key.is_none() {
@@ -137,19 +141,20 @@ impl Checked<'_> {
             };
             if ahead_ms.abs() > bound_ms {
                 let detail = format!(
-                    "`timestamp` must be within {bound_ms} ms of now, as `{setting}` of topic `{topic}` says (got {ms})"
+                    "`timestamp` must be within {bound_ms} ms of now (`{setting}` of topic `{topic}`; got {ms})"
                 );
                 return Err(Problem::new(Code::InvalidField, detail));
             }
         }
-        // Most records are far below. The lengths of a header's two parts take up to three bytes each.
+        // Estimates first, because most records are far below the limit. A header needs up to three
+        // bytes for each of its two lengths.
         let headers: usize = self.headers.iter().flatten().map(|(name, value)| name.len() + value.len() + 6).sum();
         if self.bytes() + headers > limits.max_message_bytes / 2 {
             let bytes = batch_bytes(&self.outgoing(event));
             if bytes > limits.max_message_bytes {
                 let limit = limits.max_message_bytes;
                 let detail = format!(
-                    "the record has {bytes} bytes, and topic `{topic}` takes {limit} at most (`max.message.bytes`)"
+                    "the record has {bytes} bytes; topic `{topic}` accepts at most {limit} (`max.message.bytes`)"
                 );
                 return Err(Problem::new(Code::BodyTooLarge, detail));
             }
@@ -157,7 +162,7 @@ impl Checked<'_> {
         Ok(())
     }
 
-    /// The record as the producer takes it.
+    /// Returns the record as the producer sends it.
     pub fn outgoing(&self, event: &Event<'_>) -> Outgoing<'_> {
         let own = self.headers.as_ref().map_or(0, BTreeMap::len);
         let mut headers: OwnedHeaders = event.headers(own);
@@ -180,41 +185,41 @@ fn decode(text: &str, field: &str) -> Result<Vec<u8>, Problem> {
     BASE64_STANDARD.decode(text).map_err(|error| malformed(format!("`{field}` is not base64: {error}")))
 }
 
-/// Kafka's own rule for names.
+/// Checks a topic name by Kafka's rules.
 pub fn check_topic(topic: &str) -> Result<(), Problem> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     match topic {
         "" => Err(malformed("`topic` is required")),
-        "." | ".." => Err(malformed("`topic` is not a legal name")),
-        _ if topic.len() > 249 => Err(malformed("`topic` is longer than 249 characters")),
-        _ if !topic.bytes().all(legal) => Err(malformed("`topic` may have letters, digits, `.`, `_` and `-` only")),
+        "." | ".." => Err(malformed("`topic` must not be `.` or `..`")),
+        _ if topic.len() > 249 => Err(malformed("`topic` must have at most 249 characters")),
+        _ if !topic.bytes().all(legal) => Err(malformed("`topic` may contain only letters, digits, `.`, `_` and `-`")),
         _ => Ok(()),
     }
 }
 
-/// One record, as documented.
+/// One record to produce, or a batch.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes the JSON; the handler reads a borrowed twin")]
 pub struct ProduceRecord {
-    /// Required, unless `?topic=` or the batch names one.
+    /// Topic; required unless `?topic=` or the batch names one.
     topic: Option<String>,
-    /// Chooses the partition; records of one key stay in order.
+    /// Determines the partition; records with the same key stay in order.
     key: Option<String>,
-    /// A binary key, instead of `key`.
+    /// Binary key, instead of `key`.
     #[schema(content_encoding = "base64")]
     key_base64: Option<String>,
-    /// Any JSON value; stored minified, otherwise as written.
+    /// Any JSON value; stored minified, otherwise unchanged.
     payload: Option<serde_json::Value>,
-    /// A binary payload, instead of `payload`.
+    /// Binary payload, instead of `payload`.
     #[schema(content_encoding = "base64")]
     payload_base64: Option<String>,
     /// Record headers; `ce_…` and `traceparent` are reserved.
     headers: Option<BTreeMap<String, String>>,
-    /// From 0 on; instead of the one the key hashes to.
+    /// Partition, from 0; overrides the partition that the key hashes to.
     partition: Option<i32>,
-    /// Milliseconds since the epoch, or an RFC 3339 time.
+    /// Milliseconds since the Unix epoch, or an RFC 3339 time.
     timestamp: Option<serde_json::Value>,
-    /// A batch: these records instead of one.
+    /// A batch: these records instead of a single one.
     records: Option<Vec<serde_json::Value>>,
 }
 
@@ -232,11 +237,11 @@ mod tests {
     }
 
     #[test]
-    fn the_payload_is_kept_as_written_but_minified() {
+    fn the_payload_is_minified_and_otherwise_unchanged() {
         let (_, _, payload) = check(r#"{"topic":"t","payload": { "b": 1.0, "a": [ 1e3 ] } }"#).unwrap();
         assert_eq!(payload, br#"{"b":1.0,"a":[1e3]}"#);
         let (_, _, payload) = check(r#"{"topic":"t","payload":null}"#).unwrap();
-        assert_eq!(payload, b"null", "null is a value like any other");
+        assert_eq!(payload, b"null", "null is a valid payload");
     }
 
     #[test]
@@ -251,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_a_rule_is_named() {
+    fn the_error_names_the_invalid_field() {
         for (body, word) in [
             (r#"{"payload":1}"#, "topic"),
             (r#"{"topic":"a b","payload":1}"#, "topic"),
@@ -270,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_types_are_refused() {
+    fn wrong_types_are_rejected() {
         for body in [
             r#"{"topic":1,"payload":1}"#,
             r#"{"topic":"t","key":7,"payload":1}"#,

@@ -1,4 +1,4 @@
-//! A webhook target to test against: slow now and then, failing now and then.
+//! Webhook target for tests: responds with random delays and failures.
 
 use std::time::Duration;
 
@@ -19,40 +19,41 @@ use crate::platform::{
     http::{Code, Problem, body, json},
 };
 
-/// Longest answer time that a query may ask for, in milliseconds.
+/// Upper bound of the delay parameters, in milliseconds.
 const MAX_DELAY_MS: u64 = 60_000;
 
-/// Percent of answers that are 500, 400 and 503, where the query has no rate at all.
+/// Default rates of 500, 400 and 503, in percent, used if the query sets no rate.
 const DEFAULT_RATES: [f64; 3] = [5.0, 5.0, 2.0];
 
 pub(super) fn routes(gateway: &Gateway) -> OpenApiRouter {
     OpenApiRouter::new().routes(routes!(simulate)).with_state(gateway.clone())
 }
 
-/// Overrides of the answer's delay and of its failures.
+/// Delay and failure rates of the response.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct Overrides {
-    /// Shortest answer time in milliseconds.
+    /// Shortest response time in milliseconds.
     #[param(maximum = 60000)]
     min_delay_ms: Option<u64>,
-    /// Longest answer time in milliseconds.
+    /// Longest response time in milliseconds.
     #[param(maximum = 60000)]
     max_delay_ms: Option<u64>,
-    /// Percent of answers that are 500.
+    /// Percentage of responses with status 500.
     #[param(minimum = 0, maximum = 100)]
     rate_500: Option<f64>,
-    /// Percent of answers that are 400.
+    /// Percentage of responses with status 400.
     #[param(minimum = 0, maximum = 100)]
     rate_400: Option<f64>,
-    /// Percent of answers that are 503.
+    /// Percentage of responses with status 503.
     #[param(minimum = 0, maximum = 100)]
     rate_503: Option<f64>,
 }
 
-/// Pretend to be a webhook target
+/// Simulate a webhook target
 ///
-/// Waits, then fails at the given rates (5 % 500, 5 % 400, 2 % 503 where none is given), else succeeds.
+/// Waits, then fails at the given rates (5 % 500, 5 % 400 and 2 % 503 if none is given), otherwise
+/// succeeds.
 #[utoipa::path(
     post,
     path = "/webhook-simulator",
@@ -61,12 +62,12 @@ struct Overrides {
     request_body = serde_json::Map<String, Value>,
     responses(
         (status = 200, description = "Processed"),
-        (status = 400, description = "Not a JSON object, or simulated"),
+        (status = 400, description = "Not a JSON object, or a simulated failure"),
         (status = 408, description = "Body too slow"),
         (status = 413, description = "Too large"),
-        (status = 422, description = "A query parameter breaks a rule"),
-        (status = 500, description = "Simulated"),
-        (status = 503, description = "Simulated"),
+        (status = 422, description = "Invalid query parameter"),
+        (status = 500, description = "Simulated failure"),
+        (status = 503, description = "Simulated failure"),
     ),
 )]
 async fn simulate(
@@ -89,7 +90,7 @@ async fn simulate(
 struct Plan {
     min_delay_ms: u64,
     max_delay_ms: u64,
-    /// Upper ends, in percent, of the shares that fail with each status.
+    /// Cumulative rates in percent, with the status of each.
     failures: [(f64, StatusCode, &'static str); 3],
 }
 
@@ -100,7 +101,7 @@ impl Plan {
             overrides.max_delay_ms.unwrap_or(config.max_delay_ms.max(overrides.min_delay_ms.unwrap_or(0)));
         let min_delay_ms = overrides.min_delay_ms.unwrap_or(config.min_delay_ms.min(max_delay_ms));
         if min_delay_ms > max_delay_ms || max_delay_ms > MAX_DELAY_MS {
-            let detail = format!("delays must be in order and at most {MAX_DELAY_MS} ms");
+            let detail = format!("`min_delay_ms` must not exceed `max_delay_ms`, which is at most {MAX_DELAY_MS}");
             return Err(Problem::new(Code::InvalidField, detail));
         }
         let rates = match [overrides.rate_500, overrides.rate_400, overrides.rate_503] {
@@ -108,7 +109,10 @@ impl Plan {
             given => given.map(|rate| rate.unwrap_or(0.0)),
         };
         if rates.iter().any(|rate| !(0.0..=100.0).contains(rate)) || rates.iter().sum::<f64>() > 100.0 {
-            return Err(Problem::new(Code::InvalidField, "rates are percent, and together at most 100"));
+            return Err(Problem::new(
+                Code::InvalidField,
+                "rates must be between 0 and 100 percent, at most 100 in total",
+            ));
         }
         let failures = [
             (rates[0], StatusCode::INTERNAL_SERVER_ERROR, "Simulated internal server error"),

@@ -1,7 +1,8 @@
-//! Streams: newline-delimited records in, newline-delimited results out, in order, both at once.
+//! Streams: reads newline-delimited records and writes newline-delimited results, in order and
+//! concurrently.
 //!
-//! A window bounds the records in flight. When the client does not read its results the window
-//! fills, and the body is read no further: back pressure reaches the sender.
+//! A window bounds the records in flight. If the client does not read its results, the window fills
+//! and the body is not read further, so the sender sees back pressure.
 
 use std::time::Instant;
 
@@ -19,10 +20,10 @@ use crate::platform::http::{
     body::{self, Footprint},
 };
 
-/// A line of the body, or what was wrong with it.
+/// A line of the body, or the error in it.
 type Line = Result<Bytes, Problem>;
 
-/// Answers at once; the results follow as the records are settled.
+/// Returns the response at once; results follow as records are finished.
 pub fn respond(
     gateway: Gateway,
     topic: Option<String>,
@@ -37,11 +38,13 @@ pub fn respond(
         .enumerate()
         .then(move |(number, line)| {
             let (gateway, topic, context) = (gateway.clone(), topic.clone(), context.clone());
-            // One after the other: a record that waits for room is not overtaken, and nothing is read.
+            // One record at a time: later records do not overtake one that waits for queue space,
+            // and the body is not read meanwhile.
             async move {
                 let number = RecordNumber::Part(number as u64, Instant::now() + gateway.inner.http.limits().timeout);
                 let line = line?;
-                // The whole body is not known yet.
+                // A stream uses the line instead of a digest of the body, which is not complete
+                // yet.
                 gateway.take_part(&line, &line, topic.as_deref(), &context, number).await
             }
         })
@@ -60,10 +63,10 @@ pub fn respond(
 struct Lines {
     body: BodyStream<Body>,
     buffer: BytesMut,
-    /// How far the buffer holds no newline.
+    /// Number of bytes at the start of the buffer that contain no newline.
     searched: usize,
     footprint: Footprint,
-    /// The rest of a line that was too long is being thrown away.
+    /// True while the rest of an overlong line is discarded.
     skipping: bool,
     ended: bool,
     limits: body::Limits,
@@ -111,13 +114,16 @@ impl Lines {
                     self.ended = true;
                     self.buffer.clear();
                     let seconds = self.limits.timeout.as_secs_f32();
-                    return Some(Err(Problem::new(Code::RequestTimeout, format!("no record within {seconds} s"))));
+                    return Some(Err(Problem::new(
+                        Code::RequestTimeout,
+                        format!("no record was received within {seconds} s"),
+                    )));
                 }
             }
         }
     }
 
-    /// A whole line from the buffer, or the refusal of one that is too long.
+    /// Takes a complete line from the buffer, or the error of an overlong one.
     fn take_line(&mut self) -> Option<Line> {
         loop {
             let newline =
@@ -147,7 +153,7 @@ impl Lines {
         }
     }
 
-    /// Throws away what a line has beyond the limit, and says so once.
+    /// Discards the rest of an overlong line. Returns its error once.
     fn skip_overlong(&mut self) -> Option<Line> {
         if self.skipping {
             self.buffer.clear();

@@ -1,4 +1,4 @@
-//! Which topics may be written to, and whether they exist.
+//! Decides which topics may be written to, and caches whether they exist and their limits.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,12 +14,12 @@ use crate::platform::{
     kafka::{Admin, Broker, TopicError, TopicLimits},
 };
 
-/// How long a topic that was there is taken to be there, and to have the settings it had.
-const REMEMBER: Duration = Duration::from_secs(60);
-/// Names remembered at most.
+/// Time for which the existence and settings of a topic are cached.
+const CACHE_TTL: Duration = Duration::from_secs(60);
+/// Maximum number of cached topics.
 const MAX_KNOWN: usize = 10_000;
-/// Questions to the brokers at the same time.
-const MAX_QUESTIONS: usize = 8;
+/// Maximum number of concurrent lookups at the brokers.
+const MAX_LOOKUPS: usize = 8;
 
 pub struct Topics {
     allow: Vec<String>,
@@ -29,10 +29,10 @@ pub struct Topics {
     broker: Broker,
     admin: Arc<Admin>,
     brokers_create: OnceCell<bool>,
-    questions: Semaphore,
+    lookups: Semaphore,
 }
 
-/// A topic that was there.
+/// A topic that existed when it was looked up.
 struct Known {
     since: Instant,
     limits: TopicLimits,
@@ -48,25 +48,29 @@ impl Topics {
             broker,
             admin,
             brokers_create: OnceCell::new(),
-            questions: Semaphore::new(MAX_QUESTIONS),
+            lookups: Semaphore::new(MAX_LOOKUPS),
         }
     }
 
-    /// 403 unless this topic may be written to.
+    /// Returns 403 unless this topic may be written to.
     pub fn permit(&self, topic: &str) -> Result<(), Problem> {
         if permitted(&self.allow, self.internal.contains(topic), topic) {
             return Ok(());
         }
-        Err(Problem::new(Code::TopicForbidden, format!("topic `{topic}` may not be written to through the gateway")))
+        Err(Problem::new(
+            Code::TopicForbidden,
+            format!("writing to topic `{topic}` is not allowed; see `gateway.topics.allow`"),
+        ))
     }
 
-    /// Returns the limits of a topic that is known to exist, without asking anyone.
+    /// Returns the cached limits of a topic, without a lookup.
     fn known(&self, topic: &str) -> Option<TopicLimits> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.get(topic).filter(|known| known.since.elapsed() < REMEMBER).map(|known| known.limits)
+        known.get(topic).filter(|known| known.since.elapsed() < CACHE_TTL).map(|known| known.limits)
     }
 
-    /// Returns the limits of a topic, after making it where it does not exist and that is allowed. 404 at once otherwise.
+    /// Returns the limits of a topic. Creates a missing topic if that is allowed, otherwise returns
+    /// 404.
     pub async fn limits(&self, topic: &str) -> Result<TopicLimits, Problem> {
         match self.known(topic) {
             Some(limits) => Ok(limits),
@@ -78,19 +82,19 @@ impl Topics {
         if !self.broker.is_up() {
             return Err(Problem::new(Code::KafkaUnavailable, "no broker answers"));
         }
-        let unanswered = |error: String| {
+        let lookup_failed = |error: String| {
             self.broker.suspect();
-            Problem::new(Code::KafkaUnavailable, format!("the topic cannot be looked up: {error}"))
+            Problem::new(Code::KafkaUnavailable, format!("looking up the topic failed: {error}"))
         };
         // The semaphore is never closed.
-        let Ok(_turn) = self.questions.acquire().await else { return Ok(TopicLimits::default()) };
+        let Ok(_turn) = self.lookups.acquire().await else { return Ok(TopicLimits::default()) };
         if let Some(limits) = self.known(topic) {
             return Ok(limits);
         }
-        if self.broker.partitions(topic).await.map_err(|error| unanswered(error.to_string()))?.is_none() {
+        if self.broker.partitions(topic).await.map_err(|error| lookup_failed(error.to_string()))?.is_none() {
             self.create(topic).await?;
         }
-        let limits = self.admin.limits(topic).await.map_err(|error| unanswered(error.to_string()))?;
+        let limits = self.admin.limits(topic).await.map_err(|error| lookup_failed(error.to_string()))?;
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_KNOWN {
             known.clear();
@@ -99,7 +103,7 @@ impl Topics {
         Ok(limits)
     }
 
-    /// Looks the topic up again next time: it turned out not to exist, or to have other settings.
+    /// Drops a topic from the cache, because it turned out not to exist or to have other settings.
     pub fn forget(&self, topic: &str) {
         self.known.write().unwrap_or_else(PoisonError::into_inner).remove(topic);
     }
@@ -121,7 +125,8 @@ impl Topics {
     }
 }
 
-/// Kafka's own topics never; ours by full name only; the rest by the list, or all without one.
+/// Kafka's own topics are never permitted. postrider's own are permitted only by full name. Others
+/// are permitted if the list matches or is empty.
 fn permitted(allow: &[String], internal: bool, topic: &str) -> bool {
     if topic.starts_with("__") {
         return false;
@@ -136,11 +141,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_own_and_kafkas_topics_are_refused_unless_listed() {
+    fn internal_topics_need_their_full_name_and_kafka_topics_are_refused() {
         let rules = |list: &[&str]| list.iter().map(|rule| rule.to_string()).collect::<Vec<_>>();
         assert!(permitted(&rules(&[]), false, "orders"));
         assert!(!permitted(&rules(&[]), true, "messages"));
-        assert!(!permitted(&rules(&["*"]), true, "messages"), "a wildcard is not a name");
+        assert!(!permitted(&rules(&["*"]), true, "messages"), "a wildcard does not match internal topics");
         assert!(permitted(&rules(&["messages"]), true, "messages"));
         assert!(!permitted(&rules(&["__consumer_offsets"]), false, "__consumer_offsets"));
         assert!(permitted(&rules(&["team-*"]), false, "team-a"));

@@ -1,4 +1,4 @@
-//! Reads leave an event in the topic `audit`.
+//! Writes an event to the topic `audit` for every read.
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ use crate::platform::{
     trace_context::TraceContext,
 };
 
-/// How long events wait for each other. Nobody waits for them, and many at once cost Kafka and its
-/// client less than one at a time.
+/// Time for which events are collected. No response waits for them, and many at once cost Kafka and
+/// its client less than one at a time.
 const GATHER: Duration = Duration::from_millis(5);
-/// Events that wait at most; further ones are dropped, and counted.
+/// Maximum number of queued events; further ones are dropped and counted.
 const QUEUE: usize = 4_096;
 
 /// A read that was answered.
@@ -35,7 +35,7 @@ struct Read {
     at_ms: i64,
 }
 
-/// The record's value.
+/// Value of the audit record.
 #[derive(Serialize)]
 struct Value<'a> {
     event_id: Uuid,
@@ -43,7 +43,7 @@ struct Value<'a> {
     key: &'a str,
     found: bool,
     request_id: &'a str,
-    /// Seconds since the epoch.
+    /// Seconds since the Unix epoch.
     timestamp: i64,
 }
 
@@ -72,7 +72,7 @@ impl Read {
     }
 }
 
-/// Writes audit events, in the way that is configured.
+/// Writes audit events in the configured mode.
 pub struct Audit {
     mode: AuditMode,
     events: Events,
@@ -80,7 +80,7 @@ pub struct Audit {
     dropped: Counter,
 }
 
-/// What both ways of writing need.
+/// State shared by both modes.
 #[derive(Clone)]
 struct Events {
     topic: String,
@@ -96,7 +96,8 @@ impl Events {
 }
 
 impl Audit {
-    /// The second half carries events to Kafka; see [`Carrying::until_closed`].
+    /// Returns the writer and the task that sends queued events to Kafka; see
+    /// [`Carrying::until_closed`].
     pub fn new(mode: AuditMode, topic: String, producer: Producer, topics_ready: TopicsReady) -> (Self, Carrying) {
         let events = Events { topic, producer, topics_ready };
         let dropped = counter!("postrider_kv_audit_dropped_total");
@@ -105,12 +106,12 @@ impl Audit {
         (Self { mode, events, queue, dropped }, carrying)
     }
 
-    /// Records a read. Fails only where the event is required and could not be stored.
+    /// Records a read. Fails only in the mode `required`, if the event could not be stored.
     pub async fn read(&self, context: &RequestContext, key: &str, found: bool) -> Result<(), Problem> {
         match self.mode {
             AuditMode::Off => Ok(()),
             AuditMode::Async => {
-                // What has no chance is dropped at once, not when its turn comes.
+                // While Kafka is unavailable, events are dropped here rather than queued.
                 let events = &self.events;
                 let queued = events.topics_ready.get()
                     && events.producer.is_up()
@@ -125,19 +126,20 @@ impl Audit {
     }
 
     async fn store(&self, read: &Read) -> Result<(), Problem> {
-        let unaudited =
-            |reason: &str| Problem::new(Code::KafkaUnavailable, format!("the read cannot be audited: {reason}"));
+        let audit_failed = |reason: &str| {
+            Problem::new(Code::KafkaUnavailable, format!("the audit event of this read cannot be stored: {reason}"))
+        };
         if !self.events.topics_ready.get() {
-            return Err(unaudited("the topics are not ready"));
+            return Err(audit_failed("the topics are not ready"));
         }
         let mut value = Vec::with_capacity(256);
         read.write(&mut value).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
         let stored = self.events.producer.store(self.events.outgoing(read, &value)).await;
-        stored.map(|_| ()).map_err(|error: SendError| unaudited(&error.to_string()))
+        stored.map(|_| ()).map_err(|error: SendError| audit_failed(&error.to_string()))
     }
 }
 
-/// The task that hands events over, off the path of the reads.
+/// The task that sends queued events to Kafka, off the request path.
 pub struct Carrying {
     reads: mpsc::Receiver<Read>,
     events: Events,
@@ -145,7 +147,7 @@ pub struct Carrying {
 }
 
 impl Carrying {
-    /// Runs until nobody is left who could read, and all events are handed over.
+    /// Runs until every [`Audit`] is dropped and all events are passed to the producer.
     pub async fn until_closed(mut self) {
         let (mut gathered, mut value) = (Vec::with_capacity(QUEUE), Vec::with_capacity(256));
         while self.reads.recv_many(&mut gathered, QUEUE).await > 0 {

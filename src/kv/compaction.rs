@@ -1,6 +1,6 @@
-//! Random histories of the topic, held against two views: a twin of the rules in Rust, and the scripts that
-//! run in production on a Redis of the test's own. Between the steps of a history the projection crashes,
-//! Redis loses its data, hours pass, values expire, and the log is compacted.
+//! Checks random histories of the topic against two views: a model of the rules in Rust, and the
+//! production scripts on a Redis server of the test. Between the steps of a history the projection
+//! crashes, Redis loses its data, hours pass, values expire, and the log is compacted.
 
 mod model;
 mod redis;
@@ -18,17 +18,17 @@ use self::{
 };
 use super::script::Scripts;
 
-/// Hours: how long a duplicate may come after the last sight of its write.
+/// Hours after the last sight of a write within which a duplicate may arrive.
 const DAY: i32 = 24;
-/// Hours for which Kafka keeps everything, and Redis remembers ids and deleted keys.
+/// Hours for which Kafka keeps every record, and Redis keeps ids and deleted keys.
 const LAG: i32 = 36;
-/// Hours after which a write that is read is no longer remembered by its id.
+/// Age in hours from which a write's id is not stored when it is read.
 const FORGET_AFTER: i32 = 48;
 
 /// Histories per test. Redis takes about 2 ms for one.
 const CASES: u32 = 4_000;
 
-/// A number, and the hour at which it expires; `None` is deleted.
+/// A number, and the hour at which it expires; `None` if deleted.
 type Value = Option<(u32, Option<i32>)>;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,7 +36,7 @@ enum Kind {
     Plain,
     /// A write with this id.
     Idempotent(u8),
-    /// Written by the projection, for all up to this offset.
+    /// Written by the projection; holds up to this offset.
     Restated(i64),
 }
 
@@ -49,40 +49,40 @@ struct Record {
     value: Value,
 }
 
-/// What the projection appends: the key, the offset for all up to which it holds, and the value.
+/// A record that the projection appends: key, offset up to which it holds, and value.
 type Restated = (u8, i64, Value);
 
-/// The view of one partition under its projection.
+/// View of one partition with its projection.
 trait View {
     /// Everything below this offset is in the view.
     fn next(&self) -> i64;
     /// Applies the records of a batch that the view lacks.
     fn apply(&mut self, batch: &[Record], hour: i32);
-    /// What must be restated after a batch, of whose records those below `settled` were looked at before.
+    /// Returns what must be restated after a batch. Records below `settled` were finished before.
     fn restatements(&mut self, batch: &[Record], settled: i64) -> Vec<Restated>;
-    /// The tombstones of values that have expired; forgets deleted keys whose time is over.
+    /// Returns the tombstones of expired values. Drops deleted keys past their retention.
     fn expired(&mut self, hour: i32) -> Vec<Restated>;
-    /// Loses the data, with or without the memory of ids, and reads a log up to its end.
+    /// Loses the data, with or without the stored ids, and reads a log up to its end.
     fn rebuild(&mut self, ids_too: bool, log: &[Record], end: i64, hour: i32);
-    /// Lets hours pass for what the view forgets by itself.
+    /// Lets hours pass for data that expires by itself.
     fn pass(&mut self, hours: i32);
-    /// By key the version and the value, expired or not.
+    /// Returns version and value of each key, expired or not.
     fn entries(&mut self) -> BTreeMap<u8, (i64, Value)>;
 }
 
-/// The topic, its projection, and what clients are entitled to see.
+/// The topic, its projection, and the values that clients must see.
 struct World<V> {
     hour: i32,
     end: i64,
     log: Vec<Record>,
     view: V,
-    /// Below, restatements are written.
+    /// Commit point: restatements of records below are written.
     committed: i64,
     wanted: BTreeMap<u8, Value>,
     sights: BTreeMap<(u8, u8), i32>,
 }
 
-/// The numbers that have not expired.
+/// Returns the values that have not expired.
 fn live(values: impl IntoIterator<Item = (u8, Value)>, hour: i32) -> BTreeMap<u8, u32> {
     let live = |value: (u32, Option<i32>)| value.1.is_none_or(|expires| expires > hour).then_some(value.0);
     values.into_iter().filter_map(|(key, value)| Some((key, live(value?)?))).collect()
@@ -114,7 +114,7 @@ impl<V: View> World<V> {
         self.append(key, id.map_or(Kind::Plain, Kind::Idempotent), value);
     }
 
-    /// Projects the next records as one batch. A crash comes before the restatements.
+    /// Projects the next records as one batch. A crash happens before the restatements.
     fn project(&mut self, count: usize, crash: bool) {
         let next = self.view.next().min(self.committed);
         let batch: Vec<Record> = self.log.iter().filter(|record| record.offset >= next).take(count).copied().collect();
@@ -134,7 +134,7 @@ impl<V: View> World<V> {
         }
     }
 
-    /// Looks for expired values. A crash comes before their tombstones.
+    /// Searches for expired values. A crash happens before their tombstones.
     fn expire(&mut self, crash: bool) {
         let tombstones = self.view.expired(self.hour);
         if !crash {
@@ -143,14 +143,15 @@ impl<V: View> World<V> {
     }
 
     fn wait(&mut self, hours: i32) {
-        // The projection is never behind for as long as compaction waits beyond a day.
+        // The projection is never behind for longer than the compaction lag minus a day.
         self.settle();
         self.hour += hours;
         self.view.pass(hours);
     }
 
-    /// Drops what the choices say of what compaction may drop: not the last record of a key, nothing
-    /// young, and a last tombstone only together with all before it.
+    /// Drops the chosen records among those that compaction may drop: never the last record of a
+    /// key, nothing younger than the lag, and a final tombstone only together with all records
+    /// before it.
     fn compact(&mut self, choices: &[bool]) {
         let hour = self.hour;
         let old = |record: &Record| record.hour + LAG < hour;
@@ -166,7 +167,7 @@ impl<V: View> World<V> {
         });
     }
 
-    /// Reads the log again up to its end; below the commit nothing is restated again.
+    /// Reads the log again up to its end. Records below the commit point are not restated again.
     fn rebuild(&mut self, ids_too: bool) {
         self.view.rebuild(ids_too, &self.log, self.end, self.hour);
     }
@@ -188,19 +189,19 @@ impl<V: View> World<V> {
                 Step::Lose(ids_too) => self.rebuild(*ids_too),
             }
         }
-        // A value whose tombstone a crash prevented is due again.
+        // A value whose tombstone was prevented by a crash is due again.
         self.wait(1);
         self.expire(false);
         self.settle();
         self
     }
 
-    /// What clients see.
+    /// Returns the values that clients see.
     fn values(&mut self) -> BTreeMap<u8, u32> {
         live(self.view.entries().into_iter().map(|(key, (_, value))| (key, value)), self.hour)
     }
 
-    /// Holds the end of a history against what was written.
+    /// Compares the final state with the writes.
     fn check(&mut self) -> Result<(), TestCaseError> {
         prop_assert_eq!(self.values(), live(self.wanted.clone(), self.hour));
         let last: BTreeMap<u8, &Record> = self.log.iter().map(|record| (record.key, record)).collect();
@@ -223,7 +224,7 @@ enum Step {
     Expire(bool),
     Wait(i32),
     Compact(Vec<bool>),
-    /// Redis loses everything; true: with the ids of writes as well.
+    /// Redis loses everything; `true` includes the ids of writes.
     Lose(bool),
 }
 
@@ -242,12 +243,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-/// Whatever compaction drops after a history, and however much later.
+/// Records to drop after a history, and the hours to wait before.
 fn compactions() -> impl Strategy<Value = (Vec<bool>, i32)> {
     (prop::collection::vec(any::<bool>(), 1..40), 0..100_i32)
 }
 
-/// The values before and after a compaction and a rebuild, without those that expired meanwhile.
+/// Returns the values before and after a compaction and a rebuild.
 fn rebuilt<V: View>(world: &mut World<V>, choices: &[bool], wait: i32) -> (BTreeMap<u8, u32>, BTreeMap<u8, u32>) {
     world.wait(wait);
     let before = world.values();
@@ -260,7 +261,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(CASES))]
 
     #[test]
-    fn the_view_is_what_was_written_last_whatever_was_lost_and_compacted(steps in steps()) {
+    fn the_view_has_the_last_writes_after_any_loss_and_compaction(steps in steps()) {
         World::new(Model::default()).run(&steps).check()?;
     }
 
@@ -272,21 +273,21 @@ proptest! {
     }
 }
 
-/// Drives the scripts and the twin with the same history: they must agree, and the scripts must keep the
-/// same promises.
+/// Runs the scripts and the model with the same history. They must agree, and the scripts must keep
+/// the same guarantees.
 fn compare(view: RedisView<'_>, steps: &[Step], (choices, wait): (&[bool], i32)) -> Result<(), TestCaseError> {
-    let mut twin = World::new(Model::default()).run(steps);
+    let mut model = World::new(Model::default()).run(steps);
     let mut world = World::new(view).run(steps);
     world.check()?;
-    prop_assert_eq!(&world.log, &twin.log);
-    prop_assert_eq!(world.view.entries(), twin.view.entries());
+    prop_assert_eq!(&world.log, &model.log);
+    prop_assert_eq!(world.view.entries(), model.view.entries());
     let (before, after) = rebuilt(&mut world, choices, wait);
     prop_assert_eq!(after, before);
     Ok(())
 }
 
 #[test]
-fn the_scripts_in_redis_agree_with_the_twin() {
+fn the_scripts_in_redis_agree_with_the_model() {
     let server = Server::start();
     let scripts = Scripts::default();
     let config = ProptestConfig { source_file: Some(file!()), ..ProptestConfig::with_cases(CASES) };
@@ -298,9 +299,9 @@ fn the_scripts_in_redis_agree_with_the_twin() {
     }
 }
 
-/// The histories find each of these faults in a script.
+/// The histories detect each of these faults in a script.
 #[test]
-fn a_fault_in_a_script_is_found() {
+fn a_fault_in_a_script_is_detected() {
     const FAULTS: [(&str, &str); 8] = [
         ("applies = not double or not present", "applies = true"),
         ("tonumber(first) < tonumber(version) and ", ""),
@@ -321,6 +322,6 @@ fn a_fault_in_a_script_is_found() {
             .run(&(steps(), compactions()), |(steps, (choices, wait))| {
                 compare(RedisView::new(&server, &scripts), &steps, (&choices, wait))
             });
-        assert!(matches!(outcome, Err(TestError::Fail(..))), "no history tells `{wrong}` from `{right}`");
+        assert!(matches!(outcome, Err(TestError::Fail(..))), "no history distinguishes `{wrong}` from `{right}`");
     }
 }

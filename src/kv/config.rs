@@ -1,29 +1,31 @@
-//! Settings of the key-value room.
+//! Settings of the key-value view.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The key-value view.
+/// Key-value view in Redis.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Partitions of the topic `messages`; fixed when it is created.
+    /// Partitions of the topic `messages`; fixed when the topic is created.
     pub partitions: i32,
-    /// Raised when the topic was replaced or its partition count changed; rebuilds the view.
+    /// Raise it after the topic was replaced or its partition count changed; rebuilds the view.
     pub epoch: u32,
     /// Longest key, in bytes.
     pub max_key_bytes: usize,
-    /// Whether reads are recorded in the topic `audit`: `async` drops, and counts, when the producer
-    /// is full; `required` answers only when the event is stored.
+    /// Record reads in the topic `audit`: `async` drops and counts events while the producer's
+    /// queue is full; `required` answers a read only once its audit event is stored; `off` records
+    /// none.
     pub audit: AuditMode,
     /// Partitions of the topic `audit`.
     pub audit_partitions: i32,
     /// Longest wait for a write to become visible (`Postrider-After`), in milliseconds.
     pub visibility_timeout_ms: u64,
-    /// Writes with an `Idempotency-Key` that Redis may remember, each for 36 hours, over all partitions; further ones are
-    /// 503 `too_many_idempotency_keys`, and writes without a key go on. About 200 bytes of Redis each; 0 for any number.
+    /// Maximum number of writes with an `Idempotency-Key` stored in Redis, each for 36 hours,
+    /// across all partitions; further ones are refused with 503 `too_many_idempotency_keys`, while
+    /// writes without a key continue. About 200 bytes of Redis each; 0 means unlimited.
     pub max_idempotency_ids: u64,
-    /// Records of one partition projected at a time.
+    /// Maximum number of records of one partition in one batch.
     pub batch_records: usize,
 }
 

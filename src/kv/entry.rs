@@ -1,13 +1,13 @@
-//! What the view holds: an entry per key, and a marker per partition.
+//! Encoding of the view: an entry per key and a marker per partition.
 //!
-//! An entry is `v<version>:<value>`, `e<version>:<ends at ms>:<value>`, or `d<version>:` for a key
-//! that was deleted, kept for a day so that nothing older brings it back. The version is the offset
-//! of the write. A marker is `L:<next>:<unix s>` when everything below `next` is in the view, or
-//! `R:<next>:<unix s>:<target>` while it is being rebuilt up to `target`.
+//! An entry is `v<version>:<value>`, `e<version>:<expires at ms>:<value>`, or `d<version>:` for a
+//! deleted key, which is kept for 36 hours so that no older write restores it. The version is the
+//! offset of the write. A marker is `L:<next>:<unix s>` if everything below `next` is in the view,
+//! or `R:<next>:<unix s>:<target>` while the view is rebuilt up to `target`.
 
 use crate::platform::{clock, unknown::Unknown};
 
-/// One key's entry.
+/// Entry of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry<'a> {
     pub version: i64,
@@ -59,7 +59,7 @@ impl<'a> Entry<'a> {
         Some(Self { version, state })
     }
 
-    /// The value, unless it is deleted or has expired.
+    /// Returns the value, unless it is deleted or has expired.
     pub fn live_value(&self, now_ms: i64) -> Option<&'a [u8]> {
         match self.state {
             State::Value { value, expires_ms } if expires_ms.is_none_or(|expires| expires > now_ms) => Some(value),
@@ -75,15 +75,15 @@ fn number(bytes: &[u8]) -> Option<(i64, &[u8])> {
     Some((digits.parse().ok()?, &bytes[colon + 1..]))
 }
 
-/// How far the view of one partition is.
+/// Progress of the view of one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marker {
     /// Everything below this offset is in the view.
     pub next: i64,
-    /// For when it holds, in seconds since the epoch: what was appended later may be missing. While a
-    /// view is being rebuilt, when that began.
+    /// Time for which `next` holds, in seconds since the Unix epoch: records appended later may be
+    /// missing. During a rebuild, the time when it began.
     pub written_s: i64,
-    /// Where a rebuild ends; `None` when the view is complete.
+    /// Target offset of a rebuild; `None` when the view is complete.
     pub target: Option<i64>,
 }
 
@@ -92,7 +92,8 @@ impl Marker {
         Self { next, written_s: clock::now_ms() / 1_000, target: target.filter(|&target| next < target) }
     }
 
-    /// The marker after everything below `next`, whose last record was appended at this time.
+    /// Returns the marker after everything below `next` was applied. `appended_ms` is the time of
+    /// the last record.
     pub fn advanced(&self, next: i64, appended_ms: i64) -> Self {
         let marker = Self::new(next, self.target);
         let written_s = match self.target {
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_is_an_error_and_not_absent() {
+    fn unknown_encodings_are_errors_rather_than_absent() {
         for entry in ["", "x5:1", "v:1", "v5", "e5:x", "e5:", "d"] {
             assert!(Entry::decode(entry.as_bytes()).is_err(), "{entry}");
         }
@@ -171,14 +172,14 @@ mod tests {
     }
 
     #[test]
-    fn what_has_expired_has_no_value() {
+    fn an_expired_entry_has_no_value() {
         let entry = Entry { version: 1, state: State::Value { value: b"1", expires_ms: Some(100) } };
         assert_eq!(entry.live_value(99), Some(&b"1"[..]));
         assert_eq!(entry.live_value(100), None);
     }
 
     #[test]
-    fn a_rebuild_is_as_old_as_its_beginning_and_a_view_as_its_last_record() {
+    fn a_rebuild_keeps_its_start_time_and_a_view_has_that_of_its_last_record() {
         let begun = Marker { next: 1, written_s: 1_000, target: Some(9) };
         assert_eq!(begun.advanced(5, 2_000_000), Marker { next: 5, ..begun });
         assert_eq!(begun.advanced(9, 2_000_000), Marker { next: 9, written_s: 1_000, target: None });

@@ -1,22 +1,22 @@
-//! What expires also gets a tombstone, so that the topic shrinks.
+//! Writes tombstones for expired values, so that the topic shrinks.
 
 use metrics::counter;
 
 use super::{project::Projector, view::Partition};
 use crate::platform::{clock, kafka::consumer::Failure};
 
-/// Keys looked at in one go.
+/// Maximum number of keys per query.
 const LIMIT: usize = 500;
-/// Looks per call. The partition's records wait meanwhile, so the rest of a mass expiry waits for the next
-/// call.
-const LOOKS: usize = 10;
+/// Maximum number of queries per call. The partition's records wait meanwhile, so a mass expiry
+/// continues in the next call.
+const QUERIES: usize = 10;
 
 impl Projector {
-    /// Writes tombstones for values that have expired. Reads hide them from the first moment.
+    /// Writes tombstones for expired values. Reads hide these values as soon as they expire.
     pub(super) async fn expire(&self, partition: &Partition) -> Result<(), Failure> {
         let mut redis = self.redis()?;
         let now_ms = clock::now_ms();
-        for _ in 0..LOOKS {
+        for _ in 0..QUERIES {
             let expired = partition.expired(&self.scripts, &mut redis, now_ms, LIMIT).await?;
             let send = |tombstone| self.restater.send(partition.number, tombstone);
             let receipts: Vec<_> = expired.tombstones.iter().map(send).collect();

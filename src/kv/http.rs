@@ -1,4 +1,4 @@
-//! Routes of the key-value room.
+//! HTTP routes of the key-value view.
 
 use std::borrow::Cow;
 
@@ -28,15 +28,15 @@ use crate::platform::{
 static POSITION: HeaderName = HeaderName::from_static("postrider-position");
 static AFTER: HeaderName = HeaderName::from_static("postrider-after");
 
-/// Longest time to live, in seconds: ten years.
+/// Longest TTL, in seconds: ten years.
 const MAX_TTL_SECONDS: u64 = 315_360_000;
 
-/// The room's routes with their descriptions.
+/// Returns the routes with their OpenAPI descriptions.
 pub fn routes(service: Service) -> OpenApiRouter {
     OpenApiRouter::new().routes(routes!(push)).routes(routes!(pull, delete)).with_state(service)
 }
 
-/// Pulls are what comes most.
+/// Adds a short cut for pulls, the most frequent request.
 pub fn short_cuts(short_cuts: ShortCuts, service: &Service) -> ShortCuts {
     let service = service.clone();
     short_cuts.with(Method::GET, "/pull/{key}", move |mut request: Request, context| {
@@ -62,21 +62,21 @@ struct Push<'a> {
 struct PushBody {
     #[schema(min_length = 1)]
     key: String,
-    /// Any JSON value; stored minified, otherwise as written.
+    /// Any JSON value; stored minified, otherwise unchanged.
     value: serde_json::Value,
-    /// Seconds until the value disappears by itself.
+    /// Seconds until the value expires.
     #[schema(minimum = 1, maximum = 315360000)]
     ttl_seconds: Option<u64>,
 }
 
-/// The answer to a write.
+/// Response to a write.
 #[derive(Serialize, ToSchema)]
 struct Accepted {
-    /// Always `accepted`: Kafka has it.
+    /// Always `accepted`: Kafka has stored the write.
     status: &'static str,
 }
 
-/// The answer to a read.
+/// Response to a read.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes the JSON, which is written directly")]
 struct Pulled {
@@ -86,8 +86,9 @@ struct Pulled {
 
 /// Store a value under a key
 ///
-/// Answered when Kafka has it on all in-sync replicas. The view follows within milliseconds; to read
-/// your own write, send `Postrider-Position` of the answer as `Postrider-After` with the pull.
+/// Responds once Kafka has stored the value on all in-sync replicas. The view follows within
+/// milliseconds. To read your own write, send the `Postrider-Position` of the response as
+/// `Postrider-After` with the pull.
 #[utoipa::path(
     post,
     path = "/push",
@@ -95,9 +96,9 @@ struct Pulled {
     params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry write the same event")),
     request_body = PushBody,
     responses(
-        (status = 202, description = "Stored", body = Accepted, headers(("Postrider-Position" = String, description = "Where it is, such as `messages/3@1234`"))),
+        (status = 202, description = "Stored", body = Accepted, headers(("Postrider-Position" = String, description = "Position of the write, such as `messages/3@1234`"))),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "A field breaks a rule", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "Invalid field", body = ProblemBody, content_type = "application/problem+json"),
         JsonWrite,
     ),
 )]
@@ -111,7 +112,7 @@ async fn push(
     let push: Push<'_> = json::parse_object(&body)?;
     service.check_key(&push.key)?;
     if push.ttl_seconds.is_some_and(|seconds| !(1..=MAX_TTL_SECONDS).contains(&seconds)) {
-        return Err(Problem::new(Code::InvalidField, format!("`ttl_seconds` must be 1 to {MAX_TTL_SECONDS}")));
+        return Err(Problem::new(Code::InvalidField, format!("`ttl_seconds` must be between 1 and {MAX_TTL_SECONDS}")));
     }
     let value = json::minify(push.value.get());
     let position = service.write(&context, "/push", &push.key, Some(value.as_bytes()), push.ttl_seconds).await?;
@@ -124,14 +125,14 @@ async fn push(
     path = "/pull/{key}",
     tag = "kv",
     params(
-        ("key" = String, Path, min_length = 1, description = "Percent-encoded where needed"),
-        ("Postrider-After" = Option<String>, Header, pattern = r"^[^/@]+/[0-9]+@[0-9]+(\.[0-9]+)?$", description = "A `Postrider-Position`: wait up to 5 s until that write is visible"),
+        ("key" = String, Path, min_length = 1, description = "Percent-encoded if needed"),
+        ("Postrider-After" = Option<String>, Header, pattern = r"^[^/@]+/[0-9]+@[0-9]+(\.[0-9]+)?$", description = "A `Postrider-Position`: waits up to 5 s until that write is visible"),
     ),
     responses(
         (status = 200, description = "The value", body = Pulled),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "No such key", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "The key breaks a rule", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "Invalid key", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "The view is incomplete or cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
         (status = 504, description = "The awaited write is not visible yet", body = ProblemBody, content_type = "application/problem+json"),
     ),
@@ -172,13 +173,13 @@ async fn pull(
     path = "/pull/{key}",
     tag = "kv",
     params(
-        ("key" = String, Path, min_length = 1, description = "Percent-encoded where needed"),
+        ("key" = String, Path, min_length = 1, description = "Percent-encoded if needed"),
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry write the same event"),
     ),
     responses(
-        (status = 202, description = "The tombstone is stored", body = Accepted, headers(("Postrider-Position" = String, description = "Where it is, such as `messages/3@1234`"))),
+        (status = 202, description = "The tombstone is stored", body = Accepted, headers(("Postrider-Position" = String, description = "Position of the write, such as `messages/3@1234`"))),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "The key breaks a rule", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "Invalid key", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
@@ -206,7 +207,7 @@ fn accepted(position: &Position) -> Response<Body> {
 fn parse_position(header: &HeaderValue) -> Result<Position, Problem> {
     let parsed = header.to_str().ok().and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| {
-        Problem::new(Code::InvalidRequest, "Postrider-After is not a position such as `messages/3@1234`")
+        Problem::new(Code::InvalidRequest, "`Postrider-After` must be a position such as `messages/3@1234`")
     })
 }
 
@@ -220,9 +221,9 @@ impl Service {
     fn check_key(&self, key: &str) -> Result<(), Problem> {
         let limit = self.inner.config.max_key_bytes;
         match key.len() {
-            0 => Err(Problem::new(Code::InvalidRequest, "`key` is empty")),
+            0 => Err(Problem::new(Code::InvalidRequest, "`key` must not be empty")),
             length if length > limit => {
-                Err(Problem::new(Code::InvalidField, format!("`key` has {length} bytes, the limit is {limit}")))
+                Err(Problem::new(Code::InvalidField, format!("`key` must have at most {limit} bytes (got {length})")))
             }
             _ => Ok(()),
         }

@@ -1,5 +1,5 @@
-//! The bound on idempotent writes that Redis remembers. Each write with an `Idempotency-Key` costs a key in
-//! Redis for 36 hours, so that without a bound they would use up its memory, and with it the view.
+//! Limits the idempotent writes stored in Redis. Each write with an `Idempotency-Key` costs a Redis
+//! key for 36 hours; without a limit they could use up the memory that the view needs.
 
 use std::{
     sync::{
@@ -24,12 +24,12 @@ use crate::platform::{
     redis::Redis,
 };
 
-/// The time between two looks.
+/// Interval between counts.
 const LOOK: Duration = Duration::from_secs(1);
-/// Seconds after which a refused write may come again: ids expire all the time.
+/// Seconds after which a refused write may be retried, because ids expire continuously.
 const RETRY_AFTER_S: u32 = 60;
 
-/// The bound on ids, as one api process knows it.
+/// The limit on ids and the latest count of an api process.
 pub struct Ids {
     bound: Arc<Bound>,
     partitions: Vec<Partition>,
@@ -38,7 +38,7 @@ pub struct Ids {
 
 struct Partition {
     keys: Keys,
-    /// The end of the log, as far as this process has written to it; 0 before its first write.
+    /// End of the log as far as this process has written to it; 0 before its first write.
     written: AtomicI64,
 }
 
@@ -49,28 +49,29 @@ impl Ids {
         Arc::new(Self { bound: Bound::new("idempotency_ids", limit), partitions, redis })
     }
 
-    /// Admits a write with an idempotency key, or refuses it. One that is remembered already takes no room. Hold the result
-    /// until the write is [noted](Self::note_written), or is none.
+    /// Admits a write with an idempotency key, or refuses it. A write whose id is already stored
+    /// needs no space. Hold the result until the write is [noted](Self::note_written) or has
+    /// failed.
     pub async fn admit(&self, partition: i32, key: &[u8], id: Uuid) -> Result<Admitted, Problem> {
-        if self.bound.has_room(1) || self.is_remembered(partition, key, id).await {
+        if self.bound.has_room(1) || self.is_stored(partition, key, id).await {
             return Ok(self.bound.admit(1));
         }
         self.bound.count_refusal();
         let detail = format!(
-            "Redis remembers {} writes with an `Idempotency-Key`, the limit of `kv.max_idempotency_ids`; nothing was stored",
+            "Redis stores {} idempotency keys, the limit (`kv.max_idempotency_ids`); nothing was stored",
             self.bound.limit()
         );
         Err(Problem { retry_after_s: Some(RETRY_AFTER_S), ..Problem::new(Code::TooManyIdempotencyKeys, detail) })
     }
 
-    /// Notes that a write of this process is in the log.
+    /// Records that a write of this process is in the log.
     pub fn note_written(&self, partition: i32, offset: i64) {
         if let Some(found) = usize::try_from(partition).ok().and_then(|number| self.partitions.get(number)) {
             found.written.fetch_max(offset + 1, Ordering::Relaxed);
         }
     }
 
-    async fn is_remembered(&self, partition: i32, key: &[u8], id: Uuid) -> bool {
+    async fn is_stored(&self, partition: i32, key: &[u8], id: Uuid) -> bool {
         let redis = self.redis.borrow().clone();
         let known = usize::try_from(partition).ok().and_then(|number| self.partitions.get(number));
         let (Some(mut redis), Some(known)) = (redis, known) else { return false };
@@ -79,8 +80,8 @@ impl Ids {
         exists.query_async(&mut redis).await.unwrap_or(false)
     }
 
-    /// Counts again and again; never ends by itself. While Redis does not answer, the last count holds, and what this
-    /// process takes is added to it.
+    /// Counts ids repeatedly; runs forever. While Redis does not answer, the last count applies,
+    /// plus the writes that this process admits.
     pub async fn watch(&self) {
         loop {
             tokio::time::sleep(LOOK).await;
@@ -89,18 +90,19 @@ impl Ids {
             let look = self.bound.look();
             match self.count(&mut redis).await {
                 Ok(count) => self.bound.set(look, count),
-                Err(error) => tracing::debug!(error = %error, "could not count idempotency ids"),
+                Err(error) => tracing::debug!(error = %error, "counting idempotency ids failed"),
             }
         }
     }
 
-    /// Ids that Redis has, and records that the projection has not read yet, since each may become one.
+    /// Counts the ids in Redis, and the records that the projection has not read yet, each of which
+    /// may add one.
     async fn count(&self, redis: &mut Redis) -> Result<u64, RedisError> {
         let commands = self.partitions.iter().flat_map(|partition| {
             let (mut counts, mut marker) = (redis::cmd("HGETALL"), redis::cmd("HGET"));
             counts.arg(&partition.keys.id_counts);
             marker.arg(&partition.keys.view).arg(MARKER_FIELD);
-            // In this order, so that what is read in between counts twice rather than not at all.
+            // In this order, so that an id stored in between counts twice rather than not at all.
             [marker, counts]
         });
         let answers = redis.ask(commands.collect()).await.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -117,8 +119,8 @@ impl Ids {
 }
 
 impl Partition {
-    /// Records of this process that a complete view has not got yet. A rebuild reads mostly records that are too old to be
-    /// remembered.
+    /// Returns the number of this process's records that a complete view has not applied yet. A
+    /// rebuild does not count, because it reads mostly records whose ids are too old to be stored.
     fn unread(&self, marker: Option<&[u8]>) -> u64 {
         let marker = marker.and_then(|marker| Marker::decode(marker).ok()).filter(Marker::is_complete);
         let written = self.written.load(Ordering::Relaxed);

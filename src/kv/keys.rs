@@ -1,20 +1,20 @@
-//! Names of our keys in Redis. Everything of one Kafka partition shares a hash tag, so that a Redis
-//! Cluster keeps it on one shard and it is lost, or rolled back, as one.
+//! Names of the view's keys in Redis. All keys of a Kafka partition share a hash tag, so that a
+//! Redis Cluster keeps them on one shard, and they are lost or rolled back together.
 
 use uuid::Uuid;
 
-/// The field of the view that holds its marker. Keys of clients are never empty, and because the
-/// marker lives in the hash itself, no part of the view can be lost without it.
+/// Field of the view that holds its marker. Clients' keys are never empty. Because the marker is in
+/// the hash itself, no part of the view can be lost without it.
 pub const MARKER_FIELD: &str = "";
 
-/// The keys of one Kafka partition.
+/// Keys of one Kafka partition.
 #[derive(Debug, Clone)]
 pub struct Keys {
-    /// The hash from a client's key to its entry.
+    /// Hash from a client's key to its entry.
     pub view: String,
-    /// A sorted set of keys by the time at which their entry ends.
+    /// Sorted set of keys by the time at which their entry expires.
     pub ends: String,
-    /// A hash from an hour, counted from 1970, to how many ids expire in it.
+    /// Hash from an hour, counted from 1970, to the number of ids that expire in it.
     pub id_counts: String,
     ids: String,
 }
@@ -30,7 +30,7 @@ impl Keys {
         }
     }
 
-    /// The key that remembers at which offset an idempotent write was seen first.
+    /// Returns the key that stores the first offset of an idempotent write.
     pub fn id(&self, id: Uuid) -> String {
         format!("{}{}", self.ids, id.simple())
     }

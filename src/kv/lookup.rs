@@ -1,8 +1,8 @@
-//! Reads out of the view, many in one go.
+//! Reads from the view, many with one round trip.
 //!
-//! While one question is on its way to Redis, others come. They wait for its answer and then go
-//! together, with one HMGET for each partition: a command, a wake-up and a system call each would
-//! cost more than the reads do. A read that comes alone waits for nobody.
+//! Reads that arrive during a query wait for it and then share one HMGET per partition, because a
+//! command, a wake-up and a system call each would cost more than the reads. A read that arrives
+//! alone does not wait.
 
 use redis::{Cmd, Value};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -13,104 +13,105 @@ use super::{
 };
 use crate::platform::{gather::gather, redis::Redis};
 
-/// Reads that are asked together at most, and what they may bring: after an answer with more than that, fewer are asked
-/// together, until answers are small again.
+/// Maximum number of reads per query, and target size of the answers in bytes. After larger
+/// answers, fewer reads share a query, until answers are small again.
 const MAX_TOGETHER: usize = 64;
 const ANSWER_BYTES: usize = 8 << 20;
-/// Reads that wait to be asked; beyond it, requests wait to get here.
+/// Maximum number of queued reads; beyond it, requests wait to enqueue.
 const QUEUE: usize = 4_096;
 
-/// The marker of a partition and the entry of a key in it; or why Redis cannot say.
+/// Marker of a partition and entry of a key in it, or the Redis error.
 pub(super) type Found = Result<(Option<Marker>, Option<Vec<u8>>), String>;
 
-struct Question {
+struct Read {
     partition: usize,
     key: String,
     answer: oneshot::Sender<Found>,
 }
 
-/// Where questions are put. Cheap to clone.
+/// Queue of reads. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Lookups(mpsc::Sender<Question>);
+pub(super) struct Lookups(mpsc::Sender<Read>);
 
 impl Lookups {
-    /// The second half asks; see [`Asking::until_closed`].
+    /// Returns the queue and the task that serves it; see [`Asking::until_closed`].
     pub fn new(partitions: Vec<Keys>, redis: watch::Receiver<Option<Redis>>) -> (Self, Asking) {
-        let (sender, questions) = mpsc::channel(QUEUE);
-        (Self(sender), Asking { questions, partitions, redis })
+        let (sender, reads) = mpsc::channel(QUEUE);
+        (Self(sender), Asking { reads, partitions, redis })
     }
 
-    /// Reads a key and the marker of its partition, as they are at one moment.
+    /// Reads a key and the marker of its partition atomically.
     pub async fn read(&self, partition: usize, key: &str) -> Found {
-        let gone = || "the reader has stopped".to_owned();
+        let stopped = || "the reader has stopped".to_owned();
         let (answer, found) = oneshot::channel();
-        self.0.send(Question { partition, key: key.to_owned(), answer }).await.map_err(|_| gone())?;
-        found.await.map_err(|_| gone())?
+        self.0.send(Read { partition, key: key.to_owned(), answer }).await.map_err(|_| stopped())?;
+        found.await.map_err(|_| stopped())?
     }
 }
 
-/// The task that asks Redis.
+/// The task that queries Redis.
 pub struct Asking {
-    questions: mpsc::Receiver<Question>,
+    reads: mpsc::Receiver<Read>,
     partitions: Vec<Keys>,
     redis: watch::Receiver<Option<Redis>>,
 }
 
 impl Asking {
-    /// Runs until nobody is left who could ask.
+    /// Runs until every [`Lookups`] is dropped.
     pub async fn until_closed(mut self) {
         let (mut together, mut most) = (Vec::with_capacity(MAX_TOGETHER), MAX_TOGETHER);
-        while gather(&mut self.questions, &mut together, most).await {
+        while gather(&mut self.reads, &mut together, most).await {
             let count = together.len();
             let bytes = self.answer(&mut together).await;
             most = next_most(most, count, bytes);
         }
     }
 
-    /// Answers questions. Returns the bytes of all answers.
-    async fn answer(&self, questions: &mut Vec<Question>) -> usize {
-        questions.sort_unstable_by_key(|question| question.partition);
+    /// Answers reads. Returns the size of all answers in bytes.
+    async fn answer(&self, reads: &mut Vec<Read>) -> usize {
+        reads.sort_unstable_by_key(|read| read.partition);
         let redis = self.redis.borrow().clone();
         let Some(mut redis) = redis else {
-            tell(questions.drain(..), &Err("Redis is not connected yet".to_owned()));
+            answer_all(reads.drain(..), &Err("Redis is not connected yet".to_owned()));
             return 0;
         };
         let mut bytes = 0;
-        let of_one_partition = |one: &Question, other: &Question| one.partition == other.partition;
-        let commands = questions.chunk_by(of_one_partition).map(|group| self.command(group)).collect();
-        let sizes: Vec<usize> = questions.chunk_by(of_one_partition).map(<[Question]>::len).collect();
+        let of_one_partition = |one: &Read, other: &Read| one.partition == other.partition;
+        let commands = reads.chunk_by(of_one_partition).map(|group| self.command(group)).collect();
+        let sizes: Vec<usize> = reads.chunk_by(of_one_partition).map(<[Read]>::len).collect();
         let answers = redis.ask(commands).await;
         for (size, answer) in sizes.into_iter().zip(answers) {
-            let group = questions.drain(..size);
+            let group = reads.drain(..size);
             match answer {
                 Ok(Value::Array(values)) => bytes += settle(group, values),
-                Ok(other) => tell(group, &Err(format!("unexpected answer {other:?}"))),
-                Err(error) => tell(group, &Err(error.to_string())),
+                Ok(other) => answer_all(group, &Err(format!("unexpected answer {other:?}"))),
+                Err(error) => answer_all(group, &Err(error.to_string())),
             }
         }
-        // None are left, unless the client gave fewer answers than it was asked.
-        tell(questions.drain(..), &Err("no answer".to_owned()));
+        // Empty, unless Redis returned fewer answers than commands.
+        answer_all(reads.drain(..), &Err("Redis returned too few answers".to_owned()));
         bytes
     }
 
-    fn command(&self, group: &[Question]) -> Cmd {
+    fn command(&self, group: &[Read]) -> Cmd {
         let mut command = redis::cmd("HMGET");
-        let view = group.first().and_then(|question| self.partitions.get(question.partition));
+        let view = group.first().and_then(|read| self.partitions.get(read.partition));
         command.arg(view.map_or("", |keys| &keys.view)).arg(MARKER_FIELD);
-        for question in group {
-            command.arg(&question.key);
+        for read in group {
+            command.arg(&read.key);
         }
         command
     }
 }
 
-/// Returns how many reads may be asked together, after so many have brought so much.
+/// Returns how many reads may share the next query, after `count` reads returned `bytes`.
 fn next_most(most: usize, count: usize, bytes: usize) -> usize {
     if bytes > ANSWER_BYTES { (count * ANSWER_BYTES / bytes).max(1) } else { (most * 2).min(MAX_TOGETHER) }
 }
 
-/// Gives each question its value; who went away meanwhile needs none. Returns the bytes of all values.
-fn settle(group: impl Iterator<Item = Question>, values: Vec<Value>) -> usize {
+/// Answers each read. Ignores callers that have stopped waiting. Returns the size of all values in
+/// bytes.
+fn settle(group: impl Iterator<Item = Read>, values: Vec<Value>) -> usize {
     let mut values = values.into_iter().map(|value| match value {
         Value::BulkString(bytes) => Ok(Some(bytes)),
         Value::Nil => Ok(None),
@@ -122,17 +123,17 @@ fn settle(group: impl Iterator<Item = Question>, values: Vec<Value>) -> usize {
         None => Ok(None),
     });
     let mut bytes = 0;
-    for question in group {
+    for read in group {
         let found = next().and_then(|entry| Ok((marker.clone()?, entry)));
         bytes += found.as_ref().ok().and_then(|(_, entry)| entry.as_ref()).map_or(0, Vec::len);
-        let _ = question.answer.send(found);
+        let _ = read.answer.send(found);
     }
     bytes
 }
 
-fn tell(group: impl Iterator<Item = Question>, found: &Found) {
-    for question in group {
-        let _ = question.answer.send(found.clone());
+fn answer_all(group: impl Iterator<Item = Read>, found: &Found) {
+    for read in group {
+        let _ = read.answer.send(found.clone());
     }
 }
 
@@ -141,12 +142,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn large_answers_make_the_next_ones_smaller_and_small_ones_give_the_room_back() {
+    fn large_answers_shrink_the_next_query_and_small_ones_let_it_grow() {
         const MIB: usize = 1 << 20;
         let few = next_most(64, 64, 64 * MIB);
         assert_eq!(few, 8);
         assert_eq!(next_most(few, 8, 8 * MIB), 16);
-        assert_eq!(next_most(2, 2, 64 * MIB), 1, "one at least");
+        assert_eq!(next_most(2, 2, 64 * MIB), 1, "at least one");
         assert_eq!(next_most(64, 64, MIB), 64);
     }
 }

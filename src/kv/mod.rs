@@ -1,6 +1,7 @@
-//! A key-value view: pushes go to the compacted topic `messages`, the processor projects them into
-//! Redis, pulls read from there. Redis may vanish at any moment and is rebuilt from the topic; until
-//! the view is complete a pull is 503, never a false 404, and a value never goes back.
+//! Key-value view: pushes go to the compacted topic `messages`, the processor projects them into
+//! Redis, and pulls read from Redis. Redis may lose its data at any moment; the projection then
+//! rebuilds the view from the topic. Until the view is complete a pull returns 503, never a false
+//! 404, and a value never goes back to an older version.
 
 mod audit;
 #[cfg(test)]
@@ -28,21 +29,21 @@ pub use service::{Background, Service};
 
 use crate::platform::kafka::{self, TopicSpec};
 
-/// The topic of pushes, before the prefix.
+/// Topic of pushes, without the prefix.
 pub const TOPIC: &str = "messages";
-/// The topic of reads, before the prefix.
+/// Topic of reads, without the prefix.
 const AUDIT_TOPIC: &str = "audit";
 
-/// Up to which offset a record speaks that the projection wrote: of all writes of its key up to there,
-/// the newest is what it says. The newest version of a key wins, whatever order records arrive in.
+/// Header of records that the projection writes: the record holds the newest write of its key up to
+/// this offset. The newest version of a key applies, in whatever order records arrive.
 const VERSION_HEADER: &str = "postrider-version";
-/// When the value ends, in milliseconds since the epoch.
+/// Header with the expiry of the value, in milliseconds since the Unix epoch.
 const EXPIRES_HEADER: &str = "postrider-expires-at";
 
-/// The consumer group of the projection, before the prefix.
+/// Consumer group of the projection, without the prefix.
 pub const GROUP: &str = "postrider-kv";
 
-/// The room's topics.
+/// Returns the topics of this capability.
 pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
     let setting = |name, value: &str| (name, value.to_owned());
     vec![
@@ -52,20 +53,21 @@ pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
             settings: vec![
                 setting("cleanup.policy", "compact"),
                 setting("message.timestamp.type", "LogAppendTime"),
-                // A double may come a day after its write. What was written in between must still be there
-                // until the projection, which may be down for some hours, has said it again.
+                // A duplicate may arrive a day after its write. Writes in between must not be
+                // compacted until the projection, which may be down for some hours, has restated
+                // them.
                 setting("min.compaction.lag.ms", "129600000"),
                 setting("delete.retention.ms", "86400000"),
             ],
             required: vec![("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime")],
-            remedy: "set `kv.partitions` to the count that the topic was made with. If partitions were added to it, keys stay where they were written and cannot be found any more: start with a new topic, by another `kafka.topic_prefix`, or by deleting this one and raising `kv.epoch`, and push again".to_owned(),
+            remedy: "set `kv.partitions` to the partition count with which the topic was created. If partitions were added later, earlier keys stay in their old partitions and cannot be found: use a new topic, with another `kafka.topic_prefix` or by deleting this one and raising `kv.epoch`, and push the values again".to_owned(),
         },
         TopicSpec {
             name: kafka.topic(AUDIT_TOPIC),
             partitions: config.audit_partitions,
             settings: vec![setting("cleanup.policy", "delete"), setting("message.timestamp.type", "LogAppendTime")],
             required: vec![],
-            remedy: "set `kv.audit_partitions` to what the topic has".to_owned(),
+            remedy: "set `kv.audit_partitions` to the partition count of the topic".to_owned(),
         },
     ]
 }

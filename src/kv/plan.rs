@@ -1,29 +1,30 @@
-//! What to do about the view of a partition that was just assigned.
+//! Decides how to continue with the view of a newly assigned partition.
 
 use super::entry::Marker;
 use crate::platform::kafka::consumer::Assignment;
 
-/// A view that lost less than this is caught up in place; tombstones since then are still there.
+/// Maximum age of a view that is caught up in place, in seconds: tombstones since then are still in
+/// the log.
 const CATCH_UP_S: i64 = 3_600;
 
-/// Where the view lacks something for longer than this, tombstones of it may be gone from the log: half
-/// of their `delete.retention.ms`, so that there is time to read them.
+/// Age from which a view that lacks records is rebuilt, in seconds, because their tombstones may no
+/// longer be in the log: half of `delete.retention.ms`, which leaves time to read them.
 const STALE_S: i64 = 12 * 3_600;
 
-/// What to do about a view, from its marker and the log.
+/// How to continue, according to the marker and the log.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// The view goes on from where it is.
+    /// Continue from the view's current position.
     Continue,
-    /// The view lacks a little: the marker is set back to incomplete and reading starts at its place.
+    /// The view lacks a few records: mark it incomplete and read from its marker.
     CatchUp { target: i64 },
-    /// The view is dropped and read anew.
+    /// Drop the view and read the log again.
     Rebuild { from: i64, target: i64 },
-    /// The log ends before what was applied: it is not the log that we know.
+    /// The log ends before an offset that was applied, so it is a different log.
     Refuse { applied: i64 },
 }
 
-/// Decides. `now_s` is the time in seconds since the epoch.
+/// Returns the plan. `now_s` is the time in seconds since the Unix epoch.
 pub fn plan(marker: Option<Marker>, assignment: &Assignment, now_s: i64) -> Plan {
     let Assignment { committed, low, high, .. } = *assignment;
     let applied = marker.map_or(0, |marker| marker.next).max(committed.unwrap_or(0));
@@ -54,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_that_is_where_the_commit_is_or_ahead_goes_on() {
+    fn a_view_at_or_ahead_of_the_commit_point_continues() {
         assert_eq!(plan(live(50), &assignment(Some(50), 0, 60), 1_001), Plan::Continue);
         assert_eq!(plan(live(55), &assignment(Some(50), 0, 60), 1_001), Plan::Continue);
         assert_eq!(plan(live(0), &assignment(None, 0, 0), 1_001), Plan::Continue);
@@ -67,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_that_went_back_catches_up_or_is_rebuilt() {
+    fn a_view_behind_the_commit_point_catches_up_or_is_rebuilt() {
         assert_eq!(plan(live(40), &assignment(Some(50), 0, 60), 1_001), Plan::CatchUp { target: 50 });
         let later = 1_000 + CATCH_UP_S;
         assert_eq!(plan(live(40), &assignment(Some(50), 0, 60), later), Plan::Rebuild { from: 0, target: 60 });
@@ -75,23 +76,27 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_ends_before_what_was_applied_is_refused() {
+    fn a_log_that_ends_before_an_applied_offset_is_refused() {
         assert_eq!(plan(live(50), &assignment(Some(50), 0, 10), 1_001), Plan::Refuse { applied: 50 });
         assert_eq!(plan(None, &assignment(Some(50), 0, 10), 1_001), Plan::Refuse { applied: 50 });
     }
 
     #[test]
-    fn a_rebuild_that_was_interrupted_goes_on() {
+    fn an_interrupted_rebuild_continues() {
         let marker = Marker { next: 20, written_s: 0, target: Some(60) };
         assert_eq!(plan(Some(marker), &assignment(Some(50), 0, 60), STALE_S - 1), Plan::Continue);
     }
 
     #[test]
-    fn what_lacks_something_for_long_is_rebuilt_because_tombstones_may_be_gone() {
+    fn a_view_that_is_behind_for_long_is_rebuilt_because_tombstones_may_be_missing() {
         let rebuild = Plan::Rebuild { from: 0, target: 60 };
         let interrupted = Marker { next: 20, written_s: 0, target: Some(60) };
         assert_eq!(plan(Some(interrupted), &assignment(Some(50), 0, 60), STALE_S), rebuild);
         assert_eq!(plan(live(50), &assignment(Some(50), 0, 60), 1_000 + STALE_S), rebuild);
-        assert_eq!(plan(live(60), &assignment(Some(60), 0, 60), 1_000 + STALE_S), Plan::Continue, "nothing is lacking");
+        assert_eq!(
+            plan(live(60), &assignment(Some(60), 0, 60), 1_000 + STALE_S),
+            Plan::Continue,
+            "the view is up to date"
+        );
     }
 }

@@ -1,8 +1,8 @@
-//! The projection: batches of `messages` into the view, one partition at a time.
+//! Projection of the key-value view: applies batches of `messages`, one partition at a time.
 //!
-//! Reading starts at the group's commit. What the view already has is not written again, but
-//! records whose version decides are looked at again, because a crash may have come between the
-//! view and the record that restates its newer value.
+//! Reading starts at the group's commit point. Records that the view already has are not written
+//! again. Records that are applied by version are checked again, because the previous owner may
+//! have crashed between writing the view and restating its newer value.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,10 +30,10 @@ use crate::platform::{
     redis::Redis,
 };
 
-/// How old the marker of a view that lacks nothing may get, in seconds.
-const YOUNG_S: i64 = 60;
+/// Age from which the marker of an up-to-date view is renewed, in seconds.
+const RENEW_AFTER_S: i64 = 60;
 
-/// The kv room's part of the processor role.
+/// The key-value capability in the processor role.
 pub struct Projector {
     pub(super) redis: tokio::sync::watch::Receiver<Option<Redis>>,
     pub(super) restater: Restater,
@@ -74,16 +74,16 @@ impl Projector {
         self.redis.borrow().clone().ok_or_else(|| Failure::Retry("Redis is not connected yet".to_owned()))
     }
 
-    /// Says how far a partition's view is, in readiness and metrics.
+    /// Reports a partition's progress in readiness and metrics.
     fn report(&self, partition: i32, problem: Option<String>, remaining: i64) {
         gauge!("postrider_kv_rebuild_remaining_records", "partition" => partition.to_string()).set(remaining as f64);
-        self.stand(|status| {
+        self.update_status(|status| {
             status.behind.insert(partition, problem);
         });
     }
 
-    /// Changes what is known, and with it what readiness says.
-    fn stand(&self, change: impl FnOnce(&mut ViewStatus)) {
+    /// Changes the status, and readiness with it.
+    fn update_status(&self, change: impl FnOnce(&mut ViewStatus)) {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut status);
         match status.problem() {
@@ -103,7 +103,7 @@ impl Projector {
         }
     }
 
-    /// Compares and sets the marker; fails with `Restart` when Redis has another one.
+    /// Compares and sets the marker. Fails with `Restart` if Redis has a different one.
     async fn mark(
         &self,
         partition: &mut Partition,
@@ -125,7 +125,7 @@ impl Projector {
             .await
             .map_err(unreachable)?;
         let marker = found.as_deref().map(Marker::decode).transpose();
-        marker.map_err(|unknown| Failure::Retry(format!("partition {number} of the view is left alone: {unknown}")))
+        marker.map_err(|unknown| Failure::Retry(format!("partition {number} of the view cannot be read: {unknown}")))
     }
 }
 
@@ -153,9 +153,10 @@ impl BatchHandler for Projector {
                     partition = number,
                     next = marker.next,
                     target,
-                    "the view lost its newest part; catching up"
+                    "view lost its latest writes, catching up"
                 );
-                // As old as it was: it is not the newer for being known to lack something.
+                // Keeps the age of the marker, because detecting the loss does not make the view
+                // newer.
                 let behind = Marker { target: Some(target), ..marker };
                 self.mark(&mut partition, &expected, behind, false).await?;
                 marker.next
@@ -167,7 +168,7 @@ impl BatchHandler for Projector {
                         partition = number,
                         from,
                         target,
-                        "the view is missing or stale; rebuilding it from the topic"
+                        "view is missing or stale, rebuilding it from the topic"
                     );
                 }
                 self.mark(&mut partition, &expected, Marker::new(from, Some(target)), true).await?;
@@ -176,7 +177,7 @@ impl BatchHandler for Projector {
             Plan::Refuse { applied } => {
                 let high = assignment.high;
                 let problem = format!(
-                    "the topic ends at offset {high}, before {applied}, which was applied: it was replaced or truncated; raise `kv.epoch`, which rebuilds the view under a new group position"
+                    "the topic ends at offset {high}, but offset {applied} was applied: the topic was replaced or truncated; raise `kv.epoch` to rebuild the view with a new consumer group"
                 );
                 self.report(number, Some(problem.clone()), 0);
                 return Err(Failure::Retry(problem));
@@ -189,7 +190,8 @@ impl BatchHandler for Projector {
 
     async fn apply(&self, partition: &mut Partition, batch: &Batch) -> Result<Vec<Poison>, Failure> {
         let Some(next) = batch.next_offset() else { return Ok(Vec::new()) };
-        // What an earlier owner settled has its letter; what it only wrote may lack it.
+        // Records that an earlier owner finished have been dead-lettered; those it only wrote may
+        // not have been.
         let location = partition.location();
         let written = batch.iter().filter(|record| record.offset() < partition.marker.next);
         let unsettled = written.filter(|record| record.offset() >= partition.settled);
@@ -200,7 +202,7 @@ impl BatchHandler for Projector {
         }
         self.restate_newer(partition, batch).await?;
         counter!("postrider_kv_projected_records_total").increment(batch.len() as u64);
-        Ok(unfit.into_iter().map(|(offset, unfit)| self.give_up(partition, offset, unfit)).collect())
+        Ok(unfit.into_iter().map(|(offset, unfit)| self.dead_letter(partition, offset, unfit)).collect())
     }
 
     async fn caught_up(&self, partition: &mut Partition) -> Result<(), Failure> {
@@ -208,47 +210,48 @@ impl BatchHandler for Projector {
             return Ok(());
         }
         let expected = partition.marker.encode();
-        // The end of the log was reached, though its last records may have been compacted away.
+        // The end of the log was reached; its last records may have been compacted away.
         let next = partition.marker.next.max(partition.marker.target.unwrap_or(0));
         let complete = Marker::new(next, None);
         self.mark(partition, &expected, complete, false).await?;
-        tracing::info!(partition = partition.number, next = complete.next, "the view is complete");
+        tracing::info!(partition = partition.number, next = complete.next, "view is complete");
         Ok(())
     }
 
     async fn idle(&self, partition: &mut Partition) -> Result<(), Failure> {
-        // Nothing may be written for hours, and Redis may lose everything in any second of them.
+        // Checks the marker, because there may be no writes for hours and Redis may lose its data
+        // meanwhile.
         if self.read_marker(partition.number, &partition.keys).await? != Some(partition.marker) {
-            return Err(Failure::Restart("the view is not as we left it".to_owned()));
+            return Err(Failure::Restart("the marker of the view has changed".to_owned()));
         }
         if !partition.marker.is_complete() {
             return Ok(());
         }
-        self.stay_young(partition).await?;
+        self.renew_marker(partition).await?;
         self.expire(partition).await
     }
 
     fn revoked(&self, partition: i32) {
         gauge!("postrider_kv_rebuild_remaining_records", "partition" => partition.to_string()).set(0.0);
-        self.stand(|status| {
+        self.update_status(|status| {
             status.behind.remove(&partition);
         });
     }
 
     fn joined(&self, gained: &[i32]) {
-        self.stand(|status| {
+        self.update_status(|status| {
             status.joined = true;
             status.behind.extend(gained.iter().map(|&partition| (partition, Some("starting".to_owned()))));
         });
     }
 
     fn left(&self) {
-        self.stand(|status| status.joined = false);
+        self.update_status(|status| status.joined = false);
     }
 }
 
 impl Projector {
-    /// Writes what the view lacks of a batch.
+    /// Writes the part of a batch that the view lacks.
     async fn write(&self, partition: &mut Partition, batch: &Batch) -> Result<Vec<(i64, Unfit)>, Failure> {
         let was_complete = partition.marker.is_complete();
         let unfit = partition.write(&self.scripts, &mut self.redis()?, batch, clock::now_ms()).await?;
@@ -258,7 +261,8 @@ impl Projector {
         Ok(unfit)
     }
 
-    /// Appends the entries that must be restated after a batch, and waits until Kafka has them.
+    /// Appends the entries that must be restated after a batch, and waits until Kafka has stored
+    /// them.
     async fn restate_newer(&self, partition: &Partition, batch: &Batch) -> Result<(), Failure> {
         for restatement in partition.restatements(&mut self.redis()?, batch).await? {
             counter!("postrider_kv_restated_records_total").increment(1);
@@ -268,8 +272,8 @@ impl Projector {
         Ok(())
     }
 
-    /// A record that the view cannot take goes to the dead letters.
-    fn give_up(&self, partition: &Partition, offset: i64, unfit: Unfit) -> Poison {
+    /// Returns an invalid record as poison, which the consumer dead-letters.
+    fn dead_letter(&self, partition: &Partition, offset: i64, unfit: Unfit) -> Poison {
         counter!("postrider_kv_poison_records_total", "reason" => unfit.reason.class).increment(1);
         if unfit.misplaced {
             self.misplaced(partition.number, offset);
@@ -277,21 +281,22 @@ impl Projector {
         Poison { offset, reason: unfit.reason }
     }
 
-    /// A record of ours is where its key does not belong: partitions were added after it was written.
+    /// Reports a push in the wrong partition, which means that partitions were added after it was
+    /// written.
     fn misplaced(&self, partition: i32, offset: i64) {
         let problem = format!(
-            "partition {partition} has a record, at offset {offset}, whose key belongs to another one: partitions were added to the topic, and keys pushed before that cannot be found; start with a new topic and push again"
+            "partition {partition} has a record at offset {offset} whose key belongs to another partition: partitions were added to the topic, and keys pushed before cannot be found; use a new topic and push the values again"
         );
-        self.stand(|status| {
+        self.update_status(|status| {
             status.misplaced.get_or_insert(problem);
         });
     }
 
-    /// Says again and again that the view lacks nothing, so that its marker tells for how long nobody
-    /// has looked. After too long a time tombstones may have been missed.
-    async fn stay_young(&self, partition: &mut Partition) -> Result<(), Failure> {
+    /// Renews the marker of an up-to-date view, so that its age shows for how long the view was not
+    /// maintained. After too long, tombstones may have been missed.
+    async fn renew_marker(&self, partition: &mut Partition) -> Result<(), Failure> {
         let marker = partition.marker;
-        if clock::now_ms() / 1_000 - marker.written_s < YOUNG_S {
+        if clock::now_ms() / 1_000 - marker.written_s < RENEW_AFTER_S {
             return Ok(());
         }
         match self.broker.watermarks(&self.topic, partition.number).await {
@@ -302,7 +307,7 @@ impl Projector {
         }
     }
 
-    /// Views of earlier epochs are nobody's any more.
+    /// Deletes the views of earlier epochs.
     async fn drop_older_epochs(&self, partition: i32) -> Result<(), Failure> {
         let mut redis = self.redis()?;
         for epoch in 0..self.config.epoch {

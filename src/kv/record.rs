@@ -1,4 +1,4 @@
-//! What one record of the topic means to the view.
+//! Converts records of the topic into writes to the view.
 
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -15,14 +15,14 @@ use crate::platform::{
     unknown::Unknown,
 };
 
-/// A record whose version decides, because it repeats an earlier write, or may.
+/// A record that is applied by version, because it is or may be a repetition of an earlier write.
 #[derive(Debug, Clone, Copy)]
 pub struct Repeated {
     pub offset: i64,
-    /// Up to which offset it speaks: its own, unless the projection wrote it.
+    /// Offset up to which the record is the newest: its own, unless the projection wrote it.
     pub version: i64,
-    /// Set for a write with an idempotency key, whose first offset the view remembers. A key of
-    /// another value of the view is another write.
+    /// Set for a write with an idempotency key, whose first offset the view stores. Derived from id
+    /// and key, so the same id for another key of the view is a different write.
     pub id: Option<Uuid>,
 }
 
@@ -31,7 +31,7 @@ impl Repeated {
         let text = |name| record.header(name).and_then(|value| std::str::from_utf8(value).ok());
         let offset = record.offset();
         if record.header(VERSION_HEADER).is_some() {
-            // Without a number it is no record of the view.
+            // A record with an invalid version is not a record of the view.
             let version = text(VERSION_HEADER)?.parse().ok()?;
             return Some(Self { offset, version, id: None });
         }
@@ -40,18 +40,18 @@ impl Repeated {
     }
 }
 
-/// Where the view is that records are added to.
+/// The view that records are written to.
 pub struct ViewLocation<'a> {
     pub keys: &'a Keys,
     pub partition: i32,
     pub partitions: i32,
 }
 
-/// A record that no push can have written.
+/// A record that is not a valid push.
 #[derive(Debug)]
 pub struct Unfit {
     pub reason: Reason,
-    /// It is a push all the same, in a partition that its key does not belong to.
+    /// True if it is a push in a partition that its key does not belong to.
     pub misplaced: bool,
 }
 
@@ -59,23 +59,23 @@ fn unfit(class: &'static str, message: &str) -> Unfit {
     Unfit { reason: Reason { class, message: message.to_owned() }, misplaced: false }
 }
 
-/// Whether the view can take a record. Returns its key.
+/// Checks that a record is a valid push. Returns its key.
 pub fn judge<'r>(location: &ViewLocation<'_>, record: &Record<'r>) -> Result<&'r [u8], Unfit> {
-    let key = record.key().filter(|key| !key.is_empty()).ok_or_else(|| unfit("no_key", "a push has a key"))?;
+    let key = record.key().filter(|key| !key.is_empty()).ok_or_else(|| unfit("no_key", "the record has no key"))?;
     if partition_of(key, location.partitions) != location.partition {
         let misplaced = record.header("ce_source") == Some(b"/kv");
-        return Err(Unfit { misplaced, ..unfit("wrong_partition", "its key belongs to another partition") });
+        return Err(Unfit { misplaced, ..unfit("wrong_partition", "the key belongs to another partition") });
     }
     for header in [EXPIRES_HEADER, VERSION_HEADER] {
         number(record, header)?;
     }
     match record.value().map(json::parse::<&RawValue>) {
-        Some(Err(error)) => Err(unfit("not_json", &format!("its value is not JSON: {error}"))),
+        Some(Err(error)) => Err(unfit("not_json", &format!("the value is not JSON: {error}"))),
         None | Some(Ok(_)) => Ok(key),
     }
 }
 
-/// The number in a header of ours; `None` without the header.
+/// Parses the number in a header; `None` without the header.
 fn number(record: &Record<'_>, header: &'static str) -> Result<Option<i64>, Unfit> {
     let Some(value) = record.header(header) else { return Ok(None) };
     let number = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
@@ -83,9 +83,9 @@ fn number(record: &Record<'_>, header: &'static str) -> Result<Option<i64>, Unfi
     number.map(Some).ok_or_else(bad)
 }
 
-/// Adds what one record changes.
+/// Adds the changes of one record to `writes`.
 pub fn add(writes: &mut Writes, location: &ViewLocation<'_>, record: &Record<'_>, now_ms: i64) -> Result<(), Unfit> {
-    let key = judge(location, record)?;
+    let key = check(location, record)?;
     let expires = number(record, EXPIRES_HEADER)?;
     let state = match record.value() {
         None => State::Deleted,

@@ -1,7 +1,8 @@
-//! Restating a key's newest value where the topic's last record of it is an older one.
+//! Restates the newest value of a key when the topic's last record of the key is an older one.
 //!
-//! Compaction keeps a key's last record, so the last one must be the newest. It is not when a late
-//! duplicate of an older write, or the tombstone of an expired value, came after a newer write.
+//! Compaction keeps a key's last record, so the last record must be the newest. It is not if a late
+//! duplicate of an older write, or the tombstone of an expired value, was appended after a newer
+//! write.
 
 use rdkafka::message::{Header, OwnedHeaders};
 
@@ -18,20 +19,20 @@ use crate::platform::{
     trace_context::TraceContext,
 };
 
-/// A record that the projection appends: the newest of its key up to the offset `version`.
+/// A record that the projection appends: the newest state of its key up to the offset `version`.
 #[derive(Debug)]
 pub struct Restatement {
     kind: &'static str,
     pub key: Vec<u8>,
-    /// `None` is a tombstone.
+    /// `None` for a tombstone.
     pub value: Option<Vec<u8>>,
     pub version: i64,
     expires_ms: Option<i64>,
 }
 
 impl Restatement {
-    /// The entry again. Not with the entry's own version: a rebuild may no longer find out that the record
-    /// which this one overrules is a duplicate, and take that for newer.
+    /// Restates an entry. `version` is not the entry's own version: after a rebuild, the overruled
+    /// record may no longer be recognized as a duplicate, and would then count as newer.
     pub fn of_entry(key: &[u8], entry: &Entry<'_>, version: i64) -> Self {
         let (value, expires_ms) = match entry.state {
             State::Value { value, expires_ms } => (Some(value.to_vec()), expires_ms),
@@ -40,8 +41,8 @@ impl Restatement {
         Self { kind: "postrider.kv.restated", key: key.to_vec(), value, version, expires_ms }
     }
 
-    /// The tombstone of a value that has expired. It deletes what was written up to the offset `version`,
-    /// and nothing newer.
+    /// Returns the tombstone of an expired value. It deletes writes up to the offset `version` and
+    /// nothing newer.
     pub fn of_expired(key: &[u8], version: i64) -> Self {
         Self { kind: "postrider.kv.expired", key: key.to_vec(), value: None, version, expires_ms: None }
     }
@@ -79,7 +80,7 @@ impl Restater {
         })
     }
 
-    /// Waits until Kafka has a record that was sent.
+    /// Waits until Kafka has stored a record.
     pub async fn stored(&self, receipt: Result<Receipt, SendError>) -> Result<(), Failure> {
         let outcome = match receipt {
             Ok(receipt) => receipt.stored(&self.topic).await.map(|_| ()),

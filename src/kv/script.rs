@@ -1,18 +1,23 @@
-//! The atomic scripts: each compares the marker first, so that a writer that is not where it thinks
-//! (a zombie, a stale replica, FLUSHALL) changes nothing and learns where the view is.
+//! Atomic Redis scripts of the view. Each compares the marker first: if it differs from the
+//! writer's expected value (another owner, a stale replica, FLUSHALL), the script changes nothing
+//! and returns the current marker.
 
 use redis::{RedisError, Script, ScriptInvocation};
 
 use super::keys::Keys;
 use crate::platform::redis::Redis;
 
-/// KEYS: view, ends, id counts, then one per idempotent record. ARGV: expected marker, new marker,
-/// seconds that an id is remembered, then groups: `H` count field entry…, `Z` count score member…, or
-/// `C` field kind version rest id-key-index appended ends remember, a record whose version decides. A write with
-/// an id is a double within a day of its last sight, by the times at which the log got them, and
-/// changes nothing. See docs/adr/0001.
-/// The counts say how many ids expire in which hour: ids are keys of their own, which Redis deletes by itself.
-/// Returns what the marker was, and 1 when the batch was applied.
+/// Applies a batch.
+///
+/// - KEYS: view, ends, id counts, then one per idempotent record.
+/// - ARGV: expected marker, new marker, seconds for which an id is stored, then groups: `H` count
+///   field entry…, `Z` count score member…, or `C` field kind version rest id-key-index appended
+///   ends remember for a record that is applied by version.
+/// - Returns the previous marker, and 1 if the batch was applied.
+///
+/// A write with an id is a duplicate, and changes nothing, within a day after the id was last seen,
+/// by the times at which the log stored them. See docs/adr/0001. The id counts track how many ids
+/// expire in which hour; ids are separate keys, which Redis expires by itself.
 const APPLY: &str = r"
 local marker = redis.call('HGET', KEYS[1], '') or ''
 if marker ~= ARGV[1] then return {marker, 0} end
@@ -70,7 +75,7 @@ redis.call('HSET', KEYS[1], '', ARGV[2])
 return {marker, 1}
 ";
 
-/// KEYS: view, ends. ARGV: expected marker, new marker, 1 to drop the view first.
+/// Sets the marker. KEYS: view, ends. ARGV: expected marker, new marker, 1 to drop the view first.
 const MARK: &str = r"
 local marker = redis.call('HGET', KEYS[1], '') or ''
 if marker ~= ARGV[1] then return {marker, 0} end
@@ -79,9 +84,9 @@ redis.call('HSET', KEYS[1], '', ARGV[2])
 return {marker, 1}
 ";
 
-/// KEYS: view, ends. ARGV: now in ms, when to look again in ms, how many, expected marker.
-/// Forgets deleted keys whose time is over; returns how many keys were due, and the fields of values
-/// that have expired. Entries of a kind that is unknown stay, and are looked at again.
+/// Finds due keys. KEYS: view, ends. ARGV: now in ms, time of the next check in ms, limit, expected
+/// marker. Drops deleted keys past their retention. Returns the number of due keys, and the fields
+/// of expired values. Entries of an unknown kind stay and are checked again later.
 const DUE: &str = r"
 local expired = {}
 if redis.call('HGET', KEYS[1], '') ~= ARGV[4] then return {0, expired} end
@@ -107,16 +112,17 @@ end
 return {#fields, expired}
 ";
 
-/// How long ids and deleted keys are remembered, in seconds: the day within which a double may come,
-/// and half a day for the projection to read it.
+/// Time for which ids and deleted keys are stored, in seconds: a day within which a duplicate may
+/// arrive, and half a day for the projection to read it.
 pub const REMEMBER_S: i64 = 36 * 3_600;
 
-/// The age from which on a write is no longer remembered by its id when it is read, in seconds: the day within which a
-/// double may come, and a day in which the projection may be down. What a rebuild reads of older writes has no doubles
-/// that are not settled, and would take as much memory as the values themselves.
+/// Age from which a write's id is not stored when the write is read, in seconds: a day within which
+/// a duplicate may arrive, and a day for which the projection may be down. Duplicates of older
+/// writes that a rebuild reads have been restated already, and their ids would take as much memory
+/// as the values.
 pub const FORGET_AFTER_S: i64 = 48 * 3_600;
 
-/// Arguments of one `HSET` or `ZADD`; Lua's stack bounds what `unpack` takes.
+/// Maximum number of arguments of one `HSET` or `ZADD`; Lua's stack limits `unpack`.
 const MAX_GROUP: usize = 2_000;
 
 /// The compiled scripts.
@@ -132,11 +138,11 @@ impl Default for Scripts {
     }
 }
 
-/// What a script found: the marker before, and whether it was the expected one.
+/// Result of a script: the previous marker, and true if it was the expected one.
 pub type Found = (Vec<u8>, bool);
 
 impl Scripts {
-    /// The scripts with a part of one of them replaced.
+    /// Returns the scripts with a part of one of them replaced.
     #[cfg(test)]
     pub fn altered(part: &str, other: &str) -> Self {
         assert_eq!([APPLY, MARK, DUE].iter().filter(|script| script.contains(part)).count(), 1, "{part}");
@@ -175,8 +181,8 @@ impl Scripts {
         call.invoke_async(redis).await
     }
 
-    /// How many keys were due, and which of them have a value that expired; none when the marker differs
-    /// from the expected one.
+    /// Returns the number of due keys, and the fields of expired values; nothing if the marker
+    /// differs from the expected one.
     pub async fn due(&self, redis: &mut Redis, keys: &Keys, due: &Due) -> Result<(usize, Vec<Vec<u8>>), RedisError> {
         let mut call = self.due.key(&keys.view);
         call.key(&keys.ends).arg(due.now_ms).arg(due.again_ms).arg(due.limit).arg(&due.marker);
@@ -184,29 +190,29 @@ impl Scripts {
     }
 }
 
-/// Which values are asked for.
+/// Parameters of a search for due keys.
 pub struct Due {
     pub marker: String,
     pub now_ms: i64,
-    /// When they are looked at again.
+    /// Time of the next check of keys that stay due.
     pub again_ms: i64,
     pub limit: usize,
 }
 
-/// A record whose version decides.
+/// A record that is applied by version.
 pub struct Repeat {
     pub version: i64,
-    /// Holds what is remembered of an idempotent write.
+    /// Key that stores the state of an idempotent write.
     pub id_key: Option<String>,
-    /// True if the write is remembered from now on.
+    /// True if the id is to be stored.
     pub remember: bool,
-    /// When the log got it, in seconds since the epoch.
+    /// Time when the log stored the record, in seconds since the Unix epoch.
     pub appended_s: i64,
-    /// When the entry ends, if it does.
+    /// Expiry of the entry, if any.
     pub ends_ms: Option<i64>,
 }
 
-/// What a batch changes, in order.
+/// Changes of a batch, in order.
 #[derive(Default)]
 pub struct Writes {
     groups: Vec<Group>,
@@ -228,7 +234,7 @@ enum Group {
 }
 
 impl Writes {
-    /// Sets an entry that is newer than whatever is there.
+    /// Sets an entry that is newer than the current one.
     pub fn set(&mut self, field: &[u8], entry: Vec<u8>) {
         match self.groups.iter_mut().rev().find(|group| !matches!(group, Group::Ends(_))) {
             Some(Group::Set(pairs)) if pairs.len() < MAX_GROUP => pairs.extend([field.to_vec(), entry]),
@@ -236,7 +242,7 @@ impl Writes {
         }
     }
 
-    /// Notes when an entry ends.
+    /// Sets the expiry of an entry.
     pub fn ends(&mut self, field: &[u8], at_ms: i64) {
         let pair = [at_ms.to_string().into_bytes(), field.to_vec()];
         match self.groups.last_mut() {
@@ -245,12 +251,12 @@ impl Writes {
         }
     }
 
-    /// Sets an entry, and when it ends, unless a newer version is there.
+    /// Sets an entry and its expiry, unless the current version is newer.
     pub fn set_unless_newer(&mut self, field: &[u8], entry: &[u8], mut repeat: Repeat) {
         let rest = entry.iter().position(|&byte| byte == b':').map_or(&[][..], |colon| &entry[colon + 1..]);
         let id = repeat.id_key.take().map_or(0, |key| {
             self.id_keys.push(key);
-            // After the view, the ends and the counts, counted from one.
+            // Index in KEYS, counted from one, after view, ends and counts.
             self.id_keys.len() + 3
         });
         let kind = entry.first().copied().unwrap_or(b'd');

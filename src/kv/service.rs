@@ -1,4 +1,4 @@
-//! The api's side of the view: pushes into the topic, reads out of Redis.
+//! The key-value capability in the api role: writes pushes to the topic and reads from Redis.
 
 use std::{
     sync::{
@@ -27,10 +27,10 @@ use crate::platform::{
     redis::{Config as RedisConfig, Redis},
 };
 
-/// How often a wait for a write looks again.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Interval between checks while a request waits for a write to become visible.
+const CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The kv room's part of the api role. Cheap to clone.
+/// The key-value capability in the api role. Cheap to clone.
 #[derive(Clone)]
 pub struct Service {
     pub(super) inner: Arc<Inner>,
@@ -45,19 +45,19 @@ pub(super) struct Inner {
     topics_ready: TopicsReady,
     lookups: Lookups,
     ids: Arc<Ids>,
-    /// By partition, the furthest marker seen: a view that shows an older one went back.
+    /// Furthest marker seen, by partition: a view with an older one has lost data.
     seen: Vec<AtomicI64>,
 }
 
-/// What runs beside the routes, to be owned by the role.
+/// Background tasks of the routes, owned by the role.
 pub struct Background {
     asking: Asking,
     carrying: Carrying,
 }
 
 impl Background {
-    /// Runs until the routes are gone, or those that did not finish within `grace` after the stop are
-    /// given up.
+    /// Runs until the routes are dropped. Tasks that do not finish within `grace` after the stop
+    /// are aborted.
     pub async fn run(self, stop: CancellationToken, grace: Duration) -> Result<(), String> {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.asking.until_closed());
@@ -66,11 +66,11 @@ impl Background {
     }
 }
 
-/// What the view says of a key.
+/// State of a key in the view.
 pub(super) enum Lookup {
     Found(Vec<u8>),
     Absent,
-    /// The view is not complete, so nothing can be said.
+    /// The view is incomplete, so the state is unknown.
     Incomplete(String),
 }
 
@@ -96,12 +96,12 @@ impl Service {
         (Self { inner: Arc::new(inner) }, Background { asking, carrying })
     }
 
-    /// The bound on remembered idempotent writes; see [`Ids::watch`].
+    /// Returns the limit on idempotent writes; see [`Ids::watch`].
     pub fn ids(&self) -> Arc<Ids> {
         self.inner.ids.clone()
     }
 
-    /// Writes a push, or with `None` a tombstone, and returns where it is.
+    /// Writes a push, or a tombstone if `value` is `None`, and returns its position.
     pub(super) async fn write(
         &self,
         context: &RequestContext,
@@ -148,7 +148,7 @@ impl Service {
         })
     }
 
-    /// Waits until the view has the write at this position.
+    /// Waits until the write at this position is visible in the view.
     pub(super) async fn await_visible(&self, after: &Position) -> Result<(), Problem> {
         let inner = &*self.inner;
         let partition = usize::try_from(after.partition).ok().filter(|&number| number < inner.seen.len());
@@ -156,7 +156,7 @@ impl Service {
         let Some(partition) = partition.filter(|_| known) else {
             return Err(Problem::new(
                 Code::InvalidRequest,
-                format!("Postrider-After: `{after}` is not a position of this view"),
+                format!("`Postrider-After`: `{after}` is not a position of this view"),
             ));
         };
         let deadline = Instant::now() + Duration::from_millis(inner.config.visibility_timeout_ms);
@@ -166,15 +166,15 @@ impl Service {
             {
                 return Ok(());
             }
-            if Instant::now() + LOOK_AGAIN > deadline {
+            if Instant::now() + CHECK_INTERVAL > deadline {
                 let waited = inner.config.visibility_timeout_ms;
                 return Err(Problem::new(Code::NotYetVisible, format!("`{after}` was not visible within {waited} ms")));
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
     }
 
-    /// Reads a key and the marker of its partition in one go.
+    /// Reads a key and the marker of its partition together.
     pub(super) async fn look_up(&self, key: &str) -> Result<Lookup, Problem> {
         let inner = &*self.inner;
         let partition = partition_of(key.as_bytes(), inner.config.partitions);
@@ -193,7 +193,9 @@ impl Service {
             return Ok(Lookup::Incomplete(format!("partition {partition} is at offset {} of {target}", marker.next)));
         }
         if marker.next < seen {
-            return Ok(Lookup::Incomplete(format!("partition {partition} of the view went back and is being mended")));
+            return Ok(Lookup::Incomplete(format!(
+                "partition {partition} of the view has lost writes and is being repaired"
+            )));
         }
         let entry = match entry.as_deref().map(Entry::decode).transpose() {
             Ok(entry) => entry,

@@ -1,7 +1,7 @@
-//! The view of one partition: what the projection writes to it, and what it decides from it.
+//! View of one partition: applies batches to it, and decides which records must be restated or
+//! expire.
 //!
-//! Nothing here reads a clock or writes to Kafka, so that a test can drive it with a time and a topic of
-//! its own.
+//! This module does not read the clock or write to Kafka, so that tests can control time and topic.
 
 use uuid::Uuid;
 
@@ -20,30 +20,32 @@ use crate::platform::{
     redis::Redis,
 };
 
-/// When the projection looks again at a value whose tombstone it wrote but has not read yet, in ms.
-const AGAIN_MS: i64 = 30_000;
+/// Time after which the projection checks a value again whose tombstone it has written but not
+/// read, in ms.
+const RECHECK_MS: i64 = 30_000;
 
-/// One partition in one ownership.
+/// A partition during one ownership.
 pub struct Partition {
     pub number: i32,
-    /// Partitions of the topic.
+    /// Number of partitions of the topic.
     pub partitions: i32,
     pub keys: Keys,
-    /// The marker that the projection expects in Redis.
+    /// Marker that the projection expects in Redis.
     pub marker: Marker,
-    /// Records below were looked at by an earlier owner, restatements included.
+    /// Commit point at the assignment: an earlier owner finished the records below, including
+    /// restatements.
     pub settled: i64,
 }
 
-/// The outcome of one look for expired values.
+/// Result of one search for expired values.
 pub struct Expired {
-    /// Keys that were due: expired values, and deleted keys that the view forgot.
+    /// Number of due keys: expired values, and deleted keys that the view dropped.
     pub due: usize,
     /// Tombstones to append.
     pub tombstones: Vec<Restatement>,
 }
 
-/// Redis did not answer; the caller retries.
+/// Returns the failure for a Redis error; the caller retries.
 pub fn unreachable(error: redis::RedisError) -> Failure {
     Failure::Retry(format!("Redis: {error}"))
 }
@@ -53,7 +55,7 @@ impl Partition {
         ViewLocation { keys: &self.keys, partition: self.number, partitions: self.partitions }
     }
 
-    /// Compares and sets the marker; fails with `Restart` when Redis has another one.
+    /// Compares and sets the marker. Fails with `Restart` if Redis has a different one.
     pub async fn mark(
         &mut self,
         scripts: &Scripts,
@@ -65,14 +67,14 @@ impl Partition {
         let found = scripts.mark(redis, &self.keys, expected, &marker.encode(), drop_view).await;
         let (_, set) = found.map_err(unreachable)?;
         if !set {
-            return Err(Failure::Restart("another writer moved the marker".to_owned()));
+            return Err(Failure::Restart("another writer changed the marker".to_owned()));
         }
         self.marker = marker;
         Ok(())
     }
 
-    /// Writes what the view lacks of a batch, together with the marker. Returns the records that the view
-    /// cannot take.
+    /// Writes the part of a batch that the view lacks, together with the marker. Returns the
+    /// invalid records.
     pub async fn write(
         &mut self,
         scripts: &Scripts,
@@ -91,18 +93,20 @@ impl Partition {
         let marker = self.marker.advanced(next, batch.last_timestamp_ms());
         let applied = scripts.apply(redis, &self.keys, &self.marker.encode(), &marker.encode(), writes).await;
         let (before, applied) = applied.map_err(unreachable)?;
-        // An attempt whose answer was lost may have done it already.
+        // An earlier attempt whose response was lost may have applied the batch.
         let done_before = Marker::decode(&before).ok().filter(|found| found.next == next);
         self.marker = match (applied, done_before) {
             (true, _) => marker,
             (false, Some(found)) => found,
-            (false, None) => return Err(Failure::Restart("another writer, or a loss, moved the marker".to_owned())),
+            (false, None) => {
+                return Err(Failure::Restart("another writer or a data loss changed the marker".to_owned()));
+            }
         };
         Ok(unfit)
     }
 
-    /// Decides what must be restated after a batch: where one of its records is not the newest of its key,
-    /// or a rebuild may once take it for the newest, the key's entry, for all that the view has seen.
+    /// Returns what must be restated after a batch: the newest entry of each key for which a record
+    /// of the batch is not the newest, or may be mistaken for the newest by a later rebuild.
     pub async fn restatements(&self, redis: &mut Redis, batch: &Batch) -> Result<Vec<Restatement>, Failure> {
         let unsure = batch.iter().filter(|record| record.offset() >= self.settled);
         let unsure: Vec<_> =
@@ -115,13 +119,14 @@ impl Partition {
         let mut restatements = Vec::new();
         for ((key, repeated), ((found, entry), first)) in unsure.iter().zip(answers) {
             if found.as_deref() != Some(marker.as_bytes()) {
-                // An older entry would be restated as the newest.
-                return Err(Failure::Restart("the view moved while it was looked at".to_owned()));
+                // An outdated entry would be restated as the newest.
+                return Err(Failure::Restart("the view changed while it was read".to_owned()));
             }
             let entry = entry.as_deref().map(Entry::decode).transpose();
             let Some(entry) = entry.map_err(|unknown| Failure::Retry(unknown.to_string()))? else { continue };
             let unsettled = match repeated.id {
-                // A rebuild may no longer have the first of it and take the duplicate for a new write.
+                // After the first write was compacted, a rebuild would take the duplicate for a new
+                // write.
                 Some(_) => first.as_deref().and_then(first_offset).is_some_and(|first| first < repeated.offset),
                 None => entry.version > repeated.version,
             };
@@ -132,8 +137,8 @@ impl Partition {
         Ok(restatements)
     }
 
-    /// Finds values that have expired by `now_ms`, and forgets deleted keys whose time is over; at most
-    /// `limit` keys.
+    /// Finds values that have expired by `now_ms`, and drops deleted keys past their retention; at
+    /// most `limit` keys.
     pub async fn expired(
         &self,
         scripts: &Scripts,
@@ -141,15 +146,15 @@ impl Partition {
         now_ms: i64,
         limit: usize,
     ) -> Result<Expired, Failure> {
-        let question = Due { marker: self.marker.encode(), now_ms, again_ms: now_ms + AGAIN_MS, limit };
+        let question = Due { marker: self.marker.encode(), now_ms, again_ms: now_ms + RECHECK_MS, limit };
         let (due, fields) = scripts.due(redis, &self.keys, &question).await.map_err(unreachable)?;
-        // A tombstone overrules whatever the view has seen of its key.
+        // The tombstone covers every write of its key that the view has applied.
         let tombstone = |key: &Vec<u8>| Restatement::of_expired(key, self.marker.next - 1);
         Ok(Expired { due, tombstones: fields.iter().map(tombstone).collect() })
     }
 
-    /// For each record the marker and the key's entry, and the first offset of its idempotent write.
-    /// One pipeline: all of it is in one slot.
+    /// Reads for each record the marker, the key's entry and the first offset of its idempotent
+    /// write. One pipeline suffices, because all keys share a slot.
     async fn ask(&self, redis: &mut Redis, unsure: &[(&[u8], Repeated)]) -> Result<Vec<Found>, Failure> {
         let mut question = redis::pipe();
         for (key, repeated) in unsure {
@@ -160,10 +165,10 @@ impl Partition {
     }
 }
 
-/// Marker and entry, and what is remembered of an idempotent write.
+/// Marker and entry of a key, and the stored state of an idempotent write.
 type Found = ((Option<Vec<u8>>, Option<Vec<u8>>), Option<Vec<u8>>);
 
-/// The first offset of an idempotent write, from `<offset>:<last seen>`.
+/// Parses the first offset of an idempotent write from `<offset>:<last seen>`.
 fn first_offset(memory: &[u8]) -> Option<i64> {
     std::str::from_utf8(memory).ok()?.split(':').next()?.parse().ok()
 }

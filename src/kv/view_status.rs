@@ -1,21 +1,21 @@
-//! What readiness says of the view: where this process stands in its group, and how far each of its
-//! partitions is.
+//! Readiness of the view: whether this process has joined its group, and the progress of each of
+//! its partitions.
 
 use std::collections::BTreeMap;
 
 /// Shared by the tasks of all partitions.
 #[derive(Debug, Default)]
 pub struct ViewStatus {
-    /// Whether the group has given this process its share, which may be none.
+    /// True once the group has assigned partitions to this process, possibly none.
     pub joined: bool,
-    /// What each partition still lacks; `None` when it is complete.
+    /// Missing work of each partition; `None` when its view is complete.
     pub behind: BTreeMap<i32, Option<String>>,
-    /// Where a record was found that belongs elsewhere.
+    /// Location of a record in the wrong partition, if one was found.
     pub misplaced: Option<String>,
 }
 
 impl ViewStatus {
-    /// Why the view is not ready, as far as this process answers for it.
+    /// Returns why the view is not ready, as far as this process is responsible for it.
     pub fn problem(&self) -> Option<String> {
         let behind = self.behind.iter();
         let behind = behind.filter_map(|(number, lack)| Some(format!("partition {number}: {}", lack.as_ref()?)));
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_waits_for_its_share_and_then_for_each_partition_of_it() {
+    fn it_waits_for_the_assignment_and_then_for_each_partition() {
         let mut status = ViewStatus::default();
         assert_eq!(status.problem().unwrap(), "waiting for partitions");
         status.joined = true;
@@ -41,6 +41,6 @@ mod tests {
         assert_eq!(status.problem(), None);
         status.behind.clear();
         status.joined = false;
-        assert!(status.problem().is_some(), "lost, and nothing new yet");
+        assert!(status.problem().is_some(), "the assignment was lost");
     }
 }

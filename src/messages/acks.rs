@@ -1,4 +1,4 @@
-//! What receivers have got, gathered for a moment and then written together.
+//! Collects acknowledgements for a moment and stores them together.
 
 use std::{
     collections::HashMap,
@@ -12,14 +12,14 @@ use super::{cursor::Cursor, store::Store};
 use crate::platform::kafka::PartitionId;
 use crate::platform::query::Error;
 
-/// How long they are gathered.
+/// Time for which acknowledgements are collected.
 const GATHER: Duration = Duration::from_millis(100);
-/// Written by one statement.
+/// Maximum number of positions per statement.
 const CHUNK: usize = 1_000;
 
 type Positions = HashMap<(Arc<str>, PartitionId), i64>;
 
-/// One per process. Bounded by the receivers that are connected meanwhile.
+/// Acknowledgements of a process, bounded by the receivers connected meanwhile.
 #[derive(Default)]
 pub struct Acks {
     positions: Mutex<Positions>,
@@ -27,7 +27,7 @@ pub struct Acks {
 }
 
 impl Acks {
-    /// The receiver has got everything up to here.
+    /// Records that the receiver has everything up to the cursor.
     pub fn add(&self, receiver: &Arc<str>, cursor: &Cursor) {
         self.merge(cursor.partitions().map(|(partition_id, offset)| ((receiver.clone(), partition_id), offset)));
         self.added.notify_one();
@@ -35,13 +35,13 @@ impl Acks {
 
     fn merge(&self, positions: impl Iterator<Item = ((Arc<str>, PartitionId), i64)>) {
         let mut all = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
-        for (place, offset) in positions {
-            let known = all.entry(place).or_insert(offset);
+        for (partition, offset) in positions {
+            let known = all.entry(partition).or_insert(offset);
             *known = (*known).max(offset);
         }
     }
 
-    /// Writes what was gathered. What fails is kept for the next time.
+    /// Stores the collected acknowledgements. Those that fail are kept for the next call.
     pub async fn write(&self, store: &Store) -> Result<(), Error> {
         let gathered = std::mem::take(&mut *self.positions.lock().unwrap_or_else(PoisonError::into_inner));
         let mut positions: Vec<_> = gathered.into_iter().collect();
@@ -57,13 +57,13 @@ impl Acks {
         Ok(())
     }
 
-    /// Writes again and again.
+    /// Stores acknowledgements as they arrive; runs forever.
     pub async fn write_forever(&self, store: &Store) {
         loop {
             self.added.notified().await;
             tokio::time::sleep(GATHER).await;
             while let Err(error) = self.write(store).await {
-                tracing::debug!(error = %error, "what was delivered is noted later");
+                tracing::debug!(error = %error, "storing acknowledgements failed, retrying");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }

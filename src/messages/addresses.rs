@@ -1,4 +1,4 @@
-//! How many connections come from one address.
+//! Limits the connections per client address.
 
 use std::{
     collections::HashMap,
@@ -8,9 +8,9 @@ use std::{
 
 use crate::platform::http::{Code, Problem, client};
 
-/// Those of a process.
+/// Connection counts of a process.
 pub struct Addresses {
-    /// At most from one address; 0 for any number.
+    /// Maximum per address; 0 means unlimited.
     limit: usize,
     open: Mutex<HashMap<IpAddr, usize>>,
 }
@@ -27,7 +27,7 @@ impl Addresses {
         let mut open = self.open();
         let count = open.entry(network).or_insert(0);
         if *count >= self.limit {
-            let detail = format!("your address has {count} connections here");
+            let detail = format!("your address has {count} connections to this process, which is the limit");
             return Err(Problem::new(Code::TooManyConnections, detail));
         }
         *count += 1;
@@ -39,7 +39,7 @@ impl Addresses {
     }
 }
 
-/// One connection's, until dropped.
+/// Permit of one connection; returned when dropped.
 pub struct AddressPermit {
     addresses: Arc<Addresses>,
     network: IpAddr,
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_permit_is_free_again_when_its_connection_ends() {
+    fn a_permit_is_returned_when_its_connection_ends() {
         let addresses = Addresses::new(2);
         let enter = |address: &str| addresses.enter(Some(address.parse().unwrap())).map_err(|problem| problem.code);
         let (first, _second) = (enter("2001:db8::1"), enter("2001:db8::2"));

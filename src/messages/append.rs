@@ -1,5 +1,5 @@
-//! Batches of several partitions, stored by one statement: with few messages in each, as live traffic has them,
-//! statements and commits cost more than the rows do.
+//! Stores the batches of several partitions with one statement: live traffic has few messages per
+//! batch, so statements and commits cost more than rows.
 
 use futures_util::future::join_all;
 use metrics::histogram;
@@ -8,14 +8,14 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use super::store::{Appended, Batch, Store};
 use crate::platform::{kafka::consumer::Failure, query::Error};
 
-/// Batches that wait; a partition has one at a time, and waits for room.
+/// Maximum number of queued batches. A partition has one batch at a time and waits for space.
 const WAITING: usize = 64;
-/// Statements at a time. Those that come meanwhile share the next one.
+/// Maximum number of concurrent statements. Batches that arrive meanwhile share the next one.
 const AT_ONCE: usize = 2;
-/// Rows of a statement, unless one batch alone has more.
+/// Maximum number of rows per statement, unless a single batch has more.
 const ROWS: usize = 2_000;
 
-/// What came of a batch. The inner error is for a row that is refused for its data.
+/// Result of a batch. The inner error means that a row is invalid.
 pub type Outcome = Result<Result<Appended, Error>, Failure>;
 
 struct Waiting {
@@ -23,10 +23,10 @@ struct Waiting {
     answer: oneshot::Sender<Outcome>,
 }
 
-/// Where partitions put their batches.
+/// Accepts batches of partitions.
 pub struct Appender(mpsc::Sender<Waiting>);
 
-/// Stores them.
+/// Stores the accepted batches.
 pub struct Writer {
     store: Store,
     epoch: u32,
@@ -34,23 +34,24 @@ pub struct Writer {
 }
 
 impl Appender {
-    /// The second half writes, to partitions of this epoch; see [`Writer::until_closed`].
+    /// Returns the appender and the writer, which stores batches of this epoch; see
+    /// [`Writer::until_closed`].
     pub fn new(store: Store, epoch: u32) -> (Self, Writer) {
         let (sender, waiting) = mpsc::channel(WAITING);
         (Self(sender), Writer { store, epoch, waiting: Mutex::new(waiting) })
     }
 
-    /// Stores a batch together with those of other partitions.
+    /// Stores a batch, together with batches of other partitions.
     pub async fn append(&self, batch: Batch) -> Outcome {
         let (answer, outcome) = oneshot::channel();
-        let closed = || Failure::Retry("nobody stores any more".to_owned());
+        let closed = || Failure::Retry("the message store has stopped".to_owned());
         self.0.send(Waiting { batch, answer }).await.map_err(|_| closed())?;
         outcome.await.map_err(|_| closed())?
     }
 }
 
 impl Writer {
-    /// Runs until nobody is left who could bring anything, and what was taken is settled.
+    /// Runs until every appender is dropped and all accepted batches are stored.
     pub async fn until_closed(self) {
         join_all((0..AT_ONCE).map(|_| self.write_until_closed())).await;
     }
@@ -65,13 +66,13 @@ impl Writer {
             histogram!("postrider_messages_statement_rows")
                 .record(batches.iter().map(|batch| batch.rows.len()).sum::<usize>() as f64);
             for (outcome, answer) in self.store_all(&batches).await.into_iter().zip(answers) {
-                // Whose partition was taken away meanwhile does not wait.
+                // Ignores a partition that was revoked meanwhile.
                 let _ = answer.send(outcome);
             }
         }
     }
 
-    /// A batch, and those that wait with it; none when no more will come.
+    /// Returns the next batch and those queued behind it, or none after the last.
     async fn gather(&self) -> Vec<Waiting> {
         let mut receiver = self.waiting.lock().await;
         let mut found: Vec<Waiting> = receiver.recv().await.into_iter().collect();
@@ -92,7 +93,7 @@ impl Writer {
                 batches.iter().map(|_| Err(Failure::Retry(error.to_string()))).collect()
             }
             Err(error) if batches.len() == 1 => vec![Ok(Err(error))],
-            // Each by itself: only the one with that row is refused.
+            // Stores each batch separately, so that only the batch with the invalid row fails.
             Err(_) => {
                 let mut outcomes = Vec::with_capacity(batches.len());
                 for batch in batches {

@@ -1,4 +1,4 @@
-//! Settings of the messages room.
+//! Settings of messages.
 
 use std::time::Duration;
 
@@ -11,49 +11,59 @@ use super::presence;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Partitions of the topics `message` and `message-events`; fixed when they are created.
+    /// Partitions of the topics `message` and `message-events`; fixed when the topics are created.
     pub partitions: i32,
-    /// Raised when the topic was replaced; what was stored before stays.
+    /// Raise it after the topic was replaced; messages stored before are kept.
     pub epoch: u32,
-    /// Consumer group of the projection, before `kafka.group_prefix`.
+    /// Consumer group of the projection, without `kafka.group_prefix`.
     pub group: String,
-    /// Time for which the topics keep records, in milliseconds; used when they are created.
+    /// Retention of the topics in milliseconds; applied when the topics are created.
     pub topic_retention_ms: i64,
-    /// Days for which messages can be read again. Older ones are dropped by the day.
+    /// Days for which messages are stored. Older messages are deleted one day at a time.
     pub retention_days: u32,
-    /// Receivers that Postgres may know; then messages to new ones are 503 `too_many_receivers`. A receiver is forgotten
-    /// when it has had no message for twice `retention_days` and a day. 0 for any number.
+    /// Maximum number of receivers in Postgres; beyond it, messages to new receivers are refused
+    /// with 503 `too_many_receivers`. A receiver is deleted when it has had no message for twice
+    /// `retention_days` plus one day. 0 means unlimited.
     pub max_receivers: u64,
-    /// Records of one partition stored at a time.
+    /// Maximum number of records of one partition in one batch.
     pub batch_records: usize,
-    /// Time after which a message that its receiver has not got is told of in `message-events`, in milliseconds; 0 tells
-    /// of none.
+    /// Time after which an undelivered message produces an event in `message-events`, in
+    /// milliseconds; 0 disables these events.
     pub undelivered_after_ms: u64,
-    /// Open connections and streams at most, per process; further ones are 503 `too_many_streams`.
+    /// Maximum number of open connections and streams per process; further ones are refused with
+    /// 503 `too_many_streams`.
     pub max_connections: usize,
-    /// The same for one receiver; further ones are 429 `too_many_connections`.
+    /// Maximum number of open connections per receiver and process; further ones are refused with
+    /// 429 `too_many_connections`.
     pub max_connections_per_receiver: usize,
-    /// The same for one client address, or for IPv6 its /64; 0 for any number. Behind proxies, set `http.trusted_proxies`.
+    /// Maximum number of open connections per client address (for IPv6, its /64) and process; 0
+    /// means unlimited. Behind proxies, set `http.trusted_proxies`.
     pub max_connections_per_address: usize,
-    /// Origins that a browser may connect from, such as `https://example.com`; none allows all.
+    /// Origins that browsers may connect from, such as `https://example.com`; empty allows all.
     pub allowed_origins: Vec<String>,
-    /// Messages that wait for one connection, in bytes. What is over that is read again from Postgres.
+    /// Maximum size of a connection's send queue in bytes. Messages beyond it are read from
+    /// Postgres instead.
     pub connection_buffer_bytes: usize,
-    /// Time for which a client may take nothing, in milliseconds; then it is closed with 1013.
+    /// Time after which a client that accepts no data is closed with 1013, in milliseconds.
     pub write_timeout_ms: u64,
-    /// Time between pings, and between heartbeats of event streams, in milliseconds.
+    /// Interval of pings, and of heartbeats of event streams, in milliseconds.
     pub ping_interval_ms: u64,
-    /// Time after which a client that says nothing, not even a pong, is closed, in milliseconds.
+    /// Time after which a silent client, which does not even send a pong, is closed, in
+    /// milliseconds.
     pub idle_timeout_ms: u64,
-    /// Largest message that a client may send, in bytes; larger ones are closed with 1009.
+    /// Largest message that a client may send, in bytes; a larger one closes the connection with
+    /// 1009.
     pub max_incoming_bytes: usize,
-    /// Frames that a client may send per second; more are closed with 1008.
+    /// Maximum number of frames that a client may send per second; more close the connection with
+    /// 1008.
     pub max_incoming_per_second: u32,
-    /// Time after which an event stream is ended, in milliseconds, a tenth more or less; its client resumes it.
+    /// Time after which an event stream ends, in milliseconds, varied by a tenth; its client
+    /// resumes it.
     pub stream_max_age_ms: u64,
-    /// Connections are closed within this time at a stop, in milliseconds, each at a time of its own.
+    /// Window within which connections are closed at a stop, in milliseconds, each at a random
+    /// time.
     pub close_jitter_ms: u64,
-    /// Time after which is looked for messages that nobody announced, in milliseconds.
+    /// Interval at which a process looks for messages that were not announced, in milliseconds.
     pub sweep_interval_ms: u64,
     pub presence: presence::Config,
 }

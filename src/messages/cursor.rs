@@ -1,7 +1,7 @@
-//! How far a reader is: for each partition that had messages for it, the offset of the last one.
+//! Position of a reader: the offset of the last message that it has from each partition.
 //!
-//! Mostly that is one partition, the receiver's own. Other producers may write a receiver's messages
-//! anywhere, and then it has several, each in its own order.
+//! Usually there is one partition, which the receiver's id selects. Other producers may write a
+//! receiver's messages to any partition; then the cursor has several, each with its own order.
 
 use std::{fmt, str::FromStr};
 
@@ -10,22 +10,22 @@ use crate::platform::kafka::PartitionId;
 /// Longest text of a cursor, in bytes.
 const MAX_TEXT_BYTES: usize = 4_096;
 
-/// The text is not what we gave out.
+/// Error of a text that is not a cursor.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a cursor that was given out here")]
+#[error("not a valid cursor")]
 pub struct Malformed;
 
-/// Sorted by partition, each once.
+/// Offsets sorted by partition, each partition once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cursor(Vec<(PartitionId, i64)>);
 
 impl Cursor {
-    /// The offset of the last message from a partition; -1 before the first.
+    /// Returns the offset of the last message from a partition; -1 if there is none.
     pub fn seen(&self, partition_id: PartitionId) -> i64 {
         self.position(partition_id).map_or(-1, |at| self.0[at].1)
     }
 
-    /// Moves on; never back.
+    /// Moves a partition forward, never back.
     pub fn advance(&mut self, partition_id: PartitionId, offset: i64) {
         match self.position(partition_id) {
             Ok(at) => self.0[at].1 = self.0[at].1.max(offset),
@@ -33,7 +33,7 @@ impl Cursor {
         }
     }
 
-    /// What is known of a partition holds no longer.
+    /// Removes a partition, because its offset is no longer valid.
     pub fn forget(&mut self, partition_id: PartitionId) {
         self.0.retain(|&(known, _)| known != partition_id);
     }
@@ -42,7 +42,7 @@ impl Cursor {
         self.0.iter().copied()
     }
 
-    /// What both have seen.
+    /// Returns the positions that both cursors have reached.
     pub fn within(&self, other: &Self) -> Self {
         let both = self.0.iter().map(|&(partition_id, offset)| (partition_id, offset.min(other.seen(partition_id))));
         Self(both.filter(|&(_, offset)| offset >= 0).collect())
@@ -97,7 +97,7 @@ impl FromStr for Cursor {
     }
 }
 
-/// Digits and nothing else: no sign, no space.
+/// Parses digits only: no sign, no space.
 fn number<T: FromStr>(digits: Option<&str>) -> Result<T, Malformed> {
     let digits = digits.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit())).ok_or(Malformed)?;
     digits.parse().map_err(|_| Malformed)
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_knows_what_came_before_and_never_goes_back() {
+    fn a_cursor_knows_the_last_offset_and_never_moves_back() {
         let mut cursor = Cursor::default();
         assert_eq!((cursor.to_string().as_str(), cursor.seen(partition_id(3))), ("0", -1));
         cursor.advance(partition_id(3), 7);
@@ -125,14 +125,14 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_reaches_no_further_than_what_was_sent() {
+    fn an_acknowledgement_is_limited_to_what_was_sent() {
         let sent: Cursor = "0.1.5_0.3.7".parse().unwrap();
         let acknowledged: Cursor = "0.1.9_0.2.1_0.3.2".parse().unwrap();
         assert_eq!(acknowledged.within(&sent).to_string(), "0.1.5_0.3.2");
     }
 
     #[test]
-    fn what_was_not_given_out_is_refused() {
+    fn malformed_cursors_are_rejected() {
         let long = "0.1.1_".repeat(1_000);
         for bad in
             ["", "1", "0.1", "0.1.", "0.1.-1", "0.1.+1", "0.1.2.3", "0.1.2_", "0.2.1_0.1.1", "0.1.1_0.1.1", &long]
@@ -149,7 +149,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_judged_without_a_panic(text in ".{0,60}") {
+        fn any_text_is_parsed_without_a_panic(text in ".{0,60}") {
             let _ = text.parse::<Cursor>();
         }
     }

@@ -1,7 +1,8 @@
-//! One reader of a receiver's messages: first what it has missed, from Postgres, then what it is told.
+//! Follows a receiver's messages: first those it missed, from Postgres, then notices.
 //!
-//! It has its subscription before it reads, so what is stored in between comes twice rather than never, and the
-//! cursor tells. Every message says which one was before it, so that a hole is seen and read.
+//! The follower subscribes before it reads, so a message stored in between arrives twice rather
+//! than never, and the cursor drops the duplicate. Every notice has the offset of the previous
+//! message, so a hole is noticed and read from Postgres.
 
 use std::{collections::VecDeque, net::IpAddr, sync::Arc, time::Duration};
 
@@ -23,17 +24,17 @@ use crate::platform::{
     query::Error,
 };
 
-/// Messages read at a time, and their bytes.
+/// Maximum number of messages per page, and maximum page size in bytes.
 const PAGE: u16 = 64;
 const PAGE_BYTES: usize = 64 << 10;
-/// Time for which a page waits for memory before its connection looks around again.
-const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
+/// Maximum wait of a page for memory before the connection checks its queue again.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What comes next for a client.
+/// Next step of a client's stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     Message(Utf8Bytes),
-    /// There were messages here that are gone.
+    /// Messages at this position were deleted.
     Gap,
     Ping,
     End(Ending),
@@ -41,26 +42,27 @@ pub enum Step {
 
 pub struct Follower {
     pub subscription: Subscription,
-    /// After the last step that was handed out.
+    /// Position after the last returned step.
     pub cursor: Cursor,
-    /// Read and not handed out yet.
+    /// Messages that were read but not returned yet.
     page: VecDeque<Entry>,
-    /// For the page.
+    /// Memory reserved for the page.
     lease: Option<Lease>,
-    /// Nothing was read yet: the cursor may be from long ago.
+    /// True until the first read: the cursor may be old.
     resumes: bool,
 }
 
 struct Entry {
     partition_id: PartitionId,
-    /// `None` where the cursor's place is known no longer.
+    /// `None` if the cursor's position is no longer known.
     offset: Option<i64>,
-    /// `None` where history ends before the cursor.
+    /// `None` if history ends before the cursor.
     value: Option<Utf8Bytes>,
 }
 
 impl Follower {
-    /// Takes a subscription, and begins after the cursor given or, without one, after what the receiver has got.
+    /// Subscribes, and starts after the given cursor or, without one, after the last delivered
+    /// message.
     pub async fn open(
         hub: &Arc<Hub>,
         receiver: &str,
@@ -72,7 +74,7 @@ impl Follower {
         let ReceiverPosition { last, delivered } =
             found.map_err(|error| Problem::new(Code::PostgresUnavailable, error))?;
         let cursor = after.unwrap_or(delivered);
-        // What is stored from here on, the subscription is told of. A place that is known no longer is a gap.
+        // Messages stored from now on produce notices. A position that is no longer known is a gap.
         let forgotten = cursor.partitions().any(|(partition_id, _)| last.seen(partition_id) < 0);
         let resumes = forgotten || last.partitions().any(|(partition_id, offset)| cursor.seen(partition_id) < offset);
         if resumes {
@@ -81,7 +83,7 @@ impl Follower {
         Ok(Self { subscription, cursor, page: VecDeque::new(), lease: None, resumes })
     }
 
-    /// What comes next, or `None` when there is nothing and the subscription's queue will wake.
+    /// Returns the next step, or `None` if there is none until the send queue wakes.
     pub async fn step(&mut self) -> Option<Step> {
         loop {
             if let Some(entry) = self.page.pop_front() {
@@ -109,12 +111,13 @@ impl Follower {
         }
     }
 
-    /// Reads a page of what comes after the cursor. While Postgres is away, it is tried again and again.
+    /// Reads a page of messages after the cursor. If Postgres is unavailable, it pauses and marks
+    /// the queue so that the read is repeated.
     async fn catch_up(&mut self) {
         let hub = self.subscription.hub.clone();
         let queues = &budgets().queues;
         let bytes = if queues.is_tight() { TIGHT_BYTES } else { PAGE_BYTES.min(hub.config.connection_buffer_bytes) };
-        let Some(mut lease) = queues.lease_within(bytes, MEMORY_PATIENCE).await else {
+        let Some(mut lease) = queues.lease_within(bytes, MEMORY_TIMEOUT).await else {
             return self.subscription.queue.fall_behind();
         };
         let limits = Limits { rows: PAGE, bytes };
@@ -125,7 +128,8 @@ impl Follower {
         match read {
             Ok(found) => {
                 let needed = found.iter().map(|row| row.value.as_ref().map_or(0, String::len)).sum();
-                // A message larger than the page comes alone; where there is no memory for it, later.
+                // A message larger than the page is returned alone, later if there is no memory for
+                // it.
                 if needed > lease.bytes() && !lease.grow(needed - lease.bytes()) {
                     self.subscription.queue.fall_behind();
                     return tokio::time::sleep(Duration::from_millis(200 + fastrand::u64(0..800))).await;
@@ -140,7 +144,7 @@ impl Follower {
                 }
             }
             Err(error) => {
-                tracing::debug!(error = %error, "a connection waits for Postgres");
+                tracing::debug!(error = %error, "catch-up read failed, retrying");
                 self.subscription.queue.fall_behind();
                 tokio::time::sleep(Duration::from_millis(200 + fastrand::u64(0..800))).await;
             }
@@ -148,8 +152,9 @@ impl Follower {
     }
 }
 
-/// What was read as it is handed out, and whether it is all there is. Whoever `resumes` may have missed what
-/// there was before its receiver was forgotten; whoever stayed has not.
+/// Converts rows to entries. Returns them, and whether they include the newest message. A client
+/// that `resumes` may have missed messages from before its receiver was deleted; one that stayed
+/// connected has not.
 fn arrange(cursor: &Cursor, found: Vec<Found>, resumes: bool) -> (VecDeque<Entry>, bool) {
     let (mut page, mut complete) = (VecDeque::with_capacity(found.len()), true);
     let mut seen = cursor.clone();
@@ -168,13 +173,13 @@ fn arrange(cursor: &Cursor, found: Vec<Found>, resumes: bool) -> (VecDeque<Entry
             page.push_back(Entry { partition_id, offset: Some(offset), value: Some(value.into()) });
         }
         seen.advance(partition_id, offset);
-        let last_of_lane = rows.peek().is_none_or(|next| next.partition_id() != partition_id);
-        complete &= !last_of_lane || offset >= row.last;
+        let last_of_partition = rows.peek().is_none_or(|next| next.partition_id() != partition_id);
+        complete &= !last_of_partition || offset >= row.last;
     }
     (page, complete)
 }
 
-/// What is said when the tables cannot be read.
+/// Returns the problem for a failed query.
 pub fn unreachable(error: &Error) -> Problem {
     Problem::new(Code::PostgresUnavailable, error.to_string())
 }

@@ -1,4 +1,4 @@
-//! Routes of the messages room.
+//! HTTP routes of messages.
 
 use axum::{
     body::Body,
@@ -37,18 +37,18 @@ use crate::platform::{
 };
 
 const ROUTE: &str = "/api/v1/message/action";
-/// The key of every record, as it has always been.
+/// Key of every record, for compatibility with existing consumers.
 const KEY: &[u8] = b"message.new";
 const DEFAULT_LIMIT: u16 = 20;
 const MAX_LIMIT: u16 = 100;
-/// Answered by one page of history at most, in bytes of messages.
+/// Maximum total size of the messages in one page of history, in bytes.
 const PAGE_BYTES: usize = 4 << 20;
-/// Read from, and written to, a socket at a time. Small, because every connection has its own.
+/// Size of a socket's read and write buffers in bytes. Small, because every connection has its own.
 const SOCKET_BUFFER_BYTES: usize = 2 << 10;
 static RECEIVER_ID: HeaderName = HeaderName::from_static("receiverid");
 static LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// The room's routes with their descriptions.
+/// Returns the routes of messages with their OpenAPI descriptions.
 pub fn routes(messages: Messages) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(push))
@@ -62,8 +62,9 @@ pub fn routes(messages: Messages) -> OpenApiRouter {
 
 /// Send a message
 ///
-/// Answered when Kafka has it on all in-sync replicas. It reaches every open connection of its receiver within
-/// milliseconds, and where there is none, the next one.
+/// Responds once Kafka has stored the message on all in-sync replicas. The message reaches every
+/// open connection of its receiver within milliseconds. Without an open connection it is delivered
+/// on the next one.
 #[utoipa::path(
     post,
     path = "/api/v1/message/action",
@@ -85,7 +86,7 @@ async fn push(
     messages.push(&context, request).await.map(|()| "Message Sent")
 }
 
-/// Whether WebSockets are served here
+/// Report that WebSockets are served
 #[utoipa::path(
     get,
     path = "/api/v1/websocket/health",
@@ -105,23 +106,24 @@ struct ConnectQuery {
 
 /// Receive messages by WebSocket
 ///
-/// Each message is one text frame: the record's value as it was produced. What was sent while nobody was there
-/// comes first. With the subprotocol `postrider.v1` frames are `{"id":cursor,"type":"message","data":{…}}` and
-/// `{"type":"gap"}`, and the client may say `{"ack":cursor}`.
+/// Each message is one text frame: the record's value as it was produced. Messages sent while the
+/// receiver was not connected are delivered first. With the subprotocol `postrider.v1`, frames are
+/// `{"id":cursor,"type":"message","data":{…}}` and `{"type":"gap"}`, and the client may send
+/// `{"ack":cursor}`.
 #[utoipa::path(
     get,
     path = "/api/v1/websocket/message",
     tag = "messages",
     params(
-        ("ReceiverId" = Option<String>, Header, description = "Whose messages; or `receiverId`"),
-        ("receiverId" = Option<String>, Query, description = "The same, for clients that cannot set headers; the header wins"),
+        ("ReceiverId" = Option<String>, Header, description = "Id of the receiver; alternative to `receiverId`"),
+        ("receiverId" = Option<String>, Query, description = "For clients that cannot set headers; the header takes precedence"),
         ("after" = Option<String>, Query, description = "Continue after this cursor"),
     ),
     responses(
         (status = 101, description = "Connected"),
-        (status = 400, description = "No receiver, or no WebSocket handshake", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 403, description = "Not from this origin", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 429, description = "Too many connections of this receiver, or from this address", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 400, description = "Missing receiver, or not a WebSocket handshake", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "Origin not allowed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "Too many connections of this receiver or address", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Too many connections, or Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
@@ -156,23 +158,23 @@ async fn connect(
 
 /// Receive messages as server-sent events
 ///
-/// The same as by WebSocket: in `data` a message, in `id` where the stream is after it. An event `gap` says that
-/// history no longer reaches back to where the client was.
+/// Delivers the same messages as the WebSocket: `data` is the message, `id` the cursor after it. An
+/// event `gap` means that messages after the client's position have been deleted.
 #[utoipa::path(
     get,
     path = "/api/v1/messages/stream",
     tag = "messages",
     params(
-        ("ReceiverId" = Option<String>, Header, description = "Whose messages; or `receiverId`"),
-        ("receiverId" = Option<String>, Query, description = "The same, for clients that cannot set headers; the header wins"),
+        ("ReceiverId" = Option<String>, Header, description = "Id of the receiver; alternative to `receiverId`"),
+        ("receiverId" = Option<String>, Query, description = "For clients that cannot set headers; the header takes precedence"),
         ("Last-Event-ID" = Option<String>, Header, description = "Continue after this `id`"),
         ("after" = Option<String>, Query, description = "The same; the header wins"),
     ),
     responses(
         (status = 200, description = "The stream", body = sse::Event, content_type = "text/event-stream"),
-        (status = 400, description = "No receiver, or not an id of this stream", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 403, description = "Not from this origin", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 429, description = "Too many connections of this receiver, or from this address", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 400, description = "Missing receiver, or an invalid id", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "Origin not allowed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "Too many connections of this receiver or address", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Too many streams, or Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
@@ -191,7 +193,7 @@ async fn live(
     let age = sse::age(messages.inner.config.stream_max_age_ms);
     let follower = Follower::open(&open.hub, &receiver, context.client, after).await?;
     if header.is_some() {
-        // Whoever names an event has got it; it is the only word that ever comes from the client of a stream.
+        // The client of a stream sends only this id, which proves that it has everything up to it.
         open.acks.add(&follower.subscription.receiver, &follower.cursor);
     }
     Ok(stream::respond(follower, age))
@@ -205,30 +207,30 @@ struct HistoryQuery {
     limit: Option<u16>,
 }
 
-/// A message as it is read.
+/// A message in a page.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ListedMessage)]
 struct Listed<'a> {
-    /// The cursor after it.
+    /// Cursor after the message.
     id: String,
-    /// The record's value.
+    /// Value of the record.
     #[schema(value_type = Object)]
     data: &'a RawValue,
-    /// When Kafka got it, as RFC 3339.
+    /// Time when Kafka received the message, as RFC 3339.
     created_at: String,
-    /// Whether its receiver is known to have got it.
+    /// True if the receiver is known to have the message.
     delivered: bool,
 }
 
-/// One page of messages.
+/// A page of messages.
 #[derive(Serialize, ToSchema)]
 #[schema(as = MessagePage)]
 struct Page<'a> {
-    /// Oldest first.
+    /// Messages, oldest first.
     messages: Vec<Listed<'a>>,
-    /// For the next page; null on the last one.
+    /// Cursor for the next page; null on the last one.
     next_cursor: Option<String>,
-    /// Whether messages between `after` and the first one are gone.
+    /// True if messages between `after` and the first one have been deleted.
     gap: bool,
 }
 
@@ -238,10 +240,10 @@ struct Page<'a> {
     path = "/api/v1/messages",
     tag = "messages",
     params(
-        ("ReceiverId" = Option<String>, Header, description = "Whose messages; or `receiverId`"),
+        ("ReceiverId" = Option<String>, Header, description = "Id of the receiver; alternative to `receiverId`"),
         ("receiverId" = Option<String>, Query, description = "The same; the header wins"),
-        ("after" = Option<String>, Query, description = "`next_cursor` of the page before, or the `id` of a message"),
-        ("limit" = Option<u16>, Query, minimum = 1, maximum = 100, description = "Messages of a page; 20 unless told otherwise"),
+        ("after" = Option<String>, Query, description = "`next_cursor` of the previous page, or the `id` of a message"),
+        ("limit" = Option<u16>, Query, minimum = 1, maximum = 100, description = "Maximum number of messages per page (default 20)"),
     ),
     responses(
         (status = 200, description = "A page", body = Page),
@@ -257,7 +259,7 @@ async fn history(
     let receiver = receiver(&headers, query.receiver_id)?;
     let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(invalid(format!("`limit` must be 1 to {MAX_LIMIT}")));
+        return Err(invalid(format!("`limit` must be between 1 and {MAX_LIMIT} (got {limit})")));
     }
     let mut cursor = cursor("after", query.after.as_deref())?.unwrap_or_default();
     let store = &messages.connections()?.hub.store;
@@ -308,7 +310,8 @@ impl Messages {
         let event = Event { id, kind: "postrider.message.sent", source: "/messages", trace: context.trace };
         let record = Outgoing {
             topic: &inner.topic,
-            // All records share a key: the receiver decides, so that its messages have one order.
+            // All records share a key, so the receiver determines the partition; its messages have
+            // one order.
             partition: Some(partition_of(receiver.as_bytes(), inner.config.partitions)),
             key: Some(KEY),
             payload: Some(value.as_bytes()),
@@ -320,23 +323,26 @@ impl Messages {
     }
 
     pub(super) fn connections(&self) -> Result<&Open, Problem> {
-        let off = || Problem::new(Code::PostgresUnavailable, "messages are not stored here: `postgres.url` is not set");
+        let off = || Problem::new(Code::PostgresUnavailable, "messages are disabled because `postgres.url` is not set");
         self.open().ok_or_else(off)
     }
 
-    /// Browsers say where a page is from; other clients say nothing.
+    /// Checks the `Origin` header, which browsers send and other clients do not.
     fn check_origin(&self, headers: &HeaderMap) -> Result<(), Problem> {
         let allowed = &self.inner.config.allowed_origins;
         let Some(origin) = headers.get(header::ORIGIN).filter(|_| !allowed.is_empty()) else { return Ok(()) };
         if allowed.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(origin.as_bytes())) {
             return Ok(());
         }
-        let detail = format!("`{}` is not an allowed origin", String::from_utf8_lossy(origin.as_bytes()));
+        let detail = format!(
+            "origin `{}` is not allowed (`messages.allowed_origins`)",
+            String::from_utf8_lossy(origin.as_bytes())
+        );
         Err(Problem::new(Code::OriginForbidden, detail))
     }
 }
 
-/// Whose messages are meant, by header or by query.
+/// Returns the receiver's id from the header or the query.
 pub(super) fn receiver(headers: &HeaderMap, query: Option<String>) -> Result<String, Problem> {
     let header = headers.get(&RECEIVER_ID).map(|value| String::from_utf8(value.as_bytes().to_vec()));
     let header = header.transpose().map_err(|_| invalid("`ReceiverId` is not UTF-8"))?;

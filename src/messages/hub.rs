@@ -1,5 +1,5 @@
-//! All open connections of a process, by receiver: what comes by Redis goes to those whose it is, time
-//! goes by for all of them at once, and now and then it is looked whether anybody has missed something.
+//! Registry of a process's open connections by receiver: passes notices from Redis to the send
+//! queues, drives ping and idle timers, and regularly checks for missed messages.
 
 use std::{
     collections::HashMap,
@@ -33,15 +33,17 @@ use crate::platform::{
     query::Error,
 };
 
-/// Receivers that are asked for by one query.
+/// Maximum number of receivers per query.
 const CHUNK: usize = 500;
-/// Readings of missed messages at the same time; the pool has other things to do as well.
+/// Maximum number of concurrent catch-up reads, because other features share the pool.
 const READERS: usize = 6;
-/// For a new connection's channel; without it, the connection is told later what it missed.
-const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(1);
-/// How often is looked while Redis announces nothing.
+/// Maximum wait for the Redis subscription of a new connection. After it, the sweep delivers missed
+/// messages.
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Sweep interval while Redis is unavailable.
 const WITHOUT_REDIS: Duration = Duration::from_millis(500);
-/// Longest pause before it is looked for messages that were not announced, so that not all processes look at once.
+/// Maximum random delay before a sweep for missed messages, in milliseconds, so that not all
+/// processes query at once.
 const MISSED_JITTER_MS: u64 = 200;
 
 pub struct Hub {
@@ -51,7 +53,7 @@ pub struct Hub {
     pub readers: Semaphore,
     /// Connections that are not closed yet.
     pub open: TaskTracker,
-    /// Told of everybody who comes and goes.
+    /// Notified of every connection that opens or closes.
     pub presence: Option<Presence>,
     addresses: Arc<Addresses>,
     key_prefix: String,
@@ -60,7 +62,7 @@ pub struct Hub {
     receivers: Mutex<HashMap<Arc<str>, Vec<Arc<SendQueue>>>>,
     count: AtomicUsize,
     connected: AtomicBool,
-    /// Redis is back, or gone, or announcements are missing.
+    /// Notified when Redis connects or disconnects, or when notices are missing.
     turned: Notify,
     stop: CancellationToken,
 }
@@ -99,7 +101,8 @@ impl Hub {
         self.channels.clone()
     }
 
-    /// Adds a connection of a receiver. When this returns, everything that is stored from now on reaches it.
+    /// Registers a connection of a receiver. Messages stored after this returns reach the
+    /// connection.
     pub async fn join(self: &Arc<Self>, receiver: &str, client: Option<IpAddr>) -> Result<Subscription, Problem> {
         let permit = self.addresses.enter(client)?;
         let (subscription, subscribed) = {
@@ -107,7 +110,7 @@ impl Hub {
             let (known, queues) = receivers
                 .get_key_value(receiver)
                 .map_or_else(|| (Arc::from(receiver), 0), |(known, queues)| (known.clone(), queues.len()));
-            self.check_room(queues)?;
+            self.check_limits(queues)?;
             let queue = Arc::new(SendQueue::new(self.config.connection_buffer_bytes));
             receivers.entry(known.clone()).or_default().push(queue.clone());
             self.count.fetch_add(1, Relaxed);
@@ -118,20 +121,25 @@ impl Hub {
             let subscribed = self.channels.add(self.channel(receiver));
             (Subscription { hub: self.clone(), receiver: known, queue, _permit: permit }, subscribed)
         };
-        let _ = timeout(SUBSCRIBE_PATIENCE, subscribed).await;
+        let _ = timeout(SUBSCRIBE_TIMEOUT, subscribed).await;
         Ok(subscription)
     }
 
-    fn check_room(&self, of_receiver: usize) -> Result<(), Problem> {
+    fn check_limits(&self, of_receiver: usize) -> Result<(), Problem> {
         let Config { max_connections, max_connections_per_receiver, .. } = self.config;
         if self.stop.is_cancelled() {
             return Err(Problem::new(Code::TooManyStreams, "this process is stopping"));
         }
         if self.count.load(Relaxed) >= max_connections {
-            return Err(Problem::new(Code::TooManyStreams, format!("{max_connections} connections are open")));
+            return Err(Problem::new(
+                Code::TooManyStreams,
+                format!("the limit of {max_connections} connections per process is reached; retry later"),
+            ));
         }
         if of_receiver >= max_connections_per_receiver {
-            let detail = format!("this receiver has {of_receiver} connections here");
+            let detail = format!(
+                "this receiver has {of_receiver} connections here, the limit is {max_connections_per_receiver}"
+            );
             return Err(Problem::new(Code::TooManyConnections, detail));
         }
         Ok(())
@@ -147,7 +155,7 @@ impl Hub {
         queues.retain(|other| !Arc::ptr_eq(other, queue));
         if queues.is_empty() {
             receivers.remove(receiver);
-            // Under the lock, so that whoever joins next comes after it.
+            // Under the lock, so that a concurrent join subscribes again after it.
             self.channels.remove(&self.channel(receiver));
         }
         self.count.fetch_sub(1, Relaxed);
@@ -165,7 +173,8 @@ impl Hub {
         self.receivers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks for what nobody was told: seldom, unless Redis is away or has just come back.
+    /// Looks for messages that were not announced: at the sweep interval, more often while Redis is
+    /// unavailable, and at once when it reconnects.
     pub async fn sweep_forever(self: Arc<Self>) {
         loop {
             let connected = self.connected.load(Relaxed);
@@ -174,7 +183,7 @@ impl Hub {
                 tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=MISSED_JITTER_MS))).await;
             }
             while let Err(error) = self.sweep().await {
-                tracing::debug!(error = %error, "cannot look for missed messages");
+                tracing::debug!(error = %error, "sweep for missed messages failed");
                 tokio::time::sleep(WITHOUT_REDIS.mul_f64(1.0 + fastrand::f64())).await;
             }
         }
@@ -185,28 +194,28 @@ impl Hub {
         for chunk in receivers.chunks(CHUNK) {
             let names: Vec<&str> = chunk.iter().map(|receiver| &**receiver).collect();
             for (receiver, partition_id, last) in self.store.heads(&names).await? {
-                self.tell(&receiver, Notice::Head(partition_id, last));
+                self.notify(&receiver, Notice::Head(partition_id, last));
             }
         }
         Ok(())
     }
 
-    fn tell(&self, receiver: &str, notice: Notice) {
+    fn notify(&self, receiver: &str, notice: Notice) {
         let notice = Arc::new(notice);
         if let Some(queues) = self.receivers().get(receiver) {
             queues.iter().for_each(|queue| queue.push(&notice));
         }
     }
 
-    /// Finds out where those are who come.
+    /// Answers position lookups of new connections; runs forever.
     pub async fn answer_forever(self: Arc<Self>) {
         self.positions.answer_forever(&self.store).await;
     }
 
-    /// Lets time go by for all connections.
+    /// Drives the ping and idle timers of all connections; runs forever.
     pub async fn tick_forever(self: Arc<Self>) {
         let ping = self.config.ping_interval();
-        // A client must have had the chance to answer.
+        // At least two ping intervals, so that a client has time to answer.
         let idle = self.config.idle_timeout().max(2 * ping);
         let every = (ping.min(idle) / 8).clamp(Duration::from_millis(10), Duration::from_secs(1));
         let mut before = Instant::now();
@@ -218,7 +227,8 @@ impl Hub {
         }
     }
 
-    /// Waits for the stop, then ends all connections, each at a time of its own, and waits for them.
+    /// Waits for the stop, ends all connections at random times within the window, and waits for
+    /// them.
     pub async fn close_at_stop(self: Arc<Self>, grace: Duration) {
         self.stop.cancelled().await;
         let window_ms = self.config.close_jitter_ms.min(u64::try_from(grace.as_millis() / 2).unwrap_or(u64::MAX));
@@ -230,11 +240,11 @@ impl Hub {
             tokio::time::sleep_until(began + Duration::from_millis(at_ms)).await;
             queue.end(Ending::Stop { retry_after_ms: fastrand::u64(100..=1_000) });
         }
-        // Those whose handshake was under way when the others were counted.
+        // Also ends connections whose handshake was in progress.
         self.queues().iter().for_each(|queue| queue.end(Ending::Stop { retry_after_ms: fastrand::u64(100..=1_000) }));
         self.open.close();
         if timeout(grace.saturating_sub(began.elapsed()), self.open.wait()).await.is_err() {
-            tracing::warn!(connections = self.open.len(), "connections did not take their close in time");
+            tracing::warn!(connections = self.open.len(), "connections did not close in time");
         }
     }
 }
@@ -246,7 +256,7 @@ impl Listener for Hub {
         }
         let Some(receiver) = channel.strip_prefix(&*super::channel(&self.key_prefix, "")) else { return };
         match Notice::decode(payload) {
-            Some(notice) => self.tell(receiver, notice),
+            Some(notice) => self.notify(receiver, notice),
             None => counter!("postrider_messages_unreadable_notices_total").increment(1),
         }
     }
@@ -262,7 +272,7 @@ impl Listener for Hub {
     }
 }
 
-/// An open connection's registration with the hub, until dropped.
+/// Registration of an open connection with the hub; ends when dropped.
 pub struct Subscription {
     pub hub: Arc<Hub>,
     pub receiver: Arc<str>,

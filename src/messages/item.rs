@@ -1,10 +1,11 @@
-//! A message on its way to connections, and how it travels from the projection to every api process.
+//! Messages on their way to connections, and their encoding between the projection and api
+//! processes.
 
 use axum::extract::ws::Utf8Bytes;
 
 use crate::platform::kafka::PartitionId;
 
-/// Values above this are not published: receivers are told that there is something, and read it.
+/// Values above this size are not published; receivers are notified and read them from Postgres.
 const MAX_PUBLISHED_BYTES: usize = 64 << 10;
 
 /// A message.
@@ -12,22 +13,23 @@ const MAX_PUBLISHED_BYTES: usize = 64 << 10;
 pub struct Item {
     pub partition_id: PartitionId,
     pub offset: i64,
-    /// The one before it for its receiver in its partition; -1 for the first.
+    /// Offset of the receiver's previous message in the partition; -1 for the first.
     pub prev: i64,
-    /// JSON as it was produced.
+    /// JSON as produced.
     pub value: Utf8Bytes,
 }
 
-/// What is said to a receiver's connections.
+/// Notice to a receiver's connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
     Item(Item),
-    /// There is a message up to here.
+    /// There are messages up to this offset.
     Head(PartitionId, i64),
 }
 
 impl Notice {
-    /// `EPOCH PARTITION OFFSET PREV` and, after a newline, the value; without a value a head.
+    /// Encodes a notice: `EPOCH PARTITION OFFSET PREV` and, after a newline, the value. A notice
+    /// without a value is a head.
     pub fn encode(partition_id: PartitionId, offset: i64, prev: i64, value: &str) -> Vec<u8> {
         let PartitionId { epoch, partition } = partition_id;
         let value = if value.len() > MAX_PUBLISHED_BYTES { "" } else { value };

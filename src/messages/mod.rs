@@ -1,6 +1,8 @@
-//! Messages: what is written to the topic `message`, over HTTP or by anybody's producer, reaches every open
-//! WebSocket and event stream of its receiver, over any number of processes: none lost, none to anybody
-//! else, and each at the next connect where nobody was there. Postgres keeps them; Redis carries the news.
+//! Messages: delivers every record of the topic `message`, written over HTTP or by any producer, to
+//! all open WebSockets and event streams of its receiver, across any number of processes. No
+//! message is lost or delivered to another receiver. A message sent while its receiver has no
+//! connection is delivered on the next connection. Postgres stores messages; Redis notifies the api
+//! processes.
 
 mod acks;
 mod addresses;
@@ -46,12 +48,12 @@ use crate::platform::{
     kafka::{self, Producer, TopicSpec, TopicsReady, dead_letter},
 };
 
-/// The topic of messages, before the prefix.
+/// Topic of messages, without the prefix.
 pub const TOPIC: &str = "message";
-/// The topic of what happens to messages, before the prefix.
+/// Topic of events about messages, without the prefix.
 pub const EVENTS_TOPIC: &str = "message-events";
 
-/// The room's topics.
+/// Returns the topics of this capability.
 pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
     let setting = |name, value: &str| (name, value.to_owned());
     let message = TopicSpec {
@@ -62,14 +64,14 @@ pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
             setting("message.timestamp.type", "LogAppendTime"),
             setting("retention.ms", &config.topic_retention_ms.to_string()),
         ],
-        // All records share a key: compaction would keep only the last of them.
+        // All records share one key, so compaction would keep only the last of them.
         required: vec![("cleanup.policy", "delete")],
-        remedy: "set `messages.partitions` to what the topic has".to_owned(),
+        remedy: "set `messages.partitions` to the partition count of the topic".to_owned(),
     };
     let mut specs = vec![message];
     if config.undelivered_after_ms > 0 {
         let mut events = TopicSpec { name: kafka.topic(EVENTS_TOPIC), ..specs[0].clone() };
-        // An event is its message and something more.
+        // An event contains its message and further fields.
         let max_bytes = kafka.producer.max_message_bytes.saturating_add(2 * dead_letter::ROOM_BYTES);
         events.settings.push(setting("max.message.bytes", &max_bytes.to_string()));
         specs.push(events);
@@ -78,17 +80,18 @@ pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
     specs
 }
 
-/// The Redis channel on which a receiver's messages are announced.
+/// Returns the Redis channel for notices of a receiver's messages.
 fn channel(key_prefix: &str, receiver: &str) -> String {
     format!("{key_prefix}messages:to:{receiver}")
 }
 
-/// The Redis channel on which api processes learn that messages were stored and not announced.
+/// Returns the Redis channel that notifies api processes of messages that were stored but not
+/// announced.
 fn missed_channel(key_prefix: &str) -> String {
     format!("{key_prefix}messages:missed")
 }
 
-/// The room's part of the api role. Cheap to clone.
+/// The messages capability in the api role. Cheap to clone.
 #[derive(Clone)]
 pub struct Messages {
     inner: Arc<Inner>,
@@ -104,7 +107,7 @@ struct Inner {
     open: Option<Open>,
 }
 
-/// The open connections of a process. Cheap to clone.
+/// Open connections of a process. Cheap to clone.
 #[derive(Clone)]
 pub struct Open {
     pub hub: Arc<Hub>,
@@ -112,7 +115,7 @@ pub struct Open {
     acks: Arc<Acks>,
 }
 
-/// What serves open connections; `None` without a pool.
+/// Creates the state that serves open connections, or `None` without a pool.
 pub fn connections(
     config: &Config,
     key_prefix: &str,
@@ -127,7 +130,7 @@ pub fn connections(
 }
 
 impl Open {
-    /// Notes what was delivered and who is connected until the stop, then closes all connections.
+    /// Stores acknowledgements and presence until the stop, then closes all connections.
     pub async fn run(self, grace: Duration) -> Result<(), String> {
         let store = self.hub.store.clone();
         let presence = self.hub.presence.clone();
@@ -140,14 +143,14 @@ impl Open {
             presence.retire().await;
         }
         if let Err(error) = self.acks.write(&store).await {
-            tracing::warn!(error = %error, "the last deliveries could not be noted; they are repeated");
+            tracing::warn!(error = %error, "storing the last acknowledgements failed, messages will be repeated");
         }
         Ok(())
     }
 }
 
 impl Messages {
-    /// Without connections messages are taken and not handed out.
+    /// Without `open`, messages are accepted but not delivered.
     pub fn new(
         config: Config,
         http: HttpConfig,
@@ -160,7 +163,7 @@ impl Messages {
         Self { inner: Arc::new(Inner { topic, producer, topics_ready, http, config, open }) }
     }
 
-    /// What must be run for open connections.
+    /// Returns the connection state, whose tasks the caller must run.
     pub fn open(&self) -> Option<&Open> {
         self.inner.open.as_ref()
     }

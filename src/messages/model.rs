@@ -1,4 +1,4 @@
-//! A message as it comes in, and what is wrong with it.
+//! Parses and checks messages.
 
 use std::borrow::Cow;
 
@@ -10,44 +10,44 @@ use crate::platform::http::{Code, Problem, json};
 /// Longest id, in bytes.
 pub const MAX_ID_BYTES: usize = 255;
 
-/// A message that nobody has looked at yet. Further fields travel with it.
+/// A message to send. Additional fields are stored and delivered unchanged.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Message)]
 pub struct Draft<'a> {
-    /// The conversation. Not empty.
+    /// Conversation id. Not empty.
     #[serde(borrow, default)]
     #[schema(min_length = 1, max_length = 255)]
     chat_id: Cow<'a, str>,
-    /// Who says it. Not empty.
+    /// Sender id. Not empty.
     #[serde(borrow, default)]
     #[schema(min_length = 1, max_length = 255)]
     sender_id: Cow<'a, str>,
-    /// Who is to get it. Not empty.
+    /// Receiver id. Not empty.
     #[serde(borrow, default)]
     #[schema(min_length = 1, max_length = 255)]
     receiver_id: Cow<'a, str>,
-    /// What is said. Not empty.
+    /// Message text. Not empty.
     #[serde(borrow, default)]
     #[schema(min_length = 1)]
     content: Cow<'a, str>,
 }
 
-/// What of a record of any producer matters here.
+/// The part of any producer's record that postrider needs.
 #[derive(Debug, Deserialize)]
 struct Addressed<'a> {
     #[serde(rename = "receiverId", borrow, default)]
     receiver_id: Cow<'a, str>,
 }
 
-/// Why an id names nobody.
+/// Error of an invalid id.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
     #[error("`{0}` is missing or empty")]
     Missing(&'static str),
-    #[error("`{0}` has a null character, which cannot be stored")]
+    #[error("`{0}` must not contain a null character")]
     Nul(&'static str),
-    #[error("`{0}` has {1} bytes, the limit is {MAX_ID_BYTES}")]
+    #[error("`{0}` must have at most {MAX_ID_BYTES} bytes (got {1})")]
     TooLong(&'static str, usize),
 }
 
@@ -61,7 +61,7 @@ impl From<Flaw> for Problem {
     }
 }
 
-/// Checks the body of a message, and returns whom it is for.
+/// Checks the body of a message and returns its receiver.
 pub fn check(body: &[u8]) -> Result<Cow<'_, str>, Problem> {
     let Draft { chat_id, sender_id, receiver_id, content } = json::parse_object(body)?;
     for (name, id) in [("chatId", &chat_id), ("senderId", &sender_id), ("receiverId", &receiver_id)] {
@@ -74,14 +74,14 @@ pub fn check(body: &[u8]) -> Result<Cow<'_, str>, Problem> {
     }
 }
 
-/// Whom a record is for, whoever wrote it.
+/// Returns the receiver of a record of any producer.
 pub fn receiver(value: &[u8]) -> Result<Cow<'_, str>, Problem> {
     let Addressed { receiver_id } = json::parse_object(value)?;
     check_id("receiverId", &receiver_id)?;
     Ok(receiver_id)
 }
 
-/// Whether this can be the id of somebody.
+/// Checks that a text can be an id: not empty, no null character, at most [`MAX_ID_BYTES`] bytes.
 pub fn check_id(name: &'static str, id: &str) -> Result<(), Flaw> {
     match id.len() {
         0 => Err(Flaw::Missing(name)),
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_or_cannot_be_stored_is_named() {
+    fn missing_or_unstorable_fields_are_rejected() {
         let with = |field: &str, value: &str| {
             let mut body = serde_json::json!({"chatId": "c", "senderId": "s", "receiverId": "r", "content": "x"});
             body[field] = serde_json::from_str(value).unwrap();
@@ -110,8 +110,8 @@ mod tests {
             }
         }
         assert_eq!(with("receiverId", &format!("\"{}\"", "x".repeat(256))), Err(Code::InvalidField));
-        let doubled = br#"{"chatId":"c","senderId":"s","receiverId":"r","receiverId":"q","content":"x"}"#;
-        assert_eq!(check(doubled).unwrap_err().code, Code::InvalidRequest, "one message, one receiver");
+        let duplicate_field = br#"{"chatId":"c","senderId":"s","receiverId":"r","receiverId":"q","content":"x"}"#;
+        assert_eq!(check(duplicate_field).unwrap_err().code, Code::InvalidRequest, "duplicate fields are rejected");
         assert_eq!(check(b"[]").unwrap_err().code, Code::InvalidRequest);
         assert_eq!(receiver(br#"{"receiverId":"r"}"#).unwrap(), "r");
     }

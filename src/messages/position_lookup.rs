@@ -1,8 +1,7 @@
-//! Where receivers are, asked for many of them in one go.
+//! Looks up the positions of receivers, many with one query.
 //!
-//! When a process ends, its clients come to the others within a second or two: with a query for each of
-//! them Postgres would be busy for longer than that. Who comes while one question is under way waits for
-//! its answer, and goes with the next.
+//! When a process stops, its clients reconnect to the others within a second or two; one query each
+//! would keep Postgres busy for longer. Lookups that arrive during a query share the next one.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,64 +12,64 @@ use tokio::{
 
 use super::{cursor::Cursor, store::Store};
 
-/// Receivers of one query at most.
+/// Maximum number of receivers per query.
 const MAX_TOGETHER: usize = 256;
-/// Receivers that wait to be asked for; beyond it, connections wait to get here.
+/// Maximum number of queued lookups; beyond it, connections wait to enqueue.
 const QUEUE: usize = 4_096;
-/// For the query under way and the next.
-const PATIENCE: Duration = Duration::from_secs(12);
+/// Timeout of a lookup; covers the current query and the next.
+const TIMEOUT: Duration = Duration::from_secs(12);
 
-/// A receiver.
+/// Position of a receiver.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReceiverPosition {
-    /// The last message of each partition.
+    /// Last message of each partition.
     pub last: Cursor,
-    /// Up to where it is known to have got them.
+    /// Last message of each partition that is known to be delivered.
     pub delivered: Cursor,
 }
 
 type Found = Result<ReceiverPosition, String>;
 
-struct Question {
+struct Lookup {
     receiver: Arc<str>,
     answer: oneshot::Sender<Found>,
 }
 
-/// Where questions are put, and answered from.
+/// Queue of lookups.
 pub struct PositionLookup {
-    sender: mpsc::Sender<Question>,
-    questions: Mutex<mpsc::Receiver<Question>>,
+    sender: mpsc::Sender<Lookup>,
+    lookups: Mutex<mpsc::Receiver<Lookup>>,
 }
 
 impl Default for PositionLookup {
     fn default() -> Self {
-        let (sender, questions) = mpsc::channel(QUEUE);
-        Self { sender, questions: Mutex::new(questions) }
+        let (sender, lookups) = mpsc::channel(QUEUE);
+        Self { sender, lookups: Mutex::new(lookups) }
     }
 }
 
 impl PositionLookup {
-    /// Where a receiver is, or why Postgres cannot say.
+    /// Returns the position of a receiver, or the error of Postgres.
     pub async fn find(&self, receiver: Arc<str>) -> Found {
         let (answer, found) = oneshot::channel();
         let asked = async {
-            self.sender.send(Question { receiver, answer }).await.ok()?;
+            self.sender.send(Lookup { receiver, answer }).await.ok()?;
             found.await.ok()
         };
-        let found = timeout(PATIENCE, asked).await.ok().flatten();
-        found.unwrap_or_else(|| Err("no answer in time".to_owned()))
+        let found = timeout(TIMEOUT, asked).await.ok().flatten();
+        found.unwrap_or_else(|| Err("the position lookup timed out".to_owned()))
     }
 
-    /// Asks, again and again.
+    /// Answers lookups; runs forever.
     pub async fn answer_forever(&self, store: &Store) {
-        let mut questions = self.questions.lock().await;
+        let mut lookups = self.lookups.lock().await;
         let mut together = Vec::with_capacity(MAX_TOGETHER);
-        while questions.recv_many(&mut together, MAX_TOGETHER).await > 0 {
-            // Who went away meanwhile needs no answer.
-            together.retain(|question| !question.answer.is_closed());
-            let receivers: Vec<&str> = together.iter().map(|question| &*question.receiver).collect();
+        while lookups.recv_many(&mut together, MAX_TOGETHER).await > 0 {
+            // Skips connections that have closed meanwhile.
+            together.retain(|lookup| !lookup.answer.is_closed());
+            let receivers: Vec<&str> = together.iter().map(|lookup| &*lookup.receiver).collect();
             let found = store.positions(&receivers).await.map_err(|error| error.to_string());
-            for Question { receiver, answer } in together.drain(..) {
+            for Lookup { receiver, answer } in together.drain(..) {
                 let position = found.as_ref().map(|positions| positions.get(&*receiver).cloned().unwrap_or_default());
                 let _ = answer.send(position.map_err(Clone::clone));
             }

@@ -1,5 +1,5 @@
-//! The projection: batches of the topic into Postgres, each message once; then
-//! the news of them to whoever is connected.
+//! Projection of messages: stores batches of the topic in Postgres, each message once, then
+//! publishes them to connected receivers.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -24,7 +24,7 @@ use crate::platform::{
     query::Error,
 };
 
-/// The messages room's part of the processor role.
+/// The messages capability in the processor role.
 pub struct Projector {
     store: Store,
     appender: Appender,
@@ -33,7 +33,7 @@ pub struct Projector {
 }
 
 impl Projector {
-    /// The second half stores what partitions bring.
+    /// Returns the projector and the writer that stores its batches.
     pub fn new(config: &Config, pool: PgPool, publisher: Arc<Publisher>) -> (Arc<Self>, Writer) {
         let (store, epoch) = (Store::new(pool), config.epoch);
         let (appender, writer) = Appender::new(store.clone(), epoch);
@@ -46,7 +46,7 @@ impl Projector {
 
     fn announce(&self, partition_id: PartitionId, rows: &[Row], appended: &Appended) {
         let mut stored = appended.offsets.iter().zip(&appended.prevs).peekable();
-        // Both are in the order of offsets.
+        // Both lists are in the order of offsets.
         let news = rows.iter().filter_map(|row| {
             let (_, &prev) = stored.next_if(|(offset, _)| **offset == row.offset)?;
             Some(News { receiver: &row.receiver_id, offset: row.offset, prev, value: &row.value })
@@ -68,7 +68,7 @@ impl Project for Projector {
 
     async fn begin(&self, partition: i32, low: i64) -> Result<i64, Error> {
         let next = self.store.begin(self.partition_id(partition), low).await?;
-        // Whoever had the partition before may have ended between storing and announcing.
+        // The previous owner of the partition may have stopped between storing and announcing.
         self.publisher.suspect_missed();
         Ok(next)
     }
@@ -99,14 +99,15 @@ impl Project for Projector {
             Err(refused) => return Ok(Err(refused)),
         };
         projection.advance(partition, next, appended.moved).await?;
-        // Whether those that were stored before were announced, nobody knows.
+        // Messages that were stored earlier may not have been announced, so announce their
+        // positions.
         let known = if appended.moved { from } else { next };
         self.announce_heads(partition_id, rows.iter().filter(|row| row.offset < known));
         let fresh = appended.offsets.len();
-        let taken_again = rows.len().saturating_sub(fresh);
+        let duplicates = rows.len().saturating_sub(fresh);
         self.announce(partition_id, rows, &appended);
         counter!("postrider_messages_stored_total").increment(fresh as u64);
-        counter!("postrider_messages_duplicate_records_total").increment(taken_again as u64);
+        counter!("postrider_messages_duplicate_records_total").increment(duplicates as u64);
         Ok(Ok(()))
     }
 }

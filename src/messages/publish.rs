@@ -1,7 +1,8 @@
-//! Tells api processes through Redis what was stored.
+//! Publishes stored messages to api processes through Redis.
 //!
-//! It never holds up the projection: what cannot be published in time is dropped. As soon as Redis answers again, all
-//! api processes are told that announcements are missing, and look in Postgres for what their connections lack.
+//! Publishing never delays the projection: notices that cannot be queued are dropped. Once Redis
+//! answers again, all api processes are notified that notices are missing, and read the messages of
+//! their connections from Postgres.
 
 use std::{
     sync::{
@@ -22,28 +23,28 @@ use super::{channel, item::Notice, missed_channel};
 use crate::platform::kafka::PartitionId;
 use crate::platform::redis::Redis;
 
-/// Batches that wait for Redis.
+/// Maximum number of queued batches.
 const WAITING_BATCHES: usize = 32;
-/// Those that go to it together: partitions have batches of their own, which are small.
+/// Maximum number of batches sent to Redis together, because batches of one partition are small.
 const TOGETHER: usize = 16;
-/// Pause before api processes are told that announcements are missing, and before that is tried again.
+/// Interval at which missing notices are reported to api processes, and at which that is retried.
 const MISSED_PAUSE: Duration = Duration::from_millis(250);
 
-/// The projection's end of it.
+/// The publisher of a projection.
 pub struct Publisher {
     key_prefix: String,
     sender: mpsc::Sender<Vec<Cmd>>,
     receiver: Mutex<mpsc::Receiver<Vec<Cmd>>>,
-    /// Announcements are missing, or may be, and api processes have not been told.
+    /// True if notices are or may be missing and api processes have not been notified.
     missed: AtomicBool,
 }
 
-/// One message that was stored.
+/// A stored message.
 pub struct News<'a> {
     pub receiver: &'a str,
     pub offset: i64,
     pub prev: i64,
-    /// Empty to say no more than that there is something.
+    /// Empty to announce only the position.
     pub value: &'a str,
 }
 
@@ -53,14 +54,15 @@ impl Publisher {
         Arc::new(Self { key_prefix, sender, receiver: Mutex::new(receiver), missed: AtomicBool::new(false) })
     }
 
-    /// Has api processes look for messages that a process may have stored before it could announce them.
+    /// Makes api processes look for messages that a previous owner may have stored but not
+    /// announced.
     pub fn suspect_missed(&self) {
         self.missed.store(true, Relaxed);
-        // Wakes `run`, which is awake where there is no room.
+        // Wakes `run`. If the queue is full, `run` is awake already.
         let _ = self.sender.try_send(Vec::new());
     }
 
-    /// Takes the news of one batch, in order, or drops them.
+    /// Queues the notices of one batch in order, or drops them if the queue is full.
     pub fn publish<'a>(&self, partition_id: PartitionId, news: impl Iterator<Item = News<'a>>) {
         let command = |news: News<'_>| {
             let mut publish = redis::cmd("PUBLISH");
@@ -75,7 +77,7 @@ impl Publisher {
         }
     }
 
-    /// Publishes what waits, again and again.
+    /// Publishes queued notices; runs forever.
     pub async fn run(self: Arc<Self>, redis: watch::Receiver<Option<Redis>>) {
         let mut batches = self.receiver.lock().await;
         let mut waiting = Vec::with_capacity(TOGETHER);
@@ -100,7 +102,7 @@ impl Publisher {
         let failed = answers.iter().filter(|answer| answer.is_err()).count() as u64;
         counter!("postrider_messages_published_total").increment(count - failed);
         if let Some(Err(error)) = answers.iter().find(|answer| answer.is_err()) {
-            tracing::debug!(error = %error, failed, "messages were stored and not announced");
+            tracing::debug!(error = %error, failed, "publishing stored messages failed");
             self.lost(failed);
         }
     }
@@ -108,12 +110,12 @@ impl Publisher {
     async fn announce_missed(&self, redis: &watch::Receiver<Option<Redis>>) {
         let connected = redis.borrow().clone();
         let Some(mut redis) = connected else { return };
-        // Before it is sent, so that what is lost meanwhile is told of as well.
+        // Reset before sending, so that notices lost meanwhile set it again.
         self.missed.store(false, Relaxed);
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(missed_channel(&self.key_prefix)).arg("");
         if let Err(error) = publish.query_async::<()>(&mut redis).await {
-            tracing::debug!(error = %error, "api processes could not be told of missing announcements");
+            tracing::debug!(error = %error, "publishing the missed-messages notice failed");
             self.missed.store(true, Relaxed);
         }
     }

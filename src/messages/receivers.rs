@@ -1,5 +1,6 @@
-//! The bound on receivers in Postgres. Every message names its receiver, and each new name
-//! is a row until its receiver has had no message for long, so that names could be made up until the disk is full.
+//! Limits the number of receivers in Postgres. Every message names a receiver, and each new name
+//! becomes a row until the receiver has had no message for long; without a limit, invented names
+//! could fill the disk.
 
 use std::{
     sync::Arc,
@@ -14,12 +15,12 @@ use crate::platform::{
 };
 
 const RECEIVERS: Table = Table { name: "message_receivers", row_bytes: "0" };
-/// The shortest time between two looks. Names come slowly, compared with what a bound has room for.
+/// Shortest interval between counts. New names arrive slowly compared with the limit.
 const LOOK: Duration = Duration::from_secs(5);
-/// Seconds after which a refused message may come again: receivers are forgotten once a day.
+/// Seconds after which a refused message may be retried. Idle receivers are deleted once a day.
 const RETRY_AFTER_S: u32 = 60;
 
-/// The bound on receivers, as one api process knows it.
+/// The limit on receivers and the latest count of an api process.
 pub struct Receivers {
     bound: Arc<Bound>,
     store: Store,
@@ -30,21 +31,21 @@ impl Receivers {
         Arc::new(Self { bound: Bound::new("receivers", limit), store })
     }
 
-    /// Admits a message, or refuses it where the bound is reached and its receiver is a new one. Below the bound nothing is
-    /// asked.
+    /// Admits a message, or refuses it if the limit is reached and its receiver is new. Below the
+    /// limit no query is needed.
     pub async fn admit(&self, receiver: &str) -> Result<(), Problem> {
         if self.bound.has_room(1) || self.store.knows(receiver).await.map_err(|error| unreachable(&error))? {
             return Ok(());
         }
         self.bound.count_refusal();
         let detail = format!(
-            "`{receiver}` has had no message yet, and there are {} receivers, the limit of `messages.max_receivers`; nothing was stored",
+            "`{receiver}` is new and {} receivers exist, the limit (`messages.max_receivers`); nothing was stored",
             self.bound.limit()
         );
         Err(Problem { retry_after_s: Some(RETRY_AFTER_S), ..Problem::new(Code::TooManyReceivers, detail) })
     }
 
-    /// Counts again and again; never ends by itself. Without a limit there is nothing to count for.
+    /// Counts receivers repeatedly; runs forever. Without a limit it does not count.
     pub async fn watch(self: Arc<Self>) {
         if self.bound.limit() == 0 {
             return std::future::pending().await;
@@ -54,7 +55,7 @@ impl Receivers {
             let look = self.bound.look();
             match RECEIVERS.measure(self.store.pool()).await {
                 Ok(size) => self.bound.set(look, size.rows),
-                Err(error) => tracing::debug!(error = %error, "could not count receivers"),
+                Err(error) => tracing::debug!(error = %error, "counting receivers failed"),
             }
             tokio::time::sleep(pause_after(begun, LOOK)).await;
         }

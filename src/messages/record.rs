@@ -1,4 +1,4 @@
-//! What one record of the topic means to the tables.
+//! Converts a record of the topic into a row.
 
 use uuid::Uuid;
 
@@ -12,12 +12,12 @@ use crate::platform::{
     kafka::{batch::Record, dead_letter::Reason, event},
 };
 
-/// The latest time that can be written as RFC 3339, in milliseconds since the epoch.
+/// Latest time that RFC 3339 can represent, in milliseconds since the Unix epoch.
 const MAX_CREATED_MS: i64 = 253_402_300_799_999;
-/// The namespace of event ids derived from a record's place.
-const PLACE_NAMESPACE: Uuid = Uuid::from_u128(0x8c1f_02d6_5a3b_5e47_b0aa_93cf_6d21_7e58);
+/// Namespace of event ids that are derived from a record's position.
+const POSITION_NAMESPACE: Uuid = Uuid::from_u128(0x8c1f_02d6_5a3b_5e47_b0aa_93cf_6d21_7e58);
 
-/// The row of a record, or why no message can be made of it.
+/// Returns the row of a record, or the reason why the record is not a valid message.
 pub fn row(record: &Record<'_>, partition_id: PartitionId) -> Result<Row, Reason> {
     let Some(value) = record.value() else {
         return Err(Reason { class: "no_value", message: "the record has no value".to_owned() });
@@ -36,18 +36,18 @@ pub fn row(record: &Record<'_>, partition_id: PartitionId) -> Result<Row, Reason
         event_id: event_id(record, partition_id).to_string(),
         offset: record.offset(),
         receiver_id: receiver.into_owned(),
-        // Parsed as JSON already, so it is UTF-8.
+        // The value was parsed as JSON, so it is UTF-8.
         value: String::from_utf8_lossy(value).into_owned(),
         created_ms: record.timestamp_ms().clamp(0, MAX_CREATED_MS),
     })
 }
 
-/// The id that the writer gave it; where there is none, as in records of other producers, one that is
-/// the same whenever this record is read.
+/// Returns the event id that the producer set. Records of other producers have none; their id is
+/// derived from the position, so it is the same on every read.
 fn event_id(record: &Record<'_>, partition_id: PartitionId) -> Uuid {
     let given = record.header(event::ID).and_then(|id| Uuid::try_parse_ascii(id).ok());
     given.unwrap_or_else(|| {
-        let place = format!("{}/{}@{}", partition_id.epoch, partition_id.partition, record.offset());
-        Uuid::new_v5(&PLACE_NAMESPACE, place.as_bytes())
+        let position = format!("{}/{}@{}", partition_id.epoch, partition_id.partition, record.offset());
+        Uuid::new_v5(&POSITION_NAMESPACE, position.as_bytes())
     })
 }

@@ -1,4 +1,4 @@
-//! What waits for one connection.
+//! Send queue of one connection.
 
 use std::{
     collections::VecDeque,
@@ -14,15 +14,15 @@ use tokio::sync::Notify;
 use super::item::Notice;
 use crate::platform::memory::{Lease, budgets};
 
-/// Bytes that may wait for one connection while memory is tight.
+/// Maximum size of a send queue while memory is tight, in bytes.
 pub const TIGHT_BYTES: usize = 8 << 10;
 
-/// Why a connection is to end.
+/// Why a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// The process stops. The client may come back after so many milliseconds.
+    /// The process is stopping. The client may reconnect after this many milliseconds.
     Stop { retry_after_ms: u64 },
-    /// Nothing was heard of the client for too long.
+    /// The client has been silent for too long.
     Idle,
 }
 
@@ -30,9 +30,9 @@ pub enum Ending {
 pub struct SendQueue {
     waiting: Mutex<Waiting>,
     woken: Notify,
-    /// Bytes that may wait.
+    /// Maximum size in bytes.
     budget: usize,
-    /// Milliseconds without a word from the client, as the hub counts them.
+    /// Milliseconds since the client's last frame, as counted by the hub.
     silent_ms: AtomicU64,
     since_ping_ms: AtomicU64,
 }
@@ -41,15 +41,15 @@ pub struct SendQueue {
 struct Waiting {
     notices: VecDeque<Arc<Notice>>,
     bytes: usize,
-    /// For those bytes.
+    /// Memory reserved for `bytes`.
     lease: Option<Lease>,
-    /// There may be messages in Postgres that are not among the notices.
+    /// True if Postgres may have messages that are not among the notices.
     behind: bool,
     ping: bool,
     ending: Option<Ending>,
 }
 
-/// What a connection is to do next.
+/// Next action of a connection.
 pub enum Next {
     Notice(Arc<Notice>),
     CatchUp,
@@ -61,7 +61,7 @@ impl Waiting {
     fn take_memory(&mut self, bytes: usize) -> bool {
         match &mut self.lease {
             Some(lease) => {
-                // What was taken out since leaves room.
+                // The reservation may exceed `bytes` after notices were taken.
                 let needed = (self.bytes + bytes).saturating_sub(lease.bytes());
                 needed == 0 || lease.grow(needed)
             }
@@ -80,7 +80,8 @@ impl SendQueue {
         Self { waiting: Mutex::new(waiting), woken: Notify::new(), budget, silent_ms, since_ping_ms }
     }
 
-    /// Adds a notice. Where too much waits, all of it is dropped and read again instead.
+    /// Adds a notice. If the queue exceeds its budget, all notices are dropped and the connection
+    /// reads from Postgres instead.
     pub fn push(&self, notice: &Arc<Notice>) {
         let bytes = match &**notice {
             Notice::Item(item) => item.value.len() + size_of::<Notice>(),
@@ -99,7 +100,7 @@ impl SendQueue {
         self.woken.notify_one();
     }
 
-    /// Has the connection read what it may have missed.
+    /// Makes the connection read messages that it may have missed.
     pub fn fall_behind(&self) {
         self.waiting().behind = true;
         self.woken.notify_one();
@@ -110,7 +111,7 @@ impl SendQueue {
         self.woken.notify_one();
     }
 
-    /// Takes what comes next: the end before everything, and what may have been missed before what is new.
+    /// Takes the next action: the ending first, then a ping, then a catch-up read, then notices.
     pub fn take(&self) -> Option<Next> {
         let mut waiting = self.waiting();
         if let Some(ending) = waiting.ending {
@@ -128,13 +129,13 @@ impl SendQueue {
         }
         waiting.bytes = waiting.bytes.saturating_sub(size_of::<Notice>());
         if waiting.notices.is_empty() {
-            // An idle connection keeps no room.
+            // An idle connection keeps no memory.
             (waiting.notices, waiting.lease) = (VecDeque::new(), None);
         }
         Some(Next::Notice(notice))
     }
 
-    /// Has the connection look around.
+    /// Wakes the connection.
     pub fn wake(&self) {
         self.woken.notify_one();
     }
@@ -144,12 +145,13 @@ impl SendQueue {
         self.woken.notified().await;
     }
 
-    /// The client said something.
+    /// Records that the client sent a frame.
     pub fn heard(&self) {
         self.silent_ms.store(0, Relaxed);
     }
 
-    /// Time goes by: called by the hub for all connections, instead of a timer for each.
+    /// Advances the timers. The hub calls this for all connections, which replaces a timer for
+    /// each.
     pub fn tick(&self, elapsed: Duration, ping_interval: Duration, idle_timeout: Duration) {
         let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
         let silent_ms = self.silent_ms.fetch_add(elapsed_ms, Relaxed) + elapsed_ms;
@@ -180,10 +182,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_the_budget_is_read_again_instead() {
+    fn exceeding_the_budget_triggers_a_catch_up_read() {
         let queue = SendQueue::new(1_000);
         assert!(queue.take().is_none());
-        // One alone is taken, whatever its size.
+        // A single notice is accepted, whatever its size.
         queue.push(&notice(1, 5_000));
         assert!(matches!(queue.take(), Some(Next::Notice(_))));
         (2..10).for_each(|offset| queue.push(&notice(offset, 100)));
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_silent_is_pinged_and_then_ended() {
+    fn a_silent_client_is_pinged_and_then_ended() {
         let (queue, second) = (SendQueue::new(1), Duration::from_secs(1));
         queue.tick(second, 2 * second, 4 * second);
         assert!(queue.take().is_none());

@@ -1,4 +1,5 @@
-//! One WebSocket: plain, where every frame is a message, or `postrider.v1`, where it says more.
+//! Serves one WebSocket: plain, where every frame is a message, or with the subprotocol
+//! `postrider.v1`, which adds cursors and acknowledgements.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,26 +20,26 @@ use super::{
 
 /// The subprotocol with cursors and acknowledgements.
 pub const PROTOCOL: &str = "postrider.v1";
-/// Steps between two looks at what the client says.
+/// Maximum number of steps sent before incoming frames are read.
 const STEPS: usize = 64;
-/// For the client's own close, after ours.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+/// Maximum wait for the client's close frame after the server's.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A connection.
+/// A WebSocket connection.
 pub struct Connection {
     follower: Follower,
     acks: Arc<Acks>,
     cursors: bool,
-    /// A ping that is not answered yet, and what was sent before it.
+    /// Unanswered ping, with the cursor of the messages sent before it.
     ping: Option<(u32, Cursor)>,
     pings: u32,
-    /// Something was sent after the last ping that proves arrival.
+    /// True if a message was sent after the last ping.
     unproven: bool,
-    /// When the second began in which so many frames came.
+    /// Start of the current second, and the number of frames received in it.
     frames: (Instant, u32),
 }
 
-/// How a connection ends.
+/// Close code and reason.
 struct Close {
     code: u16,
     reason: String,
@@ -51,52 +52,52 @@ impl Close {
 }
 
 #[derive(Deserialize)]
-struct Said {
+struct ClientFrame {
     ack: Option<String>,
 }
 
 impl Connection {
-    /// With `cursors` it speaks the subprotocol.
+    /// With `cursors`, the connection uses the subprotocol.
     pub fn new(follower: Follower, acks: Arc<Acks>, cursors: bool) -> Self {
         let frames = (Instant::now(), 0);
         Self { follower, acks, cursors, ping: None, pings: 0, unproven: false, frames }
     }
 
-    /// Serves it until it ends.
+    /// Serves the connection until it ends.
     pub async fn run(mut self, mut socket: WebSocket) {
         let close = self.serve(&mut socket).await.err().flatten();
-        let _ = timeout(CLOSE_PATIENCE, async {
+        let _ = timeout(CLOSE_TIMEOUT, async {
             if let Some(Close { code, reason }) = close {
                 counter!("postrider_messages_closed_connections_total", "code" => code.to_string()).increment(1);
                 socket.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await?;
             }
-            // The library answers the client's own close while it is asked for more.
-            while socket.next().await.is_some_and(|said| said.is_ok()) {}
+            // The library completes the closing handshake while frames are read.
+            while socket.next().await.is_some_and(|frame| frame.is_ok()) {}
             Ok::<_, axum::Error>(())
         })
         .await;
     }
 
-    /// Ends with what the client is to be told, or with nothing where it has gone.
+    /// Serves until an error: the close to send, or `None` if the client has disconnected.
     async fn serve(&mut self, socket: &mut WebSocket) -> Result<(), Option<Close>> {
         loop {
             let more = self.send_some(socket).await?;
             let queue = self.follower.subscription.queue.clone();
             if more {
-                // Neither side is to wait for the other to have nothing to say.
-                while let Some(said) = socket.next().now_or_never() {
-                    self.hear(said)?;
+                // Incoming frames are handled even while there is always more to send.
+                while let Some(frame) = socket.next().now_or_never() {
+                    self.handle(frame)?;
                 }
                 continue;
             }
             tokio::select! {
                 () = queue.woken() => {}
-                said = socket.next() => self.hear(said)?,
+                frame = socket.next() => self.handle(frame)?,
             }
         }
     }
 
-    /// Sends what there is, up to a number of steps; whether there is more.
+    /// Sends pending steps, up to `STEPS`. Returns true if there may be more.
     async fn send_some(&mut self, socket: &mut WebSocket) -> Result<bool, Option<Close>> {
         let (mut sent, mut more) = (0, true);
         while sent < STEPS {
@@ -138,7 +139,7 @@ impl Connection {
             Ok(Err(_)) => Err(None),
             Err(_) => {
                 counter!("postrider_messages_slow_connections_total").increment(1);
-                Err(Some(Close::new(close_code::AGAIN, "too slow; resume after the last id")))
+                Err(Some(Close::new(close_code::AGAIN, "client too slow; resume after the last id")))
             }
         }
     }
@@ -147,8 +148,9 @@ impl Connection {
         format!(r#"{{"id":"{}","type":"message","data":{value}}}"#, self.follower.cursor).into()
     }
 
-    /// The pong to it proves that everything sent before it has arrived. One that is not answered yet is
-    /// repeated: the pong of a client that needs longer than the time between pings would never count.
+    /// Returns the next ping. Its pong proves that everything sent before it has arrived. An
+    /// unanswered ping is repeated with the same number, because otherwise the pong of a client
+    /// slower than the ping interval would never count.
     fn next_ping(&mut self) -> Message {
         if self.ping.is_none() {
             self.pings = self.pings.wrapping_add(1);
@@ -158,11 +160,11 @@ impl Connection {
         Message::Ping(Bytes::copy_from_slice(&self.pings.to_be_bytes()))
     }
 
-    fn hear(&mut self, said: Option<Result<Message, axum::Error>>) -> Result<(), Option<Close>> {
-        let said = said.ok_or(None)?.map_err(|error| explain(&error))?;
+    fn handle(&mut self, frame: Option<Result<Message, axum::Error>>) -> Result<(), Option<Close>> {
+        let frame = frame.ok_or(None)?.map_err(|error| explain(&error))?;
         self.follower.subscription.queue.heard();
         self.count_frame()?;
-        match said {
+        match frame {
             Message::Close(_) => Err(None),
             Message::Pong(payload) => {
                 self.pong(&payload);
@@ -170,9 +172,9 @@ impl Connection {
             }
             Message::Text(text) if self.cursors => self.acknowledge(&text),
             Message::Binary(_) if self.cursors => {
-                Err(Some(Close::new(close_code::UNSUPPORTED, "text frames with JSON are expected")))
+                Err(Some(Close::new(close_code::UNSUPPORTED, "send text frames with JSON")))
             }
-            // What plain clients say has never meant anything.
+            // Frames of plain clients have no meaning.
             Message::Text(_) | Message::Binary(_) | Message::Ping(_) => Ok(()),
         }
     }
@@ -190,9 +192,9 @@ impl Connection {
 
     fn acknowledge(&mut self, text: &str) -> Result<(), Option<Close>> {
         let wrong = || Some(Close::new(close_code::INVALID, r#"expected {"ack":cursor}"#));
-        let said: Said = serde_json::from_str(text).map_err(|_| wrong())?;
-        // What is said beside it may mean something to a later version.
-        let Some(ack) = said.ack else { return Ok(()) };
+        let frame: ClientFrame = serde_json::from_str(text).map_err(|_| wrong())?;
+        // Ignores other fields, which a later version may define.
+        let Some(ack) = frame.ack else { return Ok(()) };
         let cursor: Cursor = ack.parse().map_err(|_| wrong())?;
         self.acks.add(&self.follower.subscription.receiver, &cursor.within(&self.follower.cursor));
         Ok(())
@@ -211,7 +213,7 @@ impl Connection {
     }
 }
 
-/// What a client is told that does not keep to the protocol.
+/// Returns the close for a client that violates the WebSocket protocol.
 fn explain(error: &axum::Error) -> Option<Close> {
     let inner = std::error::Error::source(error)?.downcast_ref::<Error>()?;
     let code = match inner {

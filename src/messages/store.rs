@@ -1,12 +1,13 @@
-//! Messages in Postgres.
+//! Stores and reads messages in Postgres.
 //!
-//! The statement that stores batches also moves the progress of their partitions, from where the writer thinks it
-//! is, and each receiver's last offset: a writer that was replaced stores nothing, and what readers see of a
-//! partition has no holes.
+//! The statement that stores batches also advances the progress of their partitions, provided that
+//! it equals the writer's expected value, and each receiver's last offset. A replaced writer
+//! therefore stores nothing, and readers see no holes in a partition.
 //!
-//! About once a second it also leaves a mark, which says from which offset on rows of a partition have which
-//! `stored_at`. The time is that of the transaction's start, and statements may take any time to commit; the
-//! mark is chosen under the lock of the progress, so that it holds nevertheless.
+//! About once a second the statement also inserts a mark: rows of a partition from this offset on
+//! have at least this `stored_at`. `stored_at` is the start of the transaction, and a commit may
+//! come any time later; the mark is chosen under the lock of the progress row, so it holds
+//! nevertheless.
 
 use std::collections::HashMap;
 
@@ -19,7 +20,7 @@ use crate::platform::{
     unknown::Unknown,
 };
 
-/// A message that is to be stored.
+/// A message to store.
 #[derive(Debug, Clone)]
 pub struct Row {
     /// A UUID.
@@ -28,41 +29,41 @@ pub struct Row {
     pub receiver_id: String,
     /// JSON as it was produced.
     pub value: String,
-    /// Milliseconds since the epoch.
+    /// Milliseconds since the Unix epoch.
     pub created_ms: i64,
 }
 
-/// Rows of one partition, and where its progress is before and after them.
+/// Rows of one partition, with its progress before and after them.
 #[derive(Debug)]
 pub struct Batch {
     pub partition: i32,
-    /// Rows below are stored already.
+    /// Expected progress: rows below are stored already.
     pub expected: i64,
     pub next: i64,
     pub rows: Vec<Row>,
 }
 
-/// What came of storing a batch.
+/// Result of storing a batch.
 #[derive(Debug, Default)]
 pub struct Appended {
-    /// Whether the progress was where the writer thinks. If not, nothing was stored.
+    /// False if the progress differs from the expected value; then nothing was stored.
     pub moved: bool,
-    /// Offsets of those that were not there yet, in order,
+    /// Offsets of the rows that were not duplicates, in order.
     pub offsets: Vec<i64>,
-    /// and the one before each for its receiver.
+    /// Offset of the previous message of the same receiver, for each of `offsets`.
     pub prevs: Vec<i64>,
 }
 
-/// A receiver's partition that has more than a reader has seen, with the next of it; or one that the reader
-/// knows and that was forgotten since.
+/// Next message of a partition in which the receiver has messages after the cursor; or a partition
+/// of the cursor whose receiver has been deleted.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Found {
     #[sqlx(try_from = "i64")]
     topic_epoch: u32,
     partition: i32,
-    /// The last message there; -1 where the receiver was forgotten.
+    /// Offset of the receiver's last message; -1 if the receiver was deleted.
     pub last: i64,
-    /// `None` when all of them are gone.
+    /// `None` if all messages after the cursor were deleted.
     pub offset: Option<i64>,
     pub prev: Option<i64>,
     pub value: Option<String>,
@@ -78,26 +79,27 @@ impl Found {
         self.last < 0
     }
 
-    /// Whether messages between the last one seen and this one are gone. Where the chain begins anew after it,
-    /// nobody knows: its receiver was forgotten, and that is a gap for whoever `resumes`.
+    /// Returns true if messages between the last one seen and this one were deleted. If the chain
+    /// starts anew after the cursor, the receiver was deleted meanwhile, which counts as a gap for
+    /// a client that `resumes`.
     pub fn is_after_gap(&self, seen: i64, resumes: bool) -> bool {
         let anew = |prev: i64| resumes && prev < 0 && seen >= 0;
         self.value.is_none() || self.prev.is_some_and(|prev| prev > seen || anew(prev))
     }
 }
 
-/// What a receiver has not got of one of its partitions.
+/// Unread messages of a receiver in one partition.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Unread {
     pub receiver_id: String,
     #[sqlx(try_from = "i64")]
     topic_epoch: u32,
     partition: i32,
-    /// The last message there.
+    /// Offset of the last message.
     pub last: i64,
-    /// Up to where it is known to have got them; `None` when nothing is known.
+    /// Offset of the last delivered message; `None` if unknown.
     pub delivered: Option<i64>,
-    /// Up to the limit.
+    /// Number of unread messages, up to the limit.
     pub unread: i64,
     pub oldest_ms: Option<i64>,
 }
@@ -108,11 +110,11 @@ impl Unread {
     }
 }
 
-/// How much is read of each partition at a time.
+/// Limits of a read, per partition.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub rows: u16,
-    /// At least one row comes, whatever its size.
+    /// At least one row is returned, whatever its size.
     pub bytes: usize,
 }
 
@@ -136,7 +138,7 @@ const APPEND: &str = r#"
         JOIN moved USING (partition)
         WHERE "offset" >= expected
     ), first AS (
-        -- Of those that came twice.
+        -- Drop duplicates within the batch.
         SELECT DISTINCT ON (event_id, receiver_id) * FROM incoming ORDER BY event_id, receiver_id, partition, "offset"
     ), fresh AS (
         INSERT INTO message_ids (event_id, receiver_id)
@@ -199,8 +201,9 @@ const PLACES: &str = "
     FULL JOIN (SELECT * FROM message_cursors WHERE receiver_id = ANY($1)) AS cursor
          USING (receiver_id, topic_epoch, partition)";
 
-/// In the order of the key, so that two processes that write the same rows wait for each other rather
-/// than lock each other out. No further than what is stored, whatever a client says that it got.
+/// Rows are ordered by key, so that two processes that write the same rows wait for each other
+/// instead of deadlocking. The position is limited to what is stored, whatever a client
+/// acknowledges.
 const ACKNOWLEDGE: &str = "
     INSERT INTO message_cursors AS known (receiver_id, topic_epoch, partition, delivered)
     SELECT receiver_id, topic_epoch, partition, least(new.at, head.last)
@@ -210,7 +213,7 @@ const ACKNOWLEDGE: &str = "
     ON CONFLICT (receiver_id, topic_epoch, partition) DO UPDATE SET delivered = excluded.delivered
     WHERE known.delivered < excluded.delivered";
 
-/// Only a partition that has something unread looks into the table of messages, and no further than the limit.
+/// Reads the messages table only for partitions with unread messages, and only up to the limit.
 const UNREAD: &str = r#"
     SELECT head.receiver_id, head.topic_epoch, head.partition, head.last, known.delivered,
            coalesce(counted.unread, 0) AS unread, oldest.created_ms AS oldest_ms
@@ -232,7 +235,7 @@ const UNREAD: &str = r#"
     ) AS oldest ON true
     WHERE head.receiver_id = ANY($1)"#;
 
-/// Cheap to clone.
+/// Access to the tables of messages. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     pool: PgPool,
@@ -247,21 +250,21 @@ impl Store {
         &self.pool
     }
 
-    /// Up to where a partition is stored; `low` when nobody has begun with it.
+    /// Returns the progress of a partition; starts it at `low` if it has none.
     pub async fn begin(&self, partition_id: PartitionId, low: i64) -> Result<i64, Error> {
         let query =
             sqlx::query_scalar(BEGIN).bind(i64::from(partition_id.epoch)).bind(partition_id.partition).bind(low);
         within(query.fetch_one(&self.pool)).await
     }
 
-    /// Up to where a partition is stored; `None` when nobody has begun with it.
+    /// Returns the progress of a partition, or `None` if it has none.
     pub async fn progress(&self, partition_id: PartitionId) -> Result<Option<i64>, Error> {
         let query = sqlx::query_scalar("SELECT next FROM messages_progress WHERE topic_epoch = $1 AND partition = $2");
         within(query.bind(i64::from(partition_id.epoch)).bind(partition_id.partition).fetch_optional(&self.pool)).await
     }
 
-    /// Stores what is not there yet and moves the progress, of all batches together; each of a partition of
-    /// its own. Answers are in their order.
+    /// Stores the rows that are not duplicates and advances the progress of all batches, which must
+    /// be of different partitions. Results are in the order of the batches.
     pub async fn append(&self, epoch: u32, batches: &[Batch]) -> Result<Vec<Appended>, Error> {
         let rows: Vec<(i32, &Row)> =
             batches.iter().flat_map(|batch| batch.rows.iter().map(|row| (batch.partition, row))).collect();
@@ -284,7 +287,7 @@ impl Store {
         Ok(batches.iter().map(|batch| moved.remove(&batch.partition).unwrap_or_default()).collect())
     }
 
-    /// What a receiver has after the cursor, by partition and offset.
+    /// Returns the receiver's messages after the cursor, by partition and offset.
     pub async fn after(&self, receiver: &str, cursor: &Cursor, limits: Limits) -> Result<Vec<Found>, Error> {
         let seen: Vec<(PartitionId, i64)> = cursor.partitions().collect();
         let query = sqlx::query_as(AFTER)
@@ -297,7 +300,7 @@ impl Store {
         within(query.fetch_all(&self.pool)).await
     }
 
-    /// The last message of these receivers in each of their partitions.
+    /// Returns the last message of these receivers in each partition.
     pub async fn heads(&self, receivers: &[&str]) -> Result<Vec<(String, PartitionId, i64)>, Error> {
         let query = sqlx::query_as(
             "SELECT receiver_id, topic_epoch, partition, last FROM message_receivers WHERE receiver_id = ANY($1)",
@@ -307,13 +310,13 @@ impl Store {
         heads.into_iter().map(head).collect()
     }
 
-    /// Returns whether a receiver has had a message.
+    /// Returns true if a receiver has had a message.
     pub async fn knows(&self, receiver: &str) -> Result<bool, Error> {
         let query = sqlx::query_scalar("SELECT EXISTS (SELECT FROM message_receivers WHERE receiver_id = $1)");
         within(query.bind(receiver).fetch_one(&self.pool)).await
     }
 
-    /// Where receivers are; those that never had a message are missing.
+    /// Returns the positions of receivers, without those that never had a message.
     pub async fn positions(&self, receivers: &[&str]) -> Result<HashMap<String, ReceiverPosition>, Error> {
         type Row = (String, i64, i32, Option<i64>, Option<i64>);
         let rows: Vec<Row> = within(sqlx::query_as(PLACES).bind(receivers).fetch_all(&self.pool)).await?;
@@ -326,13 +329,13 @@ impl Store {
         Ok(positions)
     }
 
-    /// What these receivers have not got, by partition, counted up to a limit in each.
+    /// Counts the unread messages of these receivers by partition, up to a limit in each.
     pub async fn unread(&self, receivers: &[String], limit: i64) -> Result<Vec<Unread>, Error> {
         let query = sqlx::query_as(UNREAD).bind(receivers).bind(limit);
         within(query.fetch_all(&self.pool)).await
     }
 
-    /// Notes what receivers have got. Never takes anything back.
+    /// Stores acknowledged positions. Never moves a position back.
     pub async fn acknowledge(&self, positions: &[(&str, PartitionId, i64)]) -> Result<(), Error> {
         let query = sqlx::query(ACKNOWLEDGE)
             .bind(column(positions, |(receiver, ..)| *receiver))

@@ -1,4 +1,4 @@
-//! One receiver's messages as server-sent events.
+//! Delivers one receiver's messages as server-sent events.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -10,8 +10,8 @@ use metrics::counter;
 use super::follower::{Follower, Step};
 use crate::platform::http::sse;
 
-/// The answer that carries a follower's steps.
-/// Ends after `age`, and its client resumes it.
+/// Returns the response that streams a follower's steps. It ends after `age`, and the client
+/// resumes.
 pub fn respond(follower: Follower, age: Duration) -> Response<Body> {
     let hello = sse::hello(&follower.cursor);
     let events = stream::unfold(follower, |mut follower| async {
@@ -22,7 +22,7 @@ pub fn respond(follower: Follower, age: Duration) -> Response<Body> {
     sse::respond(stream::once(async { Ok(hello) }).chain(events))
 }
 
-/// What to send next; `None` ends the stream, and its client resumes where it is.
+/// Returns the next event. `None` ends the stream, and the client resumes from its last id.
 async fn next(follower: &mut Follower) -> Option<Bytes> {
     loop {
         match follower.step().await {
@@ -32,7 +32,8 @@ async fn next(follower: &mut Follower) -> Option<Bytes> {
             }
             Some(Step::End(_)) => return None,
             Some(Step::Ping) => {
-                // Nothing is ever heard of the client of a stream; its connection is looked after elsewhere.
+                // The client of an event stream never sends anything; the HTTP server detects a
+                // dead connection.
                 follower.subscription.queue.heard();
                 return Some(sse::HEARTBEAT);
             }

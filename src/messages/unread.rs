@@ -1,4 +1,5 @@
-//! What receivers have not got yet, and the word of those who got it without an open connection.
+//! Counts undelivered messages, and accepts acknowledgements from receivers without an open
+//! connection.
 
 use std::collections::HashMap;
 
@@ -23,35 +24,35 @@ use crate::platform::{
     http::{Code, Problem, ProblemBody, body, context::require_content_type, json, refusals::JsonBody},
 };
 
-/// Counted at most for one receiver.
+/// Maximum count per receiver.
 const MAX_COUNTED: i64 = 1_000;
-/// Receivers of one request.
+/// Maximum number of receivers per request.
 const MAX_RECEIVERS: usize = 100;
 
-/// This part of the room's routes.
+/// Returns these routes with their OpenAPI descriptions.
 pub fn routes() -> OpenApiRouter<Messages> {
     OpenApiRouter::new().routes(routes!(unread)).routes(routes!(acknowledge))
 }
 
-/// What a receiver has not got yet, as far as is known.
+/// Messages that a receiver is not known to have received.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = UnreadMessages)]
 struct Unread {
     receiver_id: String,
-    /// How many; 1,000 at most.
+    /// Number of unread messages; at most 1,000.
     #[schema(minimum = 0, maximum = 1000)]
     unread: i64,
-    /// Whether there are more than that.
+    /// True if there are more than that.
     more: bool,
-    /// When Kafka got the oldest of them, as RFC 3339; null where there is none.
+    /// Time when Kafka received the oldest unread message, as RFC 3339; null if there is none.
     oldest: Option<String>,
-    /// Up to where it has got them: those after it are the unread ones.
+    /// Cursor of the last received message; messages after it are unread.
     cursor: String,
-    /// The cursor after the newest one, whose acknowledgement leaves none of these unread.
+    /// Cursor of the newest message; acknowledging it marks all of these as read.
     last: String,
 }
 
-/// The same for several, in the order asked.
+/// Unread messages of several receivers, in the order of the request.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = UnreadOfSeveral)]
 struct Several {
@@ -66,20 +67,21 @@ enum Answer {
     Several(Several),
 }
 
-/// Count what a receiver has not got yet
+/// Count unread messages
 ///
-/// Counted are the messages that are not known to have arrived, by acknowledgement, by the pongs of plain WebSockets, or by the
-/// `Last-Event-ID` of a stream. With several `receiverId` the answer has one entry for each of them.
+/// Counts messages that are not known to have arrived: by acknowledgement, by the pongs of plain
+/// WebSockets, or by the `Last-Event-ID` of a stream. With several `receiverId` parameters the
+/// response has one entry per receiver.
 #[utoipa::path(
     get,
     path = "/api/v1/messages/unread",
     tag = "messages",
     params(
-        ("ReceiverId" = Option<String>, Header, description = "Whose messages; or `receiverId`"),
-        ("receiverId" = Option<Vec<String>>, Query, description = "The same, up to 100 times; the header wins", max_items = 100),
+        ("ReceiverId" = Option<String>, Header, description = "Id of the receiver; alternative to `receiverId`"),
+        ("receiverId" = Option<Vec<String>>, Query, description = "Up to 100 receiver ids; the header takes precedence", max_items = 100),
     ),
     responses(
-        (status = 200, description = "The count, or those of several in `receivers`", body = Answer),
+        (status = 200, description = "The count, or one count per receiver in `receivers`", body = Answer),
         (status = 400, description = "No receiver, or too many", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "An id is too long", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
@@ -94,7 +96,7 @@ async fn unread(
     let mut asked: Vec<String> =
         pairs.into_iter().filter(|(name, _)| name == "receiverId").map(|(_, receiver)| receiver).collect();
     if asked.len() > MAX_RECEIVERS {
-        return Err(invalid(format!("{} receivers are asked for, the limit is {MAX_RECEIVERS}", asked.len())));
+        return Err(invalid(format!("the request names {} receivers; send at most {MAX_RECEIVERS}", asked.len())));
     }
     if asked.len() < 2 {
         asked = vec![receiver(&headers, asked.pop())?];
@@ -110,31 +112,32 @@ async fn unread(
     }
 }
 
-/// What a receiver has got.
+/// An acknowledgement.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Acknowledgement)]
 struct Got {
-    /// Whose messages.
+    /// Id of the receiver.
     #[serde(default)]
     #[schema(min_length = 1, max_length = 255)]
     receiver_id: String,
-    /// A cursor: everything up to it has arrived.
+    /// Cursor up to which everything has arrived.
     ack: String,
 }
 
 /// Acknowledge messages without an open connection
 ///
-/// Notes that everything up to a cursor has arrived, as `{"ack":cursor}` does on a WebSocket: no further than what there is, and never
-/// back. Answered, when it is stored, with what is unread now.
+/// Stores that everything up to a cursor has arrived, as `{"ack":cursor}` does on a WebSocket. The
+/// stored position never moves back, nor past the newest message. The response has the count of
+/// unread messages after the acknowledgement.
 #[utoipa::path(
     post,
     path = "/api/v1/messages/ack",
     tag = "messages",
     request_body = Got,
     responses(
-        (status = 200, description = "Noted", body = Unread),
-        (status = 400, description = "Malformed, or not a cursor that was given out", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 200, description = "Stored", body = Unread),
+        (status = 400, description = "Malformed, or an invalid cursor", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "The id is too long", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
         JsonBody,
@@ -150,14 +153,14 @@ async fn acknowledge(State(messages): State<Messages>, request: Request) -> Resu
         cursor.partitions().map(|(partition_id, offset)| (receiver_id.as_str(), partition_id, offset)).collect();
     messages.connections()?.hub.store.acknowledge(&positions).await.map_err(|error| unreachable(&error))?;
     let counted = messages.count(vec![receiver_id]).await?;
-    counted.into_iter().next().map(Json).ok_or_else(|| Problem::new(Code::Internal, "no count"))
+    counted.into_iter().next().map(Json).ok_or_else(|| Problem::new(Code::Internal, "the count is missing"))
 }
 
 impl Messages {
-    /// What each of them has not got, in their order.
+    /// Counts the unread messages of each receiver, in order.
     async fn count(&self, receivers: Vec<String>) -> Result<Vec<Unread>, Problem> {
         let store = &self.connections()?.hub.store;
-        // One more than is counted says whether there are more.
+        // One more than the maximum shows whether there are more.
         let found = store.unread(&receivers, MAX_COUNTED + 1).await.map_err(|error| unreachable(&error))?;
         let mut partitions: HashMap<String, Vec<store::Unread>> = HashMap::new();
         for partition_id in found {
@@ -168,7 +171,7 @@ impl Messages {
     }
 }
 
-/// The whole of a receiver's partitions.
+/// Sums up the partitions of a receiver.
 fn sum(partitions: &[store::Unread], receiver_id: String) -> Unread {
     let unread: i64 = partitions.iter().map(|partition_id| partition_id.unread).sum();
     let oldest = partitions.iter().filter_map(|partition_id| partition_id.oldest_ms).min().map(clock::rfc3339);

@@ -1,5 +1,5 @@
-//! Upkeep of messages: the table's daily partitions; ids, which are forgotten with the messages; and receivers, who are
-//! forgotten when they have had no message for long.
+//! Maintains the tables of messages: creates and drops the daily partitions, deletes event ids
+//! together with their messages, and deletes receivers that have had no message for long.
 
 use std::time::{Duration, Instant};
 
@@ -16,18 +16,18 @@ use crate::platform::{
 };
 
 const TABLE: DailyTable = DailyTable { name: "messages", title: "messages", time: "stored_at", days_ahead: 3 };
-/// Ids, or receivers, forgotten by one statement.
+/// Maximum number of ids or receivers deleted per statement.
 const CHUNK: u32 = 10_000;
-/// The time between looks for receivers that can be forgotten: each reads their whole table.
+/// Interval between deletions of idle receivers, each of which reads the whole table.
 const RECEIVERS_EVERY: Duration = Duration::from_secs(24 * 3_600);
-/// Time for one such look.
-const RECEIVERS_PATIENCE: Duration = Duration::from_secs(300);
+/// Timeout of one statement that deletes idle receivers.
+const RECEIVERS_TIMEOUT: Duration = Duration::from_secs(300);
 
 const FORGET: &str = "
     DELETE FROM message_ids WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM message_ids WHERE stored_at < $1::text::timestamptz LIMIT $2))";
 
-/// One that gets a message meanwhile is locked by whoever stores it, and stays.
+/// Skips a receiver that gets a message meanwhile: the statement that stores it holds the lock.
 const FORGET_RECEIVERS: &str = "
     WITH idle AS (
         SELECT receiver_id, topic_epoch, partition, last FROM message_receivers
@@ -44,7 +44,7 @@ const FORGET_RECEIVERS: &str = "
     )
     SELECT count(*) FROM gone";
 
-/// Looks after the tables until it is dropped; logs what it did, and what it could not do.
+/// Maintains the tables until dropped. Logs what it did and what failed.
 pub async fn keep(pool: PgPool, retention_days: u32) {
     let (mut upkeep, mut days) = (Upkeep::new("messages"), Days::default());
     let mut receivers_looked: Option<Instant> = None;
@@ -75,20 +75,21 @@ async fn forget_ids(pool: &PgPool, retention_days: u32) -> Result<(), Error> {
     in_chunks(u64::from(CHUNK), forget).await.map(|_| ())
 }
 
-/// For as long again as messages are kept, whoever is behind is told of the gap.
+/// Keeps receivers twice as long as messages, so that a client that resumes meanwhile learns of the
+/// gap.
 async fn forget_receivers(pool: &PgPool, retention_days: u32) -> Result<(), Error> {
     let cutoff = Cutoff::of(pool, retention_days.saturating_mul(2).saturating_add(1)).await?;
     let mut forgotten = 0;
     loop {
         let query = sqlx::query_scalar(FORGET_RECEIVERS).bind(&cutoff.time).bind(i64::from(CHUNK));
-        let gone: i64 = within_at_most(RECEIVERS_PATIENCE, query.fetch_one(pool)).await?;
+        let gone: i64 = within_at_most(RECEIVERS_TIMEOUT, query.fetch_one(pool)).await?;
         forgotten += gone;
         if gone < i64::from(CHUNK) {
             break;
         }
     }
     if forgotten > 0 {
-        tracing::info!(receivers = forgotten, "forgot receivers that have had no message for long");
+        tracing::info!(receivers = forgotten, "deleted idle receivers");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The api role: every room's routes behind one listener.
+//! The api role: serves the routes of every capability.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// Builds the rooms and starts serving.
+/// Builds the capabilities and starts serving HTTP.
 pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &mut Tasks) -> Result<(), String> {
     let settings = &platform.settings;
     let callers_producer = platform.callers_producer.clone().ok_or("the role has no producer for callers' records")?;
@@ -86,7 +86,7 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
     Ok(())
 }
 
-/// The comments room, with what follows its table.
+/// Builds the comments capability and starts the tasks that follow its table.
 fn comments(platform: &Platform, tasks: &mut Tasks) -> Comments {
     let settings = &platform.settings;
     let comments = Comments::new(
@@ -101,7 +101,10 @@ fn comments(platform: &Platform, tasks: &mut Tasks) -> Comments {
     if let Some(tail) = comments.tail() {
         tasks.spawn_forever("comments tail", tail.clone().run());
         let channel = comments::hint_channel(&settings.redis.key_prefix);
-        tasks.spawn_forever("comments hints", redis::listen(settings.redis.clone(), channel, move || tail.wake()));
+        tasks.spawn_forever(
+            "comments notifications",
+            redis::listen(settings.redis.clone(), channel, move || tail.wake()),
+        );
     }
     comments
 }
@@ -118,7 +121,7 @@ fn presence(platform: &Platform, redis: SharedRedis) -> Option<Presence> {
     )
 }
 
-/// The messages room, with what serves its open connections.
+/// Builds the messages capability and starts the tasks that serve its open connections.
 fn messages(platform: &Platform, presence: Option<Presence>, tasks: &mut Tasks) -> Messages {
     let settings = &platform.settings;
     let messages = Messages::new(
@@ -137,9 +140,9 @@ fn messages(platform: &Platform, presence: Option<Presence>, tasks: &mut Tasks) 
     );
     if let Some(open) = messages.open() {
         let channels = open.hub.channels();
-        tasks.spawn_forever("messages news", channels.run(settings.redis.clone(), open.hub.clone()));
+        tasks.spawn_forever("messages notifications", channels.run(settings.redis.clone(), open.hub.clone()));
         tasks.spawn_forever("messages sweep", open.hub.clone().sweep_forever());
-        tasks.spawn_forever("messages places", open.hub.clone().answer_forever());
+        tasks.spawn_forever("messages positions", open.hub.clone().answer_forever());
         tasks.spawn_forever("messages receivers", open.receivers.clone().watch());
         tasks.spawn_forever("messages clock", open.hub.clone().tick_forever());
         tasks.spawn("messages connections", open.clone().run(settings.drain.grace()));
@@ -147,7 +150,7 @@ fn messages(platform: &Platform, presence: Option<Presence>, tasks: &mut Tasks) 
     messages
 }
 
-/// The feed room, with what gathers its reads and writes.
+/// Builds the feed capability and starts the task that batches its reads and writes.
 fn feed(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) -> Feed {
     let settings = &platform.settings;
     let storage = platform.postgres.clone().map(|pool| feed::Storage { pool, backlog: platform.backlog.clone() });
@@ -158,18 +161,18 @@ fn feed(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) -> Feed {
     feed
 }
 
-fn router(rooms: impl IntoIterator<Item = OpenApiRouter>) -> (Router, OpenApi) {
+fn router(capabilities: impl IntoIterator<Item = OpenApiRouter>) -> (Router, OpenApi) {
     let head = OpenApiRouter::with_openapi(openapi());
-    rooms.into_iter().fold(head, OpenApiRouter::merge).split_for_parts()
+    capabilities.into_iter().fold(head, OpenApiRouter::merge).split_for_parts()
 }
 
-/// The head of the OpenAPI document.
+/// Returns the head of the OpenAPI document.
 pub fn openapi() -> OpenApi {
     let license = LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build();
     let info = InfoBuilder::new()
         .title("postrider")
         .version(env!("CARGO_PKG_VERSION"))
-        .description(Some("Events in over HTTP, kept in Kafka, carried to where they are wanted."))
+        .description(Some("Accepts events over HTTP, stores them in Kafka and delivers them."))
         .license(Some(license))
         .build();
     OpenApiBuilder::new().info(info).build()

@@ -1,4 +1,4 @@
-//! The management port of a process.
+//! Serves probes and metrics at the management port.
 
 use std::{io::ErrorKind, time::Duration};
 
@@ -12,11 +12,11 @@ use crate::platform::{
     ops,
 };
 
-/// Ports after a taken management port that a command tries.
+/// Number of ports after a taken management port that the command `relay` tries.
 const PORTS_TRIED: u16 = 100;
 
-/// A command takes the next free port where nobody has asked for a certain one, so that several can
-/// run side by side.
+/// Binds the management addresses. If the port is taken and was not configured, the command `relay`
+/// uses the next free port, so that several commands can run on one machine.
 pub(super) async fn bind(addresses: &[String], mission: &Mission) -> Result<Vec<TcpListener>, String> {
     let error = match serve::bind(addresses).await {
         Ok(listeners) => return Ok(listeners),
@@ -29,7 +29,7 @@ pub(super) async fn bind(addresses: &[String], mission: &Mission) -> Result<Vec<
     {
         for next in port.saturating_add(1)..=port.saturating_add(PORTS_TRIED) {
             if let Ok(listeners) = serve::bind(&[format!("{host}:{next}")]).await {
-                tracing::warn!(taken = port, port = next, "the management port is taken; using the next free one");
+                tracing::warn!(taken = port, port = next, "management port is taken, using the next free port");
                 return Ok(listeners);
             }
         }
@@ -37,7 +37,8 @@ pub(super) async fn bind(addresses: &[String], mission: &Mission) -> Result<Vec<
     Err(error.to_string())
 }
 
-/// The management port answers until the very end, so it has a stop of its own.
+/// The server of the management port. It has its own stop, because it answers until the process
+/// ends.
 pub(super) struct Management {
     pub stop: CancellationToken,
     pub server: tokio::task::JoinHandle<()>,

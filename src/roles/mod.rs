@@ -1,4 +1,4 @@
-//! Roles combine rooms: the only place where rooms meet.
+//! Roles: combine capabilities into processes. Only this module knows more than one capability.
 
 mod api;
 mod management;

@@ -1,4 +1,4 @@
-//! The processor role: every room's projection.
+//! The processor role: runs the projection of every capability.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,10 +22,11 @@ use crate::{
     },
 };
 
-/// Time that the store of messages has to end after the stop; consumers have left their groups by then.
+/// Time after the stop within which the message store has to finish. Consumers leave their groups
+/// earlier.
 const STORE_DEADLINE: Duration = Duration::from_secs(12);
 
-/// Starts the consumers.
+/// Starts the projections and their background tasks.
 pub(super) fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &mut Tasks) -> Result<(), String> {
     project_kv(platform, redis.clone(), tasks);
     project_comments(platform, redis.clone(), tasks);
@@ -52,13 +53,13 @@ fn project_kv(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) {
 fn project_comments(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) {
     let settings = &platform.settings;
     let Some(pool) = platform.postgres.clone() else {
-        tracing::warn!("comments stay in Kafka and are not stored: `postgres.url` is not set");
+        tracing::warn!("`postgres.url` is not set, comments are not stored");
         return;
     };
     let projector = comments::Projector::new(settings.comments.clone(), pool);
     let subscription = subscription(platform, ConsumerPlan::comments(settings), settings.comments.batch_records);
-    let hints = projector.clone().hint_forever(redis, settings.redis.key_prefix.clone());
-    tasks.spawn_forever("comments hints", hints);
+    let notifications = projector.clone().hint_forever(redis, settings.redis.key_prefix.clone());
+    tasks.spawn_forever("comments notifications", notifications);
     let projection = Projection::new(projector, platform.health.check("comments"));
     consume("comments consumer", platform, subscription, projection, tasks);
 }
@@ -66,11 +67,11 @@ fn project_comments(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) 
 fn project_messages(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) {
     let settings = &platform.settings;
     let Some(pool) = platform.postgres.clone() else {
-        tracing::warn!("messages stay in Kafka and reach nobody: `postgres.url` is not set");
+        tracing::warn!("`postgres.url` is not set, messages are not stored or delivered");
         return;
     };
     let publisher = messages::Publisher::new(settings.redis.key_prefix.clone());
-    tasks.spawn_forever("messages news", publisher.clone().run(redis));
+    tasks.spawn_forever("messages notifications", publisher.clone().run(redis));
     tasks.spawn_forever("messages upkeep", messages::keep_partitions(pool.clone(), settings.messages.retention_days));
     let undelivered = messages::Undelivered::new(
         &settings.messages,
@@ -83,10 +84,11 @@ fn project_messages(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) 
     let (projector, writer) = messages::Projector::new(&settings.messages, pool, publisher);
     let stop = platform.stop.clone();
     tasks.spawn("messages store", async move {
-        // What is not stored by then is not committed either, and the next owner of its partition reads it again.
+        // Unstored messages are not committed either; the next owner of the partition reads them
+        // again.
         tokio::select! {
             () = writer.until_closed() => {}
-            () = time_over(&stop, STORE_DEADLINE) => tracing::warn!("the store of messages was still in use when its time to end was over"),
+            () = time_over(&stop, STORE_DEADLINE) => tracing::warn!("message store did not stop in time"),
         }
         Ok(())
     });
@@ -98,17 +100,17 @@ fn project_messages(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) 
 fn project_feed(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) {
     let settings = &platform.settings;
     let Some(pool) = platform.postgres.clone() else { return };
-    let (config, news) = (settings.feed.clone(), Arc::<Notify>::default());
+    let (config, wake) = (settings.feed.clone(), Arc::<Notify>::default());
     let timelines = feed::TimelineWriter::new(pool.clone(), &settings.redis.key_prefix, redis, config.timeline_ids);
     tasks.spawn_forever("feed timelines", timelines.clone().keep_forever());
     tasks.spawn_forever("feed memory", feed::keep_memory(pool.clone(), config.memory_days));
     tasks.spawn_forever("feed jobs count", feed::count_jobs(pool.clone()));
     let trimmer = feed::Trimmer::new(pool.clone(), config.clone());
     tasks.spawn_forever("feed trimming", trimmer.run());
-    let jobs = feed::Jobs::new(config.clone(), pool.clone(), timelines.clone(), news.clone(), platform.stop.clone());
+    let jobs = feed::Jobs::new(config.clone(), pool.clone(), timelines.clone(), wake.clone(), platform.stop.clone());
     tasks.spawn("feed jobs", jobs.run());
     let projection =
-        Projection::new(feed::Projector::new(config, pool, timelines, news), platform.health.check("feed"));
+        Projection::new(feed::Projector::new(config, pool, timelines, wake), platform.health.check("feed"));
     let subscription = subscription(platform, ConsumerPlan::feed(settings), settings.feed.batch_records);
     consume("feed consumer", platform, subscription, projection, tasks);
 }
@@ -117,7 +119,7 @@ fn dead_letters(platform: &Platform) -> DeadLetters {
     DeadLetters::new(platform.producer.clone(), platform.settings.kafka.topic(dlq::EVENTS_TOPIC))
 }
 
-/// What a room reads, up to 1 MiB at a time.
+/// Subscribes a capability to its topic, with batches of at most 1 MiB.
 fn subscription(platform: &Platform, plan: ConsumerPlan, max_batch_records: usize) -> Subscription {
     Subscription {
         name: plan.name,

@@ -1,5 +1,5 @@
-//! How the command `relay` gets on: one line that is refreshed on a terminal, a log line now and
-//! then elsewhere.
+//! Reports the progress of the command `relay`: a line that is refreshed on a terminal, otherwise a
+//! log message every ten seconds.
 
 use std::{
     sync::Arc,
@@ -13,12 +13,12 @@ use crate::{
     platform::telemetry::StatusLine,
 };
 
-/// How often the line on a terminal is refreshed.
+/// Interval between refreshes of the line on a terminal.
 const REFRESH: Duration = Duration::from_secs(1);
-/// How often there is a line in the log.
+/// Interval between log messages.
 const LOG: Duration = Duration::from_secs(10);
 
-/// Shows it until dropped. `consumer` is the name that the lag is known by.
+/// Reports progress until dropped. `consumer` is the label of the consumer's lag metric.
 pub(super) async fn show(route: Arc<Route>, metrics: PrometheusHandle, consumer: &'static str) {
     let line = StatusLine::on_terminal();
     let pause = if line.is_some() { REFRESH } else { LOG };
@@ -54,7 +54,8 @@ fn text(now: &Snapshot, rate: f64, lag: Option<u64>) -> String {
     )
 }
 
-/// Kafka's client reports the lag as a metric, every few seconds; nobody else knows it.
+/// Reads the consumer's lag from the metrics, which the Kafka client updates every few seconds.
+/// Returns `None` until it has.
 fn lag(metrics: &str, consumer: &str) -> Option<u64> {
     let label = format!("client=\"{consumer}\"");
     let lines = metrics.lines().filter(|line| line.starts_with("postrider_consumer_lag_records{"));
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lag_is_that_of_the_consumer() {
+    fn the_lag_is_read_for_the_named_consumer() {
         let metrics = "# TYPE postrider_consumer_lag_records gauge\n\
             postrider_consumer_lag_records{client=\"relay-t\",topic=\"t\"} 17\n\
             postrider_consumer_lag_records{client=\"kv\",topic=\"messages\"} 4\n";

@@ -1,5 +1,5 @@
-//! The relay role: what waits elsewhere goes on. It carries topics to other people's endpoints; the
-//! command `relay` does that for one topic, without a configuration file.
+//! The relay role: drains the outbox to Kafka and delivers topics to HTTP endpoints. The command
+//! `relay` delivers one topic without a configuration file.
 
 use std::{
     collections::HashSet,
@@ -22,24 +22,24 @@ use crate::{
     },
 };
 
-/// How far a partition may go past a record that is being retried.
+/// Limits how far a partition may read past a record that is being retried.
 const SPAN: Span = Span { records: 10_000, bytes: 16 << 20 };
 
-/// How long the dead-letter topic is waited for. Where it cannot be made, records that the target
-/// takes should flow all the same; those that it does not take are held.
-const TOPICS_PATIENCE: Duration = Duration::from_secs(10);
+/// Maximum wait for the dead-letter topic. If it cannot be created, delivery starts anyway: records
+/// that the target accepts flow, records that it rejects are held.
+const TOPICS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the command `relay` was told.
+/// Options of the command `relay`.
 #[derive(Debug, Clone)]
 pub struct RelayCommand {
     pub route: Config,
     /// Refuse targets that are not on the public internet.
     pub public_only: bool,
-    /// Whether another port will do when the management port is taken.
+    /// True if another port may be used when the management port is taken.
     pub any_management_port: bool,
 }
 
-/// Starts every configured route.
+/// Starts the outbox drain and every configured route.
 pub(super) fn start(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), String> {
     let relays = &platform.settings.gateway.relays;
     drain_outbox(platform, tasks);
@@ -61,22 +61,25 @@ fn check_names(relays: &[Config]) -> Result<(), String> {
     let (mut names, mut groups) = (HashSet::new(), HashSet::new());
     for config in relays {
         if !names.insert(config.name.as_str()) || !groups.insert(config.group()) {
-            return Err(format!("`gateway.relays`: two relays have the name or group of `{}`", config.name));
+            return Err(format!(
+                "`gateway.relays`: the name or group of `{}` is used twice; make it unique",
+                config.name
+            ));
         }
     }
     Ok(())
 }
 
-/// Returns what would keep the configured routes from starting.
+/// Returns the problem that would keep the configured routes from starting.
 pub(super) fn check(relays: &[Config]) -> Result<(), String> {
     check_names(relays)?;
     relays.iter().try_for_each(|config| Route::check(config, Access::Public).map_err(|problem| problem.to_string()))
 }
 
-/// Carries what rooms have put into the outbox to Kafka.
+/// Starts the outbox drain, if Postgres is configured.
 fn drain_outbox(platform: &Arc<Platform>, tasks: &mut Tasks) {
     let Some(pool) = platform.postgres.clone() else { return };
-    let relay = outbox::Drain::new(
+    let drain = outbox::Drain::new(
         pool,
         platform.producer.clone(),
         &platform.settings.kafka,
@@ -85,14 +88,14 @@ fn drain_outbox(platform: &Arc<Platform>, tasks: &mut Tasks) {
         platform.health.check("outbox"),
         platform.stop.clone(),
     );
-    tasks.spawn_forever("outbox hints", relay.clone().listen_forever());
-    tasks.spawn("outbox", relay.run());
+    tasks.spawn_forever("outbox notifications", drain.clone().listen_forever());
+    tasks.spawn("outbox", drain.run());
 }
 
-/// Starts the one route of the command.
+/// Starts the one route of the command `relay`.
 pub(super) fn start_command(platform: &Arc<Platform>, command: &RelayCommand, tasks: &mut Tasks) -> Result<(), String> {
     let access = if command.public_only { Access::Public } else { Access::Any };
-    // The group as it was given: who names one means that one.
+    // Takes the group name as given, without the configured prefix.
     let plan = ConsumerPlan::of_relay(&command.route, command.route.group());
     let consumer = plan.name;
     let route = start_route(platform, &command.route, access, plan, tasks)?;
@@ -111,7 +114,7 @@ fn start_route(
     let route = Arc::new(route);
     let ConsumerPlan { name, topic, group } = plan;
     let target = route.target();
-    tracing::info!(route = config.name, topic, group, target, rate = config.rate, config.workers, "relaying");
+    tracing::info!(route = config.name, topic, group, target, rate = config.rate, config.workers, "starting route");
     let letters = platform.settings.kafka.topic(dlq::DELIVERIES_TOPIC);
     let subscription = Subscription {
         name,
@@ -122,7 +125,7 @@ fn start_route(
         dead_letters: DeadLetters::new(platform.producer.clone(), letters),
     };
     let keyed = Keyed { concurrency: config.workers, span: SPAN };
-    let consumers = patient(platform.consumers(), config);
+    let consumers = raise_stall_timeout(platform.consumers(), config);
     let (platform, check, handler) = (platform.clone(), platform.health.check(name), route.clone());
     tasks.spawn(name, async move {
         let wait = await_topics(&platform, &subscription.topic, &check);
@@ -135,8 +138,9 @@ fn start_route(
     Ok(route)
 }
 
-/// A target that takes all of a long timeout, or a rate of a record an hour, is not a stall.
-fn patient(mut consumers: Consumers, config: &Config) -> Consumers {
+/// Raises the stall timeout to at least twice the sum of the request timeout and the interval of
+/// the rate limit, so that a slow target or a rate of one record an hour does not count as a stall.
+fn raise_stall_timeout(mut consumers: Consumers, config: &Config) -> Consumers {
     let slot_ms = if config.rate > 0.0 { (1_000.0 / config.rate) as u64 } else { 0 };
     let usual_ms = config.timeout_ms.saturating_add(slot_ms);
     let stall_ms = &mut consumers.config.consumer.stall_timeout_ms;
@@ -144,25 +148,25 @@ fn patient(mut consumers: Consumers, config: &Config) -> Consumers {
     consumers
 }
 
-/// Waits until the topic exists, and for a while until ours do.
+/// Waits until the topic exists, then at most `TOPICS_TIMEOUT` for postrider's own topics.
 async fn await_topics(platform: &Platform, topic: &str, check: &Check) {
-    let mut said = false;
+    let mut logged = false;
     loop {
         match platform.broker.partitions(topic).await {
             Ok(Some(_)) => break,
             Ok(None) => {
                 check.fail(format!("topic `{topic}` does not exist yet"));
-                if !said {
-                    tracing::warn!(topic, "the topic does not exist yet; waiting for it");
-                    said = true;
+                if !logged {
+                    tracing::warn!(topic, "topic does not exist yet, waiting for it");
+                    logged = true;
                 }
             }
-            Err(error) => check.fail(format!("topic `{topic}` cannot be looked up: {error}")),
+            Err(error) => check.fail(format!("looking up topic `{topic}` failed: {error}")),
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     let began = Instant::now();
-    while !platform.topics_ready.get() && began.elapsed() < TOPICS_PATIENCE {
+    while !platform.topics_ready.get() && began.elapsed() < TOPICS_TIMEOUT {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -1,4 +1,5 @@
-//! Tries what the process would be started with now: the configuration, and every server that its role uses.
+//! Tries rotated settings before a restart: loads the configuration and connects to every server
+//! that the role uses.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -15,10 +16,10 @@ use crate::platform::{
     trial::Fault,
 };
 
-/// Loads the configuration as it was loaded at start. The error is a sentence for the operator.
+/// Loads the configuration as at start. The error is a sentence for the operator.
 pub type Load = Arc<dyn Fn() -> Result<Settings, String> + Send + Sync>;
 
-/// Pause between two looks whether the process is ready.
+/// Interval between readiness checks.
 const READINESS_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy)]
@@ -47,7 +48,7 @@ impl Trial for RoleTrial<'_> {
                 None
             }
         };
-        match self.judge(faults) {
+        match self.combine(faults) {
             Some(verdict) => verdict,
             None => Verdict::Works(self.order(&settings, redis).await),
         }
@@ -89,7 +90,7 @@ impl RoleTrial<'_> {
     }
 
     async fn try_kafka(&self, settings: &Settings) -> Result<(), Fault> {
-        // Where they are not as they must be for the account in use, they say nothing about the new one.
+        // If the topics already fail for the current account, they say nothing about the new one.
         let topics = match (self.platform.topics_ready.get(), self.mission) {
             (false, _) => Vec::new(),
             (true, Mission::Role) => TopicPlan::specs(settings),
@@ -116,28 +117,30 @@ impl RoleTrial<'_> {
         postgres::try_out(&settings.postgres, !self.platform.health.fails("postgres")).await
     }
 
-    /// A server that is away tells nothing about the new settings, if it is away for those in use as well. It is not
-    /// waited for where another server takes the new settings and not those in use.
-    fn judge(&self, faults: Vec<(&'static str, Option<Fault>)>) -> Option<Verdict> {
+    /// Combines the results. A server that is also unreachable with the current settings does not
+    /// count against the new ones. It is not waited for if another server accepts the new settings
+    /// and rejects the current ones.
+    fn combine(&self, faults: Vec<(&'static str, Option<Fault>)>) -> Option<Verdict> {
         let mut refused = BTreeMap::new();
-        let (mut away, mut is_mended) = (Vec::new(), false);
+        let (mut unreachable, mut repairs_server) = (Vec::new(), false);
         for (what, fault) in faults {
             match fault {
-                None => is_mended |= self.platform.health.fails(what),
+                None => repairs_server |= self.platform.health.fails(what),
                 Some(Fault::Unreachable(problem)) if self.platform.health.fails(what) => {
-                    away.push(format!("{what}: {problem}"));
+                    unreachable.push(format!("{what}: {problem}"));
                 }
                 Some(fault) => _ = refused.insert(what, fault.to_string()),
             }
         }
-        match (refused.is_empty(), away.is_empty()) {
+        match (refused.is_empty(), unreachable.is_empty()) {
             (false, _) => Some(Verdict::Refused(refused)),
-            (true, false) if !is_mended => Some(Verdict::Unreachable(away.join("; "))),
+            (true, false) if !repairs_server => Some(Verdict::Unreachable(unreachable.join("; "))),
             (true, _) => None,
         }
     }
 
-    /// A role that has no Redis of its own keeps its order there all the same, where it can.
+    /// Returns the lease that orders restarts. A role that does not use Redis takes the lease there
+    /// as well, if it can connect.
     async fn order(&self, settings: &Settings, redis: Option<redis::Redis>) -> Option<Order> {
         if matches!(self.mission, Mission::Relay(_)) {
             return None;
@@ -150,7 +153,8 @@ impl RoleTrial<'_> {
     }
 }
 
-/// Returns what would keep a role from starting with these settings, or from doing what it does now.
+/// Returns the problem that would keep the role from starting with these settings, or from doing
+/// what it does now.
 fn check(settings: &Settings, in_use: &Settings) -> Result<(), String> {
     telemetry::check(&settings.telemetry)?;
     Proxies::new(&settings.http).map_err(|error| error.to_string())?;
@@ -158,7 +162,7 @@ fn check(settings: &Settings, in_use: &Settings) -> Result<(), String> {
         relay::check(&settings.gateway.relays)?;
     }
     if settings.postgres.url.is_empty() && !in_use.postgres.url.is_empty() {
-        return Err("`postgres.url` is empty".to_owned());
+        return Err("`postgres.url` is empty but was set at start".to_owned());
     }
     Ok(())
 }

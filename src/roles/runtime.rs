@@ -1,4 +1,4 @@
-//! The life of a process: set up the platform, build the role, serve, drain.
+//! Runs a process: sets up the platform, starts the role, serves and drains.
 
 use std::{
     sync::Arc,
@@ -30,69 +30,70 @@ use crate::platform::{
     telemetry,
 };
 
-/// Time beyond the grace that tasks have to end.
-const TASKS_PATIENCE: Duration = Duration::from_secs(5);
+/// Time beyond the grace within which tasks have to end.
+const TASKS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time that stopping takes at most beyond the readiness delay and the grace of tasks and producers: the patience with
-/// tasks, the management port, traces, and the runtime.
+/// Maximum duration of the shutdown beyond the readiness delay and the grace of tasks and
+/// producers: it covers `TASKS_TIMEOUT`, the management port, traces and the runtime.
 const CLOSING: Duration = Duration::from_secs(11);
 
-/// What every role stands on.
+/// Clients and state shared by every role.
 pub(super) struct Platform {
     pub settings: Arc<Settings>,
     pub health: Health,
     pub metrics: PrometheusHandle,
     pub broker: Broker,
     pub producer: Producer,
-    /// Where the role takes callers' records.
+    /// Producer for callers' records; `None` if the role accepts none.
     pub callers_producer: Option<CallersProducer>,
     pub admin: Arc<Admin>,
     pub topics_ready: TopicsReady,
-    /// `None` where `postgres.url` is not set: what needs it is off.
+    /// `None` if `postgres.url` is not set; features that need Postgres are disabled.
     pub postgres: Option<PgPool>,
-    /// The outbox and its bounds.
+    /// Size of the outbox and its limits.
     pub backlog: Arc<Backlog>,
-    /// Ends intake and loops.
+    /// Stops accepting work and ends loops.
     pub stop: CancellationToken,
 }
 
 impl Platform {
-    /// What runs consumers.
+    /// Returns the factory of consumers.
     pub fn consumers(&self) -> Consumers {
         let (config, broker) = (self.settings.kafka.clone(), self.broker.clone());
         Consumers { config, broker, health: self.health.clone(), stop: self.stop.clone() }
     }
 
-    /// How what it serves ends.
+    /// Returns the shutdown parameters of a server.
     pub fn ending(&self) -> Ending {
         let (died, stop, grace) = (CancellationToken::new(), self.stop.clone(), self.settings.drain.grace());
         Ending { draining: self.health.draining(), died, stop, grace }
     }
 }
 
-/// What a process was started for.
+/// Purpose of a process.
 pub(super) enum Mission {
-    /// Whatever the configured role says.
+    /// Run the configured role.
     Role,
-    /// One route from a topic to a URL, with Kafka alone.
+    /// Deliver one topic to a URL, using only Kafka.
     Relay(Box<RelayCommand>),
 }
 
-/// Everything that a process begins with.
-struct Beginning {
+/// Everything that a process needs to start.
+struct StartUp {
     settings: Settings,
     mission: Mission,
     load: Load,
-    /// The files that `settings` were loaded from, where they are watched.
+    /// Fingerprint of the watched files when `settings` were loaded; `None` if no files are
+    /// watched.
     files: Option<Fingerprint>,
     signals: Signals,
 }
 
-/// The end of a process that ends well.
+/// What follows after a clean shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Exit,
-    /// A new one is to take its place.
+    /// Replace this process with a new one.
     Replace,
 }
 
@@ -101,7 +102,7 @@ pub fn run(load: Load) -> Result<(), String> {
     launch(load, Mission::Role)
 }
 
-/// Runs the command `relay`, likewise.
+/// Runs the command `relay` until a signal or a failure.
 pub fn run_relay(command: RelayCommand, load: Load) -> Result<(), String> {
     command.route.check().map_err(|problem| problem.to_string())?;
     launch(load, Mission::Relay(Box::new(command)))
@@ -109,13 +110,14 @@ pub fn run_relay(command: RelayCommand, load: Load) -> Result<(), String> {
 
 fn launch(load: Load, mission: Mission) -> Result<(), String> {
     let inherited = Inherited::now();
-    let signals = Signals::listen().map_err(|error| format!("cannot wait for signals: {error}"))?;
+    let signals = Signals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
     let mut settings = load()?;
     let files = match settings.rotation.files.is_empty() {
         true => None,
         false => {
             let files = Fingerprint::read(&settings.rotation.files).ok();
-            // Once more, so that a file that changed meanwhile is one that changed since the look.
+            // Loads again after taking the fingerprint, so that a later change of a file is always
+            // detected.
             settings = load()?;
             files
         }
@@ -124,46 +126,47 @@ fn launch(load: Load, mission: Mission) -> Result<(), String> {
         0 => std::thread::available_parallelism().map_or(2, usize::from),
         count => count,
     };
-    // Two at least: exporters of traces wait on tasks that need a second one.
+    // At least two: trace exporters wait for tasks that need a second thread.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers.max(2))
         .thread_name("postrider")
         .enable_all()
         .build()
-        .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let outcome = runtime.block_on(live(Beginning { settings, mission, load, files, signals: signals.clone() }));
+        .map_err(|error| format!("cannot start the async runtime: {error}"))?;
+    let outcome = runtime.block_on(run_process(StartUp { settings, mission, load, files, signals: signals.clone() }));
     runtime.shutdown_timeout(Duration::from_secs(2));
     match outcome? {
-        // Whoever sends a signal wants no process in its place.
+        // A signal that arrives meanwhile ends the process instead of replacing it.
         End::Replace => replace::replace(&inherited, &signals),
         End::Exit => Ok(()),
     }
 }
 
-async fn live(beginning: Beginning) -> Result<End, String> {
-    let settings = &beginning.settings;
+async fn run_process(start_up: StartUp) -> Result<End, String> {
+    let settings = &start_up.settings;
     let metrics = telemetry::install_metrics()?;
     let traces = telemetry::init(&settings.telemetry, &settings.role.to_string())?;
     let (files, memory_bytes) = (raise_file_limit(), memory::divide(&settings.memory, settings.role.serves_api()));
     tracing::info!(role = %settings.role, version = env!("CARGO_PKG_VERSION"), files, memory_bytes, "starting");
     telemetry::note_start();
     rotation::describe();
-    let outcome = serve_until_stopped(beginning, metrics).await;
+    let outcome = serve_until_stopped(start_up, metrics).await;
     let flushed = tokio::task::spawn_blocking(move || traces.shutdown(Duration::from_secs(3)));
     if flushed.await.is_err() {
-        tracing::warn!("the trace exporter failed at shutdown");
+        tracing::warn!("trace exporter failed at shutdown");
     }
     match outcome {
-        Ok(End::Replace) => tracing::info!("stopped; replacing the process"),
+        Ok(End::Replace) => tracing::info!("stopped, replacing the process"),
         _ => tracing::info!("stopped"),
     }
     outcome
 }
 
-async fn serve_until_stopped(beginning: Beginning, metrics: PrometheusHandle) -> Result<End, String> {
-    let Beginning { settings, mission, load, files, signals } = beginning;
+async fn serve_until_stopped(start_up: StartUp, metrics: PrometheusHandle) -> Result<End, String> {
+    let StartUp { settings, mission, load, files, signals } = start_up;
     let health = Health::default();
-    // Probes are answered before everything has its check.
+    // The management port answers probes before every check exists; this check keeps readiness
+    // false.
     let start = health.check("start");
     let management = management::bind(&settings.management.listen, &mission).await?;
     for listener in &management {
@@ -210,17 +213,17 @@ async fn serve_until_stopped(beginning: Beginning, metrics: PrometheusHandle) ->
         producer.close(until.saturating_duration_since(Instant::now()));
     };
     if tokio::task::spawn_blocking(close).await.is_err() {
-        tracing::error!("the producer failed while it was closed");
+        tracing::error!("closing the producer failed");
     }
     management.stop.cancel();
     if management.server.await.is_err() {
-        tracing::error!("the management port failed");
+        tracing::error!("management port failed");
     }
     outcome
 }
 
-/// Has the death of what runs beside the role count as that of one of its tasks. It outlives them, because they use it
-/// until they end.
+/// Reports the death of the platform's clients like that of a task. The clients themselves outlive
+/// the tasks, which use them until they end.
 fn watch_platform(platform: &Platform, tasks: &mut Tasks) {
     tasks.watch("metadata client", platform.broker.died());
     tasks.watch("producer", platform.producer.died());
@@ -264,8 +267,8 @@ async fn start_mission(platform: &Arc<Platform>, mission: &Mission, tasks: &mut 
     Ok(())
 }
 
-/// Runs until a signal, a rotation, or a failure, and drains. Whichever it is: readiness goes false at once, tasks are
-/// stopped after the readiness delay, and those that have not ended when their time is over are aborted.
+/// Runs until a signal, a rotation or a failure, then drains: readiness goes false at once, tasks
+/// are stopped after the readiness delay, and tasks that exceed their time are aborted.
 async fn run_mission(
     platform: &Arc<Platform>,
     mission: &Mission,
@@ -279,11 +282,11 @@ async fn run_mission(
         Ok(()) => {
             start.pass();
             let ended = serve_on(platform, &mut signals, rotation, &mut tasks).await;
-            // Where it is to be replaced, that has passed.
+            // Before a replacement, `serve_on` has already waited for the readiness delay.
             let delay = if ended == Ok(End::Replace) { Duration::ZERO } else { settings.drain.readiness_delay() };
             (ended, delay)
         }
-        // Nobody was sent to what never began.
+        // The process was never ready, so it received no traffic.
         Err(problem) => (Err(problem), Duration::ZERO),
     };
     platform.health.drain();
@@ -295,13 +298,13 @@ async fn run_mission(
         late = tasks.failure() => Err(late),
         () = tokio::time::sleep(delay) => Ok(()),
     };
-    let finished = tasks.finish(settings.drain.grace() + TASKS_PATIENCE).await;
+    let finished = tasks.finish(settings.drain.grace() + TASKS_TIMEOUT).await;
     let end = ended?;
     late.and(finished).map(|()| end)
 }
 
-/// Serves until a signal, a rotation, or a failure. For a rotation, readiness goes false and the readiness delay passes
-/// in here: until then it can be called off.
+/// Serves until a signal, a rotation or a failure. Before a rotation, readiness goes false and the
+/// readiness delay passes in this function, because the drain can still be called off.
 async fn serve_on(
     platform: &Platform,
     signals: &mut Signals,
@@ -313,7 +316,7 @@ async fn serve_on(
             failure = tasks.failure() => return Err(failure),
             name = signals.first() => Some(name),
             () = rotation.until_due() => {
-                tracing::info!("draining to start again with rotated files");
+                tracing::info!("draining to restart with rotated files");
                 platform.health.drain();
                 tokio::select! {
                     failure = tasks.failure() => return Err(failure),
@@ -330,12 +333,12 @@ async fn serve_on(
         if rotation.is_still_due().await {
             return Ok(End::Replace);
         }
-        tracing::warn!("mounted files changed again; the drain is called off");
+        tracing::warn!("mounted files changed again, drain called off");
         platform.health.call_off_drain();
     }
 }
 
-/// A connection that is made in the background, once, and shared by the rooms.
+/// Redis connection shared by all capabilities; `None` until the background task has connected.
 pub(super) type SharedRedis = tokio::sync::watch::Receiver<Option<Redis>>;
 
 fn lazy_redis(platform: &Platform, tasks: &mut Tasks) -> SharedRedis {
@@ -346,7 +349,7 @@ fn lazy_redis(platform: &Platform, tasks: &mut Tasks) -> SharedRedis {
     }
     let check = platform.health.check("redis");
     let (memory, fails) = (platform.health.check("redis memory"), !platform.settings.role.serves_api());
-    // Until there is a connection, the check above says what is wrong.
+    // The check `redis` reports problems until there is a connection.
     memory.pass();
     tasks.spawn_forever("redis connection", async move {
         let redis = Redis::connect_patiently(&config, &check).await;
@@ -357,10 +360,10 @@ fn lazy_redis(platform: &Platform, tasks: &mut Tasks) -> SharedRedis {
     receiver
 }
 
-/// The pool that all rooms share.
+/// Opens the connection pool that all capabilities share.
 fn open_postgres(settings: &Settings) -> Result<Option<PgPool>, String> {
     if settings.postgres.url.is_empty() {
-        tracing::warn!("`postgres.url` is not set: rooms that need Postgres are off");
+        tracing::warn!("`postgres.url` is not set, features that need Postgres are disabled");
         return Ok(None);
     }
     postgres::pool(&settings.postgres).map(Some).map_err(|error| error.to_string())
@@ -368,7 +371,7 @@ fn open_postgres(settings: &Settings) -> Result<Option<PgPool>, String> {
 
 fn announce_ready(platform: &Arc<Platform>, tasks: &mut Tasks) {
     let (health, stop, started) = (platform.health.clone(), platform.stop.clone(), Instant::now());
-    tasks.spawn("announcement", async move {
+    tasks.spawn("ready announcement", async move {
         while !health.readiness().0 && !stop.is_cancelled() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -380,7 +383,7 @@ fn announce_ready(platform: &Arc<Platform>, tasks: &mut Tasks) {
     });
 }
 
-/// Raises the soft limit on open files to the hard one, and returns it.
+/// Raises the soft limit on open files to the hard limit and returns it.
 fn raise_file_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

@@ -1,4 +1,4 @@
-//! The whole configuration: every room's and the platform's, under one root.
+//! The configuration of the platform and every capability under one root.
 
 use std::fmt;
 
@@ -16,11 +16,11 @@ use crate::{
 pub enum Role {
     /// Serves HTTP.
     Api,
-    /// Carries records from Kafka into views.
+    /// Projects records from Kafka into Redis and Postgres.
     Processor,
-    /// Carries what waits in Postgres into Kafka, and records to other people's endpoints.
+    /// Drains the outbox from Postgres to Kafka, and delivers records to HTTP endpoints.
     Relay,
-    /// All of them in one process.
+    /// All roles in one process.
     All,
 }
 
@@ -53,9 +53,10 @@ impl fmt::Display for Role {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// What this process does.
+    /// Role of this process.
     pub role: Role,
-    /// Threads of the runtime; 0 takes the processors that the container may use, at least two.
+    /// Threads of the async runtime; 0 uses the processors available to the container, at least
+    /// two.
     pub worker_threads: usize,
     pub http: http::Config,
     pub management: ops::Config,
@@ -100,7 +101,7 @@ impl Default for Settings {
     }
 }
 
-/// One of our consumer groups.
+/// One of postrider's consumer groups.
 #[derive(Debug, Clone)]
 pub struct ConsumerPlan {
     pub name: &'static str,
@@ -109,7 +110,7 @@ pub struct ConsumerPlan {
 }
 
 impl ConsumerPlan {
-    /// Every group that the rooms of this configuration consume with, by full names.
+    /// Returns every consumer group of this configuration, with full names.
     pub fn all(settings: &Settings) -> Vec<Self> {
         let mut all = vec![Self::kv(settings)];
         if !settings.postgres.url.is_empty() {
@@ -142,23 +143,25 @@ impl ConsumerPlan {
         Self::of_relay(relay, settings.kafka.group(&relay.group()))
     }
 
-    /// With this group, by its full name. Names live as long as the process, and so do routes.
+    /// Plans the consumer of a route with a full group name. Leaks the consumer's name, which lives
+    /// as long as the process, as routes do.
     pub fn of_relay(relay: &gateway::relay::Config, group: String) -> Self {
         Self { name: format!("relay-{}", relay.name).leak(), topic: relay.topic.clone(), group }
     }
 
-    /// A group of its own for each epoch: its positions are those of another topic.
+    /// Appends the epoch to the group name, because the positions of another epoch belong to
+    /// another topic.
     fn new(name: &'static str, settings: &Settings, topic: &str, group: &str, epoch: u32) -> Self {
         let group = if epoch == 0 { group.to_owned() } else { format!("{group}-e{epoch}") };
         Self { name, topic: settings.kafka.topic(topic), group: settings.kafka.group(&group) }
     }
 }
 
-/// Our own topics.
+/// Plans postrider's own topics.
 pub struct TopicPlan;
 
 impl TopicPlan {
-    /// Every topic that the rooms need, with what it must be like.
+    /// Returns every topic that the capabilities need, with its required settings.
     pub fn specs(settings: &Settings) -> Vec<TopicSpec> {
         let mut specs = kv::topic_specs(&settings.kv, &settings.kafka);
         specs.extend(dlq::topic_specs(&settings.dlq, &settings.kafka));
@@ -168,16 +171,16 @@ impl TopicPlan {
         specs
     }
 
-    /// What carrying records to endpoints needs, and no more.
+    /// Returns only the topics that delivery to endpoints needs.
     pub fn deliveries(settings: &Settings) -> Vec<TopicSpec> {
         let deliveries = settings.kafka.topic(dlq::DELIVERIES_TOPIC);
         let specs = dlq::topic_specs(&settings.dlq, &settings.kafka).into_iter();
         specs.filter(|spec| spec.name == deliveries).collect()
     }
 
-    /// Names that the gateway refuses unless they are listed.
+    /// Returns the topic names that the gateway refuses unless they are listed.
     pub fn internal_names(settings: &Settings) -> Vec<String> {
-        // Those to come, and those that may be switched off.
+        // Reserved names: future topics, and topics that may be switched off.
         const OTHERS: [&str; 3] = [messages::PRESENCE_TOPIC, "deliveries", messages::EVENTS_TOPIC];
         let ours = Self::specs(settings).into_iter().map(|spec| spec.name);
         ours.chain(OTHERS.iter().map(|name| settings.kafka.topic(name))).collect()
@@ -196,7 +199,7 @@ mod tests {
 
     use super::*;
 
-    /// What the chart declares for Strimzi, with its own defaults.
+    /// Parses the topics that the chart declares for Strimzi, with the chart's defaults.
     fn declared() -> BTreeMap<String, (i64, BTreeMap<String, String>)> {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/postrider/files/topics.yaml");
         let text = std::fs::read_to_string(file).unwrap();
@@ -215,11 +218,11 @@ mod tests {
     }
 
     #[test]
-    fn the_chart_declares_our_topics_as_we_would_make_them() {
-        let made = TopicPlan::specs(&Settings::default()).into_iter().map(|spec| {
+    fn the_chart_declares_topics_as_postrider_creates_them() {
+        let created = TopicPlan::specs(&Settings::default()).into_iter().map(|spec| {
             let settings = spec.settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
             (spec.name, (i64::from(spec.partitions), settings))
         });
-        assert_eq!(declared(), made.collect());
+        assert_eq!(declared(), created.collect());
     }
 }

@@ -167,7 +167,7 @@ records_reach_the_relay() {
 stranger_is_shut_out() {
   ACCESS=no job stranger "$ONE" roundtrip --url http://postrider:8080 --room kv --timeout 8
   if job_end stranger "$ONE" 60 >"$work/stranger"; then die "a pod that no policy allows got an answer"; fi
-  grep -q 'nothing came out within 8 s' "$work/stranger" || { cat "$work/stranger" >&2; die "it failed otherwise than expected"; }
+  grep -q 'timed out after 8 s' "$work/stranger" || { cat "$work/stranger" >&2; die "it failed otherwise than expected"; }
 }
 
 # Until it is stopped: what metrics-server knows, every ten seconds, as it does itself.

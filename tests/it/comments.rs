@@ -154,7 +154,7 @@ async fn without_postgres_comments_are_taken_and_kept_until_there_is_one() {
     comment(&app, "p", "early").await;
     app.get(PATH).await.problem(503, "postgres_unavailable");
     app.get(&format!("{PATH}/stream")).await.problem(503, "postgres_unavailable");
-    app.await_log("comments stay in Kafka and are not stored: `postgres.url` is not set", seconds(1)).await;
+    app.await_log("`postgres.url` is not set, comments are not stored", seconds(1)).await;
     app.stop().await;
     world.without_migration();
     let app = world.app().even_if_not_ready().start().await;

@@ -261,7 +261,7 @@ async fn receivers_without_messages_for_long_are_forgotten_and_whoever_was_away_
         )
         .await;
     let app = world.app().start().await;
-    let forgot = app.await_log("forgot receivers that have had no message for long", seconds(20)).await;
+    let forgot = app.await_log("deleted idle receivers", seconds(20)).await;
     assert_eq!(forgot["receivers"], 1);
     world.sql(&[rows("old", 0), rows("new", 1)].join(";")).await;
     let gap = json!({"type": "gap"});

@@ -227,7 +227,7 @@ async fn what_is_too_large_is_told_without_its_content_and_what_is_past_its_time
     // As after a month without this process.
     world.sql("UPDATE message_undelivered SET next = 0; DELETE FROM message_marks; DELETE FROM messages").await;
     let app = after(&world, "all", 1_000).start().await;
-    app.await_log("messages past their retention are passed over", seconds(30)).await;
+    app.await_log("skipping messages past their retention", seconds(30)).await;
     send(&app, &message("r", "s", 3)).await;
     until("the next one is told", seconds(30), || async { (told(&world).await.len() == 3).then_some(()) }).await;
     app.stop().await;

@@ -233,7 +233,7 @@ async fn a_topic_that_does_not_exist_yet_is_waited_for() {
     let target = Target::start().await;
     let scene = Scene { topic: world.topic("later"), target, world };
     let app = scene.world.app().relay(scene.words(&[])).even_if_not_ready().start().await;
-    app.await_log("the topic does not exist yet; waiting for it", seconds(20)).await;
+    app.await_log("topic does not exist yet, waiting for it", seconds(20)).await;
     let check = format!("relay-{}", scene.topic);
     assert!(app.failing(&check).await.unwrap().contains("does not exist"));
     scene.world.kafka.create(&scene.topic, 1).await;

@@ -25,7 +25,7 @@ use crate::{
 
 const REFUSED: &str = "postrider_rotation_refused";
 const WARNING: &str = "rotated secret does not work, keeping the secret in use";
-const DRAINING: &str = "draining to start again with rotated files";
+const DRAINING: &str = "draining to restart with rotated files";
 
 /// A secret that is mounted as a file.
 pub struct Secret(PathBuf);
@@ -427,7 +427,7 @@ async fn a_wrong_secret_that_comes_while_it_drains_for_a_good_one_calls_the_drai
     app.await_log(DRAINING, seconds(30)).await;
     assert!(!app.is_ready().await);
     secret.set("redis://127.0.0.1:1");
-    app.await_log("mounted files changed again; the drain is called off", seconds(30)).await;
+    app.await_log("mounted files changed again, drain called off", seconds(30)).await;
     await_refused(&app, "redis", true).await;
     assert!(app.is_ready().await);
     assert_eq!(started(&app).await, before);

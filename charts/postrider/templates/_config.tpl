@@ -1,4 +1,4 @@
-{{/* A role's postrider.yaml. Takes (list $ "api"). What the chart knows, then `config`, then the role's own. */}}
+{{/* Renders the postrider.yaml of a role. Takes (list $ "api"). Later sources override earlier ones: values of the chart, `config`, the role's `config`. */}}
 {{- define "postrider.config" -}}
 {{- $root := index . 0 -}}
 {{- $role := include "postrider.role" . | fromYaml -}}
@@ -6,7 +6,7 @@
 {{- $merged := mergeOverwrite $known (deepCopy $root.Values.config) (deepCopy $role.config) -}}
 {{- include "postrider.filesForSecrets" $merged -}}
 {{- if and (ne (index . 1) "relay") (hasKey $merged "gateway") -}}
-{{- /* A new route is no reason to restart those who do not carry it. */ -}}
+{{- /* Only the relay gets the routes, so that a new route does not restart other roles. */ -}}
 {{- $_ := set $merged "gateway" (omit $merged.gateway "relays") -}}
 {{- end -}}
 {{- toYaml $merged -}}
@@ -22,7 +22,7 @@ drain:
 {{- if $.Values.rotation.enabled }}
 rotation:
   files:
-    {{- /* A relay has Redis for its order among relays alone, and asks with what is mounted then. */ -}}
+    {{- /* The relay uses Redis only to order restarts, and reads the mounted secret at that time. */ -}}
     {{- $unwatched := ternary (list "redis") list (eq (index . 1) "relay") }}
     {{- range $name, $_ := include "postrider.mounts" . | fromYaml }}
     {{- if not (has $name $unwatched) }}
@@ -82,7 +82,7 @@ telemetry:
   {{- end }}
 {{- end }}
 
-{{/* The roles that are on, as a list. */}}
+{{/* Lists the enabled roles. */}}
 {{- define "postrider.roles" -}}
 {{- range $name, $role := .Values.roles }}
 {{- if $role.enabled }}

@@ -29,7 +29,7 @@ app.kubernetes.io/part-of: postrider
 {{- end }}
 {{- end }}
 
-{{/* Of pods: what changes with the program, and not with the chart alone, so that it restarts nothing. */}}
+{{/* Labels of pods. They depend on the appVersion but not on the chart's version, so that a change of the chart alone does not restart pods. */}}
 {{- define "postrider.podLabels" -}}
 {{ include "postrider.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -57,7 +57,7 @@ app.kubernetes.io/part-of: postrider
 {{- end -}}
 {{- end }}
 
-{{/* A role's values, with `defaults` beneath them. Takes (list $ "api"). */}}
+{{/* Merges the values of a role over `defaults`. Takes (list $ "api"). */}}
 {{- define "postrider.role" -}}
 {{- $root := index . 0 -}}
 {{- $own := index $root.Values.roles (index . 1) -}}
@@ -89,7 +89,7 @@ kafka.strimzi.io/v1
 {{- define "postrider.strimziNamespace" -}}
 {{- default .Release.Namespace .Values.kafka.strimzi.namespace -}}
 {{- end }}
-{{/* Takes (list $ "api"), as do those below: each role has a user of its own. */}}
+{{/* Name of the role's KafkaUser. Like the templates below, takes (list $ "api"), because each role has its own user. */}}
 {{- define "postrider.kafkaUser" -}}
 {{- $ := index . 0 -}}
 {{- printf "%s-%s" (default (include "postrider.fullname" $) $.Values.kafka.strimzi.user.name) (index . 1) -}}
@@ -140,12 +140,12 @@ kafka.strimzi.io/v1
 {{- end -}}
 {{- end }}
 
-{{/* Not the full name: that is the KafkaUser's, whose secret Strimzi makes. */}}
+{{/* Differs from the full name, which Strimzi uses for the KafkaUser's secret. */}}
 {{- define "postrider.urlsSecret" -}}
 {{- printf "%s-urls" (include "postrider.fullname" .) -}}
 {{- end }}
 
-{{/* Where a role's secrets are mounted: name of the folder → secret and what of it. As YAML. Takes (list $ "api"). */}}
+{{/* Maps the folders of a role's mounted secrets to the secret and its keys, as YAML. Takes (list $ "api"). */}}
 {{- define "postrider.mounts" -}}
 {{- $name := index . 1 -}}
 {{- $arguments := . -}}
@@ -196,7 +196,7 @@ postgres-ca: {secret: {{ .tls.caSecret }}, keys: {ca.crt: {{ .tls.caKey }}}}
 {{- end }}
 {{- end }}
 
-{{/* sqlx reads these as libpq does; a URL that says otherwise wins. */}}
+{{/* sqlx reads these variables like libpq; parameters in the URL take precedence. */}}
 {{- define "postrider.postgresEnv" -}}
 {{- with .Values.postgres.tls.mode }}
 - {name: PGSSLMODE, value: {{ . | quote }}}
@@ -206,7 +206,7 @@ postgres-ca: {secret: {{ .tls.caSecret }}, keys: {ca.crt: {{ .tls.caKey }}}}
 {{- end }}
 {{- end }}
 
-{{/* Seconds that a pod is given to end: docs/operations.md#stop, and a few to spare. */}}
+{{/* Grace period of a pod in seconds: the duration of a stop (docs/operations.md#stop) plus 4 s of reserve. */}}
 {{- define "postrider.gracePeriod" -}}
 {{- with .Values.drain -}}
 {{- add .preStopSeconds .readinessDelaySeconds (mul 2 .graceSeconds) 11 4 -}}

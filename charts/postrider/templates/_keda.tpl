@@ -1,4 +1,4 @@
-{{/* What a role consumes, as a list of group and topic. Takes (list $ "processor"). */}}
+{{/* Lists the consumer groups of a role with their topics. Takes (list $ "processor"). */}}
 {{- define "postrider.consumers" -}}
 {{- $ := index . 0 -}}
 {{- $config := include "postrider.config" . | fromYaml -}}
@@ -22,7 +22,7 @@
 {{- if gt (int .) 0 }}-e{{ int . }}{{ end -}}
 {{- end }}
 
-{{/* KEDA takes a user's name from a secret only. Takes (list $ "processor"). */}}
+{{/* KEDA reads the user name only from a secret. Takes (list $ "processor"). */}}
 {{- define "postrider.kedaAuthentication" -}}
 {{- $arguments := . -}}
 {{- $fullname := printf "%s-%s-kafka" (include "postrider.fullname" (index . 0)) (index . 1) -}}

@@ -1,11 +1,11 @@
-{{/* The pod of a role. Takes root, name, and role: its values. */}}
+{{/* Renders the pod of a role. Takes root, name, and role (its values). */}}
 {{- define "postrider.pod" -}}
 {{- $ := .root -}}
 {{- $role := .role -}}
 {{- $mounts := include "postrider.mounts" (list $ .name) | fromYaml -}}
 metadata:
   annotations:
-    # Each role has its own file, so that a change restarts those whom it concerns.
+    # Each role has its own file, so that a change restarts only the roles that it affects.
     checksum/config: {{ include "postrider.config" (list $ .name) | sha256sum }}
     checksum/urls: {{ printf "%s\n%s" $.Values.redis.url $.Values.postgres.url | sha256sum }}
     {{- with $role.podAnnotations }}
@@ -14,14 +14,14 @@ metadata:
   labels:
     {{- include "postrider.podLabels" $ | nindent 4 }}
     app.kubernetes.io/component: {{ .name }}
-    # Tells a role's pods from those of jobs and tests.
+    # Distinguishes the pods of a role from those of jobs and tests.
     postrider/management: "true"
     {{- with $role.podLabels }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
   serviceAccountName: {{ include "postrider.serviceAccountName" $ }}
-  # It never talks to the API server.
+  # postrider never uses the Kubernetes API.
   automountServiceAccountToken: false
   enableServiceLinks: false
   terminationGracePeriodSeconds: {{ include "postrider.gracePeriod" $ }}

@@ -1,4 +1,4 @@
-{{/* What a role may do in Kafka; docs/operations.md#rights says why. Takes root, role, and our topics. */}}
+{{/* Renders the Kafka ACLs of a role; docs/operations.md#rights explains them. Takes root, role, and postrider's topics. */}}
 {{- define "postrider.rights" -}}
 {{- $ := index . 0 -}}
 {{- $name := index . 1 -}}
@@ -9,7 +9,7 @@
 {{- $writes := dict "api" (list "messages" "audit" "comments" "message" "presence") "processor" (list "messages" "message-events" "dead-letter-events") "relay" (list "post-events" "dead-letter-deliveries") -}}
 {{- $routes := dig "gateway" "relays" list (mergeOverwrite (deepCopy $.Values.config) (include "postrider.role" (list $ "relay") | fromYaml).config) -}}
 {{- if dig "dlq" "admin" true $config -}}
-{{- /* Letters are read and deleted, and their records go back to the topic from which they came. */ -}}
+{{- /* The api reads and deletes dead letters, and replays their records to the original topics. */ -}}
 {{- $_ := set $reads "api" (list "dead-letter-events" "dead-letter-deliveries" "messages") -}}
 {{- $_ := set $writes "api" (concat $writes.api (list "post-events" "dead-letter-events" "dead-letter-deliveries")) -}}
 {{- end -}}
@@ -19,14 +19,14 @@
   operations: {{ concat (ternary (list "Read") list (has $own (get $reads $name))) (ternary (list "Write") list (has $own (get $writes $name))) (list "Describe" "DescribeConfigs") (ternary list (list "Create") $.Values.kafka.strimzi.topics.enabled) | toJson | replace "\"" "" | replace "," ", " }}
 {{- end }}
 {{- if eq $name "api" }}
-# Where /produce may write. Their settings say what a record may be like.
+# Topics that /produce may write to. Their settings limit the records.
 {{- range dig "gateway" "topics" "allow" list $config }}
 - resource: {type: topic, name: {{ ternary . (trimSuffix "*" .) (eq . "*") | quote }}, patternType: {{ ternary "prefix" "literal" (and (ne . "*") (hasSuffix "*" .)) }}}
   operations: [Write, Describe, DescribeConfigs{{ if dig "gateway" "auto_create_topics" false $config }}, Create{{ end }}]
 {{- end }}
 {{- if dig "dlq" "admin" true $config }}
 {{- range $routes }}
-# Where dead letters of a route go back to.
+# Topics of routes, to which dead letters are replayed.
 - resource: {type: topic, name: {{ .topic }}, patternType: literal}
   operations: [Read, Write, Describe, DescribeConfigs]
 {{- end }}
@@ -43,7 +43,7 @@
   operations: [Read, Describe]
 {{- end }}
 {{- end }}
-# The brokers' settings: how groups are joined, and whether topics are made by themselves.
+# Broker settings: the group protocol, and automatic topic creation.
 - resource: {type: cluster}
   operations: [DescribeConfigs]
 {{- end }}

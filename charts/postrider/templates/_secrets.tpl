@@ -1,7 +1,7 @@
-{{/* Credentials within the configuration: `{secretKeyRef: {name: …, key: …}}` in the place of a relay's target_url or of a header
-  becomes a file that is mounted from the secret. */}}
+{{/* Credentials in the configuration: a reference `{secretKeyRef: {name: …, key: …}}`, instead of a relay's target_url or a header
+  value, becomes a file that is mounted from the secret. */}}
 
-{{/* Every reference in a role's configuration, as a list of name and key. Takes (list $ "relay"). */}}
+{{/* Lists the references in a role's configuration by name and key. Takes (list $ "relay"). */}}
 {{- define "postrider.references" -}}
 {{- $root := index . 0 -}}
 {{- $role := include "postrider.role" . | fromYaml -}}
@@ -21,12 +21,12 @@
 {{- end -}}
 {{- end }}
 
-{{/* The folder of a secret that is referred to; the name of a volume may be shorter than a secret's. */}}
+{{/* Folder of a referenced secret. Its name is shortened, because volume names are limited to 63 characters. */}}
 {{- define "postrider.referenceFolder" -}}
 {{- printf "ref-%s-%s" (. | replace "." "-" | trunc 48 | trimSuffix "-") (. | sha256sum | trunc 6) -}}
 {{- end }}
 
-{{/* What of the secrets is mounted, like `postrider.mounts`. */}}
+{{/* Maps folders to the referenced secrets and keys, like `postrider.mounts`. */}}
 {{- define "postrider.referenced" -}}
 {{- $folders := dict -}}
 {{- range include "postrider.references" . | fromYamlArray -}}
@@ -44,7 +44,7 @@
 /etc/postrider/secrets/{{ include "postrider.referenceFolder" .name }}/{{ .key }}
 {{- end }}
 
-{{/* Puts files in the place of references; changes the configuration that it is given. */}}
+{{/* Replaces references with file names, in the given configuration itself. */}}
 {{- define "postrider.filesForSecrets" -}}
 {{- $holders := list -}}
 {{- range dig "gateway" "relays" list . -}}
@@ -68,7 +68,7 @@
 {{- end -}}
 {{- end }}
 
-{{/* What of a configuration is a credential in plain text, one sentence a line. Takes the configuration. */}}
+{{/* Reports the plain-text credentials in a configuration, one sentence per line. Takes the configuration. */}}
 {{- define "postrider.plainCredentials" -}}
 {{- $telling := "(?i)(^|[-_.])(authorization|auth|cookie|key|apikey|token|jwt|secret|password|passwd|signature|sig|credentials?|session)s?([-_.]|$)" -}}
 {{- $sections := list -}}

@@ -1,4 +1,4 @@
-{{/* What a schema cannot say. All of it at once, as sentences that name the value. */}}
+{{/* Checks that a schema cannot express. Reports all problems at once, as sentences that name the value. */}}
 {{- define "postrider.validate" -}}
 {{- $problems := list -}}
 {{- $kafka := .Values.kafka -}}

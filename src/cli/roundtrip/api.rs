@@ -1,4 +1,4 @@
-//! What a client sees of an installation: requests and their answers.
+//! HTTP client for a running installation.
 
 use axum::{
     body::Bytes,
@@ -15,18 +15,18 @@ use uuid::Uuid;
 
 use crate::platform::config::masked;
 
-/// One installation. Cheap to clone.
+/// Client of one installation. Cheap to clone.
 #[derive(Clone)]
 pub struct Api {
     client: Client<HttpConnector, Full<Bytes>>,
     url: String,
-    /// In everything that is written, so that nobody else's is taken for it.
+    /// Part of every name that the run writes, so that it never matches another client's data.
     pub mark: String,
 }
 
 pub struct Answer {
     pub status: StatusCode,
-    /// Of the header `Postrider-Position`.
+    /// Value of the header `Postrider-Position`.
     pub position: String,
     body: Bytes,
 }
@@ -77,7 +77,7 @@ impl Api {
         Ok(Answer { status, position, body })
     }
 
-    /// Comes back with the head of the answer; the body may go on for as long as it likes.
+    /// Returns as soon as the head of the response has arrived; the body may be an endless stream.
     pub async fn send(
         &self,
         method: Method,

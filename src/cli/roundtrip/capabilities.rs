@@ -1,4 +1,4 @@
-//! What goes into each capability and has to come out of it.
+//! Round trip of each capability: what is written and what must be readable afterwards.
 
 use std::future::Future;
 
@@ -20,12 +20,12 @@ impl Api {
         let position = pushed.expect(StatusCode::ACCEPTED, "push")?.position;
         let path = format!("/pull/{key}");
         until(|| async {
-            // The view of a partition that is being rebuilt, or has just moved, is a matter of time.
+            // A pull fails while a partition's view is rebuilt or has just moved; try again.
             let answer = self.call(Method::GET, &path, &[("postrider-after", &position)], Bytes::new()).await?;
             match answer.status {
                 StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => Ok(false),
                 _ if answer.json()["value"] == value => Ok(true),
-                _ => answer.expect(StatusCode::OK, "pull").and(Err("pull answered another value".to_owned())),
+                _ => answer.expect(StatusCode::OK, "pull").and(Err("pull returned another value".to_owned())),
             }
         })
         .await?;
@@ -35,8 +35,8 @@ impl Api {
     pub(super) async fn gateway(&self, topic: &str) -> Result<(), String> {
         let record = json!({"topic": topic, "key": self.mark, "payload": {"mark": self.mark}});
         let answer = self.post("/produce", &record).await?.expect(StatusCode::OK, "produce")?.json();
-        let placed = answer["success"] == true && answer["partition"].is_i64() && answer["offset"].is_i64();
-        if placed { Ok(()) } else { Err(format!("produce answered without a place: {answer}")) }
+        let has_position = answer["success"] == true && answer["partition"].is_i64() && answer["offset"].is_i64();
+        if has_position { Ok(()) } else { Err(format!("produce answered without partition and offset: {answer}")) }
     }
 
     pub(super) async fn comments(&self) -> Result<(), String> {
@@ -68,7 +68,7 @@ impl Api {
         Err(format!("the stream ended without the message: {seen}"))
     }
 
-    /// Whether presence is kept at all.
+    /// Returns false if presence is disabled.
     pub(super) async fn presence(&self) -> Result<bool, String> {
         if self.get(&format!("/api/v1/presence/{}", self.mark)).await?.status == StatusCode::NOT_FOUND {
             return Ok(false);
@@ -76,7 +76,8 @@ impl Api {
         let stream = self.stream(&format!("/api/v1/messages/stream?receiverId={}", self.mark)).await?;
         until(|| self.is_present("connected", 1)).await?;
         drop(stream);
-        // Not at once: who comes back within `messages.presence.linger_ms` was never away.
+        // Takes a while: a receiver that reconnects within `messages.presence.linger_ms` stays
+        // connected.
         until(|| self.is_present("disconnected", 0)).await.map(|()| true)
     }
 
@@ -85,8 +86,8 @@ impl Api {
         if answer.status == StatusCode::SERVICE_UNAVAILABLE {
             return Ok(false);
         }
-        let standing = answer.expect(StatusCode::OK, "presence")?.json();
-        Ok(standing["state"] == state && standing["connections"] == connections)
+        let presence = answer.expect(StatusCode::OK, "presence")?.json();
+        Ok(presence["state"] == state && presence["connections"] == connections)
     }
 
     pub(super) async fn feed(&self) -> Result<(), String> {
@@ -95,12 +96,12 @@ impl Api {
         self.post("/follow", &follow).await?.expect(StatusCode::OK, "following")?;
         let (first, second) = (self.publish(&author).await?, self.publish(&author).await?);
         until(|| async { Ok(self.feed_of(&reader).await?.is_some_and(|posts| posts == [second, first])) }).await?;
-        // From here on there is nothing to wait for: what is gone is gone from the answer on.
+        // Deletions take effect with their response, so no waiting from here on.
         self.delete_post(first).await?;
         self.get(&format!("/posts/{first}")).await?.expect(StatusCode::NOT_FOUND, "reading a deleted post")?;
         self.shows(&reader, &[second], "a deleted post").await?;
         self.post("/unfollow", &follow).await?.expect(StatusCode::OK, "unfollowing")?;
-        self.shows(&reader, &[], "the post of somebody who is not followed").await?;
+        self.shows(&reader, &[], "the post of an unfollowed author").await?;
         self.delete_post(second).await
     }
 
@@ -115,7 +116,7 @@ impl Api {
         self.call(Method::DELETE, &path, &[], Bytes::new()).await?.expect(StatusCode::OK, "deleting a post").map(drop)
     }
 
-    /// Post ids, newest first; nothing while the feed can be read neither from Redis nor from Postgres.
+    /// Returns post ids, newest first, or nothing while neither Redis nor Postgres can be read.
     async fn feed_of(&self, reader: &str) -> Result<Option<Vec<u64>>, String> {
         let answer = self.get(&format!("/feeds/{reader}")).await?;
         if answer.status == StatusCode::SERVICE_UNAVAILABLE {
@@ -129,7 +130,7 @@ impl Api {
         until(|| async {
             match self.feed_of(reader).await? {
                 Some(posts) if posts == wanted => Ok(true),
-                Some(posts) => Err(format!("the feed shows {what}: {posts:?} and not {wanted:?}")),
+                Some(posts) => Err(format!("the feed shows {what}: {posts:?} instead of {wanted:?}")),
                 None => Ok(false),
             }
         })
@@ -148,16 +149,17 @@ impl Api {
     pub(super) async fn dead_letters(&self) -> Result<bool, String> {
         let answer = self.get("/admin/dlq?limit=1&since=1m").await?;
         match answer.status {
-            // Switched off, or busy with somebody else's question: it answers.
+            // The dead-letter API is disabled, or busy with another query: it responds, nothing to
+            // check.
             StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS => Ok(false),
             _ => answer.expect(StatusCode::OK, "the list of dead letters").map(|_| true),
         }
     }
 }
 
-/// Asks again until it is true; the capability's timeout bounds it.
-async fn until<F: Future<Output = Result<bool, String>>>(mut question: impl FnMut() -> F) -> Result<(), String> {
-    while !question().await? {
+/// Repeats the check until it returns true. The capability's timeout bounds it.
+async fn until<F: Future<Output = Result<bool, String>>>(mut check: impl FnMut() -> F) -> Result<(), String> {
+    while !check().await? {
         sleep(LOOK_EVERY).await;
     }
     Ok(())

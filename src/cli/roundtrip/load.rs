@@ -1,4 +1,4 @@
-//! Pushes at a constant rate, and then a pull of every one of them: for upgrades and failures.
+//! Load test: pushes at a constant rate, then pulls every accepted value.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,19 +14,19 @@ use tokio::{
 
 use super::{Api, LOOK_EVERY};
 
-/// Requests under way at most; whoever is slower than that is not asked for more.
+/// Maximum number of requests in flight. If responses are slower, the rate is not reached.
 const MAX_IN_FLIGHT: usize = 2_000;
-/// How long after the last push everything must be visible.
+/// Time after the last push within which every accepted value must be visible.
 const VISIBLE_WITHIN: Duration = Duration::from_secs(120);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often requests become due; each time as many as the rate says.
+/// Interval at which requests become due; each tick starts as many as the rate requires.
 const TICK: Duration = Duration::from_millis(5);
 
 #[derive(Default)]
 struct Tally {
     accepted: Vec<(u64, String)>,
     latencies: Vec<Duration>,
-    /// What went wrong, and how often.
+    /// Count of each error.
     failed: BTreeMap<String, usize>,
 }
 
@@ -48,7 +48,7 @@ impl Tally {
     }
 }
 
-/// The error is a sentence for the user.
+/// Runs the load test and prints its results. The error is a sentence for the user.
 pub async fn run(api: &Api, rate: u32, length: Duration, failures_allowed: bool) -> Result<(), String> {
     let begun = Instant::now();
     let mut tally = push_for(api, rate, length).await;
@@ -68,7 +68,7 @@ pub async fn run(api: &Api, rate: u32, length: Duration, failures_allowed: bool)
     match (failed, lost.first()) {
         (failed, None) if failed == 0 || failures_allowed => Ok(()),
         (_, Some(number)) => {
-            Err(format!("{} accepted pushes did not come out, the first is number {number}", lost.len()))
+            Err(format!("{} accepted pushes cannot be read; the first is number {number}", lost.len()))
         }
         (_, None) => Err(format!("{failed} requests failed")),
     }
@@ -119,7 +119,7 @@ async fn push(api: &Api, number: u64) -> (u64, Duration, Result<String, String>)
     (number, begun.elapsed(), answer.map(|answer| answer.position))
 }
 
-/// The numbers that are not there when the time is over.
+/// Pulls every value until it is visible. Returns the numbers still missing at the deadline.
 async fn pull_all(api: &Api, mut wanted: Vec<(u64, String)>) -> Vec<u64> {
     let deadline = Instant::now() + VISIBLE_WITHIN;
     loop {
@@ -137,7 +137,7 @@ async fn pull_all(api: &Api, mut wanted: Vec<(u64, String)>) -> Vec<u64> {
     }
 }
 
-/// What is still to be looked for.
+/// Pulls one value. Returns its number and position if it is not visible yet.
 async fn pull(api: Api, number: u64, position: String) -> Option<(u64, String)> {
     let path = format!("/pull/{}", key(&api, number));
     let headers = [("postrider-after", position.as_str())];

@@ -1,4 +1,4 @@
-//! `postrider roundtrip`: through every capability of a running installation, from outside.
+//! Implements `postrider roundtrip`: tests every capability of a running installation from outside.
 
 mod api;
 mod capabilities;
@@ -14,38 +14,41 @@ use api::Api;
 use super::block_on;
 
 pub const EXAMPLES: &str = "\
-Exit code 0 when everything came out again, else 1. What it writes has names of its own; the key-value
-entry, posts and follow are deleted again, comments and messages stay.
+Writes to every capability and checks that the result can be read. The exit code is 0 if every check
+passes, otherwise 1. All names it writes are unique to the run. It deletes its key-value entry, posts
+and follow; its comment and message stay.
 
 Examples:
   postrider roundtrip --url http://localhost:8080
   postrider roundtrip --url http://postrider.events.svc:8080 --topic my-topic --room kv --room gateway
-  postrider roundtrip --rate 1000 --seconds 60                  while something is upgraded, or fails";
+  postrider roundtrip --rate 1000 --seconds 60                  apply load during an upgrade or a failure";
 
-/// Wait between looks at what is not there yet.
+/// Interval between checks for a result that is not visible yet.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(Args)]
 pub struct Command {
-    /// Where the api role answers, by http://
+    /// Base URL of the api role (http:// only)
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
-    /// A topic that /produce may write to; without it the gateway is not tried
+    /// Topic that /produce may write to; without it the gateway is skipped
     #[arg(long)]
     topic: Option<String>,
-    /// Only this capability; may be repeated
+    /// Test only this capability; repeatable
     #[arg(long = "room", value_enum)]
     capabilities: Vec<Capability>,
-    /// Time for each capability, in seconds
+    /// Timeout of each capability, in seconds
     #[arg(long, default_value_t = 30)]
     timeout: u64,
-    /// Instead, push so many values per second, and then pull every one of them; a failed request is a failure
+    /// Push this many values per second instead, then pull each of them; a failed request fails the
+    /// command
     #[arg(long)]
     rate: Option<u32>,
-    /// With --rate, let requests fail, as they do when a process is killed; what was accepted must come out all the same
+    /// With --rate, tolerate failed requests, as when a process is killed; every accepted value
+    /// must still be readable
     #[arg(long)]
     failures_allowed: bool,
-    /// For how long, with --rate
+    /// Duration of the load in seconds, with --rate
     #[arg(long, default_value_t = 30)]
     seconds: u64,
 }
@@ -61,7 +64,7 @@ enum Capability {
     Dlq,
 }
 
-/// The error is a sentence for the user.
+/// Runs the command. The error is a sentence for the user.
 pub fn run(command: &Command) -> Result<(), String> {
     block_on(every_capability(command))
 }
@@ -80,7 +83,7 @@ async fn every_capability(command: &Command) -> Result<(), String> {
         let name = capability.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
         let begun = Instant::now();
         let outcome = timeout(Duration::from_secs(command.timeout), capability.try_out(&api, command.topic.as_deref()));
-        match outcome.await.unwrap_or_else(|_| Err(format!("nothing came out within {} s", command.timeout))) {
+        match outcome.await.unwrap_or_else(|_| Err(format!("timed out after {} s", command.timeout))) {
             Ok(true) => println!("{name:9} ok       {} ms", begun.elapsed().as_millis()),
             Ok(false) => println!("{name:9} skipped"),
             Err(problem) => {
@@ -89,11 +92,11 @@ async fn every_capability(command: &Command) -> Result<(), String> {
             }
         }
     }
-    if failed.is_empty() { Ok(()) } else { Err(format!("no round trip through {}", failed.join(", "))) }
+    if failed.is_empty() { Ok(()) } else { Err(format!("these capabilities failed: {}", failed.join(", "))) }
 }
 
 impl Capability {
-    /// Whether there was anything to try.
+    /// Tests one capability. Returns false if it is skipped.
     async fn try_out(self, api: &Api, topic: Option<&str>) -> Result<bool, String> {
         match (self, topic) {
             (Self::Kv, _) => api.kv().await,

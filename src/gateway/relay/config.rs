@@ -1,4 +1,4 @@
-//! Settings of one route from a topic to a URL.
+//! Settings of one delivery route.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -14,41 +14,42 @@ use crate::{
     },
 };
 
-/// One topic, carried to one URL.
+/// Delivers one topic to one URL.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Names the route in logs and metrics; different for each.
+    /// Name of the route in logs and metrics; must be unique.
     pub name: String,
-    /// The full name of the topic; no prefix is put before it.
+    /// Full name of the topic; `kafka.topic_prefix` is not added.
     pub topic: String,
-    /// Where records are POSTed to, `http://` or `https://`; `target_url_file` names a file that has it.
+    /// URL that receives the records by POST, `http://` or `https://`. `target_url_file` names a
+    /// file that contains it.
     pub target_url: SecretUrl,
-    /// The consumer group, after `kafka.group_prefix`; without it `http-consumer-` and the name.
+    /// Consumer group, after `kafka.group_prefix`; default: `http-consumer-` and the name.
     pub group: String,
-    /// Requests at the same time.
+    /// Maximum number of concurrent requests.
     pub workers: usize,
-    /// Requests per second and instance, retries included; 0 is no limit.
+    /// Maximum requests per second and instance, including retries; 0 means no limit.
     pub rate: f64,
-    /// Time for one request from name to answer, in milliseconds.
+    /// Timeout of one request, from name resolution to response, in milliseconds.
     pub timeout_ms: u64,
-    /// Further attempts after the first; then the record goes to the dead letters.
+    /// Retries after the first attempt, before the record is dead-lettered.
     pub retries: u32,
-    /// Wait before the first retry, in milliseconds.
+    /// Delay before the first retry, in milliseconds.
     pub retry_delay_ms: u64,
-    /// How the wait grows; `exponential` doubles it.
+    /// Growth of the delay; `exponential` doubles it with every retry.
     pub backoff: Growth,
-    /// Longest wait before a retry, in milliseconds, `Retry-After` included.
+    /// Longest delay before a retry, including `Retry-After`, in milliseconds.
     pub max_retry_delay_ms: u64,
-    /// How chance changes the wait; `full` draws from all of it, `equal` from its upper half.
+    /// Randomization of the delay; `full` draws from the whole delay, `equal` from its upper half.
     pub jitter: Jitter,
-    /// Whether a target's `Retry-After` can lengthen the wait.
+    /// Let a target's `Retry-After` lengthen the delay.
     pub honour_retry_after: bool,
-    /// Networks that may be dialled although they are not public, such as `10.0.0.0/8`.
+    /// Private networks that may be connected to, such as `10.0.0.0/8`.
     pub allow: Vec<String>,
-    /// PEM file with authorities to trust beside the system's.
+    /// PEM file with certificate authorities to trust in addition to the system's.
     pub ca_file: String,
-    /// Sent with every request, such as `authorization`; each as text, or as `{file: /path}`.
+    /// Headers of every request, such as `authorization`; each as text or as `{file: /path}`.
     pub headers: Secrets,
 }
 
@@ -75,7 +76,7 @@ impl Default for Config {
     }
 }
 
-/// A route that cannot be.
+/// Error of an invalid route.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("relay `{route}`: {problem}")]
 pub struct Problem {
@@ -84,22 +85,22 @@ pub struct Problem {
 }
 
 impl Config {
-    /// Names end up in labels, client ids and group names.
+    /// Checks the name, which is used in metric labels, client ids and group names.
     fn is_name(&self) -> bool {
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
         !self.name.is_empty() && self.name.len() <= 100 && self.name.bytes().all(legal)
     }
 
-    /// What is wrong with it, if anything is.
+    /// Checks every setting.
     pub fn check(&self) -> Result<(), Problem> {
         check_topic(&self.topic).map_err(|problem| self.problem(problem.detail))?;
         let wrong = |problem: &str| Err(self.problem(problem));
         match () {
-            () if !self.is_name() => wrong("`name` must have 1 to 100 letters, digits, `.`, `_` and `-`"),
+            () if !self.is_name() => wrong("`name` must have 1 to 100 letters, digits, `.`, `_` or `-`"),
             () if self.target_url.is_empty() => wrong("`target_url` is missing"),
-            () if self.workers == 0 => wrong("`workers` must be 1 at least"),
+            () if self.workers == 0 => wrong("`workers` must be at least 1"),
             () if !self.rate.is_finite() || self.rate < 0.0 => wrong("`rate` must be 0 or more"),
-            () if self.timeout_ms == 0 => wrong("`timeout_ms` must be 1 at least"),
+            () if self.timeout_ms == 0 => wrong("`timeout_ms` must be at least 1"),
             () => self.allowed().map(drop),
         }
     }
@@ -108,7 +109,7 @@ impl Config {
         Problem { route: self.name.clone(), problem: problem.to_string() }
     }
 
-    /// The networks of `allow`; an address alone is a network of one.
+    /// Parses the networks of `allow`; a single address is a network of one.
     pub(super) fn allowed(&self) -> Result<Vec<IpNet>, Problem> {
         let parse = |text: &String| {
             let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
@@ -117,7 +118,7 @@ impl Config {
         self.allow.iter().map(parse).collect()
     }
 
-    /// The consumer group's name, before any prefix.
+    /// Returns the name of the consumer group, without `kafka.group_prefix`.
     pub fn group(&self) -> String {
         if self.group.is_empty() { format!("http-consumer-{}", self.name) } else { self.group.clone() }
     }
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_a_rule_is_named() {
+    fn the_error_names_the_invalid_field() {
         assert_eq!(config().check(), Ok(()));
         type Change = fn(&mut Config);
         let changes: [(&str, Change); 8] = [
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_alone_is_a_network_of_one() {
+    fn a_single_address_is_a_network_of_one() {
         let config = Config { allow: vec!["127.0.0.1".to_owned(), "fd00::/8".to_owned()], ..config() };
         let nets: Vec<String> = config.allowed().unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(nets, ["127.0.0.1/32", "fd00::/8"]);

@@ -1,4 +1,4 @@
-//! The body of a delivery, as clients of the service before this one read it:
+//! Body of a delivery, in the format of the replaced service:
 //! `{"topic":…,"partition":…,"offset":…,"key":…,"value":…,"timestamp":…}`.
 
 use std::{borrow::Cow, fmt::Write as _};
@@ -10,13 +10,13 @@ use crate::platform::{
     http::json::{self, write_string},
 };
 
-/// What goes into an envelope.
+/// Fields of an envelope that differ from record to record.
 #[derive(Debug, Clone, Copy)]
 pub struct Content<'a> {
     pub partition: i32,
     pub offset: i64,
     pub key: Option<&'a [u8]>,
-    /// `None` is a tombstone.
+    /// `None` for a tombstone.
     pub value: Option<&'a [u8]>,
     pub timestamp_ms: i64,
 }
@@ -24,7 +24,7 @@ pub struct Content<'a> {
 /// Writes the envelopes of one topic.
 #[derive(Debug, Clone)]
 pub struct Envelope {
-    /// Everything before the partition.
+    /// The JSON before the partition number.
     head: Vec<u8>,
 }
 
@@ -36,11 +36,11 @@ impl Envelope {
         Self { head }
     }
 
-    /// Appends one envelope. A key or value that is not UTF-8 has U+FFFD where it is not, as
-    /// Go's encoder, which wrote these before, does it.
+    /// Appends one envelope. Invalid UTF-8 in a key or value becomes U+FFFD, as the Go encoder of
+    /// the replaced service wrote it.
     pub fn render(&self, out: &mut Vec<u8>, content: &Content<'_>) {
         let (key, value) = (content.key, content.value.unwrap_or_default());
-        // The field names, numbers and punctuation take less than 160 bytes; escapes are rare.
+        // Field names, numbers and punctuation take less than 160 bytes; escapes are rare.
         out.reserve(self.head.len() + key.map_or(0, <[u8]>::len) + value.len() + 160);
         out.extend_from_slice(&self.head);
         let mut number = itoa::Buffer::new();
@@ -70,8 +70,8 @@ fn text(bytes: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(bytes)
 }
 
-/// The value as written, when it is a JSON object that every reader takes: by the rules that hold
-/// for bodies here (UTF-8, no lone surrogates, at most 128 levels).
+/// Returns the value unchanged if it is a JSON object that satisfies postrider's rules for request
+/// bodies (UTF-8, no lone surrogates, at most 128 levels), so that every parser accepts it.
 fn object(value: &[u8]) -> Option<&str> {
     let value = value.trim_ascii();
     if value.first() != Some(&b'{') {
@@ -82,8 +82,8 @@ fn object(value: &[u8]) -> Option<&str> {
     Some(text)
 }
 
-/// Whole seconds, because the example that clients were written against has no fraction and not
-/// every parser takes one. A time that nobody knows, or before 1970, is the epoch.
+/// Formats a time in whole seconds: the example that clients were written against has no fraction,
+/// and not every parser accepts one. An unknown time, or one before 1970, becomes the epoch.
 fn timestamp(ms: i64) -> String {
     let mut text = clock::rfc3339(ms.max(0));
     match text.find('.') {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_envelope_is_the_documented_one_to_the_byte() {
+    fn the_envelope_matches_the_documentation_byte_for_byte() {
         assert_eq!(
             render(&content(Some(b"k"), Some(br#"{"message":"Hello"}"#))),
             r#"{"topic":"t","partition":0,"offset":12345,"key":"k","value":{"message":"Hello"},"timestamp":"2023-01-01T12:00:00Z"}"#
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_goes_through_as_it_was_written() {
+    fn an_object_is_passed_through_unchanged() {
         for object in [r#"{}"#, r#"{ "b": 1.50e+3, "a" : [ 1 ], "b":2 }"#, r#"{"s":"\u00e9é\ud83d\ude00"}"#] {
             let rendered = render(&content(None, Some(format!(" \n{object}\t").as_bytes())));
             assert!(rendered.contains(&format!(r#""value":{object},"timestamp""#)), "{rendered}");
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_object_is_a_raw_message() {
+    fn other_values_become_a_raw_message() {
         let deep = format!("{}1{}", "{\"a\":".repeat(200), "}".repeat(200));
         for value in [
             "[1,2]",
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_become_replacement_characters() {
+    fn invalid_utf8_becomes_replacement_characters() {
         let rendered = render(&content(Some(&[0xff, b'k']), Some(&[b'a', 0xc3, 0x28, 0])));
         let envelope: Value = serde_json::from_str(&rendered).unwrap();
         assert_eq!(envelope["key"], "\u{fffd}k");
@@ -182,7 +182,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_a_record_has_its_envelope_is_json_with_the_fields_in_order(
+        fn every_envelope_is_json_with_the_documented_fields(
             topic in "[a-zA-Z0-9._-]{1,40}", partition in 0_i32.., offset in 0_i64.., ms in 0_i64..4_000_000_000_000,
             key in prop::option::of(prop::collection::vec(any::<u8>(), 0..40)),
             value in prop::option::of(prop::collection::vec(any::<u8>(), 0..200)),

@@ -1,6 +1,6 @@
-//! Kafka to HTTP: every record of a topic is POSTed to one URL, in order per key. A record is
-//! settled when the target has taken it, or when its attempts are spent and it is with the dead
-//! letters. At least once: after a crash a target may see a record again.
+//! Kafka to HTTP: POSTs every record of a topic to one URL, in order per key. A record is finished
+//! when the target accepts it, or when its retries are exhausted and it is dead-lettered. Delivery
+//! is at least once: after a crash the target may receive duplicates.
 
 mod config;
 mod envelope;

@@ -1,4 +1,4 @@
-//! What one delivery looks like on the wire: the envelope, and the headers that go with it.
+//! Body and headers of a delivery request.
 
 use std::{cell::RefCell, io::Write};
 
@@ -15,31 +15,31 @@ use crate::platform::{
 
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-/// Milliseconds since the epoch: the envelope's time has whole seconds only.
+/// Milliseconds since the Unix epoch; the envelope's time has whole seconds only.
 static TIMESTAMP: HeaderName = HeaderName::from_static("postrider-timestamp");
-/// Tells a null value from an empty one, which look alike in the envelope.
+/// Distinguishes a null value from an empty one, which look the same in the envelope.
 static TOMBSTONE: HeaderName = HeaderName::from_static("postrider-tombstone");
 
-/// Headers that every request has; those of the operator win.
+/// Default headers of every request; configured headers override them.
 pub const HEADERS: [(HeaderName, HeaderValue); 2] = [
     (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
     (header::USER_AGENT, HeaderValue::from_static("kafka-http-consumer/1.0")),
 ];
 
-/// Headers that [`add_headers`] adds at most.
+/// Maximum number of headers that [`add_headers`] adds.
 pub const MORE_HEADERS: usize = 4;
 
-/// Longest event id that is taken for an idempotency key.
+/// Longest event id, in bytes, that is used as an idempotency key.
 const MAX_ID_BYTES: usize = 255;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Scratch space that one huge record may leave behind on a thread.
+/// Maximum scratch space in bytes that a thread keeps after a large record.
 const MAX_SCRATCH_BYTES: usize = 1 << 20;
 
-/// Runs `write` on scratch space and returns what it wrote, in one allocation of its own.
+/// Runs `write` on scratch space and returns its output in one allocation.
 fn bytes(write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
     SCRATCH.with_borrow_mut(|scratch| {
         scratch.clear();
@@ -50,7 +50,7 @@ fn bytes(write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
     })
 }
 
-/// The request's body.
+/// Returns the request body.
 pub fn body(envelope: &Envelope, partition: i32, record: &Record<'_>) -> Bytes {
     let content = Content {
         partition,
@@ -62,7 +62,7 @@ pub fn body(envelope: &Envelope, partition: i32, record: &Record<'_>) -> Bytes {
     bytes(|out| envelope.render(out, &content))
 }
 
-/// Adds what differs from record to record.
+/// Adds the headers that depend on the record.
 pub fn add_headers(headers: &mut HeaderMap, topic: &str, partition: i32, record: &Record<'_>) {
     if let Some(key) = idempotency_key(topic, partition, record) {
         headers.insert(IDEMPOTENCY_KEY.clone(), key);
@@ -78,20 +78,21 @@ pub fn add_headers(headers: &mut HeaderMap, topic: &str, partition: i32, record:
     }
 }
 
-/// The event's id where it has one, else its place: the same however often it is sent.
+/// Returns the event id if the record has one, otherwise its topic, partition and offset. The key
+/// is the same for every attempt.
 fn idempotency_key(topic: &str, partition: i32, record: &Record<'_>) -> Option<HeaderValue> {
     let id = record.header(event::ID).filter(|id| (1..=MAX_ID_BYTES).contains(&id.len()));
     if let Some(id) = id.and_then(|id| HeaderValue::from_bytes(id).ok()) {
         return Some(id);
     }
-    let place = bytes(|out| {
+    let position = bytes(|out| {
         // Writing to memory cannot fail.
         let _ = write!(out, "{topic}/{partition}@{}", record.offset());
     });
-    HeaderValue::from_maybe_shared(place).ok()
+    HeaderValue::from_maybe_shared(position).ok()
 }
 
-/// The span of this delivery where it is recorded, else the record's own context.
+/// Returns the context of the delivery span if it is recorded, otherwise the record's own.
 fn trace(record: &Record<'_>) -> Option<TraceContext> {
     let context = record.header(event::TRACEPARENT).and_then(TraceContext::parse)?;
     let span = Span::current();
@@ -119,13 +120,13 @@ mod tests {
         let (value, time) = (value.map(<[u8]>::to_vec), Timestamp::CreateTime(1_672_574_400_120));
         let mut batch = Batch::default();
         batch.push(&OwnedMessage::new(value, None, "t".to_owned(), time, 3, 1234, Some(headers)));
-        let mut made = HeaderMap::new();
-        add_headers(&mut made, "my-topic", 3, &batch.iter().next().unwrap());
-        made
+        let mut headers = HeaderMap::new();
+        add_headers(&mut headers, "my-topic", 3, &batch.iter().next().unwrap());
+        headers
     }
 
     #[test]
-    fn a_record_is_named_by_its_event_id_or_else_by_its_place() {
+    fn the_idempotency_key_is_the_event_id_or_else_the_position() {
         assert_eq!(headers_of(Some(b"{}"), &[])["idempotency-key"], "my-topic/3@1234");
         assert_eq!(headers_of(Some(b"{}"), &[("ce_id", b"e-1")])["idempotency-key"], "e-1");
         for odd in [&b""[..], b"two\nlines", &[b'x'; 300]] {
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_envelope_cannot_say_is_in_headers() {
+    fn headers_add_what_the_envelope_lacks() {
         let headers = headers_of(Some(b""), &[]);
         assert_eq!(headers["postrider-timestamp"], "1672574400120");
         assert!(!headers.contains_key("postrider-tombstone") && !headers.contains_key("traceparent"));

@@ -1,4 +1,4 @@
-//! One route at work: a record in, an outcome out.
+//! One delivery route: sends a record and decides its outcome.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -21,12 +21,12 @@ use crate::platform::{
     pace::Pace,
 };
 
-/// Which addresses a route may dial.
+/// Addresses that a route may connect to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// All: whoever starts the command names the target.
+    /// All addresses; used by the command `relay`, whose operator names the target.
     Any,
-    /// Public ones, and those that the configuration allows.
+    /// Public addresses, and those that `allow` lists.
     Public,
 }
 
@@ -64,7 +64,7 @@ fn connectors(config: &Config, access: Access) -> Result<(Client, Endpoint), Pro
 }
 
 impl Route {
-    /// At `stop` nothing new is sent.
+    /// Builds a route. After `stop` it sends nothing new.
     pub fn new(config: &Config, access: Access, stop: CancellationToken) -> Result<Self, Problem> {
         let (client, endpoint) = connectors(config, access)?;
         Ok(Self {
@@ -80,7 +80,7 @@ impl Route {
         })
     }
 
-    /// Returns what is wrong with a configuration, with all that it names: URL, headers, and files.
+    /// Returns the error of a configuration, including its URL, headers and files.
     pub fn check(config: &Config, access: Access) -> Result<(), Problem> {
         connectors(config, access).map(drop)
     }
@@ -89,7 +89,7 @@ impl Route {
         self.stats.snapshot()
     }
 
-    /// The target as it may be logged.
+    /// Returns the target URL without secrets, for logs.
     pub fn target(&self) -> &str {
         self.endpoint.shown()
     }
@@ -109,7 +109,7 @@ impl Route {
         answered.map(drop)
     }
 
-    /// What becomes of a record whose attempt failed; `attempt` is 1 for the first.
+    /// Returns the outcome of a record whose attempt failed; `attempt` is 1 for the first.
     fn after(&self, failure: Failure, attempt: u32) -> Outcome {
         let reason = Reason { class: failure.class, message: failure.message };
         if attempt > self.retries {
@@ -118,16 +118,16 @@ impl Route {
         }
         let wanted = failure.retry_after.filter(|_| self.honour_retry_after).unwrap_or_default();
         let pause = self.backoff.delay(attempt, fastrand::f64()).max(wanted);
-        tracing::debug!(class = reason.class, pause.ms = pause.as_millis(), "a delivery failed: {}", reason.message);
+        tracing::debug!(class = reason.class, pause.ms = pause.as_millis(), "delivery failed: {}", reason.message);
         Outcome::RetryAfter(pause, reason)
     }
 }
 
 impl KeyedHandler for Route {
     async fn handle(&self, delivery: &Delivery) -> Outcome {
-        // A slow rate must not make the stop wait for a slot; the record stays uncommitted.
+        // The stop does not wait for a slot of a slow rate; the record stays uncommitted.
         if self.stop.run_until_cancelled(self.pace.slot()).await.is_none() {
-            return Outcome::Hold("the process stops".to_owned());
+            return Outcome::Hold("the process is stopping".to_owned());
         }
         match self.send(delivery).await {
             Ok(()) => Outcome::Done,
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn three_retries_are_four_attempts_a_second_apart_even_when_the_target_is_gone() {
+    fn three_retries_are_four_attempts_a_second_apart_even_after_http_410() {
         let route = route(|_| {});
         for gone in [false, true] {
             let outcomes = [1, 2, 3, 4].map(|attempt| route.after(failure(None, gone), attempt));
@@ -178,13 +178,13 @@ mod tests {
     }
 
     #[test]
-    fn no_retries_are_one_attempt() {
+    fn zero_retries_mean_one_attempt() {
         let route = route(|config| config.retries = 0);
         assert!(matches!(route.after(failure(None, false), 1), Outcome::DeadLetter(_)));
     }
 
     #[test]
-    fn a_target_can_ask_for_a_longer_wait_and_not_for_a_shorter_one() {
+    fn retry_after_can_lengthen_the_delay_but_not_shorten_it() {
         let wait = |route: &Route, wanted| pause(&route.after(failure(Some(wanted), false), 1)).unwrap().as_secs();
         assert_eq!(wait(&route(|_| {}), 7), 7);
         assert_eq!(wait(&route(|config| config.retry_delay_ms = 9_000), 7), 9);
@@ -192,14 +192,14 @@ mod tests {
     }
 
     #[test]
-    fn waits_double_where_that_is_configured() {
+    fn exponential_backoff_doubles_the_delay() {
         let route = route(|config| config.backoff = crate::platform::backoff::Growth::Exponential);
         let pauses = [1, 2, 3].map(|attempt| pause(&route.after(failure(None, false), attempt)).unwrap().as_secs());
         assert_eq!(pauses, [1, 2, 4]);
     }
 
     #[test]
-    fn a_route_that_cannot_be_says_why() {
+    fn an_invalid_route_names_its_problem() {
         let config = |url: &str| Config {
             name: "r".to_owned(),
             topic: "t".to_owned(),

@@ -1,4 +1,4 @@
-//! What a route has done, as metrics and for whoever watches it on a terminal.
+//! Counters of a route, as metrics and for the progress line.
 
 use std::{
     collections::HashMap,
@@ -11,36 +11,36 @@ use std::{
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
-/// Totals since the start.
+/// Totals since the process started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Snapshot {
     pub delivered: u64,
-    /// Attempts that failed, whatever became of their records.
+    /// Failed attempts, including those of records that a retry delivered.
     pub failed: u64,
-    /// Records given up.
+    /// Dead-lettered records.
     pub given_up: u64,
-    /// Requests without an answer yet.
+    /// Requests without a response yet.
     pub in_flight: u64,
 }
 
-/// One route's counters.
+/// Counters of one route.
 pub struct Stats {
     route: String,
     delivered: Counter,
     duration: Histogram,
     in_flight: Gauge,
-    /// By class; made with the first of each.
+    /// By failure class; created on first use.
     failed: RwLock<HashMap<&'static str, Counter>>,
     totals: [AtomicU64; 4],
 }
 
-/// Positions in `totals`.
+/// Indexes into `totals`.
 const DELIVERED: usize = 0;
 const FAILED: usize = 1;
 const GIVEN_UP: usize = 2;
 const IN_FLIGHT: usize = 3;
 
-/// A request on its way; ends when it is dropped.
+/// Counts a request in flight until dropped.
 pub struct InFlight<'a>(&'a Stats);
 
 impl Stats {
@@ -74,9 +74,9 @@ impl Stats {
         if let Some(counter) = self.failed.read().unwrap_or_else(PoisonError::into_inner).get(class) {
             return counter.increment(1);
         }
-        let made = counter!("postrider_relay_requests_total", "route" => self.route.clone(), "outcome" => class);
-        made.increment(1);
-        self.failed.write().unwrap_or_else(PoisonError::into_inner).insert(class, made);
+        let counter = counter!("postrider_relay_requests_total", "route" => self.route.clone(), "outcome" => class);
+        counter.increment(1);
+        self.failed.write().unwrap_or_else(PoisonError::into_inner).insert(class, counter);
     }
 
     pub fn given_up(&self) {

@@ -4,23 +4,23 @@ use std::collections::BTreeMap;
 
 use super::{DAY, FORGET_AFTER, Kind, LAG, Record, Restated, Value, View};
 
-/// What Redis has, by the rules of the scripts.
+/// State of Redis according to the rules of the scripts.
 #[derive(Default)]
 pub(super) struct Model {
     hour: i32,
     next: i64,
     entries: BTreeMap<u8, (i64, Value)>,
-    /// The hour at which a key is looked at.
+    /// Hour at which a key is checked.
     due: BTreeMap<u8, i32>,
     ids: BTreeMap<(u8, u8), Id>,
 }
 
-/// What is remembered of a write with an id.
+/// Stored state of a write with an id.
 #[derive(Clone, Copy)]
 struct Id {
     first: i64,
     seen: i32,
-    /// The hour at which it is forgotten.
+    /// Hour at which it expires.
     until: i32,
 }
 

@@ -1,4 +1,4 @@
-//! The view in a Redis of the test's own, changed by the code of production.
+//! View in a Redis server of the test, changed by production code.
 
 use std::{
     collections::BTreeMap,
@@ -34,12 +34,12 @@ use crate::{
     },
 };
 
-/// The time of hour 0, in ms since the epoch, and an hour.
+/// Time of hour 0, in ms since the Unix epoch; and the length of an hour.
 const EPOCH_MS: i64 = 1_700_000_000_000;
 const HOUR_MS: i64 = 3_600_000;
 
-/// A `redis-server` that keeps nothing. It ends with this value, and however the process ends: its shell waits
-/// for a pipe that breaks.
+/// A `redis-server` without persistence. It stops when this value is dropped, and also when the
+/// process dies, because its shell then reads the end of a pipe.
 pub(super) struct Server {
     shell: Child,
     folder: PathBuf,
@@ -105,7 +105,7 @@ pub(super) struct RedisView<'a> {
 }
 
 impl<'a> RedisView<'a> {
-    /// An empty view.
+    /// Creates an empty view.
     pub(super) fn new(server: &'a Server, scripts: &'a Scripts) -> Self {
         let (keys, marker) = (Keys::new("test:", 0, 0), Marker::new(0, None));
         let partition = Partition { number: 0, partitions: 1, keys, marker, settled: 0 };
@@ -161,7 +161,7 @@ impl View for RedisView<'_> {
     fn expired(&mut self, hour: i32) -> Vec<Restated> {
         let mut tombstones = Vec::new();
         loop {
-            // One key at a time, so that there is a next round.
+            // One key per call, so that there are several rounds.
             let expired = self.partition.expired(self.scripts, &mut self.redis, ms(hour), 1);
             let expired = self.server.runtime.block_on(expired).unwrap();
             tombstones.extend(Self::restated(expired.tombstones));
@@ -236,7 +236,7 @@ fn text_of(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-/// The records as Kafka gives them.
+/// Returns the records as a batch read from Kafka.
 fn batch_of(records: &[Record]) -> Batch {
     let mut batch = Batch::default();
     for record in records {
@@ -248,7 +248,7 @@ fn batch_of(records: &[Record]) -> Batch {
                     Some(value) => State::Value { value, expires_ms },
                     None => State::Deleted,
                 };
-                // Its own version is not in the record.
+                // The record does not contain its own version.
                 Restatement::of_entry(&name(record.key), &Entry { version: 0, state }, version).headers()
             }
             Kind::Plain => pushed(Uuid::now_v7(), expires_ms),
@@ -287,7 +287,7 @@ fn a_value_that_expired_before_1970_gets_its_tombstone() {
 }
 
 #[test]
-fn ids_are_counted_once_each_and_writes_of_long_ago_are_not_remembered() {
+fn each_id_is_counted_once_and_old_writes_are_not_stored() {
     let (server, scripts) = (Server::start(), Scripts::default());
     let RedisView { mut redis, mut partition, .. } = RedisView::new(&server, &scripts);
     let now_ms = clock::now_ms();
@@ -306,9 +306,9 @@ fn ids_are_counted_once_each_and_writes_of_long_ago_are_not_remembered() {
             (counts.iter().sum::<i64>(), ids.len())
         })
     };
-    assert_eq!(counted(1, 49), (0, 0), "its doubles would be two days old");
+    assert_eq!(counted(1, 49), (0, 0), "its duplicates would be two days old");
     assert_eq!(counted(1, 47), (1, 1));
-    assert_eq!(counted(1, 30), (1, 1), "a double is the same id");
+    assert_eq!(counted(1, 30), (1, 1), "a duplicate has the same id");
     assert_eq!(counted(2, 0), (2, 2));
     assert_eq!(counted(2, 0), (2, 2));
 }

@@ -1,8 +1,8 @@
-//! Events of who came and went, from Redis to Kafka.
+//! Publishes presence changes from Redis to Kafka.
 //!
-//! The script that changes a receiver's state also notes the event as due, and it stays so until Kafka has it:
-//! whoever made the change may die before. The id is a function of receiver and version, so that an event that
-//! is written twice is known for one.
+//! The script that changes a receiver's state also records the event as due, until Kafka has stored
+//! it, because the process that made the change may die before. The event id derives from receiver
+//! and version, so consumers can drop duplicates.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -30,23 +30,24 @@ use crate::platform::{
     unknown::Unknown,
 };
 
-/// Changes kept in memory until Kafka has them. More than that are only in Redis, until a process finds them due.
+/// Maximum number of unsent changes in memory. Further changes are only in Redis, until a process
+/// finds them due.
 const MAX_UNSENT: usize = 10_000;
-/// Pause before changes are sent again that Kafka did not take.
-const AGAIN: Duration = Duration::from_millis(500);
-/// Changes handed to the producer at a time.
+/// Pause before unsent changes are sent again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Maximum number of changes passed to the producer at a time.
 const CHUNK: usize = 500;
-/// The namespace of event ids.
+/// Namespace of event ids.
 const NAMESPACE: Uuid = Uuid::from_u128(0x3e0c_64b1_97d2_5c0a_8f4e_6a1d_20c5_b7f9);
 
-/// A receiver became connected, or disconnected.
+/// A receiver became connected or disconnected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     pub receiver: Arc<str>,
     pub connected: bool,
     pub connections: i64,
     pub at_ms: i64,
-    /// Grows with every change of the receiver.
+    /// Increases with every change of the receiver.
     pub version: i64,
 }
 
@@ -60,7 +61,7 @@ struct Value<'a> {
 }
 
 impl Change {
-    /// Reads what is noted as due: `VERSION STATE AT CONNECTIONS RECEIVER`.
+    /// Parses a due event: `VERSION STATE AT CONNECTIONS RECEIVER`.
     pub fn parse(due: &str) -> Result<Self, Unknown> {
         let read = || {
             let mut words = due.splitn(5, ' ');
@@ -93,7 +94,8 @@ pub struct Announcer {
     topic: String,
     producer: Producer,
     topics_ready: TopicsReady,
-    /// Changes that Kafka does not have yet, by version: Redis, which has noted them as well, may lose them meanwhile.
+    /// Changes that Kafka has not stored yet, by version. Redis has them as well, but may lose
+    /// them.
     unsent: Mutex<BTreeMap<(i64, Arc<str>), Change>>,
     added: Notify,
 }
@@ -103,12 +105,12 @@ impl Announcer {
         Self { topic, producer, topics_ready, unsent: Mutex::default(), added: Notify::new() }
     }
 
-    /// Has changes sent soon.
+    /// Queues changes to be sent.
     pub fn add(&self, changes: impl IntoIterator<Item = Change>) {
         let mut unsent = self.unsent();
         for change in changes {
             if unsent.len() >= MAX_UNSENT {
-                tracing::debug!("changes of presence wait in Redis");
+                tracing::debug!("presence change queue is full, changes wait in Redis");
                 break;
             }
             unsent.insert((change.version, change.receiver.clone()), change);
@@ -117,7 +119,7 @@ impl Announcer {
         self.added.notify_one();
     }
 
-    /// Sends changes as they are added, and again until Kafka has them. Never ends by itself.
+    /// Sends changes as they are added, and retries until Kafka has stored them; runs forever.
     pub async fn run(&self, scripts: &Scripts, keys: &Keys, redis: &watch::Receiver<Option<Redis>>) {
         loop {
             let first = self.after(None);
@@ -131,12 +133,12 @@ impl Announcer {
                 None => false,
             };
             if !all_sent {
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
     }
 
-    /// Sends everything that was added, once.
+    /// Sends every queued change once.
     pub async fn finish(&self, calls: &mut Calls<'_>) {
         let mut next = self.after(None);
         while let Some(last) = next.last() {
@@ -152,7 +154,8 @@ impl Announcer {
         self.unsent().range((start, Bound::Unbounded)).take(CHUNK).map(|(_, change)| change.clone()).collect()
     }
 
-    /// Sends changes and waits until Kafka has them; those that it has are no longer due. Returns whether it has all.
+    /// Sends changes, waits until Kafka has stored them, and removes them from the due events.
+    /// Returns true if Kafka has stored all.
     async fn announce(&self, calls: &mut Calls<'_>, changes: &[Change]) -> bool {
         if !self.topics_ready.get() {
             return false;
@@ -165,7 +168,7 @@ impl Announcer {
         }
         for (bucket, done) in stored {
             if let Err(error) = calls.settle(bucket, &done).await {
-                tracing::debug!(error = %error, "changes of presence will be sent again");
+                tracing::debug!(error = %error, "removing due presence events failed, they will be sent again");
             }
         }
         outcomes.into_iter().all(|is_stored| is_stored)
@@ -175,7 +178,7 @@ impl Announcer {
         self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a change. Returns whether Kafka has it.
+    /// Sends a change. Returns true if Kafka has stored it.
     async fn store(&self, change: &Change) -> bool {
         let kind = match change.connected {
             true => "postrider.presence.connected",
@@ -196,7 +199,7 @@ impl Announcer {
                 true
             }
             Err(error) => {
-                tracing::debug!(error = %error, "a change of presence is sent later");
+                tracing::debug!(error = %error, "sending a presence change failed, retrying");
                 false
             }
         }
@@ -208,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_reads_back_from_what_is_due_and_has_the_same_id_again() {
+    fn a_change_is_parsed_from_a_due_event_and_keeps_its_id() {
         let change = Change::parse("1763731260000 connected 1763731260001 2 r \"1").unwrap();
         let value = r#"{"receiver_id":"r \"1","state":"connected","connections":2,"at":"2025-11-21T13:21:00.001Z","version":1763731260000}"#;
         assert_eq!(change.value(), value);

@@ -7,26 +7,28 @@ use serde::{Deserialize, Serialize};
 
 use super::keys::BUCKETS;
 
-/// Who is connected: asked by id, and told by events.
+/// Presence: which receivers are connected, by query and by events.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Whether it is kept at all.
+    /// Enable presence.
     pub enabled: bool,
-    /// Partitions of the topic `presence`; fixed when it is created.
+    /// Partitions of the topic `presence`; fixed when the topic is created.
     pub partitions: i32,
-    /// Time for which the topic keeps events, in milliseconds; used when it is created.
+    /// Retention of the topic in milliseconds; applied when the topic is created.
     pub topic_retention_ms: i64,
-    /// Time after which the connections of a silent process count as gone, in milliseconds. At least three heartbeats.
+    /// Time after which the connections of a silent process count as ended, in milliseconds. At
+    /// least three heartbeats.
     pub lease_ms: u64,
-    /// Time between two signs of life of a process, in milliseconds.
+    /// Interval of a process's heartbeats, in milliseconds.
     pub heartbeat_ms: u64,
-    /// Time for which a receiver without connections still counts as connected, in milliseconds.
+    /// Time for which a receiver still counts as connected after its last connection, in
+    /// milliseconds.
     pub linger_ms: u64,
-    /// Days for which is known when somebody was seen last.
+    /// Days for which the time of a receiver's last connection is stored.
     pub remember_days: u32,
-    /// Receivers that have gone and of which that is known, at most; of further ones it is not known a minute later. About
-    /// 260 bytes of Redis each; 0 for any number.
+    /// Maximum number of disconnected receivers whose last connection is stored; beyond it, the
+    /// time is deleted after a minute. About 260 bytes of Redis each; 0 means unlimited.
     pub max_remembered: u64,
 }
 
@@ -50,7 +52,8 @@ impl Config {
         Duration::from_millis(self.heartbeat_ms.max(10))
     }
 
-    /// The lease in milliseconds: at least three heartbeats, so that one that is late costs nothing.
+    /// Returns the lease in milliseconds: at least three heartbeats, so that one late heartbeat
+    /// does no harm.
     pub fn whole_lease_ms(&self) -> u64 {
         self.lease_ms.max(3 * self.heartbeat_ms.max(10))
     }
@@ -59,12 +62,12 @@ impl Config {
         Duration::from_millis(self.linger_ms)
     }
 
-    /// Of each bucket.
+    /// Returns the limit of each bucket.
     pub fn max_remembered_of_a_bucket(&self) -> u64 {
         self.max_remembered.div_ceil(BUCKETS as u64)
     }
 
-    /// In seconds, for Redis.
+    /// Returns the time in seconds, for Redis.
     pub fn remember_s(&self) -> u64 {
         u64::from(self.remember_days.max(1)) * 86_400
     }

@@ -1,4 +1,4 @@
-//! The route of presence.
+//! HTTP route of presence.
 
 use axum::{
     Json,
@@ -14,7 +14,7 @@ use crate::platform::{
     http::{Code, Problem, ProblemBody},
 };
 
-/// The route with its description. Without presence it says that it is off.
+/// Returns the route with its OpenAPI description. If presence is disabled, it responds with 404.
 pub fn routes(presence: Option<Presence>) -> OpenApiRouter {
     OpenApiRouter::new().routes(routes!(presence_of)).with_state(presence)
 }
@@ -27,18 +27,18 @@ enum StateBody {
     Disconnected,
 }
 
-/// Where a receiver stands.
+/// Presence of a receiver.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Presence)]
 struct Body {
     receiver_id: String,
-    /// Whether it is connected anywhere; for a moment (`messages.presence.linger_ms`) after its last connection, too.
+    /// Connected to any process; also for `messages.presence.linger_ms` after the last connection.
     state: StateBody,
-    /// Open connections and event streams, over all processes.
+    /// Open connections and event streams across all processes.
     connections: i64,
-    /// While it is connected, since when, as RFC 3339; else null.
+    /// Time since which it is connected, as RFC 3339; null while it is not connected.
     since: Option<String>,
-    /// While it is not connected, when it was, as RFC 3339; null where that is not known.
+    /// Time when it was last connected, as RFC 3339; null while it is connected, or if unknown.
     last_seen: Option<String>,
 }
 
@@ -51,20 +51,20 @@ impl Body {
     }
 }
 
-/// Whether a receiver is connected
+/// Read the presence of a receiver
 ///
-/// Over all processes. Who has never been seen is `disconnected`.
+/// Covers all processes. A receiver that has never connected is `disconnected`.
 #[utoipa::path(
     get,
     path = "/api/v1/presence/{id}",
     tag = "messages",
-    params(("id" = String, Path, min_length = 1, description = "The receiver, percent-encoded where needed")),
+    params(("id" = String, Path, min_length = 1, description = "Id of the receiver, percent-encoded if needed")),
     responses(
-        (status = 200, description = "Where it stands", body = Body),
-        (status = 400, description = "Not the id of a receiver", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 404, description = "Presence is not kept here", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 200, description = "The receiver's presence", body = Body),
+        (status = 400, description = "Invalid id", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "Presence is disabled", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "The id is too long", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Redis cannot be reached, or has lost data a moment ago", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Redis cannot be reached, or has just lost data", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 async fn presence_of(
@@ -73,12 +73,12 @@ async fn presence_of(
 ) -> Result<Json<Body>, Problem> {
     let Path(id) = id.map_err(|error| Problem::new(Code::InvalidRequest, error.body_text()))?;
     model::check_id("id", &id)?;
-    let off = || Problem::new(Code::NotFound, "presence is not kept: `messages.presence.enabled` is false");
+    let off = || Problem::new(Code::NotFound, "presence is disabled (`messages.presence.enabled` is false)");
     let presence = presence.ok_or_else(off)?;
     match presence.ask(&id).await {
         Ok(Answer::Known(state)) => Ok(Json(Body::new(id, &state))),
         Ok(Answer::Rebuilding) => {
-            let detail = "who is connected is being told again, and this receiver may be";
+            let detail = "presence is being rebuilt and this receiver may be connected; retry later";
             Err(Problem::new(Code::Rebuilding, detail))
         }
         Err(trouble) => Err(Problem::new(Code::RedisUnavailable, trouble.to_string())),

@@ -1,12 +1,13 @@
-//! Names of our keys in Redis. Receivers are spread over buckets; everything of a bucket shares a hash tag, so
-//! that a Redis Cluster keeps it on one shard, one script can change all of it, and it is lost, or rolled back, as one.
+//! Names of the presence keys in Redis. Receivers are spread over buckets. All keys of a bucket
+//! share a hash tag, so that a Redis Cluster keeps them on one shard, one script can change them,
+//! and they are lost or rolled back together.
 
 use crate::platform::kafka::partition_of;
 
-/// Fixed for ever: a receiver's bucket must be the same for all processes.
+/// Number of buckets. Must never change: all processes must agree on a receiver's bucket.
 pub const BUCKETS: usize = 16;
 
-/// A part of all receivers.
+/// A share of all receivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Bucket(pub usize);
 
@@ -21,7 +22,7 @@ impl Bucket {
     }
 }
 
-/// Keys after their common prefix.
+/// Builds keys with a common prefix.
 #[derive(Debug, Clone)]
 pub struct Keys {
     prefix: String,
@@ -32,37 +33,43 @@ impl Keys {
         Self { prefix: format!("{key_prefix}presence:") }
     }
 
-    /// Sorted set of processes by when their lease ends. `leaving:` stands before those to be taken over.
+    /// Sorted set of processes by expiry of their lease. The prefix `leaving:` marks those to be
+    /// taken over.
     pub fn processes(&self) -> String {
         format!("{}processes", self.prefix)
     }
 
-    /// Held by who looks for events that nobody has sent.
+    /// Lock of the process that searches for overdue events.
     pub fn sweeper(&self) -> String {
         format!("{}sweeper", self.prefix)
     }
 
-    /// Hash: since when the bucket is there (`born`), and the processes that have something in it (`p:NAME`).
+    /// Hash: creation time of the bucket (`born`), and the processes that have entries in it
+    /// (`p:NAME`).
     pub fn head(&self, bucket: Bucket) -> String {
         self.within(bucket, "head")
     }
 
-    /// Hash of events that are not known to be in Kafka: `VERSION RECEIVER` to `VERSION STATE AT CONNECTIONS RECEIVER`.
+    /// Hash of events that Kafka may not have stored: `VERSION RECEIVER` to `VERSION STATE AT
+    /// CONNECTIONS RECEIVER`.
     pub fn due(&self, bucket: Bucket) -> String {
         self.within(bucket, "due")
     }
 
-    /// Hash from a day, counted from 1970, to how many receivers that have gone are forgotten on it.
+    /// Hash from a day, counted from 1970, to the number of disconnected receivers whose record
+    /// expires on it.
     pub fn gone(&self, bucket: Bucket) -> String {
         self.within(bucket, "gone")
     }
 
-    /// Hash of what a process has registered: receiver to connections; under the empty field its marker.
+    /// Hash of a process's registered connections: receiver to connection count; the empty field
+    /// has its marker.
     pub fn own(&self, bucket: Bucket, process: &str) -> String {
         self.within(bucket, &format!("of:{process}"))
     }
 
-    /// Hash of one receiver: `state`, `version`, `since`, `seen`, and for each process `p:NAME` to connections.
+    /// Hash of one receiver: `state`, `version`, `since`, `seen`, and per process `p:NAME` to
+    /// connection count.
     pub fn receiver(&self, bucket: Bucket, receiver: &str) -> String {
         self.within(bucket, &format!("is:{receiver}"))
     }

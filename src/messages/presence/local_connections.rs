@@ -1,7 +1,7 @@
-//! Who is connected to this process, and what of that Redis has not been told yet.
+//! Connections of this process, and which of their changes are not yet written to Redis.
 //!
-//! States are kept rather than a sequence of joins and leaves: so it is bounded by the receivers themselves,
-//! and what could not be written is simply written later.
+//! It stores states rather than a sequence of joins and leaves, so it is bounded by the number of
+//! receivers, and a failed write is simply repeated later.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -16,31 +16,31 @@ use super::script::{Known, Outcome, Update};
 pub struct LocalConnections {
     linger: Duration,
     state: Mutex<State>,
-    /// There is something to tell.
+    /// Notified when there is something to write.
     pub changed: Notify,
-    /// Something was told.
+    /// Notified when something was written.
     told: Notify,
 }
 
 #[derive(Default)]
 struct State {
     receivers: HashMap<Arc<str>, Entry>,
-    /// Not told as they are now.
+    /// Receivers whose current state is not written.
     dirty: HashSet<Arc<str>>,
-    /// Those without connections, by when they count as gone.
+    /// Receivers without connections, by the time at which they count as disconnected.
     lingering: BTreeSet<(Instant, Arc<str>)>,
-    /// Those of which Redis could not say yet whether their event was sent.
+    /// Receivers for which Redis could not yet tell if their event was sent.
     unsure: HashSet<Arc<str>>,
 }
 
 #[derive(Default)]
 struct Entry {
     connections: u32,
-    /// Without connections, it counts as gone from here on.
+    /// Time at which it counts as disconnected, while it has no connections.
     gone_at: Option<Instant>,
-    /// Redis may know of it.
+    /// True if Redis may have it.
     told: bool,
-    /// It is being told, and what it says is not confirmed yet.
+    /// True while a write is not confirmed.
     telling: bool,
     known: Option<Known>,
 }
@@ -69,7 +69,7 @@ impl LocalConnections {
         let Some(entry) = receivers.get_mut(receiver) else { return };
         entry.connections = entry.connections.saturating_sub(1);
         if entry.connections == 0 && !entry.told {
-            // It came and went, and nobody has heard of it.
+            // It connected and disconnected before anything was written.
             receivers.remove(receiver);
             dirty.remove(receiver);
             return;
@@ -84,8 +84,8 @@ impl LocalConnections {
         self.changed.notify_one();
     }
 
-    /// What is to be told, up to a number of receivers, of those that can be told now. All of it comes back to
-    /// `confirm` or `put_back`.
+    /// Returns pending updates, at most `limit`, for receivers that `can` be written now. Pass all
+    /// of them to `confirm` or `put_back`.
     pub fn take(&self, limit: usize, now: Instant, can: impl Fn(&str) -> bool) -> Vec<Update<Arc<str>>> {
         let mut guard = self.state();
         let State { receivers, dirty, lingering, .. } = &mut *guard;
@@ -108,7 +108,7 @@ impl LocalConnections {
         taken.into_iter().filter_map(update).collect()
     }
 
-    /// These were told, and that is what came of it.
+    /// Records the outcomes of written updates.
     pub fn confirm(&self, updates: &[Update<Arc<str>>], outcomes: &[Outcome]) {
         let mut state = self.state();
         for (update, outcome) in updates.iter().zip(outcomes) {
@@ -122,7 +122,7 @@ impl LocalConnections {
             } else if entry.connections == 0 {
                 state.receivers.remove(&update.receiver);
             } else {
-                // It came back meanwhile, which is told next.
+                // It reconnected meanwhile; the next write contains that.
                 entry.known = None;
             }
         }
@@ -130,13 +130,13 @@ impl LocalConnections {
         self.told.notify_waiters();
     }
 
-    /// These may not have been told.
+    /// Returns updates that may not have been written.
     pub fn put_back(&self, updates: impl IntoIterator<Item = Update<Arc<str>>>) {
         let mut state = self.state();
         state.dirty.extend(updates.into_iter().map(|update| update.receiver));
     }
 
-    /// Everything is to be told again.
+    /// Marks every receiver to be written again.
     pub fn forget_told(&self) {
         let mut guard = self.state();
         let State { receivers, dirty, .. } = &mut *guard;
@@ -145,19 +145,20 @@ impl LocalConnections {
         self.changed.notify_one();
     }
 
-    /// Has those told again of which Redis could not say whether their event was sent.
+    /// Marks the receivers to be written again for which Redis could not tell if their event was
+    /// sent.
     pub fn retry_unsure(&self) {
         let mut guard = self.state();
         let State { receivers, dirty, unsure, .. } = &mut *guard;
         dirty.extend(unsure.drain().filter(|receiver| receivers.contains_key(receiver)));
     }
 
-    /// When the next one counts as gone.
+    /// Returns the time at which the next receiver counts as disconnected.
     pub fn next_gone(&self) -> Option<Instant> {
         self.state().lingering.first().map(|(at, _)| *at)
     }
 
-    /// Waits until Redis knows what there is to know of a receiver. Whether it does within this time.
+    /// Waits until the changes of a receiver are written to Redis. Returns false on timeout.
     pub async fn await_told(&self, receiver: &str, within: Duration) -> bool {
         let waiting = async {
             loop {
@@ -176,7 +177,7 @@ impl LocalConnections {
         !state.dirty.contains(receiver) && state.receivers.get(receiver).is_none_or(|entry| !entry.telling)
     }
 
-    /// Whether it is connected here.
+    /// Returns true if a receiver is connected to this process.
     pub fn is_connected(&self, receiver: &str) -> bool {
         self.state().receivers.get(receiver).is_some_and(|entry| entry.connections > 0)
     }
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_counts_as_gone_after_a_while_and_not_when_it_comes_back() {
+    fn a_receiver_counts_as_disconnected_after_the_linger_unless_it_reconnects() {
         let (local, now) = (LocalConnections::new(LINGER), Instant::now());
         let [a, b] = ["a", "b"].map(Arc::<str>::from);
         [&a, &a, &b].iter().for_each(|receiver| local.join(receiver));
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_and_goes_unheard_leaves_nothing_behind() {
+    fn a_connection_that_ends_before_a_write_leaves_no_state() {
         let local = LocalConnections::new(LINGER);
         let a = Arc::from("a");
         local.join(&a);
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_told_is_told_later_and_what_was_lost_again() {
+    fn failed_writes_are_repeated_and_lost_data_is_written_again() {
         let (local, now) = (LocalConnections::new(LINGER), Instant::now());
         let a: Arc<str> = "a".into();
         local.join(&a);
@@ -243,15 +244,16 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, goes and fails: in the end Redis has heard of exactly those that are connected.
+        /// After any sequence of joins, leaves and failures, Redis has exactly the connected
+        /// receivers.
         #[test]
-        fn in_the_end_exactly_those_that_are_connected_are_told(steps in prop::collection::vec((0..6_u8, 0..4_usize), 0..80)) {
+        fn exactly_the_connected_receivers_are_written(steps in prop::collection::vec((0..6_u8, 0..4_usize), 0..80)) {
             let local = LocalConnections::new(Duration::ZERO);
             let names = ["a", "b", "c", "d"].map(Arc::<str>::from);
             let (mut open, mut redis) = ([0_i64; 4], HashMap::<String, i64>::new());
             let mut tell = |local: &LocalConnections, fails: bool| {
                 let updates = local.take(2, Instant::now(), |_| true);
-                // What fails may have been done all the same.
+                // A failed write may have been applied.
                 for update in &updates {
                     match update.connections {
                         -1 => redis.remove(&*update.receiver),

@@ -1,8 +1,10 @@
-//! Presence: who is connected to any process, asked by id and told by events on the topic `presence`.
+//! Presence: which receivers are connected to any process, readable by id and published as events
+//! on the topic `presence`.
 //!
-//! Every process says in Redis who is connected to it (`register`), under a lease; when the lease ends, or the
-//! process leaves, others end what it had (`takeover`). Redis may lose everything: processes notice and say it again,
-//! and until they have had the time, nobody is said to be away who may not be.
+//! Every process registers its connections in Redis (`register`) under a lease. When the lease
+//! expires or the process leaves, another process ends its connections (`takeover`). Redis may lose
+//! everything: processes detect that and register again. Until they have had time to do so, a
+//! receiver that may be connected is not reported as disconnected.
 
 mod announce;
 mod config;
@@ -32,14 +34,15 @@ use crate::platform::{
     unknown::Unknown,
 };
 
-/// The topic of events, before the prefix.
+/// Topic of presence events, without the prefix.
 pub const TOPIC: &str = "presence";
-/// How long an answer waits for what this process has not told yet.
-const TOLD_PATIENCE: Duration = Duration::from_millis(500);
-/// For the last words of a process; what is left then is ended like that of one that was killed.
-const RETIRE_PATIENCE: Duration = Duration::from_secs(4);
+/// Maximum wait of a query for changes that this process has not yet written to Redis.
+const WRITTEN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Maximum time for the last writes of a process; what remains is ended like that of a killed
+/// process.
+const RETIRE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// The topic, where presence is kept.
+/// Returns the presence topic, if presence is enabled.
 pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
     let setting = |name, value: &str| (name, value.to_owned());
     let spec = TopicSpec {
@@ -51,7 +54,7 @@ pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
             setting("retention.ms", &config.topic_retention_ms.to_string()),
         ],
         required: Vec::new(),
-        remedy: "set `messages.presence.partitions` to what the topic has".to_owned(),
+        remedy: "set `messages.presence.partitions` to the partition count of the topic".to_owned(),
     };
     config.enabled.then_some(spec).into_iter().collect()
 }
@@ -63,7 +66,7 @@ pub struct Presence {
     register: Arc<Mutex<Register>>,
 }
 
-/// What its parts have in common.
+/// State shared by the parts of presence.
 struct Shared {
     config: Config,
     keys: Keys,
@@ -80,27 +83,27 @@ impl Shared {
     }
 }
 
-/// What is said of a receiver.
+/// Result of a presence query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
     Known(PresenceState),
-    /// Redis has lost data, and not everybody has had the time to say again who is connected.
+    /// Redis has lost data, and some processes may not have registered their connections again.
     Rebuilding,
 }
 
-/// Where a receiver stands.
+/// Presence of a receiver.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct PresenceState {
     connected: bool,
     connections: i64,
-    /// While it is connected, since when.
+    /// Time since which it is connected, while it is.
     since_ms: Option<i64>,
-    /// While it is not, when it was seen last.
+    /// Time when it was last connected, while it is not.
     last_seen_ms: Option<i64>,
 }
 
 impl Presence {
-    /// `None` where it is not kept.
+    /// Returns `None` if presence is disabled.
     pub fn new(
         config: &Config,
         key_prefix: &str,
@@ -120,25 +123,26 @@ impl Presence {
         config.enabled.then(|| Self { shared: Arc::new(shared), register: Arc::default() })
     }
 
-    /// A connection of a receiver was opened. Never waits.
+    /// Records that a connection of a receiver was opened. Never waits.
     pub fn join(&self, receiver: &Arc<str>) {
         self.shared.local.join(receiver);
     }
 
-    /// A connection of a receiver has ended. Never waits.
+    /// Records that a connection of a receiver has ended. Never waits.
     pub fn leave(&self, receiver: &Arc<str>) {
         self.shared.local.leave(receiver);
     }
 
-    /// Keeps Redis and Kafka told; never ends by itself.
+    /// Writes changes to Redis and events to Kafka; runs forever.
     pub async fn run(&self) {
         let Shared { scripts, keys, redis, announcer, .. } = &*self.shared;
         let (mut register, mut watchman) = (self.register.lock().await, Watchman::default());
         tokio::join!(register.run(&self.shared), watchman.watch(&self.shared), announcer.run(scripts, keys, redis));
     }
 
-    /// Leaves at the end of the process, after `run` was dropped. What it has is ended by others after the linger,
-    /// unless it has come back by then; where there are no others, at once.
+    /// Leaves the registry at the end of the process, after `run` was dropped. Other processes end
+    /// its connections after the linger time, unless the receivers have reconnected. Without other
+    /// processes it ends them at once.
     pub async fn retire(&self) {
         let shared = &*self.shared;
         let mut register = self.register.lock().await;
@@ -151,26 +155,30 @@ impl Presence {
             shared.announcer.finish(&mut calls).await;
             Ok::<_, Trouble>(())
         };
-        let left = tokio::time::timeout(RETIRE_PATIENCE, left).await;
+        let left = tokio::time::timeout(RETIRE_TIMEOUT, left).await;
         if let Err(error) = left.unwrap_or(Err(Trouble::Absent)) {
-            tracing::warn!(error = %error, process = register.process(), "presence could not be told the end; its lease ends by itself");
+            tracing::warn!(
+                error = %error,
+                process = register.process(),
+                "leaving the presence registry failed, the lease will expire"
+            );
         }
     }
 
-    /// Where a receiver stands.
+    /// Returns the presence of a receiver.
     async fn ask(&self, receiver: &str) -> Result<Answer, Trouble> {
         let local = &self.shared.local;
-        let told = local.await_told(receiver, TOLD_PATIENCE).await;
+        let written = local.await_told(receiver, WRITTEN_TIMEOUT).await;
         let (now_ms, born_ms, fields) = self.shared.calls()?.ask(Bucket::of(receiver), receiver).await?;
         let state = PresenceState::of(&fields)?;
         let lease_ms = i64::try_from(self.shared.config.whole_lease_ms()).unwrap_or(i64::MAX);
-        let settled = told && born_ms > 0 && now_ms - born_ms >= lease_ms;
+        let settled = written && born_ms > 0 && now_ms - born_ms >= lease_ms;
         let doubtful = !state.connected && (!settled || local.is_connected(receiver));
         Ok(if doubtful { Answer::Rebuilding } else { Answer::Known(state) })
     }
 }
 
-/// Reads a receiver's state.
+/// Parses a receiver's state.
 fn is_connected(state: &str) -> Result<bool, Unknown> {
     match state {
         "connected" => Ok(true),
@@ -180,7 +188,7 @@ fn is_connected(state: &str) -> Result<bool, Unknown> {
 }
 
 impl PresenceState {
-    /// Reads a receiver's hash.
+    /// Parses a receiver's hash.
     fn of(fields: &[(String, String)]) -> Result<Self, Unknown> {
         let number = |text: &String| text.parse::<i64>().map_err(|_| Unknown::new("number of a receiver", text));
         let mut state = Self::default();
@@ -191,7 +199,7 @@ impl PresenceState {
                 "since" => since = Some(number(value)?),
                 "seen" => seen = Some(number(value)?).filter(|&ms| ms > 0),
                 name if name.starts_with("p:") => state.connections += number(value)?,
-                // A field that a newer version has added says nothing about these.
+                // Ignores fields that a newer version may have added.
                 _ => {}
             }
         }
@@ -205,7 +213,7 @@ mod tests {
     use super::{announce::Change, *};
 
     #[test]
-    fn a_standing_counts_the_connections_of_all_processes() {
+    fn presence_counts_the_connections_of_all_processes() {
         let read = |fields: &[(&str, &str)]| {
             let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
             PresenceState::of(&fields)
@@ -214,15 +222,15 @@ mod tests {
             [("state", "connected"), ("version", "9"), ("since", "5"), ("seen", "3"), ("p:a", "2"), ("p:b", "1")];
         let state = PresenceState { connected: true, connections: 3, since_ms: Some(5), last_seen_ms: None };
         assert_eq!(read(&connected), Ok(state));
-        let gone = [("state", "disconnected"), ("version", "9"), ("since", "5"), ("seen", "3")];
-        assert_eq!(read(&gone), Ok(PresenceState { last_seen_ms: Some(3), ..PresenceState::default() }));
+        let disconnected = [("state", "disconnected"), ("version", "9"), ("since", "5"), ("seen", "3")];
+        assert_eq!(read(&disconnected), Ok(PresenceState { last_seen_ms: Some(3), ..PresenceState::default() }));
         assert_eq!(read(&[]), Ok(PresenceState::default()));
         let more = [("state", "disconnected"), ("mood", "x")];
         assert_eq!(read(&more), Ok(PresenceState::default()));
     }
 
     #[test]
-    fn a_state_that_is_unknown_is_an_error_and_not_disconnected() {
+    fn an_unknown_state_is_an_error_rather_than_disconnected() {
         for (name, value) in [("state", "away"), ("state", ""), ("p:a", "x"), ("since", ""), ("seen", "y")] {
             assert!(PresenceState::of(&[(name.to_owned(), value.to_owned())]).is_err(), "{name} {value}");
         }

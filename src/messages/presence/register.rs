@@ -1,7 +1,7 @@
-//! Tells Redis who is connected to this process, and that the process lives.
+//! Registers the connections of this process in Redis and renews its lease.
 //!
-//! Both are done by one loop, so that nothing is under way when markers are compared. A heartbeat costs one call for
-//! the process and one for each bucket, however many are connected.
+//! One loop does both, so that no write is in progress while markers are compared. A heartbeat
+//! costs one call for the process and one per bucket, however many receivers are connected.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,44 +19,46 @@ use super::{
 };
 use crate::platform::unknown::Unknown;
 
-/// How long changes are gathered before they are told.
+/// Time for which changes are collected before they are written.
 const GATHER: Duration = Duration::from_millis(20);
-/// How soon a bucket is asked again that did not answer.
+/// Pause before a bucket that did not answer is tried again.
 const AFTER_SILENCE: Duration = Duration::from_millis(300);
-/// Receivers told in one round, and by one script: Redis does nothing else while it runs.
+/// Maximum number of receivers written per round, and per script. Redis does nothing else during a
+/// script.
 const ROUND: usize = 2_000;
 const CHUNK: usize = 100;
 
-/// Why nothing more can be told for now.
+/// Why writing must stop for now.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
     #[error("Redis does not answer")]
     Absent,
     #[error(transparent)]
     Redis(#[from] RedisError),
-    #[error("this process was taken over, or Redis has lost data")]
+    #[error("another process has taken over, or Redis has lost data")]
     Lost,
     #[error(transparent)]
     Unknown(#[from] Unknown),
 }
 
-/// The process as Redis knows it.
+/// Registration of this process in Redis.
 pub struct Register {
-    /// Another one after every loss, so that what is left of the old one cannot be mistaken for it.
+    /// Changes after every loss, so that leftovers of the previous registration cannot be mistaken
+    /// for it.
     process: String,
     buckets: [Marker; BUCKETS],
-    /// What it was before, while not all is told anew.
+    /// Previous name, until everything is registered again.
     former: Option<String>,
-    /// `None` until all markers were compared.
+    /// `None` until all markers have been compared.
     next_beat: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Marker {
     written: u64,
-    /// One more may have been written.
+    /// True if one more write may have been applied.
     uncertain: bool,
-    /// The bucket's server did not answer; the others go on.
+    /// True if the bucket's server did not answer; the others continue.
     silent: bool,
 }
 
@@ -76,21 +78,21 @@ impl Register {
         &self.process
     }
 
-    /// Tells and beats; never ends by itself.
+    /// Writes changes and heartbeats; runs forever.
     pub async fn run(&mut self, shared: &Shared) {
         loop {
-            let Err(trouble) = self.live(shared).await else { continue };
-            tracing::debug!(error = %trouble, "presence is not told for the moment");
+            let Err(trouble) = self.step(shared).await else { continue };
+            tracing::debug!(error = %trouble, "writing presence failed, retrying");
             self.next_beat = None;
             if matches!(trouble, Trouble::Lost) {
-                self.begin_anew(shared);
+                self.start_over(shared);
             } else {
                 tokio::time::sleep(Duration::from_millis(200 + fastrand::u64(0..200))).await;
             }
         }
     }
 
-    async fn live(&mut self, shared: &Shared) -> Result<(), Trouble> {
+    async fn step(&mut self, shared: &Shared) -> Result<(), Trouble> {
         let now = Instant::now();
         let beat = match self.next_beat.filter(|at| *at > now) {
             Some(at) => at,
@@ -110,16 +112,16 @@ impl Register {
         Ok(())
     }
 
-    /// A new name, under which everything is told again. The old one is ended after that, so that nobody seems
-    /// to have gone meanwhile.
-    fn begin_anew(&mut self, shared: &Shared) {
-        tracing::warn!("Redis has lost what it knew of this process's connections; telling it again");
+    /// Registers everything again under a new name. The old name is retired afterwards, so that no
+    /// receiver seems disconnected meanwhile.
+    fn start_over(&mut self, shared: &Shared) {
+        tracing::warn!("redis lost the connections of this process, registering them again");
         counter!("postrider_presence_restorations_total").increment(1);
         *self = Self { former: Some(std::mem::take(&mut self.process)), ..Self::default() };
         shared.local.forget_told();
     }
 
-    /// Compares all markers and renews the lease. When the next one is due.
+    /// Compares all markers and renews the lease. Returns the time of the next heartbeat.
     pub async fn beat(&mut self, shared: &Shared) -> Result<Instant, Trouble> {
         let began = Instant::now();
         let process = &self.process;
@@ -133,7 +135,7 @@ impl Register {
             }
         });
         let found = join_all(looks).await;
-        // All were asked, so that each bucket that was lost has been marked.
+        // Asks every bucket, so that each one that lost data has been marked.
         for (marker, found) in self.buckets.iter_mut().zip(found) {
             match found {
                 Ok(written) => *marker = Marker { written, ..Marker::default() },
@@ -141,7 +143,7 @@ impl Register {
                 Err(_) => marker.silent = true,
             }
         }
-        // One shard that is away must not end what is on the others.
+        // An unavailable shard must not end the registrations on the others.
         if !shared.calls()?.beat(&self.process, shared.config.whole_lease_ms()).await? {
             return Err(Trouble::Lost);
         }
@@ -153,7 +155,7 @@ impl Register {
         Ok(next)
     }
 
-    /// Tells what has changed, up to a bound; whether anything was told.
+    /// Writes pending changes, up to `ROUND`. Returns true if there were any.
     pub async fn tell(&mut self, shared: &Shared) -> Result<bool, Trouble> {
         let can = |receiver: &str| !self.buckets[Bucket::of(receiver).0].silent;
         let updates = shared.local.take(ROUND, Instant::now(), can);
@@ -162,22 +164,22 @@ impl Register {
             parts[Bucket::of(&update.receiver).0].push(update);
         }
         let process = &self.process;
-        let told = self.buckets.iter_mut().zip(Bucket::all()).zip(parts);
-        let told = told.map(|((marker, bucket), part)| tell_bucket(shared, process, bucket, marker, part));
+        let written = self.buckets.iter_mut().zip(Bucket::all()).zip(parts);
+        let written = written.map(|((marker, bucket), part)| write_bucket(shared, process, bucket, marker, part));
         let mut any = false;
-        for outcome in join_all(told).await {
+        for outcome in join_all(written).await {
             match outcome {
-                Ok(told) => any |= told,
+                Ok(written) => any |= written,
                 Err(Trouble::Lost) => return Err(Trouble::Lost),
-                // The markers are looked at before anything more is told.
+                // Markers are compared before anything more is written.
                 Err(_) => self.next_beat = None,
             }
         }
         Ok(any)
     }
 
-    /// Leaves the register at the end of the process. Whether it was the last one, and nobody else will say
-    /// that its receivers have gone.
+    /// Leaves the registry at the end of the process. Returns true if no other process is left to
+    /// end its connections.
     pub async fn leave(&mut self, shared: &Shared) -> Result<bool, Trouble> {
         self.beat(shared).await?;
         while self.tell(shared).await? {}
@@ -186,7 +188,7 @@ impl Register {
     }
 }
 
-async fn tell_bucket(
+async fn write_bucket(
     shared: &Shared,
     process: &str,
     bucket: Bucket,
@@ -196,8 +198,8 @@ async fn tell_bucket(
     let mut rest = updates.as_slice();
     while !rest.is_empty() {
         let (chunk, more) = rest.split_at(rest.len().min(CHUNK));
-        let told = tell_chunk(shared, process, bucket, marker, chunk).await;
-        if let Err(trouble) = told {
+        let written = write_chunk(shared, process, bucket, marker, chunk).await;
+        if let Err(trouble) = written {
             marker.silent = true;
             shared.local.put_back(rest.iter().cloned());
             return Err(trouble);
@@ -207,7 +209,7 @@ async fn tell_bucket(
     Ok(!updates.is_empty())
 }
 
-async fn tell_chunk(
+async fn write_chunk(
     shared: &Shared,
     process: &str,
     bucket: Bucket,

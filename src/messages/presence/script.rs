@@ -1,16 +1,17 @@
-//! The atomic scripts, each within one bucket or the registry of processes.
+//! Atomic Redis scripts of presence. Each works within one bucket or on the registry of processes.
 //!
-//! Time is that of Redis. The **marker** counts what a process has written to a bucket; a process whose marker is
-//! not what it thinks has been taken over, or Redis has lost data, and then it changes nothing.
+//! They use the clock of Redis. The **marker** counts the writes of a process to a bucket. If the
+//! marker differs from the expected value, the process was taken over or Redis has lost data; then
+//! the script changes nothing.
 
 use redis::{FromRedisValue, RedisError, Script, Value};
 
 use super::keys::{Bucket, Keys};
 use crate::platform::{redis::Redis, unknown::Unknown};
 
-/// What another process puts in the place of the marker when it takes over.
+/// Marker that another process sets when it takes over.
 pub const TAKEN: &str = "taken";
-/// Stands before the names of processes that are to be taken over.
+/// Prefix of processes that are to be taken over.
 pub const LEAVING: &str = "leaving:";
 
 const NOW: &str = "
@@ -18,8 +19,9 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 ";
 
-/// Begins the bucket anew when its server was restarted, since it may have lost the last changes, and a process that
-/// had made none of them cannot see that in its marker. Without the right to `INFO` this is left out.
+/// Resets the bucket's creation time when its server was restarted: the server may have lost the
+/// last changes, which a process that made none of them cannot detect by its marker. Skipped
+/// without the right to run `INFO`.
 const RENEW: &str = "
 local info = redis.pcall('INFO', 'server')
 local run = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
@@ -31,20 +33,27 @@ end
 redis.call('HSETNX', KEYS[1], 'born', now)
 ";
 
-/// KEYS: head, own, due, gone, then one per receiver. ARGV: process, expected marker, seconds to remember who has gone,
-/// when they were seen last or 0 for now, the age in ms below which the bucket may not know yet what it has lost, how
-/// many of the bucket who have gone may be remembered or 0 for all, then for each receiver: name, connections or -1 when it has gone, and the version and time at which this process knows
-/// it to be connected, or 0 and 0.
-/// While the bucket may have lost a receiver of which this process knows nothing, it is connected with version 0 and
-/// without an event: another process may know that its event was sent.
-/// A receiver whose state is none that exists is left alone.
-/// Each change is noted as due under its version, or, where very many are, under no version, so that the last one of
-/// each receiver is kept. A receiver that Redis knows less of than the process is what the process says.
-/// `gone` counts who has gone and is remembered, by the day on which they are forgotten. Above the bound whoever goes is
-/// remembered for a minute, uncounted: presence stays right, and only when they were seen last is not known later.
-/// Returns nothing when the marker is another one; otherwise now and, for each receiver, version, since when it is
-/// connected (0 when it is not), and 1 or 2 when it has just become connected or disconnected, or 3 when its state is
-/// unknown.
+/// Applies updates of a process.
+///
+/// - KEYS: head, own, due, gone, then one per receiver.
+/// - ARGV: process; expected marker; seconds for which disconnected receivers are stored; time when
+///   they were last connected, or 0 for now; age in ms below which the bucket may have lost data;
+///   maximum number of stored disconnected receivers in the bucket, or 0 for unlimited; then for
+///   each receiver: name, connections or -1 if it disconnected, and the version and time at which
+///   this process knows it to be connected, or 0 and 0.
+/// - Returns nothing if the marker differs. Otherwise now and, for each receiver: version; time
+///   since which it is connected, or 0; and a change: 1 or 2 if it has just become connected or
+///   disconnected, 3 if its state is unknown.
+///
+/// While the bucket may have lost data, a receiver that this process knows nothing of becomes
+/// connected with version 0 and without an event, because another process may know that its event
+/// was sent. If the process knows a newer version than Redis, the process's version applies. A
+/// receiver with an invalid state is left unchanged.
+///
+/// Each change is recorded as due under its version, or, with 10,000 due events, without a version,
+/// so that only the last one of each receiver is kept. `gone` counts the stored disconnected
+/// receivers by the day on which they expire. Above the limit a receiver is stored for a minute,
+/// uncounted: presence stays correct, only the time of the last connection is lost.
 const UPDATE: &str = "
 local marker = redis.call('HGET', KEYS[2], '') or '0'
 if marker ~= ARGV[2] then return {} end
@@ -143,8 +152,9 @@ end
 return found
 ";
 
-/// KEYS: head, own. ARGV: process, the marker that is expected, and the one that is too.
-/// Returns the marker. Where data was lost, the bucket is born anew: what it does not know, nobody knows for a while.
+/// Compares the marker. KEYS: head, own. ARGV: process, two expected markers. Returns the marker.
+/// If data was lost, it resets the creation time of the bucket, so that for a while missing
+/// receivers count as unknown.
 const LOOK: &str = "
 local marker = redis.call('HGET', KEYS[2], '') or '0'
 if marker == ARGV[2] or marker == ARGV[3] then
@@ -155,14 +165,16 @@ end
 return marker
 ";
 
-/// KEYS: processes. ARGV: process, lease in ms. 0 when it is being taken over.
+/// Renews a lease. KEYS: processes. ARGV: process, lease in ms. Returns 0 if the process is being
+/// taken over.
 const BEAT: &str = "
 if redis.call('ZSCORE', KEYS[1], 'leaving:' .. ARGV[1]) then return 0 end
 redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
 return 1
 ";
 
-/// KEYS: processes. ARGV: process, ms until it may be taken over. Returns how many live on.
+/// Marks a process as leaving. KEYS: processes. ARGV: process, ms until it may be taken over.
+/// Returns the number of live processes.
 const RETIRE: &str = "
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], now + ARGV[2], 'leaving:' .. ARGV[1])
@@ -173,15 +185,16 @@ end
 return alive
 ";
 
-/// KEYS: processes. Returns now, then names and the ends of their leases.
+/// Lists the registry. KEYS: processes. Returns now, then names and lease expiries.
 const LIST: &str = "
 local found = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 table.insert(found, 1, tostring(now))
 return found
 ";
 
-/// KEYS: processes. ARGV: process, the end of its lease as it was seen or nothing, ms of the claim, 1 to claim at once.
-/// Whoever gets 1 takes over; when that one dies, the claim ends and the next one goes on.
+/// Claims a takeover. KEYS: processes. ARGV: process, observed lease expiry or nothing, ms of the
+/// claim, 1 to claim before the linger is over. Returns 1 to the process that may take over. If
+/// that process dies, the claim expires and another one continues.
 const CLAIM: &str = "
 if (redis.call('ZSCORE', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
 local leaving = 'leaving:' .. ARGV[1]
@@ -192,21 +205,21 @@ redis.call('ZADD', KEYS[1], now + ARGV[3], leaving)
 return 1
 ";
 
-/// KEYS: own. From here on, its process can write no more. 0 when there is nothing.
+/// Prevents further writes of a process. KEYS: own. Returns 0 if the process has no entries.
 const FENCE: &str = "
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 redis.call('HSET', KEYS[1], '', 'taken')
 return 1
 ";
 
-/// KEYS: head, own. ARGV: process.
+/// Removes a process from a bucket. KEYS: head, own. ARGV: process.
 const FINISH: &str = "
 redis.call('DEL', KEYS[2])
 redis.call('HDEL', KEYS[1], 'p:' .. ARGV[1])
 return 1
 ";
 
-/// KEYS: due. ARGV: pairs of receiver and version. Events of that version are in Kafka.
+/// Removes due events that Kafka has stored. KEYS: due. ARGV: pairs of receiver and version.
 const SETTLE: &str = "
 for i = 1, #ARGV, 2 do
   local last = ' ' .. ARGV[i]
@@ -217,7 +230,8 @@ end
 return 1
 ";
 
-/// KEYS: head, receiver. Returns now, when the bucket was born or 0, and the receiver's fields and values.
+/// Reads a receiver. KEYS: head, receiver. Returns now, creation time of the bucket or 0, and the
+/// receiver's fields and values.
 const ASK: &str = "
 local found = redis.call('HGETALL', KEYS[2])
 table.insert(found, 1, redis.call('HGET', KEYS[1], 'born') or '0')
@@ -258,44 +272,45 @@ impl Default for Scripts {
     }
 }
 
-/// What is known of a receiver's connection.
+/// The connected state of a receiver, as known to a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {
     pub version: i64,
-    /// Milliseconds since the epoch, by Redis' clock.
+    /// Milliseconds since the Unix epoch, by the clock of Redis.
     pub since_ms: i64,
 }
 
-/// What a process says of a receiver.
+/// An update of a receiver by a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Update<R> {
     pub receiver: R,
-    /// -1 when it has gone.
+    /// -1 if it has disconnected.
     pub connections: i64,
     pub known: Option<Known>,
 }
 
-/// Who speaks, and how.
+/// The process that sends updates, and their parameters.
 #[derive(Debug, Clone, Copy)]
 pub struct Speaker<'a> {
     pub process: &'a str,
     pub marker: &'a str,
     pub remember_s: u64,
-    /// When those were seen whose connections are gone; 0 is now.
+    /// Time when disconnected receivers were last connected; 0 means now.
     pub seen_ms: i64,
-    /// The age from which on a bucket knows all that it has lost.
+    /// Age in ms from which a bucket is considered complete.
     pub doubt_ms: u64,
-    /// Receivers of a bucket that have gone and may be remembered; 0 for all.
+    /// Maximum number of stored disconnected receivers in a bucket; 0 means unlimited.
     pub max_remembered: u64,
 }
 
-/// What came of an update.
+/// Result of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
     pub version: i64,
-    /// While it is connected, unless another process may know better.
+    /// State while connected, unless another process may know a newer one.
     pub known: Option<Known>,
-    /// The receiver has just become connected, or (false) disconnected.
+    /// `true` if the receiver has just become connected, `false` if it has just become
+    /// disconnected.
     pub change: Option<bool>,
 }
 
@@ -304,11 +319,11 @@ pub struct Outcome {
 pub struct Lease {
     pub process: String,
     pub leaving: bool,
-    /// As Redis writes it, in milliseconds.
+    /// Expiry as Redis formats it, in milliseconds.
     pub ends: String,
 }
 
-/// All of one connection's calls.
+/// Calls of the scripts over one connection.
 pub struct Calls<'a> {
     pub scripts: &'a Scripts,
     pub keys: &'a Keys,
@@ -316,7 +331,7 @@ pub struct Calls<'a> {
 }
 
 impl Calls<'_> {
-    /// `None` when the marker is another one; otherwise the time and one outcome for each update.
+    /// Returns `None` if the marker differs, otherwise the time and one outcome per update.
     pub async fn update<R: AsRef<str>>(
         &mut self,
         bucket: Bucket,
@@ -337,26 +352,26 @@ impl Calls<'_> {
         Ok(found.split_first().map(|(now, rest)| (*now, rest.chunks_exact(3).map(outcome).collect())))
     }
 
-    /// The marker of a process, which should be one of two.
+    /// Returns the marker of a process, which should be one of two expected ones.
     pub async fn look(&mut self, bucket: Bucket, process: &str, expected: [u64; 2]) -> Result<String, RedisError> {
         let mut call = self.scripts.look.key(self.keys.head(bucket));
         call.key(self.keys.own(bucket, process)).arg(process).arg(&expected[..]);
         call.invoke_async(&mut self.redis).await
     }
 
-    /// False when it is being taken over.
+    /// Renews the lease. Returns false if the process is being taken over.
     pub async fn beat(&mut self, process: &str, lease_ms: u64) -> Result<bool, RedisError> {
         let mut call = self.scripts.beat.key(self.keys.processes());
         call.arg(process).arg(lease_ms).invoke_async(&mut self.redis).await
     }
 
-    /// How many other processes live on.
+    /// Marks a process as leaving. Returns the number of other live processes.
     pub async fn retire(&mut self, process: &str, delay_ms: u64) -> Result<u64, RedisError> {
         let mut call = self.scripts.retire.key(self.keys.processes());
         call.arg(process).arg(delay_ms).invoke_async(&mut self.redis).await
     }
 
-    /// Now, and all processes.
+    /// Returns the time and all processes.
     pub async fn list(&mut self) -> Result<(i64, Vec<Lease>), RedisError> {
         let call = self.scripts.list.key(self.keys.processes());
         let found: Vec<String> = call.invoke_async(&mut self.redis).await?;
@@ -373,7 +388,7 @@ impl Calls<'_> {
         call.arg(process).arg(seen).arg(ms).arg(u8::from(at_once)).invoke_async(&mut self.redis).await
     }
 
-    /// Ends a process that was taken over, or is to be.
+    /// Removes a process from the registry after its takeover.
     pub async fn forget(&mut self, process: &str) -> Result<(), RedisError> {
         let mut call = redis::cmd("ZREM");
         call.arg(self.keys.processes()).arg(format!("{LEAVING}{process}")).query_async(&mut self.redis).await
@@ -396,7 +411,7 @@ impl Calls<'_> {
         call.invoke_async(&mut self.redis).await
     }
 
-    /// Now, when the bucket was born (0 for never), and a receiver's fields.
+    /// Returns the time, the creation time of the bucket (0 if none), and a receiver's fields.
     pub async fn ask(
         &mut self,
         bucket: Bucket,
@@ -409,7 +424,7 @@ impl Calls<'_> {
         Ok((number(0), number(1), fields.map(|pair| (pair[0].clone(), pair[1].clone())).collect()))
     }
 
-    /// One command and its answer.
+    /// Runs one command.
     pub async fn run<T: FromRedisValue>(&mut self, words: &[&str]) -> Result<T, RedisError> {
         let mut command = redis::Cmd::new();
         for word in words {
@@ -427,7 +442,7 @@ fn outcome(numbers: &[i64]) -> Outcome {
         0 => None,
         1 => Some(true),
         2 => Some(false),
-        // Nothing of it was changed: the update is tried again with the next heartbeat.
+        // Nothing was changed; the next heartbeat retries the update.
         other => {
             Unknown::new("change of a receiver", other);
             None

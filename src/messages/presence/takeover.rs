@@ -1,5 +1,5 @@
-//! Ends what processes have left behind, whoever they were and however they ended, and sends events that
-//! nobody has sent. Every process looks; a claim decides who does it, and it is safe to do it twice.
+//! Ends the connections that stopped processes have left behind, and sends overdue events. Every
+//! process checks; a claim decides which one acts, and acting twice is harmless.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,37 +18,39 @@ use super::{
 };
 use crate::platform::bound;
 
-/// Receivers read, and ended, at a time.
+/// Maximum number of receivers read or ended at a time.
 const CHUNK: usize = 100;
-/// Due events of a bucket that are sent in one round.
+/// Maximum number of due events of a bucket that are sent in one round.
 const MAX_DUE: usize = 1_000;
-/// How long whoever made a change has had for telling Kafka.
+/// Time after a change after which its event is overdue, in milliseconds.
 const DUE_MS: i64 = 5_000;
-/// For one bucket of a process that is taken over; then somebody else may go on.
+/// Duration of a claim, in milliseconds: covers one bucket. Afterwards another process may
+/// continue.
 const CLAIM_MS: u64 = 10_000;
 
-/// What a process has noticed of the others.
+/// Observations of other processes.
 #[derive(Default)]
 pub struct Watchman {
-    /// Processes whose lease is over, or that nobody has heard of, with what was seen of their lease and since when.
+    /// Processes with an expired or missing lease, with the observed lease and the time of the
+    /// observation.
     suspects: HashMap<String, (String, Instant)>,
 }
 
-/// A process that is to be ended.
+/// A process whose connections are to be ended.
 struct Dead {
     process: String,
-    /// The end of its lease as it was seen; empty where it is not in the registry any more.
+    /// Observed expiry of its lease; empty if it is no longer in the registry.
     lease: String,
 }
 
 impl Watchman {
-    /// Looks again and again.
+    /// Checks at every heartbeat; runs forever.
     pub async fn watch(&mut self, shared: &Shared) {
         loop {
             tokio::time::sleep(shared.config.heartbeat().mul_f64(0.9 + fastrand::f64() * 0.2)).await;
             let Ok(mut calls) = shared.calls() else { continue };
             if let Err(error) = self.look(shared, &mut calls).await {
-                tracing::debug!(error = %error, "cannot look after presence");
+                tracing::debug!(error = %error, "presence takeover check failed");
             }
         }
     }
@@ -59,9 +61,9 @@ impl Watchman {
             end_process(shared, calls, &dead, false).await?;
         }
         if let Err(error) = count_remembered(shared, calls, now_ms).await {
-            tracing::debug!(error = %error, "cannot count the receivers that are remembered");
+            tracing::debug!(error = %error, "counting remembered receivers failed");
         }
-        // One process at a time, and not more often than it is needed.
+        // One process per heartbeat interval.
         let pause_ms = (shared.config.heartbeat().as_millis()).to_string();
         let sweeper = shared.keys.sweeper();
         let chosen: Option<String> = calls.run(&["SET", &sweeper, "1", "NX", "PX", &pause_ms]).await?;
@@ -71,8 +73,9 @@ impl Watchman {
         Ok(())
     }
 
-    /// Those who said that they leave, when it is time; and those that stay silent, or unknown, for a heartbeat in
-    /// which they could have spoken: after Redis was away, all leases are over.
+    /// Returns the leaving processes whose time has come, and those without a valid lease that
+    /// stayed silent for a heartbeat while Redis was available. After an outage of Redis all leases
+    /// have expired.
     async fn find_dead(&mut self, shared: &Shared, calls: &mut Calls<'_>, now_ms: i64, leases: &[Lease]) -> Vec<Dead> {
         let over = |lease: &&Lease| lease.ends.parse::<f64>().is_ok_and(|ends| ends <= now_ms as f64);
         let mut silent = orphans(calls, leases).await;
@@ -84,11 +87,11 @@ impl Watchman {
                 silent.insert(lease.process.clone(), lease.ends.clone());
             }
         }
-        let patience = shared.config.heartbeat().mul_f64(1.2);
+        let silence = shared.config.heartbeat().mul_f64(1.2);
         self.suspects.retain(|process, (lease, _)| silent.get(process) == Some(lease));
         for (process, lease) in silent {
             let (_, since) = self.suspects.entry(process.clone()).or_insert_with(|| (lease.clone(), Instant::now()));
-            if since.elapsed() >= patience {
+            if since.elapsed() >= silence {
                 dead.push(Dead { process, lease });
             }
         }
@@ -96,7 +99,7 @@ impl Watchman {
     }
 }
 
-/// Reports how many receivers that have gone are remembered.
+/// Reports the number of disconnected receivers whose last connection is stored.
 async fn count_remembered(shared: &Shared, calls: &mut Calls<'_>, now_ms: i64) -> Result<(), RedisError> {
     let counts = Bucket::all().map(|bucket| {
         let mut all = redis::cmd("HGETALL");
@@ -112,7 +115,7 @@ async fn count_remembered(shared: &Shared, calls: &mut Calls<'_>, now_ms: i64) -
     Ok(())
 }
 
-/// Ends everything that is left, and sends everything that is due, when no process lives on.
+/// Ends all remaining connections and sends all due events; called when no other process is alive.
 pub async fn end_all(shared: &Shared, calls: &mut Calls<'_>) -> Result<(), RedisError> {
     let (_, leases) = calls.list().await?;
     for Lease { process, leaving, ends } in leases {
@@ -122,13 +125,14 @@ pub async fn end_all(shared: &Shared, calls: &mut Calls<'_>) -> Result<(), Redis
     send_due(shared, calls, i64::MAX).await
 }
 
-/// Processes that have something in a bucket and are not in the registry, which may have been lost alone.
+/// Returns the processes that have entries in a bucket but are not in the registry, which may have
+/// been lost alone.
 async fn orphans(calls: &mut Calls<'_>, leases: &[Lease]) -> HashMap<String, String> {
     let known: HashSet<&str> = leases.iter().map(|lease| lease.process.as_str()).collect();
     let mut found = HashMap::new();
     for bucket in Bucket::all() {
         let head = calls.keys.head(bucket);
-        // A shard that is away must not keep the others' dead alive.
+        // If a shard is unavailable, takeovers on the other shards continue.
         let Ok(fields) = calls.run::<Vec<String>>(&["HKEYS", &head]).await else { continue };
         let processes = fields.iter().filter_map(|field| field.strip_prefix("p:"));
         found.extend(processes.filter(|name| !known.contains(name)).map(|name| (name.to_owned(), String::new())));
@@ -136,18 +140,18 @@ async fn orphans(calls: &mut Calls<'_>, leases: &[Lease]) -> HashMap<String, Str
     found
 }
 
-/// Ends all connections of a process, where the claim is ours.
+/// Ends all connections of a process if this process gets the claim.
 async fn end_process(shared: &Shared, calls: &mut Calls<'_>, dead: &Dead, at_once: bool) -> Result<(), RedisError> {
     if !calls.claim(&dead.process, &dead.lease, CLAIM_MS, at_once).await? {
         return Ok(());
     }
     let lease_ms = i64::try_from(shared.config.whole_lease_ms()).unwrap_or(0);
-    // The last sign of life.
+    // Time of the last heartbeat.
     let seen_ms = dead.lease.parse::<f64>().map_or(0, |ends| (ends as i64 - lease_ms).max(0));
     let mut receivers = 0;
     for bucket in Bucket::all() {
         if calls.fence(bucket, &dead.process).await? {
-            // What it did not come to say comes before what is said of its end.
+            // Its pending events are sent before the events of its end.
             send_due_of(shared, calls, bucket, i64::MAX).await?;
             receivers += end_bucket(shared, calls, bucket, &dead.process, seen_ms).await?;
             calls.claim(&dead.process, "", CLAIM_MS, true).await?;
@@ -156,7 +160,7 @@ async fn end_process(shared: &Shared, calls: &mut Calls<'_>, dead: &Dead, at_onc
     }
     calls.forget(&dead.process).await?;
     counter!("postrider_presence_takeovers_total").increment(1);
-    tracing::info!(process = dead.process, receivers, "ended the connections that a process left behind");
+    tracing::info!(process = dead.process, receivers, "ended the connections of a stopped process");
     Ok(())
 }
 
@@ -175,9 +179,9 @@ async fn end_bucket(
     loop {
         let (next, pairs): (String, Vec<String>) = calls.run(&["HSCAN", &own, &cursor, "COUNT", &count]).await?;
         let names = pairs.chunks_exact(2).map(|pair| pair[0].as_str()).filter(|name| !name.is_empty());
-        let gone: Vec<_> = names.map(|receiver| Update { receiver, connections: -1, known: None }).collect();
-        for chunk in gone.chunks(CHUNK) {
-            // Nothing when somebody else has finished it.
+        let updates: Vec<_> = names.map(|receiver| Update { receiver, connections: -1, known: None }).collect();
+        for chunk in updates.chunks(CHUNK) {
+            // `None` if another process has finished the takeover.
             let Some((at_ms, outcomes)) = calls.update(bucket, speaker, chunk).await? else { return Ok(ended) };
             shared.announcer.add(chunk.iter().zip(outcomes).filter_map(|(update, outcome)| {
                 let (receiver, version) = (Arc::from(update.receiver), outcome.version);
@@ -192,7 +196,8 @@ async fn end_bucket(
     }
 }
 
-/// Sends events that have been due since before a time: who was to send them has died, or Kafka was away.
+/// Sends events that have been due since before a time, because their process died or Kafka was
+/// unavailable.
 async fn send_due(shared: &Shared, calls: &mut Calls<'_>, before_ms: i64) -> Result<(), RedisError> {
     let mut overdue = 0;
     for bucket in Bucket::all() {
@@ -202,7 +207,7 @@ async fn send_due(shared: &Shared, calls: &mut Calls<'_>, before_ms: i64) -> Res
     Ok(())
 }
 
-/// The same for one bucket; how many there were.
+/// Sends the overdue events of one bucket. Returns their number.
 async fn send_due_of(
     shared: &Shared,
     calls: &mut Calls<'_>,
@@ -213,7 +218,7 @@ async fn send_due_of(
     let (mut cursor, mut late) = ("0".to_owned(), Vec::new());
     while late.len() < MAX_DUE {
         let (next, pairs): (String, Vec<String>) = calls.run(&["HSCAN", &due, &cursor, "COUNT", &count]).await?;
-        // What cannot be read stays due, for a version that can.
+        // Unreadable events stay due, for a version that can read them.
         let changes = pairs.chunks_exact(2).filter_map(|pair| Change::parse(&pair[1]).ok());
         late.extend(changes.filter(|change| change.at_ms <= before_ms));
         cursor = next;
@@ -222,7 +227,7 @@ async fn send_due_of(
         }
     }
     if !late.is_empty() {
-        tracing::debug!(events = late.len(), "sending changes of presence that are overdue");
+        tracing::debug!(events = late.len(), "sending overdue presence events");
     }
     let count = late.len();
     shared.announcer.add(late);

@@ -1,4 +1,4 @@
-//! `message.undelivered`: what others are told of a message that nobody has got in time.
+//! The event `message.undelivered` about a message that was not delivered in time.
 
 use rdkafka::message::OwnedHeaders;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use crate::{
     platform::{clock, kafka::event::Event, trace_context::TraceContext},
 };
 
-/// The namespace of ids derived from a message's id and its receiver.
+/// Namespace of ids that are derived from a message's id and its receiver.
 const NAMESPACE: Uuid = Uuid::from_u128(0x27a5_8f6e_9b34_5c1d_8e02_41b7_c9d3_60fa);
 
 #[derive(Serialize)]
@@ -18,9 +18,9 @@ struct Head<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     receiver_id: &'a str,
-    /// The message's own.
+    /// Event id of the message.
     event_id: &'a str,
-    /// What an acknowledgement of it says.
+    /// Cursor that acknowledges the message.
     cursor: String,
     partition: i32,
     offset: i64,
@@ -28,7 +28,7 @@ struct Head<'a> {
     stored_at: String,
 }
 
-/// The record's value. Without `data` where that is too large to be carried a second time.
+/// Returns the value of the record. `data` is null if the message is too large to be repeated.
 pub fn value(row: &Row, with_data: bool) -> Vec<u8> {
     let cursor: Cursor = [(row.partition_id(), row.offset)].into_iter().collect();
     let head = Head {
@@ -41,7 +41,7 @@ pub fn value(row: &Row, with_data: bool) -> Vec<u8> {
         created_at: clock::rfc3339(row.created_ms),
         stored_at: clock::rfc3339(row.stored_ms),
     };
-    // A struct of strings and numbers can be written.
+    // Serializing strings and numbers cannot fail.
     let mut value = serde_json::to_vec(&head).unwrap_or_default();
     let data = row.value.as_deref().filter(|_| with_data).unwrap_or("null");
     value.pop();
@@ -51,7 +51,8 @@ pub fn value(row: &Row, with_data: bool) -> Vec<u8> {
     value
 }
 
-/// The record's headers. The id is the same whenever the same message is told of again.
+/// Returns the headers of the record. The id is the same whenever the event of a message is
+/// repeated.
 pub fn headers(row: &Row) -> OwnedHeaders {
     let id = Uuid::new_v5(&NAMESPACE, format!("{} {}", row.event_id, row.receiver_id).as_bytes());
     let (kind, source) = ("postrider.message.undelivered", "/messages");

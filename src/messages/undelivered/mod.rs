@@ -1,8 +1,9 @@
-//! Tells others of messages that nobody has got in time, so that they can push a notification.
+//! Publishes an event for each message that was not delivered in time, so that consumers can send a
+//! push notification.
 //!
-//! One process at a time goes through what is stored, partition by partition, when it is old enough, and
-//! writes an event for what its receiver has not got: at least once, under an id that is the same again.
-//! Its place moves only after Kafka has the events.
+//! One process at a time owns this search. It goes through stored messages partition by partition
+//! once they are old enough, and writes an event for each undelivered one: at least once, with the
+//! same id every time. Its position advances only after Kafka has stored the events.
 
 mod event;
 mod round;
@@ -25,18 +26,18 @@ use crate::platform::{
     query,
 };
 
-/// Without a word for this long, the owner is taken for dead.
+/// Time without a renewal after which another process takes over.
 const LEASE: Duration = Duration::from_secs(6);
-/// How often it is looked whether something is due, or whether the owner is gone.
+/// Interval between searches, and between checks of the ownership.
 const EVERY: Duration = Duration::from_secs(1);
-/// How often partitions that are new get a place, and old marks are forgotten.
+/// Interval at which new partitions get a position and old marks are deleted.
 const UPKEEP: Duration = Duration::from_secs(30);
-/// Events on their way to Kafka.
+/// Maximum number and size of events in flight.
 const LIMITS: Limits = Limits { rows: 500, bytes: 4 << 20 };
-/// No delay is longer, in milliseconds: a hundred years.
+/// Upper bound of the delay: a hundred years, in milliseconds.
 const MAX_DELAY_MS: u64 = 3_155_760_000_000;
 
-/// Why it did not go on.
+/// Why a search step failed.
 #[derive(Debug, thiserror::Error)]
 enum Fault {
     #[error(transparent)]
@@ -45,17 +46,17 @@ enum Fault {
     Kafka(#[from] SendError),
 }
 
-/// The search.
+/// The search for undelivered messages.
 pub struct Undelivered {
     store: Store,
     producer: Producer,
     topics_ready: TopicsReady,
     topic: String,
-    /// 0 is off.
+    /// 0 disables the search.
     delay_ms: i64,
     retention_days: u32,
     id: Uuid,
-    /// When it was last said that the search is this process's, if it is.
+    /// Time of the last confirmed ownership; `None` if another process owns the search.
     owned: Option<Instant>,
     kept_up: Option<Instant>,
 }
@@ -81,31 +82,31 @@ impl Undelivered {
         }
     }
 
-    /// Goes on until the stop.
+    /// Runs until the stop.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), String> {
         let work = async { if self.delay_ms == 0 { self.forget_forever().await } else { self.search_forever().await } };
         stop.run_until_cancelled(work).await;
-        // Somebody else need not wait for the lease to end.
+        // Releases the ownership, so that another process need not wait for the lease to expire.
         if self.owned.is_some() && self.store.release(self.id).await.is_err() {
-            tracing::debug!("the search for undelivered messages is taken over when its lease ends");
+            tracing::debug!("releasing the search for undelivered messages failed, its lease will expire");
         }
         Ok(())
     }
 
     async fn search_forever(&mut self) {
-        let mut said = false;
+        let mut logged = false;
         loop {
             let began = Instant::now();
             let pause = match self.look().await {
-                // While there is more to catch up with, half of the time is left to others.
+                // While there is a backlog, half of the time is left to other work.
                 Ok(true) => began.elapsed().max(Duration::from_millis(20)),
                 Ok(false) => {
-                    said = false;
+                    logged = false;
                     EVERY
                 }
                 Err(fault) => {
-                    if !std::mem::replace(&mut said, true) {
-                        tracing::warn!(error = %fault, "undelivered messages are told of later");
+                    if !std::mem::replace(&mut logged, true) {
+                        tracing::warn!(error = %fault, "search for undelivered messages failed, retrying");
                     }
                     EVERY
                 }
@@ -114,7 +115,8 @@ impl Undelivered {
         }
     }
 
-    /// Nothing is looked for. What was stored meanwhile is not to be told of when it is again.
+    /// Runs while the search is disabled: discards positions and marks, so that enabling it later
+    /// does not report old messages.
     async fn forget_forever(&self) {
         loop {
             let forgotten = match self.store.forget_places().await {
@@ -122,13 +124,13 @@ impl Undelivered {
                 Err(error) => Err(error),
             };
             if let Err(error) = forgotten {
-                tracing::debug!(error = %error, "marks of messages are forgotten later");
+                tracing::debug!(error = %error, "deleting marks of messages failed, retrying");
             }
             tokio::time::sleep(UPKEEP).await;
         }
     }
 
-    /// One step; whether there may be more to do at once.
+    /// Runs one step. Returns true if there may be more to do at once.
     async fn look(&mut self) -> Result<bool, Fault> {
         if !self.own().await? {
             return Ok(false);
@@ -146,7 +148,7 @@ impl Undelivered {
         Ok(true)
     }
 
-    /// Whether the search is this process's. Who cannot write leaves it to those who can.
+    /// Claims or renews the ownership. A process that cannot write to Kafka leaves it to others.
     async fn own(&mut self) -> Result<bool, Fault> {
         let able = self.producer.is_up() && self.topics_ready.get();
         if able && self.owned.is_some_and(|at| at.elapsed() < EVERY) {
@@ -155,7 +157,7 @@ impl Undelivered {
         let asked = Instant::now();
         let owner = able && self.store.claim(self.id, LEASE.as_millis() as i64).await?;
         if owner && self.owned.is_none() {
-            tracing::info!(after.ms = self.delay_ms, "looking for undelivered messages");
+            tracing::info!(after.ms = self.delay_ms, "searching for undelivered messages");
             self.kept_up = None;
         }
         if !owner {
@@ -166,19 +168,20 @@ impl Undelivered {
         Ok(owner)
     }
 
-    /// Tells of a page of a round, and moves as far as Kafka has it.
+    /// Publishes events for one page of a round and advances the positions as far as Kafka has
+    /// stored them.
     async fn go_through(&self, round: &Round) -> Result<(), Fault> {
         if round.skipped() > 0 {
-            tracing::warn!(records = round.skipped(), "messages past their retention are passed over");
+            tracing::warn!(records = round.skipped(), "skipping messages past their retention");
         }
         let mut rows = self.store.page(round, LIMITS).await?;
         let listed_all = rows.len() < usize::try_from(LIMITS.rows).unwrap_or(usize::MAX);
         let found = rows.len();
         rows.retain(|row| row.value.is_some());
         let complete = listed_all && rows.len() == found;
-        let (told, outcome) = self.tell(&rows).await;
-        counter!("postrider_messages_undelivered_total").increment(told as u64);
-        let last = rows.get(..told).and_then(<[Row]>::last).map(|row| (row.partition_id(), row.offset));
+        let (sent, outcome) = self.publish(&rows).await;
+        counter!("postrider_messages_undelivered_total").increment(sent as u64);
+        let last = rows.get(..sent).and_then(<[Row]>::last).map(|row| (row.partition_id(), row.offset));
         let moves = match last {
             _ if complete && outcome.is_ok() => round.moves(None),
             Some(last) => round.moves(Some(last)),
@@ -188,8 +191,9 @@ impl Undelivered {
         Ok(outcome?)
     }
 
-    /// Writes events; how many of the first ones Kafka has, and what was wrong with the next.
-    async fn tell(&self, rows: &[Row]) -> (usize, Result<(), SendError>) {
+    /// Publishes events. Returns how many of the first ones Kafka has stored, and the error of the
+    /// next.
+    async fn publish(&self, rows: &[Row]) -> (usize, Result<(), SendError>) {
         let mut receipts = Vec::with_capacity(rows.len());
         for row in rows {
             let receipt = self.send(row, true);
@@ -199,16 +203,17 @@ impl Undelivered {
                 break;
             }
         }
-        for (told, (row, receipt)) in rows.iter().zip(receipts).enumerate() {
+        for (sent, (row, receipt)) in rows.iter().zip(receipts).enumerate() {
             let mut stored = self.stored(receipt).await;
-            // What is too large is so together with others, or alone, or because of what it carries.
+            // An event may be too large within a batch, even alone, or because of its data: retries
+            // alone, then without data.
             for with_data in [true, false] {
                 if matches!(stored, Err(SendError::TooLarge)) {
                     stored = self.stored(self.send(row, with_data)).await;
                 }
             }
             if let Err(error) = stored {
-                return (told, Err(error));
+                return (sent, Err(error));
             }
         }
         (rows.len(), Ok(()))

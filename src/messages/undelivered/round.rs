@@ -1,31 +1,33 @@
-//! What is looked through next: arithmetic alone.
+//! Chooses what to search next, without I/O.
 //!
-//! A partition's offsets are cut by its marks into segments of about a second. A segment is ripe when
-//! everything in it is old enough. A round is what is ripe of all partitions and was stored at about the
-//! same time, because whose messages they are is looked up by time, once for all of them.
+//! The marks of a partition divide its offsets into segments of about a second. A segment is due
+//! when everything in it is old enough. A round covers the due segments of all partitions that were
+//! stored at about the same time, because their receivers are looked up by time, once for all
+//! partitions.
 
 use std::iter;
 
 use crate::platform::kafka::PartitionId;
 
-/// Marks that are asked for at a time. The last one only says where the one before it ends.
+/// Maximum number of marks read per partition. The last one only limits the segment before it.
 pub const MARKS: i64 = 12;
-/// Rows of a segment were stored within this time from its mark, in microseconds.
+/// Rows of a segment were stored within this time after its mark, in microseconds.
 const SEGMENT_US: i64 = 1_000_000;
-/// What a round covers, in microseconds.
+/// Time that a round covers, in microseconds.
 const ROUND_US: i64 = 10 * SEGMENT_US;
-/// Times are looked for with this much to spare, in microseconds: Postgres computes them with numbers that round.
+/// Margin on both sides of a time range, in microseconds, because Postgres computes with rounded
+/// numbers.
 const SLACK_US: i64 = 1_000;
 
-/// A partition that has more than was looked at, with one of its marks; `None` where there is none.
+/// A partition that has unsearched messages, with one of its marks; `None` if it has no marks.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Waiting {
     #[sqlx(try_from = "i64")]
     topic_epoch: u32,
     partition: i32,
-    /// Everything below was looked at,
+    /// Search position: messages below were searched.
     place: i64,
-    /// and everything below this is stored.
+    /// Progress of the projection: messages below are stored.
     until: i64,
     offset: Option<i64>,
     stored_us: Option<i64>,
@@ -38,11 +40,11 @@ impl Waiting {
     }
 }
 
-/// A part of a partition.
+/// Part of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
     pub partition_id: PartitionId,
-    /// Where the search is. It is below `low` where what is between is gone with its marks.
+    /// Search position. Below `low` if the messages between were deleted together with their marks.
     pub place: i64,
     pub low: i64,
     pub high: i64,
@@ -50,27 +52,28 @@ pub struct Span {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Round {
-    /// By partition.
+    /// Ordered by partition.
     pub spans: Vec<Span>,
-    /// Everything in it was stored at or after this time, in microseconds since the epoch,
+    /// Lower bound of the time when its messages were stored, in microseconds since the Unix epoch,
+    /// inclusive.
     pub from_us: i64,
-    /// and before this one.
+    /// Upper bound, exclusive.
     pub to_us: i64,
 }
 
-/// What is due next, if anything is.
+/// Returns the next round, if anything is due.
 pub fn choose(waiting: &[Waiting], delay_us: i64) -> Option<Round> {
-    let ripe = |mark: &Waiting| mark.stored_us?.checked_add(SEGMENT_US + delay_us).filter(|due| *due <= mark.now_us);
+    let due_at = |mark: &Waiting| mark.stored_us?.checked_add(SEGMENT_US + delay_us).filter(|due| *due <= mark.now_us);
     let partitions = || waiting.chunk_by(|one, other| one.partition_id() == other.partition_id());
     let first = |partition_id: &[Waiting]| {
-        partition_id.first().filter(|mark| ripe(mark).is_some()).and_then(|mark| mark.stored_us)
+        partition_id.first().filter(|mark| due_at(mark).is_some()).and_then(|mark| mark.stored_us)
     };
     let begin = partitions().filter_map(first).min();
     let mut round = Round { spans: Vec::new(), from_us: i64::MAX, to_us: i64::MIN };
     for partition_id in partitions() {
         let Some(head) = partition_id.first() else { continue };
         let Some(low) = head.offset else {
-            // All its marks are gone, and what they stood for with them.
+            // All marks were deleted, together with their messages.
             round.spans.push(Span {
                 partition_id: head.partition_id(),
                 place: head.place,
@@ -86,7 +89,7 @@ pub fn choose(waiting: &[Waiting], delay_us: i64) -> Option<Round> {
         let mut high = low;
         for (mark, end) in partition_id.iter().zip(ends) {
             let (Some(end), Some(stored_us), Some(begin)) = (end, mark.stored_us, begin) else { break };
-            if ripe(mark).is_none() || !(begin..begin + ROUND_US).contains(&stored_us) {
+            if due_at(mark).is_none() || !(begin..begin + ROUND_US).contains(&stored_us) {
                 break;
             }
             high = end.max(high);
@@ -98,20 +101,20 @@ pub fn choose(waiting: &[Waiting], delay_us: i64) -> Option<Round> {
         }
     }
     if round.from_us > round.to_us {
-        // Nothing but what is passed over.
+        // The round contains only skipped messages.
         (round.from_us, round.to_us) = (0, 0);
     }
     (!round.spans.is_empty()).then_some(round)
 }
 
-/// For how long the oldest message that was not looked at has been due, in seconds.
+/// Returns for how long the oldest unsearched message has been due, in seconds.
 pub fn behind_seconds(waiting: &[Waiting], delay_us: i64) -> f64 {
     let late = waiting.iter().filter_map(|mark| Some(mark.now_us - mark.stored_us? - delay_us));
     late.max().unwrap_or(0).max(0) as f64 / 1e6
 }
 
 impl Round {
-    /// Where the search is after all of it, or after everything up to one message.
+    /// Returns the new positions after the whole round, or after everything up to one message.
     pub fn moves(&self, up_to: Option<(PartitionId, i64)>) -> Vec<(PartitionId, i64, i64)> {
         let end = |span: &Span| match up_to {
             Some((partition_id, offset)) if partition_id == span.partition_id => offset + 1,
@@ -122,7 +125,7 @@ impl Round {
         moves.filter(|(_, place, next)| next > place).collect()
     }
 
-    /// Offsets that are passed over because their marks are gone.
+    /// Returns the number of offsets that are skipped because their marks were deleted.
     pub fn skipped(&self) -> i64 {
         self.spans.iter().map(|span| span.low - span.place).sum()
     }
@@ -138,7 +141,7 @@ mod tests {
 
     const SECOND: i64 = 1_000_000;
 
-    /// A partition with its marks, as the query gives it.
+    /// Builds a partition with its marks, as the query returns it.
     fn partition_id(partition: i32, place: i64, until: i64, marks: &[(i64, i64)], now_us: i64) -> Vec<Waiting> {
         let row = |offset, stored_us| Waiting { topic_epoch: 0, partition, place, until, offset, stored_us, now_us };
         let from = marks.iter().rposition(|(offset, _)| *offset <= place).unwrap_or(0);
@@ -155,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_old_enough_is_looked_at_and_the_open_end_too_when_it_is() {
+    fn only_old_enough_segments_are_searched_including_the_open_one() {
         let marks = [(0, 0), (5, SECOND), (9, 3 * SECOND)];
         let spans = |now_us| {
             let round = choose(&partition_id(0, 0, 12, &marks, now_us), 10 * SECOND)?;
@@ -168,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lost_its_marks_is_passed_over() {
+    fn messages_without_marks_are_skipped() {
         let round = choose(&partition_id(0, 3, 20, &[(10, 0)], 100 * SECOND), SECOND).unwrap();
         assert_eq!((round.skipped(), round.moves(None)), (7, vec![(at(0), 3, 20)]));
         let round = choose(&partition_id(0, 3, 20, &[], 100 * SECOND), SECOND).unwrap();
@@ -176,22 +179,23 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_round_moves_only_what_comes_before_its_end() {
+    fn part_of_a_round_advances_only_up_to_its_last_message() {
         let waiting: Vec<Waiting> =
             (0..3).flat_map(|number| partition_id(number, 4, 10, &[(0, 0)], 100 * SECOND)).collect();
         let round = choose(&waiting, SECOND).unwrap();
         assert_eq!(round.moves(Some((at(1), 6))), [(at(0), 4, 10), (at(1), 4, 7)]);
     }
 
-    /// Batches as partitions get them: rows, and when their transactions began, which may go back.
+    /// Batches of partitions: rows, and the time between transaction starts, which may be negative.
     fn batches() -> impl Strategy<Value = Vec<(i32, i64, i64)>> {
         prop::collection::vec((0..3_i32, 1..4_i64, -500_000..1_500_000_i64), 1..60)
     }
 
     proptest! {
-        /// However marks, commits and rounds fall: every row is in exactly one round, within that round's time, and old enough.
+        /// Whatever the marks, commits and rounds: every row is in exactly one round, within that
+        /// round's time, and old enough.
         #[test]
-        fn every_row_is_looked_at_once_in_its_time(batches in batches(), rounds_every in 1..5_usize) {
+        fn every_row_is_searched_once_in_its_time(batches in batches(), rounds_every in 1..5_usize) {
             let delay = 5 * SECOND;
             let (mut clock, mut rows) = (0_i64, BTreeMap::new());
             let mut marks: BTreeMap<i32, Vec<(i64, i64)>> = BTreeMap::new();
@@ -217,7 +221,7 @@ mod tests {
                 clock += elapsed;
                 let from = *next.entry(partition).or_insert(0);
                 let of = marks.entry(partition).or_default();
-                // The rule of the statement that stores.
+                // Same rule as the statement that stores batches.
                 if !of.last().is_some_and(|&(_, marked)| (marked..marked + SECOND).contains(&clock)) {
                     of.push((from, clock));
                 }

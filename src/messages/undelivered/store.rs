@@ -1,8 +1,8 @@
-//! What the search for undelivered messages asks of Postgres.
+//! Queries of the search for undelivered messages.
 //!
-//! Where it is in a partition is an offset, so that nothing is left out: everything below the partition's
-//! progress is committed. Whose messages are there says the index of event ids by time, within the time
-//! that the marks give; it may say too many, never too few.
+//! The search position of a partition is an offset, so no message is missed: everything below the
+//! partition's progress is committed. Receivers are looked up in the time index of event ids,
+//! within the time range of the marks; the lookup may return too many receivers, never too few.
 
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -14,7 +14,7 @@ use crate::platform::{
     upkeep::days::Cutoff,
 };
 
-/// A message that nobody has got in time.
+/// An undelivered message.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Row {
     #[sqlx(try_from = "i64")]
@@ -26,7 +26,7 @@ pub struct Row {
     pub event_id: String,
     pub created_ms: i64,
     pub stored_ms: i64,
-    /// `None` where those before it are enough for once.
+    /// `None` if the rows before it reach the byte limit.
     pub value: Option<String>,
 }
 
@@ -36,7 +36,7 @@ impl Row {
     }
 }
 
-/// How much is taken at a time.
+/// Limits of a page.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub rows: i64,
@@ -49,7 +49,7 @@ const CLAIM: &str = "
     ON CONFLICT (only_one) DO UPDATE SET owner = excluded.owner, until = excluded.until
     WHERE known.owner = excluded.owner OR known.until < now()";
 
-/// What was stored before the first mark was not to be looked for.
+/// Starts a new partition at its first mark; messages stored before it are not searched.
 const BEGIN: &str = r#"
     INSERT INTO message_undelivered (topic_epoch, partition, next)
     SELECT topic_epoch, partition, coalesce(
@@ -58,8 +58,8 @@ const BEGIN: &str = r#"
     FROM messages_progress AS progress
     ON CONFLICT DO NOTHING"#;
 
-/// The marks from the one before the place on. All of it is from one snapshot: what is below `until` and
-/// not below a further mark belongs to the last one.
+/// Returns the marks from the one before the position on. The query uses one snapshot, so messages
+/// between the last mark and `until` belong to that mark, unless there are further marks.
 const WAITING: &str = r#"
     SELECT progress.topic_epoch, progress.partition, place.next AS place, progress.next AS until, mark."offset",
            (extract(epoch FROM mark.stored_at) * 1000000)::bigint AS stored_us,
@@ -77,8 +77,9 @@ const WAITING: &str = r#"
     WHERE place.next < progress.next
     ORDER BY progress.topic_epoch, progress.partition, mark."offset""#;
 
-/// Most receivers have got everything, and are dropped after a look at two rows. `OFFSET 0` keeps the planner
-/// from joining whole tables: it cannot know how few receivers a second has.
+/// Most receivers have received everything and are excluded after reading two rows. `OFFSET 0`
+/// keeps the planner from joining whole tables, because it cannot know how few receivers a second
+/// has.
 const PAGE: &str = r#"
     WITH recent AS MATERIALIZED (
         SELECT DISTINCT receiver_id FROM message_ids
@@ -127,7 +128,7 @@ const PAGE: &str = r#"
            CASE WHEN bytes_before < $8 THEN value END AS value
     FROM weighed ORDER BY topic_epoch, partition, "offset""#;
 
-/// Only from where the search was, and with it go the marks that nothing needs any more.
+/// Advances only from the expected position, and deletes the marks that are no longer needed.
 const MOVE: &str = r#"
     WITH moved AS (
         UPDATE message_undelivered AS place SET next = new.next
@@ -151,29 +152,29 @@ impl Store {
         Self { pool }
     }
 
-    /// Whether the search is this process's for the next `lease_ms`.
+    /// Claims the search for the next `lease_ms`. Returns true on success.
     pub async fn claim(&self, owner: Uuid, lease_ms: i64) -> Result<bool, Error> {
         let query = sqlx::query(CLAIM).bind(owner.to_string()).bind(lease_ms);
         within(query.execute(&self.pool)).await.map(|done| done.rows_affected() > 0)
     }
 
-    /// Lets somebody else have it at once.
+    /// Releases the search to other processes.
     pub async fn release(&self, owner: Uuid) -> Result<(), Error> {
         let query = sqlx::query("DELETE FROM message_undelivered_owner WHERE owner = $1::text::uuid");
         within(query.bind(owner.to_string()).execute(&self.pool)).await.map(|_| ())
     }
 
-    /// Gives every partition that has none a place.
+    /// Creates a position for every partition without one.
     pub async fn begin(&self) -> Result<(), Error> {
         within(sqlx::query(BEGIN).execute(&self.pool)).await.map(|_| ())
     }
 
-    /// What was stored and not looked at, with so many marks of each partition.
+    /// Returns the partitions with unsearched messages, with up to `marks` marks each.
     pub async fn waiting(&self, marks: i64) -> Result<Vec<Waiting>, Error> {
         within(sqlx::query_as(WAITING).bind(marks).fetch_all(&self.pool)).await
     }
 
-    /// The first messages of a round that nobody has got, by partition and offset.
+    /// Returns the first undelivered messages of a round, by partition and offset.
     pub async fn page(&self, round: &Round, limits: Limits) -> Result<Vec<Row>, Error> {
         let spans = &round.spans;
         let query = sqlx::query_as(PAGE)
@@ -188,7 +189,7 @@ impl Store {
         within(query.fetch_all(&self.pool)).await
     }
 
-    /// Notes that partitions were looked through from a place to another one.
+    /// Advances partitions from an expected position to a new one.
     pub async fn advance(&self, moves: &[(PartitionId, i64, i64)]) -> Result<(), Error> {
         let query = sqlx::query(MOVE)
             .bind(moves.iter().map(|(partition_id, ..)| i64::from(partition_id.epoch)).collect::<Vec<_>>())
@@ -198,19 +199,19 @@ impl Store {
         within(query.execute(&self.pool)).await.map(|_| ())
     }
 
-    /// Forgets marks that are past the retention of messages: there is nothing left to be found with them.
+    /// Deletes marks that are past the retention of messages, because no messages remain for them.
     pub async fn forget_marks(&self, retention_days: u32) -> Result<(), Error> {
         let cutoff = Cutoff::of(&self.pool, retention_days).await?;
         within(sqlx::query(FORGET).bind(cutoff.time).execute(&self.pool)).await.map(|_| ())
     }
 
-    /// Forgets all marks that were made until now.
+    /// Deletes all marks made until now.
     pub async fn forget_all_marks(&self) -> Result<(), Error> {
         let query = sqlx::query("DELETE FROM message_marks WHERE stored_at < now()");
         within(query.execute(&self.pool)).await.map(|_| ())
     }
 
-    /// Forgets all places: whoever begins again begins with what is stored from then on.
+    /// Deletes all positions. A later search starts with messages stored from then on.
     pub async fn forget_places(&self) -> Result<(), Error> {
         within(sqlx::query("DELETE FROM message_undelivered").execute(&self.pool)).await.map(|_| ())
     }
