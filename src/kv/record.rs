@@ -85,7 +85,7 @@ fn number(record: &Record<'_>, header: &'static str) -> Result<Option<i64>, Unfi
 
 /// Adds the changes of one record to `writes`.
 pub fn add(writes: &mut Writes, location: &ViewLocation<'_>, record: &Record<'_>, now_ms: i64) -> Result<(), Unfit> {
-    let key = check(location, record)?;
+    let key = judge(location, record)?;
     let expires = number(record, EXPIRES_HEADER)?;
     let state = match record.value() {
         None => State::Deleted,
