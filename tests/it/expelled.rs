@@ -153,6 +153,25 @@ async fn a_member_of_a_classic_group_that_was_thrown_out_does_so_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_is_read_although_the_answer_to_where_it_begins_is_lost() {
+    let proxy = HeartbeatProxy::start(EXPELLED).await;
+    let advertised = format!("advertised.listeners=PLAINTEXT://{}", proxy.address);
+    let options = ["--only", "kafka", "--kafka-config", &advertised];
+    let stack = Stack::behind("lost-commits", &options, |upstream| proxy.lead_to(upstream)).await;
+    let mut world = World::on(&stack).await;
+    world.kafka.brokers = proxy.address.to_string();
+    let topic = world.make_topic("orders", 1).await;
+    write(&world, &topic, 5).await;
+    proxy.lose_commits();
+    let consumer = Consumer::start(&world, &topic, GroupProtocol::Consumer, EXPELLED, Counter::default());
+    // The library itself asks again after a minute.
+    let what = "the records are read";
+    until_now(what, seconds(40), || (consumer.counter.records.load(Ordering::Relaxed) == 5).then_some(())).await;
+    assert!(proxy.has_lost_commits());
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_consumer_whose_partition_task_dies_ends_with_an_error() {
     let world = World::new().await;
     let topic = world.make_topic("orders", 1).await;

@@ -1,11 +1,11 @@
 //! A proxy in front of a broker that answers heartbeats of a group's member itself, as if all was well: the broker throws
-//! the member out, and the member never hears of it.
+//! the member out, and the member never hears of it. It can also lose the first answer to a member that asks for commits.
 
 use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -23,6 +23,7 @@ use super::{
 };
 
 /// Kafka's numbers of the heartbeats of classic and of KIP-848 groups.
+const OFFSET_FETCH: i16 = 9;
 const HEARTBEAT: i16 = 12;
 const CONSUMER_GROUP_HEARTBEAT: i16 = 68;
 
@@ -45,6 +46,8 @@ struct Shared {
     carried: AtomicUsize,
     /// Heartbeats that were answered here since the last one that went through.
     answered: AtomicUsize,
+    /// The next answer to a question for commits is to be lost.
+    loses_commits: AtomicBool,
 }
 
 impl HeartbeatProxy {
@@ -70,6 +73,15 @@ impl HeartbeatProxy {
         self.shared.lied_to.store(self.shared.connections.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
+    /// Loses the next answer that says what the group has committed.
+    pub fn lose_commits(&self) {
+        self.shared.loses_commits.store(true, Ordering::Relaxed);
+    }
+
+    pub fn has_lost_commits(&self) -> bool {
+        !self.shared.loses_commits.load(Ordering::Relaxed)
+    }
+
     pub fn carried(&self) -> usize {
         self.shared.carried.load(Ordering::Relaxed)
     }
@@ -86,6 +98,8 @@ impl Drop for HeartbeatProxy {
 }
 
 type Client = tokio::sync::Mutex<OwnedWriteHalf>;
+/// The correlation id of the answer that gets lost on a connection.
+type Lost = Mutex<Option<Vec<u8>>>;
 
 async fn carry(client: TcpStream, shared: Arc<Shared>) {
     let upstream = shared.upstream.lock().unwrap().clone();
@@ -93,9 +107,10 @@ async fn carry(client: TcpStream, shared: Arc<Shared>) {
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((requests, to_client), (answers, to_server)) = (client.into_split(), server.into_split());
     let (to_client, number) = (Client::new(to_client), shared.connections.fetch_add(1, Ordering::Relaxed));
+    let lost = Lost::default();
     tokio::select! {
-        _ = pass_requests(requests, to_server, &to_client, &shared, number) => {}
-        _ = pass_answers(answers, &to_client) => {}
+        _ = pass_requests(requests, to_server, &to_client, &shared, number, &lost) => {}
+        _ = pass_answers(answers, &to_client, &lost) => {}
     }
 }
 
@@ -105,9 +120,16 @@ async fn pass_requests(
     client: &Client,
     shared: &Shared,
     connection: usize,
+    lost: &Lost,
 ) -> std::io::Result<()> {
     loop {
         let frame = read_frame(&mut from).await?;
+        if is_of_client(&frame, &shared.client)
+            && frame[..2] == OFFSET_FETCH.to_be_bytes()
+            && shared.loses_commits.swap(false, Ordering::Relaxed)
+        {
+            *lost.lock().unwrap() = Some(frame[4..8].to_vec());
+        }
         if let Some(answer) = all_is_well(&frame, &shared.client) {
             if connection < shared.lied_to.load(Ordering::Relaxed) {
                 write_frame(&mut *client.lock().await, &answer).await?;
@@ -121,11 +143,20 @@ async fn pass_requests(
     }
 }
 
-async fn pass_answers(mut from: OwnedReadHalf, client: &Client) -> std::io::Result<()> {
+async fn pass_answers(mut from: OwnedReadHalf, client: &Client, lost: &Lost) -> std::io::Result<()> {
     loop {
         let frame = read_frame(&mut from).await?;
+        if lost.lock().unwrap().take_if(|id| frame[..4] == id[..]).is_some() {
+            continue;
+        }
         write_frame(&mut *client.lock().await, &frame).await?;
     }
+}
+
+/// Whether a request is of the client with this id.
+fn is_of_client(frame: &[u8], client: &str) -> bool {
+    let length = usize::try_from(i16::from_be_bytes([frame[8], frame[9]])).unwrap_or(0);
+    &frame[10..10 + length] == client.as_bytes()
 }
 
 /// The answer to a heartbeat of this client that changes nothing; `None` for other requests.
@@ -133,7 +164,7 @@ fn all_is_well(frame: &[u8], client: &str) -> Option<Vec<u8>> {
     let number = |at: usize| i16::from_be_bytes([frame[at], frame[at + 1]]);
     let (kind, version, id) = (number(0), number(2), &frame[4..8]);
     let end = 10 + usize::try_from(number(8)).unwrap_or(0);
-    if &frame[10..end] != client.as_bytes() {
+    if !is_of_client(frame, client) {
         return None;
     }
     // Throttle time and error.

@@ -55,7 +55,9 @@ impl World {
         let shared = if stack.is_some_and(whole) { None } else { Some(off_runtime(Stack::shared).await) };
         let own = |name: &str| stack.and_then(|own| own.find(name));
         let get = |name: &str| own(name).or_else(|| shared?.find(name)).unwrap_or_default().to_owned();
-        let prefix = format!("it{}n{}_", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        // Servers may keep the data of earlier runs, of which one may have had this process id.
+        let (process, run) = (std::process::id(), fastrand::u16(..));
+        let prefix = format!("it{process}r{run:04x}n{}_", NUMBER.fetch_add(1, Ordering::Relaxed));
         let (brokers, redis_url) = (get(SERVERS[0]), get(SERVERS[1]));
         let mut env = BTreeMap::new();
         for (name, value) in [

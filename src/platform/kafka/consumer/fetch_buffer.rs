@@ -12,6 +12,8 @@ pub(super) struct FetchBuffer {
     /// read.
     pub generation: u64,
     pub start: u64,
+    /// Start that the partition was last asked to be read for.
+    pub starting: Option<u64>,
     pub batch: Batch,
     /// Set until a record of the partition, or the end of its log, arrives.
     pub fetch_watchdog: Option<FetchWatchdog>,

@@ -281,13 +281,26 @@ impl Poller {
             return false;
         }
         let buffer = &mut self.buffers[start.partition as usize];
-        *buffer = FetchBuffer { generation: held.generation, ..FetchBuffer::default() };
+        // Of earlier attempts at this start.
+        let waiting = buffer.fetch_watchdog.take().filter(|_| buffer.starting == Some(start.start));
+        *buffer = FetchBuffer { generation: held.generation, starting: Some(start.start), ..FetchBuffer::default() };
         held.start = 0;
-        if let Some(offset) = start.offset {
-            let topic = &self.subscription.topic;
-            if let Err(error) = self.client.seek(topic, start.partition, Offset::Offset(offset), Duration::from_secs(2))
-            {
-                tracing::debug!(partition = start.partition, error = %error, "cannot seek yet, retrying");
+        if let Some(offset) = start.offset
+            && let Err(error) = seek(&self.client, &self.subscription, start.partition, offset)
+        {
+            tracing::debug!(partition = start.partition, error = %error, "cannot seek yet, retrying");
+            let now = Instant::now();
+            let watchdog =
+                buffer.fetch_watchdog.insert(waiting.unwrap_or_else(|| FetchWatchdog::new(start.offset, now)));
+            if !watchdog.is_due(now) || !self.broker.is_up() {
+                return true;
+            }
+            // The library waits for something that does not come, such as the group's commit.
+            count_stall(self.subscription.name, start.partition, watchdog, now);
+            let assigned = assign_again(&self.client, &self.subscription.topic, start.partition, start.offset);
+            watchdog.tried(now);
+            if let Err(error) = assigned {
+                tracing::warn!(partition = start.partition, error = %error, "cannot restart stalled fetch");
                 return true;
             }
         }
@@ -340,9 +353,8 @@ impl Poller {
             if !client.context().owned().partitions.get(&partition).is_some_and(should_be_read) {
                 continue;
             }
-            let (consumer, silent_s) = (self.subscription.name, now.duration_since(fetch_watchdog.since).as_secs());
-            tracing::warn!(consumer, partition, silent.s = silent_s, "fetch stalled; restarting the partition");
-            counter!("postrider_consumer_fetch_restarts_total", "consumer" => consumer).increment(1);
+            let consumer = self.subscription.name;
+            count_stall(consumer, partition, fetch_watchdog, now);
             if let Err(error) = restart_fetch(&client, &self.subscription.topic, partition, fetch_watchdog) {
                 tracing::warn!(consumer, partition, error = %error, "cannot restart stalled fetch");
             }
@@ -411,8 +423,25 @@ fn restart_fetch(
     if fetch_watchdog.tries.is_multiple_of(2) {
         return client.resume(&list);
     }
+    assign_again(client, topic, partition, fetch_watchdog.offset)
+}
+
+/// Assigns a partition anew, to be read from this offset; `None` is the group's commit.
+fn assign_again(client: &Client, topic: &str, partition: i32, offset: Option<i64>) -> Result<(), KafkaError> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition(topic, partition);
     client.incremental_unassign(&list)?;
-    let offset = fetch_watchdog.offset.map_or(Offset::Stored, Offset::Offset);
-    list.set_partition_offset(topic, partition, offset)?;
+    list.set_partition_offset(topic, partition, offset.map_or(Offset::Stored, Offset::Offset))?;
     client.incremental_assign(&list)
+}
+
+fn seek(client: &Client, subscription: &Subscription, partition: i32, offset: i64) -> Result<(), KafkaError> {
+    client.seek(&subscription.topic, partition, Offset::Offset(offset), Duration::from_secs(2))
+}
+
+/// Logs and counts that nothing was read of a partition for too long.
+fn count_stall(consumer: &'static str, partition: i32, watchdog: &FetchWatchdog, now: Instant) {
+    let silent_s = now.duration_since(watchdog.since).as_secs();
+    tracing::warn!(consumer, partition, silent.s = silent_s, "fetch stalled; restarting the partition");
+    counter!("postrider_consumer_fetch_restarts_total", "consumer" => consumer).increment(1);
 }
