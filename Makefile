@@ -36,7 +36,7 @@ test: ## all checks and tests, against real servers, which are stopped afterward
 test-long: ## what takes longer: the chart, the API description at length, the soak
 	@dev/test long $(if $(KEEP),--keep)
 
-lint: ## rustfmt, clippy and shellcheck
+lint: ## rustfmt, clippy, shellcheck and cargo-deny
 	@dev/test lint
 
 fmt: ## format the Rust code
