@@ -19,7 +19,7 @@ use postrider::platform::{
         Broker, Config, DeadLetters, Producer,
         batch::Batch,
         consumer::{
-            Assignment, BatchHandler, Consumers, Delivery, Failure, Keyed, KeyedHandler, Outcome, Poison, Span,
+            Assignment, BatchHandler, Consumers, Delivery, Failure, Keyed, KeyedHandler, Lag, Outcome, Poison, Span,
             Subscription,
         },
     },
@@ -153,6 +153,7 @@ async fn consumer(plan: &Plan, tally: &Arc<Tally>) -> Result<Value, Box<dyn Erro
         max_batch_records: 2_000,
         max_batch_bytes: 1 << 20,
         dead_letters: DeadLetters::new(producer, "bench-dead-letters".to_owned()),
+        lag: Lag::default(),
     };
     let handler = Arc::new(Nothing { tally: tally.clone(), pause: plan.pause });
     let keyed = Keyed { concurrency: plan.concurrency, span: Span { records: 50_000, bytes: 64 << 20 } };

@@ -51,6 +51,16 @@ pub enum Flaw {
     TooLong(&'static str, usize),
 }
 
+/// Error of a record of which the receiver cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Unaddressed {
+    /// It is not JSON, or not an object with a `receiverId` of the right type.
+    #[error("{}", .0.detail)]
+    Body(Problem),
+    #[error(transparent)]
+    Id(#[from] Flaw),
+}
+
 impl From<Flaw> for Problem {
     fn from(flaw: Flaw) -> Self {
         let code = match flaw {
@@ -75,8 +85,8 @@ pub fn check(body: &[u8]) -> Result<Cow<'_, str>, Problem> {
 }
 
 /// Returns the receiver of a record of any producer.
-pub fn receiver(value: &[u8]) -> Result<Cow<'_, str>, Problem> {
-    let Addressed { receiver_id } = json::parse_object(value)?;
+pub fn receiver(value: &[u8]) -> Result<Cow<'_, str>, Unaddressed> {
+    let Addressed { receiver_id } = json::parse_object(value).map_err(Unaddressed::Body)?;
     check_id("receiverId", &receiver_id)?;
     Ok(receiver_id)
 }

@@ -3,13 +3,12 @@
 use uuid::Uuid;
 
 use super::{
-    model::{self, Flaw},
+    model::{self, Flaw, Unaddressed},
     store::Row,
 };
-use crate::platform::kafka::PartitionId;
 use crate::platform::{
     http::Code,
-    kafka::{batch::Record, dead_letter::Reason, event},
+    kafka::{PartitionId, batch::Record, dead_letter::Reason, event},
 };
 
 /// Latest time that RFC 3339 can represent, in milliseconds since the Unix epoch.
@@ -22,15 +21,15 @@ pub fn row(record: &Record<'_>, partition_id: PartitionId) -> Result<Row, Reason
     let Some(value) = record.value() else {
         return Err(Reason { class: "no_value", message: "the record has no value".to_owned() });
     };
-    let receiver = model::receiver(value).map_err(|problem| {
-        let class = match problem.code {
-            Code::InvalidJson => "not_json",
-            Code::InvalidField => "receiver_too_long",
-            _ if problem.detail == Flaw::Missing("receiverId").to_string() => "no_receiver",
-            _ if problem.detail == Flaw::Nul("receiverId").to_string() => "null_character",
-            _ => "wrong_type",
+    let receiver = model::receiver(value).map_err(|error| {
+        let class = match &error {
+            Unaddressed::Body(problem) if problem.code == Code::InvalidJson => "not_json",
+            Unaddressed::Body(_) => "wrong_type",
+            Unaddressed::Id(Flaw::TooLong(..)) => "receiver_too_long",
+            Unaddressed::Id(Flaw::Missing(_)) => "no_receiver",
+            Unaddressed::Id(Flaw::Nul(_)) => "null_character",
         };
-        Reason { class, message: problem.detail }
+        Reason { class, message: error.to_string() }
     })?;
     Ok(Row {
         event_id: event_id(record, partition_id).to_string(),

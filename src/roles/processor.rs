@@ -16,7 +16,7 @@ use crate::{
         drain::{Tasks, time_over},
         kafka::{
             DeadLetters,
-            consumer::{BatchHandler, Subscription},
+            consumer::{BatchHandler, Lag, Subscription},
             projection::Projection,
         },
     },
@@ -128,6 +128,7 @@ fn subscription(platform: &Platform, plan: ConsumerPlan, max_batch_records: usiz
         max_batch_records,
         max_batch_bytes: 1 << 20,
         dead_letters: dead_letters(platform),
+        lag: Lag::default(),
     }
 }
 

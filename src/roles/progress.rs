@@ -6,11 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metrics_exporter_prometheus::PrometheusHandle;
-
 use crate::{
     gateway::relay::{Route, Snapshot},
-    platform::telemetry::StatusLine,
+    platform::{kafka::consumer::Lag, telemetry::StatusLine},
 };
 
 /// Interval between refreshes of the line on a terminal.
@@ -18,8 +16,8 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// Interval between log messages.
 const LOG: Duration = Duration::from_secs(10);
 
-/// Reports progress until dropped. `consumer` is the label of the consumer's lag metric.
-pub(super) async fn show(route: Arc<Route>, metrics: PrometheusHandle, consumer: &'static str) {
+/// Reports progress until dropped.
+pub(super) async fn show(route: Arc<Route>, lag: Lag) {
     let line = StatusLine::on_terminal();
     let pause = if line.is_some() { REFRESH } else { LOG };
     let mut every = tokio::time::interval(pause);
@@ -29,7 +27,7 @@ pub(super) async fn show(route: Arc<Route>, metrics: PrometheusHandle, consumer:
         every.tick().await;
         let (now, elapsed) = (route.snapshot(), at.elapsed());
         let rate = (now.delivered - before.delivered) as f64 / elapsed.as_secs_f64();
-        let lag = lag(&metrics.render(), consumer);
+        let lag = lag.records();
         match &line {
             Some(line) => line.set(&text(&now, rate, lag)),
             None => tracing::info!(
@@ -52,27 +50,4 @@ fn text(now: &Snapshot, rate: f64, lag: Option<u64>) -> String {
     format!(
         "{rate:.1}/s  lag {lag}  in flight {in_flight}  delivered {delivered}  failed attempts {failed}  dead letters {given_up}"
     )
-}
-
-/// Reads the consumer's lag from the metrics, which the Kafka client updates every few seconds.
-/// Returns `None` until it has.
-fn lag(metrics: &str, consumer: &str) -> Option<u64> {
-    let label = format!("client=\"{consumer}\"");
-    let lines = metrics.lines().filter(|line| line.starts_with("postrider_consumer_lag_records{"));
-    let found = lines.filter(|line| line.contains(&label)).filter_map(|line| line.rsplit(' ').next()?.parse().ok());
-    found.map(|lag: f64| lag as u64).reduce(|a, b| a + b)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_lag_is_read_for_the_named_consumer() {
-        let metrics = "# TYPE postrider_consumer_lag_records gauge\n\
-            postrider_consumer_lag_records{client=\"relay-t\",topic=\"t\"} 17\n\
-            postrider_consumer_lag_records{client=\"kv\",topic=\"messages\"} 4\n";
-        assert_eq!(lag(metrics, "relay-t"), Some(17));
-        assert_eq!(lag(metrics, "relay-x"), None);
-    }
 }

@@ -16,7 +16,7 @@ use crate::{
         drain::Tasks,
         kafka::{
             DeadLetters,
-            consumer::{Consumers, Keyed, Span, Subscription},
+            consumer::{Consumers, Keyed, Lag, Span, Subscription},
         },
         ops::Check,
     },
@@ -97,9 +97,8 @@ pub(super) fn start_command(platform: &Arc<Platform>, command: &RelayCommand, ta
     let access = if command.public_only { Access::Public } else { Access::Any };
     // Takes the group name as given, without the configured prefix.
     let plan = ConsumerPlan::of_relay(&command.route, command.route.group());
-    let consumer = plan.name;
-    let route = start_route(platform, &command.route, access, plan, tasks)?;
-    tasks.spawn_forever("progress", progress::show(route, platform.metrics.clone(), consumer));
+    let (route, lag) = start_route(platform, &command.route, access, plan, tasks)?;
+    tasks.spawn_forever("progress", progress::show(route, lag));
     Ok(())
 }
 
@@ -109,7 +108,7 @@ fn start_route(
     access: Access,
     plan: ConsumerPlan,
     tasks: &mut Tasks,
-) -> Result<Arc<Route>, String> {
+) -> Result<(Arc<Route>, Lag), String> {
     let route = Route::new(config, access, platform.stop.clone()).map_err(|problem| problem.to_string())?;
     let route = Arc::new(route);
     let ConsumerPlan { name, topic, group } = plan;
@@ -123,7 +122,9 @@ fn start_route(
         max_batch_records: 500,
         max_batch_bytes: 256 << 10,
         dead_letters: DeadLetters::new(platform.producer.clone(), letters),
+        lag: Lag::default(),
     };
+    let lag = subscription.lag.clone();
     let keyed = Keyed { concurrency: config.workers, span: SPAN };
     let consumers = raise_stall_timeout(platform.consumers(), config);
     let (platform, check, handler) = (platform.clone(), platform.health.check(name), route.clone());
@@ -135,7 +136,7 @@ fn start_route(
         check.pass();
         consumers.keyed(subscription, keyed, handler).await.map_err(|error| error.to_string())
     });
-    Ok(route)
+    Ok((route, lag))
 }
 
 /// Raises the stall timeout to at least twice the sum of the request timeout and the interval of

@@ -10,7 +10,7 @@ use postrider::platform::kafka::{
     Config, DeadLetters,
     batch::Batch,
     consumer::{
-        Assignment, BatchHandler, Consumers, Delivery, Failure, Keyed, KeyedHandler, Outcome, Poison, Span,
+        Assignment, BatchHandler, Consumers, Delivery, Failure, Keyed, KeyedHandler, Lag, Outcome, Poison, Span,
         Subscription,
     },
     dead_letter::Reason,
@@ -188,6 +188,7 @@ async fn consume(
         max_batch_records: 5,
         max_batch_bytes: 1 << 20,
         dead_letters: DeadLetters::new(producer, letters),
+        lag: Lag::default(),
     };
     let (running, batches) = (consumers.clone(), shape == "batch");
     let task = tokio::spawn(async move {

@@ -9,7 +9,7 @@ use std::sync::{
 use postrider::platform::kafka::{
     Config, DeadLetters, GroupProtocol,
     batch::Batch,
-    consumer::{Assignment, BatchHandler, Failure, Poison, Subscription},
+    consumer::{Assignment, BatchHandler, Failure, Lag, Poison, Subscription},
 };
 use rdkafka::{
     ClientConfig, TopicPartitionList,
@@ -91,6 +91,7 @@ impl Consumer {
             max_batch_records: 50,
             max_batch_bytes: 1 << 20,
             dead_letters: DeadLetters::new(producer, format!("{topic}-letters")),
+            lag: Lag::default(),
         };
         let handler = counter.clone();
         let task = tokio::spawn(async move { consumers.batches(subscription, handler).await });

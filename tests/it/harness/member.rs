@@ -19,7 +19,7 @@ use postrider::platform::{
         Broker, Config, DeadLetters, GroupProtocol, Producer,
         batch::{Batch, Record},
         consumer::{
-            Assignment, BatchHandler, Consumers, Delivery, Failure, Keyed, KeyedHandler, Outcome, Poison, Span,
+            Assignment, BatchHandler, Consumers, Delivery, Failure, Keyed, KeyedHandler, Lag, Outcome, Poison, Span,
             Subscription,
         },
     },
@@ -263,6 +263,7 @@ pub async fn live() {
         max_batch_records: 50,
         max_batch_bytes: 1 << 20,
         dead_letters: DeadLetters::new(producer, format!("{topic}-letters")),
+        lag: Lag::default(),
     };
     let handler = Arc::new(Scribe { ledger: Mutex::new(append(Path::new(ledger))) });
     let keyed = Keyed { concurrency: 32, span: Span { records: 400, bytes: 1 << 20 } };

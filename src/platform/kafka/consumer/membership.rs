@@ -46,7 +46,7 @@ pub(super) struct Membership {
     /// closed, which a successor's partitions must not notice.
     retired: AtomicBool,
     /// Records that Kafka has and that were not fetched yet, by its last statistics.
-    pub unfetched: AtomicI64,
+    pub unfetched: Arc<AtomicI64>,
     pub connectivity: Connectivity,
     /// Set when the member is excluded from the group and its client has to be replaced.
     pub excluded: AtomicBool,
@@ -75,7 +75,7 @@ pub(super) struct OwnedPartition {
 }
 
 impl Membership {
-    pub fn new(name: &'static str, topic: &str, tells_changes_only: bool) -> Self {
+    pub fn new(name: &'static str, topic: &str, tells_changes_only: bool, unfetched: Arc<AtomicI64>) -> Self {
         Self {
             topic: topic.to_owned(),
             name,
@@ -85,7 +85,7 @@ impl Membership {
             tells_changes_only,
             joined: AtomicBool::new(false),
             retired: AtomicBool::new(false),
-            unfetched: AtomicI64::new(0),
+            unfetched,
             connectivity: Connectivity::default(),
             excluded: AtomicBool::new(false),
         }
@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_client_that_is_closed_late_does_not_disturb_the_one_that_took_its_place() {
-        let membership = Membership::new("test", "topic", true);
+        let membership = Membership::new("test", "topic", true, Arc::default());
         let calls = Arc::<Calls>::default();
         let _ = membership.shape.set(calls.clone());
         let client: Client = ClientConfig::new().set("group.id", "test").create_with_context(membership).unwrap();

@@ -28,7 +28,7 @@
 //! use std::{sync::Arc, time::Duration};
 //! use postrider::platform::kafka::{
 //!     dead_letter::{DeadLetters, Reason},
-//!     consumer::{Delivery, KeyedHandler, Keyed, Consumers, Outcome, Span, Subscription},
+//!     consumer::{Delivery, KeyedHandler, Keyed, Consumers, Lag, Outcome, Span, Subscription},
 //! };
 //!
 //! /// Greets the person that a record names.
@@ -59,6 +59,7 @@
 //!     max_batch_records: 500,
 //!     max_batch_bytes: 256 << 10,
 //!     dead_letters,
+//!     lag: Lag::default(),
 //! };
 //! let keyed = Keyed { concurrency: 16, span: Span { records: 10_000, bytes: 16 << 20 } };
 //! consumers.keyed(subscription, keyed, Arc::new(Greeter)).await
@@ -81,7 +82,10 @@ mod spans;
 mod work;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -122,6 +126,26 @@ pub struct Subscription {
     /// Bytes of keys, values and headers at which a batch is handed over, if not earlier.
     pub max_batch_bytes: usize,
     pub dead_letters: DeadLetters,
+    /// Set by the consumer every few seconds: how many records of its partitions it has not fetched yet; -1 until that is
+    /// known.
+    pub lag: Lag,
+}
+
+/// The lag of a consumer. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Lag(Arc<AtomicI64>);
+
+impl Default for Lag {
+    fn default() -> Self {
+        Self(Arc::new(AtomicI64::new(-1)))
+    }
+}
+
+impl Lag {
+    /// Returns the number of records; `None` until it is known.
+    pub fn records(&self) -> Option<u64> {
+        u64::try_from(self.0.load(Ordering::Relaxed)).ok()
+    }
 }
 
 /// Timeout for finishing, the last commit and leaving the group. The client library waits much
@@ -285,7 +309,12 @@ impl Consumers {
             ?protocol,
             "joining consumer group"
         );
-        let membership = Membership::new(subscription.name, &subscription.topic, protocol == GroupProtocol::Consumer);
+        let membership = Membership::new(
+            subscription.name,
+            &subscription.topic,
+            protocol == GroupProtocol::Consumer,
+            subscription.lag.0.clone(),
+        );
         config.with_overrides(properties).create_with_context(membership).map(Some)
     }
 }
