@@ -180,6 +180,11 @@ async fn a_processor_commits_what_it_did_and_its_successor_starts_there() {
     await_complete(&api).await;
     let load = Load::start(&api, &Target::Push, 4);
     load.more(200).await;
+    // It may be behind the api, and what it has not read is its successor's anyway.
+    until("the processor has projected 200 records", seconds(20), || async {
+        processor.metric("postrider_kv_projected_records_total").await.filter(|&projected| projected >= 200.0)
+    })
+    .await;
     processor.stop().await;
     load.more(20).await;
     let next = world.app().role("processor").start().await;
