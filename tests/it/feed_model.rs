@@ -128,8 +128,7 @@ impl Story {
     }
 
     async fn flush(&self) {
-        let client = redis::Client::open(self.world.redis_url.as_str()).unwrap();
-        let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+        let mut redis = crate::harness::redis::connect(&self.world.redis_url).await;
         let pattern = format!("{}:feed:*", self.world.prefix);
         let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut redis).await.unwrap();
         if !keys.is_empty() {

@@ -144,6 +144,11 @@ impl Broker {
         Some(answers.first)
     }
 
+    /// Returns the time since which every probe has been answered.
+    pub(super) fn answering_since(&self) -> Option<Instant> {
+        self.inner.answers.lock().unwrap_or_else(PoisonError::into_inner).map(|answers| answers.first)
+    }
+
     /// Requests a probe now, because something looks wrong.
     pub fn suspect(&self) {
         if !self.inner.suspicious.swap(true, Ordering::Relaxed)

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -18,10 +18,8 @@ use rdkafka::{
 
 use super::{Config, broker::Broker, client_watchdog::count_replacement, replication::Replication};
 
-/// Timeout for creating a topic.
-const CREATE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Timeout for describing settings.
-const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time that brokers have to answer an admin request. A busy machine stands still for seconds now and then.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Required shape of one of postrider's own topics.
 #[derive(Debug, Clone)]
@@ -134,26 +132,47 @@ fn is_compacted(settings: &HashMap<String, String>) -> bool {
     settings.get("cleanup.policy").is_some_and(|policy| policy.split(',').any(|word| word.trim() == "compact"))
 }
 
-fn options(patience: Duration) -> AdminOptions {
-    AdminOptions::new().operation_timeout(Some(patience)).request_timeout(Some(patience))
+fn options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(ADMIN_TIMEOUT)).request_timeout(Some(ADMIN_TIMEOUT))
 }
 
-fn connect(config: &Config) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
+fn connect(config: &Config) -> Result<Connected, KafkaError> {
     let mut properties = config.client("admin");
     properties.set("statistics.interval.ms", "0");
-    config.with_overrides(properties).create()
+    Ok(Connected { client: config.with_overrides(properties).create()?, since: Instant::now() })
 }
 
 /// Admin client that creates topics and reads their settings.
 pub struct Admin {
-    client: ArcSwap<AdminClient<DefaultClientContext>>,
+    client: ArcSwap<Connected>,
     broker: Broker,
     config: Config,
+}
+
+struct Connected {
+    client: AdminClient<DefaultClientContext>,
+    since: Instant,
 }
 
 impl Admin {
     pub fn new(config: &Config, broker: Broker) -> Result<Self, KafkaError> {
         Ok(Self { client: ArcSwap::from_pointee(connect(config)?), broker, config: config.clone() })
+    }
+
+    /// Returns the client; a new one after an outage, because the connections of the old one may have become silent without
+    /// being closed, which only a timeout would show.
+    fn client(&self) -> Arc<Connected> {
+        let found = self.client.load_full();
+        if self.broker.answering_since().is_none_or(|answering| answering < found.since) {
+            return found;
+        }
+        match connect(&self.config) {
+            Ok(next) => {
+                super::discard(self.client.swap(Arc::new(next)));
+                self.client.load_full()
+            }
+            Err(_) => found,
+        }
     }
 
     /// Returns the outcome unchanged. If the operation went unanswered although Kafka answers other
@@ -262,8 +281,8 @@ impl Admin {
     }
 
     async fn create(&self, topic: NewTopic<'_>) -> Result<(), TopicError> {
-        let client = self.client.load_full();
-        let results = self.checked(client.create_topics([&topic], &options(CREATE_TIMEOUT)).await)?;
+        let client = self.client();
+        let results = self.checked(client.client.create_topics([&topic], &options()).await)?;
         for result in results {
             match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
@@ -331,8 +350,8 @@ impl Admin {
     }
 
     async fn describe(&self, resource: &ResourceSpecifier<'_>) -> Result<HashMap<String, String>, TopicError> {
-        let client = self.client.load_full();
-        let described = self.checked(client.describe_configs([resource], &options(DESCRIBE_TIMEOUT)).await)?;
+        let client = self.client();
+        let described = self.checked(client.client.describe_configs([resource], &options()).await)?;
         let mut settings = HashMap::new();
         for result in described {
             let resource = result.map_err(KafkaError::AdminOp)?;

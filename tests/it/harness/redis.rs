@@ -1,6 +1,8 @@
 //! Talking to Redis directly.
 
-use redis::{Cmd, FromRedisValue};
+use std::time::Duration;
+
+use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, aio::MultiplexedConnection};
 
 /// Runs one command, such as `FLUSHALL`, on a connection of its own.
 pub async fn run<T: FromRedisValue>(url: &str, words: &[&str]) -> T {
@@ -8,7 +10,13 @@ pub async fn run<T: FromRedisValue>(url: &str, words: &[&str]) -> T {
     for word in words {
         command.arg(*word);
     }
+    command.query_async(&mut connect(url).await).await.unwrap()
+}
+
+/// Connects to a server.
+pub async fn connect(url: &str) -> MultiplexedConnection {
     let client = redis::Client::open(url).unwrap();
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    command.query_async(&mut connection).await.unwrap()
+    // The client's own timeout is half a second, which a busy machine may take for any command.
+    let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(20)));
+    client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
 }
