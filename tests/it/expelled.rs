@@ -223,14 +223,17 @@ async fn a_member_rejoins_when_nobody_reads_a_partition_beside_its_own() {
     let group = format!("{topic}-Consumer");
     // A member that takes its partition and commits nothing, like one to which the assignment got lost.
     let (brokers, rogue_topic, stop) = (world.kafka.brokers.clone(), topic.clone(), CancellationToken::new());
-    let stopped = stop.clone();
+    let (stopped, reads) = (stop.clone(), Arc::<AtomicUsize>::default());
+    let counted = reads.clone();
     let rogue = std::thread::spawn(move || {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", brokers).set("group.id", group).set("group.protocol", "consumer");
         let client: BaseConsumer = config.set("enable.auto.commit", "false").create().expect("a client");
         client.subscribe(&[&rogue_topic]).unwrap();
         while !stopped.is_cancelled() {
-            drop(client.poll(std::time::Duration::from_millis(100)));
+            if let Some(Ok(_)) = client.poll(std::time::Duration::from_millis(100)) {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
         }
     });
     let member = Consumer::start(&world, &topic, GroupProtocol::Consumer, "member", Counter::default());
@@ -240,6 +243,8 @@ async fn a_member_rejoins_when_nobody_reads_a_partition_beside_its_own() {
     for _ in 0..20 {
         write(&world, &topic, 5).await;
     }
+    let has_read = || (reads.load(Ordering::Relaxed) > 0).then_some(());
+    until_now("the other one has its partition", seconds(60), has_read).await;
     let before = assigned();
     until_now("it has joined again", seconds(200), || (assigned() > before).then_some(())).await;
     stop.cancel();

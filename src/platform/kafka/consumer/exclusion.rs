@@ -22,7 +22,7 @@ use rdkafka::{
 use super::{Subscription, membership::Client};
 use crate::platform::kafka::{Config, off_runtime};
 
-/// Interval between two checks of a member that owns nothing, before jitter of up to a half.
+/// Interval between two checks, before jitter of up to a half.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Doublings of the interval while there is nothing to find.
 const MAX_CALM: u32 = 1;
@@ -65,6 +65,8 @@ pub(super) struct Exclusion {
     suspects: BTreeMap<i32, Commit>,
     /// Number of consecutive checks that found a suspect.
     found: u32,
+    /// Number of checks on top, so that not all members of a group rejoin at the same time.
+    extra: u32,
 }
 
 impl Exclusion {
@@ -91,7 +93,13 @@ impl Exclusion {
             self.suspects = look.waiting;
         }
         self.calm = if self.suspects.is_empty() { self.calm.saturating_add(1) } else { 0 };
-        let needed = if look.certain { CHECKS_CERTAIN } else { CHECKS_UNCERTAIN };
+        // An owner cannot prove itself where the group has no commit.
+        let unproved = self.suspects.values().all(|commit| commit.offset.is_none());
+        let needed = match (look.certain, unproved) {
+            (true, _) => CHECKS_CERTAIN,
+            (false, true) => 2 * CHECKS_UNCERTAIN,
+            (false, false) => CHECKS_UNCERTAIN + self.extra,
+        };
         if self.found < needed {
             return false;
         }
@@ -123,6 +131,9 @@ pub(super) async fn watch(
             client.context().note_commits(&look.own);
         }
         let waiting = look.as_ref().map(|look| look.waiting.clone()).unwrap_or_default();
+        if exclusion.found == 0 {
+            exclusion.extra = fastrand::u32(0..=2);
+        }
         if exclusion.take(look) {
             let (consumer, topic, group) = (subscription.name, &subscription.topic, &subscription.group);
             let partitions: Vec<i32> = waiting.into_keys().collect();
@@ -218,7 +229,11 @@ fn owned_partitions<C: ConsumerContext>(
     topic: &str,
     group: &str,
 ) -> Result<Option<BTreeSet<i32>>, KafkaError> {
-    let groups = client.fetch_group_list(Some(group), ANSWER_TIMEOUT)?;
+    let groups = match client.fetch_group_list(Some(group), ANSWER_TIMEOUT) {
+        // The library asks every broker, of which one may be away.
+        Err(KafkaError::GroupListFetch(_)) => return Ok(None),
+        groups => groups?,
+    };
     let Some(found) = groups.groups().iter().find(|found| found.name() == group) else { return Ok(None) };
     match found.state() {
         "Stable" => {}

@@ -13,7 +13,7 @@ use rdkafka::{
     ClientContext, Statistics, TopicPartitionList,
     consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance},
     error::{KafkaError, RDKafkaErrorCode},
-    statistics::ConsumerGroup,
+    statistics::{ConsumerGroup, Partition},
 };
 
 use super::work::{PartitionWork, Shape};
@@ -45,8 +45,10 @@ pub(super) struct Membership {
     /// Set when the polling thread has released all partitions for good. The library still calls back while the client is
     /// closed, which a successor's partitions must not notice.
     retired: AtomicBool,
-    /// Records that Kafka has and that were not fetched yet, by its last statistics.
-    pub unfetched: Arc<AtomicI64>,
+    /// Number of records that the client has not passed on of partitions that are read, by its last statistics.
+    pub unfetched: AtomicI64,
+    /// Number of records past the commits, by its last statistics; -1 while that is unknown.
+    pub lag: Arc<AtomicI64>,
     pub connectivity: Connectivity,
     /// Set when the member is excluded from the group and its client has to be replaced.
     pub excluded: AtomicBool,
@@ -75,7 +77,7 @@ pub(super) struct OwnedPartition {
 }
 
 impl Membership {
-    pub fn new(name: &'static str, topic: &str, tells_changes_only: bool, unfetched: Arc<AtomicI64>) -> Self {
+    pub fn new(name: &'static str, topic: &str, tells_changes_only: bool, lag: Arc<AtomicI64>) -> Self {
         Self {
             topic: topic.to_owned(),
             name,
@@ -85,7 +87,8 @@ impl Membership {
             tells_changes_only,
             joined: AtomicBool::new(false),
             retired: AtomicBool::new(false),
-            unfetched,
+            unfetched: AtomicI64::new(0),
+            lag,
             connectivity: Connectivity::default(),
             excluded: AtomicBool::new(false),
         }
@@ -206,12 +209,29 @@ impl Membership {
     }
 }
 
+/// Returns how many records of a partition the client has not passed on. The library's `consumer_lag` is no measure of
+/// that: it counts from the commit.
+fn unfetched(partition: &Partition) -> i64 {
+    let not_fetched = if partition.next_offset >= 0 { partition.ls_offset - partition.next_offset } else { 0 };
+    not_fetched.max(0) + partition.fetchq_cnt
+}
+
 impl ClientContext for Membership {
     fn stats(&self, statistics: Statistics) {
+        // A successor has its own.
+        if self.retired.load(Ordering::Relaxed) {
+            return;
+        }
         let topic = statistics.topics.get(&self.topic);
-        let partitions = topic.into_iter().flat_map(|topic| topic.partitions.values());
-        let unfetched = partitions.map(|partition| partition.consumer_lag.max(0)).sum();
-        self.unfetched.store(unfetched, Ordering::Relaxed);
+        let partitions = || topic.into_iter().flat_map(|topic| topic.partitions.values());
+        let owned = self.owned();
+        let is_read = |partition: &&Partition| {
+            owned.partitions.get(&partition.partition).is_some_and(|held| held.start != 0 && !held.paused)
+        };
+        self.unfetched.store(partitions().filter(is_read).map(unfetched).sum(), Ordering::Relaxed);
+        drop(owned);
+        let lags = partitions().map(|partition| partition.consumer_lag).filter(|&lag| lag >= 0);
+        self.lag.store(lags.reduce(|sum, lag| sum + lag).unwrap_or(-1), Ordering::Relaxed);
         if let Some(group) = &statistics.cgrp {
             self.detect_empty_assignment(group);
         }
@@ -322,5 +342,15 @@ mod tests {
         client.context().pre_rebalance(&client, &Rebalance::Revoke(&list));
         client.context().post_rebalance(&client, &Rebalance::Assign(&list));
         assert_eq!(*calls.0.lock().unwrap(), released);
+    }
+
+    #[test]
+    fn records_that_wait_for_a_retry_and_transaction_markers_are_not_unfetched() {
+        let statistics = |next_offset, ls_offset, fetchq_cnt| {
+            unfetched(&Partition { next_offset, ls_offset, fetchq_cnt, consumer_lag: 9, ..Partition::default() })
+        };
+        assert_eq!(statistics(100, 100, 0), 0, "all of it is fetched, whatever is committed");
+        assert_eq!(statistics(90, 100, 3), 13);
+        assert_eq!(statistics(-1001, -1001, 0), 0, "nothing is known yet");
     }
 }

@@ -126,12 +126,11 @@ pub struct Subscription {
     /// Bytes of keys, values and headers at which a batch is handed over, if not earlier.
     pub max_batch_bytes: usize,
     pub dead_letters: DeadLetters,
-    /// Set by the consumer every few seconds: how many records of its partitions it has not fetched yet; -1 until that is
-    /// known.
+    /// Set by the consumer every few seconds.
     pub lag: Lag,
 }
 
-/// The lag of a consumer. Clones share it.
+/// Number of records past the commits of a consumer's partitions. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Lag(Arc<AtomicI64>);
 

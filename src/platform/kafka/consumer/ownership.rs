@@ -17,16 +17,18 @@ use crate::platform::clock;
 /// Time between two proofs.
 pub(super) const PROOF_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// Commits the commit points that have not moved since the last call again, where records wait. Called by the polling
-/// thread, which also stores commit points, so that an older commit never follows a newer one.
+/// Commits the commit points again that have not moved since the last call, where records wait. The polling thread calls
+/// this; it also stores commit points. The library may still send an older commit after a newer one when it repeats a
+/// request; the next commit corrects that.
 pub(super) fn prove(client: &Client, topic: &str, owned: &mut Owned) {
-    let unfetched = client.context().unfetched.load(Ordering::Relaxed) > 0;
+    let lags = client.context().lag.load(Ordering::Relaxed) > 0;
     let mut list = TopicPartitionList::new();
     let now = clock::now_ms().to_string();
     for (&partition, held) in &mut owned.partitions {
         let Some(commit) = commit_of(held) else { continue };
         let unmoved = held.proved.replace(commit) == Some(commit);
-        if unmoved && (unfetched || held.work.span().records > 0) {
+        // While its work has not begun, nothing is fetched, and nothing is known of what waits.
+        if unmoved && (held.start == 0 || lags || held.work.span().records > 0) {
             let mut element = list.add_partition(topic, partition);
             element.set_metadata(&now);
             if let Err(error) = element.set_offset(Offset::Offset(commit)) {
@@ -42,7 +44,7 @@ pub(super) fn prove(client: &Client, topic: &str, owned: &mut Owned) {
     }
 }
 
-/// Returns the offset that the group has of a partition; `None` where that is not known.
+/// Returns the offset that the group has of a partition; `None` until it was looked up. A replay stores lower ones.
 fn commit_of(held: &OwnedPartition) -> Option<i64> {
-    if held.stored >= 0 { Some(held.stored) } else { held.committed }
+    held.committed.map(|committed| committed.max(held.stored))
 }

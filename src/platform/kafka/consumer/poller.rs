@@ -367,10 +367,8 @@ impl Poller {
     fn is_alive(&mut self) -> bool {
         let waiting = {
             let owned = self.client.context().owned();
-            let reading = owned.partitions.values().any(|held| held.start != 0 && !held.paused);
             let unfetched = self.client.context().unfetched.load(Ordering::Relaxed) > 0;
-            (reading && unfetched && self.broker.is_up())
-                || owned.partitions.values().any(|held| held.work.is_running())
+            (unfetched && self.broker.is_up()) || owned.partitions.values().any(|held| held.work.is_running())
         };
         !self.watchdog.is_stuck(&self.progress, waiting, Instant::now())
     }
@@ -430,7 +428,10 @@ fn restart_fetch(
 fn assign_again(client: &Client, topic: &str, partition: i32, offset: Option<i64>) -> Result<(), KafkaError> {
     let mut list = TopicPartitionList::new();
     list.add_partition(topic, partition);
-    client.incremental_unassign(&list)?;
+    if let Err(error) = client.incremental_unassign(&list) {
+        // An earlier attempt may have got no further than this.
+        tracing::debug!(partition, error = %error, "cannot unassign a partition");
+    }
     list.set_partition_offset(topic, partition, offset.map_or(Offset::Stored, Offset::Offset))?;
     client.incremental_assign(&list)
 }
