@@ -1,11 +1,11 @@
-//! `POST /produce` with `{"records":[…]}`.
+//! `POST /produce` with several records: `{"records":[…]}`.
 
 use serde_json::{Value, json};
 
 use crate::{gateway::gateway, harness::World};
 
 #[tokio::test]
-async fn a_batch_is_answered_per_record_in_its_order() {
+async fn a_batch_answer_has_one_result_per_record_in_order() {
     let (world, app, topic) = gateway().await;
     let records: Vec<Value> = (0..500).map(|n| json!({"key": format!("k{}", n % 7), "payload": n})).collect();
     let answer = app.post_json("/produce", &json!({"topic": topic, "records": records})).await.expect(200).json();
@@ -15,8 +15,8 @@ async fn a_batch_is_answered_per_record_in_its_order() {
     let log = world.kafka.read(&topic).await;
     for (n, result) in results.iter().enumerate() {
         assert_eq!((&result["success"], &result["topic"]), (&json!(true), &json!(topic)));
-        let place = (result["partition"].as_i64().unwrap(), result["offset"].as_i64().unwrap());
-        let record = log.iter().find(|record| (i64::from(record.partition), record.offset) == place).unwrap();
+        let position = (result["partition"].as_i64().unwrap(), result["offset"].as_i64().unwrap());
+        let record = log.iter().find(|record| (i64::from(record.partition), record.offset) == position).unwrap();
         assert_eq!(record.json(), json!(n));
         assert_eq!(record.key(), format!("k{}", n % 7));
     }
@@ -25,7 +25,7 @@ async fn a_batch_is_answered_per_record_in_its_order() {
 }
 
 #[tokio::test]
-async fn a_batch_of_good_and_bad_records_is_207_and_stores_the_good_ones() {
+async fn a_batch_with_invalid_records_is_207_and_stores_the_valid_ones() {
     let (world, app, topic) = gateway().await;
     let records = json!([
         {"payload": 0},
@@ -49,7 +49,7 @@ async fn a_batch_of_good_and_bad_records_is_207_and_stores_the_good_ones() {
 }
 
 #[tokio::test]
-async fn an_empty_batch_is_fine_and_one_over_the_limit_is_refused_whole() {
+async fn an_empty_batch_succeeds_and_one_over_the_limit_is_rejected_as_a_whole() {
     let world = World::new().await;
     let topic = world.make_topic("orders", 1).await;
     let app = world.app().role("api").env("POSTRIDER_GATEWAY__MAX_BATCH_RECORDS", "3").start().await;
@@ -60,7 +60,7 @@ async fn an_empty_batch_is_fine_and_one_over_the_limit_is_refused_whole() {
 }
 
 #[tokio::test]
-async fn a_repeated_batch_with_an_idempotency_key_repeats_each_records_event_id() {
+async fn retrying_a_batch_with_an_idempotency_key_reuses_the_event_ids() {
     let (world, app, topic) = gateway().await;
     let batch = json!({"topic": topic, "records": [{"key": "k", "payload": 0}, {"key": "k", "payload": 1}]});
     for _ in 0..2 {

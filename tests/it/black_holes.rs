@@ -1,4 +1,5 @@
-//! Connections to Redis and Postgres that stay silent and open are replaced, and none is used up by them.
+//! Connections to Redis and Postgres that stay open but stop answering are replaced, and the
+//! Postgres pool keeps its size.
 
 use futures_util::future::join_all;
 use serde_json::json;
@@ -13,8 +14,8 @@ use crate::{
     kv::{pull_after, push, running},
 };
 
-/// A world whose Redis and Postgres are behind proxies.
-async fn behind(redis: &Proxy, postgres: &Proxy) -> World {
+/// Creates a world that reaches Redis and Postgres through proxies.
+async fn world_behind(redis: &Proxy, postgres: &Proxy) -> World {
     let mut world = World::new().await.with_postgres().await;
     world.reach_through(redis, postgres);
     world
@@ -27,9 +28,9 @@ async fn await_view(app: &App, value: i32) {
 }
 
 #[tokio::test]
-async fn a_redis_connection_that_stays_silent_is_replaced() {
+async fn a_redis_connection_that_stops_answering_is_replaced() {
     let [proxy, postgres] = [Proxy::start().await, Proxy::start().await];
-    let world = behind(&proxy, &postgres).await;
+    let world = world_behind(&proxy, &postgres).await;
     let app = running(&world).await;
     await_view(&app, 1).await;
     for round in 0..3 {
@@ -45,7 +46,7 @@ async fn a_redis_connection_that_stays_silent_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_redis_server_that_was_demoted_is_left_for_its_successor() {
+async fn connections_to_a_demoted_redis_primary_are_replaced() {
     let (old, new) =
         (Stack::own("demoted", &["--only", "redis"]).await, Stack::own("promoted", &["--only", "redis"]).await);
     let proxy = Proxy::start().await;
@@ -54,10 +55,11 @@ async fn a_redis_server_that_was_demoted_is_left_for_its_successor() {
     world.set("POSTRIDER_REDIS__URL", &format!("redis://{}", proxy.address));
     let app = running(&world).await;
     await_view(&app, 1).await;
-    // As in a failover: the name leads to the new primary, and connections to the old one stay open.
-    let successor = new.get("REDIS_URL").trim_start_matches("redis://");
-    let (host, port) = successor.split_once(':').unwrap();
-    proxy.lead_to(successor);
+    // As in a failover: the address leads to the new primary, and connections to the old one stay
+    // open.
+    let new_primary = new.get("REDIS_URL").trim_start_matches("redis://");
+    let (host, port) = new_primary.split_once(':').unwrap();
+    proxy.lead_to(new_primary);
     let _: String = redis::run(old.get("REDIS_URL"), &["REPLICAOF", host, port]).await;
     await_view(&app, 2).await;
     let replaced = "postrider_redis_connections_replaced_total{reason=\"read_only\"}";
@@ -66,21 +68,21 @@ async fn a_redis_server_that_was_demoted_is_left_for_its_successor() {
 }
 
 #[tokio::test]
-async fn a_shard_of_a_cluster_that_stays_silent_is_reached_anew() {
+async fn a_cluster_shard_that_stops_answering_is_reconnected() {
     let stack = Stack::own("silent-shard", &["--only", "redis", "--redis-cluster"]).await;
     let urls: Vec<&str> = stack.get("REDIS_CLUSTER_URLS").split(',').collect();
     let [silent, other] = [urls[1], urls[0]].map(|url| url.trim_start_matches("redis://"));
     let proxy = Proxy::start().await;
     proxy.lead_to(silent);
-    // From here on the cluster names the proxy as the way to this shard.
+    // From here on, the cluster announces the proxy as the address of this shard.
     let (port, announced) = (silent.rsplit_once(':').unwrap().1, proxy.address.port().to_string());
     let _: String = redis::run(urls[1], &["CONFIG", "SET", "cluster-announce-port", &announced]).await;
-    until("all shards name the proxy", seconds(30), || async {
-        let mut told = Vec::new();
+    until("all shards announce the proxy", seconds(30), || async {
+        let mut replies = Vec::new();
         for url in &urls {
-            told.push(redis::run::<String>(url, &["CLUSTER", "NODES"]).await);
+            replies.push(redis::run::<String>(url, &["CLUSTER", "NODES"]).await);
         }
-        told.iter().all(|nodes| nodes.contains(&announced) && !nodes.contains(&format!(":{port}@"))).then_some(())
+        replies.iter().all(|nodes| nodes.contains(&announced) && !nodes.contains(&format!(":{port}@"))).then_some(())
     })
     .await;
     let mut world = World::on(&stack).await;
@@ -99,7 +101,7 @@ async fn a_shard_of_a_cluster_that_stays_silent_is_reached_anew() {
         }
         proxy.set(Mode::BlackHole);
         let pull = async |key: &String| app.get(&format!("/pull/{key}")).await.status;
-        until("the silence is noticed", seconds(30), || async {
+        until("a pull fails", seconds(30), || async {
             let answers = join_all(keys.iter().map(pull)).await;
             answers.iter().any(|status| *status != 200).then_some(())
         })
@@ -116,13 +118,13 @@ async fn a_shard_of_a_cluster_that_stays_silent_is_reached_anew() {
 }
 
 #[tokio::test]
-async fn postgres_connections_that_stay_silent_are_closed_and_the_pool_stays_whole() {
+async fn postgres_connections_that_stop_answering_are_closed_and_the_pool_keeps_its_size() {
     let [redis, proxy] = [Proxy::start().await, Proxy::start().await];
-    let mut world = behind(&redis, &proxy).await;
+    let mut world = world_behind(&redis, &proxy).await;
     world.set("POSTRIDER_POSTGRES__MAX_CONNECTIONS", "4");
     let app = world.app().role("api").start().await;
     for round in 0..3 {
-        // More at once than there are connections.
+        // More concurrent requests than connections.
         let follow = |number: usize| {
             let app = &app;
             async move {

@@ -1,4 +1,4 @@
-//! Comments in by JSON and form, and out again as a list.
+//! Comments: posting them as JSON and as a form, validation, and the list.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::harness::{Answer, App, World, until, wait::seconds};
 pub const PATH: &str = "/api/v1/comments";
 const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
 
-/// Comments on something, and says what.
+/// Posts a comment with this text on a post.
 pub async fn comment(app: &App, post_id: &str, text: &str) {
     app.post_json(PATH, &json!({"text": text, "post_id": post_id})).await.expect(200);
 }
@@ -18,7 +18,8 @@ pub async fn raw(app: &App, headers: &[(&str, &str)], body: &str) -> Answer {
     app.request(reqwest::Method::POST, PATH, headers, body.to_owned()).await
 }
 
-/// All that is listed, newest first, page by page; `None` while Postgres is away.
+/// Returns all listed comments, newest first, read page by page; `None` while Postgres is
+/// unavailable.
 pub async fn all(app: &App, limit: usize, query: &str) -> Option<Vec<Value>> {
     let (mut comments, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -38,7 +39,7 @@ pub async fn all(app: &App, limit: usize, query: &str) -> Option<Vec<Value>> {
     }
 }
 
-/// Waits until this many are listed. More is a failure.
+/// Waits until `count` comments are listed, and returns them. Panics if there are more.
 pub async fn listed(app: &App, count: usize) -> Vec<Value> {
     let comments = until(&format!("{count} comments are listed"), seconds(40), || async {
         all(app, 100, "").await.filter(|comments| comments.len() >= count)
@@ -48,7 +49,7 @@ pub async fn listed(app: &App, count: usize) -> Vec<Value> {
     comments
 }
 
-/// How often each text is there.
+/// Counts the occurrences of each text.
 pub fn counts<'a>(texts: impl IntoIterator<Item = &'a str>) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     texts.into_iter().for_each(|text| *counts.entry(text.to_owned()).or_default() += 1);
@@ -60,14 +61,14 @@ pub fn texts(comments: &[Value]) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_comment_is_answered_stored_listed_and_shown() {
+async fn a_comment_is_answered_stored_listed_and_logged() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     let plain = r#"{"success":true,"message":"Comment pushed successfully","comment":{"text":"nice"}}"#;
     for (headers, body) in [
         (&[("content-type", "application/json; charset=utf-8")][..], r#"{ "text": "nice", "mood": 1 }"#),
         (&[FORM], "text=nice"),
-        // As `curl -d '{…}'` sends it, and without any type.
+        // As `curl -d '{…}'` sends it, and without a content type.
         (&[FORM], "\n{\"text\":\"nice\"}"),
         (&[], r#"{"text":"nice"}"#),
     ] {
@@ -93,13 +94,13 @@ async fn a_comment_is_answered_stored_listed_and_shown() {
     for comment in &comments {
         assert!(comment["created_at"].as_str().unwrap().ends_with('Z'), "{comment}");
     }
-    let shown = app.await_log("comment", seconds(5)).await;
-    assert!(comments.iter().any(|comment| comment["text"] == shown["comment.text"]), "{shown}");
+    let logged = app.await_log("comment", seconds(5)).await;
+    assert!(comments.iter().any(|comment| comment["text"] == logged["comment.text"]), "{logged}");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn what_is_no_comment_is_refused_and_not_stored() {
+async fn an_invalid_comment_is_rejected_and_not_stored() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     let json = ("content-type", "application/json");
@@ -129,7 +130,7 @@ async fn what_is_no_comment_is_refused_and_not_stored() {
         (json, &long_id, 422, "invalid_field"),
         (json, &large, 413, "body_too_large"),
     ] {
-        // An answer that comes before its request was read ends the connection.
+        // The server closes the connection when it answers before it has read the request.
         let problem = raw(&app, &[header, ("connection", "close")], body).await.problem(status, code);
         assert_eq!(problem["success"], false, "{body:.60}");
     }
@@ -148,7 +149,7 @@ async fn what_is_no_comment_is_refused_and_not_stored() {
 }
 
 #[tokio::test]
-async fn without_postgres_comments_are_taken_and_kept_until_there_is_one() {
+async fn without_postgres_comments_are_accepted_and_stored_once_it_is_available() {
     let mut world = World::new().await;
     let app = world.app().start().await;
     comment(&app, "p", "early").await;
@@ -172,7 +173,7 @@ async fn without_postgres_comments_are_taken_and_kept_until_there_is_one() {
 }
 
 #[tokio::test]
-async fn pages_stay_as_they_are_while_comments_arrive() {
+async fn pages_do_not_shift_while_comments_arrive() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     for number in 0..40 {
@@ -187,7 +188,7 @@ async fn pages_stay_as_they_are_while_comments_arrive() {
         let Some(cursor) = page["next_cursor"].as_str().map(str::to_owned) else { break };
         comment(&app, "p1", &format!("more{more}")).await;
         more += 1;
-        // The next page is asked for when the newcomer is listed.
+        // Request the next page only once the new comment is listed.
         listed(&app, 40 + more).await;
         page = app.get(&format!("{PATH}?limit=7&cursor={cursor}")).await.expect(200).json();
     }

@@ -1,4 +1,5 @@
-//! Each comment is stored once, whatever comes twice, dies, or has no place in the table.
+//! Each comment is stored once, despite duplicates, crashes, lost data, and records that do not fit
+//! the table.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,7 +10,7 @@ use crate::{
     harness::{App, Stack, World, kafka::Stored, sse::Stream, until, wait::seconds},
 };
 
-/// Posts numbered comments until told to stop; each is acknowledged in the end.
+/// Posts numbered comments until it is stopped, and retries each one until it is acknowledged.
 pub struct Poster {
     task: tokio::task::JoinHandle<Vec<String>>,
     stop: tokio::sync::watch::Sender<bool>,
@@ -17,7 +18,8 @@ pub struct Poster {
 }
 
 impl Poster {
-    /// `api` may change, when its process does. An attempt without an answer of success is made again.
+    /// Starts posting to the address in `api`, which may change when its process is replaced. An
+    /// attempt without a success answer is retried.
     pub fn start(name: &'static str, api: tokio::sync::watch::Receiver<String>) -> Self {
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let (counter, count) = tokio::sync::watch::channel(0);
@@ -42,14 +44,14 @@ impl Poster {
         Self { task, stop, count }
     }
 
-    /// Waits for so many more.
+    /// Waits until `count` more comments are acknowledged.
     pub async fn more(&self, count: usize) {
         let wanted = *self.count.borrow() + count;
         let mut counted = self.count.clone();
         tokio::time::timeout(seconds(90), counted.wait_for(|&count| count >= wanted)).await.unwrap().unwrap();
     }
 
-    /// What was acknowledged.
+    /// Stops posting, and returns the texts of the acknowledged comments.
     pub async fn stop(self) -> Vec<String> {
         self.stop.send_replace(true);
         self.task.await.unwrap()
@@ -60,7 +62,8 @@ pub fn address(app: &App) -> (tokio::sync::watch::Sender<String>, tokio::sync::w
     tokio::sync::watch::channel(app.api.clone())
 }
 
-/// The dead letters by their keys, which name the record. More than these is a failure.
+/// Waits for `count` dead letters, and returns them by key, which identifies the record. Panics if
+/// there are more.
 async fn letters(world: &World, count: usize) -> BTreeMap<String, Stored> {
     let topic = world.topic("dead-letter-events");
     let letters = until(&format!("{count} dead letters"), seconds(20), || async {
@@ -74,10 +77,10 @@ async fn letters(world: &World, count: usize) -> BTreeMap<String, Stored> {
 }
 
 #[tokio::test]
-async fn a_comment_that_is_sent_again_is_stored_once() {
+async fn a_retried_comment_is_stored_once() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
-    // Without a key each of them goes to any partition.
+    // Without a record key, each duplicate goes to any partition.
     for _ in 0..12 {
         app.post_with(PATH, &[("idempotency-key", "k1")], &json!({"text": "once"})).await.expect(200);
     }
@@ -85,10 +88,13 @@ async fn a_comment_that_is_sent_again_is_stored_once() {
     comment(&app, "p", "another").await;
     let log = world.kafka.read(&world.topic("comments")).await;
     assert_eq!(log.len(), 14);
-    assert!(log.iter().any(|record| record.partition != log[0].partition), "one partition proves little");
+    assert!(
+        log.iter().any(|record| record.partition != log[0].partition),
+        "the duplicates must be in several partitions"
+    );
     let comments = listed(&app, 3).await;
     assert_eq!(counts(texts(&comments))["once"], 1);
-    until("all of them were looked at", seconds(10), || async {
+    until("all duplicates are counted", seconds(10), || async {
         (app.metric("postrider_comments_duplicate_records_total").await == Some(11.0)).then_some(())
     })
     .await;
@@ -111,14 +117,14 @@ async fn killed_processors_and_a_replay_of_the_topic_store_each_comment_once() {
     let acknowledged = poster.stop().await;
     let comments = listed(&api, acknowledged.len()).await;
     let newest_first: Vec<&str> = acknowledged.iter().rev().map(String::as_str).collect();
-    assert_eq!(texts(&comments), newest_first, "one post, one order");
+    assert_eq!(texts(&comments), newest_first, "comments on one post keep their order");
     processor.stop().await;
-    // A group that has read nothing yet reads everything again.
+    // A new consumer group reads the whole topic again.
     let prefix = format!("{}again_", world.prefix);
     world.set("POSTRIDER_KAFKA__GROUP_PREFIX", &prefix);
     world.sql("UPDATE comments_progress SET next = 0").await;
     let processor = world.app().role("processor").start().await;
-    until("all of it was looked at again", seconds(30), || async {
+    until("all replayed records are counted as duplicates", seconds(30), || async {
         let repeated = processor.metric("postrider_comments_duplicate_records_total").await;
         (repeated >= Some(acknowledged.len() as f64)).then_some(())
     })
@@ -130,7 +136,7 @@ async fn killed_processors_and_a_replay_of_the_topic_store_each_comment_once() {
 }
 
 #[tokio::test]
-async fn records_of_older_producers_are_taken_and_what_is_no_comment_is_passed_over() {
+async fn records_of_older_producers_are_stored_and_invalid_records_are_dead_lettered() {
     let mut world = World::new().await.with_postgres().await;
     world.set("POSTRIDER_COMMENTS__MAX_TEXT_BYTES", "1000");
     world.sql("ALTER TABLE comments ADD CHECK (text NOT LIKE 'forbidden%')").await;
@@ -182,7 +188,7 @@ async fn records_of_older_producers_are_taken_and_what_is_no_comment_is_passed_o
     let again = self::letters(&world, 13).await;
     assert!(again.keys().eq(letters.keys()), "{again:?}");
     app.stop().await;
-    // Ids that are derived from places are the same at the second reading.
+    // Ids that are derived from positions are the same when the topic is read again.
     world.set("POSTRIDER_KAFKA__GROUP_PREFIX", &format!("{}again_", world.prefix));
     world.sql("UPDATE comments_progress SET next = 0").await;
     let app = world.app().start().await;
@@ -193,7 +199,7 @@ async fn records_of_older_producers_are_taken_and_what_is_no_comment_is_passed_o
 }
 
 #[tokio::test]
-async fn with_postgres_restarted_comments_are_taken_all_the_same_and_none_is_lost() {
+async fn comments_are_accepted_during_postgres_restarts_and_none_is_lost() {
     let stack = Stack::own("comments", &["--only", "postgres"]).await;
     let world = World::on(&stack).await.with_postgres().await;
     let app = world.app().start().await;
@@ -216,7 +222,7 @@ async fn with_postgres_restarted_comments_are_taken_all_the_same_and_none_is_los
     }
     let comments = listed(&app, expected.len()).await;
     assert_eq!(counts(texts(&comments)), counts(expected.iter().map(String::as_str)));
-    let seen = until("the stream has them all", seconds(10), || async {
+    let seen = until("the stream has all comments", seconds(10), || async {
         Some(stream.seen()).filter(|seen| seen.events.len() >= expected.len())
     })
     .await;
@@ -226,14 +232,15 @@ async fn with_postgres_restarted_comments_are_taken_all_the_same_and_none_is_los
 }
 
 #[tokio::test]
-async fn what_postgres_has_lost_is_filled_up_from_the_topic() {
+async fn comments_that_postgres_lost_are_restored_from_the_topic() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     for number in 0..30 {
         comment(&app, &format!("p{}", number % 4), &format!("t{number}")).await;
     }
     let comments = listed(&app, 30).await;
-    // All of it while nobody writes; the newest part, as after a restore; and all of it under way.
+    // Lose everything while nobody writes; then the newest part, as after a restore; then
+    // everything while comments arrive.
     world.sql("TRUNCATE comments, comments_progress").await;
     assert_eq!(listed(&app, 30).await, comments);
     world.sql(r#"DELETE FROM comments WHERE "offset" >= 3; UPDATE comments_progress SET next = least(next, 3)"#).await;
@@ -249,7 +256,7 @@ async fn what_postgres_has_lost_is_filled_up_from_the_topic() {
 }
 
 #[tokio::test]
-async fn a_topic_that_was_replaced_is_refused_until_the_epoch_is_raised_and_nothing_stored_is_lost() {
+async fn a_replaced_topic_is_rejected_until_the_epoch_is_raised_and_no_stored_comment_is_lost() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     let stream = Stream::open(&app, &format!("{PATH}/stream"), "").await;
@@ -257,14 +264,13 @@ async fn a_topic_that_was_replaced_is_refused_until_the_epoch_is_raised_and_noth
         comment(&app, "p", &format!("old {number}")).await;
     }
     listed(&app, 6).await;
-    until("the stream is behind by nothing", seconds(10), || async { (stream.seen().events.len() == 6).then_some(()) })
-        .await;
+    until("the stream has caught up", seconds(10), || async { (stream.seen().events.len() == 6).then_some(()) }).await;
     let (third, _) = stream.seen().events[2].clone();
     drop(stream);
     app.stop().await;
     world.kafka.remove_and_wait(&world.topic("comments")).await;
     let app = world.app().even_if_not_ready().start().await;
-    let detail = until("it is refused", seconds(40), || async {
+    let detail = until("the replaced topic is rejected", seconds(40), || async {
         app.failing("comments").await.filter(|detail| detail.contains("comments.epoch"))
     })
     .await;
@@ -274,7 +280,7 @@ async fn a_topic_that_was_replaced_is_refused_until_the_epoch_is_raised_and_noth
     comment(&app, "p", "new").await;
     assert_eq!(listed(&app, 7).await[0]["text"], "new");
     let stream = Stream::open(&app, &format!("{PATH}/stream"), &third).await;
-    let seen = until("the old and the new one", seconds(10), || async {
+    let seen = until("the stream has the old comments and the new one", seconds(10), || async {
         Some(stream.seen()).filter(|seen| seen.events.len() >= 4)
     })
     .await;

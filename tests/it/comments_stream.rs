@@ -1,4 +1,5 @@
-//! The live stream: what is stored comes at once, and a broken stream goes on where it broke.
+//! The live stream of comments: stored comments arrive at once, and a broken stream resumes where
+//! it ended.
 
 use std::time::Duration;
 
@@ -27,7 +28,8 @@ async fn events(stream: &Stream, count: usize) -> Seen {
     seen
 }
 
-/// A client that resumes whenever its stream ends, until it has seen a text; all that it has seen.
+/// Follows the stream until the text `last` arrives, and resumes whenever the stream ends. Returns
+/// all texts.
 async fn follow(api: tokio::sync::watch::Receiver<String>, mut after: String, last: String) -> Vec<String> {
     let client = reqwest::Client::new();
     let mut texts = Vec::new();
@@ -37,7 +39,7 @@ async fn follow(api: tokio::sync::watch::Receiver<String>, mut after: String, la
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
-        let seen = until("the stream ends or has it all", seconds(120), || async {
+        let seen = until("the stream ends or has the last text", seconds(120), || async {
             Some(stream.seen()).filter(|seen| seen.ended || seen.texts().contains(&last.as_str()))
         })
         .await;
@@ -50,18 +52,19 @@ async fn follow(api: tokio::sync::watch::Receiver<String>, mut after: String, la
 }
 
 #[tokio::test]
-async fn a_stream_brings_each_comment_at_once_and_another_process_goes_on_where_it_broke() {
+async fn a_stream_delivers_comments_at_once_and_another_process_resumes_it() {
     let mut world = World::new().await.with_postgres().await;
-    // Whatever comes within a test comes by a hint.
+    // Sweeps are so rare that every comment in this test is delivered by a notification.
     world.set("POSTRIDER_COMMENTS__STREAM_SWEEP_INTERVAL_MS", "600000");
     let (first, second) = (world.app().start().await, world.app().role("api").start().await);
     let stream = Stream::open(&first, STREAM, "").await;
-    let hello =
-        until("where it begins", seconds(5), || async { Some(stream.seen().last_id).filter(|id| !id.is_empty()) })
-            .await;
-    // Until both processes listen for hints, a comment may be late.
+    let start = until("the stream sends its start", seconds(5), || async {
+        Some(stream.seen().last_id).filter(|id| !id.is_empty())
+    })
+    .await;
+    // Until both processes subscribe to notifications, a comment may arrive late.
     let channel = format!("{}:comments:stored", world.prefix);
-    until("both listen", seconds(10), || async {
+    until("both processes are subscribed", seconds(10), || async {
         let (_, count): (String, usize) = redis::run(&world.redis_url, &["PUBSUB", "NUMSUB", &channel]).await;
         (count == 2).then_some(())
     })
@@ -80,7 +83,8 @@ async fn a_stream_brings_each_comment_at_once_and_another_process_goes_on_where_
     assert!(counts(missed.texts()).values().all(|&count| count == 1), "{missed:?}");
     comment(&second, "p", "live again").await;
     assert_eq!(events(&resumed, 101).await.texts()[100], "live again");
-    // Resuming from any event brings exactly those after it; also from the beginning, and by the query.
+    // Resuming from any event delivers exactly the later ones; also from the start, and by the
+    // query parameter.
     for at in [0, 1, 50, 99] {
         let again = Stream::open(&second, STREAM, &missed.events[at].0).await;
         let rest = events(&again, 100 - at).await;
@@ -88,30 +92,31 @@ async fn a_stream_brings_each_comment_at_once_and_another_process_goes_on_where_
         expected.insert("live again".to_owned(), 1);
         assert_eq!(counts(rest.texts()), expected);
     }
-    let from_hello = Stream::open(&second, &format!("{STREAM}?after={hello}"), "").await;
-    assert_eq!(events(&from_hello, 102).await.texts()[0], "live");
+    let from_start = Stream::open(&second, &format!("{STREAM}?after={start}"), "").await;
+    assert_eq!(events(&from_start, 102).await.texts()[0], "live");
     first.stop().await;
     second.stop().await;
 }
 
 #[tokio::test]
-async fn followers_see_everything_once_and_in_order_while_processes_die_and_restart() {
+async fn clients_see_every_comment_once_and_in_order_while_processes_crash_and_restart() {
     let world = World::new().await.with_postgres().await;
     let start_api = || world.app().role("api").start();
     let processor = world.app().role("processor").start().await;
     let mut api = start_api().await;
     let beginning = Stream::open(&api, STREAM, "").await;
-    let beginning =
-        until("where it begins", seconds(5), || async { Some(beginning.seen().last_id).filter(|id| !id.is_empty()) })
-            .await;
-    let (to, at) = address(&api);
-    let posters = ["a", "b", "c"].map(|name| Poster::start(name, at.clone()));
-    let followers: Vec<_> =
-        (0..3).map(|_| tokio::spawn(follow(at.clone(), beginning.clone(), "the end".to_owned()))).collect();
+    let beginning = until("the stream sends its start", seconds(5), || async {
+        Some(beginning.seen().last_id).filter(|id| !id.is_empty())
+    })
+    .await;
+    let (sender, addresses) = address(&api);
+    let posters = ["a", "b", "c"].map(|name| Poster::start(name, addresses.clone()));
+    let clients: Vec<_> =
+        (0..3).map(|_| tokio::spawn(follow(addresses.clone(), beginning.clone(), "the end".to_owned()))).collect();
     for round in 0..4 {
         posters[0].more(40).await;
         let next = start_api().await;
-        to.send_replace(next.api.clone());
+        sender.send_replace(next.api.clone());
         let old = std::mem::replace(&mut api, next);
         if round % 2 == 0 { old.stop().await } else { old.kill().await }
     }
@@ -125,8 +130,8 @@ async fn followers_see_everything_once_and_in_order_while_processes_die_and_rest
     listed(&api, expected.len()).await;
     comment(&api, "c", "the end").await;
     expected.push("the end".to_owned());
-    for follower in followers {
-        let seen = follower.await.unwrap();
+    for client_task in clients {
+        let seen = client_task.await.unwrap();
         assert_eq!(counts(seen.iter().map(String::as_str)), counts(expected.iter().map(String::as_str)));
         for name in ["a", "b", "c"] {
             let of_post: Vec<&String> = seen.iter().filter(|text| text.starts_with(&format!("{name} "))).collect();
@@ -139,12 +144,12 @@ async fn followers_see_everything_once_and_in_order_while_processes_die_and_rest
 }
 
 #[tokio::test]
-async fn without_hints_a_comment_comes_with_the_next_sweep() {
+async fn without_notifications_a_comment_is_delivered_by_the_next_sweep() {
     let stack = Stack::own("nohints", &["--only", "redis"]).await;
     let world = World::on(&stack).await.with_postgres().await;
     let app = world.app().start().await;
     let stream = Stream::open(&app, STREAM, "").await;
-    comment(&app, "p", "hinted").await;
+    comment(&app, "p", "notified").await;
     events(&stream, 1).await;
     stack.ctl(&["stop", "redis"]).await;
     for number in 2..5 {
@@ -157,11 +162,11 @@ async fn without_hints_a_comment_comes_with_the_next_sweep() {
 }
 
 #[tokio::test]
-async fn streams_are_bounded_in_number_kept_alive_and_ended_by_the_drain() {
+async fn streams_are_limited_in_number_kept_alive_and_ended_by_a_drain() {
     let mut world = World::new().await.with_postgres().await;
     world.set("POSTRIDER_COMMENTS__MAX_STREAMS", "2");
     world.set("POSTRIDER_COMMENTS__STREAM_HEARTBEAT_MS", "100");
-    // Longer than the end may take.
+    // Longer than the streams may take to end.
     world.set("POSTRIDER_DRAIN__GRACE_MS", "120000");
     let app = world.app().role("api").start().await;
     let (one, two) = (Stream::open(&app, STREAM, "").await, Stream::open(&app, STREAM, "").await);
@@ -169,22 +174,22 @@ async fn streams_are_bounded_in_number_kept_alive_and_ended_by_the_drain() {
     assert_eq!(app.metric("postrider_comments_open_streams").await, Some(2.0));
     until("heartbeats", seconds(5), || async { (one.seen().heartbeats >= 3).then_some(()) }).await;
     drop(two);
-    let three = until("there is room again", seconds(5), || async {
+    let three = until("another stream is accepted", seconds(5), || async {
         Stream::try_open(&app.client, &app.api, STREAM, "").await.ok()
     })
     .await;
     app.stop().await;
     for stream in [one, three] {
-        until("it ended", seconds(1), || async { stream.seen().ended.then_some(()) }).await;
+        until("the stream ends", seconds(1), || async { stream.seen().ended.then_some(()) }).await;
     }
     let app = world.app().role("api").env("POSTRIDER_COMMENTS__STREAM_MAX_AGE_MS", "300").start().await;
     let stream = Stream::open(&app, STREAM, "").await;
-    until("it ended by its age", seconds(2), || async { stream.seen().ended.then_some(()) }).await;
+    until("the stream ends at its maximum age", seconds(2), || async { stream.seen().ended.then_some(()) }).await;
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_nothing_at_all_is_cut_off() {
+async fn a_client_that_reads_nothing_is_disconnected() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().env("POSTRIDER_HTTP__WRITE_TIMEOUT_MS", "1500").start().await;
     let mut stuck = Raw::connect(&app.api).await;
@@ -196,41 +201,41 @@ async fn a_reader_that_takes_nothing_at_all_is_cut_off() {
     for number in 0..250 {
         comment(&app, "p", &format!("{number} {text}")).await;
     }
-    until("the stuck one is cut off", seconds(15), || async {
+    until("the stuck client is disconnected", seconds(15), || async {
         (app.metric("postrider_comments_open_streams").await == Some(1.0)).then_some(())
     })
     .await;
-    // Who has nothing to read for longer than that is not stuck.
-    until_now("the other has it all", seconds(20), || (idle.count() == 250).then_some(())).await;
+    // A client that has nothing to read for longer than the timeout is not stuck.
+    until_now("the other client has every comment", seconds(20), || (idle.count() == 250).then_some(())).await;
     drop(stuck);
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_reader_that_is_too_slow_is_ended_and_can_resume_and_holds_up_nobody() {
+async fn a_slow_client_is_disconnected_can_resume_and_delays_nobody() {
     let mut world = World::new().await.with_postgres().await;
     world.set("POSTRIDER_COMMENTS__STREAM_BUFFER_RECORDS", "16");
-    // Who reads nothing for that long is ended for it first.
+    // Otherwise the write timeout disconnects the client first.
     world.set("POSTRIDER_HTTP__WRITE_TIMEOUT_MS", "600000");
     let app = world.app().start().await;
     let mut slow = Raw::connect(&app.api).await;
     slow.send(format!("{} {STREAM} HTTP/1.1\r\nhost: x\r\n\r\n", Method::GET)).await;
     let head = slow.answer(seconds(5)).await.unwrap();
     assert_eq!(head.status, 200);
-    let quick = Stream::open(&app, STREAM, "").await;
+    let fast = Stream::open(&app, STREAM, "").await;
     let text = "x".repeat(60_000);
     let mut sent = 0;
-    // Until what the kernel takes on behalf of a reader is full, some megabytes.
+    // Enough to fill the buffers that the kernel has for the slow client, some megabytes.
     while sent < 400 {
         comment(&app, "p", &format!("{sent} {text}")).await;
         sent += 1;
-        until_now("the quick one has it", seconds(10), || (quick.count() == sent).then_some(())).await;
+        until_now("the fast client has the comment", seconds(10), || (fast.count() == sent).then_some(())).await;
     }
     let received = slow.last_chunks().await;
     let text = String::from_utf8_lossy(&received);
     let last_id = text.lines().filter_map(|line| line.strip_prefix("id: ")).next_back().unwrap().to_owned();
     let got = text.lines().filter(|line| line.starts_with("data: ")).count();
-    assert!(got < sent, "it was not slow enough to prove anything");
+    assert!(got < sent, "the client was not slow enough to be disconnected");
     assert!(app.metric("postrider_comments_slow_streams_total").await >= Some(1.0));
     let resumed = Stream::open(&app, STREAM, &last_id).await;
     let rest = events(&resumed, sent - got).await;

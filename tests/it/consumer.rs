@@ -1,4 +1,5 @@
-//! The consumer runtime against real brokers: members that come, go, freeze and die, and brokers that do.
+//! The consumer runtime against real brokers: members that join, leave, freeze and crash, and a
+//! broker that restarts.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,14 +15,14 @@ use crate::harness::{
     wait::seconds,
 };
 
-/// Not a test: the process that the others start.
+/// Runs a member of a group. Not a test by itself: the others start it as a child process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the process of a member"]
+#[ignore = "runs a member for the other tests"]
 async fn a_member() {
     live().await;
 }
 
-/// Writes `count` records with the keys that `key` gives; returns where each partition ends.
+/// Writes `count` records with the keys from `key`, and returns the end offset of each partition.
 async fn fill(
     brokers: &str,
     topic: &str,
@@ -59,8 +60,8 @@ fn mostly_one(number: usize) -> String {
     if number.is_multiple_of(10) { format!("k{}", number / 10 % 40) } else { "hot".to_owned() }
 }
 
-/// Members join, leave, die and freeze while records come in.
-async fn turmoil(shape: &'static str, protocol: &'static str) {
+/// Members join, leave, crash and freeze while records arrive.
+async fn churn(shape: &'static str, protocol: &'static str) {
     const COUNT: usize = 12_000;
     let world = World::new().await;
     let topic = world.make_topic("turmoil", 6).await;
@@ -75,7 +76,8 @@ async fn turmoil(shape: &'static str, protocol: &'static str) {
     group.await_done(count + 500, seconds(120)).await;
     second.kill();
     let fourth = group.spawn();
-    // Longer than the session: its partitions go to the fourth, and when it wakes it is nobody.
+    // Longer than the session: its partitions go to the fourth member, and when it resumes it is no
+    // longer in the group.
     third.pause();
     let ends = filling.await.unwrap();
     tokio::time::sleep(seconds(12)).await;
@@ -85,29 +87,29 @@ async fn turmoil(shape: &'static str, protocol: &'static str) {
     assert_eq!(faults(&ledger, &ends), Vec::<String>::new());
     third.leave().await;
     fourth.leave().await;
-    // All was committed by those who left: nobody has anything left to do.
+    // The members that left have committed everything, so no work is left.
     let before = group.ledger().len();
     let last = group.spawn();
     let more = fill(&world.kafka.brokers, &topic, 50, one_of_fifty, None).await;
     let ledger = group.await_done(COUNT + 50, seconds(120)).await;
     assert_eq!(faults(&ledger, &more), Vec::<String>::new());
-    assert_eq!(group.ledger().len(), before + 50, "what was committed came again");
+    assert_eq!(group.ledger().len(), before + 50, "a committed record was delivered again");
     last.leave().await;
 }
 
 #[tokio::test]
-async fn keyed_members_join_leave_die_and_freeze_without_loss_or_disorder() {
-    turmoil("keyed", "consumer").await;
+async fn keyed_members_join_leave_crash_and_freeze_without_loss_or_reordering() {
+    churn("keyed", "consumer").await;
 }
 
 #[tokio::test]
-async fn keyed_members_of_a_classic_group_do_so_too() {
-    turmoil("keyed", "classic").await;
+async fn keyed_members_of_a_classic_group_join_leave_crash_and_freeze_without_loss_or_reordering() {
+    churn("keyed", "classic").await;
 }
 
 #[tokio::test]
-async fn batch_members_join_leave_die_and_freeze_without_loss_or_disorder() {
-    turmoil("batch", "consumer").await;
+async fn batch_members_join_leave_crash_and_freeze_without_loss_or_reordering() {
+    churn("batch", "consumer").await;
 }
 
 #[tokio::test]
@@ -146,15 +148,15 @@ async fn fifty_partitions_and_a_key_with_most_of_the_traffic_are_shared_by_two_m
     }
 }
 
-/// The partitions that a line of a member's log names, as in `partitions=[3, 4]`.
-fn numbers_of(line: &str) -> Vec<i32> {
+/// Parses the partitions in a line of a member's log, as in `partitions=[3, 4]`.
+fn partitions_in(line: &str) -> Vec<i32> {
     let (_, rest) = line.split_once("partitions=[").unwrap();
     let (list, _) = rest.split_once(']').unwrap();
     list.split(", ").map(|number| number.parse().unwrap()).collect()
 }
 
 #[tokio::test]
-async fn a_rebalance_does_not_take_away_partitions_that_stay() {
+async fn a_rebalance_does_not_revoke_partitions_that_stay_assigned() {
     let world = World::new().await;
     let topic = world.make_topic("moving", 8).await;
     let group = Group::new(&world, &topic, "keyed", "consumer");
@@ -164,23 +166,25 @@ async fn a_rebalance_does_not_take_away_partitions_that_stay() {
     group.await_done(1_000, seconds(120)).await;
     let second = group.spawn();
     let id = second.id();
-    crate::harness::wait::until_now("the second has its share", seconds(20), || {
+    crate::harness::wait::until_now("the second member finishes a record", seconds(20), || {
         group.ledger().iter().any(|done| done.member == id).then_some(())
     })
     .await;
     filling.await.unwrap();
     let ledger = group.await_done(16_000, seconds(180)).await;
-    let of =
+    let handled =
         |member: u32, partition: i32| ledger.iter().any(|done| (done.member, done.partition) == (member, partition));
-    let stayed: Vec<i32> = (0..8).filter(|&partition| of(first.id(), partition) && !of(id, partition)).collect();
+    let stayed: Vec<i32> =
+        (0..8).filter(|&partition| handled(first.id(), partition) && !handled(id, partition)).collect();
     assert!(!stayed.is_empty() && stayed.len() < 8, "{stayed:?} stayed");
-    // Nothing of them was ever given up. For how long they get nothing new meanwhile is measured by `bench/run relay`.
+    // These partitions were never revoked. `bench/run relay` measures for how long they receive no
+    // new records.
     let log = first.log();
-    let taken: Vec<&str> = log.lines().filter(|line| line.contains("partitions revoked")).collect();
-    assert!(!taken.is_empty(), "{log}");
+    let revocations: Vec<&str> = log.lines().filter(|line| line.contains("partitions revoked")).collect();
+    assert!(!revocations.is_empty(), "{log}");
     for partition in stayed {
-        let given_up = |line: &&&str| numbers_of(line).contains(&partition);
-        assert_eq!(taken.iter().find(given_up), None, "partition {partition}");
+        let revoked = |line: &&&str| partitions_in(line).contains(&partition);
+        assert_eq!(revocations.iter().find(revoked), None, "partition {partition}");
     }
     first.leave().await;
     second.leave().await;

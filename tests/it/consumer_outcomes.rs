@@ -1,4 +1,4 @@
-//! What the consumer runtime does with each way a record can end, against a real broker.
+//! How the consumer runtime handles each outcome of a record, against a real broker.
 
 use std::{
     collections::BTreeMap,
@@ -30,40 +30,40 @@ use crate::harness::{
     wait::{seconds, until, until_now},
 };
 
-/// Does what the record's value says.
+/// A handler that does what the record's value says.
 #[derive(Default)]
-struct Obedient {
+struct ScriptedHandler {
     /// Offset, attempt and time of every call.
     calls: Mutex<Vec<(i64, u32, Instant)>>,
     outage: std::sync::atomic::AtomicBool,
 }
 
-impl Obedient {
+impl ScriptedHandler {
     fn calls(&self) -> Vec<(i64, u32, Instant)> {
         self.calls.lock().unwrap().clone()
     }
 
-    fn called(&self, offset: i64) -> usize {
+    fn call_count(&self, offset: i64) -> usize {
         self.calls().iter().filter(|call| call.0 == offset).count()
     }
 
     fn reason(class: &'static str) -> Reason {
-        Reason { class, message: format!("{class}, as told") }
+        Reason { class, message: format!("{class}, as the record says") }
     }
 }
 
-impl KeyedHandler for Obedient {
+impl KeyedHandler for ScriptedHandler {
     async fn handle(&self, delivery: &Delivery) -> Outcome {
         let record = delivery.record();
         self.calls.lock().unwrap().push((record.offset(), delivery.attempt(), Instant::now()));
         match record.value().unwrap_or_default() {
             b"hang" => std::future::pending().await,
-            b"panic" => panic!("as told"),
+            b"panic" => panic!("as the record says"),
             b"poison" => Outcome::DeadLetter(Self::reason("poison")),
             b"thrice" if delivery.attempt() < 3 => {
-                Outcome::RetryAfter(Duration::from_millis(100), Self::reason("moody"))
+                Outcome::RetryAfter(Duration::from_millis(100), Self::reason("transient"))
             }
-            b"spent" if delivery.attempt() < 3 => Outcome::RetryAfter(Duration::ZERO, Self::reason("moody")),
+            b"spent" if delivery.attempt() < 3 => Outcome::RetryAfter(Duration::ZERO, Self::reason("transient")),
             b"spent" => Outcome::DeadLetter(Self::reason("spent")),
             _ if self.outage.load(std::sync::atomic::Ordering::Relaxed) => Outcome::Hold("it is down".to_owned()),
             _ => Outcome::Done,
@@ -71,7 +71,7 @@ impl KeyedHandler for Obedient {
     }
 }
 
-impl BatchHandler for Obedient {
+impl BatchHandler for ScriptedHandler {
     type Partition = ();
 
     async fn assigned(&self, assignment: Assignment) -> Result<((), i64), Failure> {
@@ -88,13 +88,13 @@ impl BatchHandler for Obedient {
     }
 }
 
-/// A consumer in this process.
+/// A consumer that runs in this process.
 struct Running {
     world: World,
     topic: String,
     group: String,
     consumers: Consumers,
-    handler: Arc<Obedient>,
+    handler: Arc<ScriptedHandler>,
     task: JoinHandle<Result<(), KafkaError>>,
 }
 
@@ -106,8 +106,8 @@ impl Running {
     async fn start_within(shape: &str, records: &[(&str, &str)], span: Span) -> Self {
         let world = World::new().await;
         let topic = world.make_topic("told", 1).await;
-        let handler = Arc::<Obedient>::default();
-        tell(&world, &topic, records).await;
+        let handler = Arc::<ScriptedHandler>::default();
+        write(&world, &topic, records).await;
         let (consumers, task) = consume(&world, &topic, shape, handler.clone(), span).await;
         let group = format!("{topic}-group");
         Self { world, topic, group, consumers, handler, task }
@@ -133,7 +133,7 @@ impl Running {
         .await
     }
 
-    /// The letters' original offsets and error classes.
+    /// Returns the original offset and the error class of each dead letter.
     async fn letters(&self) -> Vec<(String, String)> {
         let letters = self.world.kafka.read(&self.world.topic("letters")).await;
         let header = |letter: &crate::harness::kafka::Stored, name| letter.header(name).unwrap_or("").to_owned();
@@ -152,7 +152,7 @@ impl Running {
     }
 }
 
-async fn tell(world: &World, topic: &str, records: &[(&str, &str)]) {
+async fn write(world: &World, topic: &str, records: &[(&str, &str)]) {
     let records: Vec<(String, String)> =
         records.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let (brokers, topic) = (world.kafka.brokers.clone(), topic.to_owned());
@@ -171,7 +171,7 @@ async fn consume(
     world: &World,
     topic: &str,
     shape: &str,
-    handler: Arc<Obedient>,
+    handler: Arc<ScriptedHandler>,
     span: Span,
 ) -> (Consumers, JoinHandle<Result<(), KafkaError>>) {
     let mut config = Config { brokers: vec![world.kafka.brokers.clone()], ..Config::default() };
@@ -203,18 +203,18 @@ async fn consume(
 }
 
 #[tokio::test]
-async fn a_poison_record_becomes_one_letter_and_its_neighbours_go_on() {
+async fn a_poison_record_is_dead_lettered_once_and_the_other_records_proceed() {
     for shape in ["keyed", "batch"] {
         let running = Running::start(shape, &[("a", "1"), ("a", "poison"), ("a", "2"), ("b", "3")]).await;
         running.await_committed(4).await;
         assert_eq!(running.letters().await, [("1".to_owned(), "poison".to_owned())], "{shape}");
-        assert_eq!((running.handler.called(1), running.handler.called(2)), (1, 1), "{shape}");
+        assert_eq!((running.handler.call_count(1), running.handler.call_count(2)), (1, 1), "{shape}");
         running.stop().await;
     }
 }
 
 #[tokio::test]
-async fn a_handler_that_panics_gives_up_its_record_only() {
+async fn a_panicking_handler_dead_letters_only_its_record() {
     let running = Running::start("keyed", &[("a", "panic"), ("a", "1")]).await;
     running.await_committed(2).await;
     assert_eq!(running.letters().await, [("0".to_owned(), "panic".to_owned())]);
@@ -222,7 +222,7 @@ async fn a_handler_that_panics_gives_up_its_record_only() {
 }
 
 #[tokio::test]
-async fn a_record_that_is_tried_again_holds_its_key_and_no_other() {
+async fn a_retried_record_holds_up_its_key_and_no_other() {
     let running = Running::start("keyed", &[("a", "thrice"), ("a", "1"), ("b", "2"), ("a", "spent"), ("a", "3")]).await;
     running.await_committed(5).await;
     let calls = running.handler.calls();
@@ -240,12 +240,12 @@ async fn a_record_that_is_tried_again_holds_its_key_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_dependency_that_is_down_holds_everything_and_loses_nothing() {
+async fn records_are_held_while_a_dependency_is_down_and_none_is_lost() {
     for shape in ["keyed", "batch"] {
         let running = Running::start(shape, &[]).await;
         running.handler.outage.store(true, std::sync::atomic::Ordering::Relaxed);
-        tell(&running.world, &running.topic, &[("a", "1"), ("b", "2")]).await;
-        let held = until_now("the holder is named", seconds(20), || {
+        write(&running.world, &running.topic, &[("a", "1"), ("b", "2")]).await;
+        let held = until_now("the holder is reported", seconds(20), || {
             Some(running.partition()["holder"].clone()).filter(|holder| holder["error"] != "" && !holder.is_null())
         })
         .await;
@@ -260,7 +260,7 @@ async fn a_dependency_that_is_down_holds_everything_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_key_that_hangs_costs_others_nothing_up_to_the_span_and_is_named() {
+async fn a_hanging_key_does_not_block_other_keys_within_the_span_and_is_reported() {
     let mut records = vec![("stuck", "hang")];
     records.extend((0..200).map(|number| if number % 2 == 0 { ("a", "1") } else { ("b", "2") }));
     let running = Running::start_within("keyed", &records, Span { records: 50, bytes: 1 << 20 }).await;
@@ -272,46 +272,52 @@ async fn a_key_that_hangs_costs_others_nothing_up_to_the_span_and_is_named() {
     let span = paused["records"].as_u64().unwrap();
     assert!((50..60).contains(&span), "{paused}");
     let done: BTreeMap<i64, u32> = running.handler.calls().iter().map(|call| (call.0, call.1)).collect();
-    assert_eq!(done.len() as u64, span, "all within the span was handled: {done:?}");
-    assert!(running.committed().await <= 0, "the commit passed the record that hangs");
+    assert_eq!(done.len() as u64, span, "every record within the span was handled: {done:?}");
+    assert!(running.committed().await <= 0, "the commit point passed the hanging record");
     let took = running.stop().await;
-    assert!(took >= seconds(5), "the stop waits for what is in hand, up to its deadline: {took:?}");
+    assert!(took >= seconds(5), "stopping waits for records in progress, up to the deadline: {took:?}");
 }
 
 #[tokio::test]
-async fn what_hangs_when_its_partition_is_lost_is_given_to_the_next_owner() {
+async fn a_record_that_hangs_when_its_partition_is_lost_goes_to_the_next_owner() {
     let running = Running::start("keyed", &[("a", "1"), ("stuck", "hang"), ("b", "2")]).await;
     running.await_committed(1).await;
-    until_now("all are called", seconds(10), || (running.handler.calls().len() == 3).then_some(())).await;
+    until_now("the handler has all records", seconds(10), || (running.handler.calls().len() == 3).then_some(())).await;
     let Running { world, topic, consumers, task, .. } = running;
     consumers.stop.cancel();
     task.await.unwrap().unwrap();
-    let next = Arc::<Obedient>::default();
+    let next = Arc::<ScriptedHandler>::default();
     let (consumers, task) = consume(&world, &topic, "keyed", next.clone(), Span { records: 100, bytes: 1 << 20 }).await;
-    let calls =
-        until_now("the next owner has them", seconds(20), || Some(next.calls()).filter(|calls| calls.len() >= 2)).await;
-    assert_eq!(calls.iter().map(|call| call.0).collect::<Vec<_>>(), [1, 2], "from the commit on");
+    let calls = until_now("the next owner has both records", seconds(20), || {
+        Some(next.calls()).filter(|calls| calls.len() >= 2)
+    })
+    .await;
+    assert_eq!(
+        calls.iter().map(|call| call.0).collect::<Vec<_>>(),
+        [1, 2],
+        "the next owner resumes at the commit point"
+    );
     consumers.stop.cancel();
     task.await.unwrap().unwrap();
 }
 
-/// For how long the consumer's loop has been silent, in seconds.
+/// Returns the `silent_seconds` of the consumer's loop.
 fn silence_s(consumers: &Consumers) -> f64 {
     consumers.health.liveness().1["loops"]["told"]["silent_seconds"].as_f64().unwrap_or(0.0)
 }
 
 #[tokio::test]
-async fn work_that_waits_while_nothing_is_finished_is_not_live_and_an_outage_is() {
+async fn a_stalled_handler_fails_liveness_and_a_dependency_outage_does_not() {
     let stuck = Running::start("keyed", &[("a", "hang")]).await;
     until_now("the loop is silent", seconds(30), || (silence_s(&stuck.consumers) > 3.0).then_some(())).await;
     let held = Running::start("keyed", &[]).await;
     held.handler.outage.store(true, std::sync::atomic::Ordering::Relaxed);
-    tell(&held.world, &held.topic, &[("a", "1")]).await;
-    until_now("it is held for longer than a stall", seconds(30), || {
+    write(&held.world, &held.topic, &[("a", "1")]).await;
+    until_now("the record is held for longer than the stall timeout", seconds(30), || {
         (held.partition()["holder"]["held_for_seconds"].as_f64()? > 4.0).then_some(())
     })
     .await;
-    assert!(silence_s(&held.consumers) < 1.0, "an outage is no stall: {}", silence_s(&held.consumers));
+    assert!(silence_s(&held.consumers) < 1.0, "an outage is not a stall: {}", silence_s(&held.consumers));
     held.stop().await;
     stuck.stop().await;
 }

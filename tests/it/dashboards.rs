@@ -1,4 +1,4 @@
-//! Dashboards and alerts name only what is measured.
+//! Dashboards and alerts use only metrics that exist.
 
 use std::{
     collections::BTreeSet,
@@ -15,9 +15,9 @@ use crate::{
     roundtrip::roundtrip,
 };
 
-/// Counted from their first event on, which needs a fault, or a time that no test has. The sources
-/// have them all the same.
-const NOT_WITHOUT_A_FAULT: [&str; 17] = [
+/// Metrics that appear with their first event, which needs a fault or more time than a test has.
+/// They must be in the sources all the same.
+const ONLY_AFTER_A_FAULT: [&str; 17] = [
     "http_server_connections_refused_total",
     "http_server_stalled_connections_total",
     "postrider_comments_slow_streams_total",
@@ -48,7 +48,7 @@ fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
     files.into_iter().filter(|path| path.to_string_lossy().ends_with(ending)).chain(deeper).collect()
 }
 
-/// Every name that is followed by a selector.
+/// Returns every metric name that is followed by a selector.
 fn names(text: &str) -> BTreeSet<String> {
     let word = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
     let heads = text.split('{').map(|part| part.rsplit(|letter| !word(letter)).next().unwrap_or_default());
@@ -56,17 +56,17 @@ fn names(text: &str) -> BTreeSet<String> {
     heads.filter(ours).map(str::to_owned).collect()
 }
 
-fn named() -> BTreeSet<String> {
-    let mut named = names(&fs::read_to_string(root().join("charts/postrider/files/alerts.yaml")).unwrap());
+fn referenced() -> BTreeSet<String> {
+    let mut referenced = names(&fs::read_to_string(root().join("charts/postrider/files/alerts.yaml")).unwrap());
     for dashboard in files(&root().join("charts/postrider/dashboards"), ".json") {
         let dashboard: Value = serde_json::from_str(&fs::read_to_string(dashboard).unwrap()).unwrap();
         for panel in dashboard["panels"].as_array().unwrap() {
             for target in panel["targets"].as_array().unwrap() {
-                named.extend(names(target["expr"].as_str().unwrap()));
+                referenced.extend(names(target["expr"].as_str().unwrap()));
             }
         }
     }
-    named
+    referenced
 }
 
 async fn scraped(app: &App) -> BTreeSet<String> {
@@ -76,7 +76,7 @@ async fn scraped(app: &App) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn every_metric_of_a_dashboard_or_an_alert_is_in_a_live_scrape() {
+async fn every_metric_of_a_dashboard_or_alert_is_in_a_live_scrape() {
     let world = World::new().await.with_postgres().await;
     let topic = world.topic("carried");
     world.kafka.create(&topic, 1).await;
@@ -94,7 +94,8 @@ async fn every_metric_of_a_dashboard_or_an_alert_is_in_a_live_scrape() {
     let stream = Stream::open(&app, "/api/v1/comments/stream", "").await;
     let output = roundtrip(&world, &app, &["--topic", &topic]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    // Two that need a hand: a value that ends, and a record in the partition where its key does not belong.
+    // Some metrics need help: a value that expires, and a record in a partition that its key does
+    // not hash to.
     app.post_json("/push", &json!({"key": "short", "value": 1, "ttl_seconds": 1})).await.expect(202);
     for partition in 0..2 {
         let record = json!({"topic": world.topic("messages"), "key": "a", "payload": 1, "partition": partition});
@@ -105,12 +106,12 @@ async fn every_metric_of_a_dashboard_or_an_alert_is_in_a_live_scrape() {
     app.post_json("/api/v1/message/action", &message).await.expect(200);
     stored(&app, "late", 1).await;
     let late = Stream::open(&app, "/api/v1/messages/stream?receiverId=late", "").await;
-    let wanted = named();
+    let wanted = referenced();
     assert!(wanted.len() > 50, "{wanted:?}");
     let begun = Instant::now();
     loop {
         let scraped = scraped(&app).await;
-        let absent = |name: &&String| !scraped.contains(*name) && !NOT_WITHOUT_A_FAULT.contains(&name.as_str());
+        let absent = |name: &&String| !scraped.contains(*name) && !ONLY_AFTER_A_FAULT.contains(&name.as_str());
         let missing: Vec<_> = wanted.iter().filter(absent).collect();
         if missing.is_empty() {
             break;
@@ -123,16 +124,16 @@ async fn every_metric_of_a_dashboard_or_an_alert_is_in_a_live_scrape() {
 }
 
 #[test]
-fn what_appears_only_with_a_fault_is_in_the_sources() {
+fn metrics_that_appear_only_after_a_fault_are_in_the_sources() {
     let sources: String =
         files(&root().join("src"), ".rs").iter().map(|file| fs::read_to_string(file).unwrap()).collect();
-    for name in NOT_WITHOUT_A_FAULT {
+    for name in ONLY_AFTER_A_FAULT {
         assert!(sources.contains(&format!("\"{name}\"")), "{name}");
     }
 }
 
 #[test]
-fn a_name_that_nothing_measures_is_found() {
+fn names_finds_a_metric_that_does_not_exist() {
     let found = names("sum by (le) (rate(postrider_no_such_total{job=\"a\"}[5m])) / up{x=\"{{pod}}\"}");
     assert_eq!(found.into_iter().collect::<Vec<_>>(), ["postrider_no_such_total"]);
 }

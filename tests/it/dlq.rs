@@ -1,4 +1,4 @@
-//! Dead letters: kept, listed, replayed, purged; by the real binary and over HTTP.
+//! Dead letters: stored, and then listed, shown, replayed and purged by `postrider dlq`.
 
 use postrider::{
     dlq::{self, DELIVERIES_TOPIC, EVENTS_TOPIC},
@@ -22,13 +22,13 @@ use crate::harness::{World, kafka::Stored, stack::off_runtime};
 pub const NOW_MS: i64 = 1_893_456_000_000;
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
-/// A world with dead-letter topics, and what a consumer that gives up has at hand.
+/// A world with dead-letter topics, and a producer to dead-letter records with.
 pub struct Post {
     pub world: World,
     producer: Producer,
 }
 
-/// What a command printed, and whether it ended well.
+/// The output of a command, and whether it succeeded.
 struct Printed {
     ok: bool,
     out: String,
@@ -76,7 +76,7 @@ impl Post {
         message(topic, stored.partition, stored.offset, key, value, headers)
     }
 
-    /// Gives a record up, and returns the letter's id.
+    /// Dead-letters a record, and returns the id of the letter.
     pub async fn give_up(
         &self,
         letters: &str,
@@ -103,7 +103,7 @@ impl Post {
         letter.id()
     }
 
-    /// `postrider dlq …` by the real binary.
+    /// Runs `postrider dlq …` with the real binary.
     async fn dlq(&self, words: &[&str]) -> Printed {
         let mut command = self.world.command();
         command.arg("dlq").args(words);
@@ -139,7 +139,7 @@ fn message(
     OwnedMessage::new(value, key, topic.to_owned(), Timestamp::CreateTime(NOW_MS), partition, offset, Some(headers))
 }
 
-/// What makes two records the same but for their offset.
+/// Returns a record without its offset and timestamp, to compare it with a copy.
 fn content(record: &Stored) -> Stored {
     Stored { offset: 0, timestamp_ms: 0, ..record.clone() }
 }
@@ -179,14 +179,14 @@ async fn letters_are_listed_newest_first_and_by_every_filter() {
     ] {
         assert_eq!(post.listed(words).await.iter().collect::<Vec<_>>(), expected, "{words:?}");
     }
-    // A terminal is not to be steered by somebody's error message.
+    // An error message must not send escape sequences to the terminal.
     let table = post.dlq(&["list", "--limit", "2"]).await.out;
     assert!(table.contains("FAILED AT") && table.contains(&b) && table.contains("Not Today (status)"), "{table}");
     assert!(table.contains("the newest 2 of 3") && !table.contains('\u{1b}'), "{table}");
 }
 
 #[tokio::test]
-async fn a_letter_is_shown_with_all_that_its_record_had() {
+async fn show_prints_every_part_of_the_record_of_a_letter() {
     let post = Post::new().await;
     let topic = post.world.make_topic("orders", 1).await;
     let record = post.produce(&topic, 0, Some(&[0, 255]), Some(br#"{"n":1}"#)).await;
@@ -214,18 +214,26 @@ async fn a_letter_is_shown_with_all_that_its_record_had() {
     }
     let names: Vec<&str> =
         detail["headers"].as_array().unwrap().iter().map(|header| header["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["ce_id", "twice", "error", "twice", "traceparent"], "its own and none of ours");
+    assert_eq!(
+        names,
+        ["ce_id", "twice", "error", "twice", "traceparent"],
+        "the headers of the record, without those of the letter"
+    );
     let page = post.dlq(&["show", &id]).await;
     assert!(page.ok && page.out.contains(r#"value            {"n":1}"#) && page.out.contains(TRACE), "{}", page.out);
     let unknown = post.dlq(&["show", "x/0@0 y"]).await;
     assert!(!unknown.ok && unknown.err.contains("no dead letter `x/0@0 y`"), "{}", unknown.err);
     let nowhere = post.dlq(&["list", "--letters", &post.world.topic("nowhere")]).await;
     assert!(!nowhere.ok && nowhere.err.contains("does not exist"), "{}", nowhere.err);
-    assert_eq!(post.world.kafka.partitions(&post.world.topic("nowhere")).await, None, "looking creates nothing");
+    assert_eq!(
+        post.world.kafka.partitions(&post.world.topic("nowhere")).await,
+        None,
+        "listing must not create the topic"
+    );
 }
 
 #[tokio::test]
-async fn a_dry_run_says_what_would_be_and_changes_nothing() {
+async fn a_dry_run_reports_what_would_happen_and_changes_nothing() {
     let post = Post::new().await;
     let topic = post.world.make_topic("orders", 1).await;
     let record = post.produce(&topic, 0, Some(b"k"), Some(b"v")).await;
@@ -243,7 +251,7 @@ async fn a_dry_run_says_what_would_be_and_changes_nothing() {
             printed.out
         );
         let refused = post.dlq(&[word]).await;
-        assert!(!refused.ok && refused.err.contains("--yes"), "without a filter it asks first: {}", refused.err);
+        assert!(!refused.ok && refused.err.contains("--yes"), "without a filter, `--yes` is required: {}", refused.err);
     }
     assert_eq!((post.records(&topic).await, post.records(&letters).await), before);
 }
@@ -262,12 +270,12 @@ async fn a_replay_restores_records_exactly_and_in_order_and_removes_their_letter
         (2, None, some(b"")),
         (2, some(b"gone"), None),
     ];
-    let mut given_up = Vec::new();
+    let mut produced = Vec::new();
     for (partition, key, value) in cases {
-        given_up.push(post.produce(&topic, partition, key, value).await);
+        produced.push(post.produce(&topic, partition, key, value).await);
     }
     let before = post.records(&topic).await;
-    for record in given_up.iter().rev() {
+    for record in produced.iter().rev() {
         post.give_up(EVENTS_TOPIC, record, "kv", "transport", NOW_MS).await;
     }
     let limited = post.change(&["replay", "--topic", "orders", "--limit", "1"]).await;
@@ -290,12 +298,12 @@ async fn a_replay_restores_records_exactly_and_in_order_and_removes_their_letter
 }
 
 #[tokio::test]
-async fn a_crash_between_replay_and_removal_repeats_the_event_with_its_id() {
+async fn a_crash_between_replay_and_removal_replays_the_event_with_the_same_id() {
     let post = Post::new().await;
     let topic = post.world.make_topic("orders", 1).await;
     let record = post.produce(&topic, 0, Some(b"k"), Some(b"v")).await;
     for _ in 0..2 {
-        // The letter is there again, as if it had not been removed.
+        // Store the letter again, as if it had not been removed.
         post.give_up(EVENTS_TOPIC, &record, "kv", "transport", NOW_MS).await;
         assert_eq!(outcomes(&post.change(&["replay", "--yes"]).await), ["replayed"]);
     }
@@ -305,17 +313,17 @@ async fn a_crash_between_replay_and_removal_repeats_the_event_with_its_id() {
 }
 
 #[tokio::test]
-async fn a_superseded_record_of_a_compacted_topic_is_left_out() {
+async fn a_superseded_record_of_a_compacted_topic_is_not_replayed() {
     let post = Post::new().await;
     let topic = post.world.topic("compacted");
     post.world.kafka.create_with(&topic, 1, &[("cleanup.policy", "compact")]).await;
     let old = post.produce(&topic, 0, Some(b"a"), Some(b"old")).await;
     let only = post.produce(&topic, 0, Some(b"b"), Some(b"only")).await;
     post.produce(&topic, 0, Some(b"a"), Some(b"new")).await;
-    // Compaction has removed it, so something newer was there.
-    let gone = message(&topic, 0, 40, Some(b"c"), Some(b"gone"), OwnedHeaders::new());
+    // Compaction has removed this record, so the topic had a newer one.
+    let compacted = message(&topic, 0, 40, Some(b"c"), Some(b"gone"), OwnedHeaders::new());
     let mut ids = Vec::new();
-    for record in [&old, &only, &gone] {
+    for record in [&old, &only, &compacted] {
         ids.push(post.give_up(EVENTS_TOPIC, record, "kv", "transport", NOW_MS).await);
     }
     let expected = ["superseded", "replayed", "superseded"];
@@ -324,8 +332,9 @@ async fn a_superseded_record_of_a_compacted_topic_is_left_out() {
     assert_eq!(outcomes(&report), expected, "{report}");
     let values: Vec<Stored> = post.records(&topic).await;
     assert_eq!(values.iter().map(Stored::text).collect::<Vec<_>>(), ["old", "only", "new", "only"]);
-    assert_eq!(post.listed(&[]).await.len(), 2, "the letters stay");
-    // After a crash the record itself is the newer one, so it is not written a third time.
+    assert_eq!(post.listed(&[]).await.len(), 2, "the letters of superseded records stay");
+    // After a crash, the replayed copy is the newer record, so the record is not written a third
+    // time.
     post.give_up(EVENTS_TOPIC, &only, "kv", "transport", NOW_MS).await;
     assert_eq!(outcomes(&post.change(&["replay", &ids[1]]).await), ["superseded"]);
     assert_eq!(post.records(&topic).await.len(), 4);
@@ -334,7 +343,7 @@ async fn a_superseded_record_of_a_compacted_topic_is_left_out() {
 }
 
 #[tokio::test]
-async fn a_purge_is_a_tombstone_where_the_letter_lies() {
+async fn a_purge_writes_a_tombstone_to_the_partition_of_the_letter() {
     let post = Post::new().await;
     let topic = post.world.make_topic("orders", 1).await;
     let mut ids = Vec::new();
@@ -357,7 +366,7 @@ async fn a_purge_is_a_tombstone_where_the_letter_lies() {
 }
 
 #[tokio::test]
-async fn letters_of_two_groups_stand_side_by_side_and_a_repeated_one_replaces_itself() {
+async fn each_group_has_its_own_letter_and_a_repeated_letter_replaces_the_first() {
     let post = Post::new().await;
     let topic = post.world.make_topic("orders", 1).await;
     let record = post.produce(&topic, 0, Some(b"k"), Some(b"v")).await;
@@ -367,14 +376,14 @@ async fn letters_of_two_groups_stand_side_by_side_and_a_repeated_one_replaces_it
     let mut listed = post.listed(&[]).await;
     listed.sort();
     assert_eq!(listed, [format!("{topic}/0@0 one"), format!("{topic}/0@0 two")]);
-    // Written back once, for all groups read it.
+    // The record is written back once, because every group reads it.
     assert_eq!(outcomes(&post.change(&["replay", "--yes"]).await), ["replayed", "replayed"]);
     assert_eq!(post.records(&topic).await.len(), 2);
     assert_eq!(post.listed(&[]).await, [""; 0]);
 }
 
 #[tokio::test]
-async fn a_record_at_the_limit_is_kept_whole_and_a_larger_one_without_its_value() {
+async fn a_record_at_the_limit_is_stored_whole_and_a_larger_one_without_its_value() {
     let post = Post::new().await;
     let topic = post.world.make_topic("orders", 1).await;
     let noise = |bytes: usize| (0..bytes).map(|_| fastrand::u8(..)).collect::<Vec<u8>>();

@@ -1,4 +1,4 @@
-//! Dead letters over HTTP.
+//! The HTTP API for dead letters, under `/admin/dlq`.
 
 use std::sync::Arc;
 
@@ -50,25 +50,25 @@ async fn operators_list_show_replay_and_purge_over_http() {
 }
 
 #[tokio::test]
-async fn one_request_at_a_time_reads_the_letters_and_only_for_so_long() {
+async fn one_request_at_a_time_scans_the_dead_letters_and_only_up_to_a_timeout() {
     let post = Post::new().await;
     let topic = post.world.make_topic("orders", 1).await;
     let record = post.produce(&topic, 0, Some(b"k"), Some(b"v")).await;
     post.give_up(EVENTS_TOPIC, &record, "kv", "transport", NOW_MS).await;
     let app = Arc::new(post.world.app().role("api").start().await);
-    let asking: Vec<_> = (0..8).map(|_| tokio::spawn(ask(app.clone()))).collect();
+    let requests: Vec<_> = (0..8).map(|_| tokio::spawn(list(app.clone()))).collect();
     let mut statuses = Vec::new();
-    for asked in asking {
-        statuses.push(asked.await.unwrap());
+    for request in requests {
+        statuses.push(request.await.unwrap());
     }
     assert!(statuses.contains(&200) && statuses.contains(&429), "{statuses:?}");
     assert!(statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
-    assert_eq!(ask(app).await, 200, "its turn comes back");
+    assert_eq!(list(app).await, 200, "the next scan is admitted");
     let hasty = post.world.app().role("api").env("POSTRIDER_DLQ__SCAN_TIMEOUT_MS", "1").start().await;
     hasty.get("/admin/dlq").await.problem(503, "scan_timeout");
 }
 
-async fn ask(app: Arc<App>) -> u16 {
+async fn list(app: Arc<App>) -> u16 {
     let answer = app.get("/admin/dlq").await;
     if answer.status == 429 {
         answer.problem(429, "scan_in_progress");

@@ -1,5 +1,5 @@
-//! Packets to and from Kafka, Redis and Postgres are dropped: nothing is closed, refused or answered, and new connections
-//! are not made either.
+//! Packets to and from Kafka, Redis and Postgres are dropped: no connection is closed, refused or
+//! answered, and no new connection is established.
 
 use serde_json::json;
 
@@ -15,13 +15,13 @@ use crate::{
 };
 
 #[tokio::test]
-async fn what_was_out_of_reach_is_reached_anew() {
+async fn the_process_reconnects_after_packets_were_dropped() {
     if !off_runtime(|| within_own("dropped_packets::in_a_network_of_its_own")).await {
-        eprintln!("left out: root and iproute2 are needed");
+        eprintln!("skipped: needs root and iproute2");
     }
 }
 
-/// Uses all three servers once.
+/// Uses all three servers once; `None` if a request fails.
 async fn works(app: &App, number: usize) -> Option<()> {
     let body = json!({"follower_id": format!("f{number}"), "followee_id": "a"});
     let followed = app.post_json("/follow", &body).await;
@@ -31,7 +31,7 @@ async fn works(app: &App, number: usize) -> Option<()> {
 }
 
 #[tokio::test]
-#[ignore = "called by the test above"]
+#[ignore = "run by the test above, in a network namespace"]
 async fn in_a_network_of_its_own() {
     let network = Network::new();
     let [kafka, redis, postgres] = [(); 3].map(|()| Proxy::start_at(SERVERS.here));
@@ -54,11 +54,11 @@ async fn in_a_network_of_its_own() {
         for check in ["kafka", "redis", "postgres"] {
             app.await_failing(check, seconds(60)).await;
         }
-        // Attempts to connect are repeated by the kernel ever less often.
+        // The kernel retries connection attempts at growing intervals.
         tokio::time::sleep(seconds(8)).await;
         network.mend(&SERVERS);
         let mut number = 0;
-        until("all of it works", seconds(20), || {
+        until("all three servers are reachable", seconds(20), || {
             number += 1;
             works(&app, number)
         })

@@ -1,5 +1,6 @@
-//! A member that its group has thrown out, and that never hears of it, gets back in when nobody does its work. So does a
-//! member that reads only some of its partitions. An owner that is held up shows that it is there.
+//! A member that its group has expelled without notifying it rejoins when no member reads its
+//! partitions. So does a member when no member reads a partition beside its own. An owner whose
+//! records wait for a dependency shows that it is alive.
 
 use std::sync::{
     Arc,
@@ -28,19 +29,21 @@ use crate::harness::{
     wait::{seconds, until, until_now},
 };
 
-/// The client that is thrown out.
+/// The id of the client that is expelled.
 const EXPELLED: &str = "expelled";
-/// Heartbeats come every 1.5 s at most, and a session lasts 6 s.
-const A_SESSION: usize = 14;
+/// Heartbeats to answer until a session is over: they come every 1.5 s at most, and a session lasts
+/// 6 s.
+const SESSION_HEARTBEATS: usize = 14;
 
-/// Counts records.
+/// A handler that counts records.
 #[derive(Default)]
 struct Counter {
     records: AtomicUsize,
-    /// Partitions that were assigned, each time they were.
+    /// Number of partition assignments; a partition counts each time it is assigned.
     assigned: AtomicUsize,
     panics: bool,
-    /// Records after which nothing can be done any more, as while a dependency is down; `None` is never.
+    /// Number of records after which every batch fails, as while a dependency is down; `None` is
+    /// never.
     held_after: Option<usize>,
 }
 
@@ -55,7 +58,7 @@ impl BatchHandler for Counter {
     type Partition = ();
 
     async fn assigned(&self, assignment: Assignment) -> Result<((), i64), Failure> {
-        assert!(!self.panics, "as told");
+        assert!(!self.panics, "panics as the test asks");
         self.assigned.fetch_add(1, Ordering::Relaxed);
         Ok(((), assignment.resume()))
     }
@@ -69,7 +72,7 @@ impl BatchHandler for Counter {
     }
 }
 
-/// A consumer in this process.
+/// A consumer that runs in this process.
 struct Consumer {
     counter: Arc<Counter>,
     stop: CancellationToken,
@@ -116,7 +119,7 @@ async fn write(world: &World, topic: &str, count: usize) {
     .await;
 }
 
-async fn thrown_out(protocol: GroupProtocol) {
+async fn expel_member(protocol: GroupProtocol) {
     let proxy = HeartbeatProxy::start(EXPELLED).await;
     let advertised = format!("advertised.listeners=PLAINTEXT://{}", proxy.address);
     let session = "group.consumer.session.timeout.ms=6000";
@@ -129,32 +132,35 @@ async fn thrown_out(protocol: GroupProtocol) {
     let first = Consumer::start(&world, &topic, protocol, "first", Counter::default());
     first.counter.await_records(5).await;
     let expelled = Consumer::start(&world, &topic, protocol, EXPELLED, Counter::default());
-    until_now("it is a member without a partition", seconds(60), || (proxy.carried() >= 3).then_some(())).await;
-    until_now("its session is over", seconds(120), || {
-        // A connection that breaks meanwhile has a successor.
+    until_now("the second consumer is a member without a partition", seconds(60), || {
+        (proxy.carried() >= 3).then_some(())
+    })
+    .await;
+    until_now("its session has expired", seconds(120), || {
+        // Repeated, because the client may have opened a new connection meanwhile.
         proxy.lie();
-        (proxy.answered() >= A_SESSION).then_some(())
+        (proxy.answered() >= SESSION_HEARTBEATS).then_some(())
     })
     .await;
     first.stop().await;
-    // Not even a commit is there to say that something is missing.
+    // No member is left that could commit or read these records.
     write(&world, &topic, 7).await;
     expelled.counter.await_records(7).await;
     expelled.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_that_was_thrown_out_gets_back_in_when_nobody_does_its_work() {
-    thrown_out(GroupProtocol::Consumer).await;
+async fn an_expelled_member_rejoins_when_no_member_reads_its_partition() {
+    expel_member(GroupProtocol::Consumer).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_of_a_classic_group_that_was_thrown_out_does_so_too() {
-    thrown_out(GroupProtocol::Classic).await;
+async fn an_expelled_member_of_a_classic_group_rejoins_when_no_member_reads_its_partition() {
+    expel_member(GroupProtocol::Classic).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_partition_is_read_although_the_answer_to_where_it_begins_is_lost() {
+async fn a_partition_is_read_although_the_answer_with_its_committed_offset_is_lost() {
     let proxy = HeartbeatProxy::start(EXPELLED).await;
     let advertised = format!("advertised.listeners=PLAINTEXT://{}", proxy.address);
     let options = ["--only", "kafka", "--kafka-config", &advertised];
@@ -165,7 +171,7 @@ async fn a_partition_is_read_although_the_answer_to_where_it_begins_is_lost() {
     write(&world, &topic, 5).await;
     proxy.lose_commits();
     let consumer = Consumer::start(&world, &topic, GroupProtocol::Consumer, EXPELLED, Counter::default());
-    // The library itself asks again after a minute.
+    // librdkafka itself retries only after a minute.
     let what = "the records are read";
     until_now(what, seconds(40), || (consumer.counter.records.load(Ordering::Relaxed) == 5).then_some(())).await;
     assert!(proxy.has_lost_commits());
@@ -179,11 +185,11 @@ async fn a_consumer_whose_partition_task_dies_ends_with_an_error() {
     write(&world, &topic, 1).await;
     let counter = Counter { panics: true, ..Counter::default() };
     let consumer = Consumer::start(&world, &topic, GroupProtocol::Consumer, "broken", counter);
-    let ended = tokio::time::timeout(seconds(60), consumer.task).await.expect("it ends by itself").unwrap();
+    let ended = tokio::time::timeout(seconds(60), consumer.task).await.expect("the consumer ends by itself").unwrap();
     assert!(ended.is_err());
 }
 
-/// The metadata of the commit of partition 0.
+/// Returns the metadata of the group's commit of partition 0.
 async fn commit_metadata(world: &World, topic: &str, group: String) -> Option<String> {
     let (brokers, topic) = (world.kafka.brokers.clone(), topic.to_owned());
     off_runtime(move || {
@@ -199,7 +205,7 @@ async fn commit_metadata(world: &World, topic: &str, group: String) -> Option<St
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_owner_that_is_held_up_commits_the_same_offset_with_another_time() {
+async fn an_owner_held_up_by_a_dependency_commits_the_same_offset_with_a_later_time() {
     let world = World::new().await;
     let topic = world.make_topic("orders", 1).await;
     write(&world, &topic, 5).await;
@@ -211,8 +217,8 @@ async fn an_owner_that_is_held_up_commits_the_same_offset_with_another_time() {
         let metadata = commit_metadata(&world, &topic, format!("{topic}-Consumer")).await?;
         metadata.parse::<i64>().ok()
     };
-    let first = until("it has committed a time", seconds(60), time).await;
-    until("it has committed a later one", seconds(60), || async { time().await.filter(|&later| later > first) }).await;
+    let first = until("the commit has a time", seconds(60), time).await;
+    until("the commit has a later time", seconds(60), || async { time().await.filter(|&later| later > first) }).await;
     held.stop().await;
 }
 
@@ -221,7 +227,7 @@ async fn a_member_rejoins_when_nobody_reads_a_partition_beside_its_own() {
     let world = World::new().await;
     let topic = world.make_topic("orders", 2).await;
     let group = format!("{topic}-Consumer");
-    // A member that takes its partition and commits nothing, like one to which the assignment got lost.
+    // A member that accepts its partition and commits nothing, like one whose assignment got lost.
     let (brokers, rogue_topic, stop) = (world.kafka.brokers.clone(), topic.clone(), CancellationToken::new());
     let (stopped, reads) = (stop.clone(), Arc::<AtomicUsize>::default());
     let counted = reads.clone();
@@ -238,15 +244,15 @@ async fn a_member_rejoins_when_nobody_reads_a_partition_beside_its_own() {
     });
     let member = Consumer::start(&world, &topic, GroupProtocol::Consumer, "member", Counter::default());
     let assigned = || member.counter.assigned.load(Ordering::Relaxed);
-    until_now("it has its partition", seconds(60), || (assigned() > 0).then_some(())).await;
-    // Both partitions get some.
+    until_now("the member has its partition", seconds(60), || (assigned() > 0).then_some(())).await;
+    // So many batches that both partitions get records.
     for _ in 0..20 {
         write(&world, &topic, 5).await;
     }
     let has_read = || (reads.load(Ordering::Relaxed) > 0).then_some(());
     until_now("the other one has its partition", seconds(60), has_read).await;
     let before = assigned();
-    until_now("it has joined again", seconds(200), || (assigned() > before).then_some(())).await;
+    until_now("the member has rejoined", seconds(200), || (assigned() > before).then_some(())).await;
     stop.cancel();
     off_runtime(move || rogue.join().unwrap()).await;
     member.counter.await_records(100).await;

@@ -1,4 +1,4 @@
-//! Feeds as their readers see them.
+//! Feeds as clients read them.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,8 @@ use crate::{
     harness::{App, World, until, wait::seconds},
 };
 
-/// A page's ids, and whether Redis had them; `None` while it cannot be read.
+/// Reads a page: its post ids, whether Redis served it, and its body. `None` while it cannot be
+/// read.
 pub async fn page(app: &App, user: &str, query: &str) -> Option<(Vec<i64>, bool, Value)> {
     let answer = app.get(&format!("/feeds/{user}?{query}")).await;
     if answer.status == 503 {
@@ -25,7 +26,7 @@ pub async fn ids(app: &App, user: &str, query: &str) -> Vec<i64> {
     page(app, user, query).await.map(|(ids, ..)| ids).unwrap_or_default()
 }
 
-/// All of a feed, by cursors.
+/// Reads a whole feed by its cursors.
 pub async fn all(app: &App, user: &str, limit: usize) -> Vec<i64> {
     let (mut found, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -38,7 +39,7 @@ pub async fn all(app: &App, user: &str, limit: usize) -> Vec<i64> {
     }
 }
 
-/// Waits until the first page is this.
+/// Waits until the first page has exactly the posts in `expected`.
 pub async fn shows(app: &App, user: &str, expected: &[i64]) {
     until(&format!("{user} sees {expected:?}"), seconds(20), || async {
         (ids(app, user, "limit=100").await == expected).then_some(())
@@ -46,14 +47,15 @@ pub async fn shows(app: &App, user: &str, expected: &[i64]) {
     .await;
 }
 
-/// Waits until a first page comes out of Redis.
+/// Waits until Redis serves the first page, and returns its post ids.
 pub async fn cached(app: &App, user: &str) -> Vec<i64> {
     cached_page(app, user, 20).await
 }
 
-/// The same for a page of this size.
+/// Waits until Redis serves a first page of this size, and returns its post ids.
 pub async fn cached_page(app: &App, user: &str, limit: usize) -> Vec<i64> {
-    // Longer than it is distrusted after an unfollow whose job a dead process had taken.
+    // Longer than a timeline is distrusted after an unfollow whose job a crashed process had
+    // claimed.
     until(&format!("{user}'s feed is in Redis"), seconds(120), || async {
         page(app, user, &format!("limit={limit}")).await.filter(|(_, hit, _)| *hit).map(|(ids, ..)| ids)
     })
@@ -61,7 +63,7 @@ pub async fn cached_page(app: &App, user: &str, limit: usize) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn a_timeline_of_which_much_was_deleted_is_made_anew() {
+async fn a_timeline_with_many_deleted_posts_is_rebuilt() {
     let world = World::new().await.with_postgres().await;
     let small = [("TIMELINE_IDS", "6"), ("CELEBRITY_FOLLOWERS", "2")];
     let app =
@@ -89,7 +91,7 @@ async fn a_timeline_of_which_much_was_deleted_is_made_anew() {
 }
 
 #[tokio::test]
-async fn a_timeline_in_memory_follows_every_change() {
+async fn the_near_cache_follows_every_change() {
     let world = World::new().await.with_postgres().await;
     let (app, other) = (world.app().start().await, world.app().role("api").start().await);
     let from_memory = async || app.metric(r#"postrider_feed_timeline_reads_total{from="memory"}"#).await.unwrap_or(0.0);
@@ -98,15 +100,16 @@ async fn a_timeline_in_memory_follows_every_change() {
     shows(&app, "bob", &expected).await;
     for round in 0..12 {
         let before = from_memory().await;
-        until("it came out of memory", seconds(20), || async {
+        until("the near cache serves the page", seconds(20), || async {
             assert_eq!(ids(&app, "bob", "limit=50").await, expected);
             (from_memory().await > before).then_some(())
         })
         .await;
         if round % 3 == 2 {
-            // Another process says that it is gone, and from then on it is.
-            let gone = expected.remove(round % expected.len());
-            delete(&other, &format!("/posts/{gone}")).await.expect(200);
+            // As soon as another process has confirmed the deletion, this process must not show the
+            // post.
+            let deleted = expected.remove(round % expected.len());
+            delete(&other, &format!("/posts/{deleted}")).await.expect(200);
         } else {
             expected.insert(0, post(&other, "ann", "more").await);
             shows(&app, "bob", &expected).await;
@@ -119,25 +122,25 @@ async fn a_timeline_in_memory_follows_every_change() {
     other.stop().await;
 }
 
-/// The purge of a deleted post does not see who does not follow just then, and the unfollow may come to its turn when they
-/// follow again.
+/// The purge of a deleted post skips users who do not follow its author at that moment, and the job
+/// of an unfollow may run only after the user follows again.
 #[tokio::test]
-async fn what_was_deleted_between_an_unfollow_and_the_next_follow_leaves_no_row() {
+async fn a_post_deleted_between_an_unfollow_and_the_next_follow_leaves_no_row() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     follow(&app, "bob", "ann").await;
-    let (kept, gone) = (post(&app, "ann", "kept").await, post(&app, "ann", "gone").await);
-    shows(&app, "bob", &[gone, kept]).await;
+    let (kept, deleted) = (post(&app, "ann", "kept").await, post(&app, "ann", "deleted").await);
+    shows(&app, "bob", &[deleted, kept]).await;
     world
         .sql(
             "DELETE FROM follows;
              INSERT INTO feed_jobs (kind, author_id, user_id, until) VALUES ('unfollow', 'ann', 'bob', 'infinity')",
         )
         .await;
-    delete(&app, &format!("/posts/{gone}")).await.expect(200);
+    delete(&app, &format!("/posts/{deleted}")).await.expect(200);
     let done = async |kind: &str| {
         let name = format!(r#"postrider_feed_jobs_done_total{{kind="{kind}"}}"#);
-        until(&format!("{kind} is done"), seconds(20), || async {
+        until(&format!("the {kind} job is done"), seconds(20), || async {
             app.metric(&name).await.filter(|&count| count == 1.0)
         })
         .await;
@@ -171,10 +174,10 @@ async fn two_users_follow_post_read_delete_and_unfollow() {
     assert_eq!(body["post_ids"], json!([fourth, third]));
     assert_eq!((&body["posts"][0]["content"], &body["posts"][1]["author_id"]), (&json!("four"), &json!("cid")));
     assert_eq!(ids(&app, "bob", "limit=2&offset=1").await, [third, second]);
-    assert_eq!(ids(&app, "bob", "limit=0&offset=-1").await.len(), 4, "out of range falls back");
+    assert_eq!(ids(&app, "bob", "limit=0&offset=-1").await.len(), 4, "values out of range fall back to the defaults");
     assert_eq!(ids(&app, "bob", "limit=101").await.len(), 4);
 
-    // At once, whatever Redis has.
+    // Deletions and unfollows take effect at once, whatever Redis has.
     delete(&app, &format!("/posts/{third}")).await.expect(200);
     assert_eq!(ids(&app, "bob", "limit=20").await, [fourth, second, early]);
     unfollow(&app, "bob", "ann").await;
@@ -183,7 +186,7 @@ async fn two_users_follow_post_read_delete_and_unfollow() {
     assert_eq!(ids(&app, "bob", "limit=20").await, [0_i64; 0]);
     follow(&app, "bob", "ann").await;
     shows(&app, "bob", &[second, early]).await;
-    until("no rows are left that should not be there", seconds(20), || async {
+    until("no surplus rows are left", seconds(20), || async {
         let rows = world.count("feed_rows").await;
         (rows == 2 && world.count("feed_jobs").await == 0).then_some(())
     })
@@ -192,7 +195,7 @@ async fn two_users_follow_post_read_delete_and_unfollow() {
 }
 
 #[tokio::test]
-async fn pages_stay_as_they_are_while_posts_arrive_and_go_on_below_the_trim() {
+async fn pages_do_not_shift_while_posts_arrive_and_continue_below_the_trim() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().env("POSTRIDER_FEED__TIMELINE_IDS", "20").start().await;
     follow(&app, "bob", "ann").await;
@@ -201,26 +204,30 @@ async fn pages_stay_as_they_are_while_posts_arrive_and_go_on_below_the_trim() {
         posts.push(post(&app, "ann", &format!("t{number}")).await);
     }
     posts.reverse();
-    until("all are there", seconds(20), || async { (all(&app, "bob", 100).await == posts).then_some(()) }).await;
+    until("all posts are listed", seconds(20), || async { (all(&app, "bob", 100).await == posts).then_some(()) }).await;
     cached(&app, "bob").await;
     assert_eq!(all(&app, "bob", 7).await, posts);
     assert_eq!(ids(&app, "bob", "limit=10&offset=15").await, posts[15..25]);
     let (first, _, body) = page(&app, "bob", "limit=7").await.unwrap();
     let cursor = body["next_cursor"].as_str().unwrap().to_owned();
     let newer = post(&app, "ann", "newer").await;
-    until("it is on top", seconds(10), || async { (ids(&app, "bob", "limit=1").await == [newer]).then_some(()) }).await;
+    until("the new post comes first", seconds(10), || async {
+        (ids(&app, "bob", "limit=1").await == [newer]).then_some(())
+    })
+    .await;
     let (next, ..) = page(&app, "bob", &format!("limit=7&cursor={cursor}")).await.unwrap();
     assert_eq!([first, next].concat(), posts[..14]);
     for number in 0..30 {
         posts.insert(0, post(&app, "ann", &format!("more {number}")).await);
     }
     posts.insert(30, newer);
-    until("all are there again", seconds(20), || async { (all(&app, "bob", 9).await == posts).then_some(()) }).await;
+    until("all posts are listed again", seconds(20), || async { (all(&app, "bob", 9).await == posts).then_some(()) })
+        .await;
     app.stop().await;
 }
 
 #[tokio::test]
-async fn crossing_the_threshold_in_either_direction_loses_and_repeats_nothing() {
+async fn crossing_the_celebrity_threshold_in_either_direction_loses_and_repeats_no_post() {
     let world = World::new().await.with_postgres().await;
     let app = world
         .app()
@@ -256,7 +263,10 @@ async fn crossing_the_threshold_in_either_direction_loses_and_repeats_nothing() 
         shows(&app, &format!("fan{number}"), &posts).await;
     }
     assert_eq!(cached(&app, "fan9").await, posts);
-    assert!(world.number("SELECT count(*) FROM feed_rows").await <= 9 * 9 + 9, "celebrities are not fanned out");
+    assert!(
+        world.number("SELECT count(*) FROM feed_rows").await <= 9 * 9 + 9,
+        "posts of celebrities are not fanned out"
+    );
     for number in 8..10 {
         unfollow(&app, &format!("fan{number}"), "star").await;
         assert_eq!(ids(&app, &format!("fan{number}"), "limit=20").await, [0_i64; 0]);
@@ -274,7 +284,7 @@ async fn crossing_the_threshold_in_either_direction_loses_and_repeats_nothing() 
 }
 
 #[tokio::test]
-async fn without_redis_feeds_are_read_from_postgres_and_what_it_missed_is_made_anew() {
+async fn without_redis_feeds_are_read_from_postgres_and_timelines_are_rebuilt_afterwards() {
     let stack = crate::harness::Stack::own("feed-redis", &["--only", "redis"]).await;
     let world = World::on(&stack).await.with_postgres().await;
     let app = world.app().start().await;
@@ -284,16 +294,18 @@ async fn without_redis_feeds_are_read_from_postgres_and_what_it_missed_is_made_a
     cached(&app, "bob").await;
     stack.ctl(&["pause", "redis"]).await;
     let second = post(&app, "ann", "2").await;
-    until("it is read without Redis", seconds(20), || async {
+    until("the feed is read without Redis", seconds(20), || async {
         (ids(&app, "bob", "limit=20").await == [second, first]).then_some(())
     })
     .await;
     stack.ctl(&["resume", "redis"]).await;
-    until("Redis has both", seconds(20), || async { (cached(&app, "bob").await == [second, first]).then_some(()) })
-        .await;
+    until("Redis has both posts", seconds(20), || async {
+        (cached(&app, "bob").await == [second, first]).then_some(())
+    })
+    .await;
     stack.ctl(&["kill", "redis"]).await;
     let third = post(&app, "ann", "3").await;
-    until("it is read without Redis", seconds(20), || async {
+    until("the feed is read without Redis", seconds(20), || async {
         (ids(&app, "bob", "limit=20").await == [third, second, first]).then_some(())
     })
     .await;
@@ -303,7 +315,7 @@ async fn without_redis_feeds_are_read_from_postgres_and_what_it_missed_is_made_a
 }
 
 #[tokio::test]
-async fn an_erased_account_leaves_nothing_behind_and_may_come_back() {
+async fn an_erased_account_leaves_no_data_and_may_be_used_again() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().env("POSTRIDER_FEED__CHUNK_ROWS", "2").start().await;
     for (follower, followee) in [("ann", "cid"), ("ann", "bob"), ("bob", "ann"), ("cid", "ann"), ("bob", "cid")] {
@@ -314,18 +326,20 @@ async fn an_erased_account_leaves_nothing_behind_and_may_come_back() {
         post(&app, "ann", &format!("a{number}")).await;
         kept.insert(0, post(&app, "cid", &format!("c{number}")).await);
     }
-    until("bob sees both", seconds(20), || async { (ids(&app, "bob", "limit=20").await.len() == 10).then_some(()) })
-        .await;
+    until("bob sees the posts of both authors", seconds(20), || async {
+        (ids(&app, "bob", "limit=20").await.len() == 10).then_some(())
+    })
+    .await;
     cached(&app, "bob").await;
     delete(&app, "/users/ann").await.expect(202);
-    assert_eq!(ids(&app, "bob", "limit=20").await, kept, "at once");
+    assert_eq!(ids(&app, "bob", "limit=20").await, kept, "the erasure takes effect at once");
     assert_eq!(ids(&app, "ann", "limit=20").await, [0_i64; 0]);
-    until("all of it is gone", seconds(20), || async {
+    until("all data of the account is deleted", seconds(20), || async {
         let left = world.number("SELECT (SELECT count(*) FROM posts WHERE author_id = 'ann') + (SELECT count(*) FROM follows WHERE 'ann' IN (follower_id, followee_id)) + (SELECT count(*) FROM feed_erasures) + (SELECT count(*) FROM feed_rows WHERE user_id = 'ann')").await;
         (left == 0).then_some(())
     })
     .await;
-    assert_eq!(world.count("feed_rows").await, 5, "bob's rows of cid");
+    assert_eq!(world.count("feed_rows").await, 5, "only bob's rows of cid's posts are left");
     assert_eq!(ids(&app, "bob", "limit=20").await, kept);
     follow(&app, "bob", "ann").await;
     let back = post(&app, "ann", "again").await;
@@ -335,7 +349,7 @@ async fn an_erased_account_leaves_nothing_behind_and_may_come_back() {
 }
 
 #[tokio::test]
-async fn what_is_no_event_goes_to_the_dead_letters_and_doubles_change_nothing() {
+async fn invalid_events_are_dead_lettered_and_duplicates_change_nothing() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     follow(&app, "bob", "ann").await;

@@ -1,4 +1,5 @@
-//! Events of posts and follows as consumers of the topic read them, in the format of this version and of former ones.
+//! Events of posts and follows as consumers of the topic read them, in the formats of this version
+//! and of earlier ones.
 
 use serde_json::json;
 
@@ -14,14 +15,14 @@ use crate::{
     outbox_quarantine::quarantine,
 };
 
-/// The same event with its UUID in the value, as a former version wrote it.
-fn former(record: &Stored) -> Write {
+/// Returns the event with its UUID in the value, as an earlier version wrote it.
+fn earlier(record: &Stored) -> Write {
     let mut value = record.json();
     value["event_id"] = json!(record.header("ce_id").unwrap());
-    Write { value: Some(value.to_string().into_bytes()), ..as_it_is(record) }
+    Write { value: Some(value.to_string().into_bytes()), ..unchanged(record) }
 }
 
-fn as_it_is(record: &Stored) -> Write {
+fn unchanged(record: &Stored) -> Write {
     let headers = [("ce_id", record.header("ce_id").unwrap().to_owned())];
     Write {
         partition: Some(record.partition),
@@ -33,7 +34,7 @@ fn as_it_is(record: &Stored) -> Write {
 }
 
 #[tokio::test]
-async fn an_event_counts_once_in_whichever_formats_it_comes() {
+async fn an_event_counts_once_in_whichever_formats_it_arrives() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     for follower in ["bob", "cid", "dan", "eve"] {
@@ -41,25 +42,25 @@ async fn an_event_counts_once_in_whichever_formats_it_comes() {
     }
     let log = world.kafka.read_at_least(&world.topic("post-events"), 4).await;
     app.stop().await;
-    // An installation that knows nothing of them gets each in several formats, in one batch and in several.
+    // A new installation receives each event in several formats, in one batch and in several.
     let world = World::new().await.with_postgres().await;
-    let bare = |record: &Stored| Write { headers: Vec::new(), ..as_it_is(record) };
+    let bare = |record: &Stored| Write { headers: Vec::new(), ..unchanged(record) };
     let formats: [[Write; 3]; 4] = [
-        [former(&log[0]), as_it_is(&log[0]), bare(&log[0])],
-        [as_it_is(&log[1]), former(&log[1]), bare(&log[1])],
-        [bare(&log[2]), former(&log[2]), as_it_is(&log[2])],
-        [as_it_is(&log[3]), former(&log[3]), as_it_is(&log[3])],
+        [earlier(&log[0]), unchanged(&log[0]), bare(&log[0])],
+        [unchanged(&log[1]), earlier(&log[1]), bare(&log[1])],
+        [bare(&log[2]), earlier(&log[2]), unchanged(&log[2])],
+        [unchanged(&log[3]), earlier(&log[3]), unchanged(&log[3])],
     ];
-    // As a former version noted the last one.
-    let noted = log[3].header("ce_id").unwrap();
-    world.sql(&format!("INSERT INTO processed_events (event_id) VALUES ('{noted}')")).await;
+    // An earlier version has already recorded the last event.
+    let recorded = log[3].header("ce_id").unwrap();
+    world.sql(&format!("INSERT INTO processed_events (event_id) VALUES ('{recorded}')")).await;
     let processor = world.app().role("processor").start().await;
     let topic = world.topic("post-events");
     let produced = |records: Vec<Write>| produce(&world.kafka.brokers, &topic, records);
     let events = |count: f64| {
         let processor = &processor;
         async move {
-            until(&format!("{count} events"), seconds(30), || async {
+            until(&format!("{count} events are processed"), seconds(30), || async {
                 (processor.metric("postrider_feed_events_total").await? >= count).then_some(())
             })
             .await;
@@ -68,7 +69,7 @@ async fn an_event_counts_once_in_whichever_formats_it_comes() {
     let followers = "SELECT coalesce(sum(followers), 0)::bigint FROM feed_authors WHERE author_id = 'ann'";
     produced(formats.iter().map(|records| records[0].clone()).collect()).await;
     events(4.0).await;
-    assert_eq!(world.number(followers).await, 3, "all but the one that was noted");
+    assert_eq!(world.number(followers).await, 3, "all events count but the recorded one");
     produced(formats.iter().flat_map(|records| records[1..].to_vec()).collect()).await;
     events(12.0).await;
     produced(formats.iter().flatten().cloned().collect()).await;
@@ -79,7 +80,7 @@ async fn an_event_counts_once_in_whichever_formats_it_comes() {
 }
 
 #[tokio::test]
-async fn records_whose_event_id_is_neither_a_number_nor_a_uuid_become_dead_letters() {
+async fn records_whose_event_id_is_neither_a_number_nor_a_uuid_are_dead_lettered() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     let topic = world.topic("post-events");
@@ -97,7 +98,7 @@ async fn records_whose_event_id_is_neither_a_number_nor_a_uuid_become_dead_lette
     for letter in &letters {
         assert!(letter.header("error").unwrap().contains("event_id"), "{letter:?}");
     }
-    until("the others count", seconds(20), || async {
+    until("all valid events are counted", seconds(20), || async {
         (world.number("SELECT coalesce(sum(followers), 0)::bigint FROM feed_authors").await == 3).then_some(())
     })
     .await;
@@ -105,7 +106,7 @@ async fn records_whose_event_id_is_neither_a_number_nor_a_uuid_become_dead_lette
 }
 
 #[tokio::test]
-async fn rows_of_a_former_version_in_the_outbox_leave_it_with_the_number() {
+async fn outbox_rows_of_an_earlier_version_are_sent_with_a_number_as_event_id() {
     let world = World::new().await.with_postgres().await;
     let id = "0195e6d2-7c00-7a3f-8a51-6f1d2c3b4a59";
     let rust = format!(
@@ -133,7 +134,7 @@ async fn rows_of_a_former_version_in_the_outbox_leave_it_with_the_number() {
         assert_eq!(record.header("ce_id"), Some(id));
         let quoted = format!("\"{id}\"");
         assert!(
-            [&rust, &postgres].iter().any(|former| former.replace(&quoted, &number) == record.text()),
+            [&rust, &postgres].iter().any(|earlier| earlier.replace(&quoted, &number) == record.text()),
             "{record:?}"
         );
     }

@@ -1,4 +1,5 @@
-//! Every acknowledged post is in exactly one place in each follower's feed, whatever dies while it is written.
+//! Every acknowledged post is in each follower's feed exactly once, even if processes and Postgres
+//! crash while it is written.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -11,7 +12,8 @@ use crate::{
     harness::{App, Stack, World, until, wait::seconds},
 };
 
-/// Posts until told to stop; an attempt without an answer is made again with the same key.
+/// Posts until it is stopped; an attempt without an answer is retried with the same idempotency
+/// key.
 struct Posters {
     tasks: JoinSet<Vec<i64>>,
     stop: Arc<std::sync::atomic::AtomicBool>,
@@ -58,13 +60,13 @@ impl Posters {
         self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let ids: Vec<i64> = self.tasks.join_all().await.into_iter().flatten().collect();
         let unique: BTreeSet<i64> = ids.iter().copied().collect();
-        assert_eq!(unique.len(), ids.len(), "an id was given out twice");
+        assert_eq!(unique.len(), ids.len(), "an id was assigned twice");
         unique
     }
 }
 
 #[tokio::test]
-async fn nothing_acknowledged_is_lost_or_doubled_when_processes_are_killed_and_postgres_crashes() {
+async fn no_acknowledged_post_is_lost_or_duplicated_when_processes_are_killed_and_postgres_crashes() {
     let stack = Stack::own("feed-faults", &["--only", "postgres"]).await;
     let world = World::on(&stack).await.with_postgres().await;
     let start = |role: &'static str| world.app().role(role).start();
@@ -95,15 +97,15 @@ async fn nothing_acknowledged_is_lost_or_doubled_when_processes_are_killed_and_p
     let expected: Vec<i64> = posters.stop().await.into_iter().rev().collect();
     for follower in 0..5 {
         let user = format!("f{follower}");
-        let found = until(&format!("{user} has as many as there are"), seconds(60), || async {
+        let found = until(&format!("{user} has as many posts as were acknowledged"), seconds(60), || async {
             Some(all_or_none(&api, &user).await).filter(|found| found.len() >= expected.len())
         })
         .await;
         let lost: Vec<_> = expected.iter().filter(|id| !found.contains(id)).collect();
         assert!(lost.is_empty(), "{user} lacks {lost:?}");
-        assert_eq!(found, expected, "{user} has more");
+        assert_eq!(found, expected, "{user} has more posts, or in another order");
     }
-    assert_eq!(world.count("posts").await, expected.len() as i64, "what was not acknowledged was tried again");
+    assert_eq!(world.count("posts").await, expected.len() as i64, "every attempt without an answer was retried");
     let output = world.command().args(["feed", "verify", "--all"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     for app in [api, relay, processor] {

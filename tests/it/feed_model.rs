@@ -1,4 +1,5 @@
-//! Feeds against a simple model of them, through whatever happens in between. Seeded: `FEED_SEED`, and `FEED_STEPS` for more of it.
+//! Compares feeds with a simple model after random operations and crashes. `FEED_SEED` sets the
+//! seed, `FEED_STEPS` the number of steps.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,12 +11,12 @@ use crate::{
 
 const USERS: usize = 6;
 
-/// What feeds must be.
+/// The expected state of all feeds.
 #[derive(Default)]
 struct Model {
-    /// Who follows whom.
+    /// Pairs of a follower and a followee.
     follows: BTreeSet<(String, String)>,
-    /// Posts that are there, with their authors.
+    /// Posts that are not deleted, with their authors.
     posts: BTreeMap<i64, String>,
 }
 
@@ -31,18 +32,18 @@ impl Model {
     }
 }
 
-/// Everything that happens by chance.
-struct Story {
+/// A sequence of random operations, and the processes and the model that they change.
+struct Scenario {
     world: World,
     api: App,
     processor: Option<App>,
     relay: Option<App>,
     model: Model,
-    chance: fastrand::Rng,
+    rng: fastrand::Rng,
 }
 
-impl Story {
-    async fn begin(seed: u64) -> Self {
+impl Scenario {
+    async fn start(seed: u64) -> Self {
         let mut world = World::new().await.with_postgres().await;
         for (name, value) in [
             ("CELEBRITY_FOLLOWERS", "3"),
@@ -55,17 +56,17 @@ impl Story {
         }
         let api = world.app().role("api").start().await;
         let (processor, relay) = (world.app().role("processor").start().await, world.app().role("relay").start().await);
-        let chance = fastrand::Rng::with_seed(seed);
-        Self { world, api, processor: Some(processor), relay: Some(relay), model: Model::default(), chance }
+        let rng = fastrand::Rng::with_seed(seed);
+        Self { world, api, processor: Some(processor), relay: Some(relay), model: Model::default(), rng }
     }
 
     fn user(&mut self) -> String {
-        format!("u{}", self.chance.usize(..USERS))
+        format!("u{}", self.rng.usize(..USERS))
     }
 
     async fn step(&mut self) {
         let (one, other) = (self.user(), self.user());
-        match self.chance.u8(..100) {
+        match self.rng.u8(..100) {
             0..40 => {
                 let id = post(&self.api, &one, "x").await;
                 self.model.posts.insert(id, one);
@@ -80,14 +81,14 @@ impl Story {
             }
             72..82 => {
                 let ids: Vec<i64> = self.model.posts.keys().copied().collect();
-                if let Some(&id) = self.chance.choice(&ids) {
+                if let Some(&id) = self.rng.choice(&ids) {
                     delete(&self.api, &format!("/posts/{id}")).await.expect(200);
                     self.model.posts.remove(&id);
                 }
             }
-            82..92 => self.reads_show_nothing_that_is_gone(&one).await,
+            82..92 => self.assert_no_surplus_posts(&one).await,
             92..94 => self.erase(&one).await,
-            94..96 => self.double().await,
+            94..96 => self.duplicate_events().await,
             96 => {
                 self.processor.take().unwrap().kill().await;
                 self.processor = Some(self.world.app().role("processor").even_if_not_ready().start().await);
@@ -101,27 +102,27 @@ impl Story {
         }
     }
 
-    async fn reads_show_nothing_that_is_gone(&self, user: &str) {
-        let (shown, may) = (all(&self.api, user, 4).await, self.model.feed(user));
-        let surplus: Vec<i64> = shown.into_iter().filter(|id| !may.contains(id)).collect();
-        assert_eq!(surplus, [0_i64; 0], "{user} sees what is gone");
+    async fn assert_no_surplus_posts(&self, user: &str) {
+        let (shown, allowed) = (all(&self.api, user, 4).await, self.model.feed(user));
+        let surplus: Vec<i64> = shown.into_iter().filter(|id| !allowed.contains(id)).collect();
+        assert_eq!(surplus, [0_i64; 0], "{user} sees posts that are deleted or not followed");
     }
 
     async fn erase(&mut self, user: &str) {
         delete(&self.api, &format!("/users/{user}")).await.expect(202);
         self.model.erase(user);
-        self.reads_show_nothing_that_is_gone(user).await;
-        until("the erasure is over", seconds(60), || async {
+        self.assert_no_surplus_posts(user).await;
+        until("the erasure is done", seconds(60), || async {
             (self.world.count("feed_erasures").await == 0).then_some(())
         })
         .await;
     }
 
-    /// All that was said is said again, across keys in another order.
-    async fn double(&mut self) {
+    /// Writes up to 20 events of the topic again, in another order across keys.
+    async fn duplicate_events(&mut self) {
         let topic = self.world.topic("post-events");
         let mut log = self.world.kafka.read(&topic).await;
-        self.chance.shuffle(&mut log);
+        self.rng.shuffle(&mut log);
         for record in log.iter().take(20) {
             self.world.kafka.write_in(&topic, record.partition, &[record.value.clone().unwrap()]).await;
         }
@@ -136,8 +137,8 @@ impl Story {
         }
     }
 
-    /// After a while every page of every feed is what the model says, out of Postgres and out of Redis.
-    async fn ends_well(self) {
+    /// Waits until every page of every feed matches the model, from Postgres and from Redis.
+    async fn assert_settled(self) {
         for user in (0..USERS).map(|number| format!("u{number}")) {
             let expected = self.model.feed(&user);
             for limit in [100, 4] {
@@ -153,8 +154,8 @@ impl Story {
             (self.world.count("feed_jobs").await == 0 && self.world.count("outbox").await == 0).then_some(())
         })
         .await;
-        // What is in Kafka may still be on its way.
-        until("rows and timelines are those of the pages", seconds(60), || async {
+        // Events in Kafka may not be processed yet.
+        until("rows and timelines match the pages", seconds(60), || async {
             let mut verify = self.world.command();
             verify.args(["feed", "verify", "--all", "--output", "json"]);
             let output = off_runtime(move || verify.output().unwrap()).await;
@@ -171,20 +172,20 @@ impl Story {
 }
 
 #[tokio::test]
-async fn after_any_story_every_page_of_every_feed_is_that_of_the_model() {
+async fn after_random_operations_every_page_of_every_feed_matches_the_model() {
     for _ in 0..2 {
         let seed = number("FEED_SEED").unwrap_or_else(|| fastrand::u64(..));
         eprintln!("feed: seed {seed}");
-        let mut story = Story::begin(seed).await;
+        let mut scenario = Scenario::start(seed).await;
         for _ in 0..number("FEED_STEPS").unwrap_or(150) {
-            story.step().await;
+            scenario.step().await;
         }
-        story.ends_well().await;
+        scenario.assert_settled().await;
     }
 }
 
 #[tokio::test]
-async fn verify_finds_what_is_wrong_and_repairs_it() {
+async fn verify_finds_and_repairs_wrong_rows_and_timelines() {
     let world = World::new().await.with_postgres().await;
     let seed = ["feed", "seed", "--users", "30", "--follows", "4", "--posts", "200"];
     let output = world.command().args(seed).output().unwrap();

@@ -1,4 +1,4 @@
-//! Hot statements use their indexes.
+//! Frequent statements use their indexes.
 
 use postrider::feed;
 use sqlx::postgres::PgPoolOptions;
@@ -6,7 +6,7 @@ use sqlx::postgres::PgPoolOptions;
 use crate::harness::World;
 
 #[tokio::test]
-async fn hot_statements_scan_no_large_table() {
+async fn frequent_statements_scan_no_large_table() {
     let world = World::new().await.with_postgres().await;
     let run = |words: &[&str]| {
         let output = world.command().arg("feed").args(words).output().unwrap();
@@ -17,5 +17,5 @@ async fn hot_statements_scan_no_large_table() {
     let pool = PgPoolOptions::new().connect_lazy_with(world.database());
     let sql = "SELECT count(*) FROM posts WHERE content = $1";
     let all = feed::explain(&pool, "all", sql, "'x'").await.unwrap();
-    assert_eq!(all.scanned, ["posts"], "the check sees a scan where there is one: {}", all.plan);
+    assert_eq!(all.scanned, ["posts"], "the check must detect a scan: {}", all.plan);
 }

@@ -1,4 +1,4 @@
-//! Feeds keep so many rows, and what was trimmed stays away.
+//! Feeds are trimmed to `feed.keep_rows`, and trimmed posts do not come back.
 
 use serde_json::Value;
 
@@ -8,16 +8,16 @@ use crate::{
     harness::{App, World, stack::off_runtime, until, wait::seconds},
 };
 
-/// What `feed verify` finds.
+/// Runs `feed verify`, and returns its report.
 async fn verified(world: &World, words: &[&str]) -> Value {
     let mut command = world.command();
     command.args(["feed", "verify", "--all", "--output", "json"]).args(words);
     serde_json::from_slice(&off_runtime(move || command.output().unwrap()).await.stdout).unwrap()
 }
 
-/// Waits until a feed has as many rows as are kept, and this post or a newer one.
+/// Waits until a feed is trimmed to the rows that are kept, and has this post or a newer one.
 async fn trimmed(world: &World, user: &str, newest: i64) {
-    until(&format!("{user} has as many rows as are kept"), seconds(30), || async {
+    until(&format!("the feed of {user} is trimmed"), seconds(30), || async {
         let of_user = |what: &str| format!("SELECT coalesce({what}, 0) FROM feed_rows WHERE user_id = '{user}'");
         let (top, rows) = (world.number(&of_user("max(post_id)")).await, world.number(&of_user("count(*)")).await);
         (top >= newest && (20..=22).contains(&rows) && world.count("feed_jobs").await == 0).then_some(())
@@ -34,7 +34,7 @@ async fn posts(app: &App, author: &str, count: usize) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn feeds_are_trimmed_to_what_is_kept_and_nothing_that_was_trimmed_comes_back() {
+async fn feeds_are_trimmed_to_the_kept_rows_and_no_trimmed_post_comes_back() {
     let world = World::new().await.with_postgres().await;
     let settings = [("KEEP_ROWS", "20"), ("TIMELINE_IDS", "10"), ("TRIM_INTERVAL_MS", "100"), ("CHUNK_ROWS", "7")];
     let app = world.app().env("POSTRIDER_FEED__CELEBRITY_FOLLOWERS", "2");
@@ -49,18 +49,18 @@ async fn feeds_are_trimmed_to_what_is_kept_and_nothing_that_was_trimmed_comes_ba
     assert_eq!(cached_page(&app, "bob", 8).await, expected[..8]);
     assert_eq!(ids(&app, "bob", "limit=20&offset=40").await, [0_i64; 0]);
 
-    // Backfill, and what is merged at read, end at the floor, too.
+    // Backfills and posts that are merged by reads stop at the floor, too.
     for (follower, followee) in [("bob", "cid"), ("dan", "star"), ("bob", "star")] {
         follow(&app, follower, followee).await;
     }
     let new = post(&app, "star", "new").await;
     let seen = [&[new], &kept[..]].concat();
-    until("the new post is there", seconds(20), || async {
+    until("the new post is listed", seconds(20), || async {
         ids(&app, "bob", "limit=1").await.contains(&new).then_some(())
     })
     .await;
     trimmed(&world, "bob", expected[0]).await;
-    // The oldest may have gone to make room.
+    // The oldest posts may have been trimmed to make room.
     let left = all(&app, "bob", 9).await;
     assert!(left.len() >= 20 && seen.starts_with(&left), "{left:?} should have neither {early:?} nor {old:?}");
     let dans: Vec<i64> = std::iter::once(new).chain(old).collect();
@@ -70,12 +70,13 @@ async fn feeds_are_trimmed_to_what_is_kept_and_nothing_that_was_trimmed_comes_ba
     assert_eq!(clean(&verified(&world, &[]).await), [0, 0, 0]);
     world.sql(&format!("DELETE FROM feed_rows WHERE user_id = 'bob' AND post_id = {}", kept[0])).await;
     assert_eq!(verified(&world, &["--repair"]).await["missing_rows"], 1);
-    let mended = all(&app, "bob", 9).await;
-    assert!(mended.len() >= 20 && seen.starts_with(&mended), "{mended:?}");
-    let gone = app.metric("postrider_feed_trimmed_rows_total").await.unwrap_or_default();
-    assert!(gone >= 38.0, "{gone} rows were trimmed");
+    let repaired = all(&app, "bob", 9).await;
+    assert!(repaired.len() >= 20 && seen.starts_with(&repaired), "{repaired:?}");
+    let trimmed_rows = app.metric("postrider_feed_trimmed_rows_total").await.unwrap_or_default();
+    assert!(trimmed_rows >= 38.0, "{trimmed_rows} rows were trimmed");
 
-    // Fewer than a page are left above the floor, and nothing is below it: Redis can have all of it.
+    // Less than a page is left above the floor, and nothing below it: Redis can hold the whole
+    // feed.
     unfollow(&app, "bob", "ann").await;
     assert_eq!(cached_page(&app, "bob", 8).await, [new]);
     app.stop().await;

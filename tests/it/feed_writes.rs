@@ -1,4 +1,4 @@
-//! Posts and follows as clients write them, and the events that they make.
+//! Posts and follows as clients write them, and the events that they publish.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +28,7 @@ pub async fn delete(app: &App, path: &str) -> crate::harness::Answer {
     app.request(Method::DELETE, path, &[], "").await
 }
 
-/// All that a list has, page by page.
+/// Reads a whole list, page by page.
 async fn list(app: &App, user: &str, side: &str, limit: usize) -> Vec<String> {
     let (mut users, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -64,7 +64,7 @@ async fn posts_and_follows_are_stored_and_their_events_reach_the_topic_in_order(
     app.get(&format!("/posts/{second}")).await.problem(404, "post_not_found");
 
     let log = world.kafka.read_at_least(&world.topic("post-events"), 7).await;
-    assert_eq!(log.len(), 7, "what changes nothing says nothing: {log:?}");
+    assert_eq!(log.len(), 7, "a request that changes nothing publishes nothing: {log:?}");
     let of = |key: &str| log.iter().filter(|record| record.key() == key).collect::<Vec<_>>();
     let kinds =
         |key: &str| of(key).iter().map(|record| record.json()["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
@@ -80,7 +80,7 @@ async fn posts_and_follows_are_stored_and_their_events_reach_the_topic_in_order(
     app.stop().await;
 }
 
-/// A record of `post-events` as an existing consumer parses it: nothing else is in it.
+/// A record of `post-events` as an existing consumer parses it. It has no other fields.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Consumed {
@@ -124,15 +124,19 @@ async fn existing_consumers_parse_every_event_and_its_number() {
     let kinds = ["POST_CREATED", "USER_FOLLOWED", "USER_UNFOLLOWED", "POST_DELETED", "USER_ERASED"];
     assert_eq!(
         seen,
-        kinds.iter().zip(["a\"n", "bob", "bob", "a\"n", "a\"n"]).map(|(kind, who)| (*kind, who)).collect::<Vec<_>>()
+        kinds
+            .iter()
+            .zip(["a\"n", "bob", "bob", "a\"n", "a\"n"])
+            .map(|(kind, actor)| (*kind, actor))
+            .collect::<Vec<_>>()
     );
     let numbers: BTreeSet<i64> = consumed.iter().map(|event| event.event_id).collect();
-    assert_eq!(numbers.len(), 5, "each has its own");
+    assert_eq!(numbers.len(), 5, "each event has its own number");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn many_at_once_share_commits_and_each_gets_its_own_answer() {
+async fn concurrent_writes_share_commits_and_each_gets_its_own_answer() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     let ids = join_all((0..200).map(|number| {
@@ -149,8 +153,9 @@ async fn many_at_once_share_commits_and_each_gets_its_own_answer() {
     let groups = app.metric("postrider_feed_group_rows_count").await.unwrap();
     assert!(groups < 150.0, "{groups} groups");
     let log = world.kafka.read_at_least(&world.topic("post-events"), 200).await;
-    let told: BTreeSet<i64> = log.iter().map(|record| record.json()["payload"]["post_id"].as_i64().unwrap()).collect();
-    assert_eq!(told, ids.keys().copied().collect());
+    let published: BTreeSet<i64> =
+        log.iter().map(|record| record.json()["payload"]["post_id"].as_i64().unwrap()).collect();
+    assert_eq!(published, ids.keys().copied().collect());
     app.stop().await;
 }
 
@@ -168,7 +173,7 @@ async fn a_retry_with_the_same_idempotency_key_is_the_same_write() {
     app.post_with("/follow", &headers, &pair).await.expect(200);
     unfollow(&app, "bob", "ann").await;
     app.post_with("/follow", &headers, &pair).await.expect(200);
-    assert_eq!(list(&app, "ann", "followers", 20).await, Vec::<String>::new(), "the retry came after the unfollow");
+    assert_eq!(list(&app, "ann", "followers", 20).await, Vec::<String>::new(), "the retry must not undo the unfollow");
     let id = ids.first().unwrap();
     for _ in 0..2 {
         app.request(Method::DELETE, &format!("/posts/{id}"), &headers, "").await.expect(200);
@@ -179,7 +184,7 @@ async fn a_retry_with_the_same_idempotency_key_is_the_same_write() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_written_is_refused() {
+async fn invalid_requests_are_rejected() {
     let mut world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     let long = "x".repeat(256);
@@ -207,7 +212,7 @@ async fn what_cannot_be_written_is_refused() {
     world.set("POSTRIDER_POSTGRES__URL", "");
     let app = world.app().start().await;
     app.post_json("/posts", &json!({"author_id": "a", "content": "x"})).await.problem(503, "postgres_unavailable");
-    let refused: Value = app.get("/feeds/a").await.problem(503, "postgres_unavailable");
-    assert!(refused["detail"].as_str().unwrap().contains("postgres.url"));
+    let problem: Value = app.get("/feeds/a").await.problem(503, "postgres_unavailable");
+    assert!(problem["detail"].as_str().unwrap().contains("postgres.url"));
     app.stop().await;
 }

@@ -8,7 +8,7 @@ use crate::harness::{
     load::{Load, Target},
 };
 
-/// A world whose process serves the API alone, with a topic `orders` of three partitions.
+/// Starts a process that serves only the API, and creates a topic `orders` with three partitions.
 pub async fn gateway() -> (World, App, String) {
     let world = World::new().await;
     let topic = world.make_topic("orders", 3).await;
@@ -124,18 +124,18 @@ async fn records_of_one_key_stay_in_order_under_concurrent_requests_of_others() 
 async fn a_topic_that_does_not_exist_is_404_at_once() {
     let (world, app, _) = gateway().await;
     let topic = world.topic("nowhere");
-    let asked = std::time::Instant::now();
+    let started = std::time::Instant::now();
     let answer = app.post_json("/produce", &json!({"topic": topic, "payload": 1})).await;
     let problem = answer.problem(404, "unknown_topic");
     assert_eq!(problem["success"], false);
     assert_eq!(problem["error"], problem["detail"]);
-    // The client library alone would say so after the delivery timeout of nine seconds.
-    assert!(asked.elapsed().as_secs() < 8, "{:?}", asked.elapsed());
-    assert_eq!(world.kafka.partitions(&topic).await, None, "and it was not made by the asking");
+    // librdkafka alone would report this only after the delivery timeout of nine seconds.
+    assert!(started.elapsed().as_secs() < 8, "{:?}", started.elapsed());
+    assert_eq!(world.kafka.partitions(&topic).await, None, "the request must not create the topic");
 }
 
 #[tokio::test]
-async fn a_topic_that_does_not_exist_is_made_where_that_is_allowed() {
+async fn a_topic_that_does_not_exist_is_created_where_that_is_allowed() {
     let world = World::new().await;
     let app = world.app().role("api").env("POSTRIDER_GATEWAY__AUTO_CREATE_TOPICS", "true").start().await;
     let topic = world.topic("fresh");
@@ -144,13 +144,14 @@ async fn a_topic_that_does_not_exist_is_made_where_that_is_allowed() {
 }
 
 #[tokio::test]
-async fn internal_topics_are_refused_and_the_list_narrows_the_rest() {
+async fn internal_topics_are_rejected_and_the_allow_list_restricts_the_others() {
     let world = World::new().await;
     let (listed, other) = (world.make_topic("team-a", 1).await, world.make_topic("other", 1).await);
     let open = world.app().role("api").start().await;
     let produce = |topic: &str| json!({"topic": topic, "payload": 1});
-    let ours = ["messages", "audit", "dead-letter-events", "dead-letter-deliveries"].map(|name| world.topic(name));
-    for internal in ours.into_iter().chain(["__consumer_offsets".to_owned()]) {
+    let internal_topics =
+        ["messages", "audit", "dead-letter-events", "dead-letter-deliveries"].map(|name| world.topic(name));
+    for internal in internal_topics.into_iter().chain(["__consumer_offsets".to_owned()]) {
         let problem = open.post_json("/produce", &produce(&internal)).await.problem(403, "topic_forbidden");
         assert_eq!(problem["success"], false);
     }
@@ -168,7 +169,7 @@ async fn internal_topics_are_refused_and_the_list_narrows_the_rest() {
 }
 
 #[tokio::test]
-async fn what_breaks_a_rule_is_400_with_the_members_older_clients_read() {
+async fn invalid_requests_are_400_with_the_fields_older_clients_read() {
     let (world, app, topic) = gateway().await;
     let cases = [
         (json!({"payload": 1}), "topic"),
@@ -189,13 +190,13 @@ async fn what_breaks_a_rule_is_400_with_the_members_older_clients_read() {
 }
 
 #[tokio::test]
-async fn health_says_that_the_process_answers() {
+async fn health_reports_that_the_process_answers() {
     let (_world, app, _) = gateway().await;
     assert_eq!(app.get("/health").await.expect(200).json(), json!({"status": "healthy"}));
 }
 
 #[tokio::test]
-async fn the_simulator_answers_as_asked_and_is_off_by_default() {
+async fn the_webhook_simulator_answers_at_the_requested_rates_and_is_off_by_default() {
     let world = World::new().await;
     let app = world.app().role("api").env("POSTRIDER_GATEWAY__SIMULATOR__ENABLED", "true").start().await;
     let path = |rates: &str| format!("/webhook-simulator?min_delay_ms=0&max_delay_ms=5&{rates}");

@@ -1,4 +1,5 @@
-//! Stores that grow with what callers write are bounded, and refuse before anything is stored.
+//! Stores that grow with client writes are bounded, and a write over a bound is rejected before
+//! anything is stored.
 
 use serde_json::{Value, json};
 
@@ -11,10 +12,10 @@ use crate::{
     presence::{await_connections, quick, settled},
 };
 
-/// The value of a bound's metric, once there is one.
+/// Waits until a bound's metric exists, and returns its value.
 async fn bound(app: &App, metric: &str, bound: &str) -> f64 {
     let name = format!(r#"{metric}{{bound="{bound}"}}"#);
-    until(&format!("there is {name}"), seconds(20), || app.metric(&name)).await
+    until(&format!("{name} exists"), seconds(20), || app.metric(&name)).await
 }
 
 async fn await_used(app: &App, name: &str, is: impl Fn(f64) -> bool) {
@@ -28,15 +29,15 @@ async fn try_post(app: &App, author: &str, content: &str) -> Answer {
     app.post_json("/posts", &json!({"author_id": author, "content": content})).await
 }
 
-/// Asserts that a write is refused as full, with a time to come again.
-fn refused(answer: Answer, code: &str) {
+/// Asserts that a write is rejected with 503, this code, and a `retry-after` header.
+fn assert_rejected(answer: Answer, code: &str) {
     let after = answer.header("retry-after");
     assert!(after.parse::<u32>().is_ok_and(|after| after >= 1), "{after:?}");
     answer.problem(503, code);
 }
 
 #[tokio::test]
-async fn while_kafka_is_down_the_outbox_grows_up_to_its_bound_and_is_written_again_when_it_drains() {
+async fn while_kafka_is_down_the_outbox_fills_up_to_its_bound_and_accepts_writes_again_once_drained() {
     let stack = Stack::own("full-outbox", &["--only", "kafka"]).await;
     let mut world = World::on(&stack).await.with_postgres().await;
     world.set("POSTRIDER_OUTBOX__MAX_ROWS", "30");
@@ -44,12 +45,12 @@ async fn while_kafka_is_down_the_outbox_grows_up_to_its_bound_and_is_written_aga
     let first = post(&app, "ann", "before").await;
     stack.ctl(&["kill", "kafka"]).await;
     app.await_failing("kafka", seconds(20)).await;
-    // What was stored since the last look may count twice until the next one.
-    let full = until("a post is refused and the outbox is full", seconds(60), || async {
+    // Rows stored since the last measurement may count twice until the next one.
+    let full = until("a post is rejected and the outbox is full", seconds(60), || async {
         let answer = try_post(&app, "ann", "x").await;
         (answer.status != 202 && world.count("outbox").await == 30).then_some(answer)
     });
-    refused(full.await, "outbox_full");
+    assert_rejected(full.await, "outbox_full");
     let (stored, waiting) = (world.count("posts").await, world.count("outbox").await);
     assert!(waiting == 30 && stored >= waiting, "{stored} posts, {waiting} rows");
     await_used(&app, "outbox_rows", |rows| rows == waiting as f64).await;
@@ -60,15 +61,15 @@ async fn while_kafka_is_down_the_outbox_grows_up_to_its_bound_and_is_written_aga
         ("/follow", json!({"follower_id": "late", "followee_id": "ann"})),
         ("/unfollow", json!({"follower_id": "late", "followee_id": "ann"})),
     ] {
-        refused(app.post_json(path, &body).await, "outbox_full");
+        assert_rejected(app.post_json(path, &body).await, "outbox_full");
     }
-    refused(delete(&app, &format!("/posts/{first}")).await, "outbox_full");
-    refused(delete(&app, "/users/ann").await, "outbox_full");
-    assert_eq!(world.count("posts").await, stored, "nothing of what was refused is stored");
+    assert_rejected(delete(&app, &format!("/posts/{first}")).await, "outbox_full");
+    assert_rejected(delete(&app, "/users/ann").await, "outbox_full");
+    assert_eq!(world.count("posts").await, stored, "no rejected write is stored");
     assert_eq!(world.count("follows").await + world.count("feed_erasures").await, 0);
     assert!(bound(&app, "postrider_bound_refused_total", "outbox_rows").await >= 6.0);
     stack.ctl(&["start", "kafka"]).await;
-    until("writes are taken again", seconds(60), || async {
+    until("writes are accepted again", seconds(60), || async {
         (try_post(&app, "ann", "after").await.status == 202).then_some(())
     })
     .await;
@@ -94,19 +95,19 @@ async fn the_outbox_is_bounded_in_bytes_and_the_events_of_one_author_cannot_fill
              FROM generate_series(1, 5) AS n",
         )
         .await;
-    until("the author behind a full quarantine is refused", seconds(20), || async {
+    until("the author with a full quarantine is rejected", seconds(20), || async {
         let answer = try_post(&app, "bad", "x").await;
-        (answer.status == 503).then(|| refused(answer, "outbox_full"))
+        (answer.status == 503).then(|| assert_rejected(answer, "outbox_full"))
     })
     .await;
     for author in ["poor", "good"] {
         post(&app, author, "x").await;
     }
-    // Nobody drains it.
+    // No relay drains the outbox.
     let content = "x".repeat(10_000);
     until("the outbox is full", seconds(20), || async {
         let answer = try_post(&app, "good", &content).await;
-        (answer.status == 503).then(|| refused(answer, "outbox_full"))
+        (answer.status == 503).then(|| assert_rejected(answer, "outbox_full"))
     })
     .await;
     let waiting = world.number("SELECT sum(octet_length(value))::bigint FROM outbox").await;
@@ -118,7 +119,7 @@ async fn push_with(app: &App, idempotency_key: &str, key: &str, value: u32) -> A
     app.post_with("/push", &[("idempotency-key", idempotency_key)], &json!({"key": key, "value": value})).await
 }
 
-/// Keys of this world in Redis that match.
+/// Returns the keys of this world in Redis that match a pattern.
 async fn keys(world: &World, pattern: &str) -> Vec<String> {
     redis::run(&world.redis_url, &["KEYS", &format!("{}:{pattern}", world.prefix)]).await
 }
@@ -128,35 +129,35 @@ async fn ttl_s(world: &World, key: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn writes_with_an_idempotency_key_are_remembered_up_to_a_bound_and_what_is_remembered_stays_so() {
+async fn idempotency_keys_are_remembered_up_to_a_bound_and_none_is_evicted() {
     let mut world = World::new().await;
     world.set("POSTRIDER_KV__MAX_IDEMPOTENCY_IDS", "6");
     let app = running(&world).await;
     for number in 0..6 {
-        // What was counted twice for a moment is soon counted once.
-        until("there is room up to the bound", seconds(20), || async {
+        // A write may count twice until the next measurement.
+        until("a write below the bound is accepted", seconds(20), || async {
             let answer = push_with(&app, &format!("i{number}"), &format!("k{number}"), number).await;
             (answer.status == 202).then_some(())
         })
         .await;
     }
-    refused(push_with(&app, "i6", "k6", 6).await, "too_many_idempotency_keys");
+    assert_rejected(push_with(&app, "i6", "k6", 6).await, "too_many_idempotency_keys");
     await_used(&app, "idempotency_ids", |ids| ids == 6.0).await;
     assert_eq!(keys(&world, "kv:*:id:*").await.len(), 6);
-    // What goes by without being remembered, and what is remembered already, is taken.
+    // Writes without an idempotency key, and retries with a remembered one, are accepted.
     push(&app, "k0", &json!("newer")).await;
     let retried = push_with(&app, "i0", "k0", 0).await.expect(202);
     let position = retried.header("postrider-position").to_owned();
     let found = pull_after(&app, "k0", &position).await.expect(200).json();
-    assert_eq!(found["value"], "newer", "the retry has changed nothing");
-    refused(push_with(&app, "other", "k0", 0).await, "too_many_idempotency_keys");
-    assert_eq!(pull_after(&app, "k6", &position).await.status, 404, "nothing of what was refused is stored");
+    assert_eq!(found["value"], "newer", "the retry must change nothing");
+    assert_rejected(push_with(&app, "other", "k0", 0).await, "too_many_idempotency_keys");
+    assert_eq!(pull_after(&app, "k6", &position).await.status, 404, "no rejected write is stored");
     assert_eq!(bound(&app, "postrider_bound_limit", "idempotency_ids").await, 6.0);
-    // Those that expire make room.
+    // Keys that expire make room.
     for key in keys(&world, "kv:*:id*").await {
         redis::run::<u64>(&world.redis_url, &["DEL", &key]).await;
     }
-    until("a write is taken again", seconds(30), || async {
+    until("a write is accepted again", seconds(30), || async {
         (push_with(&app, "later", "k6", 6).await.status == 202).then_some(())
     })
     .await;
@@ -164,7 +165,7 @@ async fn writes_with_an_idempotency_key_are_remembered_up_to_a_bound_and_what_is
 }
 
 #[tokio::test]
-async fn a_redis_without_memory_loses_nothing_and_says_so_until_it_has_more() {
+async fn a_redis_out_of_memory_loses_nothing_and_is_reported_until_it_has_more() {
     let stack = Stack::own("no-memory", &["--only", "redis"]).await;
     let world = World::on(&stack).await.with_postgres().await;
     let api = world.app().role("api").start().await;
@@ -186,17 +187,17 @@ async fn a_redis_without_memory_loses_nothing_and_says_so_until_it_has_more() {
     push_with(&api, "once", "a", 2).await.expect(202);
     let detail = processor.await_failing("redis memory", seconds(30)).await;
     assert!(detail.contains("out of memory"), "{detail}");
-    until("the writes that Redis refuses are counted", seconds(30), || async {
+    until("the writes that Redis rejects are counted", seconds(30), || async {
         processor.metric("postrider_redis_out_of_memory_total").await.filter(|&count| count > 0.0)
     })
     .await;
-    until("the api warns", seconds(30), || async {
+    until("the API process reports a warning", seconds(30), || async {
         let report: Value = api.manage("/readyz?verbose").await.json();
         (report["checks"]["redis memory"]["status"] == "warning").then_some(())
     })
     .await;
     assert!(api.is_ready().await);
-    assert_eq!(api.get("/pull/a").await.expect(200).json()["value"], 1, "the view is as it was");
+    assert_eq!(api.get("/pull/a").await.expect(200).json()["value"], 1, "the view is unchanged");
     assert_eq!(api.get("/pull/b0").await.status, 404);
     let second = post(&api, "ann", "2").await;
     shows(&api, "bob", &[second, first]).await;
@@ -217,14 +218,14 @@ async fn a_redis_without_memory_loses_nothing_and_says_so_until_it_has_more() {
 }
 
 #[tokio::test]
-async fn whoever_only_asks_is_no_receiver_and_new_receivers_are_refused_above_the_bound() {
+async fn reading_creates_no_receiver_and_new_receivers_over_the_bound_are_rejected() {
     let mut world = quick().await;
     world.set("POSTRIDER_MESSAGES__MAX_RECEIVERS", "3");
     let app = world.app().start().await;
-    let mut asking = Vec::new();
+    let mut sockets = Vec::new();
     for number in 0..20 {
         let name = format!("asking{number}");
-        asking.push(Socket::cursors(&app.api, &name, "").await);
+        sockets.push(Socket::cursors(&app.api, &name, "").await);
         for path in ["messages", "messages/unread"] {
             app.get(&format!("/api/v1/{path}?receiverId={name}")).await;
         }
@@ -237,16 +238,16 @@ async fn whoever_only_asks_is_no_receiver_and_new_receivers_are_refused_above_th
     assert_eq!(world.count("message_receivers").await, 3);
     assert_eq!(world.number("SELECT count(*) FROM message_cursors WHERE receiver_id LIKE 'asking%'").await, 0);
     for feed in keys(&world, "feed:*:u:asking*").await {
-        assert!(ttl_s(&world, &feed).await <= 60, "an empty timeline is soon forgotten");
+        assert!(ttl_s(&world, &feed).await <= 60, "an empty timeline expires soon");
     }
     await_used(&app, "receivers", |rows| rows == 3.0).await;
-    refused(app.post_json(PATH, &message("d", "s", 0)).await, "too_many_receivers");
+    assert_rejected(app.post_json(PATH, &message("d", "s", 0)).await, "too_many_receivers");
     send(&app, &message("a", "s", 1)).await;
     stored(&app, "a", 2).await;
     let log = world.kafka.read(&world.topic("message")).await;
-    assert_eq!(log.len(), 4, "what was refused is not in Kafka");
+    assert_eq!(log.len(), 4, "the rejected message is not in Kafka");
     world.sql("DELETE FROM message_receivers WHERE receiver_id = 'b'").await;
-    until("there is room again", seconds(30), || async {
+    until("a new receiver is accepted", seconds(30), || async {
         let answer = app.post_json(PATH, &message("d", "s", 0)).await;
         (answer.status == 200).then_some(())
     })
@@ -255,9 +256,9 @@ async fn whoever_only_asks_is_no_receiver_and_new_receivers_are_refused_above_th
 }
 
 #[tokio::test]
-async fn receivers_that_have_gone_are_remembered_up_to_a_bound_and_the_others_for_a_minute() {
+async fn disconnected_receivers_are_remembered_up_to_a_bound_and_the_others_for_a_minute() {
     let mut world = quick().await;
-    // One in each bucket.
+    // One receiver in each bucket.
     world.set("POSTRIDER_MESSAGES__PRESENCE__MAX_REMEMBERED", "16");
     let app = world.app().start().await;
     settled(&app).await;
@@ -276,7 +277,7 @@ async fn receivers_that_have_gone_are_remembered_up_to_a_bound_and_the_others_fo
     let mut remembered = Vec::new();
     for key in keys(&world, "presence:*:is:p*").await {
         let ttl = ttl_s(&world, &key).await;
-        assert!(ttl > 0, "{key} stays for ever");
+        assert!(ttl > 0, "{key} never expires");
         if ttl > 60 {
             remembered.push(key.rsplit(':').next().unwrap().to_owned());
         }
@@ -293,7 +294,7 @@ async fn receivers_that_have_gone_are_remembered_up_to_a_bound_and_the_others_fo
 }
 
 #[tokio::test]
-async fn tables_that_are_too_large_to_be_counted_are_measured_by_a_sample() {
+async fn tables_that_are_too_large_to_count_are_estimated_from_a_sample() {
     let world = World::new().await.with_postgres().await;
     // About 40 and 30 MiB; half of the rows are dead.
     world

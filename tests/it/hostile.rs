@@ -1,4 +1,4 @@
-//! Input that nobody should send: a clear 4xx, no panic, no growth.
+//! Malformed and oversized input is answered with a clear 4xx, without a panic or growing memory.
 
 use std::time::{Duration, Instant};
 
@@ -55,14 +55,15 @@ async fn malformed_bodies_are_400_with_a_reason() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_is_413_or_422_and_memory_does_not_grow() {
+async fn oversized_requests_are_413_or_422_and_memory_does_not_grow() {
     let world = World::new().await;
     let app = world.app().role("api").start().await;
     let huge = || format!(r#"{{"key":"k","topic":"t","value":"{0}","payload":""}}"#, "x".repeat(10 * MIB));
     let long_key = format!(r#"{{"key":"{}","value":1}}"#, "k".repeat(MIB - 100));
     let round = || async {
         for route in ROUTES {
-            // The server answers without reading on; a client may see that as a broken connection.
+            // The server answers without reading the rest; a client may see that as a broken
+            // connection.
             if let Ok(answer) = app.try_request(reqwest::Method::POST, route, &[], huge()).await {
                 answer.problem(413, "body_too_large");
             }
@@ -70,7 +71,7 @@ async fn what_is_too_large_is_413_or_422_and_memory_does_not_grow() {
         }
         app.post("/push", long_key.clone()).await.problem(422, "invalid_field");
         let answer = app.post("/push", format!(r#"{{"key":"{}","value":1}}"#, "k".repeat(MIB))).await;
-        assert_eq!(answer.header("connection"), "close", "no next request may come on a connection that ends");
+        assert_eq!(answer.header("connection"), "close", "the client must not reuse the connection");
         answer.problem(413, "body_too_large");
     };
     for _ in 0..5 {
@@ -85,7 +86,7 @@ async fn what_is_too_large_is_413_or_422_and_memory_does_not_grow() {
 }
 
 #[tokio::test]
-async fn a_body_that_never_ends_is_cut_off_at_the_limit() {
+async fn an_endless_body_is_cut_off_at_the_limit() {
     let world = World::new().await;
     let app = world.app().role("api").start().await;
     for route in ROUTES.repeat(4) {
@@ -96,11 +97,12 @@ async fn a_body_that_never_ends_is_cut_off_at_the_limit() {
         endless_body(&app, route).await;
     }
     let after = app.rss_kib();
-    assert!(after < before + 8 * 1024, "{before} KiB before, {after} KiB after 20 of them");
+    assert!(after < before + 8 * 1024, "{before} KiB before, {after} KiB after 20 bodies");
     endless_line(&app).await;
 }
 
-/// Sends up to 125 MiB in chunks: answered 413, and cut off long before the end.
+/// Sends up to 125 MiB in chunks. The server answers 413, and closes the connection long before the
+/// end.
 async fn endless_body(app: &App, route: &str) {
     let mut connection = Raw::connect(&app.api).await;
     let head = format!(
@@ -117,10 +119,10 @@ async fn endless_body(app: &App, route: &str) {
             assert!(answer.body.contains("body_too_large"), "{answer:?}");
         }
     }
-    assert!(sent < 2_000, "the server reads on after 125 MiB");
+    assert!(sent < 2_000, "the server still reads after 125 MiB");
 }
 
-/// A stream's line without an end is answered once and thrown away as it comes.
+/// Sends a stream with an endless line. The server answers it once, and discards it as it arrives.
 async fn endless_line(app: &App) {
     let before = app.rss_kib();
     let chunks = stream::iter((0..640).map(|_| Ok::<_, std::convert::Infallible>("x".repeat(0x1_0000))));
@@ -139,7 +141,7 @@ async fn endless_line(app: &App) {
 }
 
 #[tokio::test]
-async fn a_slow_sender_is_cut_off_and_holds_up_nobody() {
+async fn a_slow_sender_is_disconnected_and_delays_nobody() {
     let mut world = World::new().await;
     let begin = async |app: &App| {
         let (mut body, mut head) = (Raw::connect(&app.api).await, Raw::connect(&app.api).await);
@@ -148,36 +150,39 @@ async fn a_slow_sender_is_cut_off_and_holds_up_nobody() {
         head.send("POST /push HTTP/1.1\r\nHost: t\r\nX-").await;
         (body, head)
     };
-    // Here nobody is cut off before others are answered.
+    // With the default timeouts, slow requests are still open while others are answered.
     let patient = world.app().role("api").start().await;
     let slow = begin(&patient).await;
     patient.get("/health").await.expect(200);
     drop(slow);
-    let cut_off = seconds(2);
+    let timeout = seconds(2);
     for name in ["BODY", "HEADER"] {
-        world.set(&format!("POSTRIDER_HTTP__{name}_TIMEOUT_MS"), &cut_off.as_millis().to_string());
+        world.set(&format!("POSTRIDER_HTTP__{name}_TIMEOUT_MS"), &timeout.as_millis().to_string());
     }
     let app = world.app().role("api").start().await;
     let (mut slow_body, mut slow_head) = begin(&app).await;
     let answer = slow_body.answer(seconds(20)).await.unwrap();
     assert_eq!(answer.status, 408, "{answer:?}");
     assert!(answer.body.contains("request_timeout"), "{answer:?}");
-    // A drop at a time does not help: the bound is on the whole body.
+    // Sending a byte at a time does not help: the timeout is for the whole body.
     let mut dripping = Raw::connect(&app.api).await;
     dripping
         .send("POST /push HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n")
         .await;
     let begun = Instant::now();
-    while begun.elapsed() < 2 * cut_off && dripping.send(" ").await {
+    while begun.elapsed() < 2 * timeout && dripping.send(" ").await {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(dripping.answer(seconds(20)).await.unwrap().status, 408);
-    assert!(slow_head.answer(seconds(20)).await.is_none_or(|answer| answer.status == 408), "the head never came");
+    assert!(
+        slow_head.answer(seconds(20)).await.is_none_or(|answer| answer.status == 408),
+        "an incomplete head is answered 408 or not at all"
+    );
     assert!(slow_head.closes(seconds(10)).await);
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_400_or_a_closed_connection_and_the_next_one_is_served() {
+async fn input_that_is_not_http_is_400_or_closes_the_connection_and_the_next_one_is_served() {
     let world = World::new().await;
     let app = world.app().role("api").start().await;
     let long_head = format!("GET /health HTTP/1.1\r\nHost: t\r\nX-Long: {}\r\n\r\n", "x".repeat(2 * MIB));
@@ -211,17 +216,17 @@ async fn what_is_not_http_is_400_or_a_closed_connection_and_the_next_one_is_serv
 }
 
 #[tokio::test]
-async fn connections_that_are_dropped_in_the_middle_leave_nothing_behind() {
+async fn connections_that_are_dropped_during_a_request_leak_nothing() {
     let world = World::new().await;
     let app = world.app().role("api").start().await;
     for _ in 0..200 {
         let mut connection = Raw::connect(&app.api).await;
         connection.send("POST /push HTTP/1.1\r\nHost: t\r\nContent-Length: 1000\r\n\r\n{\"key\":").await;
     }
-    until("all of them are gone", seconds(10), || async {
+    until("all connections are closed", seconds(10), || async {
         let open = app.metric("http_server_open_connections").await;
         let active = app.metric("http_server_active_requests").await;
-        // The metrics are asked for over the management port, by a connection that counts.
+        // The metrics are scraped over a connection to the management port, which counts as well.
         (open.is_none_or(|open| open <= 3.0) && active.is_none_or(|active| active <= 1.0)).then_some(())
     })
     .await;

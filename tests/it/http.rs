@@ -1,4 +1,4 @@
-//! HTTP as every route speaks it.
+//! The HTTP behaviour that all routes share.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -12,7 +12,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn an_error_is_a_complete_problem_about_this_request() {
+async fn an_error_is_a_complete_problem_document_about_the_request() {
     let (_world, app, _) = gateway().await;
     let problem = app.post("/push", "{").await.problem(400, "invalid_json");
     assert_eq!(problem["instance"], "/push");
@@ -27,7 +27,7 @@ async fn an_error_is_a_complete_problem_about_this_request() {
 }
 
 #[tokio::test]
-async fn a_request_id_is_honoured_or_made_on_every_answer() {
+async fn every_answer_has_the_request_id_of_the_client_or_a_new_one() {
     let (_world, app, _) = gateway().await;
     for path in ["/health", "/no/such/route", "/pull/k"] {
         let answer = app.request(Method::GET, path, &[("x-request-id", "mine-1")], "").await;
@@ -38,11 +38,11 @@ async fn a_request_id_is_honoured_or_made_on_every_answer() {
     }
     let long = "x".repeat(300);
     let answer = app.request(Method::GET, "/health", &[("x-request-id", &long)], "").await;
-    assert_eq!(answer.header("x-request-id").len(), 32, "one that is too long is replaced");
+    assert_eq!(answer.header("x-request-id").len(), 32, "a request id that is too long is replaced");
 }
 
 #[tokio::test]
-async fn a_traceparent_is_honoured_and_answered() {
+async fn a_valid_traceparent_is_continued_and_answered() {
     let (_world, app, _) = gateway().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let sent = format!("00-{trace}-00f067aa0ba902b7-00");
@@ -57,7 +57,7 @@ async fn a_traceparent_is_honoured_and_answered() {
 }
 
 #[tokio::test]
-async fn unknown_fields_are_ignored_and_other_media_types_refused() {
+async fn unknown_fields_are_ignored_and_other_media_types_rejected() {
     let (_world, app, topic) = gateway().await;
     let body = json!({"topic": topic, "payload": 1, "later": {"x": [1]}});
     app.post_json("/produce", &body).await.expect(200);
@@ -68,7 +68,7 @@ async fn unknown_fields_are_ignored_and_other_media_types_refused() {
             let problem = answer.problem(415, "unsupported_media_type");
             assert!(problem["detail"].as_str().unwrap().contains(kind));
         }
-        // The last one is what curl sends when it is told nothing.
+        // The last one is what curl sends by default.
         for kind in ["Application/JSON; charset=utf-8", "application/x-www-form-urlencoded"] {
             let answer = app.request(Method::POST, path, &[("content-type", kind)], "{}").await;
             answer.problem(400, "invalid_request");
@@ -77,7 +77,7 @@ async fn unknown_fields_are_ignored_and_other_media_types_refused() {
 }
 
 #[tokio::test]
-async fn requests_that_are_sent_in_one_go_are_answered_in_order_on_one_connection() {
+async fn pipelined_requests_are_answered_in_order_on_one_connection() {
     let (_world, app, topic) = gateway().await;
     let mut connection = Raw::connect(&app.api).await;
     let mut bytes = String::new();
@@ -102,7 +102,7 @@ async fn requests_that_are_sent_in_one_go_are_answered_in_order_on_one_connectio
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_are_closed_and_counted_and_a_freed_place_is_taken() {
+async fn connections_over_the_limit_are_closed_and_counted_and_a_freed_place_is_reused() {
     let world = World::new().await;
     let app = world.app().role("api").env("POSTRIDER_HTTP__MAX_CONNECTIONS", "2").start().await;
     let health = "GET /health HTTP/1.1\r\nHost: t\r\n\r\n";
@@ -117,9 +117,9 @@ async fn connections_over_the_limit_are_closed_and_counted_and_a_freed_place_is_
     third.send(health).await;
     assert!(third.answer(seconds(10)).await.is_none(), "closed without an answer");
     assert!(app.metric("http_server_connections_refused_total").await.unwrap() >= 1.0);
-    assert!(app.is_ready().await, "the management port has its own");
+    assert!(app.is_ready().await, "the management port has its own limit");
     drop(open);
-    until("a place is free", seconds(10), || async {
+    until("a connection is accepted again", seconds(10), || async {
         let mut connection = Raw::connect(&app.api).await;
         connection.send(health).await;
         connection.answer(seconds(10)).await.filter(|answer| answer.status == 200)
@@ -128,7 +128,7 @@ async fn connections_over_the_limit_are_closed_and_counted_and_a_freed_place_is_
 }
 
 #[tokio::test]
-async fn the_description_of_the_api_is_served() {
+async fn the_openapi_document_is_served() {
     let (_world, app, _) = gateway().await;
     let document = app.get("/openapi.json").await.expect(200).json();
     for path in ["/push", "/pull/{key}", "/produce", "/health"] {
@@ -138,7 +138,7 @@ async fn the_description_of_the_api_is_served() {
 }
 
 #[tokio::test]
-async fn http2_without_tls_works_too() {
+async fn http2_without_tls_works() {
     let (world, app, topic) = gateway().await;
     let stream = tokio::net::TcpStream::connect(app.api.trim_start_matches("http://")).await.unwrap();
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));

@@ -1,4 +1,4 @@
-//! What one caller sends never changes what another one is answered.
+//! The requests of one client never change the answers to another.
 
 use std::sync::{
     Arc,
@@ -20,24 +20,24 @@ use crate::harness::{
     wait::{seconds, until},
 };
 
-/// Good callers, and answers that each has got.
+/// Number of clients that send valid records, and of answers that each receives.
 const GOOD: usize = 20;
 const ANSWERS: usize = 100;
 
-/// Sends the bodies of good callers while others send theirs. Each good one is stored; what the others are answered is
-/// returned.
+/// Sends valid bodies while other clients send invalid ones. Asserts that every valid one is
+/// stored, and returns the last answer to each invalid one.
 async fn beside(app: &App, good: impl Fn(usize) -> Value, bad: &[Value]) -> Vec<Answer> {
-    let (stop, refused) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
+    let (stop, invalid_answers) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
     let mut others = JoinSet::new();
     for body in bad {
         let (client, url, body) = (app.client.clone(), format!("{}/produce", app.api), body.to_string());
-        let (stop, refused) = (stop.clone(), refused.clone());
+        let (stop, invalid_answers) = (stop.clone(), invalid_answers.clone());
         others.spawn(async move {
             let mut last = None;
             while !stop.is_cancelled() {
                 let request = client.post(&url).header("content-type", "application/json").body(body.clone());
                 last = Some(Answer::read(request.send().await.unwrap()).await.unwrap());
-                refused.fetch_add(1, Ordering::Relaxed);
+                invalid_answers.fetch_add(1, Ordering::Relaxed);
             }
             last.unwrap()
         });
@@ -55,12 +55,12 @@ async fn beside(app: &App, good: impl Fn(usize) -> Value, bad: &[Value]) -> Vec<
     while let Some(done) = writers.join_next().await {
         done.unwrap();
     }
-    assert!(refused.load(Ordering::Relaxed) > bad.len(), "nobody was bad meanwhile");
+    assert!(invalid_answers.load(Ordering::Relaxed) > bad.len(), "no invalid request was answered meanwhile");
     stop.cancel();
     others.join_all().await
 }
 
-/// How often the client of our own topics had to begin anew.
+/// Returns how many producer ids and epochs the producer of postrider's own topics was given.
 async fn epochs(app: &App) -> Option<f64> {
     until("the producer has its id", seconds(20), || async {
         app.metric("postrider_kafka_client_epochs_total{client=\"producer\"}").await.filter(|count| *count > 0.0)
@@ -70,7 +70,7 @@ async fn epochs(app: &App) -> Option<f64> {
 }
 
 #[tokio::test]
-async fn a_record_that_its_topic_does_not_take_fails_alone() {
+async fn a_record_that_its_topic_rejects_fails_alone() {
     let world = World::new().await;
     let app = world.app().start().await;
     app.post_json("/push", &json!({"key": "k", "value": 1})).await.expect(202);
@@ -99,7 +99,7 @@ async fn a_record_that_its_topic_does_not_take_fails_alone() {
         assert_eq!(world.kafka.read(&topic).await.len(), GOOD * ANSWERS, "{topic}");
     }
     app.post_json("/push", &json!({"key": "k", "value": 2})).await.expect(202);
-    assert_eq!(epochs(&app).await, before, "what callers write does not concern our own topics");
+    assert_eq!(epochs(&app).await, before, "records of clients must not affect postrider's own producer");
     app.stop().await;
 }
 
@@ -117,7 +117,7 @@ async fn alter(world: &World, topic: &str, name: &str, value: &str) {
 }
 
 #[tokio::test]
-async fn a_batch_that_a_topic_refuses_since_it_was_changed_is_sent_again_record_by_record() {
+async fn a_batch_rejected_after_its_topic_was_changed_is_resent_record_by_record() {
     let world = World::new().await;
     let app = world.app().role("api").start().await;
     for (setting, value, bad, status, code) in [
@@ -128,7 +128,7 @@ async fn a_batch_that_a_topic_refuses_since_it_was_changed_is_sent_again_record_
         let topic = world.topic(&setting.replace('.', "-"));
         world.kafka.create(&topic, 1).await;
         app.post_json("/produce", &json!({"topic": topic, "key": "k", "payload": 0})).await.expect(200);
-        // What the process knows of the topic is out of date from here on.
+        // From here on, what the process knows of the topic is out of date.
         alter(&world, &topic, setting, value).await;
         let mut bad = bad;
         bad["topic"] = json!(topic);
@@ -142,7 +142,7 @@ async fn a_batch_that_a_topic_refuses_since_it_was_changed_is_sent_again_record_
             timestamp_ms: bad["timestamp"].as_i64(),
             ..Write::default()
         };
-        let before = until("the broker goes by it", seconds(60), || async {
+        let before = until("the broker applies the new setting", seconds(60), || async {
             let before = world.kafka.read(&topic).await.len();
             produce(&world.kafka.brokers, &topic, vec![write.clone()]).await;
             (world.kafka.read(&topic).await.len() == before).then_some(before)
@@ -156,7 +156,7 @@ async fn a_batch_that_a_topic_refuses_since_it_was_changed_is_sent_again_record_
         assert_eq!(log.len(), GOOD * ANSWERS + before, "{topic}");
         assert!(
             log.iter().skip(before).all(|record| record.header("ce_id").is_some() && record.key.is_some()),
-            "parts were lost"
+            "a record lost its headers or its key"
         );
     }
     let resent = app.metric("postrider_producer_records_total{client=\"producer-callers\",outcome=\"resent\"}").await;
@@ -165,7 +165,7 @@ async fn a_batch_that_a_topic_refuses_since_it_was_changed_is_sent_again_record_
 }
 
 #[tokio::test]
-async fn parts_of_batches_and_streams_fail_alone_too() {
+async fn records_of_batches_and_streams_fail_alone() {
     let world = World::new().await;
     let app = world.app().role("api").start().await;
     let topic = world.topic("small");
@@ -190,12 +190,12 @@ async fn parts_of_batches_and_streams_fail_alone_too() {
     let stored: Vec<i64> =
         world.kafka.read(&topic).await.iter().map(|record| record.json()[0].as_i64().unwrap()).collect();
     let whole: Vec<i64> = (0..200).filter(|n| ![7, 99].contains(n)).collect();
-    assert_eq!(stored, [whole.clone(), whole].concat(), "in their order");
+    assert_eq!(stored, [whole.clone(), whole].concat(), "the valid records keep their order");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn the_largest_record_that_fits_is_taken_and_one_byte_more_is_413() {
+async fn the_largest_record_that_fits_is_accepted_and_one_byte_more_is_413() {
     let world = World::new().await;
     let app = world.app().role("api").start().await;
     let topic = world.topic("small");
@@ -207,14 +207,14 @@ async fn the_largest_record_that_fits_is_taken_and_one_byte_more_is_413() {
     app.post_json("/produce", &body(largest)).await.expect(200);
     let problem = app.post_json("/produce", &body(largest + 1)).await.problem(413, "body_too_large");
     assert!(problem["detail"].as_str().unwrap().contains("3001 bytes"), "{problem}");
-    // The broker says the same: it takes exactly so much.
+    // The broker agrees: it accepts exactly that size, and rejects it with a limit one byte lower.
     alter(&world, &topic, "max.message.bytes", "2999").await;
-    let refusal = until("the broker goes by it", seconds(20), || async {
+    let refusal = until("the broker applies the new setting", seconds(20), || async {
         Some(app.post_json("/produce", &body(largest)).await).filter(|answer| answer.status != 200)
     })
     .await;
     let problem = refusal.problem(413, "body_too_large");
-    assert!(!problem["detail"].as_str().unwrap().contains("bytes, and"), "it was the broker who refused: {problem}");
+    assert!(!problem["detail"].as_str().unwrap().contains("bytes, and"), "the broker must have rejected it: {problem}");
     app.stop().await;
 }
 
@@ -224,7 +224,7 @@ async fn different_writes_under_one_idempotency_key_are_all_stored() {
     let app = world.app().start().await;
     let topic = world.make_topic("orders", 1).await;
     let write = async |path: &str, body: Value| {
-        // Again is the same write.
+        // The second request is a retry of the first.
         for _ in 0..2 {
             let answer = app.post_with(path, &[("idempotency-key", "shared")], &body).await;
             assert!(answer.status < 300, "{path}: {answer:?}");
@@ -257,7 +257,7 @@ async fn different_writes_under_one_idempotency_key_are_all_stored() {
     let ids = |log: Vec<crate::harness::kafka::Stored>| -> std::collections::BTreeSet<String> {
         log.iter().map(|record| record.header("ce_id").unwrap().to_owned()).collect()
     };
-    assert_eq!(ids(world.kafka.read(&topic).await).len(), 6, "one of each single record, two of each batch");
-    assert_eq!(app.get("/pull/k").await.expect(200).json()["value"], "b", "the later push counts");
+    assert_eq!(ids(world.kafka.read(&topic).await).len(), 6, "one event per single record, two per batch");
+    assert_eq!(app.get("/pull/k").await.expect(200).json()["value"], "b", "the later push wins");
     app.stop().await;
 }

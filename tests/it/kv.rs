@@ -1,4 +1,4 @@
-//! Push, pull, delete, ttl, positions and audit.
+//! The key-value capability: push, pull, delete, TTL, positions and audit.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +10,14 @@ use serde_json::{Value, json};
 
 use crate::harness::{Answer, App, World, kafka::latest, until, wait::seconds};
 
-/// A push, and the position to wait for.
+/// Pushes a value, and returns the position to wait for.
 pub async fn push(app: &App, key: &str, value: &Value) -> String {
     let answer = app.post_json("/push", &json!({"key": key, "value": value})).await.expect(202);
     answer.header("postrider-position").to_owned()
 }
 
-/// A pull that sees at least the write at this position. Waits for a view that is being built.
+/// Pulls a key from a view that has the write at this position. Waits while the view is being
+/// built.
 pub async fn pull_after(app: &App, key: &str, position: &str) -> Answer {
     let path = format!("/pull/{key}");
     until(&format!("{key} can be read after {position}"), seconds(20), || async {
@@ -26,14 +27,14 @@ pub async fn pull_after(app: &App, key: &str, position: &str) -> Answer {
     .await
 }
 
-/// A process with all roles whose view is complete.
+/// Starts a process with all roles, and waits until its view is complete.
 pub async fn running(world: &World) -> App {
     let app = world.app().start().await;
     await_complete(&app).await;
     app
 }
 
-/// Waits until a miss is a 404 in every partition of the view.
+/// Waits until a miss is answered 404 in every partition of the view.
 pub async fn await_complete(app: &App) {
     // Keys on both partitions of a test's topic.
     for number in 0..8 {
@@ -63,7 +64,7 @@ async fn a_pushed_value_is_accepted_stored_in_the_topic_and_pulled_back() {
 }
 
 #[tokio::test]
-async fn a_value_of_any_json_type_and_a_key_of_any_letters_come_back_as_written() {
+async fn values_of_any_json_type_and_keys_of_any_characters_come_back_as_written() {
     let world = World::new().await;
     let app = running(&world).await;
     let values = ["null", "true", "0", "-1.50e3", "\"\"", "\"\\u0000\"", "[]", "{\"b\":1,\"a\":[{}]}", "1e400"];
@@ -86,7 +87,7 @@ async fn a_value_of_any_json_type_and_a_key_of_any_letters_come_back_as_written(
 }
 
 #[tokio::test]
-async fn a_deleted_key_is_404_and_a_tombstone_and_can_be_pushed_again() {
+async fn a_deleted_key_is_404_has_a_tombstone_and_can_be_pushed_again() {
     let world = World::new().await;
     let app = running(&world).await;
     push(&app, "k", &json!(1)).await;
@@ -100,7 +101,7 @@ async fn a_deleted_key_is_404_and_a_tombstone_and_can_be_pushed_again() {
 }
 
 #[tokio::test]
-async fn what_breaks_a_rule_is_refused_and_not_stored() {
+async fn invalid_requests_are_rejected_and_not_stored() {
     let world = World::new().await;
     let app = running(&world).await;
     for (body, status, code) in [
@@ -121,7 +122,7 @@ async fn what_breaks_a_rule_is_refused_and_not_stored() {
 }
 
 #[tokio::test]
-async fn an_expired_value_is_404_at_once_and_a_tombstone_soon() {
+async fn an_expired_value_is_404_at_once_and_gets_a_tombstone_soon() {
     let world = World::new().await;
     let (app, processor) = (world.app().role("api").start().await, world.app().role("processor").start().await);
     await_complete(&app).await;
@@ -130,29 +131,30 @@ async fn an_expired_value_is_404_at_once_and_a_tombstone_soon() {
     let after_ms = now_ms();
     let pulled = pull_after(&app, "k", answer.header("postrider-position")).await;
     assert!(pulled.status == 200 || now_ms() - before_ms > 1_000, "{pulled:?}");
-    // Readers do not wait for whoever writes the tombstone.
+    // Readers do not wait for the processor, which writes the tombstone.
     processor.signal(Signal::STOP);
-    until("it expires", seconds(20), || async { (app.get("/pull/k").await.status == 404).then_some(()) }).await;
+    until("the value expires", seconds(20), || async { (app.get("/pull/k").await.status == 404).then_some(()) }).await;
     processor.signal(Signal::CONT);
-    let log = until("a tombstone", seconds(20), || async {
+    let log = until("the topic has a tombstone", seconds(20), || async {
         Some(world.kafka.read(&world.topic("messages")).await).filter(|log| log.len() > 1)
     })
     .await;
     assert_eq!((log[1].key(), &log[1].value), ("k", &None));
-    let ends: i64 = log[0].header("postrider-expires-at").unwrap().parse().unwrap();
-    assert!((before_ms..=after_ms).contains(&(ends - 1_000)), "{log:?}");
+    let expires_at_ms: i64 = log[0].header("postrider-expires-at").unwrap().parse().unwrap();
+    assert!((before_ms..=after_ms).contains(&(expires_at_ms - 1_000)), "{log:?}");
     app.get("/pull/k").await.problem(404, "key_not_found");
 }
 
 #[tokio::test]
 async fn a_mass_expiry_is_spread_over_rounds_and_leaves_no_value_without_a_tombstone() {
-    // More than one partition's round takes, which bounds for how long its records wait.
+    // More than a round of one partition takes; the bound keeps the records of the partition from
+    // waiting long.
     const KEYS: usize = 6_000;
     let mut world = World::new().await;
     world.set("POSTRIDER_KV__PARTITIONS", "1");
     let (app, processor) = (world.app().role("api").start().await, world.app().role("processor").start().await);
     await_complete(&app).await;
-    // All have expired when the processor looks.
+    // All values have expired when the processor resumes.
     processor.signal(Signal::STOP);
     let push = |key: usize| {
         let app = &app;
@@ -162,10 +164,11 @@ async fn a_mass_expiry_is_spread_over_rounds_and_leaves_no_value_without_a_tombs
         }
     };
     stream::iter(0..KEYS).map(push).buffer_unordered(64).collect::<Vec<()>>().await;
-    until("all have expired", seconds(20), || async { (app.get("/pull/k0").await.status == 404).then_some(()) }).await;
+    until("all values have expired", seconds(20), || async { (app.get("/pull/k0").await.status == 404).then_some(()) })
+        .await;
     processor.signal(Signal::CONT);
     let expired = "postrider_kv_expired_records_total";
-    until("all are counted", seconds(60), || async {
+    until("all expired values are counted", seconds(60), || async {
         (processor.metric(expired).await == Some(KEYS as f64)).then_some(())
     })
     .await;
@@ -176,11 +179,11 @@ async fn a_mass_expiry_is_spread_over_rounds_and_leaves_no_value_without_a_tombs
 }
 
 #[tokio::test]
-async fn an_expiry_never_kills_a_newer_write() {
+async fn an_expiry_never_deletes_a_newer_write() {
     let world = World::new().await;
     let app = running(&world).await;
     let mut newest = std::collections::BTreeMap::new();
-    // Every key expires about when it is written anew, some before and some after.
+    // Every key expires around the time when it is written again, some before and some after.
     let keys: Vec<String> = (0..40).map(|number| format!("k{number}")).collect();
     for key in &keys {
         app.post_json("/push", &json!({"key": key, "value": "old", "ttl_seconds": 1})).await.expect(202);
@@ -194,30 +197,30 @@ async fn an_expiry_never_kills_a_newer_write() {
     }
     until("all values have expired", seconds(8), || async {
         let log = world.kafka.read(&world.topic("messages")).await;
-        let is_over = |key: &String| {
+        let is_settled = |key: &String| {
             let of_key: Vec<_> = log.iter().filter(|record| record.key() == key).collect();
             of_key.iter().any(|record| record.value.is_none()) || of_key.len() == 2
         };
-        keys.iter().all(is_over).then_some(())
+        keys.iter().all(is_settled).then_some(())
     })
     .await;
     for (key, position) in newest {
         assert_eq!(pull_after(&app, key, &position).await.expect(200).json()["value"], "new", "{key}");
         let last = || async { latest(&world.kafka.read(&world.topic("messages")).await)[key].clone() };
-        let what = format!("the topic's last word on {key} is the new value");
+        let what = format!("the last record of {key} in the topic is the new value");
         until(&what, seconds(8), || async { (last().await == Some(json!("new"))).then_some(()) }).await;
     }
 }
 
 #[tokio::test]
-async fn a_write_that_no_processor_makes_visible_is_504_and_a_miss_is_503() {
+async fn without_a_processor_a_read_of_a_new_write_is_504_and_a_miss_is_503() {
     let world = World::new().await;
     let api = world.app().role("api").env("POSTRIDER_KV__VISIBILITY_TIMEOUT_MS", "300").start().await;
     let position = push(&api, "k", &json!(1)).await;
-    let asked_ms = now_ms();
+    let started_ms = now_ms();
     let answer = api.request(Method::GET, "/pull/k", &[("postrider-after", &position)], "").await;
     answer.problem(504, "not_yet_visible");
-    assert!(now_ms() - asked_ms >= 250, "it did not wait");
+    assert!(now_ms() - started_ms >= 250, "the request did not wait");
     for key in ["k", "unknown"] {
         api.get(&format!("/pull/{key}")).await.problem(503, "rebuilding");
     }
@@ -229,7 +232,7 @@ async fn a_write_that_no_processor_makes_visible_is_504_and_a_miss_is_503() {
 }
 
 #[tokio::test]
-async fn reads_are_audited_unless_that_is_off() {
+async fn reads_are_audited_unless_audit_is_off() {
     for (mode, expected) in [("async", 2), ("required", 2), ("off", 0)] {
         let world = World::new().await;
         let app = world.app().env("POSTRIDER_KV__AUDIT", mode).start().await;
@@ -238,7 +241,7 @@ async fn reads_are_audited_unless_that_is_off() {
         let headers = [("x-request-id", "req-1"), ("postrider-after", position.as_str())];
         app.request(Method::GET, "/pull/k", &headers, "").await.expect(200);
         app.request(Method::GET, "/pull/absent", &[("x-request-id", "req-2")], "").await.expect(404);
-        // Events of earlier pulls may still be on their way.
+        // Events of earlier pulls may still arrive.
         let ours = |event: &Value| event["request_id"].as_str().is_some_and(|id| id.starts_with("req-"));
         let mut events: Vec<Value> = until("as many events as reads", seconds(10), || async {
             let log = world.kafka.read(&world.topic("audit")).await;
@@ -256,7 +259,8 @@ async fn reads_are_audited_unless_that_is_off() {
     }
 }
 
-/// By readiness, because pulls would be audited.
+/// Waits until the view is complete. Checks readiness instead of pulling, because pulls would be
+/// audited.
 async fn await_complete_unaudited(app: &App) {
     until("both partitions have their marker", seconds(20), || async {
         app.failing("kv view").await.is_none().then_some(())

@@ -1,4 +1,4 @@
-//! The view on a Redis Cluster.
+//! The key-value view in a Redis Cluster, and the rotation of its URL.
 
 use serde_json::json;
 
@@ -54,7 +54,7 @@ async fn a_cluster_serves_the_view_and_a_shard_that_lost_its_data_is_rebuilt() {
 }
 
 #[tokio::test]
-async fn processes_restart_for_a_rotated_url_of_a_cluster_and_keep_their_order_in_it() {
+async fn a_process_restarts_for_a_rotated_cluster_url_and_keeps_its_rotation_lease_there() {
     let stack = Stack::own("cluster-rotation", &["--only", "redis", "--redis-cluster"]).await;
     let mut world = World::on(&stack).await;
     let urls = stack.get("REDIS_CLUSTER_URLS");
@@ -69,7 +69,7 @@ async fn processes_restart_for_a_rotated_url_of_a_cluster_and_keep_their_order_i
     secret.set(&nodes.join(","));
     await_replaced(&mut app, before).await;
     let lease = format!("{}:rotation:api", world.prefix);
-    until("the lease is given back", seconds(30), || async {
+    until("the lease is released", seconds(30), || async {
         let mut held = 0;
         for node in &nodes {
             held += redis::run::<Vec<String>>(node, &["KEYS", &lease]).await.len();

@@ -1,4 +1,5 @@
-//! Redis loses data, processors die: the view is rebuilt, says so meanwhile, and never goes back.
+//! After Redis loses data or a processor crashes, the view is rebuilt, answers 503 to misses until
+//! then, and never returns older values.
 
 use serde_json::json;
 
@@ -27,10 +28,11 @@ impl Traffic {
         Self { load: Load::start(app, &Target::Push, WRITERS), readers: Readers::start(app, WRITERS) }
     }
 
-    /// Ends it, and checks that nothing was lost, hidden or taken back.
+    /// Stops the traffic, and asserts that no write was lost, hidden or reverted.
     async fn settle(self, world: &World, app: &App) {
         let outcome = self.load.stop().await;
-        // Of a broker that a busy machine holds up for some seconds. Nothing of it is stored.
+        // A busy machine may delay the broker for some seconds. Writes that fail for that are not
+        // stored.
         outcome.expect_only(&["kafka_unavailable"]);
         self.readers.sights(50).await;
         let watch = self.readers.stop().await;
@@ -39,13 +41,14 @@ impl Traffic {
     }
 }
 
-/// The view has all that was acknowledged, and is what the topic says last.
+/// Asserts that the view has every acknowledged write, and matches the last record of each key in
+/// the topic.
 async fn assert_settled(world: &World, app: &App, acknowledged: &[(String, u64)]) {
     let log = world.kafka.read(&world.topic("messages")).await;
     assert_eq!(lost(acknowledged, &log), []);
     let expected = latest(&log);
     for (key, value) in &expected {
-        until(&format!("{key} is what the topic says"), seconds(30), || async {
+        until(&format!("{key} matches the topic"), seconds(30), || async {
             let answer = app.get(&format!("/pull/{key}")).await;
             (answer.status == 200 && Some(&answer.json()["value"]) == value.as_ref()).then_some(())
         })
@@ -80,7 +83,7 @@ async fn after_flushall_the_view_is_rebuilt_without_a_false_404_or_an_older_valu
 }
 
 #[tokio::test]
-async fn a_quiet_view_is_rebuilt_too_and_misses_are_503_until_then() {
+async fn a_view_without_traffic_is_rebuilt_and_misses_are_503_until_then() {
     let stack = Stack::own("quiet", &["--only", "redis"]).await;
     let world = World::on(&stack).await;
     let app = running(&world).await;
@@ -100,7 +103,7 @@ async fn a_quiet_view_is_rebuilt_too_and_misses_are_503_until_then() {
 }
 
 #[tokio::test]
-async fn after_redis_was_rolled_back_no_value_goes_back() {
+async fn after_redis_was_rolled_back_no_value_is_reverted() {
     let stack = Stack::own("rollback", &["--only", "redis"]).await;
     let world = World::on(&stack).await;
     let app = running(&world).await;
@@ -115,7 +118,7 @@ async fn after_redis_was_rolled_back_no_value_goes_back() {
 }
 
 #[tokio::test]
-async fn after_redis_came_back_empty_the_view_is_rebuilt() {
+async fn after_redis_restarts_empty_the_view_is_rebuilt() {
     let stack = Stack::own("empty", &["--only", "redis"]).await;
     let world = World::on(&stack).await;
     let app = running(&world).await;
@@ -127,7 +130,7 @@ async fn after_redis_came_back_empty_the_view_is_rebuilt() {
 }
 
 #[tokio::test]
-async fn a_processor_killed_under_load_loses_nothing_and_takes_nothing_back() {
+async fn a_processor_killed_under_load_loses_and_reverts_nothing() {
     let world = World::new().await;
     let api = world.app().role("api").start().await;
     let mut processor = world.app().role("processor").start().await;
@@ -146,7 +149,7 @@ async fn a_processor_killed_under_load_loses_nothing_and_takes_nothing_back() {
 }
 
 #[tokio::test]
-async fn processors_that_come_and_go_hand_over_without_loss() {
+async fn processors_that_start_and_stop_hand_over_without_loss() {
     let world = World::new().await;
     let api = world.app().role("api").start().await;
     let mut processor = world.app().role("processor").start().await;
@@ -165,12 +168,12 @@ async fn processors_that_come_and_go_hand_over_without_loss() {
 }
 
 #[tokio::test]
-async fn a_partition_count_that_does_not_match_is_refused_with_what_to_do() {
+async fn a_wrong_partition_count_is_rejected_with_instructions() {
     let mut world = World::new().await;
     let settings = [("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime")];
     world.kafka.create_with(&world.topic("messages"), 3, &settings).await;
     let app = world.app().even_if_not_ready().start().await;
-    let detail = until("readiness says why", seconds(20), || async {
+    let detail = until("readiness reports the reason", seconds(20), || async {
         app.failing("topics").await.filter(|detail| detail.contains("partitions"))
     })
     .await;
@@ -184,11 +187,11 @@ async fn a_partition_count_that_does_not_match_is_refused_with_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_topic_with_the_wrong_cleanup_policy_is_refused_with_the_command_that_mends_it() {
+async fn a_topic_with_the_wrong_cleanup_policy_is_rejected_with_the_command_that_fixes_it() {
     let world = World::new().await;
     world.kafka.create_with(&world.topic("messages"), 2, &[("cleanup.policy", "delete")]).await;
     let app = world.app().even_if_not_ready().start().await;
-    let detail = until("readiness says why", seconds(20), || async {
+    let detail = until("readiness reports the reason", seconds(20), || async {
         app.failing("topics").await.filter(|detail| detail.contains("cleanup.policy"))
     })
     .await;
@@ -196,7 +199,7 @@ async fn a_topic_with_the_wrong_cleanup_policy_is_refused_with_the_command_that_
 }
 
 #[tokio::test]
-async fn a_topic_that_was_replaced_is_refused_until_the_epoch_is_raised() {
+async fn a_replaced_topic_is_rejected_until_the_epoch_is_raised() {
     let mut world = World::new().await;
     let app = running(&world).await;
     let mut position = String::new();
@@ -207,7 +210,7 @@ async fn a_topic_that_was_replaced_is_refused_until_the_epoch_is_raised() {
     app.stop().await;
     world.kafka.remove_and_wait(&world.topic("messages")).await;
     let app = world.app().even_if_not_ready().start().await;
-    let detail = until("readiness says why", seconds(20), || async {
+    let detail = until("readiness reports the reason", seconds(20), || async {
         app.failing("kv view").await.filter(|detail| detail.contains("epoch"))
     })
     .await;

@@ -1,4 +1,4 @@
-//! Doubles, and what the view and the topic agree on in the end.
+//! Duplicates of older writes change nothing: the view and the topic keep the newest value.
 
 use serde_json::json;
 
@@ -7,8 +7,9 @@ use crate::{
     kv::{await_complete, pull_after, running},
 };
 
-/// A=1 with key K, A=2, and A=1 with key K once more: the retry of a client that missed its answer.
-async fn late_double(app: &App) -> String {
+/// Writes A=1 with the idempotency key K, A=2, and A=1 with K again: the retry of a client that
+/// missed its answer.
+async fn late_duplicate(app: &App) -> String {
     let retried = json!({"key": "A", "value": 1});
     app.post_with("/push", &[("idempotency-key", "K")], &retried).await.expect(202);
     app.post_json("/push", &json!({"key": "A", "value": 2})).await.expect(202);
@@ -16,7 +17,7 @@ async fn late_double(app: &App) -> String {
     answer.header("postrider-position").to_owned()
 }
 
-async fn last_word_is_two(world: &World) {
+async fn await_last_record_two(world: &World) {
     let topic = world.topic("messages");
     until("the topic's last record of A is 2", seconds(15), || async {
         (latest(&world.kafka.read(&topic).await)["A"] == Some(json!(2))).then_some(())
@@ -25,21 +26,21 @@ async fn last_word_is_two(world: &World) {
 }
 
 #[tokio::test]
-async fn a_late_double_of_an_older_write_changes_nothing() {
+async fn a_late_duplicate_of_an_older_write_changes_nothing() {
     let world = World::new().await;
     let app = running(&world).await;
-    let position = late_double(&app).await;
+    let position = late_duplicate(&app).await;
     assert_eq!(pull_after(&app, "A", &position).await.json()["value"], 2);
-    last_word_is_two(&world).await;
+    await_last_record_two(&world).await;
     assert_eq!(app.get("/pull/A").await.json()["value"], 2);
 }
 
 #[tokio::test]
-async fn a_late_double_changes_nothing_after_redis_has_lost_everything_either() {
+async fn a_late_duplicate_changes_nothing_after_redis_has_lost_everything() {
     let stack = Stack::own("double", &["--only", "redis"]).await;
     let world = World::on(&stack).await;
     let app = running(&world).await;
-    let position = late_double(&app).await;
+    let position = late_duplicate(&app).await;
     pull_after(&app, "A", &position).await.expect(200);
     for _ in 0..2 {
         redis::run::<String>(&world.redis_url, &["FLUSHALL"]).await;
@@ -48,23 +49,23 @@ async fn a_late_double_changes_nothing_after_redis_has_lost_everything_either() 
         await_complete(&app).await;
         let pulled = pull_after(&app, "A", answer.header("postrider-position")).await;
         assert_eq!(pulled.json()["value"], 2);
-        last_word_is_two(&world).await;
+        await_last_record_two(&world).await;
     }
 }
 
 #[tokio::test]
-async fn a_late_double_while_no_processor_runs_is_settled_by_the_next_one() {
+async fn a_late_duplicate_while_no_processor_runs_changes_nothing_either() {
     let world = World::new().await;
     let api = world.app().role("api").start().await;
-    let position = late_double(&api).await;
+    let position = late_duplicate(&api).await;
     let processor = world.app().role("processor").start().await;
     assert_eq!(pull_after(&api, "A", &position).await.json()["value"], 2);
-    last_word_is_two(&world).await;
+    await_last_record_two(&world).await;
     processor.stop().await;
 }
 
 #[tokio::test]
-async fn a_double_of_a_delete_does_not_delete_what_was_written_since() {
+async fn a_duplicate_of_a_delete_does_not_delete_a_newer_value() {
     let world = World::new().await;
     let app = running(&world).await;
     let delete = || app.request(reqwest::Method::DELETE, "/pull/A", &[("idempotency-key", "D")], "");
@@ -73,5 +74,5 @@ async fn a_double_of_a_delete_does_not_delete_what_was_written_since() {
     let answer = delete().await.expect(202);
     let pulled = pull_after(&app, "A", answer.header("postrider-position")).await;
     assert_eq!(pulled.expect(200).json()["value"], 2);
-    last_word_is_two(&world).await;
+    await_last_record_two(&world).await;
 }

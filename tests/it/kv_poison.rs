@@ -1,4 +1,4 @@
-//! Records in the topic of pushes that no push has written.
+//! Records in the key-value topic that were not written by a push.
 
 use std::{
     io::Write,
@@ -10,7 +10,7 @@ use crate::{
     kv::{pull_after, push, running},
 };
 
-/// Writes a record with any bytes, which well-behaved clients cannot.
+/// Writes a record with arbitrary bytes, which well-behaved clients cannot.
 async fn write_raw(world: &World, key: &str, headers: &[&[u8]], value: &str) {
     use std::os::unix::ffi::OsStrExt;
     let topic = world.topic("messages");
@@ -29,7 +29,7 @@ async fn write_raw(world: &World, key: &str, headers: &[&[u8]], value: &str) {
 }
 
 #[tokio::test]
-async fn what_is_no_push_goes_to_the_dead_letters_once_and_blocks_nothing() {
+async fn invalid_records_are_dead_lettered_once_and_block_nothing() {
     let mut world = World::new().await;
     world.set("POSTRIDER_KV__PARTITIONS", "1");
     let app = running(&world).await;
@@ -45,7 +45,8 @@ async fn what_is_no_push_goes_to_the_dead_letters_once_and_blocks_nothing() {
     found.sort_unstable();
     assert_eq!(found, [(Some("0"), Some("no_key")), (Some("1"), Some("not_json"))]);
     app.stop().await;
-    // A new view is made from the whole topic; what was given up before is not given up again.
+    // A new view is built from the whole topic; records that were dead-lettered before are not
+    // dead-lettered again.
     world.set("POSTRIDER_REDIS__KEY_PREFIX", &format!("{}anew:", world.prefix));
     let app = running(&world).await;
     assert_eq!(pull_after(&app, "k", &position).await.json()["value"], "after");
