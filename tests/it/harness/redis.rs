@@ -1,8 +1,8 @@
-//! Talking to Redis directly.
+//! Direct access to Redis.
 
 use redis::{Cmd, FromRedisValue};
 
-/// Runs one command, such as `FLUSHALL`, on a connection of its own.
+/// Runs one command, such as `FLUSHALL`, on its own connection.
 pub async fn run<T: FromRedisValue>(url: &str, words: &[&str]) -> T {
     let mut command = Cmd::new();
     for word in words {
