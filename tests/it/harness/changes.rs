@@ -1,4 +1,5 @@
-//! The checker of "presence tells every change once, in order, and ends with what is so".
+//! Checker: presence publishes every change once and in order, and the last one matches the current
+//! state.
 
 use std::collections::{BTreeMap, BTreeSet};
 
