@@ -1,4 +1,4 @@
-//! `postrider lag`: how far consumers are and what holds them, as a person on call asks it.
+//! `postrider lag`: the command shows each consumer's progress and the record that blocks it.
 
 use std::process::Output;
 
@@ -30,7 +30,7 @@ async fn push_one(app: &App, key: &str) {
 }
 
 #[tokio::test]
-async fn it_shows_what_is_done_what_waits_and_what_holds_it() {
+async fn lag_shows_the_commit_point_the_lag_and_the_record_that_blocks_a_partition() {
     let stack = Stack::own("lag", &["--only", "redis"]).await;
     let world = World::on(&stack).await;
     let app = world.app().start().await;
@@ -46,7 +46,7 @@ async fn it_shows_what_is_done_what_waits_and_what_holds_it() {
     .await;
     stack.ctl(&["pause", "redis"]).await;
     push_one(&app, "one").await;
-    let held = until("the record that is held is named", seconds(30), || async {
+    let held = until("the blocked record is listed", seconds(30), || async {
         kv(rows(&world, &ask).await).into_iter().find(|row| row["lag"] == 1 && !row["holder"].is_null())
     })
     .await;
@@ -60,7 +60,7 @@ async fn it_shows_what_is_done_what_waits_and_what_holds_it() {
 }
 
 #[tokio::test]
-async fn any_other_group_can_be_looked_at_and_a_wrong_one_is_refused_with_the_right_ones() {
+async fn an_explicit_topic_and_group_are_shown_and_an_unknown_group_is_refused_with_the_known_ones() {
     let world = World::new().await;
     let topic = world.make_topic("others", 1).await;
     let app = world.app().role("api").start().await;

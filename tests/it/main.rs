@@ -1,9 +1,9 @@
-//! The product as one real process or several, against real Kafka, Redis and Postgres.
+//! Integration tests that run one or several real processes against real Kafka, Redis and Postgres.
 //!
-//! Every test has a [`harness::World`] of its own: topics, groups, Redis keys and a Postgres schema
-//! under a prefix that no other test uses, so that all of them can run side by side.
+//! Every test has its own [`harness::World`]: topics, groups, Redis keys and a Postgres schema under
+//! a prefix that no other test uses. So all tests can run in parallel.
 
-// Not production code: a test that cannot go on panics, and says with what.
+// Test code may panic: the message names the failed expectation.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod batches;

@@ -1,5 +1,5 @@
-//! Callers who send slowly, or take nothing of what they asked for, make the process use no more memory than it may, and
-//! keep nobody else from being served.
+//! Clients that send slowly, or do not read their responses, cannot push the process past its
+//! memory limit, and other clients are still served.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::{
 
 const MIB: u64 = 1 << 20;
 
-/// HTTP/2 requests on one connection whose client never takes a byte of any body.
+/// Opens HTTP/2 requests on one connection whose client never accepts a byte of any body.
 async fn stalled(app: &App, path: &str, count: usize) -> JoinSet<()> {
     let stream = TcpStream::connect(app.api.trim_start_matches("http://")).await.unwrap();
     let (client, connection) =
@@ -36,7 +36,7 @@ async fn stalled(app: &App, path: &str, count: usize) -> JoinSet<()> {
         let (answer, _) = client.send_request(request, true).unwrap();
         tasks.spawn(async move {
             if let Ok(answer) = answer.await {
-                // Held, and never read.
+                // The body is kept open and never read.
                 let _body = answer.into_body();
                 std::future::pending::<()>().await;
             }
@@ -46,7 +46,7 @@ async fn stalled(app: &App, path: &str, count: usize) -> JoinSet<()> {
 }
 
 #[tokio::test]
-async fn http2_streams_whose_client_takes_nothing_are_ended() {
+async fn http2_streams_whose_client_reads_nothing_are_closed() {
     let mut world = World::new().await.with_postgres().await;
     world.set("POSTRIDER_HTTP__WRITE_TIMEOUT_MS", "1000");
     world.set("POSTRIDER_COMMENTS__STREAM_HEARTBEAT_MS", "200");
@@ -59,23 +59,26 @@ async fn http2_streams_whose_client_takes_nothing_are_ended() {
     for path in [STREAM, "/pull/big"] {
         held.push(stalled(&app, path, 200).await);
     }
-    until("all of them are open", seconds(20), || async {
+    until("all streams are open", seconds(20), || async {
         (app.metric("postrider_comments_open_streams").await > Some(150.0)).then_some(())
     })
     .await;
-    until("all of them are ended", seconds(60), || async {
+    until("all stalled streams are closed", seconds(60), || async {
         let open = app.metric("postrider_comments_open_streams").await;
         let ended = app.metric("http_server_stalled_streams_total").await;
         (open == Some(1.0) && ended >= Some(400.0)).then_some(())
     })
     .await;
     let heartbeats = healthy.seen().heartbeats;
-    until("the others go on", seconds(20), || async { (healthy.seen().heartbeats > heartbeats).then_some(()) }).await;
+    until("the healthy stream still gets heartbeats", seconds(20), || async {
+        (healthy.seen().heartbeats > heartbeats).then_some(())
+    })
+    .await;
     drop(held);
     app.stop().await;
 }
 
-/// Raw connections that send something, and from then on take nothing.
+/// Opens raw connections that send one request and then read nothing.
 async fn slow(app: &App, count: usize, request: impl Fn(usize) -> String) -> Vec<Raw> {
     let mut held = Vec::new();
     for number in 0..count {
@@ -86,7 +89,7 @@ async fn slow(app: &App, count: usize, request: impl Fn(usize) -> String) -> Vec
     held
 }
 
-/// Uploads that stop shortly before their end; those that are refused end by themselves.
+/// Starts uploads that stall shortly before their end. A refused upload ends by itself.
 fn uploads(app: &App, count: usize) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     for _ in 0..count {
@@ -108,7 +111,7 @@ fn uploads(app: &App, count: usize) -> JoinSet<()> {
 }
 
 #[tokio::test]
-async fn whoever_is_slow_takes_no_more_memory_than_there_is_and_others_are_served() {
+async fn slow_clients_stay_within_the_memory_limit_and_others_are_served() {
     const LIMIT: u64 = 200 * MIB;
     let mut world = World::new().await.with_postgres().await;
     for (name, value) in [
@@ -125,9 +128,10 @@ async fn whoever_is_slow_takes_no_more_memory_than_there_is_and_others_are_serve
     let app = world.app().role("api").start().await;
     await_complete(&app).await;
     let beginning = Stream::open(&app, STREAM, "").await;
-    let beginning =
-        until("where it begins", seconds(20), || async { Some(beginning.seen().last_id).filter(|id| !id.is_empty()) })
-            .await;
+    let beginning = until("the stream sends its first id", seconds(20), || async {
+        Some(beginning.seen().last_id).filter(|id| !id.is_empty())
+    })
+    .await;
     let position = push(&app, "big", &json!("x".repeat(900_000))).await;
     pull_after(&app, "big", &position).await.expect(200);
     for number in 0..30 {
@@ -143,7 +147,7 @@ async fn whoever_is_slow_takes_no_more_memory_than_there_is_and_others_are_serve
             app.post_json("/api/v1/message/action", &message).await.expect(200);
         }
     }
-    until("all is stored", seconds(60), || async {
+    until("all comments and messages are stored", seconds(60), || async {
         (world.count("comments").await == 30 && world.count("messages").await == 640).then_some(())
     })
     .await;
@@ -163,25 +167,25 @@ async fn whoever_is_slow_takes_no_more_memory_than_there_is_and_others_are_serve
         )
     })
     .await;
-    let mut most_kib = 0;
+    let mut peak_kib = 0;
     for number in 0..200 {
         app.get("/health").await.expect(200);
         let position = push(&app, "small", &json!(number)).await;
         assert_eq!(pull_after(&app, "small", &position).await.expect(200).json()["value"], number);
-        most_kib = most_kib.max(app.rss_kib());
+        peak_kib = peak_kib.max(app.rss_kib());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // The container's limit, of which the budgets take 60 %.
+    // The budgets take 60 % of the container's limit.
     let container_kib = LIMIT / 60 * 100 / 1024;
-    assert!(most_kib < container_kib, "{idle_kib} KiB idle, {most_kib} KiB at most, {container_kib} KiB allowed");
-    eprintln!("{idle_kib} KiB idle, {most_kib} KiB at most");
+    assert!(peak_kib < container_kib, "{idle_kib} KiB idle, {peak_kib} KiB peak, {container_kib} KiB allowed");
+    eprintln!("{idle_kib} KiB idle, {peak_kib} KiB peak");
     for budget in ["requests", "responses", "queues"] {
         let refused = app.metric(&format!("postrider_memory_refused_total{{budget=\"{budget}\"}}")).await;
         let used = app.metric(&format!("postrider_memory_used_bytes{{budget=\"{budget}\"}}")).await;
         eprintln!("{budget}: {used:?} used, {refused:?} refused");
     }
     drop((uploads, streams, catching_up, sockets));
-    until("the memory is free again", seconds(60), || async {
+    until("all memory budgets are free", seconds(60), || async {
         for budget in ["small_requests", "requests", "responses", "queues"] {
             let used = app.metric(&format!("postrider_memory_used_bytes{{budget=\"{budget}\"}}")).await;
             if used != Some(0.0) {
@@ -196,7 +200,7 @@ async fn whoever_is_slow_takes_no_more_memory_than_there_is_and_others_are_serve
 }
 
 #[tokio::test]
-async fn consumers_work_however_little_memory_there_is_for_them() {
+async fn consumers_work_with_very_little_memory() {
     let mut world = World::new().await.with_postgres().await;
     world.set("POSTRIDER_MEMORY__LIMIT_BYTES", "10000000");
     world.set("POSTRIDER_KAFKA__CONSUMER__PREFETCH_KIB", "1");

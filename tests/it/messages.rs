@@ -1,4 +1,4 @@
-//! Messages in by HTTP or by anybody's producer, and out again as history.
+//! Messages sent over HTTP or by any Kafka producer, and read back as history.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -13,12 +13,12 @@ use crate::harness::{
 
 pub const PATH: &str = "/api/v1/message/action";
 
-/// Sends one and fails unless it is taken.
+/// Sends one message and fails unless it is accepted.
 pub async fn send(app: &App, message: &Value) {
     assert_eq!(app.post_json(PATH, message).await.expect(200).text(), "Message Sent");
 }
 
-/// A receiver's history, page by page.
+/// Reads a receiver's whole history, page by page.
 pub async fn history(app: &App, receiver: &str, limit: usize) -> Vec<Value> {
     let (mut all, mut after) = (Vec::new(), String::new());
     loop {
@@ -34,7 +34,7 @@ pub async fn history(app: &App, receiver: &str, limit: usize) -> Vec<Value> {
     }
 }
 
-/// Waits until the history has this many. More is a failure.
+/// Waits until the history has this many messages. More of them are a failure.
 pub async fn stored(app: &App, receiver: &str, count: usize) -> Vec<Value> {
     let found = until(&format!("{count} messages for {receiver}"), seconds(40), || async {
         Some(history(app, receiver, 100).await).filter(|found| found.len() >= count)
@@ -45,7 +45,7 @@ pub async fn stored(app: &App, receiver: &str, count: usize) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_message_is_answered_and_in_the_topic_as_it_was_written() {
+async fn a_message_is_accepted_and_stored_in_the_topic_as_sent() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     let health = app.get("/api/v1/websocket/health").await.expect(200);
@@ -65,13 +65,13 @@ async fn a_message_is_answered_and_in_the_topic_as_it_was_written() {
         let receiver = record.json()["receiverId"].as_str().unwrap().to_owned();
         assert_eq!(record.partition, postrider::platform::kafka::partition_of(receiver.as_bytes(), 2), "{receiver}");
     }
-    assert!(log.iter().any(|record| record.partition != first.partition), "one partition proves little");
+    assert!(log.iter().any(|record| record.partition != first.partition), "all messages are in one partition");
     assert_eq!(stored(&app, "r", 2).await[1], message("r", "s", 1));
     app.stop().await;
 }
 
 #[tokio::test]
-async fn what_is_no_message_is_refused() {
+async fn invalid_messages_are_refused() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().role("api").start().await;
     for field in ["chatId", "senderId", "receiverId", "content"] {
@@ -106,13 +106,13 @@ async fn what_is_no_message_is_refused() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_sent_again_with_its_key_is_stored_once() {
+async fn a_message_that_is_resent_with_its_idempotency_key_is_stored_once() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     for _ in 0..5 {
         app.post_with(PATH, &[("idempotency-key", "k")], &message("r", "s", 1)).await.expect(200);
     }
-    // Somebody else's message under the same key is another one.
+    // The same key with another receiver is a different message.
     app.post_with(PATH, &[("idempotency-key", "k")], &message("q", "s", 1)).await.expect(200);
     send(&app, &message("r", "s", 2)).await;
     assert_eq!(stored(&app, "r", 2).await, [message("r", "s", 1), message("r", "s", 2)]);
@@ -122,7 +122,7 @@ async fn a_message_that_is_sent_again_with_its_key_is_stored_once() {
 }
 
 #[tokio::test]
-async fn a_compacted_topic_is_refused_with_what_to_do() {
+async fn a_compacted_topic_is_refused_with_the_command_that_fixes_it() {
     let world = World::new().await.with_postgres().await;
     world.kafka.create_with(&world.topic("message"), 2, &[("cleanup.policy", "compact")]).await;
     let app = world.app().role("api").even_if_not_ready().start().await;
@@ -130,7 +130,7 @@ async fn a_compacted_topic_is_refused_with_what_to_do() {
     let detail = if detail.contains("cleanup.policy") {
         detail
     } else {
-        until("it is refused", seconds(20), || async {
+        until("the topic is refused", seconds(20), || async {
             app.failing("topics").await.filter(|detail| detail.contains("cleanup.policy"))
         })
         .await
@@ -141,7 +141,7 @@ async fn a_compacted_topic_is_refused_with_what_to_do() {
 }
 
 #[tokio::test]
-async fn records_of_other_producers_are_taken_and_poison_becomes_dead_letters() {
+async fn records_of_other_producers_are_accepted_and_invalid_ones_are_dead_lettered() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     let topic = world.topic("message");
@@ -160,7 +160,7 @@ async fn records_of_other_producers_are_taken_and_poison_becomes_dead_letters() 
     values.push(value(spaced));
     world.kafka.write(&topic, &values, &[]).await;
     let socket = Socket::cursors(&app.api, "r", "").await;
-    // In any partition, and in its order there.
+    // Records of one receiver may be in any partition, and keep their order within it.
     for partition in 0..2 {
         let own = |number| message("r", &format!("s{partition}"), number).to_string().into_bytes();
         world.kafka.write_in(&topic, partition, &(0..20).map(own).collect::<Vec<_>>()).await;
@@ -168,7 +168,7 @@ async fn records_of_other_producers_are_taken_and_poison_becomes_dead_letters() 
     let seen = socket.frames(41).await;
     let sent: Vec<Value> = (0..40).map(|number| message("r", &format!("s{}", number / 20), number % 20)).collect();
     assert_eq!(faults("r", &sent, &seen.data(), Times::Once), Vec::<String>::new());
-    // Two partitions make a cursor with two places, and resuming is exact all the same.
+    // The cursor holds a position in each of the two partitions, and resuming is still exact.
     let ids: Vec<Value> = seen.json().iter().map(|frame| frame["id"].clone()).collect();
     assert!(ids[40].as_str().unwrap().contains('_'), "{ids:?}");
     for at in [0, 10, 30] {
@@ -199,24 +199,24 @@ async fn records_of_other_producers_are_taken_and_poison_becomes_dead_letters() 
 }
 
 #[tokio::test]
-async fn messages_that_postgres_refuses_become_dead_letters_and_hold_nobody() {
+async fn messages_that_postgres_refuses_are_dead_lettered_and_block_no_receiver() {
     let world = World::new().await.with_postgres().await;
-    // 13, 23 and 33.
+    // Refuses 13, 23 and 33.
     world.sql(r#"ALTER TABLE messages ADD CHECK (value NOT LIKE '%"content":"_3"%')"#).await;
     let api = world.app().role("api").start().await;
     let socket = Socket::cursors(&api.api, "r", "").await;
-    let beside = Socket::cursors(&api.api, "q", "").await;
+    let other_socket = Socket::cursors(&api.api, "q", "").await;
     let to = |receiver| (0..40).map(move |number| message(receiver, "s", number * 2)).collect::<Vec<Value>>();
     let bytes = |sent: &[Value]| sent.iter().map(|message| message.to_string().into_bytes()).collect::<Vec<_>>();
     let sent: Vec<Value> = (0..40).map(|number| message("r", "s", number)).collect();
     world.kafka.write_in(&world.topic("message"), 0, &bytes(&sent)).await;
     world.kafka.write_in(&world.topic("message"), 1, &bytes(&to("q"))).await;
-    // All of one receiver are one batch, and batches of both partitions may share a statement.
+    // One receiver's messages are one batch, and batches of both partitions may share a statement.
     let processor = world.app().role("processor").start().await;
     let taken: Vec<Value> =
         sent.into_iter().filter(|message| !["13", "23", "33"].map(Value::from).contains(&message["content"])).collect();
     assert_eq!(socket.frames(37).await.data(), taken);
-    assert_eq!(beside.frames(40).await.data(), to("q"));
+    assert_eq!(other_socket.frames(40).await.data(), to("q"));
     let letters = world.kafka.read_at_least(&world.topic("dead-letter-events"), 3).await;
     let mut refused: Vec<_> =
         letters.iter().map(|letter| (letter.header("error-class"), letter.json()["content"].clone())).collect();
@@ -229,7 +229,7 @@ async fn messages_that_postgres_refuses_become_dead_letters_and_hold_nobody() {
 }
 
 #[tokio::test]
-async fn receivers_without_messages_for_long_are_forgotten_and_whoever_was_away_is_told_of_the_gap() {
+async fn idle_receivers_are_deleted_and_a_client_with_an_old_cursor_gets_a_gap() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     let mut cursors = Vec::new();
@@ -248,9 +248,9 @@ async fn receivers_without_messages_for_long_are_forgotten_and_whoever_was_away_
                  AND (SELECT count(*) FROM message_cursors WHERE receiver_id = '{receiver}') = {count}; END $$"
         )
     };
-    until("both are noted", seconds(10), || async {
-        let noted = [rows("old", 1), rows("new", 1)].join(";");
-        world.try_sql(&noted).await.ok()
+    until("both receivers and cursors are stored", seconds(10), || async {
+        let both = [rows("old", 1), rows("new", 1)].join(";");
+        world.try_sql(&both).await.ok()
     })
     .await;
     app.stop().await;
@@ -261,11 +261,11 @@ async fn receivers_without_messages_for_long_are_forgotten_and_whoever_was_away_
         )
         .await;
     let app = world.app().start().await;
-    let forgot = app.await_log("deleted idle receivers", seconds(20)).await;
-    assert_eq!(forgot["receivers"], 1);
+    let deleted = app.await_log("deleted idle receivers", seconds(20)).await;
+    assert_eq!(deleted["receivers"], 1);
     world.sql(&[rows("old", 0), rows("new", 1)].join(";")).await;
     let gap = json!({"type": "gap"});
-    // A device with a cursor from before cannot know whether it has missed anything.
+    // A client whose cursor predates the deletion cannot know whether it has missed anything.
     let early = Socket::cursors(&app.api, "old", &cursors[0]).await;
     assert_eq!(early.frames(1).await.json(), std::slice::from_ref(&gap));
     let page = app.get(&format!("/api/v1/messages?receiverId=old&after={}", cursors[0])).await.expect(200).json();
@@ -274,7 +274,7 @@ async fn receivers_without_messages_for_long_are_forgotten_and_whoever_was_away_
     assert_eq!(early.frames(2).await.data(), [message("old", "s", 3)]);
     let late = Socket::cursors(&app.api, "old", &cursors[0]).await.frames(2).await;
     assert_eq!((&late.json()[0], late.data()), (&gap, vec![message("old", "s", 3)]));
-    // It is told once, and whoever begins anew is told nothing.
+    // A client gets the gap once, and a client that starts from the beginning gets none.
     let resumed = Socket::cursors(&app.api, "old", &early.seen().cursor().unwrap()).await;
     let fresh = Socket::cursors(&app.api, "old", "0").await;
     let untouched = Socket::cursors(&app.api, "new", &cursors[1]).await;
@@ -287,17 +287,17 @@ async fn receivers_without_messages_for_long_are_forgotten_and_whoever_was_away_
 }
 
 #[tokio::test]
-async fn days_are_made_ahead_and_old_ones_dropped_and_whoever_is_behind_is_told_of_the_gap() {
+async fn daily_partitions_are_created_ahead_and_dropped_when_old_and_clients_that_are_behind_get_a_gap() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
-    let made = app.await_log("created a day's partition of messages", seconds(20)).await;
-    assert!(made["table"].as_str().unwrap().starts_with("messages_d20"), "{made}");
+    let created = app.await_log("created a day's partition of messages", seconds(20)).await;
+    assert!(created["table"].as_str().unwrap().starts_with("messages_d20"), "{created}");
     for number in 0..3 {
         send(&app, &message("r", "s", number)).await;
     }
     stored(&app, "r", 3).await;
     app.stop().await;
-    // They were stored long ago.
+    // As if the messages had been stored long ago.
     world
         .sql(
             "CREATE TABLE messages_d20200101 PARTITION OF messages FOR VALUES FROM ('2020-01-01 00:00+00') TO ('2020-01-02 00:00+00');

@@ -1,4 +1,4 @@
-//! Messages while what carries them dies, restarts or forgets.
+//! Messages while processes, Redis or Postgres are killed, restarted or lose their data.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::{
 
 const NONE: Vec<String> = Vec::new();
 
-/// Sends numbered messages to several receivers in turn; each is acknowledged in the end.
+/// Sends numbered messages to several receivers in turn, and retries each until it is acknowledged.
 struct Sender {
     task: JoinHandle<Vec<Value>>,
     stop: watch::Sender<bool>,
@@ -29,7 +29,7 @@ struct Sender {
 }
 
 impl Sender {
-    /// `apis` may change, when their processes do.
+    /// Starts to send. `apis` may change when processes are replaced.
     fn start(name: &'static str, receivers: &'static [&'static str], apis: watch::Receiver<Vec<String>>) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (counter, count) = watch::channel(0);
@@ -68,7 +68,7 @@ impl Sender {
     }
 }
 
-/// A device that reconnects whenever it is cut off, until it has a message that is the last.
+/// A client that reconnects whenever it is disconnected, until it has the last message.
 struct Device {
     receiver: &'static str,
     cursors: bool,
@@ -91,11 +91,12 @@ impl Device {
                     continue;
                 };
                 let mut counted = 0;
-                let last = until_now("it is cut off, or has the last one", seconds(120), || {
+                let last = until_now("the client is disconnected or has the last message", seconds(120), || {
                     let (count, seen) = (socket.count(), socket.seen());
-                    let news = if cursors { seen.data() } else { seen.json() };
-                    let last = news[counted.min(news.len())..].iter().any(|message| message["content"] == "999999");
-                    counted = news.len();
+                    let received = if cursors { seen.data() } else { seen.json() };
+                    let last =
+                        received[counted.min(received.len())..].iter().any(|message| message["content"] == "999999");
+                    counted = received.len();
                     (last || (seen.ended && count == seen.frames.len())).then_some(last)
                 })
                 .await;
@@ -110,13 +111,13 @@ impl Device {
         Self { receiver, cursors, task }
     }
 
-    /// Fails unless it got everything that was sent to it, and nothing else.
+    /// Fails unless the client got all messages to its receiver, and nothing else.
     async fn check(self, sent: &[Value]) {
         let own: Vec<Value> = sent.iter().filter(|message| message["receiverId"] == self.receiver).cloned().collect();
         let got = self.task.await.unwrap();
         let times = if self.cursors { Times::Once } else { Times::OnceOrMore };
         assert_eq!(faults(self.receiver, &own, &got, times), NONE, "{} {}", self.receiver, self.cursors);
-        assert!(own.len() > 10, "too few to prove anything");
+        assert!(own.len() > 10, "too few messages to prove anything");
     }
 }
 
@@ -124,7 +125,7 @@ fn apis(processes: &[&App]) -> (watch::Sender<Vec<String>>, watch::Receiver<Vec<
     watch::channel(processes.iter().map(|app| app.api.clone()).collect())
 }
 
-/// The last message to each of them, which tells their devices that there is no more.
+/// Sends each receiver its last message, at which its clients stop.
 async fn finish(app: &App, receivers: &[&str], sent: &mut Vec<Value>) {
     for receiver in receivers {
         let last = message(receiver, "z", 999_999);
@@ -181,11 +182,11 @@ async fn nothing_is_lost_or_leaked_while_processes_are_killed_under_load() {
 }
 
 #[tokio::test]
-async fn without_redis_messages_are_a_moment_late_and_with_it_again_none_is_missing() {
+async fn without_redis_messages_are_slightly_late_and_none_is_lost() {
     const RECEIVERS: [&str; 2] = ["r0", "r1"];
     let stack = Stack::own("messages", &["--only", "redis"]).await;
     let world = World::on(&stack).await.with_postgres().await;
-    // Nothing is found by looking now and then, while Redis is there.
+    // While Redis is up, the sweep finds nothing: its interval is ten minutes.
     let start = |role| world.app().role(role).env("POSTRIDER_MESSAGES__SWEEP_INTERVAL_MS", "600000").start();
     let (app, processor) = (start("api").await, start("processor").await);
     let (_to, at) = apis(&[&app]);
@@ -203,7 +204,8 @@ async fn without_redis_messages_are_a_moment_late_and_with_it_again_none_is_miss
     let late = message("r0", "late", 1);
     send(&app, &late).await;
     let socket = Socket::cursors(&app.api, "r0", "0").await;
-    until_now("it comes without Redis", seconds(5), || socket.seen().data().contains(&late).then_some(())).await;
+    until_now("the message arrives without Redis", seconds(5), || socket.seen().data().contains(&late).then_some(()))
+        .await;
     stack.ctl(&["start", "redis"]).await;
     sender.more(40).await;
     let mut sent = sender.stop().await;
@@ -217,7 +219,7 @@ async fn without_redis_messages_are_a_moment_late_and_with_it_again_none_is_miss
 }
 
 #[tokio::test]
-async fn when_the_channel_breaks_what_was_missed_comes_within_a_second_of_its_return() {
+async fn messages_missed_while_the_channel_was_down_arrive_within_a_second_of_its_return() {
     let stack = Stack::own("channel", &["--only", "redis"]).await;
     let world = World::on(&stack).await.with_postgres().await;
     let start = |role| world.app().role(role).env("POSTRIDER_MESSAGES__SWEEP_INTERVAL_MS", "600000").start();
@@ -237,29 +239,35 @@ async fn when_the_channel_breaks_what_was_missed_comes_within_a_second_of_its_re
         send(&app, &message(&format!("r{number}"), "s", 1)).await;
     }
     stack.ctl(&["start", "redis"]).await;
-    until("all channels are back", seconds(10), || async { (channels(pattern.clone()).await == 50).then_some(()) })
-        .await;
-    until_now("all have it", seconds(1), || sockets.iter().all(|socket| socket.count() == 1).then_some(())).await;
-    // And what comes next is announced.
+    until("all channels are subscribed again", seconds(10), || async {
+        (channels(pattern.clone()).await == 50).then_some(())
+    })
+    .await;
+    until_now("all receivers have the message", seconds(1), || {
+        sockets.iter().all(|socket| socket.count() == 1).then_some(())
+    })
+    .await;
+    // The next message is announced.
     send(&app, &message("r7", "s", 2)).await;
-    until_now("it is live", seconds(2), || (sockets[7].count() == 2).then_some(())).await;
+    until_now("the announced message arrives", seconds(2), || (sockets[7].count() == 2).then_some(())).await;
     drop(sockets);
-    until("nobody is listened for", seconds(5), || async { (channels(pattern.clone()).await == 0).then_some(()) })
+    until("no channel is subscribed", seconds(5), || async { (channels(pattern.clone()).await == 0).then_some(()) })
         .await;
     app.stop().await;
     processor.stop().await;
 }
 
 #[tokio::test]
-async fn what_a_processor_could_not_announce_is_found_when_its_redis_is_back_or_by_its_successor() {
+async fn unannounced_messages_are_announced_when_redis_is_back_or_by_the_next_processor() {
     let world = World::new().await.with_postgres().await;
     let proxy = Proxy::start().await;
     let through = world.redis_through(&proxy);
     let role = |role| world.app().role(role);
-    // A sweep comes after ten minutes: what arrives was announced, or told to be missing.
+    // A sweep runs every ten minutes: a message that arrives earlier was announced, or its missing
+    // announcement was reported.
     let app = role("api").env("POSTRIDER_MESSAGES__SWEEP_INTERVAL_MS", "600000").start().await;
     let mut processor = role("processor").env("POSTRIDER_REDIS__URL", &through).start().await;
-    // There is something to announce all the time.
+    // A busy sender keeps the processor announcing.
     let (_to, at) = apis(&[&app]);
     let sender = Sender::start("busy", &["somebody"], at);
     let socket = Socket::cursors(&app.api, "r", "").await;
@@ -270,8 +278,8 @@ async fn what_a_processor_could_not_announce_is_found_when_its_redis_is_back_or_
         proxy.set(Mode::Down);
         send(&app, &message("r", "s", round + 1)).await;
         stored(&app, "r", round + 2).await;
-        // It is counted when its announcement has failed.
-        until("it could not be announced", seconds(60), || async {
+        // The counter increases once the announcement has failed.
+        until("the announcement failed", seconds(60), || async {
             (processor.metric("postrider_messages_unannounced_total").await > unannounced).then_some(())
         })
         .await;
@@ -282,7 +290,7 @@ async fn what_a_processor_could_not_announce_is_found_when_its_redis_is_back_or_
             processor.kill().await;
             processor = role("processor").start().await;
         }
-        until_now("it comes", seconds(60), || (socket.count() == round + 2).then_some(())).await;
+        until_now("the message arrives", seconds(60), || (socket.count() == round + 2).then_some(())).await;
     }
     sender.stop().await;
     app.stop().await;
@@ -290,7 +298,7 @@ async fn what_a_processor_could_not_announce_is_found_when_its_redis_is_back_or_
 }
 
 #[tokio::test]
-async fn a_channel_that_is_cut_loses_nothing_and_delays_nothing_until_a_sweep() {
+async fn a_cut_channel_loses_no_message_and_delays_none_until_a_sweep() {
     let stack = Stack::own("cut", &["--only", "redis"]).await;
     let world = World::on(&stack).await.with_postgres().await;
     let app = world.app().env("POSTRIDER_MESSAGES__SWEEP_INTERVAL_MS", "600000").start().await;
@@ -299,20 +307,20 @@ async fn a_channel_that_is_cut_loses_nothing_and_delays_nothing_until_a_sweep() 
     for number in 0..300 {
         if number % 100 == 50 {
             let cut: usize = redis::run(&world.redis_url, &["CLIENT", "KILL", "TYPE", "pubsub"]).await;
-            assert!(cut > 0, "nothing was cut");
+            assert!(cut > 0, "no connection was killed");
         }
         let message = message("r", "s", number);
         send(&app, &message).await;
         sent.push(message);
-        // A sweep comes after ten minutes.
-        until_now("it arrives", seconds(60), || (socket.count() == sent.len()).then_some(())).await;
+        // A sweep would come after ten minutes.
+        until_now("the message arrives", seconds(60), || (socket.count() == sent.len()).then_some(())).await;
     }
     assert_eq!(faults("r", &sent, &socket.seen().data(), Times::Once), NONE);
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_channel_that_only_hangs_is_noticed_and_made_anew() {
+async fn a_channel_that_hangs_is_detected_and_reconnected() {
     let world = World::new().await.with_postgres().await;
     let proxy = Proxy::start().await;
     let through = world.redis_through(&proxy);
@@ -330,18 +338,20 @@ async fn a_channel_that_only_hangs_is_noticed_and_made_anew() {
     for round in 0..2 {
         proxy.set(Mode::MuteResponses);
         send(&app, &message("r", "s", 2 * round + 1)).await;
-        // A beat of a second, a second for its answer, and half a second until it is looked.
-        until_now("it comes without an announcement", seconds(5), || (socket.count() == 2 * round + 2).then_some(()))
-            .await;
+        // A heartbeat each second, a second for its answer, and half a second until the next check.
+        until_now("the message arrives without an announcement", seconds(5), || {
+            (socket.count() == 2 * round + 2).then_some(())
+        })
+        .await;
         proxy.set(Mode::Pass);
         let pattern = format!("{}:messages:to:r", world.prefix);
-        until("it is listened for again", seconds(5), || async {
+        until("the channel is subscribed again", seconds(5), || async {
             let channels: Vec<String> = redis::run(&world.redis_url, &["PUBSUB", "CHANNELS", &pattern]).await;
             (channels.len() == 1).then_some(())
         })
         .await;
         send(&app, &message("r", "s", 2 * round + 2)).await;
-        until_now("it is announced", seconds(2), || (socket.count() == 2 * round + 3).then_some(())).await;
+        until_now("the message is announced", seconds(2), || (socket.count() == 2 * round + 3).then_some(())).await;
     }
     let sent: Vec<Value> = (0..5).map(|number| message("r", "s", number)).collect();
     assert_eq!(socket.seen().data(), sent);
@@ -350,7 +360,7 @@ async fn a_channel_that_only_hangs_is_noticed_and_made_anew() {
 }
 
 #[tokio::test]
-async fn with_postgres_away_connections_wait_and_what_comes_back_is_complete() {
+async fn connections_wait_out_a_postgres_outage_and_no_message_is_missing_afterwards() {
     let stack = Stack::own("msgpg", &["--only", "postgres"]).await;
     let world = World::on(&stack).await.with_postgres().await;
     let app = world.app().start().await;
@@ -375,7 +385,7 @@ async fn with_postgres_away_connections_wait_and_what_comes_back_is_complete() {
 }
 
 #[tokio::test]
-async fn a_replay_of_the_topic_changes_nothing_and_what_postgres_lost_is_filled_up() {
+async fn a_replay_of_the_topic_changes_nothing_and_restores_what_postgres_lost() {
     let mut world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     let sent: Arc<Vec<Value>> = Arc::new((0..50).map(|number| message("r", "s", number)).collect());
@@ -388,12 +398,12 @@ async fn a_replay_of_the_topic_changes_nothing_and_what_postgres_lost_is_filled_
     world.sql("TRUNCATE messages, message_ids, message_receivers, messages_progress").await;
     assert_eq!(stored(&app, "r", 50).await, *sent);
     send(&app, &message("r", "s", 50)).await;
-    assert_eq!(socket.frames(51).await.data()[50], message("r", "s", 50), "nothing comes twice");
+    assert_eq!(socket.frames(51).await.data()[50], message("r", "s", 50), "a message was delivered twice");
     app.stop().await;
     world.set("POSTRIDER_KAFKA__GROUP_PREFIX", &format!("{}again_", world.prefix));
     world.sql("UPDATE messages_progress SET next = 0").await;
     let app = world.app().start().await;
-    until("all of it was looked at again", seconds(30), || async {
+    until("all records were read again", seconds(30), || async {
         (app.metric("postrider_messages_duplicate_records_total").await >= Some(51.0)).then_some(())
     })
     .await;

@@ -1,4 +1,4 @@
-//! What receivers have not got yet, and how it becomes known that they have.
+//! Unread counts, and the ways to acknowledge messages.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -28,15 +28,15 @@ async fn await_unread(app: &App, receiver: &str, count: usize) -> Value {
     .await
 }
 
-/// A count of Postgres' statistics, once what was done before is in it.
+/// Returns a count of Postgres' statistics, once it has reached `at_least`.
 pub async fn counted(world: &World, statistic: &str, at_least: i64) -> i64 {
-    until("the statistics have it", seconds(20), || async {
+    until("the statistics are updated", seconds(20), || async {
         Some(world.number(statistic).await).filter(|&count| count >= at_least)
     })
     .await
 }
 
-/// Sends so many and waits until they are stored.
+/// Sends messages `from` to `to` and waits until they are stored.
 async fn send_more(app: &App, receiver: &str, from: usize, to: usize) {
     for number in from..to {
         send(app, &message(receiver, "s", number)).await;
@@ -44,7 +44,7 @@ async fn send_more(app: &App, receiver: &str, from: usize, to: usize) {
     stored(app, receiver, to).await;
 }
 
-/// Which messages of the history are marked as delivered, and their cursors.
+/// Returns the `delivered` flag and the cursor of each message of the history.
 async fn states(app: &App, receiver: &str) -> (Vec<bool>, Vec<String>) {
     let page = app.get(&format!("/api/v1/messages?receiverId={receiver}&limit=100")).await.expect(200).json();
     let messages = page["messages"].as_array().unwrap();
@@ -53,7 +53,7 @@ async fn states(app: &App, receiver: &str) -> (Vec<bool>, Vec<String>) {
 }
 
 #[tokio::test]
-async fn every_way_of_acknowledging_makes_messages_read() {
+async fn every_way_to_acknowledge_marks_messages_as_read() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     let nothing = json!({"receiver_id": "r", "unread": 0, "more": false, "oldest": null, "cursor": "0", "last": "0"});
@@ -69,7 +69,7 @@ async fn every_way_of_acknowledging_makes_messages_read() {
     });
     assert_eq!(before, expected);
 
-    // By the subprotocol.
+    // Over the subprotocol.
     let mut socket = Socket::cursors(&app.api, "r", "").await;
     socket.frames(5).await;
     socket.say(&json!({"ack": ids[1]}).to_string()).await;
@@ -77,7 +77,7 @@ async fn every_way_of_acknowledging_makes_messages_read() {
     assert_eq!(after["cursor"], ids[1]);
     assert_eq!(states(&app, "r").await.0, [true, true, false, false, false]);
     socket.leave().await;
-    // By the pongs of a plain client.
+    // By a plain client's pongs.
     let plain = Socket::plain(&app.api, "r").await;
     plain.frames(3).await;
     let after = await_unread(&app, "r", 0).await;
@@ -86,18 +86,18 @@ async fn every_way_of_acknowledging_makes_messages_read() {
     plain.frames(4).await;
     await_unread(&app, "r", 0).await;
     plain.leave().await;
-    // By the client of a stream, when it comes back.
+    // By a stream's client when it reconnects.
     send_more(&app, "r", 6, 9).await;
     await_unread(&app, "r", 3).await;
     let path = "/api/v1/messages/stream?receiverId=r";
     let stream = Stream::open(&app, path, "").await;
-    until_now("all have come", seconds(10), || (stream.count() == 3).then_some(())).await;
+    until_now("all events have arrived", seconds(10), || (stream.count() == 3).then_some(())).await;
     let events = stream.seen().events;
     drop(stream);
     let stream = Stream::open(&app, path, &events[1].0).await;
-    until_now("the last one comes again", seconds(10), || (stream.count() == 1).then_some(())).await;
+    until_now("the last event arrives again", seconds(10), || (stream.count() == 1).then_some(())).await;
     await_unread(&app, "r", 1).await;
-    // By HTTP; q's have been its own all the time.
+    // Over HTTP. The messages of `q` stay unread.
     let last = unread(&app, "r").await["last"].clone();
     let answer = app.post_json(ACK, &json!({"receiverId": "r", "ack": last})).await.expect(200).json();
     assert_eq!((&answer["unread"], &answer["cursor"]), (&json!(0), &last));
@@ -107,7 +107,7 @@ async fn every_way_of_acknowledging_makes_messages_read() {
 }
 
 #[tokio::test]
-async fn an_acknowledgement_by_http_goes_no_further_than_what_is_stored_and_never_back() {
+async fn an_acknowledgement_over_http_is_capped_at_the_last_stored_message_and_never_moves_back() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     send_more(&app, "r", 0, 4).await;
@@ -118,26 +118,30 @@ async fn an_acknowledgement_by_http_goes_no_further_than_what_is_stored_and_neve
     };
     assert_eq!(ack("0").await, (4, "0".to_owned()));
     assert_eq!(ack(&ids[2]).await, (1, ids[2].clone()));
-    assert_eq!(ack(&ids[0]).await, (1, ids[2].clone()), "never back");
-    let (lane, _) = ids[0].rsplit_once('.').unwrap();
-    assert_eq!(ack(&format!("{lane}.999999")).await, (0, ids[3].clone()), "no further");
-    assert_eq!(ack("7.49.1").await, (0, ids[3].clone()), "nothing of it is there");
-    // The same by somebody who makes up an id of a stream.
+    assert_eq!(ack(&ids[0]).await, (1, ids[2].clone()), "the cursor moved back");
+    let (partition, _) = ids[0].rsplit_once('.').unwrap();
+    assert_eq!(
+        ack(&format!("{partition}.999999")).await,
+        (0, ids[3].clone()),
+        "the cursor is past the last stored message"
+    );
+    assert_eq!(ack("7.49.1").await, (0, ids[3].clone()), "an unknown partition changed the cursor");
+    // The same for a made-up `Last-Event-ID`.
     send_more(&app, "r", 4, 5).await;
-    drop(Stream::open(&app, "/api/v1/messages/stream?receiverId=r", &format!("{lane}.999999")).await);
+    drop(Stream::open(&app, "/api/v1/messages/stream?receiverId=r", &format!("{partition}.999999")).await);
     await_unread(&app, "r", 0).await;
     send_more(&app, "r", 5, 6).await;
     assert_eq!(unread(&app, "r").await["unread"], 1);
-    // And whoever connects gets what is left.
+    // A new connection gets the unread message.
     assert_eq!(Socket::plain(&app.api, "r").await.frames(1).await.json(), [message("r", "s", 5)]);
     app.stop().await;
 }
 
 #[tokio::test]
-async fn several_receivers_are_counted_at_once_and_what_is_wrong_is_refused() {
+async fn several_receivers_are_counted_in_one_request_and_invalid_requests_are_refused() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
-    // In both partitions, so that one receiver has two partitions.
+    // One receiver has messages in both partitions.
     let topic = world.topic("message");
     for partition in 0..2 {
         let values: Vec<Vec<u8>> = (0..3).map(|number| message("r", "s", number).to_string().into_bytes()).collect();
@@ -154,7 +158,7 @@ async fn several_receivers_are_counted_at_once_and_what_is_wrong_is_refused() {
         .map(|one| (one["receiver_id"].as_str().unwrap(), one["unread"].as_i64().unwrap()))
         .collect();
     assert_eq!(counts, [("nobody", 0), ("r", 6), ("ä b", 2), ("r", 6)]);
-    // What was read of one lane says nothing of the other.
+    // An acknowledgement in one partition does not affect the other.
     let (_, ids) = states(&app, "r").await;
     let read = app.post_json(ACK, &json!({"receiverId": "r", "ack": ids[2]})).await.expect(200).json();
     assert_eq!((&read["unread"], &read["cursor"]), (&json!(3), &json!(ids[2])));
@@ -188,9 +192,9 @@ async fn several_receivers_are_counted_at_once_and_what_is_wrong_is_refused() {
 }
 
 #[tokio::test]
-async fn counting_ends_at_a_thousand_and_reads_no_whole_table() {
+async fn counting_stops_at_a_thousand_and_reads_no_whole_table() {
     let mut world = World::new().await.with_postgres().await;
-    // The bound is measured by reading all of a small table.
+    // To measure this limit, the process reads all of a small table.
     world.set("POSTRIDER_MESSAGES__MAX_RECEIVERS", "0");
     let app = world.app().start().await;
     app.await_log("created a day's partition of messages", seconds(20)).await;
@@ -205,15 +209,15 @@ async fn counting_ends_at_a_thousand_and_reads_no_whole_table() {
         )
         .await;
     let scans = "SELECT sum(seq_tup_read)::bigint FROM pg_stat_user_tables WHERE schemaname = current_schema() AND relname SIMILAR TO 'message_(receivers|cursors)|messages_d[0-9]+'";
-    let looks = "SELECT sum(idx_scan)::bigint FROM pg_stat_user_tables WHERE schemaname = current_schema() AND relname = 'message_receivers'";
+    let lookups = "SELECT sum(idx_scan)::bigint FROM pg_stat_user_tables WHERE schemaname = current_schema() AND relname = 'message_receivers'";
     let scans_before = counted(&world, scans, 60_000).await;
-    let looks_before = world.number(looks).await;
+    let lookups_before = world.number(lookups).await;
     for _ in 0..20 {
         let answer = unread(&app, "r").await;
         assert_eq!((&answer["unread"], &answer["more"]), (&json!(1_000), &json!(true)));
         assert_eq!(unread(&app, "x2000").await["unread"], 0);
     }
-    counted(&world, looks, looks_before + 40).await;
+    counted(&world, lookups, lookups_before + 40).await;
     assert_eq!(world.number(scans).await, scans_before);
     let last = unread(&app, "r").await["last"].clone();
     let answer = app.post_json(ACK, &json!({"receiverId": "r", "ack": "0.0.500"})).await.expect(200).json();

@@ -1,4 +1,5 @@
-//! Schemas of other versions: the previous one's, as it was, and those that are ahead of the program.
+//! Database schemas of other versions: the previous version's schema, and schemas that are newer than
+//! the program.
 
 use serde_json::json;
 use sqlx::Row;
@@ -9,10 +10,11 @@ use crate::{
     messages::{history, send, stored},
 };
 
-/// The schema of 0.1 with a few rows, by `pg_dump --inserts`. Never changed: the next version adds a file.
+/// The schema of 0.1 with a few rows, from `pg_dump --inserts`. Do not change it: the next version adds
+/// a file.
 const FROZEN: &str = include_str!("schemas/0.1.sql");
 
-/// Columns, defaults, indexes and constraints of all tables but the daily partitions.
+/// Describes the columns, indexes and constraints of all tables but the daily partitions.
 async fn shape(world: &World) -> Vec<String> {
     let query = "
         SELECT format('%s.%s %s %s %s', table_name, column_name, data_type, is_nullable, collation_name) AS line
@@ -31,7 +33,7 @@ async fn shape(world: &World) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_previous_versions_schema_is_migrated_and_what_it_holds_is_served() {
+async fn the_previous_versions_schema_is_migrated_and_its_data_is_served() {
     let fresh = World::new().await.with_postgres().await;
     let mut world = World::new().await;
     world.without_migration();
@@ -56,7 +58,7 @@ async fn the_previous_versions_schema_is_migrated_and_what_it_holds_is_served() 
 }
 
 #[tokio::test]
-async fn a_program_runs_and_migrates_on_a_schema_with_a_migration_that_it_does_not_know() {
+async fn the_program_runs_and_migrates_on_a_schema_with_an_unknown_newer_migration() {
     let world = World::new().await.with_postgres().await;
     world
         .sql(
@@ -74,7 +76,7 @@ async fn a_program_runs_and_migrates_on_a_schema_with_a_migration_that_it_does_n
     stored(&app, "r", 1).await;
     let body = json!({"author_id": "bob", "content": "a post"});
     app.post_json("/posts", &body).await.expect(202);
-    until("the event of the post is carried", seconds(40), || async {
+    until("the event of the post is processed", seconds(40), || async {
         (world.count("processed_events").await == 1).then_some(())
     })
     .await;
@@ -82,7 +84,7 @@ async fn a_program_runs_and_migrates_on_a_schema_with_a_migration_that_it_does_n
 }
 
 #[tokio::test]
-async fn a_migration_that_is_missing_below_a_newer_one_is_noticed() {
+async fn a_migration_that_is_missing_below_a_newer_one_is_detected() {
     let world = World::new().await.with_postgres().await;
     world
         .sql(
@@ -91,7 +93,7 @@ async fn a_migration_that_is_missing_below_a_newer_one_is_noticed() {
         )
         .await;
     let app = world.app().even_if_not_ready().start().await;
-    until("readiness says what to do", seconds(20), || async {
+    until("the readiness check names the command", seconds(20), || async {
         app.failing("postgres").await.filter(|detail| detail.contains("postrider migrate"))
     })
     .await;

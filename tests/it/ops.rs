@@ -1,4 +1,4 @@
-//! What operators see: probes, metrics, configuration.
+//! The operator's view: probes, metrics and configuration.
 
 use std::{collections::BTreeMap, fs, process::Output};
 
@@ -14,7 +14,7 @@ use crate::{
     kv::{pull_after, push, running},
 };
 
-/// Runs the binary to its end.
+/// Runs the binary to its end, and returns success, stdout and stderr.
 async fn run(args: &'static [&'static str], env: &[(&str, &str)]) -> (bool, String, String) {
     let env: BTreeMap<String, String> =
         env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
@@ -23,7 +23,7 @@ async fn run(args: &'static [&'static str], env: &[(&str, &str)]) -> (bool, Stri
     (status.success(), text(stdout), text(stderr))
 }
 
-/// A file with this content, to be named in a variable.
+/// Writes a temporary file with this content and returns its path.
 fn file(name: &str, content: &str) -> String {
     let path = std::env::temp_dir().join(format!("postrider-it-{}-{name}", std::process::id()));
     fs::write(&path, content).unwrap();
@@ -56,7 +56,7 @@ async fn probes_answer_in_every_role_and_name_each_check() {
 }
 
 #[tokio::test]
-async fn metrics_say_what_happened() {
+async fn metrics_report_what_happened() {
     let world = World::new().await;
     let app = running(&world).await;
     let position = push(&app, "k", &json!(1)).await;
@@ -76,7 +76,7 @@ async fn metrics_say_what_happened() {
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
-    assert!(!text.contains("/no/such/route"), "what a client makes up is no label");
+    assert!(!text.contains("/no/such/route"), "a path that a client made up became a label");
     for beginning in ["process_resident_memory_bytes", "process_open_fds", "postrider_consumer_batch_records_count"] {
         crate::harness::until(beginning, crate::harness::wait::seconds(10), || app.metric(beginning)).await;
     }
@@ -84,7 +84,7 @@ async fn metrics_say_what_happened() {
     off_runtime(move || check_with_promtool(&text)).await;
 }
 
-/// Where promtool is installed, it agrees with the names and the format.
+/// Checks the names and the format with promtool, if it is installed.
 fn check_with_promtool(text: &str) {
     use std::{
         io::Write,
@@ -95,9 +95,9 @@ fn check_with_promtool(text: &str) {
     let Ok(mut tool) = tool.spawn() else { return };
     tool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let output = tool.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    let broken = said.lines().any(|line| line.contains("error while linting"));
-    assert!(!broken, "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let broken = stderr.lines().any(|line| line.contains("error while linting"));
+    assert!(!broken, "{stderr}");
 }
 
 #[tokio::test]
@@ -114,10 +114,10 @@ async fn the_role_comes_from_flag_environment_or_file() {
     assert_eq!(role(&shown), "role: api  # POSTRIDER_ROLE");
     let (_, shown, _) = run(&["config", "show", "--set", "role=processor"], &env).await;
     assert_eq!(role(&shown), "role: processor  # --set");
-    let (good, _, said) = run(&["run", "--role", "cook"], &[]).await;
-    assert!(!good && ["api", "processor", "relay", "all"].iter().all(|role| said.contains(role)), "{said}");
-    let (good, _, said) = run(&["config", "check"], &[("POSTRIDER_ROLE", "cook")]).await;
-    assert!(!good && said.contains("POSTRIDER_ROLE") && said.contains("api, processor, relay, all"), "{said}");
+    let (good, _, stderr) = run(&["run", "--role", "cook"], &[]).await;
+    assert!(!good && ["api", "processor", "relay", "all"].iter().all(|role| stderr.contains(role)), "{stderr}");
+    let (good, _, stderr) = run(&["config", "check"], &[("POSTRIDER_ROLE", "cook")]).await;
+    assert!(!good && stderr.contains("POSTRIDER_ROLE") && stderr.contains("api, processor, relay, all"), "{stderr}");
 }
 
 #[tokio::test]
@@ -129,17 +129,17 @@ async fn a_configuration_error_names_the_key_its_source_and_the_nearest_key() {
         ("POSTRIDER_CONFIG", "/no/such/file.yaml", vec!["/no/such/file.yaml"]),
     ] {
         for args in [&["config", "check"][..], &["run"]] {
-            let (good, _, said) = run(args, &[(variable, value)]).await;
+            let (good, _, stderr) = run(args, &[(variable, value)]).await;
             assert!(!good, "{variable}");
-            assert!(words.iter().all(|word| said.contains(word)), "{variable}: {said}");
-            assert_eq!(said.lines().count(), 1, "one sentence: {said}");
+            assert!(words.iter().all(|word| stderr.contains(word)), "{variable}: {stderr}");
+            assert_eq!(stderr.lines().count(), 1, "not one sentence: {stderr}");
         }
     }
     let yaml = file("typo.yaml", "http:\n  listens: [a]\n");
-    let (good, _, said) = run(&["config", "check"], &[("POSTRIDER_CONFIG", &yaml)]).await;
-    assert!(!good && said.contains("typo.yaml") && said.contains("`http.listen`"), "{said}");
-    let (good, said, _) = run(&["config", "check"], &[]).await;
-    assert!(good && said.starts_with("valid"), "{said}");
+    let (good, _, stderr) = run(&["config", "check"], &[("POSTRIDER_CONFIG", &yaml)]).await;
+    assert!(!good && stderr.contains("typo.yaml") && stderr.contains("`http.listen`"), "{stderr}");
+    let (good, stdout, _) = run(&["config", "check"], &[]).await;
+    assert!(good && stdout.starts_with("valid"), "{stdout}");
 }
 
 #[tokio::test]
@@ -150,8 +150,8 @@ async fn secrets_are_read_from_files_and_never_shown() {
         ("POSTRIDER_POSTGRES__URL", "postgres://u:hunter3@localhost/db"),
         ("POSTRIDER_KAFKA__SASL__PASSWORD", "hunter4"),
     ];
-    let (good, shown, said) = run(&["config", "show"], &env).await;
-    assert!(good, "{said}");
+    let (good, shown, stderr) = run(&["config", "show"], &env).await;
+    assert!(good, "{stderr}");
     for line in [
         "redis.url: redis://********@localhost:1",
         "postgres.url: postgres://********@localhost/db",
@@ -159,12 +159,13 @@ async fn secrets_are_read_from_files_and_never_shown() {
     ] {
         assert!(shown.contains(&format!("{line}  # ")), "{line}\n{shown}");
     }
-    assert!(!format!("{shown}{said}").contains("hunter"), "{shown}{said}");
-    let (good, _, said) = run(&["config", "show"], &[("POSTRIDER_REDIS__URL_FILE", "/no/such/secret")]).await;
-    assert!(!good && said.contains("/no/such/secret"), "{said}");
+    assert!(!format!("{shown}{stderr}").contains("hunter"), "{shown}{stderr}");
+    let (good, _, stderr) = run(&["config", "show"], &[("POSTRIDER_REDIS__URL_FILE", "/no/such/secret")]).await;
+    assert!(!good && stderr.contains("/no/such/secret"), "{stderr}");
 }
 
-/// Variables of a process in which nothing but Kafka can be reached, with a credential wherever one can be.
+/// Returns the variables of a process that can reach nothing but Kafka, with a credential in every
+/// setting that can hold one.
 fn credentials(topic: &str) -> Vec<(&'static str, String)> {
     let token = file("token", "Bearer hunter2\n");
     let relays = json!([{
@@ -186,17 +187,17 @@ fn credentials(topic: &str) -> Vec<(&'static str, String)> {
 }
 
 #[tokio::test]
-async fn no_credential_is_shown_logged_answered_or_reported() {
+async fn no_credential_appears_in_output_logs_answers_or_metrics() {
     let world = World::new().await;
     let topic = world.make_topic("orders", 1).await;
     let variables = credentials(&topic);
     let env: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let (good, shown, said) = run(&["config", "show"], &env).await;
-    assert!(good && !format!("{shown}{said}").contains("hunter2"), "{shown}{said}");
+    let (good, shown, stderr) = run(&["config", "show"], &env).await;
+    assert!(good && !format!("{shown}{stderr}").contains("hunter2"), "{shown}{stderr}");
     let app = env.iter().fold(world.app(), |app, (name, value)| app.env(name, value));
     let app = app.even_if_not_ready().start().await;
     app.post_json("/produce", &json!({"topic": topic, "payload": 1})).await.expect(200);
-    until("the delivery is given up", seconds(30), || async {
+    until("the delivery is dead-lettered", seconds(30), || async {
         app.manage("/metrics").await.text().contains("postrider_dead_letters_total{").then_some(())
     })
     .await;
@@ -213,32 +214,32 @@ async fn no_credential_is_shown_logged_answered_or_reported() {
     let log = app.log_path().to_owned();
     app.stop().await;
     seen += &fs::read_to_string(log).unwrap();
-    let told: Vec<&str> = seen.lines().filter(|line| line.contains("hunter2")).collect();
-    assert!(told.is_empty(), "{}", told.join("\n"));
+    let leaks: Vec<&str> = seen.lines().filter(|line| line.contains("hunter2")).collect();
+    assert!(leaks.is_empty(), "{}", leaks.join("\n"));
     assert!(seen.contains("http://127.0.0.1:1/hook?token=********"), "the target is logged, without its secrets");
 }
 
 #[tokio::test]
-async fn an_address_that_cannot_be_used_is_refused_without_its_credentials() {
+async fn an_invalid_url_is_refused_without_showing_its_credentials() {
     for (name, url) in [
         ("POSTRIDER_POSTGRES__URL", "postgres://u:hunter2@h:port/d"),
         ("POSTRIDER_POSTGRES__URL", "postgres://u:p@h/d?sslmode=hunter2"),
         ("POSTRIDER_TELEMETRY__OTLP__ENDPOINT", "http://u:hunter2@no host/?token=hunter2"),
         ("POSTRIDER_GATEWAY__RELAYS", r#"[{"name":"a","topic":"t","target_url":"http://u:hunter2@h:port/"}]"#),
     ] {
-        let (good, _, said) =
+        let (good, _, stderr) =
             run(&["run", "--role", "relay", "--set", "management.listen=127.0.0.1:0"], &[(name, url)]).await;
-        assert!(!good && !said.contains("hunter2"), "{name}: {said}");
+        assert!(!good && !stderr.contains("hunter2"), "{name}: {stderr}");
     }
 }
 
 #[tokio::test]
-async fn the_schema_describes_every_key_and_help_teaches() {
+async fn the_schema_describes_every_section_and_help_lists_the_commands() {
     let (good, schema, _) = run(&["config", "schema"], &[]).await;
     let schema: Value = serde_json::from_str(&schema).unwrap();
     assert!(good);
-    for room in ["role", "http", "kafka", "redis", "postgres", "kv", "gateway", "telemetry", "drain"] {
-        assert!(schema["properties"][room].is_object(), "{room}");
+    for section in ["role", "http", "kafka", "redis", "postgres", "kv", "gateway", "telemetry", "drain"] {
+        assert!(schema["properties"][section].is_object(), "{section}");
     }
     let (good, help, _) = run(&["--help"], &[]).await;
     assert!(good && ["run", "migrate", "config", "Examples", "POSTRIDER_"].iter().all(|word| help.contains(word)));
@@ -247,12 +248,12 @@ async fn the_schema_describes_every_key_and_help_teaches() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_ends_it_with_a_sentence() {
+async fn a_port_in_use_ends_the_process_with_an_error_that_names_the_address() {
     let world = World::new().await;
     let first = world.app().role("api").start().await;
     let taken = first.api.trim_start_matches("http://").to_owned();
     for variable in ["POSTRIDER_HTTP__LISTEN", "POSTRIDER_MANAGEMENT__LISTEN"] {
-        let (good, _, said) = run(
+        let (good, _, stderr) = run(
             &["run", "--role", "api"],
             &[
                 ("POSTRIDER_KAFKA__BROKERS", &world.kafka.brokers),
@@ -264,12 +265,12 @@ async fn a_port_that_is_taken_ends_it_with_a_sentence() {
             ],
         )
         .await;
-        assert!(!good && said.contains(&format!("cannot listen on {taken}")), "{variable}: {said}");
+        assert!(!good && stderr.contains(&format!("cannot listen on {taken}")), "{variable}: {stderr}");
     }
 }
 
 #[tokio::test]
-async fn migrating_twice_and_at_the_same_time_is_fine() {
+async fn migrations_can_run_twice_and_at_the_same_time() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     assert_eq!(app.failing("postgres").await, None);
@@ -283,7 +284,7 @@ async fn migrating_twice_and_at_the_same_time_is_fine() {
     let detail = if detail.contains("migrate") {
         detail
     } else {
-        crate::harness::until("it says what to do", crate::harness::wait::seconds(10), || async {
+        crate::harness::until("the check names the command", crate::harness::wait::seconds(10), || async {
             app.failing("postgres").await.filter(|detail| detail.contains("migrate"))
         })
         .await
@@ -295,14 +296,14 @@ async fn migrating_twice_and_at_the_same_time_is_fine() {
 }
 
 #[tokio::test]
-async fn the_idle_api_role_is_small_and_soon_ready() {
+async fn the_idle_api_role_uses_little_memory_and_is_ready_quickly() {
     let world = World::new().await;
     world.app().role("api").start().await.stop().await;
     let app = world.app().role("api").start().await;
     let ready = app.await_log("ready", crate::harness::wait::seconds(5)).await;
     let after_ms = ready["after.ms"].as_u64().unwrap();
     assert!(after_ms < 3_000, "{after_ms} ms, even in a debug build on a busy machine");
-    // The release build has its bound in the benches; this one only has to notice a blunder.
+    // The benches bound the release build; this bound only catches gross regressions.
     assert!(app.rss_kib() < 120 * 1024, "{} KiB", app.rss_kib());
     app.stop().await;
 }

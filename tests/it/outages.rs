@@ -1,4 +1,5 @@
-//! Servers go away and come back: refusals are quick and honest, and nothing acknowledged is missing.
+//! Server outages: processes refuse requests quickly with the right code, and lose no acknowledged
+//! write.
 
 use std::time::{Duration, Instant};
 
@@ -19,15 +20,15 @@ use crate::{
 const REFUSED: &str = "kafka_unavailable";
 const UNKNOWN: &str = "outcome_unknown";
 
-/// Far below the delivery timeout of a patient process, and far above what an answer at once takes.
+/// Bound for an immediate answer: far below the delivery timeout of a patient process.
 const AT_ONCE: Duration = seconds(30);
 
-/// An API process that waits two minutes for the broker's confirmation of what was handed over.
+/// Starts an API process that waits two minutes for the broker's confirmation of a record.
 async fn patient(world: &World) -> App {
     world.app().role("api").env("POSTRIDER_KAFKA__PRODUCER__DELIVERY_TIMEOUT_MS", "120000").start().await
 }
 
-/// Acknowledged writes are there, refused ones are not, and none is there twice.
+/// Checks that the log has all acknowledged writes, no refused ones, and no duplicates.
 fn assert_honest(outcome: &Outcome, log: &[Stored]) {
     outcome.expect_only(&[REFUSED, UNKNOWN]);
     assert_eq!(lost(&outcome.acknowledged, log), Vec::<Write>::new());
@@ -35,7 +36,7 @@ fn assert_honest(outcome: &Outcome, log: &[Stored]) {
     assert_eq!(disordered(log), Vec::<String>::new());
 }
 
-/// The log without what the tests wrote beside the load.
+/// Returns the log without the records that the test wrote in addition to the load.
 fn of_writers(log: Vec<Stored>) -> Vec<Stored> {
     log.into_iter().filter(|record| record.key.is_some()).collect()
 }
@@ -45,7 +46,7 @@ async fn produce(app: &App, topic: &str) -> crate::harness::Answer {
 }
 
 #[tokio::test]
-async fn without_a_broker_writes_are_refused_in_time_and_go_on_when_it_is_back() {
+async fn without_a_broker_writes_are_refused_in_time_and_resume_when_it_is_back() {
     let stack = Stack::own("broker", &["--only", "kafka"]).await;
     let world = World::on(&stack).await;
     let topic = world.make_topic("orders", 3).await;
@@ -128,17 +129,18 @@ async fn one_of_three_brokers_killed_loses_nothing_and_refuses_no_longer_than_an
     app.stop().await;
 }
 
-/// Two of three brokers down: nothing can be promised, and the answers say so before the brokers are back.
+/// Kills two of three brokers: writes are refused until the brokers are back.
 async fn without_a_quorum(stack: &Stack, app: &App, topic: &str) {
     stack.ctl(&["kill", "kafka-1", "kafka-2"]).await;
     until("a write is refused", seconds(30), || async { (produce(app, topic).await.status == 503).then_some(()) })
         .await;
     stack.ctl(&["start", "kafka-1", "kafka-2"]).await;
-    until("writes go on", seconds(60), || async { (produce(app, topic).await.status == 200).then_some(()) }).await;
+    until("writes succeed again", seconds(60), || async { (produce(app, topic).await.status == 200).then_some(()) })
+        .await;
 }
 
 #[tokio::test]
-async fn without_a_broker_reads_go_on_unless_their_audit_is_required() {
+async fn without_a_broker_reads_are_served_unless_their_audit_is_required() {
     let stack = Stack::own("audit", &["--only", "kafka"]).await;
     let mut world = World::on(&stack).await;
     world.set("POSTRIDER_KAFKA__PRODUCER__DELIVERY_TIMEOUT_MS", "120000");
@@ -166,14 +168,14 @@ async fn without_a_broker_reads_go_on_unless_their_audit_is_required() {
 }
 
 #[tokio::test]
-async fn redis_stopped_refuses_reads_only_and_catches_up() {
+async fn without_redis_only_reads_are_refused_and_the_view_catches_up_afterwards() {
     let stack = Stack::own("noredis", &["--only", "redis"]).await;
     let world = World::on(&stack).await;
     let app = running(&world).await;
     let position = push(&app, "k", &json!(1)).await;
     pull_after(&app, "k", &position).await.expect(200);
     stack.ctl(&["stop", "redis"]).await;
-    // Answered while Redis is away; the client gives up after a minute.
+    // The answer comes while Redis is down. The client would time out after a minute.
     app.get("/pull/k").await.problem(503, "redis_unavailable");
     app.await_failing("redis", seconds(10)).await;
     let mut position = String::new();
@@ -188,7 +190,7 @@ async fn redis_stopped_refuses_reads_only_and_catches_up() {
 }
 
 #[tokio::test]
-async fn postgres_restarted_is_found_again() {
+async fn the_process_reconnects_to_a_restarted_postgres() {
     let stack = Stack::own("pg", &["--only", "postgres"]).await;
     let world = World::on(&stack).await.with_postgres().await;
     let app = world.app().start().await;
@@ -207,7 +209,7 @@ async fn postgres_restarted_is_found_again() {
 }
 
 #[tokio::test]
-async fn started_before_its_servers_it_waits_for_them() {
+async fn a_process_that_starts_before_its_servers_waits_for_them() {
     let stack = Stack::own("late", &["--only", "kafka,redis"]).await;
     let world = World::on(&stack).await;
     stack.ctl(&["kill", "all"]).await;
@@ -220,7 +222,7 @@ async fn started_before_its_servers_it_waits_for_them() {
     app.await_ready(seconds(30)).await;
     assert_eq!(app.manage("/startupz").await.status, 200);
     let position = push(&app, "k", &json!(1)).await;
-    let answer = until("the view follows", seconds(20), || async {
+    let answer = until("the view has the value", seconds(20), || async {
         Some(pull_after(&app, "k", &position).await).filter(|answer| answer.status == 200)
     });
     assert_eq!(answer.await.json()["value"], 1);

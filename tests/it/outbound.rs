@@ -1,4 +1,4 @@
-//! Calling other people's endpoints, whatever they do.
+//! The client for outbound HTTP calls, against targets that misbehave.
 
 use std::{
     process::Command,
@@ -28,11 +28,11 @@ async fn call(client: &Client, endpoint: &Endpoint) -> Result<StatusCode, Failur
 }
 
 async fn failure(options: &Options, url: &str) -> Failure {
-    post(options, url).await.expect_err("it must not succeed")
+    post(options, url).await.expect_err("the call succeeded")
 }
 
 #[tokio::test]
-async fn any_2xx_is_success_and_the_connection_is_used_again() {
+async fn any_2xx_is_success_and_the_connection_is_reused() {
     let target = Target::start().await;
     let (client, endpoint) = (Client::new(&options()).unwrap(), Endpoint::new(&target.url("/x?y=1"), HeaderMap::new()));
     let endpoint = endpoint.unwrap();
@@ -48,7 +48,7 @@ async fn any_2xx_is_success_and_the_connection_is_used_again() {
 }
 
 #[tokio::test]
-async fn a_refusal_says_what_was_answered_and_when_to_come_back() {
+async fn a_failure_has_the_targets_answer_and_its_retry_after() {
     let target = Target::start().await;
     target.script([Act::Answer(503, "retry-after: 7\r\n", "try \n later")]);
     let refused = failure(&options(), &target.url("/")).await;
@@ -56,7 +56,7 @@ async fn a_refusal_says_what_was_answered_and_when_to_come_back() {
     assert_eq!(refused.retry_after, Some(seconds(7)));
     target.script([Act::Answer(429, "retry-after: 86400\r\n", "")]);
     let refused = failure(&options(), &target.url("/")).await;
-    assert_eq!((refused.class, refused.retry_after), ("http_429", Some(seconds(60))), "capped");
+    assert_eq!((refused.class, refused.retry_after), ("http_429", Some(seconds(60))), "the wait is not capped");
     target.script([Act::status(410)]);
     let refused = failure(&options(), &target.url("/")).await;
     assert!(refused.gone && refused.class == "gone", "{refused:?}");
@@ -76,18 +76,18 @@ async fn redirects_are_not_followed() {
 }
 
 #[tokio::test]
-async fn a_target_that_hangs_costs_the_timeout_and_no_more() {
+async fn a_call_to_a_hung_target_fails_after_the_timeout() {
     let target = Target::start().await;
     target.script([Act::Hang]);
     let options = Options { timeout: Duration::from_millis(300), ..options() };
     let began = Instant::now();
     let refused = tokio::time::timeout(seconds(30), failure(&options, &target.url("/"))).await;
-    assert_eq!(refused.expect("it ends").class, "timeout");
+    assert_eq!(refused.expect("the call never ended").class, "timeout");
     assert!(began.elapsed() >= options.timeout, "{:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn a_connection_that_nobody_accepts_costs_the_timeout() {
+async fn a_connection_that_is_never_accepted_fails_after_the_timeout() {
     // A listener whose queue is full answers no further attempt to connect.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -105,7 +105,7 @@ async fn a_connection_that_nobody_accepts_costs_the_timeout() {
 }
 
 #[tokio::test]
-async fn broken_connections_and_answers_are_told_apart() {
+async fn broken_connections_and_broken_answers_have_different_classes() {
     let target = Target::start().await;
     for (act, class) in [
         (Act::Reset, "connection"),
@@ -117,32 +117,32 @@ async fn broken_connections_and_answers_are_told_apart() {
         let refused = failure(&options(), &target.url("/")).await;
         assert_eq!(refused.class, class, "{act:?}: {}", refused.message);
     }
-    assert_eq!(target.count(), 4, "what may have been received is not sent again");
+    assert_eq!(target.count(), 4, "a request that the target may have received was sent again");
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     assert_eq!(failure(&options(), &format!("http://{free}/")).await.class, "connect");
     assert_eq!(failure(&options(), "http://nobody.invalid/").await.class, "dns");
 }
 
 #[tokio::test]
-async fn slow_and_huge_bodies_cost_nothing_once_the_status_is_known() {
+async fn slow_and_huge_bodies_are_not_read_once_the_status_is_known() {
     let target = Target::start().await;
     for act in [Act::Trickle(200), Act::Flood(200, 200 << 20)] {
         target.script([act.clone()]);
-        // Whoever waited for the body would have the timeout for an answer.
+        // A client that waited for the body would time out.
         let options = Options { timeout: seconds(60), ..options() };
         let answered = tokio::time::timeout(seconds(30), post(&options, &target.url("/"))).await;
-        assert_eq!(answered.expect("it does not wait for the body").unwrap(), 200, "{act:?}");
+        assert_eq!(answered.expect("the call waited for the body").unwrap(), 200, "{act:?}");
     }
     target.script([Act::Flood(500, 200 << 20)]);
     let refused = failure(&options(), &target.url("/")).await;
     assert_eq!(refused.class, "http_500");
     assert!(refused.message.len() < 400, "{}", refused.message);
-    // What the kernel's buffers take is out of our hands; it is far from 200 MB each.
+    // The kernel's buffers accept some bytes, but far less than 200 MB each.
     assert!(target.flooded() < 40 << 20, "{} bytes were read", target.flooded());
 }
 
 #[tokio::test]
-async fn a_head_without_an_end_is_refused() {
+async fn an_endless_head_is_refused() {
     let target = Target::start().await;
     let head = format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(1 << 20)).into_bytes();
     target.script([Act::Bytes(head.leak())]);
@@ -158,7 +158,7 @@ async fn an_idle_connection_that_the_target_closed_costs_no_attempt() {
     for round in 1..=20 {
         target.script([Act::Bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")]);
         assert!(call(&client, &endpoint).await.is_ok(), "round {round}");
-        // The close was sent before this; timers fire after what the sockets have to say.
+        // The target has closed already; the runtime handles socket events before timers.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(target.count(), 20);
@@ -172,14 +172,14 @@ async fn private_addresses_are_refused_however_they_are_written() {
         let refused = failure(&strict, &format!("http://{host}:{port}/")).await;
         assert_eq!(refused.class, "refused_address", "{host}: {}", refused.message);
     }
-    assert_eq!(target.connections(), 0, "refused before anything is dialled");
+    assert_eq!(target.connections(), 0, "a refused address was dialled");
     let allowed = Options { guard: Guard::new(vec!["127.0.0.0/8".parse().unwrap()]), ..options() };
     for host in ["127.0.0.1", "localhost"] {
         assert_eq!(post(&allowed, &format!("http://{host}:{port}/")).await.unwrap(), 200, "{host}");
     }
 }
 
-/// A certificate for 127.0.0.1 that signs itself, as PKCS #12 and PEM.
+/// Creates a self-signed certificate for 127.0.0.1: its identity, and the path of its PEM file.
 fn certificate(name: &str) -> (native_tls::Identity, std::path::PathBuf) {
     let folder = std::env::temp_dir().join(format!("postrider-outbound-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -203,6 +203,6 @@ async fn an_unknown_authority_is_refused_and_a_known_one_accepted() {
     let known = Options { ca_file: Some(ca_file), ..options() };
     assert_eq!(post(&known, &target.url("/")).await.unwrap(), 200);
     let elsewhere = format!("https://localhost:{}/", target.address.port());
-    assert_eq!(failure(&known, &elsewhere).await.class, "tls", "the name is not in the certificate");
+    assert_eq!(failure(&known, &elsewhere).await.class, "tls", "a name that is not in the certificate was accepted");
     assert_eq!(target.count(), 1);
 }

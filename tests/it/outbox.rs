@@ -1,4 +1,5 @@
-//! The outbox reaches Kafka whatever commits late, dies, or cannot be sent.
+//! The outbox drain: rows reach Kafka despite late commits, killed processes and rows that Kafka
+//! refuses.
 
 use std::{sync::Mutex, time::Instant};
 
@@ -9,12 +10,12 @@ use crate::{
     harness::{World, kafka::Stored, until, wait::seconds},
 };
 
-/// A connection to the world's tables.
+/// Connects to the world's tables.
 pub async fn connect(world: &World) -> PgConnection {
     world.database().connect().await.unwrap()
 }
 
-/// A statement that puts a row into the outbox.
+/// Returns a statement that inserts a row into the outbox.
 fn row(topic: &str, key: &str, value: &str) -> String {
     format!(
         "INSERT INTO outbox (topic, key, event_id, kind, source, value)
@@ -26,7 +27,7 @@ pub async fn insert(connection: &mut PgConnection, topic: &str, key: &str, value
     connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(row(topic, key, value)))).await.unwrap();
 }
 
-/// Values of a key in the topic, once there are so many.
+/// Returns the values of a key in the topic, once there are `count`.
 pub async fn values(world: &World, key: &str, count: usize) -> Vec<String> {
     let topic = world.topic("post-events");
     until(&format!("{count} of {key}"), seconds(20), || async {
@@ -52,13 +53,13 @@ async fn an_open_transaction_delays_its_own_rows_and_none_is_skipped() {
     let (mut late, mut other) = (connect(&world).await, connect(&world).await);
     let mut open = late.begin().await.unwrap();
     insert(&mut open, "post-events", "late", "l1").await;
-    // So many that the late row is far below the newest.
+    // Enough rows that the id of the late row is far below the newest.
     let many = "INSERT INTO outbox (topic, key, event_id, kind, source, value)
         SELECT 'post-events', 'k' || n % 10, gen_random_uuid(), 'test', '/test', n::text FROM generate_series(1, 25000) AS n";
     other.execute(many).await.unwrap();
     insert(&mut other, "post-events", "prompt", "p1").await;
     assert_eq!(values(&world, "prompt", 1).await, ["p1"]);
-    until("the others are gone", seconds(30), || async {
+    until("the other rows are drained", seconds(30), || async {
         let mut look = connect(&world).await;
         (rows(&mut look, "outbox").await == 0).then_some(())
     })
@@ -67,20 +68,20 @@ async fn an_open_transaction_delays_its_own_rows_and_none_is_skipped() {
     open.commit().await.unwrap();
     assert_eq!(values(&world, "late", 2).await, ["l1", "l2"]);
     let log = world.kafka.read(&world.topic("post-events")).await;
-    assert_eq!(log.len(), 25_003, "each once");
+    assert_eq!(log.len(), 25_003, "rows are missing or duplicated");
     for key in 0..10 {
         let numbers: Vec<u32> = log
             .iter()
             .filter(|record| record.key() == format!("k{key}"))
             .map(|record| record.text().parse().unwrap())
             .collect();
-        assert!(numbers.is_sorted() && numbers.len() == 2_500, "key {key} is in order");
+        assert!(numbers.is_sorted() && numbers.len() == 2_500, "key {key} is out of order or incomplete");
     }
     relay.stop().await;
 }
 
 #[tokio::test]
-async fn a_row_that_kafka_never_takes_is_put_aside_with_its_key() {
+async fn a_row_that_kafka_refuses_is_quarantined_with_its_key() {
     let world = World::new().await.with_postgres().await;
     let mut connection = connect(&world).await;
     let huge = "x".repeat(3 << 20);
@@ -99,14 +100,14 @@ async fn a_row_that_kafka_never_takes_is_put_aside_with_its_key() {
     insert(&mut connection, "post-events", "good", "3").await;
     assert_eq!(values(&world, "good", 3).await, ["1", "2", "3"]);
     assert_eq!(values(&world, "bad", 1).await, ["1"]);
-    let aside: Vec<(String, bool)> =
+    let quarantined: Vec<(String, bool)> =
         sqlx::query_as("SELECT key, reason IS NOT NULL FROM outbox_quarantine ORDER BY id")
             .fetch_all(&mut connection)
             .await
             .unwrap();
-    let aside: Vec<(&str, bool)> = aside.iter().map(|(key, reason)| (key.as_str(), *reason)).collect();
-    assert_eq!(aside, [("bad", true), ("bad", false), ("strange", true), ("bad", false)]);
-    until("it is counted", seconds(5), || async {
+    let quarantined: Vec<(&str, bool)> = quarantined.iter().map(|(key, reason)| (key.as_str(), *reason)).collect();
+    assert_eq!(quarantined, [("bad", true), ("bad", false), ("strange", true), ("bad", false)]);
+    until("the quarantined rows are counted", seconds(5), || async {
         (relay.metric("postrider_outbox_quarantined_rows").await == Some(4.0)).then_some(())
     })
     .await;
@@ -114,12 +115,12 @@ async fn a_row_that_kafka_never_takes_is_put_aside_with_its_key() {
 }
 
 #[tokio::test]
-async fn relays_share_the_shards_and_take_over_within_two_seconds_of_a_death() {
+async fn relay_processes_share_the_shards_and_take_over_those_of_a_killed_one() {
     let world = World::new().await.with_postgres().await;
     let api = world.app().role("api").start().await;
     let (first, second) = (world.app().role("relay").start().await, world.app().role("relay").start().await);
     for relay in [&first, &second] {
-        until("each has half", seconds(10), || async {
+        until("each process owns half of the shards", seconds(10), || async {
             (relay.metric("postrider_outbox_owned_shards").await == Some(4.0)).then_some(())
         })
         .await;
@@ -133,28 +134,29 @@ async fn relays_share_the_shards_and_take_over_within_two_seconds_of_a_death() {
     for number in 0..40 {
         post(&api, &format!("a{number}"), "after").await;
     }
-    until("the other has all of it", seconds(20), || async {
+    until("the other process owns all shards", seconds(20), || async {
         (second.metric("postrider_outbox_owned_shards").await == Some(8.0)).then_some(())
     })
     .await;
     let log = world.kafka.read_at_least(&topic, 80).await;
-    assert!(log.len() < 120, "few are sent twice");
+    assert!(log.len() < 120, "too many duplicates");
     second.stop().await;
     api.stop().await;
 }
 
 #[tokio::test]
-async fn rows_wait_out_an_outage_of_postgres_and_partitions_are_truncated_in_turn() {
+async fn rows_are_drained_after_a_lost_postgres_connection_and_partitions_are_truncated_in_turn() {
     let world = World::new().await.with_postgres().await;
     let relay = world.app().role("relay").start().await;
     let mut connection = connect(&world).await;
-    // What is old stays visible to this transaction, so that nothing can be vacuumed.
+    // Old rows stay visible to this transaction, so that nothing can be vacuumed.
     let mut old = connect(&world).await;
     old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM posts LIMIT 1").await.unwrap();
     let (begun, grown) = (Instant::now(), Mutex::new([false; 4]));
     until("a partition with dead rows is truncated", seconds(60), || async {
         let mut writer = connect(&world).await;
-        // A partition whose rows are not drained when its turn is over is not truncated, so the relay sets the pace.
+        // A partition with undrained rows is not truncated at the end of its turn, so insert no
+        // faster than the drain.
         if world.count("outbox").await < 3_000 {
             let many = "INSERT INTO outbox (topic, key, event_id, kind, source, value)
             SELECT 'post-events', 'k' || n % 10, gen_random_uuid(), 'test', '/test', repeat('x', 200) FROM generate_series(1, 300) AS n";
@@ -164,7 +166,7 @@ async fn rows_wait_out_an_outage_of_postgres_and_partitions_are_truncated_in_tur
         let mut grown = grown.lock().unwrap();
         grown.iter_mut().zip(&sizes).for_each(|(grown, &size)| *grown |= size >= 100_000);
         let is_truncated = grown.iter().zip(&sizes).any(|(&grown, &size)| grown && size < 100_000);
-        // All four had their turn after so long.
+        // After 32 s all four partitions have had their turn.
         (begun.elapsed() > seconds(32) && is_truncated).then_some(())
     })
     .await;

@@ -1,4 +1,4 @@
-//! `postrider outbox quarantine`, by the real binary beside a running relay.
+//! `postrider outbox quarantine`: the command runs next to a running outbox drain.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::{
     outbox::{connect, insert, values},
 };
 
-/// What a command printed: the result, or the complaint.
+/// Runs the command and returns its result, or its error output.
 pub async fn quarantine(world: &World, words: &[&str]) -> Result<Value, String> {
     let mut command = world.command();
     command.args(["outbox", "quarantine"]).args(words).args(["--output", "json"]);
@@ -19,7 +19,7 @@ pub async fn quarantine(world: &World, words: &[&str]) -> Result<Value, String> 
     }
 }
 
-/// Keys, sizes and whether there is a reason, once there are so many rows.
+/// Returns id, key and whether there is a reason of each row, once there are `count` rows.
 async fn listed(world: &World, count: usize) -> Vec<(i64, String, bool)> {
     until(&format!("{count} rows are in quarantine"), seconds(20), || async {
         let listing = quarantine(world, &["list"]).await.unwrap();
@@ -33,7 +33,7 @@ async fn listed(world: &World, count: usize) -> Vec<(i64, String, bool)> {
 }
 
 #[tokio::test]
-async fn rows_of_a_key_go_back_in_order_before_later_ones_once_the_bad_one_is_dropped() {
+async fn rows_of_a_key_are_released_in_order_before_later_ones_once_the_bad_row_is_dropped() {
     let world = World::new().await.with_postgres().await;
     let mut connection = connect(&world).await;
     let huge = "x".repeat(3 << 20);
@@ -42,24 +42,24 @@ async fn rows_of_a_key_go_back_in_order_before_later_ones_once_the_bad_one_is_dr
     }
     let relay = world.app().role("relay").start().await;
     let rows = listed(&world, 5).await;
-    let told: Vec<(&str, bool)> = rows.iter().map(|(_, key, bad)| (key.as_str(), *bad)).collect();
-    assert_eq!(told, [("ann", true), ("ann", false), ("bob", true), ("ann", false), ("bob", false)]);
+    let found: Vec<(&str, bool)> = rows.iter().map(|(_, key, bad)| (key.as_str(), *bad)).collect();
+    assert_eq!(found, [("ann", true), ("ann", false), ("bob", true), ("ann", false), ("bob", false)]);
     let ann = quarantine(&world, &["list", "--key", "ann", "--limit", "1"]).await.unwrap();
     assert_eq!((&ann["matched"], &ann["rows"][0]["value_bytes"]), (&json!(3), &json!(3 << 20)));
 
     let outcome = |dry_run: bool, keys: i64, rows: i64| Ok(json!({"dry_run": dry_run, "keys": keys, "rows": rows}));
     assert_eq!(quarantine(&world, &["release", "--key", "ann", "--dry-run"]).await, outcome(true, 1, 3));
     assert_eq!(quarantine(&world, &["drop", "--dry-run"]).await, outcome(true, 2, 5));
-    assert_eq!(listed(&world, 5).await, rows, "nothing was changed");
+    assert_eq!(listed(&world, 5).await, rows, "a dry run changed something");
 
-    // Kafka still does not take it.
+    // Kafka still refuses the row.
     assert_eq!(quarantine(&world, &["release", "--key", "ann"]).await, outcome(false, 1, 3));
-    assert_eq!(listed(&world, 5).await, rows, "all of it is back, in its order");
+    assert_eq!(listed(&world, 5).await, rows, "the rows are not back in quarantine in their order");
     assert_eq!(values(&world, "ann", 1).await, ["1"]);
 
     let bad = rows[0].0.to_string();
     assert_eq!(quarantine(&world, &["drop", &bad]).await, outcome(false, 1, 1));
-    // The relay still takes them for ones that wait, for up to a second.
+    // For up to a second, the drain still treats the key as quarantined.
     assert_eq!(quarantine(&world, &["release", "--key", "ann"]).await, outcome(false, 1, 2));
     insert(&mut connection, "post-events", "ann", "5").await;
     assert_eq!(values(&world, "ann", 4).await, ["1", "3", "4", "5"]);
@@ -71,7 +71,7 @@ async fn rows_of_a_key_go_back_in_order_before_later_ones_once_the_bad_one_is_dr
 }
 
 #[tokio::test]
-async fn what_is_not_chosen_or_not_there_is_said_clearly() {
+async fn a_missing_choice_or_an_unknown_row_or_key_is_a_clear_error() {
     let mut world = World::new().await;
     world.without_migration();
     assert!(quarantine(&world, &["list"]).await.unwrap_err().contains("postrider migrate"));

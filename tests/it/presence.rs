@@ -1,4 +1,4 @@
-//! Who is connected, asked and told, while nothing fails; and how many may connect from one address.
+//! Presence queries and change events without faults, and the limit of connections per address.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::{
 
 const NONE: Vec<String> = Vec::new();
 
-/// A world in which time goes by quickly.
+/// Returns a world with short presence intervals.
 pub async fn quick() -> World {
     with_quick(World::new().await.with_postgres().await)
 }
@@ -35,7 +35,8 @@ pub async fn ask(app: &App, receiver: &str) -> Value {
     app.get(&format!("/api/v1/presence/{receiver}")).await.expect(200).json()
 }
 
-/// Waits until a process says that a receiver has so many connections, or none and is gone.
+/// Waits until a process reports this many connections of a receiver; `disconnected` if there are
+/// none.
 pub async fn await_connections(app: &App, receiver: &str, connections: u64) -> Value {
     let what = format!("{receiver} has {connections} connections at {}", app.api);
     until(&what, seconds(20), || async {
@@ -47,15 +48,15 @@ pub async fn await_connections(app: &App, receiver: &str, connections: u64) -> V
     .await
 }
 
-/// Waits until Redis is sure of everybody: before that, who connects is not announced.
+/// Waits until presence is complete in Redis. Before that, new connections are not announced.
 pub async fn settled(app: &App) {
-    // Some in each bucket.
+    // Enough names to cover every bucket.
     for number in 0..64 {
         await_connections(app, &format!("nobody{number}"), 0).await;
     }
 }
 
-/// Waits until the topic says this, and fails when it says something else as well.
+/// Waits until the topic ends with exactly these receivers connected.
 pub async fn await_changes(world: &World, connected: &[&str]) {
     let mut last = NONE;
     let begun = Instant::now();
@@ -73,15 +74,16 @@ async fn a_receiver_is_connected_while_it_has_a_connection_anywhere() {
     let world = quick().await;
     let start = || world.app().role("api").start();
     let (one, two) = (start().await, start().await);
-    let never = until("all have had the time to say who is there", seconds(10), || async {
+    let never = until("presence is complete", seconds(10), || async {
         let answer = two.get("/api/v1/presence/r").await;
         (answer.status == 200).then(|| answer.json())
     });
-    let gone = json!({"receiver_id": "r", "state": "disconnected", "connections": 0, "since": null, "last_seen": null});
-    assert_eq!(never.await, gone);
+    let disconnected =
+        json!({"receiver_id": "r", "state": "disconnected", "connections": 0, "since": null, "last_seen": null});
+    assert_eq!(never.await, disconnected);
 
     let first = Socket::plain(&one.api, "r").await;
-    // At once where it is connected, and soon elsewhere.
+    // The process that holds the connection reports it at once; others follow soon.
     let found = ask(&one, "r").await;
     assert_eq!(
         (&found["state"], &found["connections"], &found["last_seen"]),
@@ -111,7 +113,7 @@ async fn a_receiver_is_connected_while_it_has_a_connection_anywhere() {
 }
 
 #[tokio::test]
-async fn who_comes_back_in_time_was_never_away() {
+async fn a_receiver_that_reconnects_within_the_linger_stays_connected() {
     let mut world = quick().await;
     world.set("POSTRIDER_MESSAGES__PRESENCE__LINGER_MS", "3000");
     let start = || world.app().role("api").start();
@@ -120,7 +122,7 @@ async fn who_comes_back_in_time_was_never_away() {
     let since = await_connections(&two, "r", 1).await["since"].clone();
     for turn in 0..6 {
         socket.leave().await;
-        let found = until("nobody is there", seconds(2), || async {
+        let found = until("no connection is left", seconds(2), || async {
             Some(ask(&one, "r").await).filter(|found| found["connections"] == 0)
         })
         .await;
@@ -128,12 +130,12 @@ async fn who_comes_back_in_time_was_never_away() {
         socket = Socket::plain(if turn % 2 == 0 { &two.api } else { &one.api }, "r").await;
     }
     assert_eq!(await_connections(&one, "r", 1).await["since"], since);
-    // A process that stops hands its receivers over.
+    // A process that stops hands over its receivers.
     let other = Socket::plain(&two.api, "q").await;
     await_connections(&one, "q", 1).await;
     two.stop().await;
     let other_again = Socket::plain(&one.api, "q").await;
-    until("what the other left is cleared away", seconds(10), || async {
+    until("the other process's entries are taken over", seconds(10), || async {
         (one.metric("postrider_presence_takeovers_total").await == Some(1.0)).then_some(())
     })
     .await;
@@ -146,7 +148,7 @@ async fn who_comes_back_in_time_was_never_away() {
 }
 
 #[tokio::test]
-async fn a_drain_leaves_nobody_behind_and_the_last_process_says_so_itself() {
+async fn a_drained_process_leaves_no_connected_receivers_and_the_last_one_publishes_its_own_changes() {
     let world = quick().await;
     let start = || world.app().role("api").start();
     let (one, two) = (start().await, start().await);
@@ -163,7 +165,7 @@ async fn a_drain_leaves_nobody_behind_and_the_last_process_says_so_itself() {
     }
     await_changes(&world, &["b"]).await;
     two.stop().await;
-    // Nobody is left to say it later.
+    // No process is left to publish changes later.
     assert_eq!(faults(&changes(&world).await, &[]), NONE);
     let left: Vec<String> =
         redis::run(&world.redis_url, &["ZRANGE", &format!("{}:presence:processes", world.prefix), "0", "-1"]).await;
@@ -172,19 +174,20 @@ async fn a_drain_leaves_nobody_behind_and_the_last_process_says_so_itself() {
 }
 
 #[tokio::test]
-async fn an_event_that_nobody_has_sent_is_sent_by_somebody_and_is_the_same_again() {
+async fn an_unsent_event_is_sent_by_a_running_process_as_an_identical_duplicate() {
     let world = quick().await;
     let app = world.app().role("api").start().await;
     let socket = Socket::plain(&app.api, "r").await;
     await_changes(&world, &["r"]).await;
     let sent = changes(&world).await;
-    // As it is when a process dies between Redis and Kafka, or after Kafka and before it could say so.
+    // As if a process had died between Redis and Kafka, or after Kafka and before it could record
+    // that.
     let key = format!("{}:presence:{{b{}}}:due", world.prefix, postrider::platform::kafka::partition_of(b"r", 16));
     let version = sent[0].version;
     let (field, due) = (format!("{version} r"), format!("{version} connected {version} 1 r"));
     let _: i64 = redis::run(&world.redis_url, &["HSET", &key, &field, &due]).await;
-    until("it is sent again", seconds(10), || async { (changes(&world).await.len() > 1).then_some(()) }).await;
-    until("it is not due any more", seconds(10), || async {
+    until("the event is sent again", seconds(10), || async { (changes(&world).await.len() > 1).then_some(()) }).await;
+    until("the event is no longer due", seconds(10), || async {
         (redis::run::<i64>(&world.redis_url, &["HLEN", &key]).await == 0).then_some(())
     })
     .await;
@@ -194,7 +197,7 @@ async fn an_event_that_nobody_has_sent_is_sent_by_somebody_and_is_the_same_again
 }
 
 #[tokio::test]
-async fn what_is_no_receiver_is_refused_and_any_other_is_answered() {
+async fn invalid_receivers_are_refused_and_any_other_is_answered() {
     let world = quick().await;
     let app = world.app().role("api").start().await;
     let strange = "a/b {c}%\u{e9}";
@@ -220,21 +223,22 @@ async fn what_is_no_receiver_is_refused_and_any_other_is_answered() {
 }
 
 #[tokio::test]
-async fn one_address_cannot_take_all_connections_whatever_it_says_of_itself() {
+async fn one_address_cannot_take_all_connections_whatever_x_forwarded_for_says() {
     let mut world = quick().await;
     world.set("POSTRIDER_MESSAGES__MAX_CONNECTIONS_PER_ADDRESS", "2");
     let direct = world.app().role("api").start().await;
     let behind = world.app().role("api").env("POSTRIDER_HTTP__TRUSTED_PROXIES", "10.0.0.0/8,127.0.0.0/8").start().await;
-    // Without a proxy that is trusted, everybody is who they are.
-    let open = async |app: &App, number: usize, said: &str| {
-        Socket::try_open(&app.api, &format!("?receiverId=r{number}"), &[("X-Forwarded-For", said)]).await
+    // Without a trusted proxy, the header is ignored.
+    let open = async |app: &App, number: usize, forwarded: &str| {
+        Socket::try_open(&app.api, &format!("?receiverId=r{number}"), &[("X-Forwarded-For", forwarded)]).await
     };
     let mut sockets =
         vec![open(&direct, 0, "203.0.113.1").await.unwrap(), open(&direct, 1, "203.0.113.2").await.unwrap()];
     let (status, problem) = refused(open(&direct, 2, "203.0.113.3").await);
     assert_eq!((status, &problem["code"]), (429, &json!("too_many_connections")));
     direct.get("/api/v1/messages/stream?receiverId=r3").await.problem(429, "too_many_connections");
-    // Behind one, what the client itself wrote stands before what the proxy appended.
+    // Behind a trusted proxy, the client's own entries stand before the one that the proxy
+    // appended.
     sockets.push(open(&behind, 0, "203.0.113.1").await.unwrap());
     sockets.push(open(&behind, 1, "198.51.100.7, 203.0.113.1").await.unwrap());
     let (status, _) = refused(open(&behind, 2, "198.51.100.8, 203.0.113.1").await);
@@ -243,11 +247,15 @@ async fn one_address_cannot_take_all_connections_whatever_it_says_of_itself() {
     for (number, host) in ["1", "2"].iter().enumerate() {
         sockets.push(open(&behind, 4 + number, &format!("2001:db8:0:1::{host}")).await.unwrap());
     }
-    assert_eq!(refused(open(&behind, 6, "2001:db8:0:1:ffff::9").await).0, 429, "it is the same customer");
+    assert_eq!(
+        refused(open(&behind, 6, "2001:db8:0:1:ffff::9").await).0,
+        429,
+        "addresses of one /64 are counted separately"
+    );
     sockets.push(open(&behind, 7, "2001:db8:0:2::1").await.unwrap());
-    // A place is free when its connection has ended.
+    // A closed connection no longer counts.
     sockets.drain(..1);
-    until("there is room", Duration::from_secs(5), || async { open(&direct, 9, "x").await.ok() }).await;
+    until("a connection is accepted", Duration::from_secs(5), || async { open(&direct, 9, "x").await.ok() }).await;
     drop(sockets);
     direct.stop().await;
     behind.stop().await;

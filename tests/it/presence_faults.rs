@@ -1,5 +1,6 @@
-//! Presence while processes die or stand still and Redis forgets: nobody who is connected is said to be away,
-//! nobody who has gone stays, and every change is told.
+//! Presence while processes are killed or suspended and Redis loses its data: connected receivers
+//! are never reported as disconnected, disconnected ones do not stay, and every change is
+//! published.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,7 @@ async fn api(world: &World) -> App {
     world.app().role("api").start().await
 }
 
-/// Connections of receivers `NAME0`, `NAME1`, … to a process.
+/// Opens connections of receivers `NAME0`, `NAME1`, … to a process.
 async fn connect(app: &App, name: &str, count: usize) -> Vec<Socket> {
     let mut sockets = Vec::new();
     for number in 0..count {
@@ -33,7 +34,8 @@ async fn connect(app: &App, name: &str, count: usize) -> Vec<Socket> {
     sockets
 }
 
-/// Asks for a receiver that is connected all the time, until it has been known for so long.
+/// Polls receivers that stay connected until all processes have answered for 4 s. Fails if one is
+/// reported as disconnected, or if that takes longer than `within`.
 async fn never_away(apps: &[&App], receivers: &[&str], within: Duration) {
     let (begun, mut known_since) = (Instant::now(), None);
     loop {
@@ -55,18 +57,19 @@ async fn never_away(apps: &[&App], receivers: &[&str], within: Duration) {
         if since >= seconds(4) {
             return;
         }
-        assert!(begun.elapsed() < within, "not known again in time");
+        assert!(begun.elapsed() < within, "presence was not rebuilt in time");
     }
 }
 
 #[tokio::test]
-async fn the_connections_of_a_killed_process_end_and_those_elsewhere_do_not() {
+async fn connections_of_a_killed_process_end_and_those_of_other_processes_stay() {
     let world = quick().await;
     let (one, two, three) = (api(&world).await, api(&world).await, api(&world).await);
     settled(&three).await;
     let lost = connect(&one, "r", 150).await;
     let kept = Socket::plain(&two.api, "r0").await;
-    // Nobody says of it that it is gone, but it has no connections: its process is killed within the linger.
+    // This receiver has disconnected, but its process is killed within the linger, before it
+    // publishes that.
     Socket::plain(&one.api, "r1").await.leave().await;
     await_connections(&three, "r0", 2).await;
     await_connections(&three, "r149", 1).await;
@@ -77,14 +80,14 @@ async fn the_connections_of_a_killed_process_end_and_those_elsewhere_do_not() {
     }
     await_connections(&three, "r0", 1).await;
     await_changes(&world, &["r0"]).await;
-    assert_eq!(count(&changes(&world).await), 150 + 149, "each change is told once");
+    assert_eq!(count(&changes(&world).await), 150 + 149, "not one event for each change");
     drop((lost, kept));
     two.stop().await;
     three.stop().await;
 }
 
 #[tokio::test]
-async fn when_one_that_takes_over_dies_the_next_one_goes_on() {
+async fn when_the_process_that_takes_over_dies_the_next_one_takes_over() {
     let world = quick().await;
     let (one, two) = (api(&world).await, api(&world).await);
     settled(&two).await;
@@ -100,7 +103,7 @@ async fn when_one_that_takes_over_dies_the_next_one_goes_on() {
     let owner = owner[0].rsplit(':').next().unwrap().to_owned();
     assert!(before.contains(&owner), "{owner} {before:?}");
     one.kill().await;
-    // What a process does that claims it and dies.
+    // As if a process had claimed the entries and died.
     let soon = (postrider::platform::clock::now_ms() + 3_000).to_string();
     let _: i64 = redis::run(&world.redis_url, &["ZREM", &registry, &owner]).await;
     let _: i64 = redis::run(&world.redis_url, &["ZADD", &registry, &soon, &format!("leaving:{owner}")]).await;
@@ -109,7 +112,7 @@ async fn when_one_that_takes_over_dies_the_next_one_goes_on() {
     let left: Vec<String> =
         redis::run(&world.redis_url, &["KEYS", &format!("{}:presence:*{owner}", world.prefix)]).await;
     assert_eq!(left, NONE);
-    // A registry that forgets a process altogether leaves no ghosts either.
+    // A process that is missing from the registry leaves no receivers behind either.
     let ghosts = connect(&two, "g", 20).await;
     let three = api(&world).await;
     await_connections(&three, "g19", 1).await;
@@ -122,7 +125,7 @@ async fn when_one_that_takes_over_dies_the_next_one_goes_on() {
 }
 
 #[tokio::test]
-async fn a_process_that_stood_still_tells_again_who_is_connected() {
+async fn a_process_that_was_suspended_publishes_its_connected_receivers_again() {
     let world = quick().await;
     let (one, two) = (api(&world).await, api(&world).await);
     let sockets = connect(&one, "r", 40).await;
@@ -143,7 +146,7 @@ async fn a_process_that_stood_still_tells_again_who_is_connected() {
 }
 
 #[tokio::test]
-async fn when_redis_forgets_everything_nobody_who_is_connected_is_said_to_be_away() {
+async fn when_redis_loses_its_data_connected_receivers_are_never_reported_as_disconnected() {
     let stack = Stack::own("presence", &["--only", "redis"]).await;
     let world = with_quick(World::on(&stack).await.with_postgres().await);
     let (one, two) = (api(&world).await, api(&world).await);
@@ -160,10 +163,14 @@ async fn when_redis_forgets_everything_nobody_who_is_connected_is_said_to_be_awa
         never_away(&[&one, &two], &["a0", "b0", "a59", "b59", "c"], seconds(30)).await;
         await_connections(&one, "nobody", 0).await;
     }
-    assert_eq!(await_connections(&two, "c", 2).await["since"], since, "it has been connected all the time");
+    assert_eq!(
+        await_connections(&two, "c", 2).await["since"],
+        since,
+        "`since` changed although the receiver stayed connected"
+    );
     assert_eq!(faults(&changes(&world).await, &connected), NONE);
-    assert_eq!(count(&changes(&world).await), 121, "nothing has changed");
-    // Who goes while Redis is away is told when it is back; and so is who comes.
+    assert_eq!(count(&changes(&world).await), 121, "an event was published without a change");
+    // Disconnects and connects during a Redis outage are published after it.
     stack.ctl(&["stop", "redis"]).await;
     one.get("/api/v1/presence/a0").await.problem(503, "redis_unavailable");
     drop(first);
@@ -180,7 +187,7 @@ async fn when_redis_forgets_everything_nobody_who_is_connected_is_said_to_be_awa
 }
 
 #[tokio::test]
-async fn a_receiver_that_moves_while_redis_has_forgotten_it_is_not_connected_twice() {
+async fn a_receiver_that_moves_while_redis_lacks_it_is_not_announced_twice() {
     let stack = Stack::own("presence-moves", &["--only", "redis"]).await;
     let world = with_quick(World::on(&stack).await.with_postgres().await);
     let (one, two) = (api(&world).await, api(&world).await);
@@ -188,7 +195,8 @@ async fn a_receiver_that_moves_while_redis_has_forgotten_it_is_not_connected_twi
     let names: Vec<String> = (0..20).map(|number| format!("r{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     await_changes(&world, &names).await;
-    // Only this process knows that they are connected, and it cannot say so before the other one is asked.
+    // Only this process knows that they are connected, and it is suspended before the other one is
+    // asked.
     one.signal(Signal::STOP);
     let _: String = redis::run(&world.redis_url, &["FLUSHALL"]).await;
     let after = connect(&two, "r", 20).await;
@@ -197,10 +205,10 @@ async fn a_receiver_that_moves_while_redis_has_forgotten_it_is_not_connected_twi
     await_connections(&two, "r19", 2).await;
     drop(before);
     await_connections(&two, "r19", 1).await;
-    // When Redis is sure that nobody else knows of a receiver, it is announced.
+    // Once presence is complete in Redis, new receivers are announced.
     let new = Socket::plain(&two.api, "new").await;
     await_changes(&world, &[&names[..], &["new"]].concat()).await;
-    assert_eq!(count(&changes(&world).await), 21, "nothing else has changed");
+    assert_eq!(count(&changes(&world).await), 21, "an event was published without a change");
     drop((after, new));
     one.stop().await;
     two.stop().await;
@@ -208,14 +216,14 @@ async fn a_receiver_that_moves_while_redis_has_forgotten_it_is_not_connected_twi
 }
 
 #[tokio::test]
-async fn what_has_changed_while_kafka_was_away_is_not_lost_with_redis() {
+async fn changes_while_kafka_was_away_are_not_lost_with_redis() {
     let stack = Stack::own("presence-unsent", &["--only", "kafka,redis"]).await;
     let world = with_quick(World::on(&stack).await.with_postgres().await);
     let app = api(&world).await;
     let first = Socket::plain(&app.api, "first").await;
     await_changes(&world, &["first"]).await;
     stack.ctl(&["pause", "kafka"]).await;
-    // Each in a batch of its own.
+    // Wait for each receiver, so that each change is its own batch.
     let mut sockets = Vec::new();
     let names: Vec<String> = (0..120).map(|number| format!("r{number}")).collect();
     for name in &names {
@@ -231,7 +239,7 @@ async fn what_has_changed_while_kafka_was_away_is_not_lost_with_redis() {
 }
 
 #[tokio::test]
-async fn on_a_cluster_a_shard_that_forgets_is_told_again_and_a_killed_process_ends() {
+async fn on_a_cluster_an_emptied_shard_is_restored_and_a_killed_process_is_cleaned_up() {
     let stack = Stack::own("presences", &["--only", "redis", "--redis-cluster"]).await;
     let mut world = with_quick(World::on(&stack).await.with_postgres().await);
     world.set("POSTRIDER_REDIS__URL", stack.get("REDIS_CLUSTER_URLS"));
@@ -242,11 +250,11 @@ async fn on_a_cluster_a_shard_that_forgets_is_told_again_and_a_killed_process_en
     let connected: Vec<&str> = names.iter().map(String::as_str).collect();
     await_changes(&world, &connected).await;
     for node in stack.get("REDIS_CLUSTER_URLS").split(',') {
-        assert!(redis::run::<usize>(node, &["DBSIZE"]).await > 0, "every shard has a part");
+        assert!(redis::run::<usize>(node, &["DBSIZE"]).await > 0, "a shard has no keys");
         redis::run::<String>(node, &["FLUSHALL"]).await;
         never_away(&[&one, &two], &["a0", "a1", "a2", "a3", "b0", "b1", "b2", "b3", "b39"], seconds(30)).await;
     }
-    assert_eq!(count(&changes(&world).await), 80, "nothing has changed");
+    assert_eq!(count(&changes(&world).await), 80, "an event was published without a change");
     one.kill().await;
     for receiver in ["a0", "a1", "a2", "a3", "a39"] {
         await_connections(&two, receiver, 0).await;
@@ -258,7 +266,7 @@ async fn on_a_cluster_a_shard_that_forgets_is_told_again_and_a_killed_process_en
 }
 
 #[tokio::test]
-async fn whatever_comes_and_goes_the_end_is_right_and_every_change_was_told() {
+async fn after_random_connects_and_crashes_presence_is_right_and_every_change_is_published() {
     const RECEIVERS: usize = 8;
     let world = quick().await;
     let mut apps = vec![api(&world).await, api(&world).await, api(&world).await];
@@ -280,7 +288,7 @@ async fn whatever_comes_and_goes_the_end_is_right_and_every_change_was_told() {
         sockets.retain(|(_, connected_to, _)| *connected_to != at);
         if round % 2 == 0 { former.kill().await } else { former.stop().await }
     }
-    let open = |receiver: usize| sockets.iter().filter(|(whose, ..)| *whose == receiver).count();
+    let open = |receiver: usize| sockets.iter().filter(|(owner, ..)| *owner == receiver).count();
     let names: Vec<String> = (0..RECEIVERS).map(|receiver| format!("r{receiver}")).collect();
     for (receiver, name) in names.iter().enumerate() {
         for app in &apps {

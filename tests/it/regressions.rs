@@ -1,4 +1,4 @@
-//! Defects that were found once and must not come back.
+//! Regression tests for defects that were fixed.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
 const NDJSON: (&str, &str) = ("content-type", "application/x-ndjson");
 
 #[tokio::test]
-async fn an_array_is_not_taken_for_an_object() {
+async fn an_array_is_not_accepted_as_an_object() {
     let (world, app, topic) = gateway().await;
     app.post("/push", r#"["k","v",null]"#).await.problem(400, "invalid_request");
     app.post("/produce", format!(r#"["{topic}",null,null,1]"#)).await.problem(400, "invalid_request");
@@ -30,7 +30,7 @@ async fn an_array_is_not_taken_for_an_object() {
 }
 
 #[tokio::test]
-async fn a_broken_idempotency_key_refuses_a_batch_as_a_whole() {
+async fn a_batch_with_an_invalid_idempotency_key_is_refused_as_a_whole() {
     let (world, app, topic) = gateway().await;
     for records in [json!([]), json!([{"payload": 1}])] {
         let batch = json!({"topic": topic, "records": records});
@@ -40,7 +40,7 @@ async fn a_broken_idempotency_key_refuses_a_batch_as_a_whole() {
 }
 
 #[tokio::test]
-async fn batches_and_streams_wait_for_room_and_keep_their_order() {
+async fn batches_and_streams_wait_for_producer_capacity_and_keep_their_order() {
     let world = World::new().await;
     let topic = world.make_topic("orders", 2).await;
     let builder = world.app().role("api").env("POSTRIDER_KAFKA__PRODUCER__MAX_IN_FLIGHT_RECORDS", "7");
@@ -57,10 +57,10 @@ async fn batches_and_streams_wait_for_room_and_keep_their_order() {
 }
 
 #[tokio::test]
-async fn a_push_does_not_make_the_topic() {
+async fn a_push_does_not_create_the_topic() {
     let world = World::new().await;
     let app = world.app().env("POSTRIDER_KAFKA__TOPICS__CREATE", "false").even_if_not_ready().start().await;
-    until("the check says what is missing", seconds(20), || async {
+    until("the check names the missing topic", seconds(20), || async {
         app.failing("topics").await.filter(|detail| detail.contains("does not exist"))
     })
     .await;
@@ -68,28 +68,28 @@ async fn a_push_does_not_make_the_topic() {
     let problem = refused.problem(503, "kafka_unavailable");
     assert!(problem["detail"].as_str().unwrap().contains("topics"), "{problem}");
     assert_eq!(world.kafka.partitions(&world.topic("messages")).await, None);
-    // The check says what to make, all of it at once.
+    // The check lists everything to create at once.
     for problem in app.failing("topics").await.unwrap().split("; ") {
         let (topic, how) = problem.split_once("create it with ").unwrap();
         let (count, settings) = how.split_once(" partitions and ").unwrap();
         let settings: Vec<(&str, &str)> = settings.split(' ').filter_map(|setting| setting.split_once('=')).collect();
         world.kafka.create_with(topic.split('`').nth(1).unwrap(), count.parse().unwrap(), &settings).await;
     }
-    until("pushes are taken", seconds(20), || async {
+    until("pushes are accepted", seconds(20), || async {
         (app.post_json("/push", &json!({"key": "k", "value": 1})).await.status == 202).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
-async fn the_view_is_not_ready_before_the_group_has_given_out_its_partitions() {
+async fn the_view_is_not_ready_before_the_group_has_assigned_its_partitions() {
     let world = World::new().await;
     let builder = world.app().role("processor").env("POSTRIDER_KAFKA__BROKERS", "127.0.0.1:1");
     let cut_off = builder.even_if_not_ready().start().await;
     let detail = cut_off.await_failing("kv view", seconds(5)).await;
     assert!(detail.contains("waiting for partitions"), "{detail}");
     drop(cut_off);
-    // Two partitions, three members: the one without a share is ready as well.
+    // Two partitions, three members: the member without a partition is ready as well.
     let first = world.app().role("processor").start().await;
     let second = world.app().role("processor").start().await;
     let third = world.app().role("processor").start().await;
@@ -101,7 +101,7 @@ async fn the_view_is_not_ready_before_the_group_has_given_out_its_partitions() {
 }
 
 #[tokio::test]
-async fn a_double_in_a_rebuilt_view_stays_a_double() {
+async fn a_duplicate_stays_a_duplicate_in_a_rebuilt_view() {
     let stack = crate::harness::Stack::own("redouble", &["--only", "redis"]).await;
     let world = World::on(&stack).await;
     let app = crate::kv::running(&world).await;
@@ -115,9 +115,10 @@ async fn a_double_in_a_rebuilt_view_stays_a_double() {
     let last = push(2, Some("two")).await;
     let position = last.header("postrider-position").to_owned();
     assert_eq!(crate::kv::pull_after(&app, "A", &position).await.json()["value"], 2);
-    // Each double is answered by a restatement, so that compaction may take what it likes.
+    // The processor restates the value after each duplicate, so that compaction cannot bring back
+    // an old one.
     let topic = world.topic("messages");
-    until("both doubles are overruled", seconds(15), || async {
+    until("the value is restated after both duplicates", seconds(15), || async {
         let log = world.kafka.read(&topic).await;
         let restated = log.iter().filter(|record| record.header("postrider-version").is_some()).count();
         (restated >= 2 && log.last()?.text() == "2").then_some(())
@@ -141,15 +142,17 @@ async fn pings_on_an_idle_http2_connection_are_not_an_unfinished_head() {
     for _ in 0..2 {
         let request = hyper::Request::get(format!("{}/health", app.api)).body(Empty::<Bytes>::new()).unwrap();
         assert_eq!(sender.send_request(request).await.unwrap().status(), 200);
-        // Several times the head's timeout, and less than the idle one.
+        // Several times the header timeout, and less than the idle timeout.
         tokio::time::sleep(Duration::from_millis(900)).await;
     }
-    // And then it is told to close, in good order.
-    assert!(tokio::time::timeout(seconds(10), ended).await.expect("idle connections are closed").unwrap().is_ok());
+    // Then the server closes the connection gracefully.
+    assert!(
+        tokio::time::timeout(seconds(10), ended).await.expect("the idle connection was not closed").unwrap().is_ok()
+    );
 }
 
 #[tokio::test]
-async fn one_rate_of_the_simulator_is_enough() {
+async fn the_simulator_works_with_a_single_rate() {
     let world = World::new().await;
     let app = world.app().role("api").env("POSTRIDER_GATEWAY__SIMULATOR__ENABLED", "true").start().await;
     for status in [500, 400, 503] {

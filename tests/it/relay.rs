@@ -1,4 +1,4 @@
-//! Kafka to HTTP: what targets get, in which order, how fast, and what restarts do.
+//! Delivery (Kafka to HTTP): envelopes, order, rate and restarts.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -14,7 +14,7 @@ use crate::harness::{
     wait::{seconds, until},
 };
 
-/// A world with a topic and a target, and the arguments of a relay between them.
+/// A world with a topic and a target, and the arguments of a delivery between them.
 pub struct Scene {
     pub world: World,
     pub topic: String,
@@ -32,7 +32,8 @@ impl Scene {
         self.world.topic("http-consumer")
     }
 
-    /// Unlimited and with short waits, unless `more` says otherwise.
+    /// Returns the arguments of the command: no rate limit and short waits, unless `more` overrides
+    /// them.
     pub fn words(&self, more: &[&str]) -> Vec<String> {
         let (group, url) = (self.group(), self.target.url("/webhook"));
         let own = ["--topic", &self.topic, "--target-url", &url, "--group", &group, "--rate", "0"];
@@ -40,7 +41,7 @@ impl Scene {
         own.iter().chain(waits).chain(more).map(|word| (*word).to_owned()).collect()
     }
 
-    /// A running relay.
+    /// Starts `postrider relay`.
     pub async fn relay(&self, more: &[&str]) -> App {
         self.world.app().relay(self.words(more)).start().await
     }
@@ -49,13 +50,13 @@ impl Scene {
         produce(&self.world.kafka.brokers, &self.topic, records).await;
     }
 
-    /// The dead letters, once there are this many.
+    /// Returns the dead letters, once there are this many.
     pub async fn letters(&self, count: usize) -> Vec<crate::harness::kafka::Stored> {
         self.world.kafka.read_at_least(&self.world.topic("dead-letter-deliveries"), count).await
     }
 }
 
-/// `(key, value)` of each delivery, where values are numbers in an object.
+/// Returns `(key, n)` of each delivery.
 fn numbers(seen: &[Seen]) -> Vec<(String, u64)> {
     let read = |seen: &Seen| {
         let body = seen.json();
@@ -68,7 +69,7 @@ pub fn numbered(key: &str, n: u64) -> Write {
     keyed(key, json!({ "n": n }))
 }
 
-/// Keys whose numbers do not rise strictly.
+/// Lists the deliveries whose number is not above the key's previous one.
 fn disordered(deliveries: &[(String, u64)]) -> Vec<String> {
     let mut last = BTreeMap::new();
     let out_of_order = |(key, n): &(String, u64)| {
@@ -79,7 +80,7 @@ fn disordered(deliveries: &[(String, u64)]) -> Vec<String> {
 }
 
 #[test]
-fn the_check_for_order_sees_a_swap_and_a_double() {
+fn the_order_check_finds_a_swap_and_a_duplicate() {
     let list = |entries: &[(&str, u64)]| entries.iter().map(|(key, n)| ((*key).to_owned(), *n)).collect::<Vec<_>>();
     assert!(disordered(&list(&[("a", 0), ("b", 0), ("a", 1), ("b", 2)])).is_empty());
     assert_eq!(disordered(&list(&[("a", 1), ("a", 0)])).len(), 1);
@@ -141,7 +142,7 @@ async fn every_kind_of_record_arrives_in_the_documented_envelope() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_retried_keeps_its_order_and_the_others_go_on() {
+async fn a_retried_key_keeps_its_order_and_other_keys_continue() {
     let scene = Scene::new(2).await;
     let keys: Vec<String> = (0..10).map(|key| format!("k{key}")).collect();
     let records = (0..20).flat_map(|n| keys.iter().map(move |key| numbered(key, n)));
@@ -172,12 +173,12 @@ async fn a_key_that_is_retried_keeps_its_order_and_the_others_go_on() {
     assert_eq!(order.iter().collect::<HashSet<_>>().len(), 200);
     let recovered = delivered.iter().find(|(number, _)| *number == ("k3".to_owned(), 5)).unwrap().1;
     let meanwhile = delivered.iter().filter(|((key, _), at)| key != "k3" && *at < recovered).count();
-    assert!(meanwhile >= 170, "only {meanwhile} records of other keys went on meanwhile");
+    assert!(meanwhile >= 170, "only {meanwhile} records of other keys were delivered meanwhile");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_restart_goes_on_where_the_last_left_off() {
+async fn a_restarted_relay_resumes_at_the_commit_point() {
     let scene = Scene::new(3).await;
     let write = |from: u64| (from..from + 100).map(|n| numbered(&format!("k{}", n % 7), n)).collect::<Vec<_>>();
     scene.write(write(0)).await;
@@ -190,11 +191,11 @@ async fn a_restart_goes_on_where_the_last_left_off() {
     app.stop().await;
     let seen = numbers(&scene.target.seen());
     assert_eq!(disordered(&seen), Vec::<String>::new());
-    assert_eq!(seen.len(), 200, "nothing that was committed came again");
+    assert_eq!(seen.len(), 200, "a committed record was delivered again");
 }
 
 #[tokio::test]
-async fn a_killed_relay_loses_nothing_and_its_successor_keeps_the_order_of_first_deliveries() {
+async fn a_killed_relay_loses_no_record_and_the_next_one_keeps_the_order_of_first_deliveries() {
     let scene = Scene::new(2).await;
     scene.write((0..400).map(|n| numbered(&format!("k{}", n % 11), n)).collect()).await;
     scene.target.decide(|_| Act::After(Duration::from_millis(5), 200));
@@ -215,12 +216,12 @@ async fn a_killed_relay_loses_nothing_and_its_successor_keeps_the_order_of_first
 }
 
 #[tokio::test]
-async fn the_rate_is_kept_to_a_few_percent() {
+async fn the_rate_is_kept_within_five_percent() {
     let scene = Scene::new(2).await;
     scene.write((0..420).map(|n| numbered(&format!("k{}", n % 50), n)).collect()).await;
     let app = scene.relay(&["--rate", "100"]).await;
     let seen = scene.target.await_seen(420, seconds(30)).await;
-    // The first second is left out: connections are made then.
+    // The first second does not count: the process connects then.
     let took = (seen[419].at - seen[99].at).as_secs_f64();
     let rate = 320.0 / took;
     assert!((95.0..=105.0).contains(&rate), "{rate} per second");
@@ -228,7 +229,7 @@ async fn the_rate_is_kept_to_a_few_percent() {
 }
 
 #[tokio::test]
-async fn a_topic_that_does_not_exist_yet_is_waited_for() {
+async fn the_relay_waits_for_a_topic_that_does_not_exist_yet() {
     let world = World::new().await;
     let target = Target::start().await;
     let scene = Scene { topic: world.topic("later"), target, world };

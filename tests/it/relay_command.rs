@@ -1,4 +1,4 @@
-//! The command `relay`: its spellings, its variables, and its ends.
+//! The command `postrider relay`: flags, variables and exit codes.
 
 use std::{collections::BTreeMap, process::Output};
 
@@ -15,7 +15,7 @@ async fn run(words: &[&str], env: &[(&str, &str)]) -> Output {
 }
 
 #[tokio::test]
-async fn single_dashes_work_and_kafka_is_all_it_needs() {
+async fn single_dash_flags_work_and_no_other_server_than_kafka_is_needed() {
     let scene = Scene::new(1).await;
     scene.write(vec![numbered("a", 1)]).await;
     let (topic, url) = (format!("-topic={}", scene.topic), scene.target.url("/x"));
@@ -46,7 +46,7 @@ async fn single_dashes_work_and_kafka_is_all_it_needs() {
 }
 
 #[tokio::test]
-async fn variables_work_and_flags_win_over_them() {
+async fn variables_work_and_flags_override_them() {
     let scene = Scene::new(1).await;
     scene.target.script([crate::harness::target::Act::status(500), crate::harness::target::Act::status(500)]);
     scene.write(vec![numbered("a", 1)]).await;
@@ -77,7 +77,7 @@ async fn variables_work_and_flags_win_over_them() {
 }
 
 #[tokio::test]
-async fn a_taken_management_port_is_passed_over_unless_it_was_asked_for() {
+async fn a_management_port_in_use_is_skipped_unless_it_was_chosen_explicitly() {
     let scene = Scene::new(1).await;
     let taken = std::net::TcpListener::bind("0.0.0.0:9090");
     let app = scene.world.app().relay(scene.words(&[])).unset("POSTRIDER_MANAGEMENT__LISTEN").start().await;
@@ -94,7 +94,7 @@ async fn a_taken_management_port_is_passed_over_unless_it_was_asked_for() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_said_and_the_exit_code_is_not_zero() {
+async fn errors_name_the_wrong_argument_and_the_exit_code_is_not_zero() {
     let base = ["relay", "--topic", "t", "--target-url", "http://127.0.0.1:1/"];
     for (more, code, word) in [
         (&["--rate", "fast"][..], 2, "--rate"),

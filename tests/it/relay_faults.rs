@@ -1,4 +1,4 @@
-//! Kafka to HTTP, with targets that fail.
+//! Delivery (Kafka to HTTP) to targets that fail.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn four_attempts_a_delay_apart_and_then_the_dead_letters_and_never_again() {
+async fn after_four_attempts_a_record_is_dead_lettered_and_never_retried() {
     let scene = Scene::new(1).await;
     scene.write(vec![numbered("bad", 1), numbered("bad", 2), numbered("good", 3)]).await;
     scene.target.decide(|seen| match seen.json()["value"]["n"].as_u64() {
@@ -33,7 +33,7 @@ async fn four_attempts_a_delay_apart_and_then_the_dead_letters_and_never_again()
         assert!((495..900).contains(&gap_ms), "{gap_ms} ms");
     }
     let second = others.iter().find(|seen| seen.json()["value"]["n"] == 2).unwrap();
-    assert!(second.at > attempts[3].at, "its key waits until the first is settled");
+    assert!(second.at > attempts[3].at, "the key did not wait until its first record was settled");
     let letter = &letters[0];
     assert_eq!(letter.text(), r#"{"n":1}"#);
     for (name, value) in [
@@ -47,7 +47,7 @@ async fn four_attempts_a_delay_apart_and_then_the_dead_letters_and_never_again()
     ] {
         assert_eq!(letter.header(name), Some(value), "{name}");
     }
-    // What was given up is settled: a restart does not try it again.
+    // A dead-lettered record is settled: a restart does not retry it.
     scene.write(vec![numbered("good", 4)]).await;
     let app = scene.relay(&[]).await;
     scene.target.await_seen(7, seconds(20)).await;
@@ -56,7 +56,7 @@ async fn four_attempts_a_delay_apart_and_then_the_dead_letters_and_never_again()
 }
 
 #[tokio::test]
-async fn every_way_to_fail_has_its_own_class_in_the_dead_letters() {
+async fn every_kind_of_failure_has_its_own_class_in_the_dead_letters() {
     let scene = Scene::new(1).await;
     let acts = [
         ("hang", Act::Hang, "timeout"),
@@ -79,12 +79,12 @@ async fn every_way_to_fail_has_its_own_class_in_the_dead_letters() {
         let letter = letters.iter().find(|letter| letter.header("original-key") == Some(key)).unwrap();
         assert_eq!((letter.header("error-class"), letter.header("attempts")), (Some(class), Some("2")), "{key}");
     }
-    assert_eq!(scene.target.count(), 14, "each was tried twice, 410 as well");
+    assert_eq!(scene.target.count(), 14, "not two attempts for each record, including 410");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_target_that_trickles_its_body_after_200_has_the_record() {
+async fn a_record_counts_as_delivered_when_the_target_trickles_its_body_after_200() {
     let scene = Scene::new(1).await;
     scene.target.script([Act::Trickle(200)]);
     scene.write(vec![numbered("a", 1), numbered("a", 2)]).await;
@@ -95,8 +95,8 @@ async fn a_target_that_trickles_its_body_after_200_has_the_record() {
 }
 
 #[tokio::test]
-async fn retry_after_lengthens_the_wait_unless_it_is_to_be_ignored() {
-    // An hour is not waited for when it is to be ignored.
+async fn retry_after_lengthens_the_wait_unless_it_is_ignored() {
+    // The ignored header asks for an hour.
     for (more, header, at_least_ms) in
         [(&[][..], "retry-after: 1\r\n", 1_000), (&["--ignore-retry-after"][..], "retry-after: 3600\r\n", 100)]
     {
@@ -112,7 +112,7 @@ async fn retry_after_lengthens_the_wait_unless_it_is_to_be_ignored() {
 }
 
 #[tokio::test]
-async fn a_target_that_is_down_for_a_while_gets_everything_in_order_afterwards() {
+async fn a_target_that_was_down_gets_every_record_in_order_afterwards() {
     let scene = Scene::new(2).await;
     scene.write((0..60).map(|n| numbered(&format!("k{}", n % 6), n)).collect()).await;
     let down_until = Instant::now() + seconds(4);
@@ -123,7 +123,7 @@ async fn a_target_that_is_down_for_a_while_gets_everything_in_order_afterwards()
         let well = seen.into_iter().filter(|seen| seen.at >= down_until).map(|seen| seen.json());
         well.map(|body| (body["key"].clone(), body["value"]["n"].as_u64().unwrap())).collect::<Vec<_>>()
     };
-    let delivered = until_now("everything is delivered", seconds(30), || {
+    let delivered = until_now("all records are delivered", seconds(30), || {
         Some(delivered()).filter(|delivered| delivered.len() >= 60)
     })
     .await;
@@ -136,7 +136,7 @@ async fn a_target_that_is_down_for_a_while_gets_everything_in_order_afterwards()
 }
 
 #[tokio::test]
-async fn sigterm_lets_a_request_finish_and_commits_it() {
+async fn sigterm_waits_for_a_running_request_and_commits_its_record() {
     let scene = Scene::new(1).await;
     scene.target.decide(|_| Act::After(Duration::from_millis(1_500), 200));
     scene.write(vec![numbered("a", 1)]).await;
@@ -148,12 +148,12 @@ async fn sigterm_lets_a_request_finish_and_commits_it() {
     scene.write(vec![numbered("a", 2)]).await;
     let app = scene.relay(&[]).await;
     let seen = scene.target.await_seen(2, seconds(20)).await;
-    assert_eq!(seen[1].json()["value"]["n"], 2, "the first was committed");
+    assert_eq!(seen[1].json()["value"]["n"], 2, "the first record was not committed");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn sigterm_does_not_wait_for_a_target_that_hangs_or_a_slot_that_is_far() {
+async fn sigterm_does_not_wait_for_a_hung_target_or_a_distant_rate_slot() {
     let scene = Scene::new(1).await;
     scene.target.script([Act::Hang]);
     scene.write(vec![numbered("a", 1), numbered("b", 2), numbered("c", 3)]).await;

@@ -1,5 +1,6 @@
-//! Replay against live: whoever connects, drops, dies or forgets, each device gets its receiver's messages once and in
-//! order, or is told where history ends. Seeded: `REPLAY_SEED`, and `REPLAY_STEPS` for more faults.
+//! Replay and live delivery under random faults: each device gets its receiver's messages once and
+//! in order, or a gap where the history ends. `REPLAY_SEED` sets the seed, `REPLAY_STEPS` the
+//! number of faults.
 
 use std::{
     collections::HashSet,
@@ -34,7 +35,7 @@ use crate::{
 };
 
 const RECEIVERS: [&str; 3] = ["r0", "r1", "r2"];
-/// Each receiver has other kinds of devices; one has only one.
+/// The devices at the start: each receiver has a different set of connection styles.
 const DEVICES: [(&str, Style); 7] = [
     ("r0", Style::Plain),
     ("r0", Style::Cursors),
@@ -44,10 +45,10 @@ const DEVICES: [(&str, Style); 7] = [
     ("r2", Style::Cursors),
     ("r2", Style::Plain),
 ];
-/// For everything to arrive, on a slow and busy machine.
+/// Time for all messages to arrive, on a slow and busy machine.
 const PATIENCE: Duration = seconds(60);
 
-/// What may happen between messages.
+/// A fault that is injected between messages.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
     ApiKilled,
@@ -77,7 +78,7 @@ const DECK: [Fault; 13] = [
     Fault::NewDevice,
 ];
 
-/// Sends to all receivers until it is told to stop; returns what was acknowledged.
+/// Sends to random receivers until the calm begins; the task returns the acknowledged messages.
 struct Sender {
     task: JoinHandle<Vec<Name>>,
     count: watch::Receiver<usize>,
@@ -115,16 +116,16 @@ impl Sender {
     }
 }
 
-/// All that runs.
+/// The running processes, devices and senders.
 struct Scene {
     rng: Rng,
     around: Surroundings,
-    /// Devices, and who looks at the cursors.
+    /// The devices, and the sampler of the cursors.
     tasks: JoinSet<()>,
     devices: usize,
     senders: Vec<Sender>,
     noted: Arc<Mutex<Vec<Noted>>>,
-    /// What history does not have any more.
+    /// Messages that were dropped from the history.
     gone: HashSet<Name>,
     addresses: Arc<Mutex<Vec<String>>>,
     apis: Vec<App>,
@@ -138,7 +139,7 @@ impl Scene {
         let stack = Stack::own("replay", &["--only", "redis"]).await;
         let mut world = World::on(&stack).await.with_postgres().await;
         for (name, value) in [
-            // So little that devices fall behind.
+            // A buffer so small that devices fall behind.
             ("CONNECTION_BUFFER_BYTES", "500"),
             ("PING_INTERVAL_MS", "200"),
             ("STREAM_MAX_AGE_MS", "2000"),
@@ -175,7 +176,8 @@ impl Scene {
         self.tasks.spawn(device.run());
     }
 
-    /// Samples receivers' cursors. Each has one, as all its messages are in one partition.
+    /// Samples the receivers' cursors. Each receiver has one, as all its messages are in one
+    /// partition.
     fn watch(&mut self) {
         let (database, notebook, noted) = (self.world.database(), self.around.notebook.clone(), self.noted.clone());
         self.tasks.spawn(async move {
@@ -220,7 +222,8 @@ impl Scene {
         self.senders[number].more(count).await;
     }
 
-    /// As the job does with old days, but for the last messages of each receiver.
+    /// Drops messages as the upkeep job drops old days, but keeps the last messages of each
+    /// receiver.
     async fn drop_history(&mut self) {
         let kept = self.rng.i64(0..40);
         let mut connection = self.world.database().connect().await.unwrap();
@@ -235,7 +238,7 @@ impl Scene {
         self.gone.extend(names);
     }
 
-    /// What the topic has, doubles left out.
+    /// Returns the messages of the topic, without duplicates.
     async fn truth(&self) -> Truth {
         let (mut truth, mut ids) = (Truth::new(), HashSet::new());
         for record in self.world.kafka.read(&self.world.topic("message")).await {
@@ -253,7 +256,8 @@ impl Scene {
         breaches(&self.around.notebook.sessions(), truth, &self.noted.lock().unwrap())
     }
 
-    /// Ends the load; returns what was acknowledged and is in the topic, once all devices have all of it.
+    /// Ends the load and waits until all devices have all messages. Returns the messages of the
+    /// topic, and fails if an acknowledged one is missing there.
     async fn settle(&mut self, seed: u64) -> Truth {
         self.around.calm.cancel();
         let mut acknowledged = Vec::new();
@@ -273,9 +277,9 @@ impl Scene {
         truth
     }
 
-    /// Waits until the judge has found this about a device, in words such as these.
+    /// Waits until the checker reports this breach of a device, with `word` in its description.
     async fn found(&self, breach: Breach, device: &str, word: &str, truth: &Truth) {
-        until(&format!("{breach:?} is found of {device}"), seconds(20), || async {
+        until(&format!("{breach:?} is reported for {device}"), seconds(20), || async {
             let found = self.breaches(truth);
             let fits = |what: &str| what.starts_with(device) && what.contains(word);
             found.iter().any(|(found, what)| *found == breach && fits(what)).then_some(())
@@ -289,7 +293,7 @@ async fn end(app: App, killed: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_device_gets_each_message_once_and_in_order_or_is_told_of_the_gap() {
+async fn every_device_gets_each_message_once_and_in_order_or_a_gap() {
     let seed = number("REPLAY_SEED").unwrap_or_else(|| Rng::new().u64(..1 << 32));
     eprintln!("replay: seed {seed}");
     let mut scene = Scene::start(seed).await;
@@ -303,7 +307,7 @@ async fn every_device_gets_each_message_once_and_in_order_or_is_told_of_the_gap(
         scene.step(fault).await;
         eprintln!("replay: {:.1} s, {fault:?}", scene.around.notebook.now_ms() as f32 / 1e3);
     }
-    // Whoever comes last misses what is gone by now.
+    // New devices miss the messages that were dropped.
     scene.step(Fault::HistoryDropped).await;
     RECEIVERS.into_iter().for_each(|receiver| scene.device(receiver, Style::Cursors));
     let mut truth = scene.settle(seed).await;
@@ -311,31 +315,31 @@ async fn every_device_gets_each_message_once_and_in_order_or_is_told_of_the_gap(
     let gaps = sessions.iter().flat_map(|session| &session.got).filter(|got| got.name.is_none()).count();
     let (sent, got) = (truth.values().map(Vec::len).sum::<usize>(), sessions.iter().map(|session| session.got.len()));
     eprintln!(
-        "replay: {sent} messages, {} gone, {} got over {} connections with {gaps} gaps",
+        "replay: {sent} messages, {} dropped, {} received over {} connections with {gaps} gaps",
         scene.gone.len(),
         got.sum::<usize>(),
         sessions.len()
     );
-    assert!(sent > 100 && gaps > 0, "too little to prove anything");
+    assert!(sent > 100 && gaps > 0, "too few messages or gaps to prove anything");
     faults_on_purpose(&mut scene, &mut truth).await;
 }
 
-/// What the judge must find, made where the product cannot know better.
+/// Injects faults that the product cannot detect, and waits until the checker reports them.
 async fn faults_on_purpose(scene: &mut Scene, truth: &mut Truth) {
-    // Redis carries what is for one receiver to another.
+    // Redis carries one receiver's message to another.
     let stray = message("r1", "stray", 0);
     let channel = format!("{}:messages:to:r0", scene.world.prefix);
-    let place = postrider::platform::kafka::partition_of(b"r0", 2);
-    let notice = format!("0 {place} 1000000 -1\n{stray}");
+    let partition = postrider::platform::kafka::partition_of(b"r0", 2);
+    let notice = format!("0 {partition} 1000000 -1\n{stray}");
     let heard: usize = redis::run(&scene.world.redis_url, &["PUBLISH", &channel, &notice]).await;
     assert!(heard > 0);
     scene.found(Breach::Foreign, "r0", "stray", truth).await;
-    // History loses what it should have.
+    // The history loses a message that it should have.
     let lost: Value = message("r2", "lost", 0);
     send(&scene.apis[0], &lost).await;
     send(&scene.apis[0], &message("r2", "lost", 1)).await;
     *truth = scene.truth().await;
-    until("history has it", seconds(20), || async {
+    until("the history has the message", seconds(20), || async {
         let row = "value::json ->> 'senderId' = 'lost' AND value::json ->> 'content' = '0'";
         let delete = format!("DELETE FROM messages WHERE {row}; IF NOT FOUND THEN RAISE 'not yet'; END IF;");
         scene.world.try_sql(&format!("DO $$ BEGIN {delete} END $$")).await.ok()

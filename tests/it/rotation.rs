@@ -1,4 +1,5 @@
-//! Rotated secrets: tried before they are put to use, and put to use by one process of a role at a time.
+//! Rotated secrets: a process tests a new secret before it uses it, and one process of a role at a
+//! time restarts with it.
 
 use std::{
     fs,
@@ -55,7 +56,8 @@ impl Drop for Secret {
     }
 }
 
-/// A port that a process can have again after it has replaced itself: outside of the range from which others get theirs.
+/// Returns a free port outside of the ephemeral range, so that a process can bind it again after it
+/// has replaced itself.
 fn steady_port() -> u16 {
     loop {
         let port = fastrand::u16(15_000..30_000);
@@ -65,7 +67,8 @@ fn steady_port() -> u16 {
     }
 }
 
-/// A process that looks at its files often, and at the same addresses after it has replaced itself.
+/// Configures a process that polls its files often, and keeps its addresses when it replaces
+/// itself.
 pub fn watching(app: Builder, files: &[&str]) -> Builder {
     app.env("POSTRIDER_ROTATION__FILES", &files.join(","))
         .env("POSTRIDER_ROTATION__INTERVAL_MS", "50")
@@ -74,13 +77,13 @@ pub fn watching(app: Builder, files: &[&str]) -> Builder {
         .env("POSTRIDER_MANAGEMENT__LISTEN", &format!("127.0.0.1:{}", steady_port()))
 }
 
-/// The same, with the URL of Redis from a file.
+/// Like [`watching`], with the URL of Redis from a file.
 pub fn with_redis(app: Builder, secret: &Secret) -> Builder {
     let app = app.unset("POSTRIDER_REDIS__URL").env("POSTRIDER_REDIS__URL_FILE", secret.path());
     watching(app, &[secret.path()])
 }
 
-/// Waits until the metric says so for this part.
+/// Waits until the metric reports this part's secret as refused or not.
 pub async fn await_refused(app: &App, what: &str, refused: bool) {
     let name = format!("{REFUSED}{{what=\"{what}\"}}");
     let wanted = Some(f64::from(u8::from(refused)));
@@ -90,20 +93,20 @@ pub async fn await_refused(app: &App, what: &str, refused: bool) {
     .await;
 }
 
-/// A metric of a process that may be replacing itself at the moment.
+/// Returns a metric of a process, or `None` while the process replaces itself.
 async fn metric(app: &App, name: &str) -> Option<f64> {
     let text = app.client.get(format!("{}/metrics", app.management)).send().await.ok()?.text().await.ok()?;
     text.lines().find(|line| line.starts_with(name))?.rsplit(' ').next()?.parse().ok()
 }
 
-/// When the program began that runs in this process now; 0 while it begins.
+/// Returns the start time of the program that runs in this process now; 0 while it starts.
 pub async fn started(app: &App) -> f64 {
     metric(app, "postrider_start_time_seconds").await.unwrap_or_default()
 }
 
 /// Waits until the process has replaced itself and is ready.
 pub async fn await_replaced(app: &mut App, before: f64) {
-    until("it has replaced itself and is ready", seconds(60), || async {
+    until("the process has replaced itself and is ready", seconds(60), || async {
         let replaced = started(app).await > before;
         (replaced && app.is_ready().await).then_some(())
     })
@@ -111,7 +114,7 @@ pub async fn await_replaced(app: &mut App, before: f64) {
     assert_eq!(app.ended(), None, "{}", app.log());
 }
 
-/// Lines of the log with this message, each as its time.
+/// Returns the time of each log line with this message.
 fn times(app: &App, message: &str) -> Vec<String> {
     let log = app.log();
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -119,11 +122,11 @@ fn times(app: &App, message: &str) -> Vec<String> {
     lines.map(|line| line["timestamp"].as_str().unwrap().to_owned()).collect()
 }
 
-fn away(app: &App) -> bool {
+fn has_drained(app: &App) -> bool {
     !times(app, DRAINING).is_empty()
 }
 
-/// Clients who push all the time, each time to the next process that says that it is ready.
+/// Clients that push in a loop, each time to the next process that is ready.
 struct Clients {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicUsize>,
@@ -148,7 +151,7 @@ impl Clients {
         until_now("more requests", seconds(60), || (self.sent.load(Ordering::Relaxed) >= wanted).then_some(())).await;
     }
 
-    /// Faults that were seen.
+    /// Stops the clients and returns the failed requests.
     async fn stop(self) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
         self.tasks.join_all().await.into_iter().flatten().collect()
@@ -156,7 +159,7 @@ impl Clients {
 }
 
 async fn push_on(addresses: Arc<[(String, String)]>, stop: Arc<AtomicBool>, sent: Arc<AtomicUsize>) -> Vec<String> {
-    // Without connections that are kept, since a process that drains closes them.
+    // Without kept connections, because a draining process closes them.
     let client = reqwest::Client::builder().pool_max_idle_per_host(0).timeout(seconds(30)).build().unwrap();
     let mut failed = Vec::new();
     while !stop.load(Ordering::Relaxed) {
@@ -186,7 +189,7 @@ async fn push_on(addresses: Arc<[(String, String)]>, stop: Arc<AtomicBool>, sent
 }
 
 #[tokio::test]
-async fn a_redis_secret_that_does_not_work_changes_nothing_and_one_that_works_replaces_the_process() {
+async fn a_wrong_redis_secret_changes_nothing_and_a_working_one_replaces_the_process() {
     let world = World::new().await;
     let secret = Secret::new(&world, "redis", &world.redis_url);
     let app = with_redis(world.app().role("api"), &secret).env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "500");
@@ -197,7 +200,7 @@ async fn a_redis_secret_that_does_not_work_changes_nothing_and_one_that_works_re
     let wrongs = [format!("redis://nobody:hunter22@{server}"), "redis://127.0.0.1:1".to_owned(), String::new()];
     for (number, wrong) in wrongs.iter().enumerate() {
         secret.set(wrong);
-        // One at each change, and then one a minute.
+        // The process warns at each change, and then once a minute.
         until_now("a warning for each change", seconds(30), || {
             (times(&app, WARNING).len() == number + 1).then_some(())
         })
@@ -211,13 +214,13 @@ async fn a_redis_secret_that_does_not_work_changes_nothing_and_one_that_works_re
     }
     assert_eq!(started(&app).await, before);
     assert!(!app.log().contains("hunter22"), "{}", app.log());
-    // Back to what is in use: nothing remains of it.
+    // Restoring the secret in use clears the warning.
     secret.set(&world.redis_url);
     await_refused(&app, "redis", false).await;
     assert_eq!(app.manage("/readyz?verbose").await.json()["checks"]["rotation"]["status"], "ok");
     assert_eq!(clients.stop().await, Vec::<String>::new());
-    assert!(!away(&app));
-    // The same server by another URL: what counts is that the file is another one.
+    assert!(!has_drained(&app));
+    // The same server under another URL: a changed file is enough.
     secret.set(&format!("{}/0", world.redis_url));
     await_replaced(&mut app, before).await;
     assert_eq!(app.pid(), pid);
@@ -226,7 +229,7 @@ async fn a_redis_secret_that_does_not_work_changes_nothing_and_one_that_works_re
 }
 
 #[tokio::test]
-async fn a_postgres_secret_that_does_not_work_is_refused_and_so_is_an_empty_one() {
+async fn a_wrong_or_empty_postgres_secret_is_refused() {
     let world = World::new().await.with_postgres().await;
     let url = world.database_url().to_owned();
     let secret = Secret::new(&world, "postgres", &url);
@@ -234,18 +237,18 @@ async fn a_postgres_secret_that_does_not_work_is_refused_and_so_is_an_empty_one(
     let mut app = watching(app, &[secret.path()]).start().await;
     let before = started(&app).await;
     let (head, rest) = url.split_once("://").unwrap();
-    let (account, place) = rest.rsplit_once('@').unwrap();
+    let (account, address) = rest.rsplit_once('@').unwrap();
     let user = account.split(':').next().unwrap();
-    secret.set(&format!("{head}://{user}:hunter22@{place}"));
+    secret.set(&format!("{head}://{user}:hunter22@{address}"));
     await_refused(&app, "postgres", true).await;
     assert!(app.is_ready().await);
-    // Rooms that need Postgres would be off without a word.
+    // An empty URL would silently disable the capabilities that need Postgres.
     secret.set("");
     await_refused(&app, "settings", true).await;
     await_refused(&app, "postgres", false).await;
     let comment = json!({"video_id": "v", "user_id": "u", "text": "still here"});
     app.post_json("/api/v1/comments", &comment).await;
-    assert!(app.is_ready().await && !away(&app));
+    assert!(app.is_ready().await && !has_drained(&app));
     assert!(!app.log().contains("hunter22"), "{}", app.log());
     secret.set(&format!("{url}\n"));
     await_replaced(&mut app, before).await;
@@ -253,7 +256,7 @@ async fn a_postgres_secret_that_does_not_work_is_refused_and_so_is_an_empty_one(
 }
 
 #[tokio::test]
-async fn a_process_whose_old_secret_is_revoked_takes_a_new_one_at_once_whoever_has_the_lease() {
+async fn a_process_whose_old_secret_was_revoked_uses_the_new_one_at_once_without_the_lease() {
     let stack = Stack::own("revoked", &["--only", "redis"]).await;
     let mut world = World::on(&stack).await;
     let url = world.redis_url.clone();
@@ -277,16 +280,16 @@ async fn a_process_whose_old_secret_is_revoked_takes_a_new_one_at_once_whoever_h
     app.await_failing("redis", seconds(30)).await;
     secret.set(&with("wrong"));
     await_refused(&app, "redis", true).await;
-    assert!(!away(&app));
+    assert!(!has_drained(&app));
     secret.set(&with("new"));
     await_replaced(&mut app, before).await;
     let left: i64 = redis::run(&url, &["PTTL", &lease]).await;
-    assert!(left > 0, "the lease of another process is left alone");
+    assert!(left > 0, "the lease of another process was removed");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn while_the_server_is_away_no_secret_is_blamed() {
+async fn a_secret_is_not_refused_while_its_server_is_down() {
     let stack = Stack::own("away", &["--only", "redis"]).await;
     let world = World::on(&stack).await;
     let secret = Secret::new(&world, "redis", &world.redis_url);
@@ -297,14 +300,14 @@ async fn while_the_server_is_away_no_secret_is_blamed() {
     secret.set(&format!("{}/0", world.redis_url));
     app.await_log("cannot test a rotated secret, a server does not answer", seconds(30)).await;
     assert_eq!(metric(&app, "postrider_rotation_refused{what=\"redis\"}").await, Some(0.0));
-    assert!(!away(&app));
+    assert!(!has_drained(&app));
     stack.ctl(&["start", "redis"]).await;
     await_replaced(&mut app, before).await;
     app.stop().await;
 }
 
 #[tokio::test]
-async fn ten_rotations_five_of_them_wrong_fail_no_request_and_no_two_processes_are_away_at_once() {
+async fn ten_rotations_five_of_them_wrong_fail_no_request_and_restart_one_process_at_a_time() {
     let world = World::new().await;
     let secret = Secret::new(&world, "redis", &world.redis_url);
     let start = || {
@@ -325,7 +328,7 @@ async fn ten_rotations_five_of_them_wrong_fail_no_request_and_no_two_processes_a
         for app in &apps {
             before.push(started(app).await);
         }
-        // The newline is no part of the secret, but the file is another one.
+        // The newline is not part of the secret, but it changes the file.
         good.push('\n');
         secret.set(&good);
         for (app, before) in apps.iter_mut().zip(before) {
@@ -343,17 +346,18 @@ async fn ten_rotations_five_of_them_wrong_fail_no_request_and_no_two_processes_a
     }
     absences.sort();
     for pair in absences.windows(2) {
-        assert!(pair[0].1 < pair[1].0, "two processes were away at once: {absences:?}");
+        assert!(pair[0].1 < pair[1].0, "two processes restarted at once: {absences:?}");
     }
     for (app, before) in apps.iter().zip(pipes_before) {
-        assert!(pipes(app.pid()) <= before + 4, "the new program inherits what the old one had open");
+        assert!(pipes(app.pid()) <= before + 4, "the new program inherited open pipes");
     }
     for app in apps {
         app.stop().await;
     }
 }
 
-/// Open pipes of a process. The Kafka library's are inherited by a new program, unless they are closed before.
+/// Counts the open pipes of a process. A new program inherits those of the Kafka library unless
+/// they are closed before.
 fn pipes(pid: u32) -> usize {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let targets = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
@@ -361,7 +365,7 @@ fn pipes(pid: u32) -> usize {
 }
 
 #[tokio::test]
-async fn the_lease_of_a_process_that_died_is_taken_over_when_it_expires() {
+async fn the_lease_of_a_killed_process_is_taken_over_when_it_expires() {
     let world = World::new().await;
     let secret = Secret::new(&world, "redis", &world.redis_url);
     let start = |delay_ms: &str| {
@@ -370,7 +374,7 @@ async fn the_lease_of_a_process_that_died_is_taken_over_when_it_expires() {
     };
     let (first, mut second) = (start("60000").await, start("0").await);
     let before = started(&second).await;
-    // The first one takes the lease before the second one has seen the change.
+    // Give the first process the lease before the second one can see the change.
     let lease = format!("{}:rotation:api", world.prefix);
     let _: () = redis::run(&world.redis_url, &["SET", &lease, &holder(&first), "PX", "4000"]).await;
     secret.set(&format!("{}/0", world.redis_url));
@@ -382,14 +386,14 @@ async fn the_lease_of_a_process_that_died_is_taken_over_when_it_expires() {
     second.stop().await;
 }
 
-/// The text of a lease of this process.
+/// Returns the value of the lease key when this process holds it.
 fn holder(app: &App) -> String {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     format!("{}/{}", host.trim(), app.pid())
 }
 
 #[tokio::test]
-async fn a_process_that_waits_for_its_turn_says_so_and_forgets_it_when_the_old_content_returns() {
+async fn a_process_reports_that_it_waits_for_the_lease_and_stops_waiting_when_the_old_content_returns() {
     let world = World::new().await;
     let secret = Secret::new(&world, "redis", &world.redis_url);
     let app = with_redis(world.app().role("api"), &secret).start().await;
@@ -399,7 +403,7 @@ async fn a_process_that_waits_for_its_turn_says_so_and_forgets_it_when_the_old_c
     let waiting = |wanted: f64| {
         let app = &app;
         async move {
-            until("the metric says whether it waits", seconds(30), || async {
+            until("the metric reports whether the process waits", seconds(30), || async {
                 (metric(app, "postrider_rotation_waiting").await == Some(wanted)).then_some(())
             })
             .await;
@@ -412,12 +416,12 @@ async fn a_process_that_waits_for_its_turn_says_so_and_forgets_it_when_the_old_c
     waiting(0.0).await;
     let _: i64 = redis::run(&world.redis_url, &["DEL", &lease]).await;
     app.await_log("mounted files are those in use again", seconds(1)).await;
-    assert!(app.is_ready().await && !away(&app));
+    assert!(app.is_ready().await && !has_drained(&app));
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_wrong_secret_that_comes_while_it_drains_for_a_good_one_calls_the_drain_off() {
+async fn a_wrong_secret_that_arrives_during_the_drain_for_a_good_one_cancels_the_drain() {
     let world = World::new().await;
     let secret = Secret::new(&world, "redis", &world.redis_url);
     let app = with_redis(world.app().role("api"), &secret).env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "3000");
@@ -432,14 +436,14 @@ async fn a_wrong_secret_that_comes_while_it_drains_for_a_good_one_calls_the_drai
     assert!(app.is_ready().await);
     assert_eq!(started(&app).await, before);
     let lease: i64 = redis::run(&world.redis_url, &["EXISTS", &format!("{}:rotation:api", world.prefix)]).await;
-    assert_eq!(lease, 0, "others may take their turn");
+    assert_eq!(lease, 0, "the lease was not released");
     secret.set(&format!("{}/0", world.redis_url));
     await_replaced(&mut app, before).await;
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_signal_while_it_drains_for_a_rotation_ends_it_for_good() {
+async fn a_signal_during_the_drain_for_a_rotation_stops_the_process() {
     let world = World::new().await;
     let secret = Secret::new(&world, "any", "old");
     let app = watching(world.app().role("api"), &[secret.path()]);
@@ -453,7 +457,7 @@ async fn a_signal_while_it_drains_for_a_rotation_ends_it_for_good() {
 }
 
 #[tokio::test]
-async fn without_redis_a_relay_waits_at_random_and_keeps_its_arguments() {
+async fn without_redis_a_relay_waits_a_random_time_and_keeps_its_arguments() {
     let world = World::new().await;
     let secret = Secret::new(&world, "any", "old");
     let topic = world.make_topic("orders", 1).await;
@@ -478,7 +482,7 @@ async fn a_configuration_that_can_no_longer_be_loaded_is_refused() {
     let before = started(&app).await;
     secret.set("kv:\n  batch_record: 500\n");
     await_refused(&app, "settings", true).await;
-    assert!(app.is_ready().await && !away(&app));
+    assert!(app.is_ready().await && !has_drained(&app));
     secret.set("kv:\n  batch_records: 500\n");
     await_replaced(&mut app, before).await;
     app.stop().await;

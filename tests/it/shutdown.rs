@@ -1,4 +1,5 @@
-//! SIGTERM: readiness first, then everything that was begun is finished.
+//! Shutdown by SIGTERM: readiness fails first, then the process finishes the work that it has
+//! begun.
 
 use std::{
     os::unix::process::ExitStatusExt,
@@ -26,7 +27,7 @@ use crate::{
 #[tokio::test]
 async fn under_load_every_acknowledged_write_is_in_kafka_and_the_exit_is_clean() {
     let mut world = World::new().await;
-    // Longer than an end may take that waits for nothing.
+    // Longer than a shutdown may take that does not wait for the grace period.
     world.set("POSTRIDER_DRAIN__GRACE_MS", "120000");
     let topic = world.make_topic("orders", 3).await;
     let mut app = world.app().role("api").start().await;
@@ -44,7 +45,7 @@ async fn under_load_every_acknowledged_write_is_in_kafka_and_the_exit_is_clean()
 }
 
 #[tokio::test]
-async fn readiness_goes_false_first_while_requests_are_still_served() {
+async fn readiness_fails_first_while_requests_are_still_served() {
     let world = World::new().await;
     let mut app = world.app().env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "10000").start().await;
     app.sigterm();
@@ -54,7 +55,7 @@ async fn readiness_goes_false_first_while_requests_are_still_served() {
     assert_eq!((&report["ready"], &report["draining"]), (&json!(false), &json!(true)));
     assert_eq!(app.manage("/livez").await.status, 200);
     push(&app, "late", &json!(1)).await;
-    // Who is served now is told to come by another connection next time, which finds another process.
+    // The answer closes the connection, so that the client's next one reaches another process.
     let answer = reqwest::get(format!("{}/health", app.api)).await.unwrap();
     assert_eq!(answer.headers()["connection"], "close");
     let status = app.exit(seconds(30)).await;
@@ -63,9 +64,10 @@ async fn readiness_goes_false_first_while_requests_are_still_served() {
 }
 
 #[tokio::test]
-async fn when_a_consumer_dies_readiness_goes_false_at_once_requests_are_finished_and_the_exit_code_is_1() {
+async fn when_a_consumer_fails_readiness_fails_at_once_requests_finish_and_the_exit_code_is_1() {
     let mut world = World::new().await;
-    // A second member with the same instance id fences the first one off: its client fails for good.
+    // A second member with the same instance id fences the first one, whose client fails
+    // permanently.
     world.set("POSTRIDER_KAFKA__PROPERTIES", &json!({"group.instance.id": "one"}).to_string());
     world.set("POSTRIDER_KAFKA__CONSUMER__GROUP_PROTOCOL", "classic");
     world.set("POSTRIDER_DRAIN__GRACE_MS", "60000");
@@ -75,13 +77,13 @@ async fn when_a_consumer_dies_readiness_goes_false_at_once_requests_are_finished
     let mut slow = Raw::connect(&app.api).await;
     let head = format!("POST /produce HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\n\r\n", body.len());
     slow.send(head + &body[..10]).await;
-    until("it is being read", seconds(5), || async {
+    until("the request is being read", seconds(5), || async {
         (app.metric("http_server_active_requests").await? >= 1.0).then_some(())
     })
     .await;
     let other = world.app().role("processor").even_if_not_ready().start().await;
     app.await_log("task failed, stopping the role", seconds(60)).await;
-    // The request holds the process up, which answers on the management port.
+    // The request delays the exit, and the management port still answers.
     until("readiness is false", seconds(10), || async { (!app.is_ready().await).then_some(()) }).await;
     let report = app.manage("/readyz?verbose").await.json();
     assert_eq!((&report["ready"], &report["draining"]), (&json!(false), &json!(true)));
@@ -94,17 +96,17 @@ async fn when_a_consumer_dies_readiness_goes_false_at_once_requests_are_finished
 }
 
 #[tokio::test]
-async fn when_a_consumer_dies_the_exit_does_not_wait_for_ever_for_a_request_that_never_ends() {
+async fn when_a_consumer_fails_the_exit_does_not_wait_for_an_endless_request() {
     let mut world = World::new().await;
     world.set("POSTRIDER_KAFKA__PROPERTIES", &json!({"group.instance.id": "one"}).to_string());
     world.set("POSTRIDER_KAFKA__CONSUMER__GROUP_PROTOCOL", "classic");
     world.set("POSTRIDER_DRAIN__GRACE_MS", "1500");
-    // As long as the request may take.
+    // The request itself may take this long.
     world.set("POSTRIDER_HTTP__BODY_TIMEOUT_MS", "600000");
     let mut app = world.app().start().await;
     let mut slow = Raw::connect(&app.api).await;
     slow.send("POST /produce HTTP/1.1\r\nHost: t\r\nContent-Length: 100\r\n\r\n{").await;
-    until("it is being read", seconds(5), || async {
+    until("the request is being read", seconds(5), || async {
         (app.metric("http_server_active_requests").await? >= 1.0).then_some(())
     })
     .await;
@@ -115,21 +117,21 @@ async fn when_a_consumer_dies_the_exit_does_not_wait_for_ever_for_a_request_that
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn a_second_signal_ends_the_process_at_once() {
     let world = World::new().await;
     for (signal, code) in [(rustix::process::Signal::TERM, 143), (rustix::process::Signal::INT, 130)] {
         let mut app = world.app().env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "20000").start().await;
         app.sigterm();
         app.await_log("draining", seconds(5)).await;
         app.signal(signal);
-        // Long before its readiness delay is over.
+        // Long before the readiness delay is over.
         let status = app.exit(seconds(10)).await;
         assert_eq!(status.code(), Some(code), "{status} {:?}", status.signal());
     }
 }
 
 #[tokio::test]
-async fn idle_connections_do_not_hold_it_up_and_a_request_in_the_middle_is_finished() {
+async fn idle_connections_do_not_delay_the_exit_and_a_partial_request_is_finished() {
     let (world, mut app, topic) = gateway().await;
     let mut idle = Raw::connect(&app.api).await;
     idle.send("GET /health HTTP/1.1\r\nHost: t\r\n\r\n").await;
@@ -138,7 +140,7 @@ async fn idle_connections_do_not_hold_it_up_and_a_request_in_the_middle_is_finis
     let mut slow = Raw::connect(&app.api).await;
     let head = format!("POST /produce HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\n\r\n", body.len());
     slow.send(head + &body[..10]).await;
-    until("it is being read", seconds(5), || async {
+    until("the request is being read", seconds(5), || async {
         (app.metric("http_server_active_requests").await? >= 1.0).then_some(())
     })
     .await;
@@ -152,7 +154,7 @@ async fn idle_connections_do_not_hold_it_up_and_a_request_in_the_middle_is_finis
 }
 
 #[tokio::test]
-async fn a_stream_that_never_ends_is_cut_off_after_the_grace_and_its_results_are_true() {
+async fn an_endless_stream_is_cut_off_after_the_grace_period_and_its_results_are_correct() {
     let world = World::new().await;
     let topic = world.make_topic("orders", 1).await;
     let mut app = world.app().role("api").env("POSTRIDER_DRAIN__GRACE_MS", "1500").start().await;
@@ -173,14 +175,14 @@ async fn a_stream_that_never_ends_is_cut_off_after_the_grace_and_its_results_are
 }
 
 #[tokio::test]
-async fn a_processor_commits_what_it_did_and_its_successor_starts_there() {
+async fn a_processor_commits_its_finished_records_and_the_next_one_starts_there() {
     let world = World::new().await;
     let api = world.app().role("api").start().await;
     let processor = world.app().role("processor").start().await;
     await_complete(&api).await;
     let load = Load::start(&api, &Target::Push, 4);
     load.more(200).await;
-    // It may be behind the api, and what it has not read is its successor's anyway.
+    // The processor may be behind the API; the next one reads the rest.
     until("the processor has projected 200 records", seconds(20), || async {
         processor.metric("postrider_kv_projected_records_total").await.filter(|&projected| projected >= 200.0)
     })
@@ -190,7 +192,7 @@ async fn a_processor_commits_what_it_did_and_its_successor_starts_there() {
     let next = world.app().role("processor").start().await;
     let outcome = load.stop().await;
     let expected = outcome.acknowledged.len() as f64;
-    let projected = until("the successor is at the end", seconds(20), || async {
+    let projected = until("the next processor has caught up", seconds(20), || async {
         crate::harness::load::view(&api, 4).await;
         let view = crate::harness::load::view(&api, 4).await;
         let behind = crate::harness::check::behind(&outcome.acknowledged, &view);

@@ -1,4 +1,4 @@
-//! `POST /produce` with a stream of lines.
+//! `POST /produce` with a stream of NDJSON lines.
 
 use std::time::Duration;
 
@@ -28,18 +28,18 @@ async fn a_stream_of_20_000_records_is_answered_in_order() {
     assert_eq!(results.len(), 20_000);
     let log = world.kafka.read(&topic).await;
     assert_eq!(log.len(), 20_000);
-    let places: std::collections::HashMap<_, _> =
+    let stored: std::collections::HashMap<_, _> =
         log.iter().map(|record| ((i64::from(record.partition), record.offset), record.text())).collect();
     for (n, result) in results.iter().enumerate() {
         assert_eq!(result["success"], true, "{result}");
-        let place = (result["partition"].as_i64().unwrap(), result["offset"].as_i64().unwrap());
-        assert_eq!(places[&place], n.to_string());
+        let position = (result["partition"].as_i64().unwrap(), result["offset"].as_i64().unwrap());
+        assert_eq!(stored[&position], n.to_string());
     }
     assert_eq!(crate::harness::check::disordered(&log), Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn bad_lines_in_between_are_answered_in_their_place_and_stop_nothing() {
+async fn invalid_lines_get_an_error_in_order_and_do_not_stop_the_stream() {
     let world = World::new().await;
     let topic = world.make_topic("orders", 1).await;
     let app = world.app().role("api").env("POSTRIDER_HTTP__MAX_BODY_BYTES", "1000").start().await;
@@ -56,7 +56,7 @@ async fn bad_lines_in_between_are_answered_in_their_place_and_stop_nothing() {
         r#"{"topic":"__consumer_offsets","payload":1}"#,
         r#"{"payload":2}"#,
     ];
-    // The last line has no newline, and counts all the same.
+    // The last line has no newline, and is still accepted.
     let path = format!("/produce?topic={topic}");
     let answer = app.request(Method::POST, &path, &[NDJSON], lines.join("\n")).await.expect(200);
     let results = results(&answer.text());
@@ -68,7 +68,7 @@ async fn bad_lines_in_between_are_answered_in_their_place_and_stop_nothing() {
 }
 
 #[tokio::test]
-async fn results_come_while_the_stream_is_still_being_sent() {
+async fn results_arrive_while_the_stream_is_still_being_sent() {
     let (_world, app, topic) = gateway().await;
     let (lines, sent) = mpsc::channel::<String>(4);
     let body = stream::unfold(sent, |mut sent| async move {
@@ -79,17 +79,18 @@ async fn results_come_while_the_stream_is_still_being_sent() {
     lines.send("{\"payload\":1}\n{\"payl".to_owned()).await.unwrap();
     let mut answers = request.await.unwrap().unwrap().bytes_stream();
     let patience = Duration::from_secs(10);
-    let first = timeout(patience, answers.next()).await.expect("a result before the end").unwrap().unwrap();
+    let first =
+        timeout(patience, answers.next()).await.expect("no result before the end of the stream").unwrap().unwrap();
     assert_eq!(results(std::str::from_utf8(&first).unwrap())[0]["success"], true);
     lines.send("oad\":2}\n".to_owned()).await.unwrap();
-    let second = timeout(patience, answers.next()).await.expect("the next result").unwrap().unwrap();
+    let second = timeout(patience, answers.next()).await.expect("no second result").unwrap().unwrap();
     assert_eq!(results(std::str::from_utf8(&second).unwrap())[0]["success"], true);
     drop(lines);
-    assert!(timeout(patience, answers.next()).await.expect("the end").is_none());
+    assert!(timeout(patience, answers.next()).await.expect("the response did not end").is_none());
 }
 
 #[tokio::test]
-async fn a_stream_with_an_idempotency_key_gives_each_line_an_id_of_its_own_and_the_same_again() {
+async fn a_stream_with_an_idempotency_key_gives_each_line_its_own_id_and_the_same_ids_on_a_retry() {
     let (world, app, topic) = gateway().await;
     let path = format!("/produce?topic={topic}");
     for _ in 0..2 {
@@ -103,7 +104,7 @@ async fn a_stream_with_an_idempotency_key_gives_each_line_an_id_of_its_own_and_t
 }
 
 #[tokio::test]
-async fn a_stream_without_any_topic_says_so_per_line() {
+async fn a_stream_without_a_topic_gets_an_error_for_each_line() {
     let (_world, app, _) = gateway().await;
     let answer = app.request(Method::POST, "/produce", &[NDJSON], "{\"payload\":1}\n").await.expect(200);
     let results = results(&answer.text());

@@ -1,4 +1,4 @@
-//! Clients of the Kafka library that lose their way are replaced, and nothing is lost.
+//! Stuck Kafka clients: the process replaces clients that make no progress, and loses no record.
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
@@ -17,10 +17,10 @@ use crate::{
     kv::{pull_after, push, running},
 };
 
-/// Within this a client that gets nowhere is replaced. The library's own time-outs are longer, or there are none.
+/// Time within which a stuck client is replaced. The library's own timeouts are longer or missing.
 const REPLACED: Duration = seconds(10);
 
-/// The product with load on it, and a broker behind a proxy.
+/// Running processes with load, and a broker behind a proxy.
 struct Scene {
     world: World,
     topic: String,
@@ -34,7 +34,7 @@ struct Scene {
 impl Scene {
     async fn new(name: &str, proxy: SocketAddr, lead_to: impl Fn(&str), properties: serde_json::Value) -> Self {
         let advertised = format!("advertised.listeners=PLAINTEXT://{proxy}");
-        // A client that is replaced cannot leave its group: the others wait for its session to end.
+        // A replaced client cannot leave its group: the others wait until its session expires.
         let session = "group.consumer.session.timeout.ms=6000";
         let options = ["--only", "kafka", "--kafka-config", &advertised, "--kafka-config", session];
         let stack = Stack::behind(name, &options, lead_to).await;
@@ -54,7 +54,7 @@ impl Scene {
         Self { world, topic, target, app, relay, load, _stack: stack }
     }
 
-    /// Producer, projection and relay work again, each within the bound.
+    /// Waits until producer, projection and relay work again, each within the bound.
     async fn await_service(&self) {
         let (app, target) = (&self.app, &self.target);
         until("a push is accepted", REPLACED, || async {
@@ -68,7 +68,8 @@ impl Scene {
         until("the relay delivers again", REPLACED, || async { (target.count() > delivered).then_some(()) }).await;
     }
 
-    /// Ends all of it; nothing acknowledged is missing, and the relay has delivered everything.
+    /// Stops everything. Fails if an acknowledged write is missing or the relay has not delivered
+    /// all records.
     async fn settle(self) {
         let outcome = self.load.stop().await;
         outcome.expect_only(&["kafka_unavailable", "outcome_unknown"]);
@@ -89,16 +90,16 @@ impl Scene {
 }
 
 #[tokio::test]
-async fn clients_that_were_told_of_no_brokers_work_again_in_time_and_nothing_is_lost() {
-    // Consumers ask rarely, unless told otherwise.
+async fn clients_that_got_metadata_without_brokers_recover_in_time_and_lose_no_record() {
+    // By default, consumers refresh their metadata rarely.
     let properties = json!({"topic.metadata.refresh.interval.ms": "2000"});
     let proxy = MetadataProxy::start().await;
     let scene = Scene::new("forgetful", proxy.address, |upstream| proxy.lead_to(upstream), properties).await;
     let relay = format!("relay-{}", scene.topic);
     let clients = ["producer-callers", "producer", "kv", &relay].map(|client| format!("postrider-{client}"));
-    // A client that happens to find its way is led astray again.
+    // Hide the brokers again for clients that recovered by chance.
     let is_one_lost = || clients.iter().any(|client| proxy.is_lost(client, seconds(4)));
-    until(&format!("one of {clients:?} asks no more"), seconds(120), || async {
+    until(&format!("one of {clients:?} is stuck"), seconds(120), || async {
         proxy.hide_brokers();
         for _ in 0..100 {
             if is_one_lost() {
@@ -115,11 +116,12 @@ async fn clients_that_were_told_of_no_brokers_work_again_in_time_and_nothing_is_
 }
 
 #[tokio::test]
-async fn clients_whose_connections_are_black_holes_are_replaced_and_nothing_is_lost() {
+async fn clients_whose_connections_are_black_holes_are_replaced_and_lose_no_record() {
     let proxy = Proxy::start().await;
     let scene = Scene::new("swallowed", proxy.address, |upstream| proxy.lead_to(upstream), json!({})).await;
     proxy.set(Mode::BlackHole);
-    // New connections are no better until the network is: only those that are open by then stay silent.
+    // New connections do not work either until the network does. Connections opened until then stay
+    // silent.
     scene.app.await_failing("kafka", seconds(30)).await;
     scene.relay.await_failing("kafka", seconds(30)).await;
     proxy.set(Mode::Pass);
@@ -132,7 +134,7 @@ async fn clients_whose_connections_are_black_holes_are_replaced_and_nothing_is_l
 }
 
 #[tokio::test]
-async fn a_topic_that_is_first_written_to_while_the_broker_is_silent_is_found_in_time() {
+async fn a_first_write_to_a_topic_while_the_broker_is_silent_succeeds_soon_after_it_is_back() {
     let proxy = Proxy::start().await;
     let advertised = format!("advertised.listeners=PLAINTEXT://{}", proxy.address);
     let options = ["--only", "kafka", "--kafka-config", &advertised];
@@ -144,7 +146,8 @@ async fn a_topic_that_is_first_written_to_while_the_broker_is_silent_is_found_in
     let body = json!({"topic": topic, "payload": "first"});
     let produce = || app.post_json("/produce", &body);
     proxy.set(Mode::BlackHole);
-    // Its outcome is unknown after some seconds; others are refused once nobody answers.
+    // The first outcome is unknown after some seconds. Later writes are refused once no broker
+    // answers.
     let (first, _) = tokio::join!(produce(), app.await_failing("kafka", seconds(30)));
     assert_eq!(first.status, 503, "{}", first.text());
     proxy.set(Mode::Pass);
@@ -153,13 +156,14 @@ async fn a_topic_that_is_first_written_to_while_the_broker_is_silent_is_found_in
 }
 
 #[tokio::test]
-async fn clients_that_wait_for_a_broker_that_stands_still_are_not_replaced() {
-    // A broker that is fenced meanwhile answers without brokers when it is back, which clients do lose their way by.
+async fn clients_that_wait_for_a_suspended_broker_are_not_replaced() {
+    // A broker that is fenced meanwhile would answer with metadata without brokers, which gets
+    // clients stuck.
     let stack = Stack::own("still", &["--only", "kafka", "--kafka-config", "broker.session.timeout.ms=60000"]).await;
     let world = World::on(&stack).await;
     let app = running(&world).await;
     push(&app, "k", &json!(1)).await;
-    // Longer than clients are let be without a response where Kafka answers others.
+    // Longer than a client may be without a response while Kafka answers other clients.
     stack.ctl(&["pause", "kafka"]).await;
     tokio::time::sleep(seconds(8)).await;
     stack.ctl(&["resume", "kafka"]).await;
@@ -167,7 +171,8 @@ async fn clients_that_wait_for_a_broker_that_stands_still_are_not_replaced() {
     let requests = || async { app.metric("postrider_kafka_client_requests_total{client=\"kv\"}").await };
     for _ in 0..3 {
         let before = requests().await;
-        until("its clients report", seconds(20), || async { (requests().await != before).then_some(()) }).await;
+        until("the client reports statistics", seconds(20), || async { (requests().await != before).then_some(()) })
+            .await;
     }
     for client in ["producer", "producer-callers", "kv"] {
         let metric = format!("postrider_kafka_clients_replaced_total{{client=\"{client}\"");

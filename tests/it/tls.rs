@@ -1,4 +1,4 @@
-//! Brokers that demand SASL over TLS, or a client certificate.
+//! Brokers that require SASL over TLS, or a client certificate.
 
 use std::{os::unix::process::ExitStatusExt, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     rotation::{Secret, await_refused, await_replaced, started, watching},
 };
 
-/// A process on the listener that wants SCRAM over TLS.
+/// Configures a process for the listener that requires SCRAM over TLS.
 fn scram(world: &World, stack: &Stack) -> Builder {
     let app = world.app().role("api").env("POSTRIDER_KAFKA__SECURITY_PROTOCOL", "sasl_ssl");
     app.env("POSTRIDER_KAFKA__BROKERS", stack.get("KAFKA_SASL_BROKERS"))
@@ -25,7 +25,7 @@ fn scram(world: &World, stack: &Stack) -> Builder {
         .env("POSTRIDER_KAFKA__TLS__CA_FILE", stack.get("KAFKA_CA_FILE"))
 }
 
-/// A process on the listener that wants a client certificate.
+/// Configures a process for the listener that requires a client certificate.
 fn mutual(world: &World, stack: &Stack) -> Builder {
     let app = world.app().role("api").env("POSTRIDER_KAFKA__SECURITY_PROTOCOL", "ssl");
     app.env("POSTRIDER_KAFKA__BROKERS", stack.get("KAFKA_MTLS_BROKERS"))
@@ -34,12 +34,13 @@ fn mutual(world: &World, stack: &Stack) -> Builder {
         .env("POSTRIDER_KAFKA__TLS__KEY_FILE", stack.get("KAFKA_CLIENT_KEY_FILE"))
 }
 
-/// It never becomes ready, and readiness says why in one of these words.
+/// Starts a process that must not become ready, and waits until readiness contains one of these
+/// words.
 async fn refused(app: Builder, words: &[&str]) {
     let app = app.even_if_not_ready().start().await;
-    let what = format!("readiness says one of {words:?}");
+    let what = format!("readiness contains one of {words:?}");
     until(&what, seconds(15), || async {
-        let detail = app.failing("kafka").await.expect("it must not be ready").to_lowercase();
+        let detail = app.failing("kafka").await.expect("the process is ready").to_lowercase();
         words.iter().any(|word| detail.contains(word)).then_some(())
     })
     .await;
@@ -75,7 +76,7 @@ async fn scram_and_mutual_tls_work_and_wrong_credentials_are_named_in_readiness(
 }
 
 #[tokio::test]
-async fn a_rotated_password_or_authority_that_brokers_reject_changes_nothing_until_it_is_mended() {
+async fn a_rotated_password_or_authority_that_brokers_reject_changes_nothing_until_it_is_fixed() {
     let stack = Stack::own("rotated", &["--secure", "--only", "kafka"]).await;
     let world = World::on(&stack).await;
     let (good, authority) =
@@ -103,8 +104,8 @@ async fn a_rotated_password_or_authority_that_brokers_reject_changes_nothing_unt
     app.stop().await;
 }
 
-/// Ends processes at random moments of their first connections. OpenSSL must not clean up then under threads that
-/// still use it, which would be a segmentation fault.
+/// Ends processes at random moments of their first connections. OpenSSL must not clean up while
+/// threads still use it: that would be a segmentation fault.
 #[tokio::test]
 async fn a_process_that_ends_while_it_connects_ends_without_a_crash() {
     let stack = Stack::own("exits", &["--secure", "--only", "kafka"]).await;
@@ -113,7 +114,8 @@ async fn a_process_that_ends_while_it_connects_ends_without_a_crash() {
     let mut random = fastrand::Rng::with_seed(seed);
     for number in 0..starts {
         let app = if number % 4 == 3 { mutual(&world, &stack) } else { scram(&world, &stack) };
-        // An address that cannot be had ends it by itself, after its clients have begun to connect.
+        // An address that cannot be bound ends the process, after its clients have begun to
+        // connect.
         let fails = number % 5 == 4;
         let app = if fails { app.env("POSTRIDER_HTTP__LISTEN", "192.0.2.1:1") } else { app };
         let mut process = app.spawn();
@@ -122,7 +124,7 @@ async fn a_process_that_ends_while_it_connects_ends_without_a_crash() {
             tokio::time::sleep(Duration::from_millis(random.u64(20..260))).await;
             kill_process(pid, Signal::TERM).unwrap();
             tokio::time::sleep(Duration::from_millis(random.u64(0..50))).await;
-            // The second one ends it at once, wherever it is. It may have ended before.
+            // The second signal ends the process at once. It may have ended before.
             let _ = kill_process(pid, Signal::TERM);
         }
         let what = format!("process {number} ends (EXIT_SEED={seed})");
@@ -135,7 +137,7 @@ async fn a_process_that_ends_while_it_connects_ends_without_a_crash() {
                     code == 0 || code == 143
                 }
             }
-            // Before it had a handler.
+            // The signal came before the process had a handler.
             None => status.signal() == Some(Signal::TERM.as_raw()) && !fails,
         };
         assert!(is_fine, "process {number} ended with {status} (EXIT_SEED={seed}, starts that fail: {fails})");

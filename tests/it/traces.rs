@@ -1,4 +1,4 @@
-//! Traces reach a collector, over gRPC and over HTTP.
+//! Export of traces to a collector over gRPC and HTTP.
 
 use reqwest::Method;
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::harness::{World, otlp::Collector, until, wait::seconds};
 
 #[tokio::test]
-async fn a_sampled_request_becomes_a_span_of_the_callers_trace_at_the_collector() {
+async fn a_sampled_request_is_exported_as_a_span_of_the_callers_trace() {
     for (protocol, trace) in [("http", 0x11aa_22bb_33cc_44dd_55ee_66ff_7788_9900_u128), ("grpc", 0x99_8877)] {
         let collector = Collector::start().await;
         let world = World::new().await;
@@ -32,13 +32,13 @@ async fn a_sampled_request_becomes_a_span_of_the_callers_trace_at_the_collector(
         }
         let found = until("the span arrives", seconds(15), || async { collector.protocol_of(trace) }).await;
         assert_eq!(found, protocol);
-        assert_eq!(collector.protocol_of(unsampled), None, "the caller's decision is honoured");
+        assert_eq!(collector.protocol_of(unsampled), None, "an unsampled trace was exported");
         app.stop().await;
     }
 }
 
 #[tokio::test]
-async fn what_is_left_is_sent_at_the_end_and_a_dead_collector_holds_up_nothing() {
+async fn remaining_spans_are_sent_at_shutdown_and_an_unreachable_collector_delays_nothing() {
     let collector = Collector::start().await;
     let world = World::new().await;
     let start = |url: &str| {

@@ -1,5 +1,5 @@
-//! Values in databases and topics that this version does not know, as a newer one may write them during an upgrade:
-//! none has an effect, all are counted, and what does not concern them goes on.
+//! Values in databases and topics that this version does not know, as a newer version may write
+//! them during an upgrade: they have no effect, they are counted, and other work continues.
 
 use serde_json::json;
 
@@ -16,7 +16,7 @@ use crate::{
     presence::{ask, quick, settled},
 };
 
-/// Waits until a value of this kind was met.
+/// Waits until an unknown value of this kind is counted.
 async fn counted(app: &App, what: &str) {
     let name = format!(r#"postrider_unknown_values_total{{what="{what}"}}"#);
     until(&format!("{what} is counted"), seconds(30), || async { app.metric(&name).await }).await;
@@ -27,7 +27,7 @@ async fn keys(world: &World, ending: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_job_of_an_unknown_kind_is_left_alone_and_holds_nobody_else() {
+async fn a_job_of_an_unknown_kind_is_not_touched_and_does_not_block_others() {
     let world = World::new().await.with_postgres().await;
     world.sql("ALTER TABLE feed_jobs DROP CONSTRAINT feed_jobs_kind_check").await;
     let app = world.app().start().await;
@@ -40,25 +40,25 @@ async fn a_job_of_an_unknown_kind_is_left_alone_and_holds_nobody_else() {
                  ('fan_out', 'ann', 'bob', NULL), ('purge', 'ann', NULL, NULL), ('unfollow', 'ann', NULL, 1)",
         )
         .await;
-    until("all of them are counted", seconds(20), || async {
+    until("all unknown jobs are counted", seconds(20), || async {
         app.metric("postrider_feed_jobs_unknown").await.filter(|&jobs| jobs == 5.0)
     })
     .await;
-    // More jobs than are in hand at a time, behind those.
+    // More jobs than a process claims at a time, behind the unknown ones.
     for number in 0..40 {
         follow(&app, &format!("f{number}"), "ann").await;
     }
-    until("jobs that are known are done", seconds(30), || async {
+    until("the known jobs are done", seconds(30), || async {
         (world.count("feed_jobs").await == 5 && world.count("feed_rows").await == 41).then_some(())
     })
     .await;
     let untouched = "SELECT count(*) FROM feed_jobs WHERE owner IS NULL AND until = '-infinity' AND after_user IS NULL";
-    assert_eq!(world.number(untouched).await, 5, "nobody has taken them");
-    assert_eq!(ids(&app, "bob", "limit=20").await, [id], "the author was not erased");
+    assert_eq!(world.number(untouched).await, 5, "an unknown job was claimed");
+    assert_eq!(ids(&app, "bob", "limit=20").await, [id], "the author was erased");
     assert_eq!(world.number("SELECT followers FROM feed_authors").await, 41);
     assert!(app.is_ready().await);
     assert_eq!(app.metric("postrider_feed_jobs_waiting").await, Some(0.0));
-    // An erasure waits for work on the account whatever it is, and ends once a newer version has done it.
+    // An erasure waits for all jobs of the account, and ends once a newer version has done them.
     delete(&app, "/users/ann").await.expect(202);
     until("the posts are deleted", seconds(20), || async {
         (world.number("SELECT count(*) FROM posts WHERE deleted_at IS NULL").await == 0).then_some(())
@@ -91,22 +91,27 @@ async fn an_author_in_an_unknown_state_is_neither_fanned_out_nor_backfilled() {
         (world.kafka.read(&world.topic("post-events")).await.len() == 4).then_some(())
     })
     .await;
-    assert_eq!(world.count("feed_rows").await, 1, "nothing was put into feeds");
-    assert_eq!(world.number("SELECT count(*) FROM feed_jobs WHERE kind = 'backfill'").await, 1, "the backfill waits");
+    assert_eq!(world.count("feed_rows").await, 1, "the post was fanned out");
+    assert_eq!(
+        world.number("SELECT count(*) FROM feed_jobs WHERE kind = 'backfill'").await,
+        1,
+        "the backfill does not wait"
+    );
     world.sql("UPDATE feed_authors SET state = 0 WHERE author_id = 'ann'").await;
     shows(&app, "bob", &[second, first]).await;
     shows(&app, "cid", &[second, first]).await;
-    until("rows of both", seconds(30), || async { (world.count("feed_rows").await == 4).then_some(()) }).await;
+    until("both feeds have both rows", seconds(30), || async { (world.count("feed_rows").await == 4).then_some(()) })
+        .await;
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_timeline_that_cannot_be_read_is_not_replaced_and_what_is_deleted_is_not_shown() {
+async fn an_unreadable_timeline_is_not_replaced_and_deleted_posts_are_not_shown() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     follow(&app, "bob", "ann").await;
-    let (kept, gone) = (post(&app, "ann", "1").await, post(&app, "ann", "2").await);
-    shows(&app, "bob", &[gone, kept]).await;
+    let (kept, deleted) = (post(&app, "ann", "1").await, post(&app, "ann", "2").await);
+    shows(&app, "bob", &[deleted, kept]).await;
     cached(&app, "bob").await;
     let timelines = keys(&world, ":u:bob").await;
     let [key] = timelines.as_slice() else { panic!("{timelines:?}") };
@@ -114,13 +119,13 @@ async fn a_timeline_that_cannot_be_read_is_not_replaced_and_what_is_deleted_is_n
     let old: Vec<String> = redis::run(&world.redis_url, &["ZREVRANGE", key, "0", "0"]).await;
     redis::run::<i64>(&world.redis_url, &["ZREM", key, &old[0]]).await;
     redis::run::<i64>(&world.redis_url, &["ZADD", key, &score, "x9[]"]).await;
-    assert_eq!(ids(&app, "bob", "limit=20").await, [gone, kept], "Postgres has it");
+    assert_eq!(ids(&app, "bob", "limit=20").await, [deleted, kept], "the feed was not read from Postgres");
     counted(&app, "mark of a timeline").await;
-    delete(&app, &format!("/posts/{gone}")).await.expect(200);
-    until("the row is gone", seconds(20), || async { (world.count("feed_rows").await == 1).then_some(()) }).await;
+    delete(&app, &format!("/posts/{deleted}")).await.expect(200);
+    until("the row is deleted", seconds(20), || async { (world.count("feed_rows").await == 1).then_some(()) }).await;
     assert_eq!(ids(&app, "bob", "limit=20").await, [kept]);
     let found: Vec<String> = redis::run(&world.redis_url, &["ZREVRANGE", key, "0", "-1"]).await;
-    assert_eq!(found, ["x9[]".to_owned(), gone.to_string(), kept.to_string()], "the timeline is as it was");
+    assert_eq!(found, ["x9[]".to_owned(), deleted.to_string(), kept.to_string()], "the timeline was changed");
     redis::run::<i64>(&world.redis_url, &["DEL", key]).await;
     until("the purge ends", seconds(30), || async { (world.count("feed_jobs").await == 0).then_some(()) }).await;
     app.stop().await;
@@ -133,7 +138,7 @@ async fn a_receiver_in_an_unknown_state_is_neither_answered_nor_announced_nor_ch
     settled(&app).await;
     let heads = keys(&world, ":head").await;
     let receiver = "nobody0";
-    // The bucket of the receiver is the one in which a field of it is found once it is known.
+    // Only one bucket is the receiver's own, so set its fields in all of them.
     let set = async |key: &str, field: &str, value: &str| {
         redis::run::<i64>(&world.redis_url, &["HSET", key, field, value]).await;
     };
@@ -148,7 +153,7 @@ async fn a_receiver_in_an_unknown_state_is_neither_answered_nor_announced_nor_ch
     let socket = crate::harness::socket::Socket::plain(&app.api, receiver).await;
     counted(&app, "change of a receiver").await;
     drop(socket);
-    // An event whose state is unknown, and one that is known, behind it.
+    // An event with an unknown state, and a known one behind it.
     let due = format!("{}due", heads[0].trim_end_matches("head"));
     set(&due, &format!("7 {receiver}"), &format!("7 away 5 1 {receiver}")).await;
     set(&due, "8 known", "8 connected 5 1 known").await;
@@ -156,7 +161,7 @@ async fn a_receiver_in_an_unknown_state_is_neither_answered_nor_announced_nor_ch
     assert!(log.iter().all(|record| record.json()["receiver_id"] == "known"), "{log:?}");
     counted(&app, "due event of presence").await;
     let left: Vec<String> = redis::run(&world.redis_url, &["HVALS", &due]).await;
-    assert!(left.contains(&format!("7 away 5 1 {receiver}")), "it waits for a version that knows it: {left:?}");
+    assert!(left.contains(&format!("7 away 5 1 {receiver}")), "the unknown event was removed: {left:?}");
     for head in &heads {
         let key = format!("{}is:{receiver}", head.trim_end_matches("head"));
         let fields: Vec<String> = redis::run(&world.redis_url, &["HGETALL", &key]).await;
@@ -165,12 +170,12 @@ async fn a_receiver_in_an_unknown_state_is_neither_answered_nor_announced_nor_ch
         let found: std::collections::BTreeMap<_, _> = pairs.collect();
         assert_eq!(found, wanted.map(|(field, value)| (field.to_owned(), value.to_owned())).into());
     }
-    assert_eq!(ask(&app, "nobody1").await["state"], "disconnected", "others are answered");
+    assert_eq!(ask(&app, "nobody1").await["state"], "disconnected", "another receiver has the wrong state");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn an_entry_or_a_marker_of_the_view_that_cannot_be_read_is_neither_absent_nor_overwritten() {
+async fn an_unreadable_entry_or_marker_of_the_view_is_neither_absent_nor_overwritten() {
     let mut world = World::new().await;
     world.set("POSTRIDER_KV__PARTITIONS", "1");
     let app = crate::kv::running(&world).await;
@@ -184,9 +189,9 @@ async fn an_entry_or_a_marker_of_the_view_that_cannot_be_read_is_neither_absent_
     app.get("/pull/odd").await.problem(503, "rebuilding");
     counted(&app, "entry of the view").await;
     app.get("/pull/none").await.problem(404, "key_not_found");
-    until("it is looked at again later", seconds(60), || async {
+    until("the expiry of the entry is rescheduled", seconds(60), || async {
         let score: Option<f64> = redis::run(&world.redis_url, &["ZSCORE", &ends, "odd"]).await;
-        assert!(score.is_some(), "its time is not forgotten");
+        assert!(score.is_some(), "the expiry of the entry was removed");
         score.filter(|&score| score > 1.0)
     })
     .await;
@@ -203,7 +208,7 @@ async fn an_entry_or_a_marker_of_the_view_that_cannot_be_read_is_neither_absent_
 }
 
 #[tokio::test]
-async fn records_whose_headers_of_ours_are_no_numbers_become_dead_letters() {
+async fn records_whose_postrider_headers_are_not_numbers_are_dead_lettered() {
     let mut world = World::new().await;
     world.set("POSTRIDER_KV__PARTITIONS", "1");
     let app = crate::kv::running(&world).await;

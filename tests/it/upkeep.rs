@@ -1,4 +1,5 @@
-//! Daily partitions: rows that came before theirs was there, steps that fail, and clocks that jump.
+//! Daily partitions: rows that arrive before their partition, steps that fail, and clocks that
+//! jump.
 
 use std::{
     sync::{
@@ -16,7 +17,8 @@ use crate::{
     messages::{send, stored},
 };
 
-/// Puts this many messages for `r` where they go without a partition, one of each place and time.
+/// Inserts this many messages for `r` with increasing offsets. Without a partition of their day,
+/// they go to the default partition.
 async fn put(world: &World, count: usize, stored_at: &str) {
     world
         .sql(&format!(
@@ -26,7 +28,7 @@ async fn put(world: &World, count: usize, stored_at: &str) {
         .await;
 }
 
-/// The name of a day's partition, some days from now.
+/// Returns the name of the partition that is `days` from today.
 async fn partition(world: &World, table: &str, days: i32) -> String {
     let day = format!("SELECT to_char((now() AT TIME ZONE 'UTC')::date + {days}, 'YYYYMMDD')::bigint");
     format!("{table}_d{}", world.number(&day).await)
@@ -47,7 +49,7 @@ async fn gauge(app: &App, name: &str, expected: f64) {
     .await;
 }
 
-/// Days of 2020 with a row each, and ids as old.
+/// Creates partitions of a day in 2020 with a row each, and ids of the same age.
 async fn make_old(world: &World) {
     world
         .sql(
@@ -63,17 +65,17 @@ async fn make_old(world: &World) {
 }
 
 async fn await_old_dropped(world: &World) {
-    until("what is old is gone", seconds(40), || async {
-        let gone = !exists(world, "messages_d20200101").await && !exists(world, "processed_events_d20200101").await;
-        let forgotten = world.number("SELECT count(*) FROM message_ids WHERE stored_at < '2021-01-01'").await
+    until("old partitions and ids are deleted", seconds(40), || async {
+        let dropped = !exists(world, "messages_d20200101").await && !exists(world, "processed_events_d20200101").await;
+        let ids_left = world.number("SELECT count(*) FROM message_ids WHERE stored_at < '2021-01-01'").await
             + world.count("feed_requests").await;
-        (gone && forgotten == 0).then_some(())
+        (dropped && ids_left == 0).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
-async fn rows_that_came_without_a_partition_move_into_that_of_their_day() {
+async fn rows_of_the_default_partition_move_into_that_of_their_day() {
     let world = World::new().await.with_postgres().await;
     put(&world, 3, "now()").await;
     put(&world, 2, "now() - interval '2 days'").await;
@@ -88,7 +90,7 @@ async fn rows_that_came_without_a_partition_move_into_that_of_their_day() {
     {
         let partition = partition(&world, table, days).await;
         assert_eq!(world.count(&partition).await, rows, "{partition}");
-        // Its indexes are parts of the table's.
+        // Its indexes are attached to those of the table.
         let loose = format!(
             "SELECT count(*) FROM pg_index WHERE indrelid = '{partition}'::regclass
              AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = indexrelid)"
@@ -109,11 +111,11 @@ async fn rows_that_came_without_a_partition_move_into_that_of_their_day() {
 }
 
 #[tokio::test]
-async fn a_day_that_cannot_be_made_stops_neither_other_days_nor_what_is_dropped() {
+async fn a_partition_that_cannot_be_created_stops_neither_other_days_nor_the_deletion_of_old_ones() {
     let world = World::new().await.with_postgres().await;
     put(&world, 1, "now()").await;
     make_old(&world).await;
-    // A type has the table's name.
+    // A type with the partition's name makes its creation fail.
     let today = partition(&world, "messages", 0).await;
     let events_tomorrow = partition(&world, "processed_events", 1).await;
     world.sql(&format!("CREATE TYPE {today} AS ENUM (); CREATE TYPE {events_tomorrow} AS ENUM ()")).await;
@@ -140,7 +142,7 @@ async fn a_day_that_cannot_be_made_stops_neither_other_days_nor_what_is_dropped(
 }
 
 #[tokio::test]
-async fn readers_see_every_row_once_and_writers_go_on_while_rows_move() {
+async fn readers_see_every_row_once_and_writers_continue_while_rows_move() {
     const ROWS: i64 = 60_000;
     let world = Arc::new(World::new().await.with_postgres().await);
     put(&world, usize::try_from(ROWS).unwrap(), "now()").await;
@@ -151,7 +153,8 @@ async fn readers_see_every_row_once_and_writers_go_on_while_rows_move() {
             let mut connection = world.connect().await.unwrap();
             let (mut reads, count) = (0, "SELECT count(*) FROM messages WHERE topic_epoch = 9");
             while !moved.load(Ordering::Relaxed) {
-                // Planned anew each time: a plan that is made while the day is attached must not miss its rows.
+                // Planned for each read: a plan made while the partition is attached must not miss
+                // its rows.
                 let found: i64 = sqlx::query_scalar(count).persistent(false).fetch_one(&mut connection).await.unwrap();
                 assert_eq!(found, ROWS, "after {reads} reads");
                 reads += 1;
@@ -170,7 +173,7 @@ async fn readers_see_every_row_once_and_writers_go_on_while_rows_move() {
     moved.store(true, Ordering::Relaxed);
     assert!(reader.await.unwrap() > 0);
     send(&app, &message("w", "s", sent)).await;
-    until("all that was sent is stored", seconds(40), || async {
+    until("all sent messages are stored", seconds(40), || async {
         let count = "SELECT count(*) FROM messages WHERE receiver_id = 'w'";
         (world.number(count).await == i64::try_from(sent + 1).unwrap()).then_some(())
     })
@@ -178,7 +181,8 @@ async fn readers_see_every_row_once_and_writers_go_on_while_rows_move() {
     app.stop().await;
 }
 
-/// A jump by 40 days, from the other side: what was stored, and noted as days in use, is 40 days old by the clock.
+/// Simulates a clock that jumps ahead by 40 days: by the clock, the stored rows and the days in use
+/// are 40 days old.
 #[tokio::test]
 async fn a_clock_that_runs_ahead_of_the_days_in_use_drops_nothing_until_they_follow() {
     let world = World::new().await.with_postgres().await;
@@ -213,7 +217,7 @@ async fn a_clock_that_runs_ahead_of_the_days_in_use_drops_nothing_until_they_fol
         }
         rows
     };
-    // The second start has nothing of the first one's memory.
+    // The second start shows that this does not depend on the first process's memory.
     for _ in 0..2 {
         let app = world.app().start().await;
         let areas = [("messages", "receivers"), ("feed", "posts")];
@@ -228,7 +232,7 @@ async fn a_clock_that_runs_ahead_of_the_days_in_use_drops_nothing_until_they_fol
         app.await_log(said, seconds(20)).await;
         app.stop().await;
     }
-    // An operator who knows that it was no jump, or the days themselves.
+    // As if an operator had added the days because the clock is right, or the days had passed.
     world
         .sql(
             "INSERT INTO days_in_use (day) SELECT generate_series(
@@ -237,7 +241,7 @@ async fn a_clock_that_runs_ahead_of_the_days_in_use_drops_nothing_until_they_fol
         )
         .await;
     let app = world.app().start().await;
-    until("all of it is past its retention", seconds(40), || async {
+    until("all rows past their retention are deleted", seconds(40), || async {
         (all().await == [0, 0, 0, 0, 0, 0]).then_some(())
     })
     .await;
@@ -253,7 +257,7 @@ async fn the_first_day_after_a_gap_is_not_counted_and_later_ones_are() {
     let cutoff = async |days| Cutoff::of(&pool, days).await.unwrap();
     let ordinary = cutoff(3).await;
     assert_eq!(ordinary.day, ordinary.day_by_clock);
-    // Today and 31 days ahead seen from 31 days ago: a clock that has jumped.
+    // The last day in use is 31 days ago: the clock has jumped.
     let note = |days: &str| {
         format!("INSERT INTO days_in_use (day) SELECT (now() AT TIME ZONE 'UTC')::date - ago FROM {days} AS ago")
     };
@@ -265,13 +269,13 @@ async fn the_first_day_after_a_gap_is_not_counted_and_later_ones_are() {
     world.sql(&format!("DELETE FROM days_in_use; {}", note("generate_series(31, 60)"))).await;
     assert_eq!(cutoff(3).await.day, day(34).await);
     world.sql(&note("generate_series(2, 2)")).await;
-    assert_eq!(cutoff(3).await.day, day(34).await, "the clock has jumped");
+    assert_eq!(cutoff(3).await.day, day(34).await, "the first day after the jump was counted");
     world.sql(&note("generate_series(0, 1)")).await;
-    assert_eq!(cutoff(3).await.day, day(32).await, "two days more");
-    // The clock is right again: its days are in use already, or not yet counted.
+    assert_eq!(cutoff(3).await.day, day(32).await, "two more days were not counted");
+    // Only recent days are in use, too few for the retention.
     world.sql("DELETE FROM days_in_use WHERE day < (now() AT TIME ZONE 'UTC')::date - 2").await;
     assert_eq!(cutoff(3).await.day, "-infinity");
     assert_eq!(cutoff(3).await.time, "-infinity");
-    // A retention of any length is only one that never ends.
+    // A retention above all limits never ends.
     assert_eq!(cutoff(u32::MAX).await.day, "-infinity");
 }

@@ -1,4 +1,4 @@
-//! Messages as plain clients, clients of `postrider.v1` and event streams get them.
+//! Message delivery to plain WebSocket clients, clients of `postrider.v1` and event streams.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{
     messages::{send, stored},
 };
 
-/// The answer to a handshake that is refused.
+/// Returns status and body of a refused handshake.
 pub fn refused(result: Result<Socket, Error>) -> (u16, Value) {
     match result {
         Err(Error::Http(answer)) => {
@@ -25,22 +25,22 @@ pub fn refused(result: Result<Socket, Error>) -> (u16, Value) {
             (answer.status().as_u16(), serde_json::from_slice(body).unwrap())
         }
         Err(other) => panic!("{other:?}"),
-        Ok(_) => panic!("it was taken"),
+        Ok(_) => panic!("the handshake was accepted"),
     }
 }
 
-/// Waits until what this receiver's plain clients got is noted up to the last one.
+/// Waits until the deliveries to this receiver are recorded up to the last message.
 pub async fn noted(app: &App, world: &World, receiver: &str) {
     let rows = format!(
         "DO $$ BEGIN IF EXISTS (SELECT FROM message_receivers LEFT JOIN message_cursors USING (receiver_id, topic_epoch, partition)
          WHERE receiver_id = '{receiver}' AND delivered IS DISTINCT FROM last) THEN RAISE 'not yet'; END IF; END $$"
     );
-    until("deliveries are noted", seconds(10), || async { world.try_sql(&rows).await.is_ok().then_some(()) }).await;
+    until("deliveries are recorded", seconds(10), || async { world.try_sql(&rows).await.is_ok().then_some(()) }).await;
     assert!(app.is_ready().await);
 }
 
 #[tokio::test]
-async fn a_plain_client_gets_what_was_sent_while_it_was_away_and_then_what_comes() {
+async fn a_plain_client_gets_the_messages_sent_while_it_was_disconnected_and_then_new_ones() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     let missing = refused(Socket::try_open(&app.api, "", &[]).await);
@@ -58,12 +58,15 @@ async fn a_plain_client_gets_what_was_sent_while_it_was_away_and_then_what_comes
     assert_eq!(first.frames(1).await.frames, [body]);
     let second = Socket::try_open(&app.api, "?receiverId=r", &[]).await.unwrap();
     send(&app, &message("r", "s", 2)).await;
-    // Both devices get it, long before anybody looks for what was not announced (every 15 s).
-    until_now("both have it", seconds(10), || (first.count() >= 2 && second.count() >= 1).then_some(())).await;
+    // Both devices get the message long before the sweep for unannounced messages (every 15 s).
+    until_now("both devices have the message", seconds(10), || {
+        (first.count() >= 2 && second.count() >= 1).then_some(())
+    })
+    .await;
     noted(&app, &world, "r").await;
     first.leave().await;
     drop(second);
-    until("both have gone", seconds(5), || async {
+    until("both connections are closed", seconds(5), || async {
         (app.metric("postrider_messages_open_connections").await == Some(0.0)).then_some(())
     })
     .await;
@@ -81,12 +84,12 @@ async fn a_plain_client_gets_what_was_sent_while_it_was_away_and_then_what_comes
     let app = world.app().start().await;
     let last = Socket::plain(&app.api, "r").await;
     send(&app, &message("r", "s", 200)).await;
-    assert_eq!(last.frames(1).await.json(), [message("r", "s", 200)], "only what is new");
+    assert_eq!(last.frames(1).await.json(), [message("r", "s", 200)], "an old message was delivered again");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn the_subprotocol_resumes_where_its_client_says_and_acknowledges() {
+async fn the_subprotocol_resumes_after_the_clients_cursor_and_acknowledges() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     for number in 0..10 {
@@ -103,18 +106,18 @@ async fn the_subprotocol_resumes_where_its_client_says_and_acknowledges() {
         let resumed = Socket::cursors(&app.api, "r", &ids[at]).await;
         assert_eq!(resumed.frames(9 - at).await.data(), sent[at + 1..]);
     }
-    // Not acknowledged, so a client without a place of its own gets them again.
+    // They are not acknowledged, so a client without a cursor gets them again.
     assert_eq!(Socket::cursors(&app.api, "r", "").await.frames(10).await.data(), sent);
-    // An acknowledgement of what was never sent reaches no further than what was.
+    // An acknowledgement past the last sent message is capped at that message.
     socket.say(&json!({"ack": ids[2]}).to_string()).await;
-    until("it is noted", seconds(5), || async {
+    until("the acknowledgement is recorded", seconds(5), || async {
         let again = Socket::cursors(&app.api, "r", "").await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         (again.count() == 7).then_some(())
     })
     .await;
-    let (lane, _) = ids[9].rsplit_once('.').unwrap();
-    socket.say(&json!({"ack": format!("{lane}.999999")}).to_string()).await;
+    let (partition, _) = ids[9].rsplit_once('.').unwrap();
+    socket.say(&json!({"ack": format!("{partition}.999999")}).to_string()).await;
     noted(&app, &world, "r").await;
     socket.say("{\"later\":1}").await;
     send(&app, &message("r", "s", 10)).await;
@@ -127,7 +130,7 @@ async fn the_subprotocol_resumes_where_its_client_says_and_acknowledges() {
 }
 
 #[tokio::test]
-async fn event_streams_bring_the_same_and_resume() {
+async fn event_streams_deliver_the_same_messages_and_resume() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().env("POSTRIDER_MESSAGES__PING_INTERVAL_MS", "100").start().await;
     let path = "/api/v1/messages/stream?receiverId=r";
@@ -138,10 +141,10 @@ async fn event_streams_bring_the_same_and_resume() {
     for number in 1..5 {
         send(&app, &message("r", "s", number)).await;
     }
-    // As another producer writes it, over several lines.
+    // A message of another producer, over several lines.
     let spaced = b"{\"receiverId\": \"r\",\n \"content\": \"5\"}".to_vec();
     world.kafka.write(&world.topic("message"), &[Some(spaced)], &[]).await;
-    let seen = until("all of them", seconds(20), || async {
+    let seen = until("all messages have arrived", seconds(20), || async {
         Some(stream.seen()).filter(|seen| seen.events.len() >= 6 && seen.heartbeats >= 2)
     })
     .await;
@@ -149,15 +152,18 @@ async fn event_streams_bring_the_same_and_resume() {
     let ours: Vec<&Value> = seen.events.iter().map(|(_, data)| data).filter(|data| data["senderId"] == "s").collect();
     assert_eq!(ours, (0..5).map(|number| message("r", "s", number)).collect::<Vec<_>>().iter().collect::<Vec<_>>());
     let resumed = Stream::open(&app, path, &seen.events[2].0).await;
-    let rest =
-        until("the rest", seconds(10), || async { Some(resumed.seen()).filter(|seen| seen.events.len() >= 3) }).await;
+    let rest = until("the remaining messages have arrived", seconds(10), || async {
+        Some(resumed.seen()).filter(|seen| seen.events.len() >= 3)
+    })
+    .await;
     assert_eq!(rest.events.len(), 3, "{rest:?}");
     app.stop().await;
-    until_now("both ended", seconds(2), || (stream.seen().ended && resumed.seen().ended).then_some(())).await;
+    until_now("both streams have ended", seconds(2), || (stream.seen().ended && resumed.seen().ended).then_some(()))
+        .await;
 }
 
 #[tokio::test]
-async fn connections_are_bounded_for_a_receiver_and_in_all_and_pages_of_other_origins_kept_out() {
+async fn connections_are_limited_per_receiver_and_in_total_and_other_origins_are_refused() {
     let mut world = World::new().await.with_postgres().await;
     world.set("POSTRIDER_MESSAGES__MAX_CONNECTIONS", "3");
     world.set("POSTRIDER_MESSAGES__MAX_CONNECTIONS_PER_RECEIVER", "2");
@@ -176,13 +182,15 @@ async fn connections_are_bounded_for_a_receiver_and_in_all_and_pages_of_other_or
     let (status, problem) = refused(Socket::try_open(&app.api, "?receiverId=p", &[]).await);
     assert_eq!((status, &problem["code"]), (503, &json!("too_many_streams")));
     one.leave().await;
-    until("there is room again", seconds(5), || async { Socket::try_open(&app.api, "?receiverId=r", &[]).await.ok() })
-        .await;
+    until("a connection is accepted again", seconds(5), || async {
+        Socket::try_open(&app.api, "?receiverId=r", &[]).await.ok()
+    })
+    .await;
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_stop_closes_connections_over_a_time_with_1001_and_when_to_come_back() {
+async fn a_shutdown_closes_connections_gradually_with_1001_and_a_retry_time() {
     let world = World::new().await.with_postgres().await;
     let mut app = world.app().role("api").env("POSTRIDER_MESSAGES__CLOSE_JITTER_MS", "1500").start().await;
     let mut sockets = Vec::new();
@@ -193,12 +201,12 @@ async fn a_stop_closes_connections_over_a_time_with_1001_and_when_to_come_back()
     app.sigterm();
     until_now("the first is closed", seconds(5), || sockets.iter().any(|socket| socket.seen().ended).then_some(()))
         .await;
-    assert!(sockets.iter().any(|socket| !socket.seen().ended), "all of them at once");
+    assert!(sockets.iter().any(|socket| !socket.seen().ended), "all connections were closed at once");
     for socket in &sockets {
         let (code, reason) = socket.closed().await;
         assert!(code == 1001 && reason.starts_with("retry_after_ms="), "{code} {reason}");
     }
-    // The grace for those that do not leave would be 15 s.
+    // The grace period for clients that do not leave would be 15 s.
     assert!(app.exit(seconds(10)).await.success());
     assert!(Socket::try_open(&api, "?receiverId=r", &[]).await.is_err());
 }
@@ -208,7 +216,7 @@ async fn idle_connections_cost_little_memory() {
     const COUNT: usize = 1_000;
     let world = World::new().await.with_postgres().await;
     let app = world.app().role("api").start().await;
-    // What grows once, whoever connects.
+    // Warm up: some memory grows only once.
     for number in 0..50 {
         Socket::plain(&app.api, &format!("w{number}")).await.leave().await;
     }

@@ -1,4 +1,4 @@
-//! Clients that break the rules of WebSockets, or read nothing.
+//! Clients that violate the WebSocket protocol, or do not read.
 
 use crate::{
     harness::{App, World, inbox::message, raw::Raw, socket::Socket, until, wait::seconds},
@@ -8,7 +8,7 @@ use crate::{
 
 const MASK: [u8; 4] = [1, 2, 3, 4];
 
-/// A frame with this first byte, masked as clients must.
+/// Builds a frame with this first byte, masked as clients must.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];
     match payload.len() {
@@ -23,7 +23,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A whole handshake, with these headers beside it.
+/// Builds a complete handshake with these additional headers.
 fn handshake(receiver: &str, headers: &str) -> String {
     format!(
         "GET /api/v1/websocket/message HTTP/1.1\r\nhost: x\r\nReceiverId: {receiver}\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
@@ -31,7 +31,7 @@ fn handshake(receiver: &str, headers: &str) -> String {
     )
 }
 
-/// Connects with a handshake by hand.
+/// Connects with a hand-written handshake.
 async fn shaken(app: &App, receiver: &str) -> Raw {
     shake(Raw::connect(&app.api).await, receiver).await
 }
@@ -44,7 +44,7 @@ async fn shake(mut raw: Raw, receiver: &str) -> Raw {
     raw
 }
 
-/// The code of the close that is the last of these frames.
+/// Returns the code of the close frame among these frames.
 fn close_code(received: &[u8]) -> Option<u16> {
     let mut rest = received;
     while let [first, length, tail @ ..] = rest {
@@ -58,10 +58,10 @@ fn close_code(received: &[u8]) -> Option<u16> {
 }
 
 #[tokio::test]
-async fn every_breach_of_the_protocol_has_its_close_code() {
+async fn every_violation_of_the_protocol_has_its_close_code() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().env("POSTRIDER_MESSAGES__MAX_INCOMING_BYTES", "1000").start().await;
-    // Connected all the time, to the same receiver.
+    // This client of the same receiver stays connected.
     let unhurt = Socket::plain(&app.api, "r").await;
     let unmasked = vec![0x81, 2, b'h', b'i'];
     let flood: Vec<u8> = (0..300).flat_map(|_| frame(0x89, b"ping")).collect();
@@ -103,19 +103,19 @@ async fn every_breach_of_the_protocol_has_its_close_code() {
     send(&app, &message("r", "s", 1)).await;
     assert_eq!(unhurt.frames(1).await.json(), [message("r", "s", 1)]);
     unhurt.leave().await;
-    // What is merely odd is taken: fragments, empty frames, a close without a code.
+    // Unusual but valid frames are accepted: fragments, empty frames, a close without a code.
     let mut raw = shaken(&app, "odd").await;
     raw.send([frame(0x01, b"h"), frame(0x89, b"in between"), frame(0x80, b"i"), frame(0x82, b"")].concat()).await;
     raw.send(frame(0x88, b"")).await;
     let (received, _) = raw.rest(seconds(3)).await;
     assert!(received.starts_with(b"\x8a\x0ain between") && received.ends_with(b"\x88\x00"), "{received:?}");
-    // As are frames that come with the handshake, before its answer.
+    // Frames sent with the handshake, before its answer, are accepted as well.
     let mut raw = Raw::connect(&app.api).await;
     raw.send([handshake("odd", "").into_bytes(), frame(0x89, b"early"), frame(0x88, b"\x03\xe8")].concat()).await;
     assert_eq!(raw.answer(seconds(5)).await.unwrap().status, 101);
     let (received, ended) = raw.rest(seconds(3)).await;
     assert!(ended && received.ends_with(b"\x88\x02\x03\xe8"), "{received:?}");
-    until("nobody is left", seconds(5), || async {
+    until("no connection is left", seconds(5), || async {
         (app.metric("postrider_messages_open_connections").await == Some(0.0)).then_some(())
     })
     .await;
@@ -123,8 +123,8 @@ async fn every_breach_of_the_protocol_has_its_close_code() {
 }
 
 #[tokio::test]
-async fn compression_is_not_agreed_to_and_what_is_compressed_all_the_same_is_not_inflated() {
-    // A block of deflate that repeats one byte: about a thousand times its size, were it inflated.
+async fn compression_is_not_negotiated_and_compressed_frames_are_not_inflated() {
+    // A deflate block that repeats one byte, and would inflate to about a thousand times its size.
     let bomb = frame(0xC2, &[&[0xec, 0xc0, 0x01, 0x09][..], &[0; 15_000]].concat());
     let world = World::new().await.with_postgres().await;
     let app = world.app().role("api").start().await;
@@ -141,26 +141,26 @@ async fn compression_is_not_agreed_to_and_what_is_compressed_all_the_same_is_not
         }
     }
     let grown_kib = app.rss_kib().saturating_sub(before_kib);
-    assert!(grown_kib < 20_000, "{grown_kib} KiB more for what is a gigabyte inflated");
+    assert!(grown_kib < 20_000, "memory grew by {grown_kib} KiB, although nothing should be inflated");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn who_stops_halfway_costs_little_and_is_gone_when_its_side_is_closed() {
+async fn clients_that_stop_in_mid_frame_use_little_memory_and_are_dropped_when_they_half_close() {
     const COUNT: usize = 300;
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
     let unhurt = Socket::plain(&app.api, "r").await;
     let open = |count: usize| {
         let app = &app;
-        until("so many are open", seconds(20), move || async move {
+        until("the expected number of connections is open", seconds(20), move || async move {
             (app.metric("postrider_messages_open_connections").await == Some(count as f64)).then_some(())
         })
     };
     let (before_kib, mut halfway) = (app.rss_kib(), Vec::new());
     for number in 0..COUNT {
         let mut raw = shaken(&app, &format!("q{number}")).await;
-        // In the middle of a frame, of its length, of a message, and of nothing.
+        // Stop in the middle of a frame, of its length, of a message, and after the handshake.
         let whole = frame(0x01, &[b'x'; 16_000]);
         let part = [&whole[..12_000], &whole[..3], &whole, &[]][number % 4];
         raw.send(part).await;
@@ -168,17 +168,17 @@ async fn who_stops_halfway_costs_little_and_is_gone_when_its_side_is_closed() {
     }
     open(COUNT + 1).await;
     let each_kib = app.rss_kib().saturating_sub(before_kib) / COUNT as u64;
-    assert!(each_kib < 60, "{each_kib} KiB for each that stops halfway");
+    assert!(each_kib < 60, "{each_kib} KiB for each stopped client");
     for raw in &mut halfway {
         raw.half_close().await;
     }
     open(1).await;
     for raw in &mut halfway {
-        assert!(raw.rest(seconds(5)).await.1, "it is kept open");
+        assert!(raw.rest(seconds(5)).await.1, "the connection was kept open");
     }
     send(&app, &message("r", "s", 1)).await;
     unhurt.frames(1).await;
-    // The same before there is an answer.
+    // The same before the handshake is answered.
     let mut raw = Raw::connect(&app.api).await;
     raw.send(&handshake("q", "")[..100]).await;
     raw.half_close().await;
@@ -187,7 +187,7 @@ async fn who_stops_halfway_costs_little_and_is_gone_when_its_side_is_closed() {
 }
 
 #[tokio::test]
-async fn handshakes_that_are_none_are_refused_and_unfinished_ones_cut_off() {
+async fn invalid_handshakes_are_refused_and_unfinished_ones_are_cut_off() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().role("api").env("POSTRIDER_HTTP__HEADER_TIMEOUT_MS", "500").start().await;
     let head = "GET /api/v1/websocket/message?receiverId=r HTTP/1.1\r\nhost: x\r\n";
@@ -211,11 +211,11 @@ async fn handshakes_that_are_none_are_refused_and_unfinished_ones_cut_off() {
     half.send(format!("{head}{upgrade}")).await;
     assert!(half.closes(seconds(5)).await);
     assert_eq!(app.metric("postrider_messages_open_connections").await.unwrap_or(0.0), 0.0);
-    // One that goes away in the moment of its handshake leaves nothing behind.
+    // A client that disconnects during its handshake leaves nothing behind.
     for _ in 0..20 {
         drop(shaken(&app, "r").await);
     }
-    until("nobody is left", seconds(5), || async {
+    until("no connection is left", seconds(5), || async {
         (app.metric("postrider_messages_open_connections").await == Some(0.0)).then_some(())
     })
     .await;
@@ -223,7 +223,7 @@ async fn handshakes_that_are_none_are_refused_and_unfinished_ones_cut_off() {
 }
 
 #[tokio::test]
-async fn who_reads_nothing_is_closed_and_has_it_all_at_the_next_connect_and_holds_up_nobody() {
+async fn a_client_that_does_not_read_is_disconnected_delays_nobody_and_gets_all_messages_on_reconnect() {
     const COUNT: usize = 400;
     let mut world = World::new().await.with_postgres().await;
     world.set("POSTRIDER_MESSAGES__WRITE_TIMEOUT_MS", "1000");
@@ -236,7 +236,7 @@ async fn who_reads_nothing_is_closed_and_has_it_all_at_the_next_connect_and_hold
         send(&app, &large).await;
     }
     quick.frames(COUNT).await;
-    until("it is given up", seconds(20), || async {
+    until("the stuck connection is closed", seconds(20), || async {
         (app.metric("postrider_messages_open_connections").await == Some(1.0)).then_some(())
     })
     .await;
@@ -249,7 +249,7 @@ async fn who_reads_nothing_is_closed_and_has_it_all_at_the_next_connect_and_hold
 }
 
 #[tokio::test]
-async fn many_who_read_nothing_cost_no_more_than_their_budget() {
+async fn many_clients_that_do_not_read_stay_within_their_memory_budget() {
     const CLIENTS: usize = 8;
     const COUNT: usize = 80;
     let mut world = World::new().await.with_postgres().await;
@@ -266,7 +266,7 @@ async fn many_who_read_nothing_cost_no_more_than_their_budget() {
         large["content"] = "x".repeat(60_000).into();
         world.kafka.write_in(&world.topic("message"), 0, &vec![large.to_string().into_bytes(); COUNT]).await;
     }
-    until("all are stored", seconds(60), || async {
+    until("all messages are stored", seconds(60), || async {
         let stored = processor.metric("postrider_messages_stored_total").await;
         (stored >= Some((CLIENTS * COUNT) as f64)).then_some(())
     })
@@ -282,7 +282,7 @@ async fn many_who_read_nothing_cost_no_more_than_their_budget() {
 }
 
 #[tokio::test]
-async fn who_never_answers_pings_is_closed_and_who_does_is_kept() {
+async fn a_client_that_does_not_answer_pings_is_disconnected_and_one_that_does_is_kept() {
     let mut world = World::new().await.with_postgres().await;
     world.set("POSTRIDER_MESSAGES__PING_INTERVAL_MS", "200");
     world.set("POSTRIDER_MESSAGES__IDLE_TIMEOUT_MS", "1000");
@@ -294,13 +294,13 @@ async fn who_never_answers_pings_is_closed_and_who_does_is_kept() {
         let (received, ended) = silent.rest(seconds(4)).await;
         assert!(ended && close_code(&received) == Some(1008), "{received:?}");
     }
-    until("many pings", seconds(10), || async { (kept.seen().pings > 10).then_some(()) }).await;
+    until("the kept client got many pings", seconds(10), || async { (kept.seen().pings > 10).then_some(()) }).await;
     assert!(!kept.seen().ended);
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_pong_counts_however_many_pings_were_sent_meanwhile() {
+async fn a_late_pong_counts_although_more_pings_were_sent_meanwhile() {
     let mut world = World::new().await.with_postgres().await;
     world.set("POSTRIDER_MESSAGES__PING_INTERVAL_MS", "100");
     let app = world.app().start().await;
@@ -309,7 +309,7 @@ async fn a_pong_counts_however_many_pings_were_sent_meanwhile() {
     let mut raw = shaken(&app, "r").await;
     let pings = |received: &[u8]| received.windows(2).filter(|two| two == b"\x89\x04").count();
     let received = raw.until(seconds(20), |received| pings(received) >= 5 && received.contains(&0x81)).await;
-    // The first after the message.
+    // The first ping after the message.
     let message_at = received.iter().position(|byte| *byte == 0x81).unwrap();
     let ping_at = message_at + received[message_at..].windows(2).position(|two| two == b"\x89\x04").unwrap();
     raw.send(frame(0x8A, &received[ping_at + 2..ping_at + 6])).await;

@@ -1,4 +1,4 @@
-//! An HTTP answer, read whole.
+//! An HTTP response with its whole body.
 
 use axum::http::{HeaderMap, StatusCode};
 use serde_json::Value;
@@ -28,13 +28,14 @@ impl Answer {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap_or("?"))
     }
 
-    /// Fails unless the status is this one.
+    /// Fails unless the response has this status.
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{}", self.text());
         self
     }
 
-    /// Fails unless it is a complete problem with this status and code; returns its members.
+    /// Fails unless the response is a complete problem with this status and code. Returns its
+    /// members.
     pub fn problem(&self, status: u16, code: &str) -> Value {
         assert_eq!(self.status, status, "{}", self.text());
         assert_eq!(self.header("content-type"), "application/problem+json", "{}", self.text());

@@ -1,4 +1,4 @@
-//! The real binary as a child process.
+//! Runs the real binary as a child process.
 
 use std::{
     collections::BTreeMap,
@@ -21,13 +21,14 @@ use super::{
     wait::{seconds, until, until_now},
 };
 
-/// The program under test. `TEST_BINARY=…/target/debug/postrider` chooses another one, such as that of an earlier commit.
+/// The binary under test. `TEST_BINARY=…/target/debug/postrider` selects another one, such as that
+/// of an earlier commit.
 static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
     let other = std::env::var_os("TEST_BINARY");
     other.map_or_else(|| env!("CARGO_BIN_EXE_postrider").into(), PathBuf::from)
 });
 
-/// The build's folder, where logs and stacks of tests go.
+/// Returns the build folder, which also holds the logs and stacks of tests.
 pub fn target_folder() -> PathBuf {
     BINARY.ancestors().nth(2).expect("the binary is in target/PROFILE").to_owned()
 }
@@ -38,12 +39,13 @@ pub fn log_folder() -> PathBuf {
     folder
 }
 
-/// The binary with these variables and no other `POSTRIDER_*`, away from any `postrider.yaml`.
+/// Returns a command that runs the binary with these variables and no other `POSTRIDER_*`, in a
+/// folder without a `postrider.yaml`.
 pub fn command(env: &BTreeMap<String, String>) -> Command {
     without_own_variables(Command::new(&*BINARY), env)
 }
 
-/// The same in the network of another process.
+/// Like [`command`], in the network namespace of another process.
 fn command_in_network_of(pid: u32, env: &BTreeMap<String, String>) -> Command {
     let mut enter = Command::new("nsenter");
     enter.arg(format!("--net=/proc/{pid}/ns/net")).arg(&*BINARY);
@@ -63,7 +65,7 @@ pub fn migrate(env: &BTreeMap<String, String>) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// How a process is to be started.
+/// Options to start a process with.
 #[must_use]
 pub struct Builder {
     name: String,
@@ -84,7 +86,7 @@ impl Builder {
         self
     }
 
-    /// The command `relay` with these arguments, instead of a role.
+    /// Runs the command `relay` with these arguments, instead of a role.
     pub fn relay(mut self, words: impl IntoIterator<Item = impl Into<String>>) -> Self {
         (self.role, self.words) = ("relay", vec!["relay".to_owned()]);
         self.words.extend(words.into_iter().map(Into::into));
@@ -101,25 +103,25 @@ impl Builder {
         self
     }
 
-    /// In the network of another process.
+    /// Runs the process in the network namespace of another process.
     pub fn in_network_of(mut self, pid: Option<u32>) -> Self {
         self.network_of = pid;
         self
     }
 
-    /// Comes back as soon as it listens, ready or not.
+    /// Makes [`Builder::start`] return as soon as the process listens, ready or not.
     pub fn even_if_not_ready(mut self) -> Self {
         self.ready = false;
         self
     }
 
-    /// Spawns it and waits for nothing. What it says goes nowhere.
+    /// Spawns the process without waiting, and discards its output.
     pub fn spawn(self) -> Child {
         let mut command = command(&self.env);
         command.args(["run", "--role", self.role]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
-    /// Spawns it and waits until it is ready.
+    /// Spawns the process and waits until it is ready.
     pub async fn start(self) -> App {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -142,12 +144,12 @@ impl Builder {
     }
 }
 
-/// A running process. Dropping it kills it, and fails the test when a handler had panicked.
+/// A running process. Drop kills it, and fails the test if a handler has panicked.
 pub struct App {
     child: Child,
     log: PathBuf,
     pub client: reqwest::Client,
-    /// `http://127.0.0.1:PORT`; empty where the role serves no API.
+    /// `http://127.0.0.1:PORT`; empty if the role serves no API.
     pub api: String,
     pub management: String,
 }
@@ -175,7 +177,7 @@ impl App {
         self.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// Waits for a line of the log with this message.
+    /// Waits for a log line with this message.
     pub async fn await_log(&self, message: &str, within: Duration) -> Value {
         let what = format!("`{message}` in {}", self.log.display());
         until_now(&what, within, || self.log_lines().into_iter().find(|line| line["message"] == message)).await
@@ -194,9 +196,9 @@ impl App {
         until(&what, within, || async { self.is_ready().await.then_some(()) }).await;
     }
 
-    /// What fails one of readiness' checks; `None` while it passes.
+    /// Returns the detail of a failing readiness check; `None` while it passes.
     pub async fn failing(&self, check: &str) -> Option<String> {
-        // A process that has just begun may not have all of them yet.
+        // A process that has just started may not have registered all checks yet.
         let what = format!("there is a check `{check}`");
         let check = until(&what, seconds(10), || async {
             let report = self.manage("/readyz?verbose").await.json();
@@ -210,13 +212,13 @@ impl App {
         until(&format!("readiness fails for {check}"), within, || self.failing(check)).await
     }
 
-    /// A request to the management port.
+    /// Sends a GET request to the management port.
     pub async fn manage(&self, path: &str) -> Answer {
         let answer = self.client.get(format!("{}{path}", self.management)).send().await.unwrap();
         Answer::read(answer).await.unwrap()
     }
 
-    /// A request to the API; an error when the connection breaks.
+    /// Sends a request to the API. Returns an error if the connection breaks.
     pub async fn try_request(
         &self,
         method: Method,
@@ -239,7 +241,7 @@ impl App {
         self.request(Method::GET, path, &[], "").await
     }
 
-    /// POSTs text as JSON, as it is.
+    /// Posts the text unchanged, with the content type of JSON.
     pub async fn post(&self, path: &str, body: impl Into<Body>) -> Answer {
         self.request(Method::POST, path, &[("content-type", "application/json")], body).await
     }
@@ -253,14 +255,14 @@ impl App {
         self.post_with(path, &[], body).await
     }
 
-    /// The first sample of a metric whose line begins so.
+    /// Returns the value of the first metric line that begins with `beginning`.
     pub async fn metric(&self, beginning: &str) -> Option<f64> {
         let text = self.manage("/metrics").await.text();
         let line = text.lines().find(|line| line.starts_with(beginning))?;
         line.rsplit(' ').next()?.parse().ok()
     }
 
-    /// Resident memory in KiB.
+    /// Returns the resident memory in KiB.
     pub fn rss_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -276,24 +278,24 @@ impl App {
         self.signal(Signal::TERM);
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status, if the process has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
-    /// Waits for its end.
+    /// Waits until the process ends.
     pub async fn exit(&mut self, within: Duration) -> ExitStatus {
         until_now(&format!("it ends ({})", self.log.display()), within, || self.child.try_wait().unwrap()).await
     }
 
-    /// SIGTERM, and then it must end well.
+    /// Sends SIGTERM and fails unless the process exits with success.
     pub async fn stop(mut self) {
         self.sigterm();
         let status = self.exit(seconds(30)).await;
         assert!(status.success(), "{status}\n{}", self.log());
     }
 
-    /// `kill -9`.
+    /// Kills the process with SIGKILL.
     pub async fn kill(mut self) {
         self.child.kill().unwrap();
         self.exit(seconds(5)).await;

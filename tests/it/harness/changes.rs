@@ -1,10 +1,11 @@
-//! The checker of "presence tells every change once, in order, and ends with what is so".
+//! Checker: presence publishes every change once and in order, and the last one matches the current
+//! state.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{World, kafka::Stored};
 
-/// A change as it is in the topic.
+/// A presence change from the topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     pub receiver: String,
@@ -29,27 +30,27 @@ impl Change {
     }
 }
 
-/// Everything in a world's topic.
+/// Reads all changes in a world's topic.
 pub async fn changes(world: &World) -> Vec<Change> {
     world.kafka.read(&world.topic("presence")).await.iter().map(Change::read).collect()
 }
 
-/// How many different ones there are.
+/// Counts the distinct changes.
 pub fn count(changes: &[Change]) -> usize {
     changes.iter().map(|change| &change.id).collect::<BTreeSet<_>>().len()
 }
 
-/// The states that a receiver went through, by version.
+/// Returns the states of a receiver in the order of their versions.
 pub fn states(changes: &[Change], receiver: &str) -> Vec<bool> {
     let own = changes.iter().filter(|change| change.receiver == receiver);
     own.map(|change| (change.version, change.connected)).collect::<BTreeMap<_, _>>().into_values().collect()
 }
 
-/// What is wrong with the changes, given who is connected now.
+/// Returns the faults in the changes, given the receivers that are connected now.
 pub fn faults(changes: &[Change], connected: &[&str]) -> Vec<String> {
     let mut faults = untold(changes, connected);
     for receiver in receivers(changes, connected) {
-        // What comes again may come late.
+        // A duplicate may come late.
         let mut in_log: Vec<i64> = Vec::new();
         for change in changes.iter().filter(|change| change.receiver == receiver) {
             if !in_log.contains(&change.version) {
@@ -63,7 +64,8 @@ pub fn faults(changes: &[Change], connected: &[&str]) -> Vec<String> {
     faults
 }
 
-/// The same in the order of the versions, which is what readers go by: where Kafka was away, an event may come late.
+/// Like [`faults`], but checks the order of versions instead of the order in the log: after a Kafka
+/// outage, an event may come late.
 pub fn untold(changes: &[Change], connected: &[&str]) -> Vec<String> {
     let mut faults = Vec::new();
     let mut ids: BTreeMap<(&str, i64), &Change> = BTreeMap::new();

@@ -1,29 +1,30 @@
-//! The checkers of "nothing acknowledged is lost" and "nothing goes back", and proof that they see.
+//! Checkers: no acknowledged write is lost, and no reader sees a value go back. Tests show that
+//! they find faults.
 
 use std::collections::BTreeMap;
 
 use super::kafka::Stored;
 
-/// What a client knows of one write: its key, and the number it wrote there.
+/// A write as its client knows it: the key and the number written.
 pub type Write = (String, u64);
 
-/// What a client saw of a key: its number, or with `None` that it is absent.
+/// A read: the key and its number, or `None` if the key was absent.
 pub type Sight = (String, Option<u64>);
 
-/// Acknowledged writes that the log does not have, in any partition.
+/// Returns the acknowledged writes that are in no partition of the log.
 pub fn lost(acknowledged: &[Write], log: &[Stored]) -> Vec<Write> {
     let there: std::collections::HashSet<Write> =
         log.iter().filter_map(|record| Some((record.key().to_owned(), record.text().parse().ok()?))).collect();
     acknowledged.iter().filter(|write| !there.contains(*write)).cloned().collect()
 }
 
-/// Refused writes that the log has all the same.
+/// Returns the refused writes that are in the log.
 pub fn leaked(refused: &[Write], log: &[Stored]) -> Vec<Write> {
     let missing = lost(refused, log);
     refused.iter().filter(|write| !missing.contains(write)).cloned().collect()
 }
 
-/// Keys whose numbers do not rise in the log: reordered, or written twice.
+/// Lists the keys whose numbers do not increase in the log: reordered, or written twice.
 pub fn disordered(log: &[Stored]) -> Vec<String> {
     let mut last: BTreeMap<&str, u64> = BTreeMap::new();
     let mut faults = Vec::new();
@@ -36,7 +37,7 @@ pub fn disordered(log: &[Stored]) -> Vec<String> {
     faults
 }
 
-/// Watches what readers see of keys whose writers only ever count up and never delete.
+/// Checks the reads of keys whose writers only count up and never delete.
 #[derive(Default)]
 pub struct Watch {
     newest: BTreeMap<String, u64>,
@@ -45,7 +46,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Notes what was seen; sights of one key come in the order in which they were made.
+    /// Adds a read. Reads of one key must be added in the order in which they were made.
     pub fn see(&mut self, (key, number): Sight) {
         self.sights += 1;
         let before = self.newest.get(&key).copied();
@@ -62,7 +63,7 @@ impl Watch {
     }
 }
 
-/// Keys whose value in the view is not at least what was acknowledged last.
+/// Lists the keys whose value in the view is below the last acknowledged one.
 pub fn behind(acknowledged: &[Write], view: &BTreeMap<String, Option<u64>>) -> Vec<String> {
     let mut newest: BTreeMap<&str, u64> = BTreeMap::new();
     for (key, number) in acknowledged {

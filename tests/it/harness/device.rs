@@ -1,4 +1,5 @@
-//! A receiver's device: connects, to any process, drops, is slow, acknowledges late, and writes down what it gets.
+//! A receiver's device for tests of replay: it connects to any process, drops connections, reads
+//! slowly, acknowledges late, and records what it gets.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,22 +18,23 @@ use super::{
     wait::seconds,
 };
 
-/// Time for a handshake, and without a word, not even a ping; then it tries elsewhere.
+/// Timeout of a handshake, and of a connection without any frame, not even a ping. Then the device
+/// reconnects.
 const PATIENCE: Duration = seconds(3);
-/// The same where nothing is broken, on a slow and busy machine.
+/// The same timeout while no faults are injected, for a slow and busy machine.
 const CALM_PATIENCE: Duration = seconds(30);
 
-/// What all devices have.
+/// State that all devices share.
 #[derive(Clone)]
 pub struct Surroundings {
-    /// The address of a process to connect to, up or not.
+    /// Returns the address of a process to connect to, which may be down.
     pub api: Arc<dyn Fn(&mut Rng) -> String + Send + Sync>,
     pub notebook: Notebook,
-    /// From when on nobody drops a connection without need.
+    /// Once cancelled, devices no longer drop connections on purpose.
     pub calm: CancellationToken,
 }
 
-/// One device.
+/// A device of a receiver.
 pub struct Device {
     name: String,
     receiver: String,
@@ -40,9 +42,9 @@ pub struct Device {
     around: Surroundings,
     rng: Rng,
     client: Client,
-    /// After what it resumes, where it has a place of its own.
+    /// The cursor to resume after, for styles with their own position.
     after: String,
-    /// Cursors of messages that it has not acknowledged.
+    /// Cursors of messages that the device has not acknowledged.
     unacknowledged: Vec<String>,
 }
 
@@ -60,7 +62,7 @@ impl Device {
         }
     }
 
-    /// Connects again and again.
+    /// Reconnects in an endless loop.
     pub async fn run(mut self) {
         loop {
             let ended = match self.style {
@@ -76,13 +78,13 @@ impl Device {
         if self.around.calm.is_cancelled() { CALM_PATIENCE } else { PATIENCE }
     }
 
-    /// When it drops a connection, unless it stays.
+    /// Returns the time at which the device drops a connection, unless the calm has begun.
     fn leaves(&mut self) -> Instant {
         let most_ms = if self.rng.bool() { 300 } else { 5_000 };
         Instant::now() + Duration::from_millis(self.rng.u64(0..most_ms))
     }
 
-    /// One connection; `None` when there was none.
+    /// Runs one WebSocket connection. Returns `None` if it failed.
     async fn socket(&mut self) -> Option<()> {
         let (api, asked_ms) = ((self.around.api)(&mut self.rng), self.around.notebook.now_ms());
         let after = if self.style == Style::Cursors { format!("&after={}", self.after) } else { String::new() };
@@ -124,7 +126,7 @@ impl Device {
         self.around.notebook.take(session, named(&frame));
     }
 
-    /// Now and then, and mostly for what came some time ago.
+    /// Acknowledges messages at random times, mostly some time after they came.
     async fn acknowledge(&mut self, socket: &mut Inner, stays: bool) -> Option<()> {
         if self.style != Style::Acks || self.unacknowledged.is_empty() || !(stays || self.rng.u8(..) < 40) {
             return Some(());
@@ -159,7 +161,8 @@ impl Device {
     }
 }
 
-/// A message's name; nothing stands for a gap. What is neither is nobody's.
+/// Returns the name of a message, or `None` for a gap. Other data gets a name that belongs to no
+/// receiver.
 fn named(data: &Value) -> Option<Name> {
     let strange = || Name { receiver: data.to_string(), sender: String::new(), number: 0 };
     if data["type"] == "gap" { None } else { Some(Name::of(data).unwrap_or_else(strange)) }

@@ -1,5 +1,6 @@
-//! A proxy in front of a broker that answers heartbeats of a group's member itself, as if all was well: the broker throws
-//! the member out, and the member never hears of it. It can also lose the first answer to a member that asks for commits.
+//! A proxy in front of a broker that answers the heartbeats of a group member itself, with success:
+//! the broker expels the member, and the member does not notice. It can also drop one response to a
+//! member that fetches committed offsets.
 
 use std::{
     net::SocketAddr,
@@ -22,12 +23,12 @@ use super::{
     proxy::accept,
 };
 
-/// Kafka's numbers of the heartbeats of classic and of KIP-848 groups.
+/// Kafka's API keys of OffsetFetch, and of the heartbeats of classic and of KIP-848 groups.
 const OFFSET_FETCH: i16 = 9;
 const HEARTBEAT: i16 = 12;
 const CONSUMER_GROUP_HEARTBEAT: i16 = 68;
 
-/// Ends when it is dropped.
+/// A running proxy, which stops on drop.
 pub struct HeartbeatProxy {
     pub address: SocketAddr,
     shared: Arc<Shared>,
@@ -37,21 +38,21 @@ pub struct HeartbeatProxy {
 #[derive(Default)]
 struct Shared {
     upstream: Mutex<String>,
-    /// The client whose heartbeats count.
+    /// The id of the client whose heartbeats the proxy handles.
     client: String,
-    /// Connections that were ever made, and how many of them are lied to.
+    /// Number of connections so far, and how many of the first ones get the proxy's own answers.
     connections: AtomicUsize,
     lied_to: AtomicUsize,
-    /// Heartbeats of the client that went through.
+    /// Number of the client's heartbeats that reached the broker.
     carried: AtomicUsize,
-    /// Heartbeats that were answered here since the last one that went through.
+    /// Number of heartbeats that the proxy has answered since the last one that reached the broker.
     answered: AtomicUsize,
-    /// The next answer to a question for commits is to be lost.
+    /// Whether the proxy drops the next OffsetFetch response.
     loses_commits: AtomicBool,
 }
 
 impl HeartbeatProxy {
-    /// For the client with this id.
+    /// Starts a proxy for the client with this id.
     pub async fn start(client: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -63,17 +64,18 @@ impl HeartbeatProxy {
         Self { address, shared, server }
     }
 
-    /// Where connections go from now on, as `host:port`.
+    /// Sets the upstream of new connections, as `host:port`.
     pub fn lead_to(&self, upstream: &str) {
         upstream.clone_into(&mut self.shared.upstream.lock().unwrap());
     }
 
-    /// From now on answers heartbeats on the connections that are open, and carries those of later ones.
+    /// Answers heartbeats on the connections that are open now, and forwards those of later
+    /// connections.
     pub fn lie(&self) {
         self.shared.lied_to.store(self.shared.connections.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Loses the next answer that says what the group has committed.
+    /// Drops the next OffsetFetch response.
     pub fn lose_commits(&self) {
         self.shared.loses_commits.store(true, Ordering::Relaxed);
     }
@@ -98,7 +100,7 @@ impl Drop for HeartbeatProxy {
 }
 
 type Client = tokio::sync::Mutex<OwnedWriteHalf>;
-/// The correlation id of the answer that gets lost on a connection.
+/// The correlation id of the response to drop on a connection.
 type Lost = Mutex<Option<Vec<u8>>>;
 
 async fn carry(client: TcpStream, shared: Arc<Shared>) {
@@ -153,13 +155,13 @@ async fn pass_answers(mut from: OwnedReadHalf, client: &Client, lost: &Lost) -> 
     }
 }
 
-/// Whether a request is of the client with this id.
+/// Returns whether a request is from the client with this id.
 fn is_of_client(frame: &[u8], client: &str) -> bool {
     let length = usize::try_from(i16::from_be_bytes([frame[8], frame[9]])).unwrap_or(0);
     &frame[10..10 + length] == client.as_bytes()
 }
 
-/// The answer to a heartbeat of this client that changes nothing; `None` for other requests.
+/// Returns a success response to a heartbeat of this client; `None` for other requests.
 fn all_is_well(frame: &[u8], client: &str) -> Option<Vec<u8>> {
     let number = |at: usize| i16::from_be_bytes([frame[at], frame[at + 1]]);
     let (kind, version, id) = (number(0), number(2), &frame[4..8]);
@@ -175,14 +177,14 @@ fn all_is_well(frame: &[u8], client: &str) -> Option<Vec<u8>> {
             Some([id, &fine].concat())
         }
         CONSUMER_GROUP_HEARTBEAT => {
-            // Tags, the group's id and the member's id stand before the member's epoch.
+            // The tags, the group id and the member id precede the member epoch.
             let mut at = end;
             assert_eq!(unsigned(frame, &mut at), 0, "tags");
             for _ in 0..2 {
                 at += unsigned(frame, &mut at).saturating_sub(1);
             }
             let (epoch, interval) = (&frame[at..at + 4], 1_000_i32.to_be_bytes());
-            // No tags; neither a message nor another id; no assignment, no tags.
+            // No tags, no error message, no new member id, no assignment, no tags.
             Some([id, &[0], &fine, &[0, 0], epoch, &interval, &[0xff, 0]].concat())
         }
         _ => None,

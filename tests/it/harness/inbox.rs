@@ -1,23 +1,23 @@
-//! The checker of "a receiver sees its own messages, all of them, in order, and no one else's".
+//! Checker: a receiver gets all of its messages, in order, and no other receiver's.
 
 use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
-/// A message as it is sent, and as a plain client gets it.
+/// Returns a message as it is sent, and as a plain client gets it.
 pub fn message(receiver: &str, sender: &str, number: usize) -> Value {
     json!({"chatId": "c", "senderId": sender, "receiverId": receiver, "content": number.to_string()})
 }
 
-/// How often a message may come.
+/// The number of times that a message may arrive.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Times {
     Once,
-    /// Again after a reconnect: what was not known to have arrived.
+    /// After a reconnect, unacknowledged messages may arrive again.
     OnceOrMore,
 }
 
-/// What is wrong with what a receiver got, given what its senders were told is sent.
+/// Returns the faults in the messages that a receiver got, given the acknowledged ones.
 pub fn faults(receiver: &str, sent: &[Value], got: &[Value], times: Times) -> Vec<String> {
     let mut faults = Vec::new();
     let mut seen: HashMap<String, usize> = HashMap::new();
@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(check(&[("r", 1), ("r", 2), ("r", 2), ("r", 3)], Times::Once), ["doubled"]);
         assert_eq!(check(&[("r", 1), ("r", 2), ("r", 1), ("r", 2), ("r", 3)], Times::OnceOrMore), none);
         assert_eq!(check(&[("r", 1), ("r", 2), ("r", 3), ("q", 4)], Times::Once), ["leaked"]);
-        // One for one: another's message in the place of an own one.
+        // Another receiver's message replaces an own one.
         assert_eq!(check(&[("r", 1), ("q", 2), ("r", 3)], Times::Once), ["leaked", "lost"]);
     }
 }

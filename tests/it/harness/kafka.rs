@@ -1,4 +1,4 @@
-//! Looking into Kafka with its own client.
+//! Direct access to Kafka with its own client.
 
 use std::{
     collections::BTreeMap,
@@ -19,13 +19,13 @@ use super::{stack::off_runtime, wait::until};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A record as it is in the log.
+/// A record in the log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stored {
     pub partition: i32,
     pub offset: i64,
     pub key: Option<Vec<u8>>,
-    /// `None` is a tombstone.
+    /// The value; `None` for a tombstone.
     pub value: Option<Vec<u8>>,
     pub headers: Vec<(String, String)>,
     pub timestamp_ms: i64,
@@ -49,7 +49,7 @@ impl Stored {
     }
 }
 
-/// A cluster.
+/// A Kafka cluster.
 #[derive(Clone)]
 pub struct Kafka {
     pub brokers: String,
@@ -89,7 +89,7 @@ impl Kafka {
         until(&format!("the brokers know {topic}"), PATIENCE, || async { self.partitions(topic).await }).await;
     }
 
-    /// A setting of a topic, with where it comes from: the topic itself or a default.
+    /// Returns a setting of a topic, and its source: the topic itself or a default.
     pub async fn setting(&self, topic: &str, name: &str) -> (String, ConfigSource) {
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
         let described = self.admin().describe_configs([&ResourceSpecifier::Topic(topic)], &options).await.unwrap();
@@ -98,7 +98,7 @@ impl Kafka {
         (entry.value.unwrap_or_default(), entry.source)
     }
 
-    /// `None` when there is no such topic. Creates nothing.
+    /// Returns the number of partitions, or `None` if the topic does not exist. Creates no topic.
     pub async fn partitions(&self, topic: &str) -> Option<usize> {
         let (kafka, topic) = (self.clone(), topic.to_owned());
         off_runtime(move || {
@@ -109,13 +109,13 @@ impl Kafka {
         .await
     }
 
-    /// Everything that a topic has now, in order within each partition.
+    /// Reads all records of a topic, in order within each partition.
     pub async fn read(&self, topic: &str) -> Vec<Stored> {
         let (kafka, topic) = (self.clone(), topic.to_owned());
         off_runtime(move || kafka.read_blocking(&topic)).await
     }
 
-    /// A topic's records once there are this many.
+    /// Reads a topic's records once there are this many.
     pub async fn read_at_least(&self, topic: &str, count: usize) -> Vec<Stored> {
         until(&format!("{topic} has {count} records"), PATIENCE, || async {
             Some(self.read(topic).await).filter(|records| records.len() >= count)
@@ -151,7 +151,7 @@ impl Kafka {
         records
     }
 
-    /// Writes records as somebody else's producer would: values, and headers of all of them. Without keys.
+    /// Writes records without keys as another producer would. All get the same headers.
     pub async fn write(&self, topic: &str, values: &[Option<Vec<u8>>], headers: &[(&str, &str)]) {
         let producer: BaseProducer = self.client().create().unwrap();
         for value in values {
@@ -165,7 +165,7 @@ impl Kafka {
         off_runtime(move || producer.flush(PATIENCE)).await.unwrap();
     }
 
-    /// The same into one partition, without headers.
+    /// Writes records without keys and headers into one partition.
     pub async fn write_in(&self, topic: &str, partition: i32, values: &[Vec<u8>]) {
         let producer: BaseProducer = self.client().create().unwrap();
         for value in values {
@@ -174,7 +174,7 @@ impl Kafka {
         off_runtime(move || producer.flush(PATIENCE)).await.unwrap();
     }
 
-    /// Waits until every partition has this many replicas in sync, as before the next fault.
+    /// Waits until every partition has this many replicas in sync.
     pub async fn await_in_sync(&self, topic: &str, replicas: usize) {
         until(&format!("{topic} has {replicas} replicas in sync"), Duration::from_secs(60), || async {
             let (kafka, topic) = (self.clone(), topic.to_owned());
@@ -188,18 +188,18 @@ impl Kafka {
         .await;
     }
 
-    /// Deletes a topic and waits until the brokers have forgotten it.
+    /// Deletes a topic and waits until the brokers no longer list it.
     pub async fn remove_and_wait(&self, topic: &str) {
         self.admin().delete_topics(&[topic], &AdminOptions::new()).await.unwrap();
         until(&format!("{topic} is gone"), PATIENCE, || async { self.partitions(topic).await.is_none().then_some(()) })
             .await;
     }
 
-    /// Removes a world's topics, without waiting for it.
+    /// Deletes a world's topics without waiting until they are deleted.
     pub fn remove_prefixed(&self, prefix: &str) {
         let kafka = self.clone();
         let prefix = prefix.to_owned();
-        // The test is over: brokers that are gone by now have taken the topics with them.
+        // The test is over: if the brokers are stopped by now, their topics are deleted with them.
         let _ = std::thread::spawn(move || kafka.remove(|topic| topic.starts_with(&prefix))).join();
     }
 
@@ -232,12 +232,12 @@ fn stored(message: &impl Message) -> Stored {
     }
 }
 
-/// The last value of every key.
+/// Returns the last value of every key.
 pub fn latest(records: &[Stored]) -> BTreeMap<String, Option<Value>> {
     records.iter().map(|record| (record.key().to_owned(), record.value.as_ref().map(|_| record.json()))).collect()
 }
 
-/// Removes topics of runs whose process was killed.
+/// Deletes topics of test processes that were killed.
 pub fn remove_leftovers(brokers: &str) {
     let orphaned = |topic: &str| {
         let process = topic.strip_prefix("it").and_then(|rest| rest.split_once('n')).map(|(process, _)| process);
@@ -249,7 +249,8 @@ pub fn remove_leftovers(brokers: &str) {
     });
 }
 
-/// First and next offset of a partition, which may have no leader for a moment after it was made.
+/// Returns the first and the next offset of a partition. A new partition may have no leader for a
+/// moment.
 fn watermarks(reader: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
     let begun = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! Writers that count up, each on a key of its own, until they are told to stop.
+//! Load: writers that count up, each on its own key, until the test stops them.
 
 use std::{
     sync::{
@@ -17,12 +17,12 @@ use super::{App, check::Write, wait::until_now};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What happened to the writes.
+/// The results of all writes.
 #[derive(Default, Debug)]
 pub struct Outcome {
     pub acknowledged: Vec<Write>,
     pub refused: Vec<Refusal>,
-    /// Connections that broke or could not be made.
+    /// Number of connections that broke or could not be opened.
     pub broken: usize,
 }
 
@@ -35,12 +35,13 @@ pub struct Refusal {
 }
 
 impl Outcome {
-    /// Writes that were answered with this code.
+    /// Returns the writes that were refused with this code.
     pub fn refused_as(&self, code: &str) -> Vec<Write> {
         self.refused.iter().filter(|refusal| refusal.code == code).map(|refusal| refusal.write.clone()).collect()
     }
 
-    /// Fails when there were other answers than acknowledgements and problems with these codes.
+    /// Fails if there was any other answer than an acknowledgement or a problem with one of these
+    /// codes.
     pub fn expect_only(&self, codes: &[&str]) {
         let expected = |refusal: &&Refusal| refusal.status == 503 && codes.contains(&refusal.code.as_str());
         let others: Vec<&Refusal> = self.refused.iter().filter(|refusal| !expected(refusal)).collect();
@@ -56,14 +57,14 @@ pub struct Load {
     writers: Vec<JoinHandle<Outcome>>,
 }
 
-/// Answers that one writer has got so far.
+/// Counts of the answers to one writer.
 #[derive(Default)]
 struct Progress {
     acknowledged: AtomicUsize,
     refused: AtomicUsize,
 }
 
-/// Where numbers are written to.
+/// The endpoint that the writers use.
 #[derive(Clone)]
 pub enum Target {
     /// `POST /push`
@@ -73,8 +74,8 @@ pub enum Target {
 }
 
 impl Load {
-    /// Starts writers `w0`, `w1`… against the process. A number is written once: what was not
-    /// acknowledged is not repeated, so that the log's order can be checked.
+    /// Starts writers `w0`, `w1`… against the process. Writers do not retry: each number is sent
+    /// once, so that the order in the log can be checked.
     pub fn start(app: &App, target: &Target, writers: usize) -> Self {
         let stop = CancellationToken::new();
         let progress: Vec<Arc<Progress>> = (0..writers).map(|_| Arc::default()).collect();
@@ -104,7 +105,8 @@ impl Load {
         .await;
     }
 
-    /// Waits until each writer was refused: none waits for a server that is away.
+    /// Waits until each writer was refused, which shows that none is blocked by a server that is
+    /// down.
     pub async fn each_refused(&self) {
         let refused = |progress: &Arc<Progress>| progress.refused.load(Ordering::Relaxed) > 0;
         until_now("each writer was refused", PATIENCE, || self.progress.iter().all(refused).then_some(())).await;
@@ -114,7 +116,7 @@ impl Load {
         self.progress.iter().map(|progress| progress.acknowledged.load(Ordering::Relaxed)).collect()
     }
 
-    /// Lets the writers finish what they wait for.
+    /// Stops the writers after their pending requests.
     pub async fn stop(self) -> Outcome {
         self.stop.cancel();
         let mut all = Outcome::default();
@@ -168,16 +170,16 @@ async fn write(
     outcome
 }
 
-/// Readers that pull the writers' keys all the time.
+/// A reader that pulls the writers' keys in a loop.
 pub struct Readers {
     stop: CancellationToken,
-    /// Answers so far that said anything.
+    /// Number of reads so far that were answered with 200 or 404.
     sights: Arc<AtomicUsize>,
     reader: JoinHandle<super::check::Watch>,
 }
 
 impl Readers {
-    /// Pulls `w0`… in turn; only 200 and 404 say anything, the rest is skipped.
+    /// Pulls `w0`… in turn. Only answers with 200 and 404 count; others are skipped.
     pub fn start(app: &App, keys: usize) -> Self {
         let stop = CancellationToken::new();
         let (client, url, ended) = (app.client.clone(), app.api.clone(), stop.clone());
@@ -203,7 +205,7 @@ impl Readers {
         Self { stop, sights, reader }
     }
 
-    /// Waits until this many reads have said anything.
+    /// Waits until this many reads were answered with 200 or 404.
     pub async fn sights(&self, count: usize) {
         let what = format!("{count} reads said anything");
         until_now(&what, PATIENCE, || (self.sights.load(Ordering::Relaxed) >= count).then_some(())).await;
@@ -220,7 +222,7 @@ async fn pull(client: &Client, url: &str, key: &str) -> Option<super::Answer> {
     super::Answer::read(answer).await.ok()
 }
 
-/// What the view says of the writers' keys, once it is complete.
+/// Returns the writers' keys in the view, once it is complete.
 pub async fn view(app: &App, keys: usize) -> std::collections::BTreeMap<String, Option<u64>> {
     let mut view = std::collections::BTreeMap::new();
     for number in 0..keys {

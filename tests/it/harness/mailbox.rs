@@ -1,44 +1,46 @@
-//! The judge of what devices got: each of its receiver's messages once and in order, and no one else's.
+//! Checker of the messages that devices got: each message of the device's receiver once and in
+//! order, and no other receiver's.
 //!
-//! Two kinds of places: a device with one of its own resumes after the last message that it got, and so gets each
-//! once. A device without one begins where its receiver's cursor is, which every such device moves by what it proves
-//! to have got: it misses nothing that no device of its receiver has, and is told again what was not noted yet.
+//! There are two kinds of positions. A device with its own position resumes after the last message
+//! that it got, and so gets each message once. A device without one begins at its receiver's
+//! cursor, which every acknowledgement of such a device moves. It gets all messages that no device
+//! of its receiver has acknowledged, and may get duplicates whose acknowledgement was not recorded.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::sessions::{Got, Name, Session, Style};
 
-/// A message of the topic.
+/// A message in the topic.
 #[derive(Debug, Clone)]
 pub struct Sent {
     pub name: Name,
     pub offset: i64,
-    /// History does not have it any more.
+    /// Whether the history no longer has the message.
     pub gone: bool,
 }
 
-/// All messages of each receiver, in their order, doubles left out.
+/// All messages of each receiver in order, without duplicates.
 pub type Truth = BTreeMap<String, Vec<Sent>>;
 
-/// Receivers' cursors as they were stored at a time.
+/// The receivers' cursors in Postgres at a time.
 #[derive(Debug, Clone)]
 pub struct Noted {
     pub at_ms: u64,
     pub places: BTreeMap<String, i64>,
 }
 
-/// What can be wrong.
+/// The kinds of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Breach {
-    /// A message came to a device of somebody else.
+    /// A device got another receiver's message.
     Foreign,
-    /// Of its messages a device lacks one, or has one twice, or in another order.
+    /// A device lacks a message, or has one twice or out of order.
     Sequence,
-    /// A device began somewhere else than where its receiver's cursor was.
+    /// A device did not begin at its receiver's cursor.
     Place,
 }
 
-/// All that is wrong with these sessions once everything has arrived.
+/// Returns all faults in these sessions, once all messages have arrived.
 pub fn breaches(sessions: &[Session], truth: &Truth, noted: &[Noted]) -> Vec<(Breach, String)> {
     let mut found = foreign(sessions);
     let mut devices: BTreeMap<&str, Vec<&Session>> = BTreeMap::new();
@@ -61,7 +63,7 @@ pub fn breaches(sessions: &[Session], truth: &Truth, noted: &[Noted]) -> Vec<(Br
     found
 }
 
-/// Messages that came to somebody else, which must not be at any time.
+/// Returns messages that a device of another receiver got, which is a fault at any time.
 pub fn foreign(sessions: &[Session]) -> Vec<(Breach, String)> {
     let others = |session: &Session| {
         let of_others = |got: &&Got| got.name.as_ref().is_some_and(|name| name.receiver != session.receiver);
@@ -71,15 +73,16 @@ pub fn foreign(sessions: &[Session]) -> Vec<(Breach, String)> {
     sessions.iter().filter_map(others).collect()
 }
 
-/// A receiver with its devices.
+/// A receiver, its messages and its devices.
 struct Mailbox<'a> {
     sent: &'a [Sent],
     places: HashMap<&'a Name, usize>,
-    /// When each message had come to a device that moves the cursor,
+    /// The time at which each message first reached a device that moves the cursor.
     first_ms: Vec<u64>,
-    /// and when all those before it had that history still has.
+    /// The time at which all messages before each one had, except those that the history no longer
+    /// has.
     reached_ms: Vec<u64>,
-    /// The cursor's offsets, by time.
+    /// The cursor's offsets by time.
     noted: Vec<(u64, i64)>,
     devices: Vec<Vec<&'a Session>>,
 }
@@ -111,7 +114,7 @@ impl<'a> Mailbox<'a> {
     }
 
     fn judge(&self, device: &[&Session], found: &mut Vec<(Breach, String)>) {
-        // Where its own place is, and whether it was told of a gap there.
+        // The device's own position, and whether it got a gap there.
         let (mut own, mut gap) = (0, false);
         for (number, session) in device.iter().enumerate() {
             let mut wrong = |breach, what: String| {
@@ -141,7 +144,7 @@ impl<'a> Mailbox<'a> {
             let end = self.sent.len();
             match at {
                 _ if number + 1 < device.len() => {}
-                // It may be that nothing was left for it.
+                // Perhaps no message was left for this device.
                 None => self.begins(session, end, gap, &mut wrong),
                 Some(at) if at < end => {
                     wrong(Breach::Sequence, format!("did not get {:?} and what is after it", self.sent[at].name));
@@ -151,7 +154,7 @@ impl<'a> Mailbox<'a> {
         }
     }
 
-    /// The first message of a device without a place of its own.
+    /// Checks the first message of a device without its own position.
     fn begins(&self, session: &Session, place: usize, gap: bool, wrong: &mut impl FnMut(Breach, String)) {
         if gap && !self.sent[..place].iter().any(|sent| sent.gone) {
             wrong(Breach::Sequence, "was told of a gap at its beginning, where none is".to_owned());
@@ -170,14 +173,14 @@ impl<'a> Mailbox<'a> {
         }
     }
 
-    /// A message after those before it.
+    /// Checks a message against those before it.
     fn follows(&self, session: &Session, at: usize, place: usize, gap: bool, wrong: &mut impl FnMut(Breach, String)) {
         let name = &self.sent[place].name;
         if place < at {
             return wrong(Breach::Sequence, format!("got {name:?} again, or late"));
         }
         let skipped = &self.sent[at..place];
-        // Plain clients cannot be told.
+        // Plain clients get no gap notice.
         let told = gap || (session.style == Style::Plain && !skipped.is_empty());
         if told == skipped.is_empty() || skipped.iter().any(|sent| !sent.gone) {
             let names: Vec<&Name> = skipped.iter().map(|sent| &sent.name).collect();
@@ -199,14 +202,14 @@ mod tests {
         Name { receiver: receiver.to_owned(), sender: "s".to_owned(), number }
     }
 
-    /// Five messages to `r` and one to `q`.
+    /// Returns five messages to `r`, the first `gone` of which are dropped, and one to `q`.
     fn truth(gone: u64) -> Truth {
         let sent = |number| Sent { name: name("r", number), offset: number as i64 * 10, gone: number <= gone };
         let other = Sent { name: name("q", 1), offset: 11, gone: false };
         BTreeMap::from([("r".to_owned(), (1..=5).map(sent).collect()), ("q".to_owned(), vec![other])])
     }
 
-    /// A connection that begins at a time and gets a message each millisecond; 0 is a gap.
+    /// Returns a session that begins at a time and gets a message each millisecond; 0 is a gap.
     fn session(style: Style, at_ms: u64, numbers: &[u64]) -> Session {
         let got = |(number, after): (&u64, u64)| Got {
             name: (*number > 0).then(|| name("r", *number)),
@@ -259,7 +262,7 @@ mod tests {
             assert_eq!(check(style, 0, &[&[1, 2, 2, 3, 4, 5]]), [Sequence], "twice on one connection");
             assert_eq!(check(style, 0, &[&[1, 2], &[3, 4], &[]]), [Place], "5 never came");
         }
-        // Another device had it, and has proved it, or had it only afterwards.
+        // Another device has acknowledged message 3 before, or gets it only afterwards.
         for (late_ms, expected) in [(0, vec![]), (300, vec![Place])] {
             let other = Session { device: "r-other".into(), ..session(Style::Acks, late_ms, &[1, 2, 3, 4, 5]) };
             let sessions = [other, session(Style::Plain, 0, &[1, 2]), session(Style::Plain, 200, &[4, 5])];

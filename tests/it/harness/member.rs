@@ -1,7 +1,8 @@
-//! A consumer as a process of its own, which writes down what it does, and what must hold of that.
+//! A consumer in its own process that records its work in a ledger, and a checker of the ledger.
 //!
-//! The process is this test binary, called again for one ignored test. All members of a test append
-//! lines `done PARTITION OFFSET KEY MS` to one file; a line is one write, so the file is in order.
+//! The process is this test binary, started again for one ignored test. All members of a test
+//! append lines `done PARTITION OFFSET KEY MS MEMBER` to one file. Each line is one write, so the
+//! file is in order.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,7 +36,7 @@ use super::{
 
 const VARIABLE: &str = "LANES_MEMBER";
 
-/// One record that had its effect.
+/// One processed record.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Done {
     pub partition: i32,
@@ -45,7 +46,7 @@ pub struct Done {
     pub member: u32,
 }
 
-/// What members of one group have in common.
+/// Settings that the members of one group share.
 #[derive(Clone)]
 pub struct Group {
     pub brokers: String,
@@ -56,7 +57,7 @@ pub struct Group {
     /// `classic` or `consumer`.
     pub protocol: &'static str,
     pub ledger: PathBuf,
-    /// Members that nobody has ended.
+    /// Members that the test has not stopped.
     running: Arc<Mutex<Vec<Arc<Process>>>>,
 }
 
@@ -88,12 +89,13 @@ impl Group {
 
     pub fn ledger(&self) -> Vec<Done> {
         let text = std::fs::read_to_string(&self.ledger).unwrap_or_default();
-        // The last line may be on its way.
+        // The last line may be incomplete.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         whole.lines().map(|line| parse(line).unwrap_or_else(|| panic!("not a line of the ledger: {line}"))).collect()
     }
 
-    /// Waits until this many different records had their effect; fails at once when a member ends by itself.
+    /// Waits until this many distinct records are processed. Fails at once if a member ends by
+    /// itself.
     pub async fn await_done(&self, count: usize, within: Duration) -> Vec<Done> {
         until_now(&format!("{count} records are done, see {}", self.ledger.display()), within, || {
             self.running.lock().unwrap().iter().for_each(|process| process.assert_runs());
@@ -135,7 +137,7 @@ impl Process {
     }
 }
 
-/// A running member; killed when it is dropped.
+/// A running member, killed on drop.
 pub struct Member {
     process: Arc<Process>,
     running: Arc<Mutex<Vec<Arc<Process>>>>,
@@ -146,7 +148,7 @@ impl Member {
         self.process.id
     }
 
-    /// Returns what it has logged so far.
+    /// Returns the member's log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.process.log).unwrap()
     }
@@ -163,10 +165,10 @@ impl Member {
         self.signal(Signal::CONT);
     }
 
-    /// SIGKILL.
+    /// Kills the member with SIGKILL, by dropping it.
     pub fn kill(self) {}
 
-    /// SIGTERM, and its end, which must be a good one.
+    /// Sends SIGTERM and fails unless the member exits with success.
     pub async fn leave(self) {
         self.forget();
         self.signal(Signal::TERM);
@@ -174,7 +176,7 @@ impl Member {
         assert!(status.success(), "{status}, see {}", self.process.log.display());
     }
 
-    /// From now on it may end.
+    /// Allows the member to end from now on.
     fn forget(&self) {
         self.running.lock().unwrap().retain(|process| !Arc::ptr_eq(process, &self.process));
     }
@@ -184,13 +186,13 @@ impl Drop for Member {
     fn drop(&mut self) {
         self.forget();
         let mut child = self.process.child.lock().unwrap();
-        // Gone already, mostly.
+        // The process has usually ended already.
         let _ = child.kill();
         let _ = child.wait();
     }
 }
 
-/// Writes down what it was given, after a moment.
+/// A handler that writes each record to the ledger after a short delay.
 struct Scribe {
     ledger: Mutex<File>,
 }
@@ -234,7 +236,7 @@ impl BatchHandler for Scribe {
     }
 }
 
-/// What runs consumers in this process, and the producer that dead letters need.
+/// Returns the consumer runtime of this process, and the producer for dead letters.
 pub fn consumers(config: Config, stop: CancellationToken) -> (Consumers, Producer) {
     let health = Health::default();
     let broker = Broker::start(&config, health.check("kafka")).unwrap();
@@ -242,7 +244,7 @@ pub fn consumers(config: Config, stop: CancellationToken) -> (Consumers, Produce
     (Consumers { config, broker, health, stop }, producer)
 }
 
-/// The life of a member's process.
+/// Runs a member until SIGTERM, in its own process.
 pub async fn live() {
     let Ok(plan) = std::env::var(VARIABLE) else { return };
     let log = tracing_subscriber::fmt().with_env_filter("info,postrider=debug").with_ansi(false);
@@ -287,8 +289,8 @@ fn append(path: &Path) -> File {
     OpenOptions::new().create(true).append(true).open(path).unwrap()
 }
 
-/// Faults in what members did with the log's records `0..n` of each partition: skipped ones, and keys
-/// whose first effects are out of order.
+/// Returns the faults in the processing of records `0..n` of each partition: skipped records, and
+/// keys whose records were first processed out of order.
 pub fn faults(ledger: &[Done], ends: &BTreeMap<i32, i64>) -> Vec<String> {
     let mut found = Vec::new();
     let (mut seen, mut newest) = (BTreeSet::new(), BTreeMap::new());

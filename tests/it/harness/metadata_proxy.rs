@@ -1,5 +1,5 @@
-//! A proxy in front of a broker that takes the brokers out of its metadata answers, as a broker does that has just
-//! started: it knows its topics before it knows of any broker that is alive.
+//! A proxy in front of a broker that removes the brokers from metadata responses. A broker that has
+//! just started answers like this: it knows its topics before it knows of any live broker.
 
 use std::{
     collections::BTreeMap,
@@ -20,11 +20,11 @@ use tokio::{
 
 use super::proxy::accept;
 
-/// Kafka's number of the metadata request, and its first version with compact encodings.
+/// Kafka's API key of the metadata request, and its first version with compact encodings.
 const METADATA: i16 = 3;
 const FLEXIBLE: i16 = 9;
 
-/// Ends when it is dropped.
+/// A running proxy, which stops on drop.
 pub struct MetadataProxy {
     pub address: SocketAddr,
     shared: Arc<Shared>,
@@ -34,9 +34,9 @@ pub struct MetadataProxy {
 #[derive(Default)]
 struct Shared {
     upstream: Mutex<String>,
-    /// True while brokers are hidden. Whenever it is set, all connections end.
+    /// Whether brokers are hidden. Each time this is set to true, all connections are closed.
     hides: watch::Sender<bool>,
-    /// When clients last got an answer without brokers, by their ids.
+    /// The time at which each client, by id, last got a response without brokers.
     told: Mutex<BTreeMap<String, Instant>>,
 }
 
@@ -52,22 +52,24 @@ impl MetadataProxy {
         Self { address, shared, server }
     }
 
-    /// Where connections go from now on, as `host:port`.
+    /// Sets the upstream of new connections, as `host:port`.
     pub fn lead_to(&self, upstream: &str) {
         upstream.clone_into(&mut self.shared.upstream.lock().unwrap());
     }
 
-    /// Ends all connections; those that follow get metadata without brokers.
+    /// Closes all connections. New ones get metadata without brokers.
     pub fn hide_brokers(&self) {
         self.shared.hides.send_replace(true);
     }
 
-    /// Answers pass unchanged again. Connections stay open: a client that lost its brokers has none.
+    /// Forwards responses unchanged again. Connections stay open: a client that lost its brokers
+    /// has none.
     pub fn show_brokers(&self) {
         self.shared.hides.send_replace(false);
     }
 
-    /// Returns whether a client is lost: it got an answer without brokers, and has asked nothing for so long.
+    /// Returns whether a client is stuck: it got a response without brokers at least `silent_for`
+    /// ago, and has got none since.
     pub fn is_lost(&self, client: &str, silent_for: Duration) -> bool {
         self.shared.told.lock().unwrap().get(client).is_some_and(|at| at.elapsed() >= silent_for)
     }
@@ -100,7 +102,7 @@ async fn carry(client: TcpStream, shared: Arc<Shared>) {
     }
 }
 
-/// Metadata requests without an answer: version and client, by correlation id.
+/// Pending metadata requests: version and client by correlation id.
 type Asked = Mutex<BTreeMap<i32, (i16, String)>>;
 
 async fn pass_requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, asked: &Asked) -> std::io::Result<()> {
@@ -138,8 +140,9 @@ async fn pass_answers(
     }
 }
 
-/// The answer with an empty list of brokers. Before that list stand the correlation id, the header's tags (none) and
-/// the throttle time; each broker is an id, a host, a port, a rack and tags (none).
+/// Returns the response with an empty list of brokers. The list follows the correlation id, the
+/// header's tags (none) and the throttle time; each broker is an id, a host, a port, a rack and
+/// tags (none).
 fn without_brokers(frame: &[u8]) -> Vec<u8> {
     let list = 4 + 1 + 4;
     let mut at = list;
@@ -154,7 +157,7 @@ fn without_brokers(frame: &[u8]) -> Vec<u8> {
     [&frame[..list], &[1], &frame[at..]].concat()
 }
 
-/// Reads a variable-length number and goes past it.
+/// Reads a variable-length number and advances `at` past it.
 pub fn unsigned(frame: &[u8], at: &mut usize) -> usize {
     let (mut value, mut shift) = (0, 0);
     loop {

@@ -1,4 +1,4 @@
-//! What the tests stand on: stacks, processes of the product, and looking into what they left.
+//! The test harness: server stacks, processes of the product, and checkers of their results.
 
 pub mod answer;
 pub mod app;

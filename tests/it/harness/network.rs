@@ -1,32 +1,34 @@
-//! Two networks with links between them on which packets can be dropped. Needs root and iproute2.
+//! Two network namespaces with links between them on which packets can be dropped. Needs root and
+//! iproute2.
 //!
-//! A test that wants one calls itself again in a network of its own ([`within_own`]), so that nothing of it is seen by
-//! the machine or stays behind.
+//! A test runs itself again in its own network namespace ([`within_own`]), so that it does not
+//! affect the machine and leaves nothing behind.
 
 use std::process::{Child, Command, Stdio};
 
-/// A link's addresses: here and there.
+/// The addresses of a link's two ends.
 pub struct Link {
     pub here: &'static str,
     pub there: &'static str,
     device: &'static str,
 }
 
-/// Between the product and the servers that it needs.
+/// The link between the product and its servers.
 pub const SERVERS: Link = Link { here: "10.77.1.1", there: "10.77.1.2", device: "servers" };
-/// Between the product and those who call it.
+/// The link between the product and its clients.
 pub const CALLERS: Link = Link { here: "10.77.2.1", there: "10.77.2.2", device: "callers" };
 
-/// Of nobody: packets to it are dropped without a word.
+/// A hardware address that no device has: packets to it are dropped silently.
 const NOBODY: &str = "02:00:00:00:00:99";
 
-/// Another network, beside that of the test.
+/// A second network namespace, in addition to the test's own.
 pub struct Network {
-    /// A process that keeps it.
+    /// A process that keeps the namespace alive.
     keeper: Child,
 }
 
-/// Runs an ignored test of this binary in a network of its own. `false` where this machine does not let us.
+/// Runs an ignored test of this binary in its own network namespace. Returns `false` if this
+/// machine does not allow it.
 pub fn within_own(test: &str) -> bool {
     let allowed = ["ip", "nsenter"].iter().all(|tool| try_run(&[tool, "--version"]) || try_run(&[tool, "-V"]))
         && try_run(&["unshare", "--net", "ip", "link", "add", "name", "here", "type", "veth", "peer", "name", "there"]);
@@ -69,12 +71,12 @@ impl Network {
         network
     }
 
-    /// For a program that is to run there.
+    /// Returns the id of a process in the namespace, for programs that are to run there.
     pub fn pid(&self) -> u32 {
         self.keeper.id()
     }
 
-    /// Drops all packets of a link, in both directions.
+    /// Drops all packets of a link in both directions.
     pub fn cut(&self, link: &Link) {
         let Link { here, there, device } = link;
         run(&format!("ip neighbour replace {there} lladdr {NOBODY} dev {device} nud permanent"));

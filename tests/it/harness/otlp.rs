@@ -1,4 +1,4 @@
-//! A collector that keeps what it is sent, over gRPC and over HTTP.
+//! An OTLP collector that keeps the requests it receives over gRPC and HTTP.
 
 use std::sync::{Arc, Mutex};
 
@@ -16,7 +16,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 
 type Received = Arc<Mutex<Vec<(&'static str, Bytes)>>>;
 
-/// Ends when it is dropped.
+/// A running collector, which stops on drop.
 pub struct Collector {
     pub url: String,
     received: Received,
@@ -36,7 +36,8 @@ impl Collector {
         Self { url, received, server }
     }
 
-    /// How a span of this trace came in, `http` or `grpc`. Ids travel as their raw bytes.
+    /// Returns the protocol by which a span of this trace came, `http` or `grpc`. Finds the trace
+    /// id by its raw bytes.
     pub fn protocol_of(&self, trace_id: u128) -> Option<&'static str> {
         let id = trace_id.to_be_bytes();
         let received = self.received.lock().unwrap();
@@ -59,7 +60,7 @@ async fn over_http(State(received): State<Received>, headers: HeaderMap, body: B
     response
 }
 
-/// An empty message, uncompressed, and status 0 in the trailers.
+/// Answers with an empty, uncompressed message, and status 0 in the trailers.
 async fn over_grpc(State(received): State<Received>, body: Bytes) -> Response<Body> {
     received.lock().unwrap().push(("grpc", body));
     let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("0"))]);

@@ -1,4 +1,4 @@
-//! Records as somebody else's producer writes them.
+//! Writes records as other producers do.
 
 use std::time::Duration;
 
@@ -20,12 +20,12 @@ pub struct Write {
     pub timestamp_ms: Option<i64>,
 }
 
-/// A key and a text.
+/// Returns a record with a key and a text value.
 pub fn keyed(key: &str, value: impl ToString) -> Write {
     Write { key: Some(key.into()), value: Some(value.to_string().into()), ..Write::default() }
 }
 
-/// Writes them in this order and waits until all of them are stored.
+/// Writes the records in this order and waits until all of them are stored.
 pub async fn produce(brokers: &str, topic: &str, records: Vec<Write>) {
     let mut config = ClientConfig::new();
     config

@@ -1,4 +1,4 @@
-//! A TCP proxy on 127.0.0.1 that can go wrong in one direction only.
+//! A TCP proxy on 127.0.0.1 that can fail in one direction only.
 
 use std::{
     net::SocketAddr,
@@ -15,22 +15,23 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-/// What becomes of the bytes.
+/// The behavior of the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Pass,
-    /// Every connection is closed.
+    /// Closes every connection.
     Down,
-    /// Requests go through; the first bytes that come back end the connection and are lost.
+    /// Forwards requests. The first response bytes are dropped and close the connection.
     CutResponses,
-    /// Requests go through, and nothing comes back. Who has missed something is closed afterwards.
+    /// Forwards requests and drops responses. Connections that missed a response are closed
+    /// afterwards.
     MuteResponses,
-    /// The same, and no connection that was open meanwhile is ever closed or heard of again, as when a router
-    /// has forgotten it: not even that the server ends it gets through.
+    /// Like `MuteResponses`, but connections that are open meanwhile stay silent for ever, as if a
+    /// router had lost their state: not even a close by the server gets through.
     BlackHole,
 }
 
-/// Ends when it is dropped.
+/// A running proxy, which stops on drop.
 pub struct Proxy {
     pub address: SocketAddr,
     upstream: watch::Sender<String>,
@@ -39,12 +40,12 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens; connections are closed until there is an upstream.
+    /// Starts to listen. Connections are closed until there is an upstream.
     pub async fn start() -> Self {
         Self::start_at("127.0.0.1").await
     }
 
-    /// The same at another address of this machine.
+    /// Like [`Proxy::start`], on another address of this machine.
     pub async fn start_at(address: &str) -> Self {
         let listener = TcpListener::bind((address, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -54,7 +55,7 @@ impl Proxy {
         Self { address, upstream, mode, server }
     }
 
-    /// Where connections go from now on, as `host:port`.
+    /// Sets the upstream of new connections, as `host:port`.
     pub fn lead_to(&self, upstream: &str) {
         self.upstream.send_replace(upstream.to_owned());
     }
@@ -70,7 +71,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Carries every connection that comes, each in a task of its own that ends with this.
+/// Accepts connections for ever, and handles each in its own task. Drop ends all of them.
 pub async fn accept<F: Future<Output = ()> + Send + 'static>(listener: TcpListener, carry: impl Fn(TcpStream) -> F) {
     let mut connections = JoinSet::new();
     loop {
@@ -90,7 +91,7 @@ async fn carry(client: TcpStream, upstream: watch::Receiver<String>, mode: watch
     let whole = async {
         let upstream = upstream.borrow().clone();
         let Ok(server) = TcpStream::connect(upstream).await else { return };
-        // Without it, small packets of one direction wait for the other.
+        // Without `TCP_NODELAY`, small packets of one direction wait for the other.
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let ((requests, answers), (server_answers, server)) = (client.into_split(), server.into_split());
         let silent = AtomicBool::new(false);
@@ -105,7 +106,8 @@ async fn carry(client: TcpStream, upstream: watch::Receiver<String>, mode: watch
     }
 }
 
-/// Carries requests until the client ends, or the server where that gets through.
+/// Forwards requests until the client closes the connection, or the server does and the mode lets
+/// that through.
 async fn ask(mut client: OwnedReadHalf, mut server: OwnedWriteHalf, silent: &AtomicBool) {
     let _ = tokio::io::copy(&mut client, &mut server).await;
     if silent.load(Ordering::Relaxed) {
@@ -113,7 +115,7 @@ async fn ask(mut client: OwnedReadHalf, mut server: OwnedWriteHalf, silent: &Ato
     }
 }
 
-/// Carries what comes back, until something is lost or the connection ends.
+/// Forwards responses until one is dropped or the connection ends.
 async fn answer(
     mut server: OwnedReadHalf,
     mut client: OwnedWriteHalf,
@@ -126,7 +128,7 @@ async fn answer(
         if now == Mode::BlackHole {
             silent.store(true, Ordering::Relaxed);
             while matches!(server.read(&mut buffer).await, Ok(1..)) {}
-            // The client's own end is what ends it.
+            // Only the client can end the connection now.
             return std::future::pending().await;
         }
         if missed && now != Mode::MuteResponses {
@@ -135,7 +137,7 @@ async fn answer(
         tokio::select! {
             read = server.read(&mut buffer) => {
                 let Ok(count @ 1..) = read else {
-                    // An end that comes together with the fault is not heard of either.
+                    // A close that comes together with the fault does not get through either.
                     if *mode.borrow() == Mode::BlackHole {
                         continue;
                     }
@@ -171,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    /// A server that sends back what it gets.
+    /// Starts a server that echoes all bytes.
     async fn echo() -> (SocketAddr, JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -187,7 +189,7 @@ mod tests {
         (address, server)
     }
 
-    /// Whether the connection brings back a byte; `None` while nothing comes and nothing ends.
+    /// Returns whether the connection echoes a byte; `None` if it stays open and silent.
     async fn ask(client: &mut TcpStream, patience: Duration) -> Option<bool> {
         let _ = client.write_all(b"?").await;
         let mut byte = [0];

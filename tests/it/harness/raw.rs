@@ -1,4 +1,4 @@
-//! Bytes over TCP, for what no HTTP client would send.
+//! Raw bytes over TCP, for requests that no HTTP client would send.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use tokio::{
     time::timeout,
 };
 
-/// A connection.
+/// A TCP connection.
 pub struct Raw {
     stream: TcpStream,
-    /// Read, but not asked for yet.
+    /// Bytes that were read but not yet returned.
     ahead: Vec<u8>,
 }
 
-/// An answer as text: enough to look at.
+/// A response as text.
 #[derive(Debug)]
 pub struct RawAnswer {
     pub status: u16,
@@ -30,7 +30,7 @@ impl Raw {
         Self { stream, ahead: Vec::new() }
     }
 
-    /// The same, where little is on its way to it at a time.
+    /// Like [`Raw::connect`], with a small receive buffer.
     pub async fn narrow(url: &str) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4_096).unwrap();
@@ -38,17 +38,18 @@ impl Raw {
         Self { stream, ahead: Vec::new() }
     }
 
-    /// Whether it could still be sent.
+    /// Sends bytes, and returns whether that succeeded.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.stream.write_all(bytes.as_ref()).await.is_ok()
     }
 
-    /// Says that nothing more will be sent, and goes on reading.
+    /// Closes the sending side. The connection can still be read.
     pub async fn half_close(&mut self) {
         self.stream.shutdown().await.unwrap();
     }
 
-    /// The next answer; `None` when the connection ends instead. Bodies by Content-Length only.
+    /// Returns the next response, or `None` if the connection ends. Supports only bodies with a
+    /// Content-Length.
     pub async fn answer(&mut self, within: Duration) -> Option<RawAnswer> {
         let head_end = self.read_until(within, |bytes| find(bytes, b"\r\n\r\n").map(|at| at + 4)).await?;
         let head = String::from_utf8_lossy(&self.ahead[..head_end]).into_owned();
@@ -64,18 +65,19 @@ impl Raw {
         Some(RawAnswer { status, head, body })
     }
 
-    /// Whether the other side closes within this time.
+    /// Returns whether the server closes the connection within this time.
     pub async fn closes(&mut self, within: Duration) -> bool {
         self.read_until(within, |_| None).await.is_none()
     }
 
-    /// What has come once it is enough.
+    /// Returns the received bytes once they are `enough`.
     pub async fn until(&mut self, within: Duration, enough: impl Fn(&[u8]) -> bool) -> Vec<u8> {
         let read = self.read_until(within, |bytes| enough(bytes).then_some(bytes.len())).await;
         read.map(|count| self.ahead.drain(..count).collect()).expect("the server closes instead")
     }
 
-    /// Everything that still comes, framing included, and whether it ended rather than fell silent.
+    /// Returns all remaining bytes with their framing, and whether the connection ended rather than
+    /// fell silent.
     pub async fn rest(&mut self, silence: Duration) -> (Vec<u8>, bool) {
         let mut received = std::mem::take(&mut self.ahead);
         loop {
@@ -88,7 +90,7 @@ impl Raw {
         }
     }
 
-    /// Everything that still comes of an answer in chunks, framing included, up to its end.
+    /// Returns the rest of a chunked response with its framing, up to its end.
     pub async fn last_chunks(&mut self) -> Vec<u8> {
         let end = |bytes: &[u8]| bytes.ends_with(b"\r\n0\r\n\r\n").then_some(bytes.len());
         self.read_until(Duration::from_secs(20), end).await;

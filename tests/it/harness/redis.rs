@@ -1,10 +1,10 @@
-//! Talking to Redis directly.
+//! Direct access to Redis.
 
 use std::time::Duration;
 
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, aio::MultiplexedConnection};
 
-/// Runs one command, such as `FLUSHALL`, on a connection of its own.
+/// Runs one command, such as `FLUSHALL`, on its own connection.
 pub async fn run<T: FromRedisValue>(url: &str, words: &[&str]) -> T {
     let mut command = Cmd::new();
     for word in words {

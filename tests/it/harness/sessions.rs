@@ -1,4 +1,4 @@
-//! What the devices of receivers got, connection by connection.
+//! Records of the messages that devices got on each connection.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-/// A message by whom it is for, whom it is from, and its number.
+/// The identity of a message: its receiver, its sender and its number.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name {
     pub receiver: String,
@@ -16,7 +16,7 @@ pub struct Name {
 }
 
 impl Name {
-    /// Of a message whose content begins with a number.
+    /// Returns the name of a message whose content begins with a number.
     pub fn of(message: &Value) -> Option<Self> {
         let text = |field: &str| message[field].as_str().map(str::to_owned);
         let number = message["content"].as_str()?.split(' ').next()?.parse().ok()?;
@@ -24,16 +24,16 @@ impl Name {
     }
 }
 
-/// How a device connects.
+/// The protocol by which a device connects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
     /// A WebSocket without a subprotocol.
     Plain,
-    /// `postrider.v1`, which acknowledges, and begins at its receiver's cursor.
+    /// `postrider.v1` with acknowledgements; begins at the receiver's cursor.
     Acks,
-    /// `postrider.v1`, which resumes after what it has.
+    /// `postrider.v1`; resumes after the device's last message.
     Cursors,
-    /// Server-sent events, which resume.
+    /// Server-sent events; resume after the device's last message.
     Events,
 }
 
@@ -42,7 +42,8 @@ impl Style {
         matches!(self, Self::Cursors | Self::Events)
     }
 
-    /// Whether what it got moves its receiver's cursor: by pongs, by acknowledgements, or by `Last-Event-ID`.
+    /// Returns whether such a device moves its receiver's cursor: by pongs, acknowledgements or
+    /// `Last-Event-ID`.
     pub fn moves_cursor(self) -> bool {
         !matches!(self, Self::Cursors)
     }
@@ -54,20 +55,20 @@ pub struct Session {
     pub device: String,
     pub receiver: String,
     pub style: Style,
-    /// When it asked to be connected, and when it was.
+    /// The time of the connection attempt, and the time at which it succeeded.
     pub asked_ms: u64,
     pub open_ms: u64,
     pub got: Vec<Got>,
 }
 
-/// A message, or with `None` the notice that history ends.
+/// A received message, or a gap notice if the name is `None`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Got {
     pub name: Option<Name>,
     pub at_ms: u64,
 }
 
-/// A fault on purpose in what is written down.
+/// A deliberate fault in the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trick {
     Drop,
@@ -76,7 +77,7 @@ pub enum Trick {
     Leak,
 }
 
-/// Sessions while they go on. Cheap to clone.
+/// The records of all sessions. Cheap to clone.
 #[derive(Clone)]
 pub struct Notebook {
     began: Instant,
@@ -86,14 +87,15 @@ pub struct Notebook {
 #[derive(Default)]
 struct Pages {
     sessions: Vec<Session>,
-    /// What is to be done to a message of a device with a place of its own, after so many.
+    /// The fault to inject, and the number of the message to inject it into, counted over devices
+    /// with their own position.
     trick: Option<(Trick, usize)>,
-    /// Written down after the next one of its session.
+    /// A message to record after the next one of its session.
     held: Option<(usize, Got)>,
 }
 
 impl Notebook {
-    /// Times are since `began`.
+    /// Creates a notebook whose times are relative to `began`.
     pub fn new(began: Instant, trick: Option<(Trick, usize)>) -> Self {
         Self { began, pages: Arc::new(Mutex::new(Pages { trick, ..Pages::default() })) }
     }
@@ -110,12 +112,12 @@ impl Notebook {
         self.pages().sessions.clone()
     }
 
-    /// When the last message came, to any device.
+    /// Returns the time of the last message to any device.
     pub fn last_ms(&self) -> Option<u64> {
         self.pages().sessions.iter().filter_map(|session| session.got.last()).map(|got| got.at_ms).max()
     }
 
-    /// A device is connected; returns what to call the session by.
+    /// Records that a device is connected. Returns the number of the session.
     pub fn open(&self, device: &str, receiver: &str, style: Style, asked_ms: u64) -> usize {
         let (device, receiver, open_ms) = (device.to_owned(), receiver.to_owned(), self.now_ms());
         let mut pages = self.pages();
@@ -123,7 +125,7 @@ impl Notebook {
         pages.sessions.len() - 1
     }
 
-    /// A device got a message, or a gap. To be called before anything proves to the server that it has it.
+    /// Records a message or a gap. Call this before the device acknowledges it to the server.
     pub fn take(&self, session: usize, name: Option<Name>) {
         let got = Got { name, at_ms: self.now_ms() };
         let mut pages = self.pages();

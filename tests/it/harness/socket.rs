@@ -1,4 +1,4 @@
-//! A WebSocket client, by a library that others use as well.
+//! A WebSocket client, based on `tokio-tungstenite`.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -18,12 +18,12 @@ use super::wait::until_now;
 
 pub type Inner = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// What has come.
+/// The frames and events received so far.
 #[derive(Debug, Default, Clone)]
 pub struct Seen {
     pub frames: Vec<String>,
     pub pings: usize,
-    /// Code and reason of the server's close.
+    /// Code and reason of the server's close frame.
     pub close: Option<(u16, String)>,
     pub ended: bool,
 }
@@ -33,7 +33,7 @@ impl Seen {
         self.frames.iter().map(|frame| serde_json::from_str(frame).unwrap()).collect()
     }
 
-    /// The messages in frames of the subprotocol.
+    /// Returns the messages in frames of the subprotocol.
     pub fn data(&self) -> Vec<Value> {
         self.json()
             .into_iter()
@@ -42,13 +42,13 @@ impl Seen {
             .collect()
     }
 
-    /// The cursor of the last message in frames of the subprotocol.
+    /// Returns the cursor of the last message in frames of the subprotocol.
     pub fn cursor(&self) -> Option<String> {
         self.json().iter().rev().find_map(|frame| frame["id"].as_str().map(str::to_owned))
     }
 }
 
-/// A connection that nobody reads yet, and the subprotocol that the server chose.
+/// Connects without reading. Returns the connection and the subprotocol that the server chose.
 pub async fn connect(
     api: &str,
     query: &str,
@@ -64,7 +64,8 @@ pub async fn connect(
     Ok((stream, protocol))
 }
 
-/// A connection that is being read, and whose pings are answered. Dropping it breaks it.
+/// A connection whose frames are read and whose pings are answered. Drop breaks it without a close
+/// frame.
 pub struct Socket {
     seen: Arc<Mutex<Seen>>,
     reader: JoinHandle<()>,
@@ -79,12 +80,13 @@ impl Drop for Socket {
 }
 
 impl Socket {
-    /// Without a subprotocol, by header.
+    /// Connects without a subprotocol, with the receiver in a header.
     pub async fn plain(api: &str, receiver: &str) -> Self {
         Self::try_open(api, "", &[("ReceiverId", receiver)]).await.unwrap()
     }
 
-    /// With the subprotocol, by query, after a cursor where one is given.
+    /// Connects with the subprotocol and the receiver in the query, after a cursor unless it is
+    /// empty.
     pub async fn cursors(api: &str, receiver: &str, after: &str) -> Self {
         Self::try_cursors(api, receiver, after).await.unwrap()
     }
@@ -126,7 +128,7 @@ impl Socket {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).frames.len()
     }
 
-    /// Waits for this many frames. More is a failure.
+    /// Waits for this many frames. More of them are a failure.
     pub async fn frames(&self, count: usize) -> Seen {
         let what = format!("{count} frames");
         until_now(&what, Duration::from_secs(30), || (self.count() >= count).then_some(())).await;
@@ -135,7 +137,7 @@ impl Socket {
         seen
     }
 
-    /// Waits for the server's close.
+    /// Waits until the server closes the connection, and returns code and reason.
     pub async fn closed(&self) -> (u16, String) {
         until_now("it is closed", Duration::from_secs(20), || self.seen().close.filter(|_| self.seen().ended)).await
     }
@@ -144,7 +146,7 @@ impl Socket {
         self.sink.send(Message::text(text)).await.unwrap();
     }
 
-    /// Closes it, as a client does that leaves.
+    /// Closes the connection with a close frame and waits for the server's.
     pub async fn leave(mut self) {
         let _ = self.sink.send(Message::Close(None)).await;
         until_now("the close is answered", Duration::from_secs(5), || self.seen().ended.then_some(())).await;

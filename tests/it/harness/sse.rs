@@ -1,4 +1,4 @@
-//! Server-sent events, read as a browser does.
+//! A client for server-sent events.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,12 +9,12 @@ use tokio::task::JoinHandle;
 
 use super::{Answer, App};
 
-/// What a stream has brought.
+/// The events received so far.
 #[derive(Debug, Default, Clone)]
 pub struct Seen {
-    /// The `data` of each event, with the `id` before its end.
+    /// The `id` and `data` of each event.
     pub events: Vec<(String, Value)>,
-    /// From where to resume.
+    /// The id to resume after.
     pub last_id: String,
     pub heartbeats: usize,
     pub ended: bool,
@@ -25,7 +25,7 @@ impl Seen {
         self.events.iter().map(|(_, data)| data["text"].as_str().unwrap()).collect()
     }
 
-    /// Takes one block of lines.
+    /// Parses one block of lines.
     fn take(&mut self, block: &str) {
         let mut data: Option<String> = None;
         for line in block.lines() {
@@ -35,7 +35,7 @@ impl Seen {
                     data.get_or_insert_default().push_str(line);
                 }
                 Some(("", _)) => self.heartbeats += 1,
-                // What an event is called is in its data as well.
+                // The event type is in the data as well.
                 Some(("retry" | "event", _)) => {}
                 other => panic!("{other:?}: {line}"),
             }
@@ -46,7 +46,7 @@ impl Seen {
     }
 }
 
-/// A stream that is being read. Dropping it closes the connection.
+/// A stream that is being read. Drop closes the connection.
 pub struct Stream {
     seen: Arc<Mutex<Seen>>,
     reader: JoinHandle<()>,
@@ -59,12 +59,13 @@ impl Drop for Stream {
 }
 
 impl Stream {
-    /// Opens it, after an id or, where that is empty, from now on.
+    /// Opens a stream after an id, or from now on if the id is empty.
     pub async fn open(app: &App, path: &str, after: &str) -> Self {
         Self::try_open(&app.client, &app.api, path, after).await.unwrap_or_else(|answer| panic!("{answer:?}"))
     }
 
-    /// An answer that is not a stream is an error; `None` when there was no answer.
+    /// Opens a stream. Returns the response as an error if it is not a stream, and `None` if there
+    /// was none.
     pub async fn try_open(
         client: &reqwest::Client,
         api: &str,
@@ -84,12 +85,12 @@ impl Stream {
         Ok(Self { reader: tokio::spawn(read(response, seen.clone())), seen })
     }
 
-    /// Events so far.
+    /// Returns the number of events so far.
     pub fn count(&self) -> usize {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).events.len()
     }
 
-    /// The same without the first events.
+    /// Returns what was received, without the first `from` events.
     pub fn since(&self, from: usize) -> Seen {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         Seen { events: seen.events[from..].to_vec(), last_id: seen.last_id.clone(), ..*seen }

@@ -1,4 +1,5 @@
-//! Real servers by `dev/stack`: one that all tests share, and others for tests that break something.
+//! Real servers, started by `dev/stack`: one stack that all tests share, and own stacks for tests
+//! that break servers.
 
 use std::{
     collections::BTreeMap,
@@ -10,25 +11,26 @@ use std::{
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Brokers cost memory and processors: one stack of a test's own at a time.
+/// Brokers need much memory and CPU: only one test at a time has its own stack with Kafka.
 static OWN_KAFKA: Semaphore = Semaphore::const_new(1);
 
-/// A stack, reached by what `dev/stack env` says.
+/// A running stack, with the variables of `dev/stack env`.
 pub struct Stack {
     state: PathBuf,
     env: BTreeMap<String, String>,
-    /// Deleted at the end; the shared one stays up for the next run.
+    /// Whether the stack belongs to one test and is deleted at its end. The shared one stays up for
+    /// the next run.
     own: bool,
     _turn: Option<SemaphorePermit<'static>>,
 }
 
 impl Stack {
-    /// The one that is shared, started by whoever comes first.
+    /// Returns the shared stack. The first call starts it.
     pub fn shared() -> &'static Stack {
         static SHARED: OnceLock<Stack> = OnceLock::new();
         SHARED.get_or_init(|| {
             let state = state_folder("test-stack");
-            // `dev/test` brings it up once for all processes, and says so.
+            // `dev/test` starts the stack once for all processes, and sets this variable.
             let is_up = std::env::var_os("TEST_STACK_IS_UP").is_some();
             if !is_up {
                 run(&state, &["up"]);
@@ -41,7 +43,7 @@ impl Stack {
         })
     }
 
-    /// One for a test that breaks it, made with these options of `dev/stack up` and deleted afterwards.
+    /// Starts a stack for one test with these options of `dev/stack up`. It is deleted on drop.
     pub async fn own(name: &str, options: &[&str]) -> Stack {
         let without_kafka = options.windows(2).any(|pair| pair[0] == "--only" && !pair[1].contains("kafka"));
         let turn = if without_kafka { None } else { Some(OWN_KAFKA.acquire().await.unwrap()) };
@@ -57,8 +59,9 @@ impl Stack {
         Stack { env, state, own: true, _turn: turn }
     }
 
-    /// The same, with a broker that tells its clients the address of a proxy (the option `advertised.listeners`). Its own
-    /// probe goes through the proxy as well, so the proxy is led to the broker while it starts.
+    /// Like [`Stack::own`], with a broker that advertises the address of a proxy (the option
+    /// `advertised.listeners`). The startup probe goes through the proxy as well, so the proxy gets
+    /// the broker's address while the broker starts.
     pub async fn behind(name: &str, options: &[&str], lead_to: impl Fn(&str)) -> Stack {
         let ports = state_folder(&format!("test-stack-{name}")).join("ports");
         let follow = async {
@@ -76,7 +79,7 @@ impl Stack {
         }
     }
 
-    /// A variable of `dev/stack env`.
+    /// Returns a variable of `dev/stack env`.
     pub fn get(&self, name: &str) -> &str {
         self.find(name).unwrap_or_else(|| panic!("the stack in {} has no {name}", self.state.display()))
     }
@@ -85,8 +88,8 @@ impl Stack {
         self.env.get(name).map(String::as_str)
     }
 
-    /// `dev/stack COMMAND SERVICE…` on this stack. A server that comes back elsewhere is a failure: whoever
-    /// waits for it would wait for ever.
+    /// Runs `dev/stack COMMAND SERVICE…` on this stack. Fails if a server comes back on another
+    /// address: a test that waits for it would wait for ever.
     pub async fn ctl(&self, words: &[&str]) {
         let state = self.state.clone();
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
@@ -106,7 +109,7 @@ impl Drop for Stack {
     }
 }
 
-/// A call that blocks, beside the runtime.
+/// Runs a blocking call outside of the async runtime.
 pub async fn off_runtime<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(call).await {
         Ok(value) => value,
@@ -131,7 +134,7 @@ fn run(state: &Path, words: &[&str]) -> String {
     out.into_owned()
 }
 
-/// Lines such as `export KAFKA_BROKERS=127.0.0.1:9092`.
+/// Parses lines such as `export KAFKA_BROKERS=127.0.0.1:9092`.
 fn environment(state: &Path) -> BTreeMap<String, String> {
     let text = run(state, &["env"]);
     let pairs = text.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));

@@ -1,4 +1,4 @@
-//! An HTTP target on 127.0.0.1 that does what a test tells it, down to the bytes.
+//! An HTTP target on 127.0.0.1 whose behavior a test controls, down to the bytes.
 
 use std::{
     collections::VecDeque,
@@ -19,22 +19,22 @@ use tokio::{
 
 use super::wait::until_now;
 
-/// What is done with one request.
+/// The reaction to one request.
 #[derive(Debug, Clone)]
 pub enum Act {
-    /// This status, with these further head lines and this body.
+    /// Answers with this status, these additional header lines and this body.
     Answer(u16, &'static str, &'static str),
-    /// The same, after a wait.
+    /// Answers with this status after a wait.
     After(Duration, u16),
-    /// Never answered; the connection stays open.
+    /// Never answers, and keeps the connection open.
     Hang,
-    /// The connection is reset.
+    /// Resets the connection.
     Reset,
-    /// These bytes, and then the connection is closed.
+    /// Sends these bytes and closes the connection.
     Bytes(&'static [u8]),
-    /// A head with this status, and then a body of a byte now and then, without an end.
+    /// Sends a head with this status, and then an endless body, byte by byte with pauses.
     Trickle(u16),
-    /// A head with this status, and a body of this many bytes, as fast as it is read.
+    /// Sends a head with this status, and a body of this many bytes as fast as the client reads.
     Flood(u16, u64),
 }
 
@@ -46,7 +46,7 @@ impl Act {
     }
 }
 
-/// A request as it came in.
+/// A received request.
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub at: Instant,
@@ -78,11 +78,11 @@ struct Inner {
     decide: Mutex<Arc<Decide>>,
     seen: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
-    /// Bytes of flooded bodies that somebody has taken.
+    /// Bytes of `Flood` bodies that were sent.
     flooded: AtomicUsize,
 }
 
-/// Ends when it is dropped.
+/// A running target, which stops on drop.
 pub struct Target {
     pub address: SocketAddr,
     scheme: &'static str,
@@ -91,12 +91,12 @@ pub struct Target {
 }
 
 impl Target {
-    /// Answers 200 until it is told otherwise.
+    /// Starts a target that answers 200 by default.
     pub async fn start() -> Self {
         Self::build(None).await
     }
 
-    /// The same with TLS.
+    /// Like [`Target::start`], with TLS.
     pub async fn with_tls(identity: native_tls::Identity) -> Self {
         let acceptor = native_tls::TlsAcceptor::new(identity).unwrap();
         Self::build(Some(acceptor.into())).await
@@ -121,12 +121,13 @@ impl Target {
         format!("{}://127.0.0.1:{}{path}", self.scheme, self.address.port())
     }
 
-    /// These first, in this order; what was decided before after that.
+    /// Handles the next requests with these acts, in this order. Later requests follow the rule of
+    /// [`Target::decide`].
     pub fn script(&self, acts: impl IntoIterator<Item = Act>) {
         self.inner.script.lock().unwrap().extend(acts);
     }
 
-    /// From now on by this rule.
+    /// Handles requests by this rule from now on.
     pub fn decide(&self, rule: impl Fn(&Seen) -> Act + Send + Sync + 'static) {
         *self.inner.decide.lock().unwrap() = Arc::new(rule);
     }
@@ -139,7 +140,7 @@ impl Target {
         self.inner.seen.lock().unwrap().len()
     }
 
-    /// The requests, once there are this many.
+    /// Returns the requests, once there are this many.
     pub async fn await_seen(&self, count: usize, within: Duration) -> Vec<Seen> {
         until_now(&format!("the target has {count} requests"), within, || {
             Some(self.seen()).filter(|seen| seen.len() >= count)
@@ -171,7 +172,7 @@ async fn accept(listener: TcpListener, tls: Option<tokio_native_tls::TlsAcceptor
         tasks.spawn(async move {
             match tls {
                 None => {
-                    // A reset needs the socket itself.
+                    // A reset needs the raw socket.
                     if let Some(stream) = talk(stream, &inner).await {
                         reset(&stream);
                     }
@@ -186,12 +187,12 @@ async fn accept(listener: TcpListener, tls: Option<tokio_native_tls::TlsAcceptor
     }
 }
 
-/// Without waiting for what is still to be sent, which makes the kernel send a reset.
+/// Discards unsent data on close, which makes the kernel send a reset.
 fn reset(stream: &TcpStream) {
     stream.set_zero_linger().unwrap();
 }
 
-/// Answers requests until the connection ends; returns the stream when it is to be reset.
+/// Answers requests until the connection ends. Returns the stream if it is to be reset.
 async fn talk<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, inner: &Inner) -> Option<S> {
     let mut ahead = Vec::new();
     while let Some(seen) = read_request(&mut stream, &mut ahead).await {

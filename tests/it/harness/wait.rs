@@ -1,8 +1,8 @@
-//! Waiting for a condition, with a deadline.
+//! Waits for a condition, with a deadline.
 
 use std::time::{Duration, Instant};
 
-/// Asks again and again until there is an answer; fails the test after `within`, saying `what`.
+/// Polls until `probe` returns a value. Fails the test with `what` after `within`.
 pub async fn until<T, F>(what: &str, within: Duration, mut probe: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
@@ -17,7 +17,7 @@ where
     }
 }
 
-/// For conditions that wait for nothing themselves.
+/// Like [`until`], for synchronous probes.
 pub async fn until_now<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
     until(what, within, || std::future::ready(probe())).await
 }

@@ -1,4 +1,4 @@
-//! A test's own corner of the servers.
+//! The isolated names that a test uses on the servers.
 
 use std::{
     collections::BTreeMap,
@@ -18,32 +18,33 @@ use super::{
     stack::off_runtime,
 };
 
-/// What `dev/stack env` calls the servers.
+/// Names of the servers' variables in `dev/stack env`.
 const SERVERS: [&str; 3] = ["KAFKA_BROKERS", "REDIS_URL", "DATABASE_URL"];
 
-/// Tests with processes that may run at the same time, whatever the number of test threads.
+/// Limits the tests with processes that run at the same time, independently of the number of test
+/// threads.
 static TURNS: Semaphore = Semaphore::const_new(6);
 
-/// Prefixes of its own on the servers. Its topics are removed when it is dropped.
+/// The prefixes that one test uses on the servers. Drop deletes its topics.
 pub struct World {
-    /// Begins every topic, group, key and schema name.
+    /// The prefix of every topic, group, key and schema name.
     pub prefix: String,
     pub kafka: Kafka,
     pub redis_url: String,
     database_url: String,
     env: BTreeMap<String, String>,
-    /// A process in whose network the product runs.
+    /// A process in whose network namespace the product runs.
     network_of: Option<u32>,
     _turn: SemaphorePermit<'static>,
 }
 
 impl World {
-    /// On the shared servers.
+    /// Creates a world on the shared servers.
     pub async fn new() -> Self {
         Self::build(None).await
     }
 
-    /// On this stack, with the shared servers for what it lacks.
+    /// Creates a world on this stack, with the shared servers for those that the stack lacks.
     pub async fn on(stack: &Stack) -> Self {
         Self::build(Some(stack)).await
     }
@@ -55,7 +56,7 @@ impl World {
         let shared = if stack.is_some_and(whole) { None } else { Some(off_runtime(Stack::shared).await) };
         let own = |name: &str| stack.and_then(|own| own.find(name));
         let get = |name: &str| own(name).or_else(|| shared?.find(name)).unwrap_or_default().to_owned();
-        // Servers may keep the data of earlier runs, of which one may have had this process id.
+        // Servers may keep the data of an earlier run that had the same process id.
         let (process, run) = (std::process::id(), fastrand::u16(..));
         let prefix = format!("it{process}r{run:04x}n{}_", NUMBER.fetch_add(1, Ordering::Relaxed));
         let (brokers, redis_url) = (get(SERVERS[0]), get(SERVERS[1]));
@@ -64,7 +65,7 @@ impl World {
             ("KAFKA__BROKERS", brokers.as_str()),
             ("KAFKA__TOPIC_PREFIX", &prefix),
             ("KAFKA__GROUP_PREFIX", &prefix),
-            // The shortest that brokers allow, so that a killed member is soon forgotten.
+            // The shortest timeout that brokers allow, so that a killed member is soon removed.
             ("KAFKA__CONSUMER__SESSION_TIMEOUT_MS", "6000"),
             ("REDIS__URL", &redis_url),
             ("REDIS__KEY_PREFIX", &format!("{prefix}:")),
@@ -92,29 +93,29 @@ impl World {
         }
     }
 
-    /// A process of the product in this world; all roles, unless told otherwise.
+    /// Builds a process of the product in this world, by default with all roles.
     pub fn app(&self) -> Builder {
         Builder::new(&self.prefix, self.env.clone()).in_network_of(self.network_of)
     }
 
-    /// Has processes to come run in the network of another process.
+    /// Runs all later processes in the network namespace of another process.
     pub fn enter(&mut self, pid: u32) {
         self.network_of = Some(pid);
     }
 
-    /// The binary in this world, for a command that ends by itself.
+    /// Returns the binary as a command in this world, for subcommands that end by themselves.
     pub fn command(&self) -> Command {
         command(&self.env)
     }
 
-    /// From now on with Postgres, whose schema is made first.
+    /// Configures Postgres, and creates the schema.
     pub async fn with_postgres(mut self) -> Self {
         self.without_migration();
         self.migrate().await;
         self
     }
 
-    /// From now on with Postgres, where nothing was made yet.
+    /// Configures Postgres without running the migrations.
     pub fn without_migration(&mut self) {
         self.set("POSTRIDER_POSTGRES__URL", &self.database_url.clone());
         let schema = self.schema().to_owned();
@@ -125,39 +126,39 @@ impl World {
         self.prefix.trim_end_matches('_')
     }
 
-    /// Runs statements on this world's tables.
+    /// Runs statements on this world's tables, which must succeed.
     pub async fn sql(&self, statements: &str) {
         self.try_sql(statements).await.unwrap();
     }
 
-    /// The same, where they may fail.
+    /// Runs statements that may fail.
     pub async fn try_sql(&self, statements: &str) -> Result<(), sqlx::Error> {
         let mut connection = self.connect().await?;
         sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&mut connection).await.map(|_| ())
     }
 
-    /// A whole number from this world's tables.
+    /// Returns the integer that a query on this world's tables selects.
     pub async fn number(&self, query: &str) -> i64 {
         let mut connection = self.connect().await.unwrap();
         sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(&mut connection).await.unwrap()
     }
 
-    /// A connection to this world's tables.
+    /// Connects to this world's tables.
     pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         self.database().connect().await
     }
 
-    /// The URL of Postgres.
+    /// Returns the URL of Postgres.
     pub fn database_url(&self) -> &str {
         &self.database_url
     }
 
-    /// How to connect to this world's tables.
+    /// Returns the options to connect to this world's tables.
     pub fn database(&self) -> PgConnectOptions {
         PgConnectOptions::from_str(&self.database_url).unwrap().options([("search_path", self.schema())])
     }
 
-    /// How many rows a table has.
+    /// Counts the rows of a table.
     pub async fn count(&self, table: &str) -> i64 {
         self.number(&format!("SELECT count(*) FROM {table}")).await
     }
@@ -167,18 +168,18 @@ impl World {
         off_runtime(move || migrate(&env)).await;
     }
 
-    /// Sets a variable for all processes to come.
+    /// Sets a variable for all later processes.
     pub fn set(&mut self, name: &str, value: &str) {
         self.env.insert(name.to_owned(), value.to_owned());
     }
 
-    /// Leads a proxy to Redis, and returns the URL of Redis through it.
+    /// Makes Redis the upstream of a proxy, and returns the URL of Redis through it.
     pub fn redis_through(&self, proxy: &Proxy) -> String {
         proxy.lead_to(self.redis_url.trim_start_matches("redis://"));
         format!("redis://{}", proxy.address)
     }
 
-    /// Has processes to come reach Redis and Postgres through proxies, which lead there from now on.
+    /// Makes all later processes reach Redis and Postgres through these proxies.
     pub fn reach_through(&mut self, redis: &Proxy, postgres: &Proxy) {
         let through = self.redis_through(redis);
         self.set("POSTRIDER_REDIS__URL", &through);
@@ -188,12 +189,12 @@ impl World {
         self.set("POSTRIDER_POSTGRES__URL", &format!("{before}@{}/{name}", postgres.address));
     }
 
-    /// The full name of a topic of this world.
+    /// Returns the full name of a topic of this world.
     pub fn topic(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
-    /// Makes a topic that belongs to nobody, and returns its full name.
+    /// Creates a topic that no capability owns, and returns its full name.
     pub async fn make_topic(&self, name: &str, partitions: i32) -> String {
         let topic = self.topic(name);
         self.kafka.create(&topic, partitions).await;
