@@ -8,7 +8,7 @@ use crate::{
     harness::{
         stack::off_runtime,
         target::{Act, Target},
-        wait::{seconds, until_now},
+        wait::{seconds, until, until_now},
     },
     relay::{Scene, numbered},
 };
@@ -203,4 +203,27 @@ async fn configured_routes_refuse_private_addresses_unless_they_are_allowed() {
         assert!(shown.iter().any(|row| row["consumer"] == name), "{name}: {shown:?}");
     }
     app.stop().await;
+}
+
+#[tokio::test]
+async fn a_record_that_waits_for_its_retry_does_not_fail_the_liveness_probe() {
+    let mut scene = Scene::new(1).await;
+    scene.world.set("POSTRIDER_KAFKA__CONSUMER__STALL_TIMEOUT_MS", "2000");
+    scene.target.script([Act::Answer(503, "retry-after: 3600\r\n", "later")]);
+    let relay = scene.relay(&["--timeout", "500ms"]).await;
+    scene.write(vec![numbered("k", 1)]).await;
+    until("it is delivered once", seconds(20), || async { (scene.target.count() == 1).then_some(()) }).await;
+    let lag = format!("postrider_consumer_lag_records{{client=\"relay-{}\"", scene.topic);
+    until("the library reports the lag", seconds(20), || async {
+        relay.metric(&lag).await.filter(|&records| records >= 1.0)
+    })
+    .await;
+    // Several times the stall timeout.
+    let begun = Instant::now();
+    while begun.elapsed() < seconds(8) {
+        let answer = relay.manage("/livez?verbose").await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    relay.stop().await;
 }
