@@ -1,5 +1,5 @@
-//! Applies events to feeds: one transaction per run of events of a partition, which also moves the
-//! partition's progress. Small changes are applied in the transaction; changes that may be large
+//! Applies events to feeds: one transaction for several consecutive events of a partition, which also
+//! moves the partition's progress. Small changes are applied in the transaction; changes that may be large
 //! become jobs.
 
 use std::collections::{HashMap, HashSet};
@@ -25,7 +25,8 @@ pub struct Author {
     pub state: State,
 }
 
-/// The way in which an author's posts reach feeds. See `feed_authors` in the migration.
+/// The way in which an author's posts reach feeds. See `feed_authors` in
+/// migrations/0011_feed.sql.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum State {
     #[default]
@@ -278,8 +279,8 @@ impl FanOut {
         within(sqlx::query_as(FANNED).bind(posts).fetch_all(&self.pool)).await
     }
 
-    /// Updates the counts of followers. An event exists only for a follow that was new, or that
-    /// ended.
+    /// Updates the counts of followers. Each event is a change: a repeated follow or
+    /// unfollow has none.
     async fn count(&self, transaction: &mut Transaction<'_, Postgres>, events: &[&Event]) -> Result<(), Error> {
         let change = |event: &&Event| match &event.change {
             Change::Followed { followee, .. } => Some((followee.clone(), 1_i64)),

@@ -1,5 +1,6 @@
-//! Feeds: Postgres stores each post and follow together with its event, and every post reaches the
-//! feeds of all followers of its author exactly once, despite crashes. As soon as a deletion or an
+//! Feeds: Postgres stores each post and follow together with its event, and every post appears
+//! exactly once in the feed of each follower of its author, despite crashes. Posts of authors with
+//! many followers are merged when a feed is read. As soon as a deletion or an
 //! unfollow is answered, feeds no longer show the deleted post or the posts of the unfollowed
 //! author.
 

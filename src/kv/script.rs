@@ -15,8 +15,9 @@ use crate::platform::redis::Redis;
 ///   ends remember for a record that is applied by version.
 /// - Returns the previous marker, and 1 if the batch was applied.
 ///
-/// A write with an id is a duplicate, and changes nothing, within a day after the id was last seen,
-/// by the times at which the log stored them. See docs/adr/0001. The id counts track how many ids
+/// A write whose id was seen in an earlier record, at most a day before it by the log's timestamps,
+/// is a duplicate. It changes nothing unless its entry is missing. See
+/// docs/adr/0001-versions-and-restating.md. The id counts track how many ids
 /// expire in which hour; ids are separate keys, which Redis expires by itself.
 const APPLY: &str = r"
 local marker = redis.call('HGET', KEYS[1], '') or ''

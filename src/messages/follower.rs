@@ -48,15 +48,15 @@ pub struct Follower {
     page: VecDeque<Entry>,
     /// Memory reserved for the page.
     lease: Option<Lease>,
-    /// True until the first read: the cursor may be old.
+    /// True until the first read of a client that missed something: its cursor may be old.
     resumes: bool,
 }
 
 struct Entry {
     partition_id: PartitionId,
-    /// `None` if the cursor's position is no longer known.
+    /// `None` if the position of the cursor was deleted, with its receiver or by retention.
     offset: Option<i64>,
-    /// `None` if history ends before the cursor.
+    /// `None` if this marks a gap: messages after the cursor were deleted.
     value: Option<Utf8Bytes>,
 }
 

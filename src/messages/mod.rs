@@ -1,6 +1,7 @@
 //! Messages: delivers every record of the topic `message`, written over HTTP or by any producer, to
 //! all open WebSockets and event streams of its receiver, across any number of processes. No
-//! message is lost or delivered to another receiver. A message sent while its receiver has no
+//! stored message is skipped or delivered to another receiver; a record that cannot be stored is
+//! dead-lettered. A message sent while its receiver has no
 //! connection is delivered on the next connection. Postgres stores messages; Redis notifies the api
 //! processes.
 

@@ -11,10 +11,10 @@ use std::sync::{
 pub struct Admission {
     records: AtomicUsize,
     bytes: AtomicUsize,
-    /// Records in flight whose outcome nobody waits for.
+    /// Records in flight whose outcome nobody waits for, such as audit events.
     aside: AtomicUsize,
-    /// Highest number of awaited records in flight at once, in the current second and in the
-    /// previous one.
+    /// Highest number of awaited records at once, in flight or refused, in the current second and
+    /// in the previous one.
     peaks: [AtomicUsize; 2],
     max_records: usize,
     max_bytes: usize,
@@ -82,8 +82,8 @@ impl Admission {
         records == 0 || (records < self.max_records && in_flight + bytes <= self.max_bytes)
     }
 
-    /// Returns the highest number of awaited records in flight at once within the last one to two
-    /// seconds.
+    /// Returns the highest number of awaited records at once, in flight or refused, within the last
+    /// one to two seconds.
     pub fn peak(&self) -> usize {
         self.peaks[0].load(Ordering::Relaxed).max(self.peaks[1].load(Ordering::Relaxed))
     }

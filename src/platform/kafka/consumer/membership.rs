@@ -21,8 +21,8 @@ use crate::platform::kafka::{client_watchdog::Connectivity, stats};
 
 pub(super) type Client = BaseConsumer<Membership>;
 
-/// Time that a member may be without partitions, although its coordinator answers, before that
-/// counts as its assignment, in milliseconds.
+/// A member that has had no partitions for this many milliseconds, with a coordinator that answers,
+/// counts as one that was assigned none.
 const EMPTY_ASSIGNMENT_MS: i64 = 3_000;
 
 /// Time that the work in progress of a revoked partition may take to finish.
