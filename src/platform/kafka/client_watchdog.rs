@@ -19,10 +19,15 @@ use rdkafka::Statistics;
 /// Interval of the clients' reports, in milliseconds.
 pub(super) const REPORT_INTERVAL_MS: u64 = 2_500;
 
-/// Time that a client may be without a connection, or without a response to its requests, while
-/// Kafka answers. Together with [`RECONNECT`] and one report it stays below ten seconds, the time
-/// within which a stuck client has to be replaced.
+/// Time that a client may be without a connection while Kafka answers. Together with [`RECONNECT`]
+/// and one report it stays below ten seconds, the time within which a stuck client has to be replaced.
 const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Time that a client may be without a response to its requests while Kafka answers others: three
+/// reports. A broker that has just started on a busy machine takes seconds for some requests, and
+/// answers metadata requests meanwhile. With the time until the first of these reports, this is ten
+/// seconds.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(3 * REPORT_INTERVAL_MS);
 
 /// Time that Kafka must have been answering before a client's report that it is stuck counts:
 /// healthy clients reconnect within a second.
@@ -123,8 +128,7 @@ impl ClientWatchdog {
         let age = report.at.saturating_duration_since(client.begun);
         // A lack of responses shows only when two reports are equal.
         let unanswered_for = report.at.saturating_duration_since(report.responded_at);
-        let unanswered =
-            report.waiting && unanswered_for >= patience.max(Duration::from_millis(2 * REPORT_INTERVAL_MS));
+        let unanswered = report.waiting && unanswered_for >= patience.max(ANSWER_PATIENCE);
         let stuck = match (report.connected, unanswered) {
             (false, _) => Stuck::Disconnected,
             (true, true) => Stuck::Unanswered,
@@ -197,8 +201,8 @@ mod tests {
     fn a_client_that_waits_for_responses_and_gets_none_is_stuck() {
         let watchdog = ClientWatchdog::default();
         assert_eq!(watchdog.look(&client(true, false, 400), up), None, "it has no unanswered requests");
-        assert_eq!(watchdog.look(&client(true, true, 4), up), None);
-        assert_eq!(watchdog.look(&client(true, true, 6), up), Some(Stuck::Unanswered));
+        assert_eq!(watchdog.look(&client(true, true, 7), up), None);
+        assert_eq!(watchdog.look(&client(true, true, 8), up), Some(Stuck::Unanswered));
         let served = client(true, true, 60);
         served.update(served.begun + 61 * SECOND, true, true, 8);
         assert_eq!(watchdog.look(&served, up), None, "a response has just arrived");
