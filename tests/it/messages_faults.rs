@@ -273,24 +273,32 @@ async fn unannounced_messages_are_announced_when_redis_is_back_or_by_the_next_pr
     let socket = Socket::cursors(&app.api, "r", "").await;
     send(&app, &message("r", "s", 0)).await;
     socket.frames(1).await;
-    for round in 0..2 {
+    let (mut round, mut number) = (0, 0);
+    while round < 2 {
         let unannounced = processor.metric("postrider_messages_unannounced_total").await;
         proxy.set(Mode::Down);
-        send(&app, &message("r", "s", round + 1)).await;
-        stored(&app, "r", round + 2).await;
+        number += 1;
+        send(&app, &message("r", "s", number)).await;
+        stored(&app, "r", number + 1).await;
         // The counter increases once the announcement has failed.
         until("the announcement failed", seconds(60), || async {
             (processor.metric("postrider_messages_unannounced_total").await > unannounced).then_some(())
         })
         .await;
-        assert_eq!(socket.count(), round + 1, "the announcement came through");
+        if socket.count() > number {
+            // The api was still looking for what the round before had left unannounced, and found this message as well.
+            assert!(number < 6, "announcements come through");
+            proxy.set(Mode::Pass);
+            continue;
+        }
         if round == 0 {
             proxy.set(Mode::Pass);
         } else {
             processor.kill().await;
             processor = role("processor").start().await;
         }
-        until_now("the message arrives", seconds(60), || (socket.count() == round + 2).then_some(())).await;
+        until_now("the message arrives", seconds(60), || (socket.count() == number + 1).then_some(())).await;
+        round += 1;
     }
     sender.stop().await;
     app.stop().await;

@@ -23,11 +23,9 @@ pub(super) const REPORT_INTERVAL_MS: u64 = 2_500;
 /// and one report it stays below ten seconds, the time within which a stuck client has to be replaced.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Time that a client may be without a response to its requests while Kafka answers others: three
-/// reports. A broker that has just started on a busy machine takes seconds for some requests, and
-/// answers metadata requests meanwhile. With the time until the first of these reports, this is ten
-/// seconds.
-const ANSWER_PATIENCE: Duration = Duration::from_millis(3 * REPORT_INTERVAL_MS);
+/// Time between the first report of a client that waits for responses and the one by which it is stuck
+/// if there was none.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(2 * REPORT_INTERVAL_MS);
 
 /// Time that Kafka must have been answering before a client's report that it is stuck counts:
 /// healthy clients reconnect within a second.
@@ -54,8 +52,9 @@ struct Report {
     /// answered.
     waiting: bool,
     responses: u64,
-    /// Time of the first report with this number of responses.
-    responded_at: Instant,
+    /// First of the reports in a row that all say that the client waits, and that it has had no
+    /// response meanwhile.
+    unanswered_since: Instant,
 }
 
 impl Default for Connectivity {
@@ -78,10 +77,11 @@ impl Connectivity {
 
     fn update(&self, at: Instant, connected: bool, waiting: bool, responses: u64) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        // The library drops the counts of forgotten brokers, so the sum may also decrease.
-        let unchanged = last.filter(|last| last.responses == responses);
-        let responded_at = unchanged.map_or(at, |last| last.responded_at);
-        *last = Some(Report { at, connected, waiting, responses, responded_at });
+        // The library drops the counts of forgotten brokers, so the sum may also decrease. A client that waited for nothing
+        // was not silent, however long ago its last response was.
+        let still_waits = last.filter(|last| last.responses == responses && last.waiting);
+        let unanswered_since = still_waits.map_or(at, |last| last.unanswered_since);
+        *last = Some(Report { at, connected, waiting, responses, unanswered_since });
     }
 }
 
@@ -127,7 +127,7 @@ impl ClientWatchdog {
         let patience = (PATIENCE * 2_u32.saturating_pow(replaced.min(8))).min(MAX_PATIENCE);
         let age = report.at.saturating_duration_since(client.begun);
         // A lack of responses shows only when two reports are equal.
-        let unanswered_for = report.at.saturating_duration_since(report.responded_at);
+        let unanswered_for = report.at.saturating_duration_since(report.unanswered_since);
         let unanswered = report.waiting && unanswered_for >= patience.max(ANSWER_PATIENCE);
         let stuck = match (report.connected, unanswered) {
             (false, _) => Stuck::Disconnected,
@@ -201,8 +201,11 @@ mod tests {
     fn a_client_that_waits_for_responses_and_gets_none_is_stuck() {
         let watchdog = ClientWatchdog::default();
         assert_eq!(watchdog.look(&client(true, false, 400), up), None, "it has no unanswered requests");
-        assert_eq!(watchdog.look(&client(true, true, 7), up), None);
-        assert_eq!(watchdog.look(&client(true, true, 8), up), Some(Stuck::Unanswered));
+        assert_eq!(watchdog.look(&client(true, true, 4), up), None);
+        assert_eq!(watchdog.look(&client(true, true, 6), up), Some(Stuck::Unanswered));
+        let idle = client(true, false, 60);
+        idle.update(idle.begun + 61 * SECOND, true, true, 7);
+        assert_eq!(watchdog.look(&idle, up), None, "it has just sent something, after a minute with nothing to do");
         let served = client(true, true, 60);
         served.update(served.begun + 61 * SECOND, true, true, 8);
         assert_eq!(watchdog.look(&served, up), None, "a response has just arrived");
