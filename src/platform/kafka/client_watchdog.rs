@@ -52,6 +52,8 @@ struct Report {
     /// answered.
     waiting: bool,
     responses: u64,
+    /// First report with this number of responses.
+    responded_at: Instant,
     /// First of the reports in a row that all say that the client waits, and that it has had no
     /// response meanwhile.
     unanswered_since: Instant,
@@ -80,8 +82,10 @@ impl Connectivity {
         // The library drops the counts of forgotten brokers, so the sum may also decrease. A client that waited for nothing
         // was not silent, however long ago its last response was.
         let still_waits = last.filter(|last| last.responses == responses && last.waiting);
+        let unchanged = last.filter(|last| last.responses == responses);
+        let responded_at = unchanged.map_or(at, |last| last.responded_at);
         let unanswered_since = still_waits.map_or(at, |last| last.unanswered_since);
-        *last = Some(Report { at, connected, waiting, responses, unanswered_since });
+        *last = Some(Report { at, connected, waiting, responses, responded_at, unanswered_since });
     }
 }
 
@@ -128,7 +132,7 @@ impl ClientWatchdog {
         let age = report.at.saturating_duration_since(client.begun);
         // A lack of responses shows only when two reports are equal.
         let unanswered_for = report.at.saturating_duration_since(report.unanswered_since);
-        let unanswered = report.waiting && unanswered_for >= patience.max(ANSWER_PATIENCE);
+        let unanswered = report.waiting && unanswered_for >= Duration::from_millis(REPORT_INTERVAL_MS);
         let stuck = match (report.connected, unanswered) {
             (false, _) => Stuck::Disconnected,
             (true, true) => Stuck::Unanswered,
@@ -139,8 +143,12 @@ impl ClientWatchdog {
                 return None;
             }
         };
-        let kafka_is_fine = || kafka_up_since(report.at).is_some_and(|since| since + RECONNECT <= report.at);
-        (age >= patience && kafka_is_fine()).then_some(stuck)
+        let up_since = kafka_up_since(report.at).filter(|since| age >= patience && *since + RECONNECT <= report.at)?;
+        // A connection without a response since an outage is from before it.
+        let is_of_the_past = replaced == 0 && report.responded_at < up_since;
+        let is_certain =
+            stuck != Stuck::Unanswered || is_of_the_past || unanswered_for >= patience.max(ANSWER_PATIENCE);
+        is_certain.then_some(stuck)
     }
 
     /// Records that the owner replaced its client, in metrics and log. The watchdog then waits
@@ -206,6 +214,10 @@ mod tests {
         let idle = client(true, false, 60);
         idle.update(idle.begun + 61 * SECOND, true, true, 7);
         assert_eq!(watchdog.look(&idle, up), None, "it has just sent something, after a minute with nothing to do");
+        let outage = |reported: Instant| Some(reported - 3 * SECOND);
+        idle.update(idle.begun + 64 * SECOND, true, true, 7);
+        assert_eq!(watchdog.look(&idle, up), None);
+        assert_eq!(watchdog.look(&idle, outage), Some(Stuck::Unanswered), "nothing was answered since an outage");
         let served = client(true, true, 60);
         served.update(served.begun + 61 * SECOND, true, true, 8);
         assert_eq!(watchdog.look(&served, up), None, "a response has just arrived");
