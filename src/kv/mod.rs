@@ -20,7 +20,6 @@ mod restate;
 mod script;
 mod service;
 mod view;
-mod view_status;
 
 pub use config::{AuditMode, Config};
 pub use http::{routes, short_cuts};

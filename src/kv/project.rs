@@ -4,7 +4,7 @@
 //! again. Records that are applied by version are checked again, because the previous owner may
 //! have crashed between writing the view and restating its newer value.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use metrics::{counter, gauge};
 
@@ -17,12 +17,11 @@ use super::{
     restate::Restater,
     script::Scripts,
     view::{Partition, unreachable},
-    view_status::ViewStatus,
 };
 use crate::platform::{
     clock,
     kafka::{
-        self, Broker, Producer,
+        self, Broker, Producer, ProjectionStatus,
         batch::{Batch, Record},
         consumer::{Assignment, BatchHandler, Failure, Poison},
     },
@@ -42,8 +41,7 @@ pub struct Projector {
     topic: String,
     config: Config,
     key_prefix: String,
-    check: Check,
-    status: Mutex<ViewStatus>,
+    status: ProjectionStatus,
 }
 
 impl Projector {
@@ -56,7 +54,6 @@ impl Projector {
         broker: Broker,
         check: Check,
     ) -> Arc<Self> {
-        check.fail(ViewStatus::default().problem().unwrap_or_default());
         Arc::new(Self {
             redis,
             restater: Restater::new(producer, kafka.topic(TOPIC)),
@@ -65,8 +62,7 @@ impl Projector {
             scripts: Scripts::default(),
             config,
             key_prefix: key_prefix.to_owned(),
-            check,
-            status: Mutex::default(),
+            status: ProjectionStatus::new(check),
         })
     }
 
@@ -77,19 +73,7 @@ impl Projector {
     /// Reports a partition's progress in readiness and metrics.
     fn report(&self, partition: i32, problem: Option<String>, remaining: i64) {
         gauge!("postrider_kv_rebuild_remaining_records", "partition" => partition.to_string()).set(remaining as f64);
-        self.update_status(|status| {
-            status.behind.insert(partition, problem);
-        });
-    }
-
-    /// Changes the status, and readiness with it.
-    fn update_status(&self, change: impl FnOnce(&mut ViewStatus)) {
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut status);
-        match status.problem() {
-            None => self.check.pass(),
-            Some(problem) => self.check.fail(problem),
-        }
+        self.status.report(partition, problem);
     }
 
     fn report_marker(&self, partition: &Partition) {
@@ -233,20 +217,15 @@ impl BatchHandler for Projector {
 
     fn revoked(&self, partition: i32) {
         gauge!("postrider_kv_rebuild_remaining_records", "partition" => partition.to_string()).set(0.0);
-        self.update_status(|status| {
-            status.behind.remove(&partition);
-        });
+        self.status.revoked(partition);
     }
 
     fn joined(&self, gained: &[i32]) {
-        self.update_status(|status| {
-            status.joined = true;
-            status.behind.extend(gained.iter().map(|&partition| (partition, Some("starting".to_owned()))));
-        });
+        self.status.joined(gained);
     }
 
     fn left(&self) {
-        self.update_status(|status| status.joined = false);
+        self.status.left();
     }
 }
 
@@ -287,9 +266,7 @@ impl Projector {
         let problem = format!(
             "partition {partition} has a record at offset {offset} whose key belongs to another partition: partitions were added to the topic, and keys pushed before cannot be found; use a new topic and push the values again"
         );
-        self.update_status(|status| {
-            status.misplaced.get_or_insert(problem);
-        });
+        self.status.report_fault(problem);
     }
 
     /// Renews the marker of an up-to-date view, so that its age shows for how long the view was not

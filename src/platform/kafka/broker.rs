@@ -62,6 +62,8 @@ struct Inner {
 struct Answers {
     first: Instant,
     last: Instant,
+    /// True if a probe went unanswered before the series.
+    follows_outage: bool,
 }
 
 /// Keeps the client's last connection error: a failed request alone does not distinguish a wrong
@@ -144,9 +146,10 @@ impl Broker {
         Some(answers.first)
     }
 
-    /// Returns the time since which every probe has been answered.
-    pub(super) fn answering_since(&self) -> Option<Instant> {
-        self.inner.answers.lock().unwrap_or_else(PoisonError::into_inner).map(|answers| answers.first)
+    /// Returns the end of the last outage; `None` if there was none, or it goes on.
+    pub(super) fn recovered_at(&self) -> Option<Instant> {
+        let answers = *self.inner.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.filter(|answers| answers.follows_outage).map(|answers| answers.first)
     }
 
     /// Requests a probe now, because something looks wrong.
@@ -280,7 +283,7 @@ impl Inner {
         match answer {
             Ok(_) => {
                 let now = Instant::now();
-                answers.get_or_insert(Answers { first: now, last: now }).last = now;
+                answers.get_or_insert(Answers { first: now, last: now, follows_outage: !was_up }).last = now;
                 if !was_up {
                     tracing::info!("kafka reachable again");
                 }

@@ -35,6 +35,7 @@ pub use outgoing::{Outgoing, Receipt, SendError, Stored};
 pub use partitioner::partition_of;
 pub use position::{PartitionId, Position};
 pub use producer::Producer;
+pub use projection_status::ProjectionStatus;
 pub use record_size::batch_bytes;
 pub use topics::{Admin, TopicError, TopicLimits, TopicSpec, TopicsReady};
 pub use trial::try_out;

@@ -18,7 +18,9 @@ pub struct ProjectionStatus {
 struct State {
     /// True once the group has assigned this process its partitions, even if there are none.
     joined: bool,
-    /// What each partition still lacks; `None` if it is up to date or has been since it was gained.
+    /// Problem of the topic itself, which no partition gets over by reading on.
+    fault: Option<String>,
+    /// Missing work of each partition; `None` if it is up to date or has been since it was gained.
     lacks: BTreeMap<i32, Option<String>>,
 }
 
@@ -52,6 +54,13 @@ impl ProjectionStatus {
         });
     }
 
+    /// Reports a problem that stays, as long as the process runs. The first one is kept.
+    pub fn report_fault(&self, problem: String) {
+        self.change(|state| {
+            state.fault.get_or_insert(problem);
+        });
+    }
+
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
@@ -67,7 +76,7 @@ impl State {
         let waiting = (!self.joined).then(|| "waiting for partitions".to_owned());
         let lacks = self.lacks.iter();
         let lacks = lacks.filter_map(|(number, lack)| Some(format!("partition {number}: {}", lack.as_ref()?)));
-        let problems: Vec<String> = waiting.into_iter().chain(lacks).collect();
+        let problems: Vec<String> = waiting.into_iter().chain(self.fault.clone()).chain(lacks).collect();
         (!problems.is_empty()).then(|| problems.join("; "))
     }
 }
@@ -86,5 +95,8 @@ mod tests {
         assert_eq!(state.problem().unwrap(), "partition 3: starting");
         state.lacks.insert(3, None);
         assert_eq!(state.problem(), None);
+        state.lacks.clear();
+        state.joined = false;
+        assert!(state.problem().is_some(), "the assignment was lost");
     }
 }

@@ -162,28 +162,23 @@ impl Admin {
     /// Returns the client; a new one after an outage, because the connections of the old one may have become silent without
     /// being closed, which only a timeout would show.
     fn client(&self) -> Arc<Connected> {
-        let found = self.client.load_full();
-        if self.broker.answering_since().is_none_or(|answering| answering < found.since) {
-            return found;
+        if self.broker.recovered_at().is_some_and(|recovered| recovered >= self.client.load().since) {
+            self.reconnect();
         }
-        match connect(&self.config) {
-            Ok(next) => {
-                super::discard(self.client.swap(Arc::new(next)));
-                self.client.load_full()
-            }
-            Err(_) => found,
-        }
+        self.client.load_full()
+    }
+
+    /// Replaces the client. Returns false if there is no new one to be had.
+    fn reconnect(&self) -> bool {
+        let next = connect(&self.config).map(|next| super::discard(self.client.swap(Arc::new(next))));
+        next.is_ok()
     }
 
     /// Returns the outcome unchanged. If the operation went unanswered although Kafka answers other
     /// clients, replaces the client, so the next operation uses a new one.
     fn checked<T>(&self, outcome: Result<T, KafkaError>) -> Result<T, KafkaError> {
-        if outcome.as_ref().is_err_and(is_unanswered)
-            && self.broker.is_up()
-            && let Ok(client) = connect(&self.config)
-        {
+        if outcome.as_ref().is_err_and(is_unanswered) && self.broker.is_up() && self.reconnect() {
             count_replacement("admin", "unanswered");
-            super::discard(self.client.swap(Arc::new(client)));
         }
         outcome
     }

@@ -17,6 +17,7 @@ use rdkafka::{
     Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer, ConsumerContext, DefaultConsumerContext},
     error::KafkaError,
+    topic_partition_list::TopicPartitionListElem,
 };
 
 use super::{Subscription, membership::Client};
@@ -50,7 +51,7 @@ pub(super) struct Look {
     pub waiting: BTreeMap<i32, Commit>,
     /// Commits of the partitions of this member.
     pub own: BTreeMap<i32, i64>,
-    /// Whether the group says who owns what.
+    /// True if the group reports which partitions have owners.
     pub certain: bool,
 }
 
@@ -125,7 +126,7 @@ pub(super) async fn watch(
         if let Err(error) = &look {
             tracing::debug!(consumer = subscription.name, error = %error, "cannot check the group");
         }
-        // What was assigned or revoked meanwhile makes it a look at another group.
+        // An assignment or a revocation meanwhile makes the result worthless.
         let look = look.ok().filter(|_| client.context().generations() == owned);
         if let Some(look) = &look {
             client.context().note_commits(&look.own);
@@ -189,9 +190,8 @@ fn look<C: ConsumerContext>(
         partitions.iter().try_for_each(|&partition| list.add_partition_offset(topic, partition, offset))?;
         Ok(list)
     };
-    let found = client.committed_offsets(offsets(&all, Offset::Invalid)?, ANSWER_TIMEOUT)?;
-    let (committed, metadata) = (offsets_by_partition(&found), metadata_of(&found));
-    let own = own.iter().filter_map(|partition| Some((*partition, *committed.get(partition)?))).collect();
+    let commits = commits(&client.committed_offsets(offsets(&all, Offset::Invalid)?, ANSWER_TIMEOUT)?);
+    let own = own.iter().filter_map(|partition| Some((*partition, commits.get(partition)?.offset?))).collect();
     if unowned.is_empty() {
         return Ok(Look { waiting: BTreeMap::new(), own, certain });
     }
@@ -201,25 +201,24 @@ fn look<C: ConsumerContext>(
         offsets_by_partition(&client.offsets_for_times(offsets(&unowned, Offset::Beginning)?, ANSWER_TIMEOUT)?);
     let behind = |partition: i32| {
         let (begin, end) = (begins.get(&partition)?, ends.get(&partition)?);
-        let offset = committed.get(&partition).copied();
-        let metadata = metadata.get(&partition).cloned().unwrap_or_default();
-        (offset.unwrap_or(*begin).max(*begin) < *end).then_some((partition, Commit { offset, metadata }))
+        let commit = commits.get(&partition).cloned().unwrap_or_default();
+        (commit.offset.unwrap_or(*begin).max(*begin) < *end).then_some((partition, commit))
     };
     Ok(Look { waiting: unowned.iter().filter_map(|&partition| behind(partition)).collect(), own, certain })
 }
 
-/// Returns the metadata of commits by partition.
-fn metadata_of(list: &TopicPartitionList) -> BTreeMap<i32, String> {
-    list.elements().iter().map(|element| (element.partition(), element.metadata().to_owned())).collect()
+/// Returns the commits by partition.
+fn commits(list: &TopicPartitionList) -> BTreeMap<i32, Commit> {
+    let commit = |element: &TopicPartitionListElem<'_>| {
+        let offset = if let Offset::Offset(offset) = element.offset() { Some(offset) } else { None };
+        (element.partition(), Commit { offset, metadata: element.metadata().to_owned() })
+    };
+    list.elements().iter().map(commit).collect()
 }
 
 /// Returns the offsets by partition, leaving out partitions without one.
 fn offsets_by_partition(list: &TopicPartitionList) -> BTreeMap<i32, i64> {
-    let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
-        Offset::Offset(offset) => Some((element.partition(), offset)),
-        _ => None,
-    };
-    list.elements().iter().filter_map(offset).collect()
+    commits(list).into_iter().filter_map(|(partition, commit)| Some((partition, commit.offset?))).collect()
 }
 
 /// Returns the partitions that members of a classic group own; `None` if the group does not report

@@ -2,7 +2,7 @@
 
 use metrics::histogram;
 
-use super::{membership::OwnedPartition, progress::FetchWatchdog};
+use super::{fetch_watchdog::FetchWatchdog, membership::OwnedPartition};
 use crate::platform::kafka::batch::Batch;
 
 /// Batch of a partition that the next records are added to.

@@ -69,6 +69,7 @@
 mod batch_consumer;
 mod exclusion;
 mod fetch_buffer;
+mod fetch_watchdog;
 mod handler;
 mod keyed_consumer;
 mod lookup;

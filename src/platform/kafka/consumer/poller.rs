@@ -25,9 +25,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Subscription,
     fetch_buffer::FetchBuffer,
+    fetch_watchdog::FetchWatchdog,
     membership::{Client, Owned, OwnedPartition},
     ownership,
-    progress::{FetchWatchdog, Progress, Watchdog},
+    progress::{Progress, Watchdog},
     report::Report,
     work::{Opening, Shape, Start},
 };
@@ -286,7 +287,12 @@ impl Poller {
         *buffer = FetchBuffer { generation: held.generation, starting: Some(start.start), ..FetchBuffer::default() };
         held.start = 0;
         if let Some(offset) = start.offset
-            && let Err(error) = seek(&self.client, &self.subscription, start.partition, offset)
+            && let Err(error) = self.client.seek(
+                &self.subscription.topic,
+                start.partition,
+                Offset::Offset(offset),
+                Duration::from_secs(2),
+            )
         {
             tracing::debug!(partition = start.partition, error = %error, "cannot seek yet, retrying");
             let now = Instant::now();
@@ -296,11 +302,7 @@ impl Poller {
                 return true;
             }
             // The library waits for something that does not come, such as the group's commit.
-            count_stall(self.subscription.name, start.partition, watchdog, now);
-            let assigned = assign_again(&self.client, &self.subscription.topic, start.partition, start.offset);
-            watchdog.tried(now);
-            if let Err(error) = assigned {
-                tracing::warn!(partition = start.partition, error = %error, "cannot restart stalled fetch");
+            if !watchdog.assign_again(&self.client, &self.subscription, start.partition, now) {
                 return true;
             }
         }
@@ -353,12 +355,7 @@ impl Poller {
             if !client.context().owned().partitions.get(&partition).is_some_and(should_be_read) {
                 continue;
             }
-            let consumer = self.subscription.name;
-            count_stall(consumer, partition, fetch_watchdog, now);
-            if let Err(error) = restart_fetch(&client, &self.subscription.topic, partition, fetch_watchdog) {
-                tracing::warn!(consumer, partition, error = %error, "cannot restart stalled fetch");
-            }
-            fetch_watchdog.tried(now);
+            fetch_watchdog.restart(&client, &self.subscription, partition, now);
         }
     }
 
@@ -406,43 +403,4 @@ impl Poller {
         }
         self.client.unsubscribe();
     }
-}
-
-/// Alternates between two remedies: a resume, which has no effect if none was lost, and a new
-/// assignment of the partition.
-fn restart_fetch(
-    client: &Client,
-    topic: &str,
-    partition: i32,
-    fetch_watchdog: &FetchWatchdog,
-) -> Result<(), KafkaError> {
-    let mut list = TopicPartitionList::new();
-    list.add_partition(topic, partition);
-    if fetch_watchdog.tries.is_multiple_of(2) {
-        return client.resume(&list);
-    }
-    assign_again(client, topic, partition, fetch_watchdog.offset)
-}
-
-/// Assigns a partition anew, to be read from this offset; `None` is the group's commit.
-fn assign_again(client: &Client, topic: &str, partition: i32, offset: Option<i64>) -> Result<(), KafkaError> {
-    let mut list = TopicPartitionList::new();
-    list.add_partition(topic, partition);
-    if let Err(error) = client.incremental_unassign(&list) {
-        // An earlier attempt may have got no further than this.
-        tracing::debug!(partition, error = %error, "cannot unassign a partition");
-    }
-    list.set_partition_offset(topic, partition, offset.map_or(Offset::Stored, Offset::Offset))?;
-    client.incremental_assign(&list)
-}
-
-fn seek(client: &Client, subscription: &Subscription, partition: i32, offset: i64) -> Result<(), KafkaError> {
-    client.seek(&subscription.topic, partition, Offset::Offset(offset), Duration::from_secs(2))
-}
-
-/// Logs and counts that nothing was read of a partition for too long.
-fn count_stall(consumer: &'static str, partition: i32, watchdog: &FetchWatchdog, now: Instant) {
-    let silent_s = now.duration_since(watchdog.since).as_secs();
-    tracing::warn!(consumer, partition, silent.s = silent_s, "fetch stalled; restarting the partition");
-    counter!("postrider_consumer_fetch_restarts_total", "consumer" => consumer).increment(1);
 }

@@ -56,51 +56,9 @@ impl Watchdog {
     }
 }
 
-/// Watches a partition that is being read until its first record or its end arrives.
-#[derive(Debug)]
-pub(super) struct FetchWatchdog {
-    /// Offset at which reading started; `None` is the group's commit.
-    pub offset: Option<i64>,
-    pub since: Instant,
-    /// Number of restarts.
-    pub tries: u32,
-    due: Instant,
-}
-
-impl FetchWatchdog {
-    /// Worst-case time until the first response while brokers answer; doubled with every restart.
-    const PATIENCE: Duration = Duration::from_secs(5);
-    const MAX_DOUBLINGS: u32 = 6;
-
-    pub fn new(offset: Option<i64>, now: Instant) -> Self {
-        Self { offset, since: now, tries: 0, due: now + Self::PATIENCE }
-    }
-
-    pub fn is_due(&self, now: Instant) -> bool {
-        now >= self.due
-    }
-
-    pub fn tried(&mut self, now: Instant) {
-        self.tries += 1;
-        self.due = now + Self::PATIENCE * 2_u32.pow(self.tries.min(Self::MAX_DOUBLINGS));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn stalled_fetches_are_restarted_less_and_less_often() {
-        let begun = Instant::now();
-        let at = |seconds: u64| begun + Duration::from_secs(seconds);
-        let mut fetch_watchdog = FetchWatchdog::new(Some(7), begun);
-        assert!(!fetch_watchdog.is_due(at(4)) && fetch_watchdog.is_due(at(5)));
-        fetch_watchdog.tried(at(5));
-        assert!(!fetch_watchdog.is_due(at(14)) && fetch_watchdog.is_due(at(15)));
-        (0..20).for_each(|_| fetch_watchdog.tried(at(100)));
-        assert!(!fetch_watchdog.is_due(at(100 + 319)) && fetch_watchdog.is_due(at(100 + 320)));
-    }
 
     #[test]
     fn only_waiting_work_without_a_finished_attempt_is_stuck() {
