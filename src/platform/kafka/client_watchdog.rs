@@ -17,12 +17,12 @@ use std::{
 use rdkafka::Statistics;
 
 /// Interval of the clients' reports, in milliseconds.
-pub(super) const REPORT_INTERVAL_MS: u64 = 2_500;
+pub(super) const REPORT_INTERVAL_MS: u64 = 1_000;
 
-/// Time that a client may be without a connection, or without a response to its requests, while
+/// Time that a client may be without a connection, or wait for a response to its requests, while
 /// Kafka answers. Together with [`RECONNECT`] and one report it stays below ten seconds, the time
 /// within which a stuck client has to be replaced.
-const PATIENCE: Duration = Duration::from_secs(4);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Time that Kafka must have been answering before a client's report that it is stuck counts:
 /// healthy clients reconnect within a second.
@@ -45,12 +45,10 @@ pub(super) struct Connectivity {
 struct Report {
     at: Instant,
     connected: bool,
-    /// True if the client has sent, or has yet to send, something that the brokers have not
-    /// answered.
-    waiting: bool,
     responses: u64,
-    /// Time of the first report with this number of responses.
-    responded_at: Instant,
+    /// Time since which the brokers have answered none of the client's requests, at the latest;
+    /// `None` if it has no unanswered requests.
+    waiting_since: Option<Instant>,
 }
 
 impl Default for Connectivity {
@@ -66,17 +64,25 @@ impl Connectivity {
         let brokers =
             || statistics.brokers.values().filter(|broker| matches!(&*broker.source, "learned" | "configured"));
         let connected = brokers().any(|broker| broker.state == "UP");
-        let waiting = brokers().any(|broker| broker.waitresp_cnt > 0 || broker.outbuf_cnt > 0);
         let responses = brokers().map(|broker| broker.rx).sum();
-        self.update(Instant::now(), connected, waiting || statistics.msg_cnt > 0, responses);
+        // Brokers answer in order, so while anything is unanswered, the last request is too.
+        let unanswered = brokers().filter(|broker| broker.waitresp_cnt > 0);
+        let sent_ago = unanswered.map(|broker| u64::try_from(broker.txidle).unwrap_or(0)).max();
+        let is_queued = || statistics.msg_cnt > 0 || brokers().any(|broker| broker.outbuf_cnt > 0);
+        let waiting_for = sent_ago.or_else(|| is_queued().then_some(0)).map(Duration::from_micros);
+        self.update(Instant::now(), connected, waiting_for, responses);
     }
 
-    fn update(&self, at: Instant, connected: bool, waiting: bool, responses: u64) {
+    /// `waiting_for` is the time since the last request, if it is unanswered.
+    fn update(&self, at: Instant, connected: bool, waiting_for: Option<Duration>, responses: u64) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         // The library drops the counts of forgotten brokers, so the sum may also decrease.
         let unchanged = last.filter(|last| last.responses == responses);
-        let responded_at = unchanged.map_or(at, |last| last.responded_at);
-        *last = Some(Report { at, connected, waiting, responses, responded_at });
+        let waiting_since = waiting_for.map(|waiting_for| {
+            let before = unchanged.and_then(|last| last.waiting_since);
+            before.unwrap_or_else(|| at.checked_sub(waiting_for).unwrap_or(at))
+        });
+        *last = Some(Report { at, connected, responses, waiting_since });
     }
 }
 
@@ -121,10 +127,7 @@ impl ClientWatchdog {
         let replaced = self.replaced.load(Ordering::Relaxed);
         let patience = (PATIENCE * 2_u32.saturating_pow(replaced.min(8))).min(MAX_PATIENCE);
         let age = report.at.saturating_duration_since(client.begun);
-        // A lack of responses shows only when two reports are equal.
-        let unanswered_for = report.at.saturating_duration_since(report.responded_at);
-        let unanswered =
-            report.waiting && unanswered_for >= patience.max(Duration::from_millis(2 * REPORT_INTERVAL_MS));
+        let unanswered = report.waiting_since.is_some_and(|since| report.at.duration_since(since) >= patience);
         let stuck = match (report.connected, unanswered) {
             (false, _) => Stuck::Disconnected,
             (true, true) => Stuck::Unanswered,
@@ -165,11 +168,11 @@ mod tests {
         Some(reported - 100 * SECOND)
     }
 
-    /// Returns a client whose reports did not change for so many seconds.
+    /// Returns a client that reported the same for so many seconds.
     fn client(connected: bool, waiting: bool, seconds: u32) -> Connectivity {
         let client = Connectivity::default();
         for second in 0..=seconds {
-            client.update(client.begun + second * SECOND, connected, waiting, 7);
+            client.update(client.begun + second * SECOND, connected, waiting.then_some(Duration::ZERO), 7);
         }
         client
     }
@@ -178,8 +181,8 @@ mod tests {
     fn a_client_without_connection_is_stuck_only_while_kafka_answers_others() {
         let watchdog = ClientWatchdog::default();
         assert_eq!(watchdog.look(&Connectivity::default(), up), None, "it has not reported yet");
-        assert_eq!(watchdog.look(&client(false, false, 3), up), None, "it may still be connecting");
-        assert_eq!(watchdog.look(&client(false, false, 4), up), Some(Stuck::Disconnected));
+        assert_eq!(watchdog.look(&client(false, false, 4), up), None, "it may still be connecting");
+        assert_eq!(watchdog.look(&client(false, false, 5), up), Some(Stuck::Disconnected));
         assert_eq!(watchdog.look(&client(false, false, 400), |_| None), None, "Kafka answers no client");
         let just_back = |reported: Instant| Some(reported - SECOND);
         assert_eq!(watchdog.look(&client(false, false, 400), just_back), None, "it needs a moment to reconnect");
@@ -198,10 +201,32 @@ mod tests {
         let watchdog = ClientWatchdog::default();
         assert_eq!(watchdog.look(&client(true, false, 400), up), None, "it has no unanswered requests");
         assert_eq!(watchdog.look(&client(true, true, 4), up), None);
-        assert_eq!(watchdog.look(&client(true, true, 6), up), Some(Stuck::Unanswered));
+        assert_eq!(watchdog.look(&client(true, true, 5), up), Some(Stuck::Unanswered));
         let served = client(true, true, 60);
-        served.update(served.begun + 61 * SECOND, true, true, 8);
+        served.update(served.begun + 61 * SECOND, true, Some(Duration::ZERO), 8);
         assert_eq!(watchdog.look(&served, up), None, "a response has just arrived");
+    }
+
+    #[test]
+    fn the_time_that_a_client_was_idle_does_not_count_as_waiting() {
+        let watchdog = ClientWatchdog::default();
+        let idle = client(true, false, 60);
+        // The request was sent half a second before the first report that shows it.
+        for second in 61..=65 {
+            let ago = (second - 61) * SECOND + SECOND / 2;
+            idle.update(idle.begun + second * SECOND, true, Some(ago), 7);
+            assert_eq!(watchdog.look(&idle, up), None, "after {second} s");
+        }
+        idle.update(idle.begun + 66 * SECOND, true, Some(5 * SECOND + SECOND / 2), 7);
+        assert_eq!(watchdog.look(&idle, up), Some(Stuck::Unanswered));
+    }
+
+    #[test]
+    fn further_requests_do_not_make_a_client_wait_less_long() {
+        let watchdog = ClientWatchdog::default();
+        let idle = client(true, false, 60);
+        (61..=66).for_each(|second| idle.update(idle.begun + second * SECOND, true, Some(SECOND / 10), 7));
+        assert_eq!(watchdog.look(&idle, up), Some(Stuck::Unanswered));
     }
 
     #[test]
@@ -209,11 +234,11 @@ mod tests {
         let watchdog = ClientWatchdog::default();
         watchdog.replaced("test", "disconnected");
         watchdog.replaced("test", "disconnected");
-        assert_eq!(watchdog.look(&client(false, false, 15), up), None);
-        assert_eq!(watchdog.look(&client(false, false, 16), up), Some(Stuck::Disconnected));
+        assert_eq!(watchdog.look(&client(false, false, 19), up), None);
+        assert_eq!(watchdog.look(&client(false, false, 20), up), Some(Stuck::Disconnected));
         (0..20).for_each(|_| watchdog.replaced("test", "disconnected"));
         assert_eq!(watchdog.look(&client(false, false, 64), up), Some(Stuck::Disconnected));
         assert_eq!(watchdog.look(&client(true, false, 65), up), None);
-        assert_eq!(watchdog.look(&client(false, false, 4), up), Some(Stuck::Disconnected));
+        assert_eq!(watchdog.look(&client(false, false, 5), up), Some(Stuck::Disconnected));
     }
 }
