@@ -2,6 +2,17 @@
 # With a list of what is in it:  docker buildx build --sbom=true -t postrider:dev .   (dpkg's records and Cargo.lock are in it)
 # Without Docker:  dev/image
 
+# --- manifests: what names the dependencies, with empty sources: it changes only with a Cargo.toml, Cargo.lock or the
+# toolchain.
+FROM rust:1.95-bookworm AS manifests
+WORKDIR /src
+COPY Cargo.toml Cargo.lock ./
+COPY crates crates
+RUN find crates -type f ! -name Cargo.toml -delete \
+    && for crate in . crates/*; do mkdir -p "$crate/src" && touch "$crate/src/lib.rs"; done \
+    && sed -n 's/^path = "\(.*\)"$/\1/p' Cargo.toml | while read -r file; do \
+        mkdir -p "$(dirname "$file")" && echo 'fn main() {}' >"$file"; done
+
 # --- build: Debian 12's own OpenSSL, so that what is linked is what the runtime stage has.
 FROM rust:1.95-bookworm AS build
 # librdkafka is compiled from source (gcc, make are in the base image) and links OpenSSL and zlib found by pkg-config.
@@ -9,16 +20,14 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends libssl-dev pkg-config zlib1g-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-# Dependencies first, against empty sources: this layer changes only with Cargo.toml, Cargo.lock or the toolchain.
-COPY Cargo.toml Cargo.lock ./
-RUN mkdir src && touch src/lib.rs \
-    && sed -n 's/^path = "\(.*\)"$/\1/p' Cargo.toml | while read -r file; do \
-        mkdir -p "$(dirname "$file")" && echo 'fn main() {}' >"$file"; done \
-    && cargo build --release --locked --bin postrider
+# Dependencies first: this layer stays as long as the manifests do.
+COPY --from=manifests /src /src
+RUN cargo build --release --locked --bin postrider
 # The product itself. New times on the files, because cargo compares them with those of the empty ones.
 COPY migrations migrations
+COPY crates crates
 COPY src src
-RUN find src migrations -type f -exec touch {} + \
+RUN find src crates migrations -type f -exec touch {} + \
     && cargo build --release --locked --bin postrider \
     && mkdir /out && strip --strip-debug -o /out/postrider target/release/postrider
 

@@ -40,7 +40,7 @@ lint: ## rustfmt, clippy, shellcheck and cargo-deny
 	@dev/test lint
 
 fmt: ## format the Rust code
-	@$(CARGO) fmt
+	@$(CARGO) fmt --all
 
 .PHONY: soak
 soak: ## everything at once while things fail, and what must hold: MINUTES=10 SEED=1

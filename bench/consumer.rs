@@ -14,16 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use postrider::platform::{
-    kafka::{
-        Broker, Config, DeadLetters, Producer,
-        batch::Batch,
-        consumer::{
-            Assignment, BatchHandler, Consumers, Delivery, Failure, Keyed, KeyedHandler, Lag, Outcome, Poison, Span,
-            Subscription,
-        },
+use postrider_health::Health;
+use postrider_kafka::{
+    Broker, Config, DeadLetters, Producer,
+    batch::Batch,
+    consumer::{
+        Assignment, BatchHandler, Consumers, Delivery, Failure, Keyed, KeyedHandler, Lag, Outcome, Poison, Span,
+        Subscription,
     },
-    ops::Health,
 };
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
@@ -227,7 +225,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         json!({ "seconds": bare(&plan, &tally)?, "records": plan.records })
     } else {
         // As in the processor role, so that the consumers' memory is that of the bare loop.
-        postrider::platform::memory::divide(&postrider::platform::memory::Config::default(), false);
+        postrider_limits::memory::divide(&postrider_limits::memory::Config::default(), false);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(consumer(&plan, &tally))?
     };

@@ -15,7 +15,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use postrider::platform::{kafka::event::Event, trace_context::TraceContext};
+use postrider_kafka::event::Event;
+use postrider_telemetry::trace_context::TraceContext;
 use rdkafka::{
     ClientConfig, ClientContext,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},

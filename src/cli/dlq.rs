@@ -7,21 +7,17 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
+use postrider_dlq::{Bounds, Detail, Filter, Letters, Listing, Outcome, Progress, Query, Queue, Report, parse_since};
+use postrider_health::Health;
+use postrider_kafka::{Admin, Broker, Producer};
+use postrider_time::clock;
 
 use super::{
     block_on,
     change::Change,
     text::{Output, columns, tame},
 };
-use crate::{
-    dlq::{Bounds, Detail, Filter, Letters, Listing, Outcome, Progress, Query, Queue, Report, parse_since},
-    platform::{
-        clock,
-        kafka::{Admin, Broker, Producer},
-        ops::Health,
-    },
-    roles::Settings,
-};
+use crate::roles::Settings;
 
 const LIST_EXAMPLES: &str = "\
 Examples:

@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use crate::{platform::config, platform::http::code, roles::Settings};
+use postrider_config as config;
+use postrider_http::code;
+
+use crate::roles::Settings;
 
 /// Returns each generated part: its file, its marker and its content.
 fn parts() -> [(&'static str, &'static str, String); 2] {

@@ -4,13 +4,13 @@
 use std::io::IsTerminal;
 
 use clap::{Args, Subcommand};
+use postrider_feed::{self as feed, Plan, Report, Shape, Verifier, Whose};
+use postrider_postgres as postgres;
+use postrider_redis::Redis;
+use postrider_telemetry::StatusLine;
 
 use super::{block_on, text::Output};
-use crate::{
-    feed::{self, Plan, Report, Shape, Verifier, Whose},
-    platform::{postgres, redis::Redis, telemetry::StatusLine},
-    roles::Settings,
-};
+use crate::roles::Settings;
 
 const VERIFY_EXAMPLES: &str = "\
 Compares the stored rows of feeds with posts and follows, and the timelines in Redis with the rows.

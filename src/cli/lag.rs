@@ -6,6 +6,8 @@ use axum::body::Bytes;
 use clap::Args;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use postrider_kafka::{Config, lag};
+use postrider_time::clock;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -13,13 +15,7 @@ use super::{
     block_on,
     text::{Output, columns},
 };
-use crate::{
-    platform::{
-        clock,
-        kafka::{Config, lag},
-    },
-    roles::{ConsumerPlan, Settings},
-};
+use crate::roles::{ConsumerPlan, Settings};
 
 pub const EXAMPLES: &str = "\
 COMMITTED is the commit point: the lowest unfinished offset of the partition. KEY and AGE describe

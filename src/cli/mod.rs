@@ -14,14 +14,10 @@ mod text;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
+use postrider_config::{self as config, Loaded, Overrides};
+use postrider_postgres as postgres;
 
-use crate::{
-    platform::{
-        config::{self, Loaded, Overrides},
-        postgres,
-    },
-    roles::{self, RelayCommand, Role, Settings},
-};
+use crate::roles::{self, RelayCommand, Role, Settings};
 
 /// Accepts events over HTTP, stores them in Kafka and delivers them.
 ///

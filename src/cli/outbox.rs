@@ -1,17 +1,15 @@
 //! Implements `postrider outbox`: lists, releases and drops quarantined rows. Needs only Postgres.
 
 use clap::Subcommand;
+use postrider_outbox::{Filter, Listing, Outcome, Quarantine};
+use postrider_postgres::{self as postgres, query::Error};
 
 use super::{
     block_on,
     change::Change,
     text::{Output, columns},
 };
-use crate::{
-    outbox::{Filter, Listing, Outcome, Quarantine},
-    platform::{postgres, query::Error},
-    roles::Settings,
-};
+use crate::roles::Settings;
 
 const LIST_EXAMPLES: &str = "\
 Kafka rejected each row that has a REASON. A row without one waits behind an earlier row of its key.

@@ -4,16 +4,12 @@
 use std::{convert::Infallible, ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, CommandFactory};
+use postrider_config::{Secret, SecretUrl, Secrets};
+use postrider_gateway::relay::Config;
+use postrider_time::backoff::{Growth, Jitter};
 
 use super::{Cli, Sources, duration, load_with};
-use crate::{
-    gateway::relay::Config,
-    platform::{
-        backoff::{Growth, Jitter},
-        config::{Secret, SecretUrl, Secrets},
-    },
-    roles::{Role, Settings},
-};
+use crate::roles::{Role, Settings};
 
 pub const EXAMPLES: &str = "\
 Examples:

@@ -3,26 +3,22 @@
 use std::sync::Arc;
 
 use axum::{Router, extract::State, routing::get};
+use postrider_comments::{self as comments, Comments};
+use postrider_dlq::{self as dlq, Queue};
+use postrider_feed::{self as feed, Feed};
+use postrider_gateway::{self as gateway, Gateway};
+use postrider_health::render_metrics;
+use postrider_http::{client::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts};
+use postrider_kv::{self as kv, Service};
+use postrider_messages::{self as messages, Messages, Presence};
+use postrider_process::drain::Tasks;
+use postrider_redis as redis;
 use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{
     runtime::{Platform, SharedRedis},
     settings::TopicPlan,
-};
-use crate::{
-    comments::{self, Comments},
-    dlq::{self, Queue},
-    feed::{self, Feed},
-    gateway::{self, Gateway},
-    kv::{self, Service},
-    messages::{self, Messages, Presence},
-    platform::{
-        drain::Tasks,
-        http::{client::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts},
-        ops::render_metrics,
-        redis,
-    },
 };
 
 /// Builds the capabilities and starts serving HTTP.

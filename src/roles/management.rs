@@ -2,15 +2,13 @@
 
 use std::{io::ErrorKind, time::Duration};
 
+use postrider_health as ops;
+use postrider_http::{client::Proxies, serve, shortcut::ShortCuts};
+use postrider_process::drain::{Draining, Ending, Tasks};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::runtime::{Mission, Platform};
-use crate::platform::{
-    drain::{Draining, Ending, Tasks},
-    http::{client::Proxies, serve, shortcut::ShortCuts},
-    ops,
-};
 
 /// Number of ports after a taken management port that the command `relay` tries.
 const PORTS_TRIED: u16 = 100;

@@ -2,24 +2,22 @@
 
 use std::{sync::Arc, time::Duration};
 
+use postrider_comments as comments;
+use postrider_dlq as dlq;
+use postrider_feed as feed;
+use postrider_kafka::{
+    DeadLetters,
+    consumer::{BatchHandler, Lag, Subscription},
+};
+use postrider_kv::Projector;
+use postrider_messages as messages;
+use postrider_process::drain::{Tasks, time_over};
+use postrider_projection::Projection;
 use tokio::sync::Notify;
 
 use super::{
     runtime::{Platform, SharedRedis},
     settings::ConsumerPlan,
-};
-use crate::{
-    comments, dlq, feed,
-    kv::Projector,
-    messages,
-    platform::{
-        drain::{Tasks, time_over},
-        kafka::{
-            DeadLetters,
-            consumer::{BatchHandler, Lag, Subscription},
-            projection::Projection,
-        },
-    },
 };
 
 /// Time after the stop within which the message store has to finish. Consumers leave their groups

@@ -6,10 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    gateway::relay::{Route, Snapshot},
-    platform::{kafka::consumer::Lag, telemetry::StatusLine},
-};
+use postrider_gateway::relay::{Route, Snapshot};
+use postrider_kafka::consumer::Lag;
+use postrider_telemetry::StatusLine;
 
 /// Interval between refreshes of the line on a terminal.
 const REFRESH: Duration = Duration::from_secs(1);

@@ -7,20 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{progress, runtime::Platform, settings::ConsumerPlan};
-use crate::{
-    dlq, feed,
-    gateway::relay::{Access, Config, Route},
-    outbox,
-    platform::{
-        drain::Tasks,
-        kafka::{
-            DeadLetters,
-            consumer::{Consumers, Keyed, Lag, Span, Subscription},
-        },
-        ops::Check,
-    },
+use postrider_dlq as dlq;
+use postrider_feed as feed;
+use postrider_gateway::relay::{Access, Config, Route};
+use postrider_health::Check;
+use postrider_kafka::{
+    DeadLetters,
+    consumer::{Consumers, Keyed, Lag, Span, Subscription},
 };
+use postrider_outbox as outbox;
+use postrider_process::drain::Tasks;
+
+use super::{progress, runtime::Platform, settings::ConsumerPlan};
 
 /// Limits how far a partition may read past a record that is being retried.
 const SPAN: Span = Span { records: 10_000, bytes: 16 << 20 };

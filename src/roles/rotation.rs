@@ -3,17 +3,18 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use postrider_config::trial::Fault;
+use postrider_http::client::Proxies;
+use postrider_kafka as kafka;
+use postrider_postgres as postgres;
+use postrider_redis as redis;
+use postrider_rotation::{Lease, Order, Trial, Verdict};
+use postrider_telemetry as telemetry;
+
 use super::{
     relay,
     runtime::{Mission, Platform},
     settings::{Role, Settings, TopicPlan},
-};
-use crate::platform::{
-    http::client::Proxies,
-    kafka, postgres, redis,
-    rotation::{Lease, Order, Trial, Verdict},
-    telemetry,
-    trial::Fault,
 };
 
 /// Loads the configuration as at start. The error is a sentence for the operator.

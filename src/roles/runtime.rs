@@ -6,6 +6,18 @@ use std::{
 };
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use postrider_health::{Check, Health};
+use postrider_kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady, consumer::Consumers};
+use postrider_limits::memory;
+use postrider_outbox_writer::Backlog;
+use postrider_postgres as postgres;
+use postrider_process::{
+    drain::{self, Ending, Signals, Tasks},
+    replace::{self, Inherited},
+};
+use postrider_redis::Redis;
+use postrider_rotation::{self as rotation, Fingerprint};
+use postrider_telemetry as telemetry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -16,18 +28,6 @@ use super::{
     rotation::{Load, RoleTrial},
     settings::{Settings, TopicPlan},
     topics,
-};
-use crate::platform::{
-    drain::{self, Ending, Signals, Tasks},
-    kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady, consumer::Consumers},
-    memory,
-    ops::{Check, Health},
-    outbox::Backlog,
-    postgres,
-    redis::Redis,
-    replace::{self, Inherited},
-    rotation::{self, Fingerprint},
-    telemetry,
 };
 
 /// Time beyond the grace within which tasks have to end.

@@ -2,13 +2,24 @@
 
 use std::fmt;
 
+use postrider_comments as comments;
+use postrider_dlq as dlq;
+use postrider_feed as feed;
+use postrider_gateway as gateway;
+use postrider_health as ops;
+use postrider_http as http;
+use postrider_kafka::{self as kafka, TopicSpec};
+use postrider_kv as kv;
+use postrider_limits::memory;
+use postrider_messages as messages;
+use postrider_outbox_writer as outbox;
+use postrider_postgres as postgres;
+use postrider_process::drain;
+use postrider_redis as redis;
+use postrider_rotation as rotation;
+use postrider_telemetry as telemetry;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use crate::{
-    comments, dlq, feed, gateway, kv, messages,
-    platform::{drain, http, kafka, kafka::TopicSpec, memory, ops, outbox, postgres, redis, rotation, telemetry},
-};
 
 /// What a process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
+use postrider_health::Check;
+use postrider_kafka::{Admin, TopicError, TopicSpec, TopicsReady, replication::Watch};
+use postrider_process::drain::Tasks;
+
 use super::runtime::Platform;
-use crate::platform::{
-    drain::Tasks,
-    kafka::{Admin, TopicError, TopicSpec, TopicsReady, replication::Watch},
-    ops::Check,
-};
 
 /// Starts the task that creates and checks the topics.
 pub(super) fn keep(platform: &Platform, specs: Vec<TopicSpec>, tasks: &mut Tasks) {

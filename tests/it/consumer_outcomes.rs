@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use postrider::platform::kafka::{
+use postrider_kafka::{
     Config, DeadLetters,
     batch::Batch,
     consumer::{

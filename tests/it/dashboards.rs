@@ -125,8 +125,11 @@ async fn every_metric_of_a_dashboard_or_alert_is_in_a_live_scrape() {
 
 #[test]
 fn metrics_that_appear_only_after_a_fault_are_in_the_sources() {
-    let sources: String =
-        files(&root().join("src"), ".rs").iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+    let sources: String = ["src", "crates"]
+        .iter()
+        .flat_map(|folder| files(&root().join(folder), ".rs"))
+        .map(|file| fs::read_to_string(file).unwrap())
+        .collect();
     for name in ONLY_AFTER_A_FAULT {
         assert!(sources.contains(&format!("\"{name}\"")), "{name}");
     }

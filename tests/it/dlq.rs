@@ -1,15 +1,11 @@
 //! Dead letters: stored, and then listed, shown, replayed and purged by `postrider dlq`.
 
-use postrider::{
-    dlq::{self, DELIVERIES_TOPIC, EVENTS_TOPIC},
-    platform::{
-        kafka::{
-            self, Admin, Broker, DeadLetters, Outgoing, Producer,
-            batch::Batch,
-            dead_letter::{Letter, Reason},
-        },
-        ops::Health,
-    },
+use postrider_dlq::{self as dlq, DELIVERIES_TOPIC, EVENTS_TOPIC};
+use postrider_health::Health;
+use postrider_kafka::{
+    self as kafka, Admin, Broker, DeadLetters, Outgoing, Producer,
+    batch::Batch,
+    dead_letter::{Letter, Reason},
 };
 use rdkafka::{
     Timestamp,
@@ -156,12 +152,12 @@ async fn letters_are_listed_newest_first_and_by_every_filter() {
     let first = post.produce(&orders, 2, Some(b"a"), Some(b"1")).await;
     let second = post.produce(&other, 0, Some(b"b"), Some(b"2")).await;
     let third = post.produce(&orders, 1, None, Some(b"3")).await;
-    let (hour_ms, now_ms) = (3_600_000, postrider::platform::clock::now_ms());
+    let (hour_ms, now_ms) = (3_600_000, postrider_time::clock::now_ms());
     let a = post.give_up(EVENTS_TOPIC, &first, "kv", "transport", now_ms - 3 * hour_ms).await;
     let b = post.give_up(DELIVERIES_TOPIC, &second, "relay", "status", now_ms - hour_ms).await;
     let c = post.give_up(EVENTS_TOPIC, &third, "kv", "status", now_ms - 2 * hour_ms).await;
     assert_eq!(a, format!("{orders}/2@0 kv"));
-    let since = postrider::platform::clock::rfc3339(now_ms - 90 * 60_000);
+    let since = postrider_time::clock::rfc3339(now_ms - 90 * 60_000);
     for (words, expected) in [
         (&[][..], vec![&b, &c, &a]),
         (&["--limit", "2"], vec![&b, &c]),

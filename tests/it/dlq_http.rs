@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use postrider::dlq::EVENTS_TOPIC;
+use postrider_dlq::EVENTS_TOPIC;
 use serde_json::json;
 
 use crate::{

@@ -7,7 +7,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use postrider::platform::kafka::{
+use postrider_kafka::{
     Config, DeadLetters, GroupProtocol,
     batch::Batch,
     consumer::{Assignment, BatchHandler, Failure, Lag, Poison, Subscription},

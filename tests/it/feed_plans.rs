@@ -1,6 +1,6 @@
 //! Frequent statements use their indexes.
 
-use postrider::feed;
+use postrider_feed as feed;
 use sqlx::postgres::PgPoolOptions;
 
 use crate::harness::World;

@@ -132,7 +132,7 @@ async fn a_batch_rejected_after_its_topic_was_changed_is_resent_record_by_record
         alter(&world, &topic, setting, value).await;
         let mut bad = bad;
         bad["topic"] = json!(topic);
-        let ahead_ms = postrider::platform::clock::now_ms() + 1_800_000;
+        let ahead_ms = postrider_time::clock::now_ms() + 1_800_000;
         if setting.contains("timestamp") {
             bad["timestamp"] = json!(ahead_ms);
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use futures_util::{StreamExt, stream};
-use postrider::platform::clock::now_ms;
+use postrider_time::clock::now_ms;
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};

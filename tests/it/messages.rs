@@ -63,7 +63,7 @@ async fn a_message_is_accepted_and_stored_in_the_topic_as_sent() {
     assert!(log.len() == 6 && log.iter().all(|record| record.key() == "message.new"), "{log:?}");
     for record in &log {
         let receiver = record.json()["receiverId"].as_str().unwrap().to_owned();
-        assert_eq!(record.partition, postrider::platform::kafka::partition_of(receiver.as_bytes(), 2), "{receiver}");
+        assert_eq!(record.partition, postrider_kafka::partition_of(receiver.as_bytes(), 2), "{receiver}");
     }
     assert!(log.iter().any(|record| record.partition != first.partition), "all messages are in one partition");
     assert_eq!(stored(&app, "r", 2).await[1], message("r", "s", 1));

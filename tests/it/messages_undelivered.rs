@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use postrider::platform::{clock, kafka::partition_of};
+use postrider_kafka::partition_of;
+use postrider_time::clock;
 use serde_json::{Value, json};
 use sqlx::Executor;
 

@@ -7,7 +7,7 @@ use std::{
 
 use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
-use postrider::platform::outbound::{Client, Endpoint, Failure, Guard, Options};
+use postrider_outbound::{Client, Endpoint, Failure, Guard, Options};
 
 use crate::harness::{
     target::{Act, Target},

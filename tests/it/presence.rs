@@ -182,7 +182,7 @@ async fn an_unsent_event_is_sent_by_a_running_process_as_an_identical_duplicate(
     let sent = changes(&world).await;
     // As if a process had died between Redis and Kafka, or after Kafka and before it could record
     // that.
-    let key = format!("{}:presence:{{b{}}}:due", world.prefix, postrider::platform::kafka::partition_of(b"r", 16));
+    let key = format!("{}:presence:{{b{}}}:due", world.prefix, postrider_kafka::partition_of(b"r", 16));
     let version = sent[0].version;
     let (field, due) = (format!("{version} r"), format!("{version} connected {version} 1 r"));
     let _: i64 = redis::run(&world.redis_url, &["HSET", &key, &field, &due]).await;

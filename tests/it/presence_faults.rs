@@ -104,7 +104,7 @@ async fn when_the_process_that_takes_over_dies_the_next_one_takes_over() {
     assert!(before.contains(&owner), "{owner} {before:?}");
     one.kill().await;
     // As if a process had claimed the entries and died.
-    let soon = (postrider::platform::clock::now_ms() + 3_000).to_string();
+    let soon = (postrider_time::clock::now_ms() + 3_000).to_string();
     let _: i64 = redis::run(&world.redis_url, &["ZREM", &registry, &owner]).await;
     let _: i64 = redis::run(&world.redis_url, &["ZADD", &registry, &soon, &format!("leaving:{owner}")]).await;
     await_connections(&two, "r19", 0).await;

@@ -329,7 +329,7 @@ async fn faults_on_purpose(scene: &mut Scene, truth: &mut Truth) {
     // Redis carries one receiver's message to another.
     let stray = message("r1", "stray", 0);
     let channel = format!("{}:messages:to:r0", scene.world.prefix);
-    let partition = postrider::platform::kafka::partition_of(b"r0", 2);
+    let partition = postrider_kafka::partition_of(b"r0", 2);
     let notice = format!("0 {partition} 1000000 -1\n{stray}");
     let heard: usize = redis::run(&scene.world.redis_url, &["PUBLISH", &channel, &notice]).await;
     assert!(heard > 0);

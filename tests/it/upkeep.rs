@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use postrider::platform::upkeep::days::Cutoff;
+use postrider_postgres::upkeep::days::Cutoff;
 use sqlx::{ConnectOptions, postgres::PgPoolOptions};
 
 use crate::{

@@ -10,10 +10,9 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use postrider_config::masked;
 use serde_json::Value;
 use uuid::Uuid;
-
-use crate::platform::config::masked;
 
 /// Client of one installation. Cheap to clone.
 #[derive(Clone)]

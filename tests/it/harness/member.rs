@@ -14,18 +14,17 @@ use std::{
     time::Duration,
 };
 
-use postrider::platform::{
-    clock, drain,
-    kafka::{
-        Broker, Config, DeadLetters, GroupProtocol, Producer,
-        batch::{Batch, Record},
-        consumer::{
-            Assignment, BatchHandler, Consumers, Delivery, Failure, Keyed, KeyedHandler, Lag, Outcome, Poison, Span,
-            Subscription,
-        },
+use postrider_health::Health;
+use postrider_kafka::{
+    Broker, Config, DeadLetters, GroupProtocol, Producer,
+    batch::{Batch, Record},
+    consumer::{
+        Assignment, BatchHandler, Consumers, Delivery, Failure, Keyed, KeyedHandler, Lag, Outcome, Poison, Span,
+        Subscription,
     },
-    ops::Health,
 };
+use postrider_process::drain;
+use postrider_time::clock;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio_util::sync::CancellationToken;
 
@@ -210,7 +209,7 @@ impl KeyedHandler for Scribe {
     async fn handle(&self, delivery: &Delivery) -> Outcome {
         let record = delivery.record();
         if record.offset() % 97 == 0 && delivery.attempt() == 1 {
-            let reason = postrider::platform::kafka::dead_letter::Reason { class: "moody", message: "not yet".into() };
+            let reason = postrider_kafka::dead_letter::Reason { class: "moody", message: "not yet".into() };
             return Outcome::RetryAfter(Duration::from_millis(60), reason);
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(0..4))).await;

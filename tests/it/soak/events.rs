@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use postrider::platform::clock;
+use postrider_time::clock;
 use serde_json::Value;
 
 use super::ledger::{Ledger, Place};

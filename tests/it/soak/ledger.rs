@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use postrider::platform::clock;
+use postrider_time::clock;
 
 use super::events::{Page, Posted, Presence, Searched, Shown, Undelivered};
 use crate::harness::{

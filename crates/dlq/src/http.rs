@@ -1,0 +1,277 @@
+//! HTTP routes for operators to list, show, replay and purge dead letters.
+
+use std::time::{Duration, Instant};
+
+use axum::{
+    Json,
+    extract::{
+        Path, Query as QueryString, Request, State,
+        rejection::{PathRejection, QueryRejection},
+    },
+    http::header,
+};
+use postrider_http::{
+    Code, Config as HttpConfig, Problem, ProblemBody,
+    body::{self, Limits},
+    json,
+    refusals::{JsonBody, refusals},
+};
+use postrider_time::clock;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{Bounds, Config, Detail, Error, Filter, Letters, Listing, Query, Queue, Report, filter::parse_since};
+
+/// Maximum number of letters that one request keeps track of, about 200 bytes each.
+const MAX_LETTERS: usize = 100_000;
+/// Maximum number of bytes of letters in memory during a replay.
+const CHUNK_BYTES: usize = 16 << 20;
+/// Maximum numbers of letters that one request lists, and changes.
+const MAX_LISTED: usize = 1_000;
+const MAX_CHANGED: usize = 10_000;
+
+#[derive(Clone)]
+struct Desk {
+    queue: Queue,
+    limits: Limits,
+    timeout: Duration,
+}
+
+/// Returns the routes with their OpenAPI descriptions; none if `dlq.admin` is off.
+pub fn routes(queue: Queue, config: &Config, http: &HttpConfig) -> OpenApiRouter {
+    if !config.admin {
+        return OpenApiRouter::new();
+    }
+    let desk = Desk { queue, limits: http.limits(), timeout: Duration::from_millis(config.scan_timeout_ms) };
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(show))
+        .routes(routes!(replay))
+        .routes(routes!(purge))
+        .with_state(desk)
+}
+
+/// A dead-letter topic.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    /// Records that postrider itself could not process.
+    Events,
+    /// Records that a customer's endpoint did not accept.
+    Deliveries,
+}
+
+/// Filter of the letters to list; a letter must meet every condition that is set.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ListParams {
+    /// The dead-letter topic to read; both by default.
+    #[param(inline)]
+    letters: Option<Kind>,
+    /// The record's topic, with or without `kafka.topic_prefix`.
+    topic: Option<String>,
+    /// The record's key.
+    key: Option<String>,
+    /// The last failure was at this RFC 3339 time or later, or within this age: `90s`, `15m`, `2h`,
+    /// `7d`.
+    since: Option<String>,
+    /// The class of the error, or a part of its message.
+    error: Option<String>,
+    /// Maximum number of letters; default 50.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+}
+
+/// Choice of the letters to change; a letter must meet every condition that is set.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(default)]
+struct ChangeBody {
+    /// The ids of the letters.
+    ids: Vec<String>,
+    /// The dead-letter topic to read; both by default.
+    letters: Option<Kind>,
+    /// The record's topic, with or without `kafka.topic_prefix`.
+    topic: Option<String>,
+    /// The record's key.
+    key: Option<String>,
+    /// The last failure was at this RFC 3339 time or later, or within this age: `90s`, `15m`, `2h`,
+    /// `7d`.
+    since: Option<String>,
+    /// The class of the error, or a part of its message.
+    error: Option<String>,
+    /// Maximum number of letters, in the order of their records; default 1000.
+    #[schema(minimum = 1, maximum = 10000)]
+    limit: Option<usize>,
+    /// Changes nothing and reports what would change.
+    dry_run: bool,
+    /// Chooses every letter. Required if no other condition is set, except in a dry run.
+    all: bool,
+}
+
+refusals! {
+    /// Refusals of routes that read the dead-letter topics.
+    Reading { 429: "Another request is reading them", 503: "Kafka cannot be reached, or reading took too long" }
+    /// Refusals of bodies that choose letters.
+    Choice { 400: "Malformed", 422: "No letters chosen, a field is out of range, or too many letters match" }
+}
+
+/// List dead letters
+///
+/// Lists the newest first. Reads the dead-letter topics, one request at a time. There is no
+/// authentication yet (scope `admin`): any client that reaches this port can use the route.
+/// `dlq.admin` turns it off.
+#[utoipa::path(
+    get,
+    path = "/admin/dlq",
+    tag = "dlq",
+    params(ListParams),
+    responses(
+        (status = 200, description = "The matching letters", body = Listing),
+        (status = 400, description = "A parameter is malformed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "A parameter is out of range", body = ProblemBody, content_type = "application/problem+json"),
+        Reading,
+    ),
+)]
+async fn list(
+    State(desk): State<Desk>,
+    params: Result<QueryString<ListParams>, QueryRejection>,
+) -> Result<Json<Listing>, Problem> {
+    let QueryString(params) = params.map_err(|error| Problem::new(Code::InvalidRequest, error.body_text()))?;
+    let ListParams { letters, topic, key, since, error, limit } = params;
+    let filter = Filter { ids: Vec::new(), topic, key, since_ms: since_ms(since.as_deref())?, error };
+    let query = Query { letters: of_kind(letters), filter, limit: within(limit, 50, MAX_LISTED)? };
+    Ok(Json(desk.queue.list(query, desk.bounds()).await?))
+}
+
+/// Show one dead letter
+///
+/// Returns the letter with the value and headers of its record. The id is percent-encoded:
+/// `messages%2F3%401234%20postrider-kv`. There is no authentication yet (scope `admin`): any client
+/// that reaches this port can use the route.
+#[utoipa::path(
+    get,
+    path = "/admin/dlq/{id}",
+    tag = "dlq",
+    params(("id" = String, Path, min_length = 1, description = "The id from the list of dead letters")),
+    responses(
+        (status = 200, description = "The letter", body = Detail),
+        (status = 400, description = "The id is malformed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "No such letter", body = ProblemBody, content_type = "application/problem+json"),
+        Reading,
+    ),
+)]
+async fn show(State(desk): State<Desk>, id: Result<Path<String>, PathRejection>) -> Result<Json<Detail>, Problem> {
+    let Path(id) = id.map_err(|error| Problem::new(Code::InvalidRequest, error.body_text()))?;
+    let found = desk.queue.show(Letters::All, id, desk.bounds()).await?;
+    found.map(Json).ok_or_else(|| Problem::new(Code::NotFound, "no dead letter has this id"))
+}
+
+/// Replay dead letters
+///
+/// Writes the records to their topics again, to the same partition and in order, with their
+/// original key, value, headers and event id. A letter is deleted once Kafka has its record.
+/// Replaying a letter twice is harmless if consumers deduplicate by event id. A record that a newer
+/// one with the same key has superseded in a compacted topic is left out. There is no
+/// authentication yet (scope `admin`): any client that reaches this port can use the route.
+#[utoipa::path(
+    post,
+    path = "/admin/dlq/replay",
+    tag = "dlq",
+    request_body = ChangeBody,
+    responses(
+        (status = 200, description = "The result for each letter", body = Report),
+        Choice,
+        Reading,
+        JsonBody,
+    ),
+)]
+async fn replay(State(desk): State<Desk>, request: Request) -> Result<Json<Report>, Problem> {
+    let (query, dry_run) = desk.read_change(request).await?;
+    Ok(Json(desk.queue.replay(query, dry_run, desk.bounds()).await?))
+}
+
+/// Purge dead letters
+///
+/// Deletes letters by writing tombstones. There is no authentication yet (scope `admin`): any
+/// client that reaches this port can use the route.
+#[utoipa::path(
+    post,
+    path = "/admin/dlq/purge",
+    tag = "dlq",
+    request_body = ChangeBody,
+    responses(
+        (status = 200, description = "The result for each letter", body = Report),
+        Choice,
+        Reading,
+        JsonBody,
+    ),
+)]
+async fn purge(State(desk): State<Desk>, request: Request) -> Result<Json<Report>, Problem> {
+    let (query, dry_run) = desk.read_change(request).await?;
+    Ok(Json(desk.queue.purge(query, dry_run, desk.bounds()).await?))
+}
+
+impl Desk {
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            deadline: Instant::now() + self.timeout,
+            max_letters: MAX_LETTERS,
+            chunk_bytes: CHUNK_BYTES,
+            progress: Box::new(|_, _, _| {}),
+        }
+    }
+
+    async fn read_change(&self, request: Request) -> Result<(Query, bool), Problem> {
+        // Stricter than other routes, so that a form on another site's page cannot send this
+        // request.
+        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        if !essence.eq_ignore_ascii_case("application/json") {
+            return Err(Problem::new(Code::UnsupportedMediaType, "`Content-Type` must be `application/json`"));
+        }
+        let body = body::read(request.into_body(), self.limits).await?;
+        let ChangeBody { ids, letters, topic, key, since, error, limit, dry_run, all } = json::parse_object(&body)?;
+        let filter = Filter { ids, topic, key, since_ms: since_ms(since.as_deref())?, error };
+        if filter.is_empty() && !all && !dry_run {
+            let detail = "choose letters with `ids`, `topic`, `key`, `since` or `error`, or set `all` to true";
+            return Err(Problem::new(Code::InvalidField, detail));
+        }
+        let limit = within(limit, 1_000, MAX_CHANGED)?;
+        Ok((Query { letters: of_kind(letters), filter, limit }, dry_run))
+    }
+}
+
+fn of_kind(kind: Option<Kind>) -> Letters {
+    match kind {
+        None => Letters::All,
+        Some(Kind::Events) => Letters::Events,
+        Some(Kind::Deliveries) => Letters::Deliveries,
+    }
+}
+
+fn since_ms(since: Option<&str>) -> Result<Option<i64>, Problem> {
+    let parse = |text| parse_since(text, clock::now_ms());
+    since.map(parse).transpose().map_err(|detail| Problem::new(Code::InvalidField, format!("`since` {detail}")))
+}
+
+fn within(limit: Option<usize>, default: usize, max: usize) -> Result<usize, Problem> {
+    match limit.unwrap_or(default) {
+        limit if (1..=max).contains(&limit) => Ok(limit),
+        limit => Err(Problem::new(Code::InvalidField, format!("`limit` must be between 1 and {max} (got {limit})"))),
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let code = match &error {
+            Error::Busy => Code::ScanInProgress,
+            Error::Deadline => Code::ScanTimeout,
+            Error::TooMany(_) => Code::InvalidField,
+            Error::UnknownTopic(_) => Code::UnknownTopic,
+            Error::Kafka(_) | Error::Topic(_) => Code::KafkaUnavailable,
+            Error::Ended => Code::Internal,
+        };
+        Problem::new(code, error.to_string())
+    }
+}

@@ -1,0 +1,101 @@
+//! HTTP routes of the feed capability.
+
+mod feeds;
+mod follows;
+mod posts;
+
+use axum::{
+    body::Body,
+    extract::{Path, Request, rejection::PathRejection},
+    http::{HeaderValue, Response, StatusCode, header},
+};
+use postrider_http::{
+    Code, Problem, RequestContext,
+    body::{self, RequestBody},
+    context::{ANONYMOUS, require_content_type},
+    shortcut::ShortCuts,
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    Desk, Feed,
+    model::{MAX_ID_BYTES, MAX_POST_ID, check_field},
+    writes::{Meta, Outcome},
+};
+
+/// Returns the routes of the capability with their OpenAPI descriptions.
+pub fn routes(feed: Feed) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(posts::create))
+        .routes(routes!(posts::show, posts::delete))
+        .routes(routes!(follows::follow))
+        .routes(routes!(follows::unfollow))
+        .routes(routes!(follows::followers))
+        .routes(routes!(follows::following))
+        .routes(routes!(follows::erase))
+        .routes(routes!(feeds::feed))
+        .with_state(feed)
+}
+
+/// Adds shortcuts past the router for the busiest routes: feeds are read most, and posts are
+/// written most.
+pub fn short_cuts(short_cuts: ShortCuts, feed: &Feed) -> ShortCuts {
+    posts::short_cut(feeds::short_cut(short_cuts, feed), feed)
+}
+
+impl Feed {
+    fn desk(&self) -> Result<&Desk, Problem> {
+        let off = || Problem::new(Code::PostgresUnavailable, "set `postgres.url` to use feeds; it is not set");
+        self.inner.desk.as_ref().ok_or_else(off)
+    }
+
+    /// Reads the body of a write.
+    async fn body(&self, request: Request) -> Result<RequestBody, Problem> {
+        require_content_type(request.headers(), &["application/json"])?;
+        body::read(request.into_body(), self.inner.http.limits()).await
+    }
+}
+
+/// Describes a write. `content` is the body, or the part of the path that identifies the object.
+fn meta(context: &RequestContext, route: &str, content: &[u8]) -> Result<Meta, Problem> {
+    let event_id = context.event_id(ANONYMOUS, route, None, &[content])?;
+    let traceparent = String::from_utf8_lossy(&context.trace.traceparent()).into_owned();
+    Ok(Meta { event_id, keyed: context.has_idempotency_key(), traceparent })
+}
+
+fn settled<T>(outcome: Outcome<T>) -> Result<T, Problem> {
+    match outcome {
+        Outcome::Done(outcome) => Ok(outcome),
+        Outcome::Erased => {
+            Err(Problem::new(Code::BeingErased, "an account in this request is being erased; retry later"))
+        }
+    }
+}
+
+/// Returns the user's id from a path.
+fn user_of(path: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
+    let Path(user_id) = path.map_err(|error| invalid(error.body_text()))?;
+    check_field("user_id", &user_id, MAX_ID_BYTES)?;
+    Ok(user_id)
+}
+
+/// Returns the post's id from a path.
+fn post_of(path: Result<Path<i64>, PathRejection>) -> Result<i64, Problem> {
+    let Path(id) = path.map_err(|error| invalid(error.body_text()))?;
+    if (1..=MAX_POST_ID).contains(&id) { Ok(id) } else { Err(not_found(id)) }
+}
+
+fn not_found(id: i64) -> Problem {
+    Problem::new(Code::PostNotFound, format!("post {id} does not exist or was deleted"))
+}
+
+fn invalid(detail: impl Into<String>) -> Problem {
+    Problem::new(Code::InvalidRequest, detail)
+}
+
+fn json(status: StatusCode, body: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,370 @@
+//! HTTP routes of the gateway.
+
+use std::time::{Duration, Instant};
+
+use axum::{
+    body::Body,
+    extract::{RawQuery, Request, State},
+    http::{HeaderValue, Method, Response, header},
+    response::IntoResponse,
+};
+use futures_util::future::join_all;
+use postrider_http::{
+    Code, Problem, ProblemBody, RequestContext, body,
+    context::{ANONYMOUS, digest, require_content_type},
+    json,
+    shortcut::ShortCuts,
+};
+use postrider_kafka::{Receipt, SendError, Stored, event::Event};
+use rdkafka::error::RDKafkaErrorCode;
+use serde::Serialize;
+use serde_json::{Value, json, value::RawValue};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    Gateway,
+    model::{ProduceRecord, Record},
+    simulator, stream,
+};
+
+/// Event type of records that callers produce.
+const EVENT_TYPE: &str = "postrider.gateway.record";
+const ROUTE: &str = "/produce";
+/// Interval at which a record of a batch or stream retries while the producer's queue is full.
+const QUEUE_RETRY: Duration = Duration::from_millis(2);
+pub(super) const NDJSON: &str = "application/x-ndjson";
+
+/// Returns the gateway's routes with their OpenAPI descriptions.
+pub fn routes(gateway: Gateway) -> OpenApiRouter {
+    let simulate = gateway.inner.config.simulator.enabled;
+    let router = OpenApiRouter::new().routes(routes!(produce)).routes(routes!(health)).with_state(gateway.clone());
+    if simulate { router.merge(simulator::routes(&gateway)) } else { router }
+}
+
+/// Adds a short cut for single records, the most frequent request.
+pub fn short_cuts(short_cuts: ShortCuts, gateway: &Gateway) -> ShortCuts {
+    let gateway = gateway.clone();
+    short_cuts.with(Method::POST, ROUTE, move |request: Request, context| {
+        let query = request.uri().query().map(str::to_owned);
+        produce(State(gateway.clone()), RawQuery(query), context, request)
+    })
+}
+
+/// Response for one stored record.
+#[derive(Serialize, ToSchema)]
+pub struct Produced {
+    success: bool,
+    /// `Message delivered to topic …, partition …, offset …`
+    message: String,
+    topic: String,
+    partition: i32,
+    offset: i64,
+}
+
+/// Response for one record or a batch.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes the JSON, which is written directly")]
+enum ProduceAnswer {
+    Record(Produced),
+    Batch(BatchAnswer),
+}
+
+/// Response for a batch.
+#[derive(Serialize, ToSchema)]
+struct BatchAnswer {
+    /// True if every record is stored.
+    success: bool,
+    /// One result per record, in order.
+    results: Vec<PartResult>,
+}
+
+/// Result of one record of a batch or stream.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes the JSON, which is written directly")]
+enum PartResult {
+    Stored { success: bool, topic: String, partition: i32, offset: i64 },
+    Failed { success: bool, code: String, status: u16, error: String },
+}
+
+/// Produce one record, a batch or a stream
+///
+/// A JSON body is one record, or a batch in `records`. An `application/x-ndjson` body is a stream
+/// of records, one per line. The response has one line per record, in order, and begins while the
+/// request is still being sent.
+#[utoipa::path(
+    post,
+    path = "/produce",
+    tag = "gateway",
+    params(
+        ("topic" = Option<String>, Query, description = "Topic of records that name none"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Makes a retry write the same event; 1 to 255 bytes"),
+    ),
+    request_body(content((ProduceRecord = "application/json"), (String = "application/x-ndjson"))),
+    responses(
+        (status = 200, description = "Stored on all in-sync replicas; for a batch, every record; for a stream, one `PartResult` per line", content((ProduceAnswer = "application/json"), (String = "application/x-ndjson"))),
+        (status = 207, description = "A batch of which some records failed", body = BatchAnswer),
+        (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "Topic not allowed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "Unknown topic", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 415, description = "Neither JSON nor NDJSON", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+async fn produce(
+    State(gateway): State<Gateway>,
+    RawQuery(query): RawQuery,
+    context: RequestContext,
+    request: Request,
+) -> Response<Body> {
+    match gateway.produce(query.as_deref(), &context, request).await {
+        Ok(response) => response,
+        Err(problem) => failure(problem).into_response(),
+    }
+}
+
+/// Adds the members `success` and `error`, which older clients read.
+pub(super) fn failure(problem: Problem) -> Problem {
+    let error = problem.detail.clone();
+    problem.with("success", false).with("error", error)
+}
+
+/// Returns the value of `?topic=`. Legal topic names need no percent-decoding.
+fn default_topic(query: Option<&str>) -> Option<&str> {
+    query?.split('&').find_map(|pair| pair.strip_prefix("topic=")).filter(|topic| !topic.is_empty())
+}
+
+/// Position of a record in its request.
+pub(super) enum RecordNumber {
+    /// The only record; it is refused if the producer's queue is full.
+    Alone,
+    /// One of several: its number, and the time until which it waits for space in the queue.
+    Part(u64, Instant),
+}
+
+/// A record that the producer has accepted.
+pub(super) struct Taken {
+    topic: String,
+    receipt: Receipt,
+}
+
+impl Gateway {
+    async fn produce(
+        &self,
+        query: Option<&str>,
+        context: &RequestContext,
+        request: Request,
+    ) -> Result<Response<Body>, Problem> {
+        let topic = default_topic(query);
+        if require_content_type(request.headers(), &["application/json", NDJSON])? == NDJSON {
+            return stream::respond(self.clone(), topic.map(str::to_owned), context.clone(), request.into_body());
+        }
+        let body = body::read(request.into_body(), self.inner.http.limits()).await?;
+        let mut record: Record<'_> = json::parse_object(&body)?;
+        if let Some(records) = record.records.take() {
+            let topic = record.topic.as_deref().or(topic);
+            return self.produce_batch(&records, &body, topic, context).await;
+        }
+        let taken = self.hand_over(record, &body, topic, context, RecordNumber::Alone).await?;
+        let (topic, stored) = self.settle(taken).await?;
+        Ok(json_response(200, produced(&topic, stored)))
+    }
+
+    /// Checks one record and passes it to the producer. A record of a batch or stream waits for
+    /// space in the producer's queue; later records wait behind it, so that they keep their order.
+    /// `content` distinguishes requests that reuse an idempotency key.
+    async fn hand_over(
+        &self,
+        record: Record<'_>,
+        content: &[u8],
+        default_topic: Option<&str>,
+        context: &RequestContext,
+        number: RecordNumber,
+    ) -> Result<Taken, Problem> {
+        let checked = record.check(default_topic)?;
+        let topic = checked.topic.clone().into_owned();
+        self.inner.topics.permit(&topic)?;
+        let limits = self.inner.topics.limits(&topic).await?;
+        let (part, until) = match number {
+            RecordNumber::Alone => (None, Instant::now()),
+            RecordNumber::Part(part, until) => (Some(part), until),
+        };
+        let id = context.event_id(ANONYMOUS, ROUTE, part, &[topic.as_bytes(), content])?;
+        let event = Event { id, kind: EVENT_TYPE, source: "/gateway", trace: context.trace };
+        checked.fits(&limits, &event)?;
+        let producer = &self.inner.producer;
+        loop {
+            let waits = part.is_some() && Instant::now() < until;
+            if waits && !producer.has_room(checked.bytes()) {
+                tokio::time::sleep(QUEUE_RETRY).await;
+                continue;
+            }
+            match producer.send(checked.outgoing(&event), &limits) {
+                Ok(receipt) => return Ok(Taken { topic, receipt }),
+                Err(SendError::Full) if waits => tokio::time::sleep(QUEUE_RETRY).await,
+                Err(error) => return Err(self.explain(&error, &topic)),
+            }
+        }
+    }
+
+    /// Waits until the broker acknowledges the record.
+    async fn settle(&self, taken: Taken) -> Result<(String, Stored), Problem> {
+        match taken.receipt.stored(&taken.topic).await {
+            Ok(stored) => Ok((taken.topic, stored)),
+            Err(error) => Err(self.explain(&error, &taken.topic)),
+        }
+    }
+
+    async fn produce_batch(
+        &self,
+        records: &[&RawValue],
+        body: &[u8],
+        topic: Option<&str>,
+        context: &RequestContext,
+    ) -> Result<Response<Body>, Problem> {
+        context.check_idempotency_key()?;
+        let limit = self.inner.config.max_batch_records;
+        if records.len() > limit {
+            return Err(Problem::new(
+                Code::InvalidRequest,
+                format!("`records` has {} records (limit {limit}); send smaller batches", records.len()),
+            ));
+        }
+        // Computed once per batch instead of once per record.
+        let content = if context.has_idempotency_key() { digest(&[body]) } else { [0; 32] };
+        let until = Instant::now() + self.inner.http.limits().timeout;
+        let mut parts = Vec::with_capacity(records.len());
+        for (part, raw) in records.iter().enumerate() {
+            let number = RecordNumber::Part(part as u64, until);
+            let taken = self.take_part(raw.get().as_bytes(), &content, topic, context, number).await;
+            parts.push(self.settle_part(taken));
+        }
+        let results: Vec<Value> = join_all(parts).await;
+        let success = results.iter().all(|result| result["success"] == true);
+        Ok(json_response(
+            if success { 200 } else { 207 },
+            json!({"success": success, "results": results}).to_string().into_bytes(),
+        ))
+    }
+
+    /// Parses one record of a batch or stream and passes it to the producer. Call it for one record
+    /// at a time.
+    pub(super) async fn take_part(
+        &self,
+        record: &[u8],
+        content: &[u8],
+        topic: Option<&str>,
+        context: &RequestContext,
+        number: RecordNumber,
+    ) -> Result<Taken, Problem> {
+        self.hand_over(json::parse_object(record)?, content, topic, context, number).await
+    }
+
+    /// Waits for the outcome of a record and returns its position or error as an object. Calls may
+    /// run concurrently.
+    pub(super) async fn settle_part(&self, taken: Result<Taken, Problem>) -> Value {
+        match taken {
+            Ok(taken) => part_result(self.settle(taken).await),
+            Err(problem) => part_result(Err(problem)),
+        }
+    }
+
+    fn explain(&self, error: &SendError, topic: &str) -> Problem {
+        // The cached limits of the topic may be out of date.
+        if matches!(error, SendError::UnknownTopic(_) | SendError::TooLarge | SendError::Rejected(_)) {
+            self.inner.topics.forget(topic);
+        }
+        let code = match error {
+            SendError::Full => Code::Overloaded,
+            SendError::Unavailable => Code::KafkaUnavailable,
+            SendError::UnknownTopic(_) => Code::UnknownTopic,
+            SendError::UnknownPartition => Code::InvalidRequest,
+            SendError::TooLarge => Code::BodyTooLarge,
+            SendError::Unknown => Code::OutcomeUnknown,
+            // A record without a key for a compacted topic, or a timestamp outside the topic's
+            // range: a retry would not help.
+            SendError::Rejected(RDKafkaErrorCode::InvalidRecord | RDKafkaErrorCode::InvalidTimestamp) => {
+                Code::InvalidRequest
+            }
+            SendError::Rejected(_) => Code::KafkaRejected,
+        };
+        Problem::new(code, error.to_string())
+    }
+}
+
+/// Returns the result object of one record.
+fn part_result(outcome: Result<(String, Stored), Problem>) -> Value {
+    match outcome {
+        Ok((topic, stored)) => {
+            json!({"success": true, "topic": topic, "partition": stored.partition, "offset": stored.offset})
+        }
+        Err(problem) => json!({
+            "success": false, "code": problem.code.word(), "status": problem.code.status().as_u16(), "error": problem.detail,
+        }),
+    }
+}
+
+/// Writes the response for one record without a serializer: topic names need no escaping.
+fn produced(topic: &str, stored: Stored) -> Vec<u8> {
+    let (mut partition, mut offset) = (itoa::Buffer::new(), itoa::Buffer::new());
+    let (partition, offset) = (partition.format(stored.partition), offset.format(stored.offset));
+    let mut out = Vec::with_capacity(160 + 2 * topic.len());
+    for piece in [
+        r#"{"success":true,"message":"Message delivered to topic "#,
+        topic,
+        ", partition ",
+        partition,
+        ", offset ",
+        offset,
+        r#"","topic":""#,
+        topic,
+        r#"","partition":"#,
+        partition,
+        r#","offset":"#,
+        offset,
+        "}",
+    ] {
+        out.extend_from_slice(piece.as_bytes());
+    }
+    out
+}
+
+fn json_response(status: u16, body: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = axum::http::StatusCode::from_u16(status).unwrap_or_default();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// State of the legacy health route.
+#[derive(Serialize, ToSchema)]
+pub struct HealthAnswer {
+    /// Always `healthy`: the process answers.
+    status: &'static str,
+}
+
+/// Report that the process is running
+#[utoipa::path(get, path = "/health", tag = "gateway", responses((status = 200, body = HealthAnswer)))]
+async fn health() -> axum::Json<HealthAnswer> {
+    axum::Json(HealthAnswer { status: "healthy" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_response_has_the_fields_that_older_clients_read() {
+        let answer = produced("my-topic", Stored { partition: 2, offset: 41 });
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        let expected = json!({
+            "success": true, "message": "Message delivered to topic my-topic, partition 2, offset 41",
+            "topic": "my-topic", "partition": 2, "offset": 41,
+        });
+        assert_eq!(answer, expected);
+    }
+}

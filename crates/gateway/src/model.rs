@@ -1,0 +1,287 @@
+//! Parses and checks records of clients and prepares them for the producer.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use postrider_http::{Code, Problem, json};
+use postrider_kafka::{Outgoing, TopicLimits, admission, batch_bytes, event::Event};
+use postrider_time::clock;
+use rdkafka::message::{Header, OwnedHeaders};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+/// One record to produce. An empty key counts as no key.
+#[derive(Debug, Deserialize)]
+pub struct Record<'a> {
+    #[serde(borrow)]
+    pub topic: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    key: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    key_base64: Option<Cow<'a, str>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    payload: Option<&'a RawValue>,
+    #[serde(borrow)]
+    payload_base64: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    headers: Option<BTreeMap<Cow<'a, str>, Cow<'a, str>>>,
+    partition: Option<i32>,
+    #[serde(borrow)]
+    timestamp: Option<Timestamp<'a>>,
+    /// A batch: these records instead of a single one.
+    #[serde(borrow)]
+    pub records: Option<Vec<&'a RawValue>>,
+}
+
+/// Distinguishes `null`, which is a valid payload, from an absent field.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Timestamp<'a> {
+    Milliseconds(i64),
+    #[serde(borrow)]
+    Rfc3339(Cow<'a, str>),
+}
+
+/// A checked record, from which the producer borrows.
+#[derive(Debug)]
+pub struct Checked<'a> {
+    pub topic: Cow<'a, str>,
+    key: Option<Cow<'a, [u8]>>,
+    payload: Cow<'a, [u8]>,
+    headers: Option<BTreeMap<Cow<'a, str>, Cow<'a, str>>>,
+    partition: Option<i32>,
+    timestamp_ms: Option<i64>,
+}
+
+/// Returns the error of an invalid record: a malformed request, 400 (contracts.md, Gateway).
+fn malformed(detail: impl Into<String>) -> Problem {
+    Problem::new(Code::InvalidRequest, detail)
+}
+
+impl<'a> Record<'a> {
+    /// Checks every field. `default_topic` applies to a record without a topic.
+    pub fn check(self, default_topic: Option<&'a str>) -> Result<Checked<'a>, Problem> {
+        let topic = self.topic.or(default_topic.map(Cow::Borrowed)).unwrap_or_default();
+        check_topic(&topic)?;
+        let key = match (self.key, self.key_base64) {
+            (Some(_), Some(_)) => {
+                return Err(malformed("`key` and `key_base64` are mutually exclusive; send one of them"));
+            }
+            (Some(Cow::Borrowed(text)), None) => Some(Cow::Borrowed(text.as_bytes())),
+            (Some(Cow::Owned(text)), None) => Some(Cow::Owned(text.into_bytes())),
+            (None, Some(text)) => Some(Cow::Owned(decode(&text, "key_base64")?)),
+            (None, None) => None,
+        };
+        let payload = match (self.payload, self.payload_base64) {
+            (Some(_), Some(_)) => {
+                return Err(malformed("`payload` and `payload_base64` are mutually exclusive; send one of them"));
+            }
+            (Some(raw), None) => match json::minify(raw.get()) {
+                Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+                Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+            },
+            (None, Some(text)) => Cow::Owned(decode(&text, "payload_base64")?),
+            (None, None) => return Err(malformed("`payload` or `payload_base64` is required")),
+        };
+        let timestamp_ms = match self.timestamp {
+            None => None,
+            Some(Timestamp::Milliseconds(ms)) if ms >= 0 => Some(ms),
+            Some(Timestamp::Milliseconds(_)) => return Err(malformed("`timestamp` must not be before 1970")),
+            Some(Timestamp::Rfc3339(text)) => {
+                Some(clock::parse_rfc3339(&text).filter(|&ms| ms >= 0).ok_or_else(|| {
+                    malformed("`timestamp` must be milliseconds or an RFC 3339 time, not before 1970")
+                })?)
+            }
+        };
+        if self.partition.is_some_and(|partition| partition < 0) {
+            return Err(malformed("`partition` must be 0 or more"));
+        }
+        let reserved = |name: &str| name.is_empty() || name.starts_with("ce_") || name == "traceparent";
+        if let Some(name) = self.headers.iter().flat_map(BTreeMap::keys).find(|name| reserved(name)) {
+            return Err(malformed(format!(
+                "header `{name}` is empty or reserved; the gateway sets `ce_…` and `traceparent`"
+            )));
+        }
+        Ok(Checked {
+            topic,
+            key: key.filter(|key| !key.is_empty()),
+            payload,
+            headers: self.headers,
+            partition: self.partition,
+            timestamp_ms,
+        })
+    }
+}
+
+impl Checked<'_> {
+    /// Returns the approximate size of the record in the producer's queue, in bytes.
+    pub fn bytes(&self) -> usize {
+        admission::weight(self.key.as_deref(), Some(&self.payload))
+    }
+
+    /// Refuses a record that the broker would refuse, before it shares a batch with other records.
+    pub fn fits(&self, limits: &TopicLimits, event: &Event<'_>) -> Result<(), Problem> {
+        let topic = &self.topic;
+        if limits.needs_key && self.key.is_none() {
+            return Err(malformed(format!("`key` is required: topic `{topic}` is compacted")));
+        }
+        if let Some(ms) = self.timestamp_ms {
+            let ahead_ms = ms - clock::now_ms();
+            let (setting, bound_ms) = match ahead_ms {
+                0.. => ("message.timestamp.after.max.ms", limits.max_after_ms),
+                _ => ("message.timestamp.before.max.ms", limits.max_before_ms),
+            };
+            if ahead_ms.abs() > bound_ms {
+                let detail = format!(
+                    "`timestamp` must be within {bound_ms} ms of now (`{setting}` of topic `{topic}`; got {ms})"
+                );
+                return Err(Problem::new(Code::InvalidField, detail));
+            }
+        }
+        // Estimates first, because most records are far below the limit. A header needs up to three
+        // bytes for each of its two lengths.
+        let headers: usize = self.headers.iter().flatten().map(|(name, value)| name.len() + value.len() + 6).sum();
+        if self.bytes() + headers > limits.max_message_bytes / 2 {
+            let bytes = batch_bytes(&self.outgoing(event));
+            if bytes > limits.max_message_bytes {
+                let limit = limits.max_message_bytes;
+                let detail = format!(
+                    "the record has {bytes} bytes; topic `{topic}` accepts at most {limit} (`max.message.bytes`)"
+                );
+                return Err(Problem::new(Code::BodyTooLarge, detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the record as the producer sends it.
+    pub fn outgoing(&self, event: &Event<'_>) -> Outgoing<'_> {
+        let own = self.headers.as_ref().map_or(0, BTreeMap::len);
+        let mut headers: OwnedHeaders = event.headers(own);
+        for (name, value) in self.headers.iter().flatten() {
+            headers = headers.insert(Header { key: name, value: Some(value.as_bytes()) });
+        }
+        Outgoing {
+            topic: &self.topic,
+            partition: self.partition,
+            key: self.key.as_deref(),
+            payload: Some(&self.payload),
+            headers: Some(headers),
+            timestamp_ms: self.timestamp_ms,
+            extra_bytes: 0,
+        }
+    }
+}
+
+fn decode(text: &str, field: &str) -> Result<Vec<u8>, Problem> {
+    BASE64_STANDARD.decode(text).map_err(|error| malformed(format!("`{field}` is not base64: {error}")))
+}
+
+/// Checks a topic name by Kafka's rules.
+pub fn check_topic(topic: &str) -> Result<(), Problem> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    match topic {
+        "" => Err(malformed("`topic` is required")),
+        "." | ".." => Err(malformed("`topic` must not be `.` or `..`")),
+        _ if topic.len() > 249 => Err(malformed("`topic` must have at most 249 characters")),
+        _ if !topic.bytes().all(legal) => Err(malformed("`topic` may contain only letters, digits, `.`, `_` and `-`")),
+        _ => Ok(()),
+    }
+}
+
+/// One record to produce, or a batch.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the JSON; the handler reads a borrowed twin")]
+pub struct ProduceRecord {
+    /// Topic; required unless `?topic=` or the batch names one.
+    topic: Option<String>,
+    /// Determines the partition; records with the same key stay in order.
+    key: Option<String>,
+    /// Binary key, instead of `key`.
+    #[schema(content_encoding = "base64")]
+    key_base64: Option<String>,
+    /// Any JSON value; stored minified, otherwise unchanged.
+    payload: Option<serde_json::Value>,
+    /// Binary payload, instead of `payload`.
+    #[schema(content_encoding = "base64")]
+    payload_base64: Option<String>,
+    /// Record headers; `ce_…` and `traceparent` are reserved.
+    headers: Option<BTreeMap<String, String>>,
+    /// Partition, from 0; overrides the partition that the key hashes to.
+    partition: Option<i32>,
+    /// Milliseconds since the Unix epoch, or an RFC 3339 time.
+    timestamp: Option<serde_json::Value>,
+    /// A batch: these records instead of a single one.
+    records: Option<Vec<serde_json::Value>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Topic, key and payload.
+    type Parts = (String, Option<Vec<u8>>, Vec<u8>);
+
+    fn check(text: &str) -> Result<Parts, Problem> {
+        let record: Record<'_> = json::parse_object(text.as_bytes())?;
+        let checked = record.check(None)?;
+        Ok((checked.topic.into_owned(), checked.key.map(Cow::into_owned), checked.payload.into_owned()))
+    }
+
+    #[test]
+    fn the_payload_is_minified_and_otherwise_unchanged() {
+        let (_, _, payload) = check(r#"{"topic":"t","payload": { "b": 1.0, "a": [ 1e3 ] } }"#).unwrap();
+        assert_eq!(payload, br#"{"b":1.0,"a":[1e3]}"#);
+        let (_, _, payload) = check(r#"{"topic":"t","payload":null}"#).unwrap();
+        assert_eq!(payload, b"null", "null is a valid payload");
+    }
+
+    #[test]
+    fn binary_keys_and_payloads_are_decoded() {
+        let (_, key, payload) = check(r#"{"topic":"t","key_base64":"AP8=","payload_base64":"AQID"}"#).unwrap();
+        assert_eq!((key.unwrap(), payload), (vec![0, 255], vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn an_empty_key_is_no_key() {
+        assert_eq!(check(r#"{"topic":"t","key":"","payload":1}"#).unwrap().1, None);
+    }
+
+    #[test]
+    fn the_error_names_the_invalid_field() {
+        for (body, word) in [
+            (r#"{"payload":1}"#, "topic"),
+            (r#"{"topic":"a b","payload":1}"#, "topic"),
+            (r#"{"topic":"..","payload":1}"#, "topic"),
+            (r#"{"topic":"t"}"#, "payload"),
+            (r#"{"topic":"t","payload":1,"payload_base64":"AA=="}"#, "payload_base64"),
+            (r#"{"topic":"t","payload_base64":"?"}"#, "payload_base64"),
+            (r#"{"topic":"t","payload":1,"partition":-1}"#, "partition"),
+            (r#"{"topic":"t","payload":1,"timestamp":"soon"}"#, "timestamp"),
+            (r#"{"topic":"t","payload":1,"headers":{"ce_id":"x"}}"#, "ce_id"),
+        ] {
+            let problem = check(body).unwrap_err();
+            assert_eq!(problem.code, Code::InvalidRequest, "{body}");
+            assert!(problem.detail.contains(word), "{body}: {}", problem.detail);
+        }
+    }
+
+    #[test]
+    fn wrong_types_are_rejected() {
+        for body in [
+            r#"{"topic":1,"payload":1}"#,
+            r#"{"topic":"t","key":7,"payload":1}"#,
+            "[]",
+            r#"["t",null,null,1]"#,
+            "7",
+            r#""x""#,
+        ] {
+            assert_eq!(check(body).unwrap_err().code, Code::InvalidRequest, "{body}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Webhook target for tests: responds with random delays and failures.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::{Query, Request, State, rejection::QueryRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use postrider_http::{Code, Problem, body, json};
+use postrider_time::clock;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use utoipa::IntoParams;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::Gateway;
+
+/// Upper bound of the delay parameters, in milliseconds.
+const MAX_DELAY_MS: u64 = 60_000;
+
+/// Default rates of 500, 400 and 503, in percent, used if the query sets no rate.
+const DEFAULT_RATES: [f64; 3] = [5.0, 5.0, 2.0];
+
+pub(super) fn routes(gateway: &Gateway) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(simulate)).with_state(gateway.clone())
+}
+
+/// Delay and failure rates of the response.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct Overrides {
+    /// Shortest response time in milliseconds.
+    #[param(maximum = 60000)]
+    min_delay_ms: Option<u64>,
+    /// Longest response time in milliseconds.
+    #[param(maximum = 60000)]
+    max_delay_ms: Option<u64>,
+    /// Percentage of responses with status 500.
+    #[param(minimum = 0, maximum = 100)]
+    rate_500: Option<f64>,
+    /// Percentage of responses with status 400.
+    #[param(minimum = 0, maximum = 100)]
+    rate_400: Option<f64>,
+    /// Percentage of responses with status 503.
+    #[param(minimum = 0, maximum = 100)]
+    rate_503: Option<f64>,
+}
+
+/// Simulate a webhook target
+///
+/// Waits, then fails at the given rates (5 % 500, 5 % 400 and 2 % 503 if none is given), otherwise
+/// succeeds.
+#[utoipa::path(
+    post,
+    path = "/webhook-simulator",
+    tag = "gateway",
+    params(Overrides),
+    request_body = serde_json::Map<String, Value>,
+    responses(
+        (status = 200, description = "Processed"),
+        (status = 400, description = "Not a JSON object, or a simulated failure"),
+        (status = 408, description = "Body too slow"),
+        (status = 413, description = "Too large"),
+        (status = 422, description = "Invalid query parameter"),
+        (status = 500, description = "Simulated failure"),
+        (status = 503, description = "Simulated failure"),
+    ),
+)]
+async fn simulate(
+    State(gateway): State<Gateway>,
+    query: Result<Query<Overrides>, QueryRejection>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let Query(overrides) = query.map_err(|error| Problem::new(Code::InvalidRequest, error.body_text()))?;
+    let plan = Plan::new(&gateway, &overrides)?;
+    let body = body::read(request.into_body(), gateway.inner.http.limits()).await?;
+    if let Err(problem) = json::parse::<Map<String, Value>>(&body) {
+        let answer = json!({"error": "Invalid JSON payload", "details": problem.detail});
+        return Ok((StatusCode::BAD_REQUEST, Json(answer)).into_response());
+    }
+    let delay_ms = fastrand::u64(plan.min_delay_ms..=plan.max_delay_ms);
+    tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+    Ok(plan.answer(fastrand::f64() * 100.0, delay_ms))
+}
+
+struct Plan {
+    min_delay_ms: u64,
+    max_delay_ms: u64,
+    /// Cumulative rates in percent, with the status of each.
+    failures: [(f64, StatusCode, &'static str); 3],
+}
+
+impl Plan {
+    fn new(gateway: &Gateway, overrides: &Overrides) -> Result<Self, Problem> {
+        let config = &gateway.inner.config.simulator;
+        let max_delay_ms =
+            overrides.max_delay_ms.unwrap_or(config.max_delay_ms.max(overrides.min_delay_ms.unwrap_or(0)));
+        let min_delay_ms = overrides.min_delay_ms.unwrap_or(config.min_delay_ms.min(max_delay_ms));
+        if min_delay_ms > max_delay_ms || max_delay_ms > MAX_DELAY_MS {
+            let detail = format!("`min_delay_ms` must not exceed `max_delay_ms`, which is at most {MAX_DELAY_MS}");
+            return Err(Problem::new(Code::InvalidField, detail));
+        }
+        let rates = match [overrides.rate_500, overrides.rate_400, overrides.rate_503] {
+            [None, None, None] => DEFAULT_RATES,
+            given => given.map(|rate| rate.unwrap_or(0.0)),
+        };
+        if rates.iter().any(|rate| !(0.0..=100.0).contains(rate)) || rates.iter().sum::<f64>() > 100.0 {
+            return Err(Problem::new(
+                Code::InvalidField,
+                "rates must be between 0 and 100 percent, at most 100 in total",
+            ));
+        }
+        let failures = [
+            (rates[0], StatusCode::INTERNAL_SERVER_ERROR, "Simulated internal server error"),
+            (rates[0] + rates[1], StatusCode::BAD_REQUEST, "Simulated bad request"),
+            (rates[0] + rates[1] + rates[2], StatusCode::SERVICE_UNAVAILABLE, "Simulated service unavailable"),
+        ];
+        Ok(Self { min_delay_ms, max_delay_ms, failures })
+    }
+
+    fn answer(&self, drawn: f64, delay_ms: u64) -> Response {
+        if let Some((_, status, error)) = self.failures.iter().find(|(below, _, _)| drawn < *below) {
+            return (*status, Json(json!({"error": error, "processing_time_ms": delay_ms}))).into_response();
+        }
+        let answer = json!({
+            "status": "processed",
+            "message": "Webhook processed successfully",
+            "processing_time_ms": delay_ms,
+            "received_at": clock::rfc3339(clock::now_ms()),
+        });
+        Json(answer).into_response()
+    }
+}

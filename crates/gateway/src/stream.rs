@@ -1,0 +1,171 @@
+//! Streams: reads newline-delimited records and writes newline-delimited results, in order and
+//! concurrently.
+//!
+//! A window bounds the records in flight. If the client does not read its results, the window fills
+//! and the body is not read further, so the sender sees back pressure.
+
+use std::time::Instant;
+
+use axum::{body::Body, http::HeaderValue, http::Response, http::header};
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
+use http_body_util::{BodyExt, BodyStream};
+use postrider_http::{
+    Code, Problem, RequestContext,
+    body::{self, Footprint},
+};
+
+use super::{
+    Gateway,
+    http::{NDJSON, RecordNumber},
+};
+
+/// A line of the body, or the error in it.
+type Line = Result<Bytes, Problem>;
+
+/// Returns the response at once; results follow as records are finished.
+pub fn respond(
+    gateway: Gateway,
+    topic: Option<String>,
+    context: RequestContext,
+    body: Body,
+) -> Result<Response<Body>, Problem> {
+    context.check_idempotency_key()?;
+    let window = gateway.inner.config.stream_window.max(1);
+    let lines = Lines::new(body, &gateway);
+    let settler = gateway.clone();
+    let results = stream::unfold(lines, |mut lines| async move { lines.next().await.map(|line| (line, lines)) })
+        .enumerate()
+        .then(move |(number, line)| {
+            let (gateway, topic, context) = (gateway.clone(), topic.clone(), context.clone());
+            // One record at a time: later records do not overtake one that waits for queue space,
+            // and the body is not read meanwhile.
+            async move {
+                let number = RecordNumber::Part(number as u64, Instant::now() + gateway.inner.http.limits().timeout);
+                let line = line?;
+                // A stream uses the line instead of a digest of the body, which is not complete
+                // yet.
+                gateway.take_part(&line, &line, topic.as_deref(), &context, number).await
+            }
+        })
+        .map(move |taken| {
+            let gateway = settler.clone();
+            async move { Bytes::from(gateway.settle_part(taken).await.to_string() + "\n") }
+        })
+        .buffered(window)
+        .map(Ok::<_, std::convert::Infallible>);
+    let mut response = Response::new(Body::from_stream(results));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON));
+    Ok(response)
+}
+
+/// Splits a body into lines of bounded length. Empty lines are skipped.
+struct Lines {
+    body: BodyStream<Body>,
+    buffer: BytesMut,
+    /// Number of bytes at the start of the buffer that contain no newline.
+    searched: usize,
+    footprint: Footprint,
+    /// True while the rest of an overlong line is discarded.
+    skipping: bool,
+    ended: bool,
+    limits: body::Limits,
+}
+
+impl Lines {
+    fn new(body: Body, gateway: &Gateway) -> Self {
+        let limits = gateway.inner.http.limits();
+        Self {
+            body: BodyStream::new(body),
+            buffer: BytesMut::new(),
+            searched: 0,
+            footprint: Footprint::default(),
+            skipping: false,
+            ended: false,
+            limits,
+        }
+    }
+
+    async fn next(&mut self) -> Option<Line> {
+        loop {
+            if let Some(line) = self.take_line() {
+                return Some(line);
+            }
+            if self.ended {
+                return None;
+            }
+            match tokio::time::timeout(self.limits.timeout, self.body.frame()).await {
+                Ok(Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    if let Err(problem) = self.footprint.cover(self.buffer.len() + data.len()) {
+                        self.ended = true;
+                        self.buffer.clear();
+                        return Some(Err(problem));
+                    }
+                    self.buffer.extend_from_slice(&data);
+                }
+                Ok(None) => self.ended = true,
+                Ok(Some(Err(error))) => {
+                    self.ended = true;
+                    self.buffer.clear();
+                    return Some(Err(Problem::new(Code::InvalidBody, error.to_string())));
+                }
+                Err(_) => {
+                    self.ended = true;
+                    self.buffer.clear();
+                    let seconds = self.limits.timeout.as_secs_f32();
+                    return Some(Err(Problem::new(
+                        Code::RequestTimeout,
+                        format!("no record was received within {seconds} s"),
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Takes a complete line from the buffer, or the error of an overlong one.
+    fn take_line(&mut self) -> Option<Line> {
+        loop {
+            let newline =
+                self.buffer[self.searched..].iter().position(|&byte| byte == b'\n').map(|at| at + self.searched);
+            let line = match newline {
+                Some(at) => {
+                    let mut line = self.buffer.split_to(at + 1);
+                    line.truncate(at);
+                    line
+                }
+                None if self.ended && !self.buffer.is_empty() => self.buffer.split(),
+                None => {
+                    self.searched = self.buffer.len();
+                    return self.skip_overlong();
+                }
+            };
+            self.searched = 0;
+            if std::mem::take(&mut self.skipping) {
+                continue;
+            }
+            if line.len() > self.limits.max_bytes {
+                return Some(Err(body::too_large(self.limits.max_bytes)));
+            }
+            if !line.trim_ascii().is_empty() {
+                return Some(Ok(line.freeze()));
+            }
+        }
+    }
+
+    /// Discards the rest of an overlong line. Returns its error once.
+    fn skip_overlong(&mut self) -> Option<Line> {
+        if self.skipping {
+            self.buffer.clear();
+            self.searched = 0;
+            return None;
+        }
+        if self.buffer.len() <= self.limits.max_bytes {
+            return None;
+        }
+        self.skipping = true;
+        self.buffer.clear();
+        self.searched = 0;
+        Some(Err(body::too_large(self.limits.max_bytes)))
+    }
+}

@@ -1,0 +1,187 @@
+//! Context of a request: its id, its trace, and its idempotency key.
+
+use std::{convert::Infallible, net::IpAddr};
+
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts},
+};
+use postrider_kafka::event;
+use postrider_telemetry::trace_context::TraceContext;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::{code::Code, problem::Problem};
+
+pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Longest request id or idempotency key, in bytes.
+const MAX_ID_BYTES: usize = 255;
+
+/// Principal of all writes until there is authentication.
+pub const ANONYMOUS: &str = "anonymous";
+
+/// Namespace of the event ids derived from idempotency keys.
+const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x6f1c_70f2_5d1b_5c0e_9a40_7e3a_1d2b_9c55);
+
+/// Context of a request. The outer layer creates it, and handlers take it as an extractor.
+#[derive(Debug, Clone)]
+pub struct RequestContext {
+    pub request_id: HeaderValue,
+    /// Span of the server in the caller's trace, or in a new one.
+    pub trace: TraceContext,
+    /// Parent of `trace`, if the caller sent one.
+    pub parent: Option<TraceContext>,
+    /// Address of the client; unknown on shortcuts.
+    pub client: Option<IpAddr>,
+    idempotency_key: Option<HeaderValue>,
+}
+
+impl RequestContext {
+    pub fn from_headers(headers: &HeaderMap) -> Self {
+        let parent = headers.get(&TRACEPARENT).and_then(|value| TraceContext::parse(value.as_bytes()));
+        let request_id = headers
+            .get(&REQUEST_ID)
+            .filter(|id| !id.is_empty() && id.len() <= MAX_ID_BYTES && id.to_str().is_ok())
+            .cloned()
+            .unwrap_or_else(new_request_id);
+        Self {
+            request_id,
+            trace: parent.map_or_else(TraceContext::root, TraceContext::child),
+            parent,
+            client: None,
+            idempotency_key: headers.get(&IDEMPOTENCY_KEY).cloned(),
+        }
+    }
+
+    /// Rejects a key that no event id can be derived from, before any part of the request is
+    /// written.
+    pub fn check_idempotency_key(&self) -> Result<(), Problem> {
+        match &self.idempotency_key {
+            Some(key) if key.is_empty() || key.len() > MAX_ID_BYTES => {
+                let detail = format!("`Idempotency-Key` must have 1 to {MAX_ID_BYTES} bytes (got {})", key.len());
+                Err(Problem::new(Code::InvalidRequest, detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns whether a retry of this request can be recognized.
+    pub fn has_idempotency_key(&self) -> bool {
+        self.idempotency_key.is_some()
+    }
+
+    /// Returns the id of the event that this request writes. With an idempotency key it is derived
+    /// from the key, the principal, the route and the content: a retry writes the same event, and
+    /// different requests with the same key write different events. Without a key it is new.
+    ///
+    /// `part` distinguishes the records of one request. `content` is the content of the request:
+    /// the body, and the values in the path and the query.
+    pub fn event_id(
+        &self,
+        principal: &str,
+        route: &str,
+        part: Option<u64>,
+        content: &[&[u8]],
+    ) -> Result<Uuid, Problem> {
+        self.check_idempotency_key()?;
+        let Some(key) = &self.idempotency_key else { return Ok(event::new_id()) };
+        let mut name = Vec::with_capacity(128);
+        for piece in [principal.as_bytes(), route.as_bytes(), key.as_bytes()] {
+            name.extend_from_slice(piece);
+            name.push(0);
+        }
+        if let Some(part) = part {
+            name.extend_from_slice(&part.to_be_bytes());
+        }
+        name.extend_from_slice(&digest(content));
+        Ok(Uuid::new_v5(&EVENT_NAMESPACE, &name))
+    }
+}
+
+/// Returns the SHA-256 of several pieces. Each is hashed with its length, so that the same bytes
+/// split differently give a different digest.
+pub fn digest(pieces: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for piece in pieces {
+        hash.update((piece.len() as u64).to_be_bytes());
+        hash.update(piece);
+    }
+    hash.finalize().into()
+}
+
+fn new_request_id() -> HeaderValue {
+    let mut text = [0_u8; 32];
+    Uuid::from_u128(fastrand::u128(..)).simple().encode_lower(&mut text);
+    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("none"))
+}
+
+impl<S: Sync> FromRequestParts<S> for RequestContext {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(parts.extensions.get::<Self>().cloned().unwrap_or_else(|| Self::from_headers(&parts.headers)))
+    }
+}
+
+/// Content type that HTTP clients, such as curl with `-d`, send if the caller gives none. The
+/// services before postrider ignored it, so such a body counts as the first type that the route
+/// accepts.
+const CLIENT_DEFAULT: &str = "application/x-www-form-urlencoded";
+
+/// Returns the content type if it is one of `accepted`, and 415 otherwise; a missing one counts as
+/// the first.
+pub fn require_content_type(headers: &HeaderMap, accepted: &[&'static str]) -> Result<&'static str, Problem> {
+    let fallback = accepted.first().copied().unwrap_or("application/json");
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(fallback) };
+    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case(CLIENT_DEFAULT) {
+        return Ok(fallback);
+    }
+    accepted.iter().copied().find(|known| essence.eq_ignore_ascii_case(known)).ok_or_else(|| {
+        Problem::new(
+            Code::UnsupportedMediaType,
+            format!("content type `{essence}` is not supported; send {}", accepted.join(" or ")),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: &'static str, value: &'static str) -> RequestContext {
+        RequestContext::from_headers(&HeaderMap::from_iter([(
+            HeaderName::from_static(name),
+            HeaderValue::from_static(value),
+        )]))
+    }
+
+    #[test]
+    fn the_event_id_is_a_function_of_principal_route_key_and_content() {
+        let context = with("idempotency-key", "k1");
+        let id = context.event_id("anonymous", "/push", None, &[b"ab", b"c"]).unwrap();
+        assert_eq!(id, context.event_id("anonymous", "/push", None, &[b"ab", b"c"]).unwrap());
+        assert_eq!(id.get_version_num(), 5);
+        for (principal, route, part, content) in [
+            ("b", "/push", None, [&b"ab"[..], b"c"]),
+            ("anonymous", "/produce", None, [b"ab", b"c"]),
+            ("anonymous", "/push", Some(0), [b"ab", b"c"]),
+            ("anonymous", "/push", None, [b"a", b"bc"]),
+        ] {
+            assert_ne!(id, context.event_id(principal, route, part, &content).unwrap());
+        }
+        assert_ne!(id, with("idempotency-key", "k2").event_id("anonymous", "/push", None, &[b"ab", b"c"]).unwrap());
+        let keyless = with("host", "k1");
+        assert_ne!(keyless.event_id("a", "b", None, &[]).unwrap(), keyless.event_id("a", "b", None, &[]).unwrap());
+        assert!(with("idempotency-key", "").event_id("a", "b", None, &[]).is_err());
+    }
+
+    #[test]
+    fn a_request_id_is_honoured_or_made() {
+        assert_eq!(with("x-request-id", "abc").request_id, "abc");
+        assert_eq!(with("host", "abc").request_id.len(), 32);
+    }
+}

@@ -1,0 +1,359 @@
+//! HTTP routes of messages.
+
+use axum::{
+    body::Body,
+    extract::{
+        Query, Request, State,
+        rejection::QueryRejection,
+        ws::{WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
+    },
+    http::{HeaderMap, HeaderName, Response, header},
+    response::IntoResponse,
+};
+use postrider_http::{
+    Code, Problem, ProblemBody, RequestContext, body,
+    context::{ANONYMOUS, require_content_type},
+    json,
+    refusals::{JsonWrite, PostgresRead},
+    sse,
+};
+use postrider_kafka::{Outgoing, event::Event, partition_of};
+use postrider_time::clock;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    Messages, Open,
+    cursor::Cursor,
+    follower::{Follower, unreachable},
+    model::{self, Draft},
+    socket::{Connection, PROTOCOL},
+    store::Limits,
+    stream, unread,
+};
+
+const ROUTE: &str = "/api/v1/message/action";
+/// Key of every record, for compatibility with existing consumers.
+const KEY: &[u8] = b"message.new";
+const DEFAULT_LIMIT: u16 = 20;
+const MAX_LIMIT: u16 = 100;
+/// Maximum total size of the messages in one page of history, in bytes.
+const PAGE_BYTES: usize = 4 << 20;
+/// Size of a socket's read and write buffers in bytes. Small, because every connection has its own.
+const SOCKET_BUFFER_BYTES: usize = 2 << 10;
+static RECEIVER_ID: HeaderName = HeaderName::from_static("receiverid");
+static LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// Returns the routes of messages with their OpenAPI descriptions.
+pub fn routes(messages: Messages) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(push))
+        .routes(routes!(health))
+        .routes(routes!(connect))
+        .routes(routes!(live))
+        .routes(routes!(history))
+        .merge(unread::routes())
+        .with_state(messages)
+}
+
+/// Send a message
+///
+/// Responds once Kafka has stored the message on all in-sync replicas. The message reaches every
+/// open connection of its receiver within milliseconds. Without an open connection it is delivered
+/// on the next one.
+#[utoipa::path(
+    post,
+    path = "/api/v1/message/action",
+    tag = "messages",
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry write the same message")),
+    request_body = Draft,
+    responses(
+        (status = 200, description = "`Message Sent`", body = String, content_type = "text/plain"),
+        (status = 400, description = "Malformed, or a field is missing or empty", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "An id is too long", body = ProblemBody, content_type = "application/problem+json"),
+        JsonWrite,
+    ),
+)]
+async fn push(
+    State(messages): State<Messages>,
+    context: RequestContext,
+    request: Request,
+) -> Result<&'static str, Problem> {
+    messages.push(&context, request).await.map(|()| "Message Sent")
+}
+
+/// Report that WebSockets are served
+#[utoipa::path(
+    get,
+    path = "/api/v1/websocket/health",
+    tag = "messages",
+    responses((status = 200, description = "`WebSocket Route Operational`", body = String, content_type = "text/plain")),
+)]
+async fn health() -> &'static str {
+    "WebSocket Route Operational"
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ConnectQuery {
+    receiver_id: Option<String>,
+    after: Option<String>,
+}
+
+/// Receive messages by WebSocket
+///
+/// Each message is one text frame: the record's value as it was produced. Messages sent while the
+/// receiver was not connected are delivered first. With the subprotocol `postrider.v1`, frames are
+/// `{"id":cursor,"type":"message","data":{…}}` and `{"type":"gap"}`, and the client may send
+/// `{"ack":cursor}`.
+#[utoipa::path(
+    get,
+    path = "/api/v1/websocket/message",
+    tag = "messages",
+    params(
+        ("ReceiverId" = Option<String>, Header, description = "Id of the receiver; alternative to `receiverId`"),
+        ("receiverId" = Option<String>, Query, description = "For clients that cannot set headers; the header takes precedence"),
+        ("after" = Option<String>, Query, description = "Continue after this cursor"),
+    ),
+    responses(
+        (status = 101, description = "Connected"),
+        (status = 400, description = "Missing receiver, or not a WebSocket handshake", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "Origin not allowed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "Too many connections of this receiver or address", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Too many connections, or Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+async fn connect(
+    State(messages): State<Messages>,
+    context: RequestContext,
+    headers: HeaderMap,
+    query: Result<Query<ConnectQuery>, QueryRejection>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response<Body>, Problem> {
+    let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
+    let receiver = receiver(&headers, query.receiver_id)?;
+    messages.check_origin(&headers)?;
+    let upgrade = upgrade.map_err(|error| invalid(error.body_text()))?;
+    let after = cursor("after", query.after.as_deref())?;
+    let Open { hub, acks, .. } = messages.connections()?.clone();
+    let follower = Follower::open(&hub, &receiver, context.client, after).await?;
+    let max_bytes = messages.inner.config.max_incoming_bytes;
+    let upgrade = upgrade
+        .read_buffer_size(SOCKET_BUFFER_BYTES)
+        .write_buffer_size(SOCKET_BUFFER_BYTES)
+        .max_message_size(max_bytes)
+        .max_frame_size(max_bytes)
+        .protocols([PROTOCOL]);
+    let cursors = upgrade.selected_protocol().is_some();
+    let open = hub.open.token();
+    Ok(upgrade.on_upgrade(move |socket| async move {
+        Connection::new(follower, acks, cursors).run(socket).await;
+        drop(open);
+    }))
+}
+
+/// Receive messages as server-sent events
+///
+/// Delivers the same messages as the WebSocket: `data` is the message, `id` the cursor after it. An
+/// event `gap` means that messages after the client's position have been deleted.
+#[utoipa::path(
+    get,
+    path = "/api/v1/messages/stream",
+    tag = "messages",
+    params(
+        ("ReceiverId" = Option<String>, Header, description = "Id of the receiver; alternative to `receiverId`"),
+        ("receiverId" = Option<String>, Query, description = "For clients that cannot set headers; the header takes precedence"),
+        ("Last-Event-ID" = Option<String>, Header, description = "Continue after this `id`"),
+        ("after" = Option<String>, Query, description = "The same; the header wins"),
+    ),
+    responses(
+        (status = 200, description = "The stream", body = sse::Event, content_type = "text/event-stream"),
+        (status = 400, description = "Missing receiver, or an invalid id", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "Origin not allowed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "Too many connections of this receiver or address", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Too many streams, or Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+async fn live(
+    State(messages): State<Messages>,
+    context: RequestContext,
+    headers: HeaderMap,
+    query: Result<Query<ConnectQuery>, QueryRejection>,
+) -> Result<Response<Body>, Problem> {
+    let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
+    let receiver = receiver(&headers, query.receiver_id)?;
+    messages.check_origin(&headers)?;
+    let header = headers.get(&LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?")).filter(|id| !id.is_empty());
+    let after = cursor("Last-Event-ID", header.or(query.after.as_deref()))?;
+    let open = messages.connections()?;
+    let age = sse::age(messages.inner.config.stream_max_age_ms);
+    let follower = Follower::open(&open.hub, &receiver, context.client, after).await?;
+    if header.is_some() {
+        // The client of a stream sends only this id, which proves that it has everything up to it.
+        open.acks.add(&follower.subscription.receiver, &follower.cursor);
+    }
+    Ok(stream::respond(follower, age))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HistoryQuery {
+    receiver_id: Option<String>,
+    after: Option<String>,
+    limit: Option<u16>,
+}
+
+/// A message in a page.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ListedMessage)]
+struct Listed<'a> {
+    /// Cursor after the message.
+    id: String,
+    /// Value of the record.
+    #[schema(value_type = Object)]
+    data: &'a RawValue,
+    /// Time when Kafka received the message, as RFC 3339.
+    created_at: String,
+    /// True if the receiver is known to have the message.
+    delivered: bool,
+}
+
+/// A page of messages.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MessagePage)]
+struct Page<'a> {
+    /// Messages, oldest first.
+    messages: Vec<Listed<'a>>,
+    /// Cursor for the next page; null on the last one.
+    next_cursor: Option<String>,
+    /// True if messages between `after` and the first one have been deleted.
+    gap: bool,
+}
+
+/// List a receiver's messages, oldest first
+#[utoipa::path(
+    get,
+    path = "/api/v1/messages",
+    tag = "messages",
+    params(
+        ("ReceiverId" = Option<String>, Header, description = "Id of the receiver; alternative to `receiverId`"),
+        ("receiverId" = Option<String>, Query, description = "The same; the header wins"),
+        ("after" = Option<String>, Query, description = "`next_cursor` of the previous page, or the `id` of a message"),
+        ("limit" = Option<u16>, Query, minimum = 1, maximum = 100, description = "Maximum number of messages per page (default 20)"),
+    ),
+    responses(
+        (status = 200, description = "A page", body = Page),
+        PostgresRead,
+    ),
+)]
+async fn history(
+    State(messages): State<Messages>,
+    headers: HeaderMap,
+    query: Result<Query<HistoryQuery>, QueryRejection>,
+) -> Result<Response<Body>, Problem> {
+    let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
+    let receiver = receiver(&headers, query.receiver_id)?;
+    let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
+    if !(1..=MAX_LIMIT).contains(&limit) {
+        return Err(invalid(format!("`limit` must be between 1 and {MAX_LIMIT} (got {limit})")));
+    }
+    let mut cursor = cursor("after", query.after.as_deref())?.unwrap_or_default();
+    let store = &messages.connections()?.hub.store;
+    let limits = Limits { rows: limit, bytes: PAGE_BYTES };
+    let found = store.after(&receiver, &cursor, limits).await.map_err(|error| unreachable(&error))?;
+    let mut positions = store.positions(&[&receiver]).await.map_err(|error| unreachable(&error))?;
+    let delivered = positions.remove(&receiver).unwrap_or_default().delivered;
+    let (mut listed, mut gap, mut last) = (Vec::new(), false, Cursor::default());
+    for row in &found {
+        last.advance(row.partition_id(), row.last);
+        if row.value.is_some() && listed.len() >= usize::from(limit) {
+            continue;
+        }
+        gap |= row.is_after_gap(cursor.seen(row.partition_id()), true);
+        if row.is_forgotten() {
+            cursor.forget(row.partition_id());
+        }
+        let Some(value) = row.value.as_deref() else { continue };
+        let offset = row.offset.unwrap_or(row.last);
+        cursor.advance(row.partition_id(), offset);
+        let delivered = offset <= delivered.seen(row.partition_id());
+        let data = serde_json::from_str(value).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+        let created_at = clock::rfc3339(row.created_ms.unwrap_or_default());
+        listed.push(Listed { id: cursor.to_string(), data, created_at, delivered });
+    }
+    let more = last.partitions().any(|(partition_id, last)| cursor.seen(partition_id) < last) && !listed.is_empty();
+    let page = Page { messages: listed, next_cursor: more.then(|| cursor.to_string()), gap };
+    Ok(axum::Json(page).into_response())
+}
+
+impl Messages {
+    async fn push(&self, context: &RequestContext, request: Request) -> Result<(), Problem> {
+        let inner = &*self.inner;
+        require_content_type(request.headers(), &["application/json"])?;
+        let body = body::read(request.into_body(), inner.http.limits()).await?;
+        let receiver = model::check(&body)?;
+        if !inner.topics_ready.get() {
+            let detail =
+                "the topics are not ready: they were not checked yet, or are not as they must be (see readiness)";
+            return Err(Problem::new(Code::KafkaUnavailable, detail));
+        }
+        if let Some(open) = self.open() {
+            open.receivers.admit(&receiver).await?;
+        }
+        let text = std::str::from_utf8(&body).map_err(|error| Problem::new(Code::InvalidJson, error.to_string()))?;
+        let value = json::minify(text);
+        let id = context.event_id(ANONYMOUS, ROUTE, None, &[&body])?;
+        let event = Event { id, kind: "postrider.message.sent", source: "/messages", trace: context.trace };
+        let record = Outgoing {
+            topic: &inner.topic,
+            // All records share a key, so the receiver determines the partition; its messages have
+            // one order.
+            partition: Some(partition_of(receiver.as_bytes(), inner.config.partitions)),
+            key: Some(KEY),
+            payload: Some(value.as_bytes()),
+            headers: Some(event.headers(0)),
+            ..Outgoing::default()
+        };
+        inner.producer.store(record).await?;
+        Ok(())
+    }
+
+    pub(super) fn connections(&self) -> Result<&Open, Problem> {
+        let off = || Problem::new(Code::PostgresUnavailable, "messages are disabled because `postgres.url` is not set");
+        self.open().ok_or_else(off)
+    }
+
+    /// Checks the `Origin` header, which browsers send and other clients do not.
+    fn check_origin(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let allowed = &self.inner.config.allowed_origins;
+        let Some(origin) = headers.get(header::ORIGIN).filter(|_| !allowed.is_empty()) else { return Ok(()) };
+        if allowed.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(origin.as_bytes())) {
+            return Ok(());
+        }
+        let detail = format!(
+            "origin `{}` is not allowed (`messages.allowed_origins`)",
+            String::from_utf8_lossy(origin.as_bytes())
+        );
+        Err(Problem::new(Code::OriginForbidden, detail))
+    }
+}
+
+/// Returns the receiver's id from the header or the query.
+pub(super) fn receiver(headers: &HeaderMap, query: Option<String>) -> Result<String, Problem> {
+    let header = headers.get(&RECEIVER_ID).map(|value| String::from_utf8(value.as_bytes().to_vec()));
+    let header = header.transpose().map_err(|_| invalid("`ReceiverId` is not UTF-8"))?;
+    let receiver = header.or(query).filter(|id| !id.is_empty()).ok_or_else(|| invalid("Missing data"))?;
+    model::check_id("receiverId", &receiver)?;
+    Ok(receiver)
+}
+
+fn cursor(name: &str, text: Option<&str>) -> Result<Option<Cursor>, Problem> {
+    let parsed = text.filter(|text| !text.is_empty()).map(str::parse).transpose();
+    parsed.map_err(|error| invalid(format!("`{name}` is {error}")))
+}
+
+pub(super) fn invalid(detail: impl Into<String>) -> Problem {
+    Problem::new(Code::InvalidRequest, detail)
+}

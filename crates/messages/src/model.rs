@@ -1,0 +1,127 @@
+//! Parses and checks messages.
+
+use std::borrow::Cow;
+
+use postrider_http::{Code, Problem, json};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+/// Longest id, in bytes.
+pub const MAX_ID_BYTES: usize = 255;
+
+/// A message to send. Additional fields are stored and delivered unchanged.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Message)]
+pub struct Draft<'a> {
+    /// Conversation id. Not empty.
+    #[serde(borrow, default)]
+    #[schema(min_length = 1, max_length = 255)]
+    chat_id: Cow<'a, str>,
+    /// Sender id. Not empty.
+    #[serde(borrow, default)]
+    #[schema(min_length = 1, max_length = 255)]
+    sender_id: Cow<'a, str>,
+    /// Receiver id. Not empty.
+    #[serde(borrow, default)]
+    #[schema(min_length = 1, max_length = 255)]
+    receiver_id: Cow<'a, str>,
+    /// Message text. Not empty.
+    #[serde(borrow, default)]
+    #[schema(min_length = 1)]
+    content: Cow<'a, str>,
+}
+
+/// The part of any producer's record that postrider needs.
+#[derive(Debug, Deserialize)]
+struct Addressed<'a> {
+    #[serde(rename = "receiverId", borrow, default)]
+    receiver_id: Cow<'a, str>,
+}
+
+/// Error of an invalid id.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Flaw {
+    #[error("`{0}` is missing or empty")]
+    Missing(&'static str),
+    #[error("`{0}` must not contain a null character")]
+    Nul(&'static str),
+    #[error("`{0}` must have at most {MAX_ID_BYTES} bytes (got {1})")]
+    TooLong(&'static str, usize),
+}
+
+/// Error of a record of which the receiver cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Unaddressed {
+    /// It is not JSON, or not an object with a `receiverId` of the right type.
+    #[error("{}", .0.detail)]
+    Body(Problem),
+    #[error(transparent)]
+    Id(#[from] Flaw),
+}
+
+impl From<Flaw> for Problem {
+    fn from(flaw: Flaw) -> Self {
+        let code = match flaw {
+            Flaw::Missing(_) | Flaw::Nul(_) => Code::InvalidRequest,
+            Flaw::TooLong(..) => Code::InvalidField,
+        };
+        Self::new(code, flaw.to_string())
+    }
+}
+
+/// Checks the body of a message and returns its receiver.
+pub fn check(body: &[u8]) -> Result<Cow<'_, str>, Problem> {
+    let Draft { chat_id, sender_id, receiver_id, content } = json::parse_object(body)?;
+    for (name, id) in [("chatId", &chat_id), ("senderId", &sender_id), ("receiverId", &receiver_id)] {
+        check_id(name, id)?;
+    }
+    match &*content {
+        "" => Err(Flaw::Missing("content").into()),
+        text if text.contains('\0') => Err(Flaw::Nul("content").into()),
+        _ => Ok(receiver_id),
+    }
+}
+
+/// Returns the receiver of a record of any producer.
+pub fn receiver(value: &[u8]) -> Result<Cow<'_, str>, Unaddressed> {
+    let Addressed { receiver_id } = json::parse_object(value).map_err(Unaddressed::Body)?;
+    check_id("receiverId", &receiver_id)?;
+    Ok(receiver_id)
+}
+
+/// Checks that a text can be an id: not empty, no null character, at most [`MAX_ID_BYTES`] bytes.
+pub fn check_id(name: &'static str, id: &str) -> Result<(), Flaw> {
+    match id.len() {
+        0 => Err(Flaw::Missing(name)),
+        _ if id.contains('\0') => Err(Flaw::Nul(name)),
+        bytes if bytes > MAX_ID_BYTES => Err(Flaw::TooLong(name, bytes)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_or_unstorable_fields_are_rejected() {
+        let with = |field: &str, value: &str| {
+            let mut body = serde_json::json!({"chatId": "c", "senderId": "s", "receiverId": "r", "content": "x"});
+            body[field] = serde_json::from_str(value).unwrap();
+            check(body.to_string().as_bytes()).map(Cow::into_owned).map_err(|problem| problem.code)
+        };
+        assert_eq!(with("more", "[1]"), Ok("r".to_owned()));
+        assert_eq!(with("receiverId", r#""a\"\u00e4\ud83c\udf89""#), Ok("a\"ä🎉".to_owned()));
+        for field in ["chatId", "senderId", "receiverId", "content"] {
+            for bad in [r#""""#, r#""a\u0000""#, "null", "1", "{}"] {
+                assert_eq!(with(field, bad), Err(Code::InvalidRequest), "{field} {bad}");
+            }
+        }
+        assert_eq!(with("receiverId", &format!("\"{}\"", "x".repeat(256))), Err(Code::InvalidField));
+        let duplicate_field = br#"{"chatId":"c","senderId":"s","receiverId":"r","receiverId":"q","content":"x"}"#;
+        assert_eq!(check(duplicate_field).unwrap_err().code, Code::InvalidRequest, "duplicate fields are rejected");
+        assert_eq!(check(b"[]").unwrap_err().code, Code::InvalidRequest);
+        assert_eq!(receiver(br#"{"receiverId":"r"}"#).unwrap(), "r");
+    }
+}
