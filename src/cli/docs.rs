@@ -3,15 +3,26 @@
 use std::fs;
 
 use postrider_config as config;
-use postrider_http::code;
+use postrider_http::{Code, code};
 
 use crate::roles::Settings;
+
+/// Every error code that an answer can have.
+const CODES: &[&[Code]] = &[
+    Code::ALL,
+    postrider_gateway::codes::ALL,
+    postrider_kv::codes::ALL,
+    postrider_messages::codes::ALL,
+    postrider_feed::codes::ALL,
+    postrider_outbox_writer::codes::ALL,
+    postrider_dlq::codes::ALL,
+];
 
 /// Returns each generated part: its file, its marker and its content.
 fn parts() -> [(&'static str, &'static str, String); 2] {
     [
         ("docs/configuration.md", "configuration", config::markdown_table::<Settings>()),
-        ("docs/errors.md", "errors", code::markdown_table()),
+        ("docs/errors.md", "errors", code::markdown_table(CODES)),
     ]
 }
 
@@ -44,4 +55,19 @@ fn replace(text: &str, marker: &str, table: &str) -> Option<String> {
     let (head, rest) = text.split_once(&begin)?;
     let (_, tail) = rest.split_once(&end)?;
     Some(format!("{head}{begin}{table}{end}{tail}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_error_codes_have_the_same_word() {
+        let mut words = HashSet::new();
+        for code in CODES.concat() {
+            assert!(words.insert(code.word), "{} is defined twice", code.word);
+        }
+    }
 }

@@ -8,7 +8,7 @@ use postrider_dlq::{self as dlq, Queue};
 use postrider_feed::{self as feed, Feed};
 use postrider_gateway::{self as gateway, Gateway};
 use postrider_health::render_metrics;
-use postrider_http::{client::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts};
+use postrider_http::{Audience, client::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts};
 use postrider_kv::{self as kv, Service};
 use postrider_messages::{self as messages, Messages, Presence};
 use postrider_process::drain::Tasks;
@@ -76,7 +76,7 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
     let (config, ending) = (settings.http.clone(), platform.ending());
     tasks.watch("http listeners", ending.died.clone());
     tasks.spawn("http", async move {
-        serve::serve(serve::Audience::Callers, listeners, router, short_cuts, &config, proxies, ending).await;
+        serve::serve(Audience::Callers, listeners, router, short_cuts, &config, proxies, ending).await;
         Ok(())
     });
     Ok(())

@@ -3,7 +3,7 @@
 use std::{io::ErrorKind, time::Duration};
 
 use postrider_health as ops;
-use postrider_http::{client::Proxies, serve, shortcut::ShortCuts};
+use postrider_http::{Audience, client::Proxies, serve, shortcut::ShortCuts};
 use postrider_process::drain::{Draining, Ending, Tasks};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -51,16 +51,8 @@ pub(super) fn serve(platform: &Platform, listeners: Vec<TcpListener>, tasks: &mu
     let ending = Ending { draining: Draining::default(), died, stop: stop.clone(), grace: Duration::from_secs(1) };
     let server = tokio::spawn(async move {
         let _guard = guard;
-        serve::serve(
-            serve::Audience::Operators,
-            listeners,
-            router,
-            ShortCuts::default(),
-            &config,
-            Proxies::default(),
-            ending,
-        )
-        .await;
+        serve::serve(Audience::Operators, listeners, router, ShortCuts::default(), &config, Proxies::default(), ending)
+            .await;
     });
     Management { stop, server }
 }

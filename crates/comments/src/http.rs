@@ -13,8 +13,6 @@ use postrider_http::{
     sse,
 };
 use postrider_kafka::{Outgoing, event::Event};
-use postrider_postgres::query::Error;
-use postrider_time::clock;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -22,8 +20,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     Comments, Shelf,
     cursor::{Cursor, Position},
-    model::{Comment, Draft, Id, check_field},
-    store::Row,
+    model::{Comment, Draft, Id, Listed, check_field},
+    store::{Row, unreachable},
     stream,
 };
 
@@ -46,33 +44,6 @@ struct Pushed {
     message: &'static str,
     /// The comment as it was sent.
     comment: Comment,
-}
-
-/// A stored comment.
-#[derive(Serialize, ToSchema)]
-pub struct Listed<'a> {
-    /// The id of the comment's event, a UUID.
-    id: &'a str,
-    text: &'a str,
-    /// Author of the comment as text, even if it was sent as a number.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    author_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    post_id: Option<&'a str>,
-    /// Time at which Kafka received the comment, in RFC 3339.
-    created_at: String,
-}
-
-impl<'a> From<&'a Row> for Listed<'a> {
-    fn from(row: &'a Row) -> Self {
-        Self {
-            id: &row.event_id,
-            text: &row.text,
-            author_id: row.author_id.as_deref(),
-            post_id: row.post_id.as_deref(),
-            created_at: clock::rfc3339(row.created_ms),
-        }
-    }
 }
 
 /// One page of comments.
@@ -208,9 +179,9 @@ impl Comments {
         if !inner.topics_ready.get() {
             let detail =
                 "the topics were not checked yet, or their settings differ from what is required; see readiness";
-            return Err(Problem::new(Code::KafkaUnavailable, detail));
+            return Err(Problem::new(Code::KAFKA_UNAVAILABLE, detail));
         }
-        let value = serde_json::to_vec(&comment).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+        let value = serde_json::to_vec(&comment).map_err(|error| Problem::new(Code::INTERNAL, error.to_string()))?;
         let id = context.event_id(ANONYMOUS, ROUTE, None, &[&body])?;
         let event = Event { id, kind: "postrider.comment.pushed", source: "/comments", trace: context.trace };
         let key = comment.post_id.as_ref().or(comment.author_id.as_ref()).map(Id::text);
@@ -226,7 +197,7 @@ impl Comments {
     }
 
     pub(super) fn shelf(&self) -> Result<&Shelf, Problem> {
-        let off = || Problem::new(Code::PostgresUnavailable, "set `postgres.url` to read comments; it is not set");
+        let off = || Problem::new(Code::POSTGRES_UNAVAILABLE, "set `postgres.url` to read comments; it is not set");
         self.inner.shelf.as_ref().ok_or_else(off)
     }
 }
@@ -252,10 +223,5 @@ fn cursor_of(row: &Row) -> Cursor {
 }
 
 fn invalid(detail: impl Into<String>) -> Problem {
-    Problem::new(Code::InvalidRequest, detail)
-}
-
-/// Returns the problem for a failed read of the table.
-pub(super) fn unreachable(error: &Error) -> Problem {
-    Problem::new(Code::PostgresUnavailable, error.to_string())
+    Problem::new(Code::INVALID_REQUEST, detail)
 }

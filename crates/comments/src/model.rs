@@ -1,11 +1,14 @@
-//! Incoming comments, from JSON or a form, and their validation.
+//! Comments as clients send them, in JSON or a form, with their validation, and as they are read.
 
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode;
 use postrider_http::{Code, Problem, json};
+use postrider_time::clock;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use super::store::Row;
 
 /// Longest `author_id` or `post_id`, in bytes.
 pub const MAX_ID_BYTES: usize = 255;
@@ -81,8 +84,8 @@ pub enum Flaw {
 impl From<Flaw> for Problem {
     fn from(flaw: Flaw) -> Self {
         let code = match flaw {
-            Flaw::NoText | Flaw::Nul(_) => Code::InvalidRequest,
-            Flaw::TooLarge { .. } => Code::InvalidField,
+            Flaw::NoText | Flaw::Nul(_) => Code::INVALID_REQUEST,
+            Flaw::TooLarge { .. } => Code::INVALID_FIELD,
         };
         Self::new(code, flaw.to_string())
     }
@@ -134,14 +137,41 @@ pub fn check_field(field: &'static str, text: &str, limit: usize) -> Result<(), 
 fn fill<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), Problem> {
     match slot.replace(value) {
         None => Ok(()),
-        Some(_) => Err(Problem::new(Code::InvalidRequest, format!("`{name}` must be given only once"))),
+        Some(_) => Err(Problem::new(Code::INVALID_REQUEST, format!("`{name}` must be given only once"))),
     }
 }
 
 fn decode(bytes: &[u8]) -> Result<String, Problem> {
     let spaced: Vec<u8> = bytes.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
     let decoded = percent_decode(&spaced).decode_utf8().map(Cow::into_owned);
-    decoded.map_err(|_| Problem::new(Code::InvalidRequest, "the form must be UTF-8 after percent-decoding"))
+    decoded.map_err(|_| Problem::new(Code::INVALID_REQUEST, "the form must be UTF-8 after percent-decoding"))
+}
+
+/// A stored comment.
+#[derive(Serialize, ToSchema)]
+pub struct Listed<'a> {
+    /// The id of the comment's event, a UUID.
+    id: &'a str,
+    text: &'a str,
+    /// Author of the comment as text, even if it was sent as a number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    author_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    post_id: Option<&'a str>,
+    /// Time at which Kafka received the comment, in RFC 3339.
+    created_at: String,
+}
+
+impl<'a> From<&'a Row> for Listed<'a> {
+    fn from(row: &'a Row) -> Self {
+        Self {
+            id: &row.event_id,
+            text: &row.text,
+            author_id: row.author_id.as_deref(),
+            post_id: row.post_id.as_deref(),
+            created_at: clock::rfc3339(row.created_ms),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -162,7 +192,7 @@ mod tests {
         assert_eq!(comment, expected);
         assert_eq!(form("te%78t=a%zz").unwrap().text, "a%zz");
         for bad in ["", "text", "text=", "text=+%09", "text=a&text=b", "text=%ff", "text=a%00", "{\"text\":\"a\"}"] {
-            assert_eq!(form(bad).unwrap_err().code, Code::InvalidRequest, "{bad}");
+            assert_eq!(form(bad).unwrap_err().code, Code::INVALID_REQUEST, "{bad}");
         }
     }
 
@@ -184,7 +214,7 @@ mod tests {
             r#"{"text":"a","author_id":[]}"#,
             "[]",
         ] {
-            assert_eq!(Draft::from_json(bad.as_bytes()).unwrap_err().code, Code::InvalidRequest, "{bad}");
+            assert_eq!(Draft::from_json(bad.as_bytes()).unwrap_err().code, Code::INVALID_REQUEST, "{bad}");
         }
     }
 

@@ -26,8 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Comments,
     cursor::Position,
-    http::unreachable,
-    store::Store,
+    store::{Store, unreachable},
     tail::{Item, Shared, page_rows},
 };
 
@@ -76,9 +75,9 @@ pub async fn open(comments: &Comments, after: Option<Position>) -> Result<Respon
     let inner = &comments.inner;
     let shelf = comments.shelf()?;
     let limit = inner.config.max_streams;
-    let full = || Problem::new(Code::TooManyStreams, format!("{limit} live streams are open; retry later"));
+    let full = || Problem::new(Code::TOO_MANY_STREAMS, format!("{limit} live streams are open; retry later"));
     let permit = inner.streams.clone().try_acquire_owned().map_err(|_| full())?;
-    let no_answer = || Problem::new(Code::PostgresUnavailable, "Postgres does not answer; retry later");
+    let no_answer = || Problem::new(Code::POSTGRES_UNAVAILABLE, "Postgres does not answer; retry later");
     let (now, items) = shelf.tail.join().await.ok_or_else(no_answer)?;
     let behind = after.is_some();
     let mut position = after.unwrap_or_else(|| now.clone());
@@ -118,7 +117,7 @@ fn check(position: &Position, now: &Position) -> Result<(), Problem> {
         return Ok(());
     }
     let detail = format!("`{position}` is not a position in this stream; pass the `id` of one of its events");
-    Err(Problem::new(Code::InvalidRequest, detail))
+    Err(Problem::new(Code::INVALID_REQUEST, detail))
 }
 
 fn respond(live: Live) -> Response<Body> {

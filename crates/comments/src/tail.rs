@@ -19,7 +19,7 @@ use tokio::sync::{Mutex, Notify, broadcast};
 use super::{
     Config,
     cursor::Position,
-    http::Listed,
+    model::Listed,
     store::{Row, Store},
 };
 

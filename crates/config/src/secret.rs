@@ -6,10 +6,7 @@ use std::{cell::Cell, collections::BTreeMap, fmt, ops::Deref};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
-use super::url::masked;
-
-/// Replacement of a hidden value.
-pub(super) const MASK: &str = "********";
+use super::url::{MASK, masked};
 
 thread_local! {
     /// Set while defaults are rendered for the docs. They are not masked, because they are public

@@ -5,7 +5,8 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
-use super::secret::MASK;
+/// Replacement of a hidden value.
+pub(super) const MASK: &str = "********";
 
 /// Length of the shortest secret that is masked in other text.
 const MIN_SECRET_BYTES: usize = 4;

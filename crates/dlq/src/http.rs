@@ -22,6 +22,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{Bounds, Config, Detail, Error, Filter, Letters, Listing, Query, Queue, Report, filter::parse_since};
+use crate::codes;
 
 /// Maximum number of letters that one request keeps track of, about 200 bytes each.
 const MAX_LETTERS: usize = 100_000;
@@ -137,7 +138,7 @@ async fn list(
     State(desk): State<Desk>,
     params: Result<QueryString<ListParams>, QueryRejection>,
 ) -> Result<Json<Listing>, Problem> {
-    let QueryString(params) = params.map_err(|error| Problem::new(Code::InvalidRequest, error.body_text()))?;
+    let QueryString(params) = params.map_err(|error| Problem::new(Code::INVALID_REQUEST, error.body_text()))?;
     let ListParams { letters, topic, key, since, error, limit } = params;
     let filter = Filter { ids: Vec::new(), topic, key, since_ms: since_ms(since.as_deref())?, error };
     let query = Query { letters: of_kind(letters), filter, limit: within(limit, 50, MAX_LISTED)? };
@@ -162,9 +163,9 @@ async fn list(
     ),
 )]
 async fn show(State(desk): State<Desk>, id: Result<Path<String>, PathRejection>) -> Result<Json<Detail>, Problem> {
-    let Path(id) = id.map_err(|error| Problem::new(Code::InvalidRequest, error.body_text()))?;
+    let Path(id) = id.map_err(|error| Problem::new(Code::INVALID_REQUEST, error.body_text()))?;
     let found = desk.queue.show(Letters::All, id, desk.bounds()).await?;
-    found.map(Json).ok_or_else(|| Problem::new(Code::NotFound, "no dead letter has this id"))
+    found.map(Json).ok_or_else(|| Problem::new(Code::NOT_FOUND, "no dead letter has this id"))
 }
 
 /// Replay dead letters
@@ -228,14 +229,14 @@ impl Desk {
         let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
         if !essence.eq_ignore_ascii_case("application/json") {
-            return Err(Problem::new(Code::UnsupportedMediaType, "`Content-Type` must be `application/json`"));
+            return Err(Problem::new(Code::UNSUPPORTED_MEDIA_TYPE, "`Content-Type` must be `application/json`"));
         }
         let body = body::read(request.into_body(), self.limits).await?;
         let ChangeBody { ids, letters, topic, key, since, error, limit, dry_run, all } = json::parse_object(&body)?;
         let filter = Filter { ids, topic, key, since_ms: since_ms(since.as_deref())?, error };
         if filter.is_empty() && !all && !dry_run {
             let detail = "choose letters with `ids`, `topic`, `key`, `since` or `error`, or set `all` to true";
-            return Err(Problem::new(Code::InvalidField, detail));
+            return Err(Problem::new(Code::INVALID_FIELD, detail));
         }
         let limit = within(limit, 1_000, MAX_CHANGED)?;
         Ok((Query { letters: of_kind(letters), filter, limit }, dry_run))
@@ -252,25 +253,25 @@ fn of_kind(kind: Option<Kind>) -> Letters {
 
 fn since_ms(since: Option<&str>) -> Result<Option<i64>, Problem> {
     let parse = |text| parse_since(text, clock::now_ms());
-    since.map(parse).transpose().map_err(|detail| Problem::new(Code::InvalidField, format!("`since` {detail}")))
+    since.map(parse).transpose().map_err(|detail| Problem::new(Code::INVALID_FIELD, format!("`since` {detail}")))
 }
 
 fn within(limit: Option<usize>, default: usize, max: usize) -> Result<usize, Problem> {
     match limit.unwrap_or(default) {
         limit if (1..=max).contains(&limit) => Ok(limit),
-        limit => Err(Problem::new(Code::InvalidField, format!("`limit` must be between 1 and {max} (got {limit})"))),
+        limit => Err(Problem::new(Code::INVALID_FIELD, format!("`limit` must be between 1 and {max} (got {limit})"))),
     }
 }
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let code = match &error {
-            Error::Busy => Code::ScanInProgress,
-            Error::Deadline => Code::ScanTimeout,
-            Error::TooMany(_) => Code::InvalidField,
-            Error::UnknownTopic(_) => Code::UnknownTopic,
-            Error::Kafka(_) | Error::Topic(_) => Code::KafkaUnavailable,
-            Error::Ended => Code::Internal,
+            Error::Busy => codes::SCAN_IN_PROGRESS,
+            Error::Deadline => codes::SCAN_TIMEOUT,
+            Error::TooMany(_) => Code::INVALID_FIELD,
+            Error::UnknownTopic(_) => Code::UNKNOWN_TOPIC,
+            Error::Kafka(_) | Error::Topic(_) => Code::KAFKA_UNAVAILABLE,
+            Error::Ended => Code::INTERNAL,
         };
         Problem::new(code, error.to_string())
     }

@@ -4,6 +4,7 @@
 //! endpoints have separate topics.
 
 mod change;
+pub mod codes;
 mod config;
 mod filter;
 mod http;

@@ -25,6 +25,7 @@ use super::{
     timeline::{Asking, Question, Sight, TimelineReader},
     timeline::{BUILD_MS, Keys, List, MARK_SCORE, Mark, Owner, merge},
 };
+use crate::codes;
 
 /// Maximum time that a read waits for a permit to read Postgres.
 const TURN: Duration = Duration::from_secs(3);
@@ -243,7 +244,7 @@ impl Feeds {
                 })
                 .clone()
         };
-        build.await.map_err(|detail| Problem::new(Code::PostgresUnavailable, detail))
+        build.await.map_err(|detail| Problem::new(Code::POSTGRES_UNAVAILABLE, detail))
     }
 
     /// Records deletions that timelines may not reflect yet, before the change is answered. If
@@ -275,7 +276,7 @@ impl Inner {
     }
 
     async fn turn(&self) -> Result<SemaphorePermit<'_>, Problem> {
-        let busy = || Problem::new(Code::TooManyReads, "too many feed reads wait for Postgres; retry later");
+        let busy = || Problem::new(codes::TOO_MANY_READS, "too many feed reads wait for Postgres; retry later");
         tokio::time::timeout(TURN, self.turns.acquire()).await.map_err(|_| busy())?.map_err(|_| busy())
     }
 
@@ -348,5 +349,5 @@ impl Inner {
 
 /// Returns the problem for a failed read of Postgres.
 pub fn unreachable(error: &Error) -> Problem {
-    Problem::new(Code::PostgresUnavailable, error.to_string())
+    Problem::new(Code::POSTGRES_UNAVAILABLE, error.to_string())
 }

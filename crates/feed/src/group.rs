@@ -6,11 +6,11 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use metrics::histogram;
 use postrider_http::{Code, Problem};
-use postrider_microbatch::gather;
+use postrider_microbatch::{Batches, Queue, Request, queue};
 use postrider_outbox_writer::Hint;
 use postrider_postgres::query::Error;
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{Semaphore, oneshot},
     task::JoinSet,
 };
 
@@ -70,22 +70,19 @@ impl Refusal {
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let code = match refusal {
-            Refusal::Full => Code::Overloaded,
-            Refusal::Unavailable(_) | Refusal::Clash(_) => Code::PostgresUnavailable,
-            Refusal::Unknown(_) => Code::OutcomeUnknown,
-            Refusal::Row(_) => Code::InvalidField,
+            Refusal::Full => Code::OVERLOADED,
+            Refusal::Unavailable(_) | Refusal::Clash(_) => Code::POSTGRES_UNAVAILABLE,
+            Refusal::Unknown(_) => Code::OUTCOME_UNKNOWN,
+            Refusal::Row(_) => Code::INVALID_FIELD,
         };
         Self::new(code, refusal.to_string())
     }
 }
 
-struct Waiting<W: Writing> {
-    item: W::Item,
-    answer: oneshot::Sender<Result<W::Outcome, Refusal>>,
-}
+type Settled<W> = Result<<W as Writing>::Outcome, Refusal>;
 
 /// Entry point for requests that write an item.
-pub struct Group<W: Writing>(mpsc::Sender<Waiting<W>>);
+pub struct Group<W: Writing>(Queue<W::Item, Settled<W>>);
 
 impl<W: Writing> Clone for Group<W> {
     fn clone(&self) -> Self {
@@ -95,7 +92,7 @@ impl<W: Writing> Clone for Group<W> {
 
 /// The task that forms groups and writes them.
 pub struct Grouping<W: Writing> {
-    waiting: mpsc::Receiver<Waiting<W>>,
+    waiting: Batches<W::Item, Settled<W>>,
     writing: Arc<W>,
     hint: Arc<Hint>,
     rows: usize,
@@ -106,15 +103,14 @@ impl<W: Writing> Group<W> {
     /// Creates a group and the task that writes its items; run the task with
     /// [`Grouping::until_closed`].
     pub fn new(writing: W, hint: Arc<Hint>, rows: usize, in_flight: usize) -> (Self, Grouping<W>) {
-        let (sender, waiting) = mpsc::channel(QUEUE);
+        let (sender, waiting) = queue(QUEUE);
         let (rows, in_flight) = (rows.max(1), in_flight.max(1));
         (Self(sender), Grouping { waiting, writing: Arc::new(writing), hint, rows, in_flight })
     }
 
     /// Writes an item, together with those of other requests.
     pub async fn write(&self, item: W::Item) -> Result<W::Outcome, Refusal> {
-        let (answer, outcome) = oneshot::channel();
-        self.0.try_send(Waiting { item, answer }).map_err(|_| Refusal::Full)?;
+        let outcome = self.0.try_ask(item).map_err(|_| Refusal::Full)?;
         let detail = "Postgres did not confirm the write in time; check it before retrying";
         let no_answer = || Refusal::Unknown(detail.to_owned());
         tokio::time::timeout(WRITE_TIMEOUT, outcome).await.map_err(|_| no_answer())?.map_err(|_| no_answer())?
@@ -128,7 +124,7 @@ impl<W: Writing> Grouping<W> {
         let mut running = JoinSet::new();
         while let Ok(permit) = permits.clone().acquire_owned().await {
             let mut group = Vec::new();
-            if !gather(&mut self.waiting, &mut group, self.rows).await {
+            if !self.waiting.next(&mut group, self.rows).await {
                 break;
             }
             histogram!("postrider_feed_group_rows").record(group.len() as f64);
@@ -145,9 +141,9 @@ impl<W: Writing> Grouping<W> {
 }
 
 /// Writes a group and sends each request its outcome.
-async fn settle<W: Writing>(writing: &W, group: Vec<Waiting<W>>) {
+async fn settle<W: Writing>(writing: &W, group: Vec<Request<W::Item, Settled<W>>>) {
     let (mut items, mut answers): (Vec<_>, Vec<_>) =
-        group.into_iter().map(|waiting| (waiting.item, Some(waiting.answer))).unzip();
+        group.into_iter().map(Request::into_parts).map(|(item, answer)| (item, Some(answer))).unzip();
     // Ranges of items still to write, the next one last.
     let mut pieces = vec![(0, items.len())];
     while let Some((from, to)) = pieces.pop() {

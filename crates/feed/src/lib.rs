@@ -4,6 +4,7 @@
 //! unfollow is answered, feeds no longer show the deleted post or the posts of the unfollowed
 //! author.
 
+pub mod codes;
 mod config;
 mod event_id;
 mod fan_out;

@@ -60,8 +60,8 @@ pub enum Flaw {
 impl From<Flaw> for Problem {
     fn from(flaw: Flaw) -> Self {
         let code = match flaw {
-            Flaw::TooLong { .. } => Code::InvalidField,
-            _ => Code::InvalidRequest,
+            Flaw::TooLong { .. } => Code::INVALID_FIELD,
+            _ => Code::INVALID_REQUEST,
         };
         Self::new(code, flaw.to_string())
     }

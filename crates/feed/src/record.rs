@@ -50,7 +50,7 @@ pub fn read(record: &Record<'_>) -> Result<Event, Reason> {
         return Err(Reason { class: "no_value", message: "the record has no value".to_owned() });
     };
     let Value { event_id, r#type, actor_id, payload } = json::parse_object(value).map_err(|problem| {
-        let class = if problem.code == Code::InvalidJson { "not_json" } else { "wrong_type" };
+        let class = if problem.code == Code::INVALID_JSON { "not_json" } else { "wrong_type" };
         Reason { class, message: problem.detail }
     })?;
     let missing = |what| Reason { class: "wrong_type", message: format!("`payload.{what}` is missing") };

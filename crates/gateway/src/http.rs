@@ -24,7 +24,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Gateway,
-    model::{ProduceRecord, Record},
+    model::{NDJSON, ProduceRecord, Record, RecordNumber},
     simulator, stream,
 };
 
@@ -33,7 +33,6 @@ const EVENT_TYPE: &str = "postrider.gateway.record";
 const ROUTE: &str = "/produce";
 /// Interval at which a record of a batch or stream retries while the producer's queue is full.
 const QUEUE_RETRY: Duration = Duration::from_millis(2);
-pub(super) const NDJSON: &str = "application/x-ndjson";
 
 /// Returns the gateway's routes with their OpenAPI descriptions.
 pub fn routes(gateway: Gateway) -> OpenApiRouter {
@@ -138,14 +137,6 @@ fn default_topic(query: Option<&str>) -> Option<&str> {
     query?.split('&').find_map(|pair| pair.strip_prefix("topic=")).filter(|topic| !topic.is_empty())
 }
 
-/// Position of a record in its request.
-pub(super) enum RecordNumber {
-    /// The only record; it is refused if the producer's queue is full.
-    Alone,
-    /// One of several: its number, and the time until which it waits for space in the queue.
-    Part(u64, Instant),
-}
-
 /// A record that the producer has accepted.
 pub(super) struct Taken {
     topic: String,
@@ -230,7 +221,7 @@ impl Gateway {
         let limit = self.inner.config.max_batch_records;
         if records.len() > limit {
             return Err(Problem::new(
-                Code::InvalidRequest,
+                Code::INVALID_REQUEST,
                 format!("`records` has {} records (limit {limit}); send smaller batches", records.len()),
             ));
         }
@@ -279,18 +270,18 @@ impl Gateway {
             self.inner.topics.forget(topic);
         }
         let code = match error {
-            SendError::Full => Code::Overloaded,
-            SendError::Unavailable => Code::KafkaUnavailable,
-            SendError::UnknownTopic(_) => Code::UnknownTopic,
-            SendError::UnknownPartition => Code::InvalidRequest,
-            SendError::TooLarge => Code::BodyTooLarge,
-            SendError::Unknown => Code::OutcomeUnknown,
+            SendError::Full => Code::OVERLOADED,
+            SendError::Unavailable => Code::KAFKA_UNAVAILABLE,
+            SendError::UnknownTopic(_) => Code::UNKNOWN_TOPIC,
+            SendError::UnknownPartition => Code::INVALID_REQUEST,
+            SendError::TooLarge => Code::BODY_TOO_LARGE,
+            SendError::Unknown => Code::OUTCOME_UNKNOWN,
             // A record without a key for a compacted topic, or a timestamp outside the topic's
             // range: a retry would not help.
             SendError::Rejected(RDKafkaErrorCode::InvalidRecord | RDKafkaErrorCode::InvalidTimestamp) => {
-                Code::InvalidRequest
+                Code::INVALID_REQUEST
             }
-            SendError::Rejected(_) => Code::KafkaRejected,
+            SendError::Rejected(_) => Code::KAFKA_REJECTED,
         };
         Problem::new(code, error.to_string())
     }
@@ -303,7 +294,7 @@ fn part_result(outcome: Result<(String, Stored), Problem>) -> Value {
             json!({"success": true, "topic": topic, "partition": stored.partition, "offset": stored.offset})
         }
         Err(problem) => json!({
-            "success": false, "code": problem.code.word(), "status": problem.code.status().as_u16(), "error": problem.detail,
+            "success": false, "code": problem.code.word, "status": problem.code.status.as_u16(), "error": problem.detail,
         }),
     }
 }

@@ -1,6 +1,6 @@
 //! Parses and checks records of clients and prepares them for the producer.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, time::Instant};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use postrider_http::{Code, Problem, json};
@@ -10,6 +10,16 @@ use rdkafka::message::{Header, OwnedHeaders};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
+
+pub(super) const NDJSON: &str = "application/x-ndjson";
+
+/// Position of a record in its request.
+pub(super) enum RecordNumber {
+    /// The only record; it is refused if the producer's queue is full.
+    Alone,
+    /// One of several: its number, and the time until which it waits for space in the queue.
+    Part(u64, Instant),
+}
 
 /// One record to produce. An empty key counts as no key.
 #[derive(Debug, Deserialize)]
@@ -60,7 +70,7 @@ pub struct Checked<'a> {
 
 /// Returns the error of an invalid record: a malformed request, 400 (contracts.md, Gateway).
 fn malformed(detail: impl Into<String>) -> Problem {
-    Problem::new(Code::InvalidRequest, detail)
+    Problem::new(Code::INVALID_REQUEST, detail)
 }
 
 impl<'a> Record<'a> {
@@ -140,7 +150,7 @@ impl Checked<'_> {
                 let detail = format!(
                     "`timestamp` must be within {bound_ms} ms of now (`{setting}` of topic `{topic}`; got {ms})"
                 );
-                return Err(Problem::new(Code::InvalidField, detail));
+                return Err(Problem::new(Code::INVALID_FIELD, detail));
             }
         }
         // Estimates first, because most records are far below the limit. A header needs up to three
@@ -153,7 +163,7 @@ impl Checked<'_> {
                 let detail = format!(
                     "the record has {bytes} bytes; topic `{topic}` accepts at most {limit} (`max.message.bytes`)"
                 );
-                return Err(Problem::new(Code::BodyTooLarge, detail));
+                return Err(Problem::new(Code::BODY_TOO_LARGE, detail));
             }
         }
         Ok(())
@@ -266,7 +276,7 @@ mod tests {
             (r#"{"topic":"t","payload":1,"headers":{"ce_id":"x"}}"#, "ce_id"),
         ] {
             let problem = check(body).unwrap_err();
-            assert_eq!(problem.code, Code::InvalidRequest, "{body}");
+            assert_eq!(problem.code, Code::INVALID_REQUEST, "{body}");
             assert!(problem.detail.contains(word), "{body}: {}", problem.detail);
         }
     }
@@ -281,7 +291,7 @@ mod tests {
             "7",
             r#""x""#,
         ] {
-            assert_eq!(check(body).unwrap_err().code, Code::InvalidRequest, "{body}");
+            assert_eq!(check(body).unwrap_err().code, Code::INVALID_REQUEST, "{body}");
         }
     }
 }

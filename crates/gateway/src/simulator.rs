@@ -73,7 +73,7 @@ async fn simulate(
     query: Result<Query<Overrides>, QueryRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let Query(overrides) = query.map_err(|error| Problem::new(Code::InvalidRequest, error.body_text()))?;
+    let Query(overrides) = query.map_err(|error| Problem::new(Code::INVALID_REQUEST, error.body_text()))?;
     let plan = Plan::new(&gateway, &overrides)?;
     let body = body::read(request.into_body(), gateway.inner.http.limits()).await?;
     if let Err(problem) = json::parse::<Map<String, Value>>(&body) {
@@ -100,7 +100,7 @@ impl Plan {
         let min_delay_ms = overrides.min_delay_ms.unwrap_or(config.min_delay_ms.min(max_delay_ms));
         if min_delay_ms > max_delay_ms || max_delay_ms > MAX_DELAY_MS {
             let detail = format!("`min_delay_ms` must not exceed `max_delay_ms`, which is at most {MAX_DELAY_MS}");
-            return Err(Problem::new(Code::InvalidField, detail));
+            return Err(Problem::new(Code::INVALID_FIELD, detail));
         }
         let rates = match [overrides.rate_500, overrides.rate_400, overrides.rate_503] {
             [None, None, None] => DEFAULT_RATES,
@@ -108,7 +108,7 @@ impl Plan {
         };
         if rates.iter().any(|rate| !(0.0..=100.0).contains(rate)) || rates.iter().sum::<f64>() > 100.0 {
             return Err(Problem::new(
-                Code::InvalidField,
+                Code::INVALID_FIELD,
                 "rates must be between 0 and 100 percent, at most 100 in total",
             ));
         }

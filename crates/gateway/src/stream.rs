@@ -17,7 +17,7 @@ use postrider_http::{
 
 use super::{
     Gateway,
-    http::{NDJSON, RecordNumber},
+    model::{NDJSON, RecordNumber},
 };
 
 /// A line of the body, or the error in it.
@@ -108,14 +108,14 @@ impl Lines {
                 Ok(Some(Err(error))) => {
                     self.ended = true;
                     self.buffer.clear();
-                    return Some(Err(Problem::new(Code::InvalidBody, error.to_string())));
+                    return Some(Err(Problem::new(Code::INVALID_BODY, error.to_string())));
                 }
                 Err(_) => {
                     self.ended = true;
                     self.buffer.clear();
                     let seconds = self.limits.timeout.as_secs_f32();
                     return Some(Err(Problem::new(
-                        Code::RequestTimeout,
+                        Code::REQUEST_TIMEOUT,
                         format!("no record was received within {seconds} s"),
                     )));
                 }

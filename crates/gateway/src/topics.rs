@@ -11,6 +11,7 @@ use postrider_kafka::{Admin, Broker, TopicError, TopicLimits};
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::Config;
+use crate::codes;
 
 /// Time for which the existence and settings of a topic are cached.
 const CACHE_TTL: Duration = Duration::from_secs(60);
@@ -56,7 +57,7 @@ impl Topics {
             return Ok(());
         }
         Err(Problem::new(
-            Code::TopicForbidden,
+            codes::TOPIC_FORBIDDEN,
             format!("writing to topic `{topic}` is not allowed; see `gateway.topics.allow`"),
         ))
     }
@@ -78,11 +79,11 @@ impl Topics {
 
     async fn look_up(&self, topic: &str) -> Result<TopicLimits, Problem> {
         if !self.broker.is_up() {
-            return Err(Problem::new(Code::KafkaUnavailable, "no broker answers"));
+            return Err(Problem::new(Code::KAFKA_UNAVAILABLE, "no broker answers"));
         }
         let lookup_failed = |error: String| {
             self.broker.suspect();
-            Problem::new(Code::KafkaUnavailable, format!("looking up the topic failed: {error}"))
+            Problem::new(Code::KAFKA_UNAVAILABLE, format!("looking up the topic failed: {error}"))
         };
         // The semaphore is never closed.
         let Ok(_turn) = self.lookups.acquire().await else { return Ok(TopicLimits::default()) };
@@ -107,7 +108,7 @@ impl Topics {
     }
 
     async fn create(&self, topic: &str) -> Result<(), Problem> {
-        let unknown = || Problem::new(Code::UnknownTopic, format!("topic `{topic}` does not exist"));
+        let unknown = || Problem::new(Code::UNKNOWN_TOPIC, format!("topic `{topic}` does not exist"));
         if !self.auto_create {
             return Err(unknown());
         }
@@ -118,7 +119,7 @@ impl Topics {
         }
         self.admin.create_with_defaults(topic).await.map_err(|error| match error {
             TopicError::Refused(_, code) => unknown().with("reason", code.to_string()),
-            other => Problem::new(Code::KafkaUnavailable, other.to_string()),
+            other => Problem::new(Code::KAFKA_UNAVAILABLE, other.to_string()),
         })
     }
 }

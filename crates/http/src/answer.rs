@@ -106,7 +106,7 @@ pub fn guard(response: Response<Body>, activity: &Arc<Activity>) -> Response<Bod
 
 fn overloaded(former: &HeaderMap) -> Response<Body> {
     let mut refusal =
-        Problem::new(Code::Overloaded, "the memory budget for answers is used up; retry later").respond(None);
+        Problem::new(Code::OVERLOADED, "the memory budget for answers is used up; retry later").respond(None);
     for name in [&REQUEST_ID, &TRACEPARENT] {
         if let Some(value) = former.get(name) {
             refusal.headers_mut().insert(name.clone(), value.clone());

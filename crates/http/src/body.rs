@@ -57,7 +57,7 @@ impl Footprint {
             };
             if !covered {
                 return Err(Problem::new(
-                    Code::Overloaded,
+                    Code::OVERLOADED,
                     "the memory budget for request bodies is used up; retry later",
                 ));
             }
@@ -92,7 +92,7 @@ pub async fn read(body: Body, limits: Limits) -> Result<RequestBody, Problem> {
     }
     tokio::time::timeout(limits.timeout, reading).await.unwrap_or_else(|_| {
         let seconds = limits.timeout.as_secs_f32();
-        Err(Problem::new(Code::RequestTimeout, format!("the body was not complete within {seconds} s")))
+        Err(Problem::new(Code::REQUEST_TIMEOUT, format!("the body was not complete within {seconds} s")))
     })
 }
 
@@ -117,7 +117,7 @@ async fn collect(mut body: Body, max_bytes: usize) -> Result<RequestBody, Proble
     let mut first: Option<Bytes> = None;
     let mut joined = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Problem::new(Code::InvalidBody, error.to_string()))?;
+        let frame = frame.map_err(|error| Problem::new(Code::INVALID_BODY, error.to_string()))?;
         let Ok(data) = frame.into_data() else { continue };
         let so_far = joined.len() + first.as_ref().map_or(0, Bytes::len);
         if so_far + data.len() > max_bytes {
@@ -151,5 +151,8 @@ async fn collect(mut body: Body, max_bytes: usize) -> Result<RequestBody, Proble
 
 /// Returns the error for a body, or a record of a stream, over the limit.
 pub fn too_large(max_bytes: usize) -> Problem {
-    Problem::new(Code::BodyTooLarge, format!("the body or record is larger than {max_bytes} bytes; send a smaller one"))
+    Problem::new(
+        Code::BODY_TOO_LARGE,
+        format!("the body or record is larger than {max_bytes} bytes; send a smaller one"),
+    )
 }

@@ -11,23 +11,10 @@ use std::{
 
 use axum::http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use super::config::Config;
+use super::config::{Config, ForwardedHeader};
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-
-/// Header in which proxies name the client.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum ForwardedHeader {
-    /// `X-Forwarded-For`.
-    #[default]
-    XForwardedFor,
-    /// `Forwarded`, as defined by RFC 7239.
-    Forwarded,
-}
 
 /// Address of the client, attached to each request by its connection.
 #[derive(Debug, Clone, Copy)]

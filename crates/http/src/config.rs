@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{body::Limits, client::ForwardedHeader};
+use super::body::Limits;
 
 /// The HTTP listener for clients.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -56,4 +56,15 @@ impl Config {
     pub fn limits(&self) -> Limits {
         Limits { max_bytes: self.max_body_bytes, timeout: Duration::from_millis(self.body_timeout_ms) }
     }
+}
+
+/// Header in which proxies name the client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`.
+    #[default]
+    XForwardedFor,
+    /// `Forwarded`, as defined by RFC 7239.
+    Forwarded,
 }

@@ -62,7 +62,7 @@ impl RequestContext {
         match &self.idempotency_key {
             Some(key) if key.is_empty() || key.len() > MAX_ID_BYTES => {
                 let detail = format!("`Idempotency-Key` must have 1 to {MAX_ID_BYTES} bytes (got {})", key.len());
-                Err(Problem::new(Code::InvalidRequest, detail))
+                Err(Problem::new(Code::INVALID_REQUEST, detail))
             }
             _ => Ok(()),
         }
@@ -142,7 +142,7 @@ pub fn require_content_type(headers: &HeaderMap, accepted: &[&'static str]) -> R
     }
     accepted.iter().copied().find(|known| essence.eq_ignore_ascii_case(known)).ok_or_else(|| {
         Problem::new(
-            Code::UnsupportedMediaType,
+            Code::UNSUPPORTED_MEDIA_TYPE,
             format!("content type `{essence}` is not supported; send {}", accepted.join(" or ")),
         )
     })

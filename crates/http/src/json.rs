@@ -78,9 +78,9 @@ fn code_unit(body: &[u8], at: usize) -> Option<u32> {
 
 /// Validates and deserializes a body in one step, borrowing from it.
 pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
-    let text = check(body).map_err(|fault| Problem::new(Code::InvalidJson, fault.to_string()))?;
+    let text = check(body).map_err(|fault| Problem::new(Code::INVALID_JSON, fault.to_string()))?;
     serde_json::from_str(text).map_err(|error| {
-        let code = if error.is_data() { Code::InvalidRequest } else { Code::InvalidJson };
+        let code = if error.is_data() { Code::INVALID_REQUEST } else { Code::INVALID_JSON };
         Problem::new(code, error.to_string())
     })
 }
@@ -92,7 +92,7 @@ pub fn parse_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem
         None | Some(b'{') => parse(body),
         Some(_) => {
             parse::<serde::de::IgnoredAny>(body)?;
-            Err(Problem::new(Code::InvalidRequest, "the body must be a JSON object"))
+            Err(Problem::new(Code::INVALID_REQUEST, "the body must be a JSON object"))
         }
     }
 }
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn raw_control_characters_are_refused() {
         for bad in [&b"\"a\0b\""[..], b"\"a\x1fb\"", b"{\"a\0\":1}"] {
-            assert_eq!(parse::<Value>(bad).unwrap_err().code, Code::InvalidJson);
+            assert_eq!(parse::<Value>(bad).unwrap_err().code, Code::INVALID_JSON);
         }
     }
 
@@ -196,12 +196,12 @@ mod tests {
         }
         assert_eq!(parse_object::<Pair>(b" \n{\"a\":1}").unwrap().a, 1);
         for (body, code) in [
-            (&b"[1]"[..], Code::InvalidRequest),
-            (b" [1]", Code::InvalidRequest),
-            (b"7", Code::InvalidRequest),
-            (b"[1", Code::InvalidJson),
-            (b"", Code::InvalidJson),
-            (b"{", Code::InvalidJson),
+            (&b"[1]"[..], Code::INVALID_REQUEST),
+            (b" [1]", Code::INVALID_REQUEST),
+            (b"7", Code::INVALID_REQUEST),
+            (b"[1", Code::INVALID_JSON),
+            (b"", Code::INVALID_JSON),
+            (b"{", Code::INVALID_JSON),
         ] {
             assert_eq!(parse_object::<Pair>(body).unwrap_err().code, code, "{body:?}");
         }

@@ -182,7 +182,7 @@ impl Seen {
         let (request_id, path) = (self.request_id.to_str().unwrap_or_default(), self.uri.path());
         let client = self.client.map(tracing::field::display);
         tracing::error!(request.id = request_id, http.path = path, client.address = client, "handler panicked");
-        Problem::new(Code::Internal, "the handler failed; look for the request id in the log").respond(Some(path))
+        Problem::new(Code::INTERNAL, "the handler failed; look for the request id in the log").respond(Some(path))
     }
 
     fn with_problem(&self, response: Response<Body>) -> Response<Body> {
@@ -222,14 +222,14 @@ fn render_problem(mut response: Response<Body>, status: StatusCode, seen: &Seen)
         Some(problem) => problem,
         None if response.headers().contains_key(header::CONTENT_TYPE) => return response,
         None if status == StatusCode::METHOD_NOT_ALLOWED => {
-            Problem::new(Code::MethodNotAllowed, format!("method {} is not allowed for {path}", seen.method))
+            Problem::new(Code::METHOD_NOT_ALLOWED, format!("method {} is not allowed for {path}", seen.method))
         }
-        None if status == StatusCode::NOT_FOUND => Problem::new(Code::NotFound, format!("there is no route {path}")),
+        None if status == StatusCode::NOT_FOUND => Problem::new(Code::NOT_FOUND, format!("there is no route {path}")),
         None => return response,
     };
     if status.is_server_error() {
         let request_id = seen.request_id.to_str().unwrap_or_default();
-        let (code, client) = (problem.code.word(), seen.client.map(tracing::field::display));
+        let (code, client) = (problem.code.word, seen.client.map(tracing::field::display));
         tracing::debug!(
             request.id = request_id,
             error.code = code,

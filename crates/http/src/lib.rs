@@ -9,6 +9,7 @@ pub mod client;
 pub mod code;
 pub mod config;
 pub mod context;
+mod counted;
 pub mod json;
 pub mod layer;
 mod linger;
@@ -20,6 +21,7 @@ pub mod shortcut;
 pub mod sse;
 mod watch;
 
+pub use activity::Audience;
 pub use code::Code;
 pub use config::Config;
 pub use context::RequestContext;

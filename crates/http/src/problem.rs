@@ -14,7 +14,7 @@ use super::code::Code;
 
 /// An error answer. The outer layer turns it into a response and fills in `instance`.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{}: {detail}", .code.word())]
+#[error("{}: {detail}", .code.word)]
 pub struct Problem {
     pub code: Code,
     /// A sentence about this occurrence.
@@ -27,7 +27,7 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        let retry_after_s = matches!(code.status().as_u16(), 429 | 503).then_some(1);
+        let retry_after_s = matches!(code.status.as_u16(), 429 | 503).then_some(1);
         Self { code, detail: detail.into(), retry_after_s, extensions: Map::new() }
     }
 
@@ -41,11 +41,11 @@ impl Problem {
     /// Returns the JSON object; `instance` is the request's path.
     pub fn to_json(&self, instance: Option<&str>) -> Value {
         let mut object = self.extensions.clone();
-        object.insert("type".into(), format!("urn:postrider:error:{}", self.code.word()).into());
-        object.insert("title".into(), self.code.title().into());
-        object.insert("status".into(), self.code.status().as_u16().into());
+        object.insert("type".into(), format!("urn:postrider:error:{}", self.code.word).into());
+        object.insert("title".into(), self.code.title.into());
+        object.insert("status".into(), self.code.status.as_u16().into());
         object.insert("detail".into(), self.detail.clone().into());
-        object.insert("code".into(), self.code.word().into());
+        object.insert("code".into(), self.code.word.into());
         if let Some(instance) = instance {
             object.insert("instance".into(), instance.into());
         }
@@ -55,7 +55,7 @@ impl Problem {
     /// Returns the complete response for the request at `instance`.
     pub fn respond(&self, instance: Option<&str>) -> Response<Body> {
         let mut response = Response::new(Body::from(self.to_json(instance).to_string()));
-        *response.status_mut() = self.code.status();
+        *response.status_mut() = self.code.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = self.retry_after_s {
@@ -69,11 +69,13 @@ impl Problem {
 impl From<SendError> for Problem {
     fn from(error: SendError) -> Self {
         let code = match &error {
-            SendError::Full => Code::Overloaded,
-            SendError::Unavailable | SendError::UnknownTopic(_) | SendError::UnknownPartition => Code::KafkaUnavailable,
-            SendError::TooLarge => Code::BodyTooLarge,
-            SendError::Unknown => Code::OutcomeUnknown,
-            SendError::Rejected(_) => Code::KafkaRejected,
+            SendError::Full => Code::OVERLOADED,
+            SendError::Unavailable | SendError::UnknownTopic(_) | SendError::UnknownPartition => {
+                Code::KAFKA_UNAVAILABLE
+            }
+            SendError::TooLarge => Code::BODY_TOO_LARGE,
+            SendError::Unknown => Code::OUTCOME_UNKNOWN,
+            SendError::Rejected(_) => Code::KAFKA_REJECTED,
         };
         Self::new(code, error.to_string())
     }
@@ -84,7 +86,7 @@ impl From<SendError> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response<Body> {
         let mut response = Response::new(Body::empty());
-        *response.status_mut() = self.code.status();
+        *response.status_mut() = self.code.status;
         response.extensions_mut().insert(self);
         response
     }

@@ -26,10 +26,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    activity::{Activity, Counted, Metered},
+    activity::{Activity, Audience, Metered},
     answer::StreamExecutor,
     client::Proxies,
     config::Config,
+    counted::Counted,
     shortcut::ShortCuts,
     watch::{Order, Timeouts, Watch},
 };
@@ -49,15 +50,6 @@ pub async fn bind(addresses: &[String]) -> io::Result<Vec<TcpListener>> {
 /// Expands a bare port to that port on every address.
 fn with_host(address: &str) -> Cow<'_, str> {
     if address.starts_with(':') { format!("0.0.0.0{address}").into() } else { address.into() }
-}
-
-/// Clients of a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Audience {
-    Callers,
-    /// Operators of the process. Their answers do not draw from the memory budgets, because they
-    /// report when those are used up.
-    Operators,
 }
 
 /// Serves the router, and the shortcuts past it, until the stop. Connections then have the grace

@@ -14,78 +14,27 @@ use std::{
     time::Duration,
 };
 
-use rdkafka::message::OwnedHeaders;
-
-use super::{delivery::Pending, outgoing::Outgoing};
-
-/// An owned copy of an outgoing record, with its pending answer.
-pub(super) struct Waiting {
-    topic: String,
-    partition: Option<i32>,
-    /// The key, followed by the payload.
-    bytes: Vec<u8>,
-    key_len: Option<usize>,
-    has_payload: bool,
-    headers: Option<OwnedHeaders>,
-    timestamp_ms: Option<i64>,
-    pending: Box<Pending>,
-}
-
-impl Waiting {
-    pub fn new(record: Outgoing<'_>, pending: Box<Pending>) -> Self {
-        let (key, payload) = (record.key.unwrap_or_default(), record.payload.unwrap_or_default());
-        let mut bytes = Vec::with_capacity(key.len() + payload.len());
-        bytes.extend_from_slice(key);
-        bytes.extend_from_slice(payload);
-        Self {
-            topic: record.topic.to_owned(),
-            partition: record.partition,
-            bytes,
-            key_len: record.key.map(<[u8]>::len),
-            has_payload: record.payload.is_some(),
-            headers: record.headers,
-            timestamp_ms: record.timestamp_ms,
-            pending,
-        }
-    }
-
-    /// Returns the pending answer and drops the record.
-    pub fn into_pending(self) -> Box<Pending> {
-        self.pending
-    }
-
-    /// Passes the record, borrowed, and its pending answer to `hand_over`.
-    pub fn use_with<T>(self, hand_over: impl FnOnce(Outgoing<'_>, Box<Pending>) -> T) -> T {
-        let (key, payload) = self.bytes.split_at(self.key_len.unwrap_or(0));
-        let record = Outgoing {
-            topic: &self.topic,
-            partition: self.partition,
-            key: self.key_len.map(|_| key),
-            payload: self.has_payload.then_some(payload),
-            headers: self.headers,
-            timestamp_ms: self.timestamp_ms,
-            extra_bytes: 0,
-        };
-        hand_over(record, self.pending)
-    }
-}
-
 /// Records that linger to be handed over together. Bounded by admission: each holds a permit.
-#[derive(Default)]
-pub(super) struct AdaptiveLinger {
-    waiting: Mutex<Vec<Waiting>>,
+pub(super) struct AdaptiveLinger<T> {
+    waiting: Mutex<Vec<T>>,
     /// Number of records that linger or are being handed over.
     unreleased: AtomicUsize,
 }
 
-impl AdaptiveLinger {
+impl<T> Default for AdaptiveLinger<T> {
+    fn default() -> Self {
+        Self { waiting: Mutex::default(), unreleased: AtomicUsize::default() }
+    }
+}
+
+impl<T> AdaptiveLinger<T> {
     /// Returns whether no earlier record is still here, so that a record may bypass the linger.
     pub fn is_idle(&self) -> bool {
         self.unreleased.load(Ordering::Acquire) == 0
     }
 
     /// Adds a record and returns whether it is the first one waiting.
-    pub fn push(&self, record: Waiting) -> bool {
+    pub fn push(&self, record: T) -> bool {
         self.unreleased.fetch_add(1, Ordering::AcqRel);
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.push(record);
@@ -94,7 +43,7 @@ impl AdaptiveLinger {
 
     /// Hands over the waiting records in order, as one batch. Must be called by one thread at a
     /// time.
-    pub fn release(&self, hand_over: impl FnMut(Waiting)) {
+    pub fn release(&self, hand_over: impl FnMut(T)) {
         let batch = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         let released = batch.len();
         batch.into_iter().for_each(hand_over);

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use postrider_time::backoff::Backoff;
 use rdkafka::Statistics;
 
 /// Interval of the clients' reports, in milliseconds.
@@ -28,9 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// healthy clients reconnect within a second.
 const RECONNECT: Duration = Duration::from_secs(2);
 
-/// Upper limit of [`PATIENCE`] after repeated replacements, for clusters that answer metadata
-/// requests and nothing else.
-const MAX_PATIENCE: Duration = Duration::from_secs(64);
+/// Patience after repeated replacements, for clusters that answer metadata requests and nothing else.
+const BACKOFF: Backoff = Backoff::doubling(PATIENCE, Duration::from_secs(64));
 
 /// State of a client's connections in its last report. Shared by the library's callbacks and the
 /// client's owner.
@@ -125,7 +125,7 @@ impl ClientWatchdog {
     ) -> Option<Stuck> {
         let report = (*client.last.lock().unwrap_or_else(PoisonError::into_inner))?;
         let replaced = self.replaced.load(Ordering::Relaxed);
-        let patience = (PATIENCE * 2_u32.saturating_pow(replaced.min(8))).min(MAX_PATIENCE);
+        let patience = BACKOFF.delay(replaced.saturating_add(1), 0.0);
         let age = report.at.saturating_duration_since(client.begun);
         let unanswered = report.waiting_since.is_some_and(|since| report.at.duration_since(since) >= patience);
         let stuck = match (report.connected, unanswered) {

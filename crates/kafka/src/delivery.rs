@@ -1,11 +1,8 @@
 //! Passes the client's delivery reports to the tasks that wait for them.
 
-use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
 };
 
 use metrics::{Counter, Histogram, counter, histogram};
@@ -15,37 +12,18 @@ use rdkafka::{
     message::{BorrowedHeaders, BorrowedMessage, DeliveryResult},
     producer::ProducerContext,
 };
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc};
 
 use super::{
-    adaptive_linger::Waiting,
-    admission::Permit,
     broker::Broker,
     client_watchdog::Connectivity,
     outgoing::{Outgoing, Purpose, SendError, Stored},
+    pending::{Pending, Waiting},
     stats,
 };
 
 /// Channel for the records of rejected batches. Bounded by admission: each record holds a permit.
 pub(super) type Resend = mpsc::UnboundedSender<Waiting>;
-
-/// Channel that receives the outcome of a record.
-pub(super) type Answer = oneshot::Sender<Result<Stored, SendError>>;
-
-/// State that travels with a record through the client.
-pub(super) struct Pending {
-    _permit: Permit,
-    accepted: Instant,
-    /// The record's timestamp, which the client library does not report for a failed record.
-    pub timestamp_ms: Option<i64>,
-    answer: Option<Answer>,
-}
-
-impl Pending {
-    pub fn new(permit: Permit, answer: Option<Answer>) -> Box<Self> {
-        Box::new(Self { _permit: permit, accepted: Instant::now(), timestamp_ms: None, answer })
-    }
-}
 
 /// Maps a broker's error code to the error that the writer gets.
 pub(super) fn classify(code: RDKafkaErrorCode, topic: &str) -> SendError {

@@ -16,6 +16,7 @@ pub mod event;
 pub mod lag;
 mod outgoing;
 mod partitioner;
+mod pending;
 mod position;
 pub mod producer;
 mod record_size;

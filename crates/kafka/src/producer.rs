@@ -25,13 +25,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Config,
-    adaptive_linger::{AdaptiveLinger, Waiting, wait_for},
+    adaptive_linger::{AdaptiveLinger, wait_for},
     admission::{self, Admission, Permit},
     batch_bytes,
     broker::Broker,
     client_watchdog::{ClientWatchdog, Connectivity, Stuck},
-    delivery::{Answer, Context, Metrics, Outcomes, Pending, Resend, classify},
+    delivery::{Context, Metrics, Outcomes, Resend, classify},
     outgoing::{Outgoing, Purpose, Receipt, SendError, Stored},
+    pending::{Answer, Pending, Waiting},
 };
 
 /// Time that records in flight have to be confirmed after their client failed fatally. Records of a
@@ -49,7 +50,7 @@ struct Shared {
     purpose: Purpose,
     client: ArcSwap<BaseProducer<Context>>,
     admission: Arc<Admission>,
-    linger: AdaptiveLinger,
+    linger: AdaptiveLinger<Waiting>,
     broker: Broker,
     config: Config,
     /// Set when the client has failed and is about to be replaced.

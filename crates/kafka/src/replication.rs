@@ -8,7 +8,7 @@
 use metrics::gauge;
 use postrider_health::Check;
 
-use super::{Config, config::Topics, topics::TopicSpec};
+use super::{Config, config::Topics};
 
 /// Expected replicas of a topic if none are configured and the cluster has at least as many
 /// brokers.
@@ -92,12 +92,12 @@ impl Watch {
         Self { topics: config.topics.clone(), check, reported: String::new() }
     }
 
-    /// Reports deviations in readiness and metrics, and each change once in the log.
-    pub fn compare<'a>(&mut self, found: impl IntoIterator<Item = (&'a TopicSpec, Replication)>) {
+    /// Reports deviations of topics in readiness and metrics, and each change once in the log.
+    pub fn compare<'a>(&mut self, found: impl IntoIterator<Item = (&'a str, Replication)>) {
         let mut weaknesses = Vec::new();
-        for (spec, found) in found {
-            let weakness = self.topics.weakness(&spec.name, found);
-            let topic = || spec.name.clone();
+        for (topic, found) in found {
+            let weakness = self.topics.weakness(topic, found);
+            let topic = || topic.to_owned();
             gauge!("postrider_topic_replicas", "topic" => topic()).set(f64::from(found.replicas));
             if let Some(min_insync) = found.min_insync {
                 gauge!("postrider_topic_min_insync_replicas", "topic" => topic()).set(f64::from(min_insync));

@@ -258,13 +258,13 @@ impl Admin {
 
     /// Returns the replication of each of these topics. Topics that do not exist or cannot be
     /// looked up are left out.
-    pub async fn replication<'a>(&self, specs: &'a [TopicSpec]) -> Vec<(&'a TopicSpec, Replication)> {
+    pub async fn replication<'a>(&self, specs: &'a [TopicSpec]) -> Vec<(&'a str, Replication)> {
         let mut found = Vec::new();
         for spec in specs {
             let Ok(Some((replicas, brokers))) = self.broker.replicas(&spec.name).await else { continue };
             let settings = self.describe(&ResourceSpecifier::Topic(&spec.name)).await.unwrap_or_default();
             let min_insync = settings.get("min.insync.replicas").and_then(|value| value.parse().ok());
-            found.push((spec, Replication { replicas, brokers, min_insync }));
+            found.push((&*spec.name, Replication { replicas, brokers, min_insync }));
         }
         found
     }

@@ -125,13 +125,13 @@ impl Audit {
 
     async fn store(&self, read: &Read) -> Result<(), Problem> {
         let audit_failed = |reason: &str| {
-            Problem::new(Code::KafkaUnavailable, format!("the audit event of this read cannot be stored: {reason}"))
+            Problem::new(Code::KAFKA_UNAVAILABLE, format!("the audit event of this read cannot be stored: {reason}"))
         };
         if !self.events.topics_ready.get() {
             return Err(audit_failed("the topics are not ready"));
         }
         let mut value = Vec::with_capacity(256);
-        read.write(&mut value).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+        read.write(&mut value).map_err(|error| Problem::new(Code::INTERNAL, error.to_string()))?;
         let stored = self.events.producer.store(self.events.outgoing(read, &value)).await;
         stored.map(|_| ()).map_err(|error: SendError| audit_failed(&error.to_string()))
     }

@@ -22,6 +22,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::service::{Lookup, Service};
+use crate::codes;
 
 static POSITION: HeaderName = HeaderName::from_static("postrider-position");
 static AFTER: HeaderName = HeaderName::from_static("postrider-after");
@@ -110,7 +111,10 @@ async fn push(
     let push: Push<'_> = json::parse_object(&body)?;
     service.check_key(&push.key)?;
     if push.ttl_seconds.is_some_and(|seconds| !(1..=MAX_TTL_SECONDS).contains(&seconds)) {
-        return Err(Problem::new(Code::InvalidField, format!("`ttl_seconds` must be between 1 and {MAX_TTL_SECONDS}")));
+        return Err(Problem::new(
+            Code::INVALID_FIELD,
+            format!("`ttl_seconds` must be between 1 and {MAX_TTL_SECONDS}"),
+        ));
     }
     let value = json::minify(push.value.get());
     let position = service.write(&context, "/push", &push.key, Some(value.as_bytes()), push.ttl_seconds).await?;
@@ -146,13 +150,13 @@ async fn pull(
         service.await_visible(&parse_position(after)?).await?;
     }
     let found = match service.look_up(&key).await? {
-        Lookup::Incomplete(detail) => return Err(Problem::new(Code::Rebuilding, detail)),
+        Lookup::Incomplete(detail) => return Err(Problem::new(Code::REBUILDING, detail)),
         Lookup::Absent => None,
         Lookup::Found(value) => Some(value),
     };
     service.inner.audit.read(&context, &key, found.is_some()).await?;
     let Some(value) = found else {
-        return Err(Problem::new(Code::KeyNotFound, format!("key `{key}` has no value")));
+        return Err(Problem::new(codes::KEY_NOT_FOUND, format!("key `{key}` has no value")));
     };
     let mut body = Vec::with_capacity(value.len() + key.len() + 24);
     body.extend_from_slice(br#"{"key":"#);
@@ -205,13 +209,13 @@ fn accepted(position: &Position) -> Response<Body> {
 fn parse_position(header: &HeaderValue) -> Result<Position, Problem> {
     let parsed = header.to_str().ok().and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| {
-        Problem::new(Code::InvalidRequest, "`Postrider-After` must be a position such as `messages/3@1234`")
+        Problem::new(Code::INVALID_REQUEST, "`Postrider-After` must be a position such as `messages/3@1234`")
     })
 }
 
 impl Service {
     fn path_key(&self, key: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
-        let Path(key) = key.map_err(|error| Problem::new(Code::InvalidRequest, error.body_text()))?;
+        let Path(key) = key.map_err(|error| Problem::new(Code::INVALID_REQUEST, error.body_text()))?;
         self.check_key(&key)?;
         Ok(key)
     }
@@ -219,9 +223,9 @@ impl Service {
     fn check_key(&self, key: &str) -> Result<(), Problem> {
         let limit = self.inner.config.max_key_bytes;
         match key.len() {
-            0 => Err(Problem::new(Code::InvalidRequest, "`key` must not be empty")),
+            0 => Err(Problem::new(Code::INVALID_REQUEST, "`key` must not be empty")),
             length if length > limit => {
-                Err(Problem::new(Code::InvalidField, format!("`key` must have at most {limit} bytes (got {length})")))
+                Err(Problem::new(Code::INVALID_FIELD, format!("`key` must have at most {limit} bytes (got {length})")))
             }
             _ => Ok(()),
         }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use postrider_http::{Code, Problem};
+use postrider_http::Problem;
 use postrider_limits::bound::{Admitted, Bound};
 use postrider_redis::Redis;
 use postrider_time::clock;
@@ -21,6 +21,7 @@ use super::{
     entry::Marker,
     keys::{Keys, MARKER_FIELD},
 };
+use crate::codes;
 
 /// Interval between counts.
 const LOOK: Duration = Duration::from_secs(1);
@@ -59,7 +60,7 @@ impl Ids {
             "Redis stores {} idempotency keys, the limit (`kv.max_idempotency_ids`); nothing was stored",
             self.bound.limit()
         );
-        Err(Problem { retry_after_s: Some(RETRY_AFTER_S), ..Problem::new(Code::TooManyIdempotencyKeys, detail) })
+        Err(Problem { retry_after_s: Some(RETRY_AFTER_S), ..Problem::new(codes::TOO_MANY_IDEMPOTENCY_KEYS, detail) })
     }
 
     /// Records that a write of this process is in the log.

@@ -4,6 +4,7 @@
 //! 404, and a value never goes back to an older version.
 
 mod audit;
+pub mod codes;
 #[cfg(test)]
 mod compaction;
 mod config;

@@ -4,10 +4,10 @@
 //! command, a wake-up and a system call each would cost more than the reads. A read that arrives
 //! alone does not wait.
 
-use postrider_microbatch::gather;
+use postrider_microbatch::{Batches, Queue, Request, queue};
 use postrider_redis::Redis;
 use redis::{Cmd, Value};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::watch;
 
 use super::{
     entry::Marker,
@@ -24,35 +24,34 @@ const QUEUE: usize = 4_096;
 /// Marker of a partition and entry of a key in it, or the Redis error.
 pub(super) type Found = Result<(Option<Marker>, Option<Vec<u8>>), String>;
 
-struct Read {
+struct Key {
     partition: usize,
     key: String,
-    answer: oneshot::Sender<Found>,
 }
+
+type Read = Request<Key, Found>;
 
 /// Queue of reads. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Lookups(mpsc::Sender<Read>);
+pub(super) struct Lookups(Queue<Key, Found>);
 
 impl Lookups {
     /// Returns the queue and the task that serves it; see [`Asking::until_closed`].
     pub fn new(partitions: Vec<Keys>, redis: watch::Receiver<Option<Redis>>) -> (Self, Asking) {
-        let (sender, reads) = mpsc::channel(QUEUE);
-        (Self(sender), Asking { reads, partitions, redis })
+        let (lookups, reads) = queue(QUEUE);
+        (Self(lookups), Asking { reads, partitions, redis })
     }
 
     /// Reads a key and the marker of its partition atomically.
     pub async fn read(&self, partition: usize, key: &str) -> Found {
-        let stopped = || "the reader has stopped".to_owned();
-        let (answer, found) = oneshot::channel();
-        self.0.send(Read { partition, key: key.to_owned(), answer }).await.map_err(|_| stopped())?;
-        found.await.map_err(|_| stopped())?
+        let found = self.0.ask(Key { partition, key: key.to_owned() }).await;
+        found.map_err(|error| error.to_string())?
     }
 }
 
 /// The task that queries Redis.
 pub struct Asking {
-    reads: mpsc::Receiver<Read>,
+    reads: Batches<Key, Found>,
     partitions: Vec<Keys>,
     redis: watch::Receiver<Option<Redis>>,
 }
@@ -61,7 +60,7 @@ impl Asking {
     /// Runs until every [`Lookups`] is dropped.
     pub async fn until_closed(mut self) {
         let (mut together, mut most) = (Vec::with_capacity(MAX_TOGETHER), MAX_TOGETHER);
-        while gather(&mut self.reads, &mut together, most).await {
+        while self.reads.next(&mut together, most).await {
             let count = together.len();
             let bytes = self.answer(&mut together).await;
             most = next_most(most, count, bytes);
@@ -70,14 +69,14 @@ impl Asking {
 
     /// Answers reads. Returns the size of all answers in bytes.
     async fn answer(&self, reads: &mut Vec<Read>) -> usize {
-        reads.sort_unstable_by_key(|read| read.partition);
+        reads.sort_unstable_by_key(|read| read.question.partition);
         let redis = self.redis.borrow().clone();
         let Some(mut redis) = redis else {
             answer_all(reads.drain(..), &Err("Redis is not connected yet".to_owned()));
             return 0;
         };
         let mut bytes = 0;
-        let of_one_partition = |one: &Read, other: &Read| one.partition == other.partition;
+        let of_one_partition = |one: &Read, other: &Read| one.question.partition == other.question.partition;
         let commands = reads.chunk_by(of_one_partition).map(|group| self.command(group)).collect();
         let sizes: Vec<usize> = reads.chunk_by(of_one_partition).map(<[Read]>::len).collect();
         let answers = redis.ask(commands).await;
@@ -96,10 +95,10 @@ impl Asking {
 
     fn command(&self, group: &[Read]) -> Cmd {
         let mut command = redis::cmd("HMGET");
-        let view = group.first().and_then(|read| self.partitions.get(read.partition));
+        let view = group.first().and_then(|read| self.partitions.get(read.question.partition));
         command.arg(view.map_or("", |keys| &keys.view)).arg(MARKER_FIELD);
         for read in group {
-            command.arg(&read.key);
+            command.arg(&read.question.key);
         }
         command
     }
@@ -127,14 +126,14 @@ fn settle(group: impl Iterator<Item = Read>, values: Vec<Value>) -> usize {
     for read in group {
         let found = next().and_then(|entry| Ok((marker.clone()?, entry)));
         bytes += found.as_ref().ok().and_then(|(_, entry)| entry.as_ref()).map_or(0, Vec::len);
-        let _ = read.answer.send(found);
+        read.answer(found);
     }
     bytes
 }
 
 fn answer_all(group: impl Iterator<Item = Read>, found: &Found) {
     for read in group {
-        let _ = read.answer.send(found.clone());
+        read.answer(found.clone());
     }
 }
 

@@ -25,6 +25,7 @@ use super::{
     keys::{Keys, MARKER_FIELD},
     lookup::{Asking, Lookups},
 };
+use crate::codes;
 
 /// Interval between checks while a request waits for a write to become visible.
 const CHECK_INTERVAL: Duration = Duration::from_millis(10);
@@ -113,7 +114,7 @@ impl Service {
         if !inner.topics_ready.get() {
             let detail =
                 "the topics are not ready: they were not checked yet, or are not as they must be (see readiness)";
-            return Err(Problem::new(Code::KafkaUnavailable, detail));
+            return Err(Problem::new(Code::KAFKA_UNAVAILABLE, detail));
         }
         let kind = if value.is_some() { "postrider.kv.pushed" } else { "postrider.kv.deleted" };
         let ttl = ttl_seconds.unwrap_or(0).to_be_bytes();
@@ -154,7 +155,7 @@ impl Service {
         let known = after.topic == inner.topic && after.epoch == inner.config.epoch;
         let Some(partition) = partition.filter(|_| known) else {
             return Err(Problem::new(
-                Code::InvalidRequest,
+                Code::INVALID_REQUEST,
                 format!("`Postrider-After`: `{after}` is not a position of this view"),
             ));
         };
@@ -167,7 +168,10 @@ impl Service {
             }
             if Instant::now() + CHECK_INTERVAL > deadline {
                 let waited = inner.config.visibility_timeout_ms;
-                return Err(Problem::new(Code::NotYetVisible, format!("`{after}` was not visible within {waited} ms")));
+                return Err(Problem::new(
+                    codes::NOT_YET_VISIBLE,
+                    format!("`{after}` was not visible within {waited} ms"),
+                ));
             }
             tokio::time::sleep(CHECK_INTERVAL).await;
         }
@@ -180,10 +184,10 @@ impl Service {
         let Some((number, seen)) =
             usize::try_from(partition).ok().and_then(|number| Some((number, inner.seen.get(number)?)))
         else {
-            return Err(Problem::new(Code::Internal, "the view has no partitions"));
+            return Err(Problem::new(Code::INTERNAL, "the view has no partitions"));
         };
         let found = inner.lookups.read(number, key).await;
-        let (marker, entry) = found.map_err(|detail| Problem::new(Code::RedisUnavailable, detail))?;
+        let (marker, entry) = found.map_err(|detail| Problem::new(Code::REDIS_UNAVAILABLE, detail))?;
         let Some(marker) = marker else {
             return Ok(Lookup::Incomplete(format!("partition {partition} of the view is missing")));
         };

@@ -6,7 +6,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use postrider_http::{Code, Problem, client};
+use postrider_http::{Problem, client};
+
+use crate::codes;
 
 /// Connection counts of a process.
 pub struct Addresses {
@@ -28,7 +30,7 @@ impl Addresses {
         let count = open.entry(network).or_insert(0);
         if *count >= self.limit {
             let detail = format!("your address has {count} connections to this process, which is the limit");
-            return Err(Problem::new(Code::TooManyConnections, detail));
+            return Err(Problem::new(codes::TOO_MANY_CONNECTIONS, detail));
         }
         *count += 1;
         Ok(Some(AddressPermit { addresses: self.clone(), network }))
@@ -65,11 +67,11 @@ mod tests {
         let addresses = Addresses::new(2);
         let enter = |address: &str| addresses.enter(Some(address.parse().unwrap())).map_err(|problem| problem.code);
         let (first, _second) = (enter("2001:db8::1"), enter("2001:db8::2"));
-        assert_eq!(enter("2001:db8::3").err(), Some(Code::TooManyConnections));
+        assert_eq!(enter("2001:db8::3").err(), Some(codes::TOO_MANY_CONNECTIONS));
         let _other = enter("2001:db8:0:1::1").unwrap();
         drop(first);
         let _third = enter("2001:db8::3").unwrap();
-        assert_eq!(enter("2001:db8::4").err(), Some(Code::TooManyConnections));
+        assert_eq!(enter("2001:db8::4").err(), Some(codes::TOO_MANY_CONNECTIONS));
         assert!(Addresses::new(0).enter(Some(IpAddr::from([1, 2, 3, 4]))).unwrap().is_none());
         drop((_second, _other, _third));
         assert!(addresses.open().is_empty());

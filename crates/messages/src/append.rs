@@ -4,8 +4,9 @@
 use futures_util::future::join_all;
 use metrics::histogram;
 use postrider_kafka::consumer::Failure;
+use postrider_microbatch::{Batches, Queue, Request, queue};
 use postrider_postgres::query::Error;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::Mutex;
 
 use super::store::{Appended, Batch, Store};
 
@@ -19,35 +20,28 @@ const ROWS: usize = 2_000;
 /// Result of a batch. The inner error means that a row is invalid.
 pub type Outcome = Result<Result<Appended, Error>, Failure>;
 
-struct Waiting {
-    batch: Batch,
-    answer: oneshot::Sender<Outcome>,
-}
-
 /// Accepts batches of partitions.
-pub struct Appender(mpsc::Sender<Waiting>);
+pub struct Appender(Queue<Batch, Outcome>);
 
 /// Stores the accepted batches.
 pub struct Writer {
     store: Store,
     epoch: u32,
-    waiting: Mutex<mpsc::Receiver<Waiting>>,
+    waiting: Mutex<Batches<Batch, Outcome>>,
 }
 
 impl Appender {
     /// Returns the appender and the writer, which stores batches of this epoch; see
     /// [`Writer::until_closed`].
     pub fn new(store: Store, epoch: u32) -> (Self, Writer) {
-        let (sender, waiting) = mpsc::channel(WAITING);
-        (Self(sender), Writer { store, epoch, waiting: Mutex::new(waiting) })
+        let (appender, waiting) = queue(WAITING);
+        (Self(appender), Writer { store, epoch, waiting: Mutex::new(waiting) })
     }
 
     /// Stores a batch, together with batches of other partitions.
     pub async fn append(&self, batch: Batch) -> Outcome {
-        let (answer, outcome) = oneshot::channel();
-        let closed = || Failure::Retry("the message store has stopped".to_owned());
-        self.0.send(Waiting { batch, answer }).await.map_err(|_| closed())?;
-        outcome.await.map_err(|_| closed())?
+        let closed = |_| Failure::Retry("the message store has stopped".to_owned());
+        self.0.ask(batch).await.map_err(closed)?
     }
 }
 
@@ -58,12 +52,9 @@ impl Writer {
     }
 
     async fn write_until_closed(&self) {
-        loop {
-            let waiting = self.gather().await;
-            if waiting.is_empty() {
-                return;
-            }
-            let (batches, answers): (Vec<_>, Vec<_>) = waiting.into_iter().map(|one| (one.batch, one.answer)).unzip();
+        let mut waiting = Vec::new();
+        while self.gather(&mut waiting).await {
+            let (batches, answers): (Vec<_>, Vec<_>) = waiting.drain(..).map(Request::into_parts).unzip();
             histogram!("postrider_messages_statement_rows")
                 .record(batches.iter().map(|batch| batch.rows.len()).sum::<usize>() as f64);
             for (outcome, answer) in self.store_all(&batches).await.into_iter().zip(answers) {
@@ -73,18 +64,9 @@ impl Writer {
         }
     }
 
-    /// Returns the next batch and those queued behind it, or none after the last.
-    async fn gather(&self) -> Vec<Waiting> {
-        let mut receiver = self.waiting.lock().await;
-        let mut found: Vec<Waiting> = receiver.recv().await.into_iter().collect();
-        let mut rows: usize = found.iter().map(|one| one.batch.rows.len()).sum();
-        while rows < ROWS
-            && let Ok(next) = receiver.try_recv()
-        {
-            rows += next.batch.rows.len();
-            found.push(next);
-        }
-        found
+    /// Takes the next batch and those queued behind it. Returns false after the last.
+    async fn gather(&self, waiting: &mut Vec<Request<Batch, Outcome>>) -> bool {
+        self.waiting.lock().await.next_weighed(waiting, ROWS, |batch| batch.rows.len()).await
     }
 
     async fn store_all(&self, batches: &[Batch]) -> Vec<Outcome> {

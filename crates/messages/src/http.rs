@@ -28,11 +28,12 @@ use super::{
     Messages, Open,
     cursor::Cursor,
     follower::{Follower, unreachable},
-    model::{self, Draft},
+    model::{self, Draft, invalid, receiver_of_request},
     socket::{Connection, PROTOCOL},
     store::Limits,
     stream, unread,
 };
+use crate::codes;
 
 const ROUTE: &str = "/api/v1/message/action";
 /// Key of every record, for compatibility with existing consumers.
@@ -43,7 +44,6 @@ const MAX_LIMIT: u16 = 100;
 const PAGE_BYTES: usize = 4 << 20;
 /// Size of a socket's read and write buffers in bytes. Small, because every connection has its own.
 const SOCKET_BUFFER_BYTES: usize = 2 << 10;
-static RECEIVER_ID: HeaderName = HeaderName::from_static("receiverid");
 static LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Returns the routes of messages with their OpenAPI descriptions.
@@ -133,7 +133,7 @@ async fn connect(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response<Body>, Problem> {
     let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
-    let receiver = receiver(&headers, query.receiver_id)?;
+    let receiver = receiver_of_request(&headers, query.receiver_id)?;
     messages.check_origin(&headers)?;
     let upgrade = upgrade.map_err(|error| invalid(error.body_text()))?;
     let after = cursor("after", query.after.as_deref())?;
@@ -183,7 +183,7 @@ async fn live(
     query: Result<Query<ConnectQuery>, QueryRejection>,
 ) -> Result<Response<Body>, Problem> {
     let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
-    let receiver = receiver(&headers, query.receiver_id)?;
+    let receiver = receiver_of_request(&headers, query.receiver_id)?;
     messages.check_origin(&headers)?;
     let header = headers.get(&LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?")).filter(|id| !id.is_empty());
     let after = cursor("Last-Event-ID", header.or(query.after.as_deref()))?;
@@ -254,7 +254,7 @@ async fn history(
     query: Result<Query<HistoryQuery>, QueryRejection>,
 ) -> Result<Response<Body>, Problem> {
     let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
-    let receiver = receiver(&headers, query.receiver_id)?;
+    let receiver = receiver_of_request(&headers, query.receiver_id)?;
     let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LIMIT).contains(&limit) {
         return Err(invalid(format!("`limit` must be between 1 and {MAX_LIMIT} (got {limit})")));
@@ -279,7 +279,7 @@ async fn history(
         let offset = row.offset.unwrap_or(row.last);
         cursor.advance(row.partition_id(), offset);
         let delivered = offset <= delivered.seen(row.partition_id());
-        let data = serde_json::from_str(value).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+        let data = serde_json::from_str(value).map_err(|error| Problem::new(Code::INTERNAL, error.to_string()))?;
         let created_at = clock::rfc3339(row.created_ms.unwrap_or_default());
         listed.push(Listed { id: cursor.to_string(), data, created_at, delivered });
     }
@@ -297,12 +297,12 @@ impl Messages {
         if !inner.topics_ready.get() {
             let detail =
                 "the topics are not ready: they were not checked yet, or are not as they must be (see readiness)";
-            return Err(Problem::new(Code::KafkaUnavailable, detail));
+            return Err(Problem::new(Code::KAFKA_UNAVAILABLE, detail));
         }
         if let Some(open) = self.open() {
             open.receivers.admit(&receiver).await?;
         }
-        let text = std::str::from_utf8(&body).map_err(|error| Problem::new(Code::InvalidJson, error.to_string()))?;
+        let text = std::str::from_utf8(&body).map_err(|error| Problem::new(Code::INVALID_JSON, error.to_string()))?;
         let value = json::minify(text);
         let id = context.event_id(ANONYMOUS, ROUTE, None, &[&body])?;
         let event = Event { id, kind: "postrider.message.sent", source: "/messages", trace: context.trace };
@@ -321,7 +321,8 @@ impl Messages {
     }
 
     pub(super) fn connections(&self) -> Result<&Open, Problem> {
-        let off = || Problem::new(Code::PostgresUnavailable, "messages are disabled because `postgres.url` is not set");
+        let off =
+            || Problem::new(Code::POSTGRES_UNAVAILABLE, "messages are disabled because `postgres.url` is not set");
         self.open().ok_or_else(off)
     }
 
@@ -336,24 +337,11 @@ impl Messages {
             "origin `{}` is not allowed (`messages.allowed_origins`)",
             String::from_utf8_lossy(origin.as_bytes())
         );
-        Err(Problem::new(Code::OriginForbidden, detail))
+        Err(Problem::new(codes::ORIGIN_FORBIDDEN, detail))
     }
-}
-
-/// Returns the receiver's id from the header or the query.
-pub(super) fn receiver(headers: &HeaderMap, query: Option<String>) -> Result<String, Problem> {
-    let header = headers.get(&RECEIVER_ID).map(|value| String::from_utf8(value.as_bytes().to_vec()));
-    let header = header.transpose().map_err(|_| invalid("`ReceiverId` is not UTF-8"))?;
-    let receiver = header.or(query).filter(|id| !id.is_empty()).ok_or_else(|| invalid("Missing data"))?;
-    model::check_id("receiverId", &receiver)?;
-    Ok(receiver)
 }
 
 fn cursor(name: &str, text: Option<&str>) -> Result<Option<Cursor>, Problem> {
     let parsed = text.filter(|text| !text.is_empty()).map(str::parse).transpose();
     parsed.map_err(|error| invalid(format!("`{name}` is {error}")))
-}
-
-pub(super) fn invalid(detail: impl Into<String>) -> Problem {
-    Problem::new(Code::InvalidRequest, detail)
 }

@@ -30,6 +30,7 @@ use super::{
     send_queue::{Ending, SendQueue},
     store::Store,
 };
+use crate::codes;
 
 /// Maximum number of receivers per query.
 const CHUNK: usize = 500;
@@ -126,11 +127,11 @@ impl Hub {
     fn check_limits(&self, of_receiver: usize) -> Result<(), Problem> {
         let Config { max_connections, max_connections_per_receiver, .. } = self.config;
         if self.stop.is_cancelled() {
-            return Err(Problem::new(Code::TooManyStreams, "this process is stopping"));
+            return Err(Problem::new(Code::TOO_MANY_STREAMS, "this process is stopping"));
         }
         if self.count.load(Relaxed) >= max_connections {
             return Err(Problem::new(
-                Code::TooManyStreams,
+                Code::TOO_MANY_STREAMS,
                 format!("the limit of {max_connections} connections per process is reached; retry later"),
             ));
         }
@@ -138,7 +139,7 @@ impl Hub {
             let detail = format!(
                 "this receiver has {of_receiver} connections here, the limit is {max_connections_per_receiver}"
             );
-            return Err(Problem::new(Code::TooManyConnections, detail));
+            return Err(Problem::new(codes::TOO_MANY_CONNECTIONS, detail));
         }
         Ok(())
     }

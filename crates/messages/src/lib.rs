@@ -8,6 +8,7 @@
 mod acks;
 mod addresses;
 mod append;
+pub mod codes;
 mod config;
 mod cursor;
 mod follower;

@@ -2,9 +2,12 @@
 
 use std::borrow::Cow;
 
+use axum::http::{HeaderMap, HeaderName};
 use postrider_http::{Code, Problem, json};
 use serde::Deserialize;
 use utoipa::ToSchema;
+
+static RECEIVER_ID: HeaderName = HeaderName::from_static("receiverid");
 
 /// Longest id, in bytes.
 pub const MAX_ID_BYTES: usize = 255;
@@ -63,8 +66,8 @@ pub enum Unaddressed {
 impl From<Flaw> for Problem {
     fn from(flaw: Flaw) -> Self {
         let code = match flaw {
-            Flaw::Missing(_) | Flaw::Nul(_) => Code::InvalidRequest,
-            Flaw::TooLong(..) => Code::InvalidField,
+            Flaw::Missing(_) | Flaw::Nul(_) => Code::INVALID_REQUEST,
+            Flaw::TooLong(..) => Code::INVALID_FIELD,
         };
         Self::new(code, flaw.to_string())
     }
@@ -100,6 +103,20 @@ pub fn check_id(name: &'static str, id: &str) -> Result<(), Flaw> {
     }
 }
 
+/// Returns the receiver's id from the header or the query.
+pub fn receiver_of_request(headers: &HeaderMap, query: Option<String>) -> Result<String, Problem> {
+    let header = headers.get(&RECEIVER_ID).map(|value| String::from_utf8(value.as_bytes().to_vec()));
+    let header = header.transpose().map_err(|_| invalid("`ReceiverId` is not UTF-8"))?;
+    let receiver = header.or(query).filter(|id| !id.is_empty()).ok_or_else(|| invalid("Missing data"))?;
+    check_id("receiverId", &receiver)?;
+    Ok(receiver)
+}
+
+/// Returns the problem of a malformed request.
+pub fn invalid(detail: impl Into<String>) -> Problem {
+    Problem::new(Code::INVALID_REQUEST, detail)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,13 +132,13 @@ mod tests {
         assert_eq!(with("receiverId", r#""a\"\u00e4\ud83c\udf89""#), Ok("a\"ä🎉".to_owned()));
         for field in ["chatId", "senderId", "receiverId", "content"] {
             for bad in [r#""""#, r#""a\u0000""#, "null", "1", "{}"] {
-                assert_eq!(with(field, bad), Err(Code::InvalidRequest), "{field} {bad}");
+                assert_eq!(with(field, bad), Err(Code::INVALID_REQUEST), "{field} {bad}");
             }
         }
-        assert_eq!(with("receiverId", &format!("\"{}\"", "x".repeat(256))), Err(Code::InvalidField));
+        assert_eq!(with("receiverId", &format!("\"{}\"", "x".repeat(256))), Err(Code::INVALID_FIELD));
         let duplicate_field = br#"{"chatId":"c","senderId":"s","receiverId":"r","receiverId":"q","content":"x"}"#;
-        assert_eq!(check(duplicate_field).unwrap_err().code, Code::InvalidRequest, "duplicate fields are rejected");
-        assert_eq!(check(b"[]").unwrap_err().code, Code::InvalidRequest);
+        assert_eq!(check(duplicate_field).unwrap_err().code, Code::INVALID_REQUEST, "duplicate fields are rejected");
+        assert_eq!(check(b"[]").unwrap_err().code, Code::INVALID_REQUEST);
         assert_eq!(receiver(br#"{"receiverId":"r"}"#).unwrap(), "r");
     }
 }

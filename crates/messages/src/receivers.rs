@@ -7,11 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use postrider_http::{Code, Problem};
+use postrider_http::Problem;
 use postrider_limits::bound::Bound;
 use postrider_postgres::table_size::{Table, pause_after};
 
 use super::{follower::unreachable, store::Store};
+use crate::codes;
 
 const RECEIVERS: Table = Table { name: "message_receivers", row_bytes: "0" };
 /// Shortest interval between counts. New names arrive slowly compared with the limit.
@@ -41,7 +42,7 @@ impl Receivers {
             "`{receiver}` is new and {} receivers exist, the limit (`messages.max_receivers`); nothing was stored",
             self.bound.limit()
         );
-        Err(Problem { retry_after_s: Some(RETRY_AFTER_S), ..Problem::new(Code::TooManyReceivers, detail) })
+        Err(Problem { retry_after_s: Some(RETRY_AFTER_S), ..Problem::new(codes::TOO_MANY_RECEIVERS, detail) })
     }
 
     /// Counts receivers repeatedly; runs forever. Without a limit it does not count.

@@ -21,7 +21,7 @@ pub fn row(record: &Record<'_>, partition_id: PartitionId) -> Result<Row, Reason
     };
     let receiver = model::receiver(value).map_err(|error| {
         let class = match &error {
-            Unaddressed::Body(problem) if problem.code == Code::InvalidJson => "not_json",
+            Unaddressed::Body(problem) if problem.code == Code::INVALID_JSON => "not_json",
             Unaddressed::Body(_) => "wrong_type",
             Unaddressed::Id(Flaw::TooLong(..)) => "receiver_too_long",
             Unaddressed::Id(Flaw::Missing(_)) => "no_receiver",

@@ -18,8 +18,8 @@ use super::{
     Messages,
     cursor::Cursor,
     follower::unreachable,
-    http::{invalid, receiver},
-    model, store,
+    model::{self, invalid, receiver_of_request},
+    store,
 };
 
 /// Maximum count per receiver.
@@ -97,7 +97,7 @@ async fn unread(
         return Err(invalid(format!("the request names {} receivers; send at most {MAX_RECEIVERS}", asked.len())));
     }
     if asked.len() < 2 {
-        asked = vec![receiver(&headers, asked.pop())?];
+        asked = vec![receiver_of_request(&headers, asked.pop())?];
     }
     asked.iter().try_for_each(|receiver| model::check_id("receiverId", receiver))?;
     let mut counted = messages.count(asked).await?;
@@ -151,7 +151,7 @@ async fn acknowledge(State(messages): State<Messages>, request: Request) -> Resu
         cursor.partitions().map(|(partition_id, offset)| (receiver_id.as_str(), partition_id, offset)).collect();
     messages.connections()?.hub.store.acknowledge(&positions).await.map_err(|error| unreachable(&error))?;
     let counted = messages.count(vec![receiver_id]).await?;
-    counted.into_iter().next().map(Json).ok_or_else(|| Problem::new(Code::Internal, "the count is missing"))
+    counted.into_iter().next().map(Json).ok_or_else(|| Problem::new(Code::INTERNAL, "the count is missing"))
 }
 
 impl Messages {

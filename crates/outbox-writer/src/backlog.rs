@@ -8,7 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use postrider_http::{Code, Problem};
+use postrider_http::Problem;
 use postrider_limits::bound::{Admitted, Bound};
 use postrider_postgres::{
     query::{Error, within},
@@ -17,6 +17,8 @@ use postrider_postgres::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
+
+use crate::codes;
 
 /// Bytes added to each row for its other columns, its header, and its index entry.
 const ROW_BYTES: u64 = 256;
@@ -119,5 +121,5 @@ impl Backlog {
 }
 
 fn refusal(detail: String) -> Problem {
-    Problem { retry_after_s: Some(RETRY_AFTER_S), ..Problem::new(Code::OutboxFull, detail) }
+    Problem { retry_after_s: Some(RETRY_AFTER_S), ..Problem::new(codes::OUTBOX_FULL, detail) }
 }

@@ -2,6 +2,7 @@
 //! drain.
 
 mod backlog;
+pub mod codes;
 
 use std::{
     sync::{Mutex, PoisonError},

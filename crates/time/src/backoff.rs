@@ -41,6 +41,11 @@ pub struct Backoff {
 }
 
 impl Backoff {
+    /// Returns the rule of a wait that doubles after each failure, up to `cap`, without jitter.
+    pub const fn doubling(base: Duration, cap: Duration) -> Self {
+        Self { base, cap, growth: Growth::Exponential, jitter: Jitter::None }
+    }
+
     /// Returns the wait after `failures` failures in a row, 1 for the first. `chance` is a random
     /// number from 0 to 1.
     pub fn delay(&self, failures: u32, chance: f64) -> Duration {

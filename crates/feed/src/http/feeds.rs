@@ -126,7 +126,7 @@ fn start(query: &FeedQuery) -> Result<Start, Problem> {
     match query.offset.unwrap_or(0) {
         offset if offset > MAX_OFFSET => {
             let detail = format!("`offset` must be at most {MAX_OFFSET} (got {offset}); use `cursor` to read further");
-            Err(Problem::new(Code::InvalidField, detail))
+            Err(Problem::new(Code::INVALID_FIELD, detail))
         }
         offset => Ok(Start::Offset(usize::try_from(offset).unwrap_or(0))),
     }
@@ -157,7 +157,7 @@ fn render(user_id: &str, page: &Page, posts: Option<&[Post]>, last: Option<i64>)
     if let Some(posts) = posts {
         body.extend_from_slice(br#","posts":"#);
         let posts: Vec<Shown<'_>> = posts.iter().map(Shown::from).collect();
-        serde_json::to_writer(&mut body, &posts).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+        serde_json::to_writer(&mut body, &posts).map_err(|error| Problem::new(Code::INTERNAL, error.to_string()))?;
     }
     match last.filter(|_| page.more) {
         Some(last) => {

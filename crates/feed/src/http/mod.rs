@@ -22,6 +22,7 @@ use super::{
     model::{MAX_ID_BYTES, MAX_POST_ID, check_field},
     writes::{Meta, Outcome},
 };
+use crate::codes;
 
 /// Returns the routes of the capability with their OpenAPI descriptions.
 pub fn routes(feed: Feed) -> OpenApiRouter {
@@ -45,7 +46,7 @@ pub fn short_cuts(short_cuts: ShortCuts, feed: &Feed) -> ShortCuts {
 
 impl Feed {
     fn desk(&self) -> Result<&Desk, Problem> {
-        let off = || Problem::new(Code::PostgresUnavailable, "set `postgres.url` to use feeds; it is not set");
+        let off = || Problem::new(Code::POSTGRES_UNAVAILABLE, "set `postgres.url` to use feeds; it is not set");
         self.inner.desk.as_ref().ok_or_else(off)
     }
 
@@ -67,7 +68,7 @@ fn settled<T>(outcome: Outcome<T>) -> Result<T, Problem> {
     match outcome {
         Outcome::Done(outcome) => Ok(outcome),
         Outcome::Erased => {
-            Err(Problem::new(Code::BeingErased, "an account in this request is being erased; retry later"))
+            Err(Problem::new(codes::BEING_ERASED, "an account in this request is being erased; retry later"))
         }
     }
 }
@@ -86,11 +87,11 @@ fn post_of(path: Result<Path<i64>, PathRejection>) -> Result<i64, Problem> {
 }
 
 fn not_found(id: i64) -> Problem {
-    Problem::new(Code::PostNotFound, format!("post {id} does not exist or was deleted"))
+    Problem::new(codes::POST_NOT_FOUND, format!("post {id} does not exist or was deleted"))
 }
 
 fn invalid(detail: impl Into<String>) -> Problem {
-    Problem::new(Code::InvalidRequest, detail)
+    Problem::new(Code::INVALID_REQUEST, detail)
 }
 
 fn json(status: StatusCode, body: impl Into<Body>) -> Response<Body> {

@@ -12,11 +12,11 @@ use std::{
 };
 
 use metrics::counter;
-use postrider_microbatch::gather;
+use postrider_microbatch::{Batches, Queue, Request, queue};
 use postrider_redis::{Config, Redis, tracking};
 use postrider_telemetry::unknown::Unknown;
 use redis::{Cmd, RedisError, Value};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::watch;
 
 use super::{
     near_cache::{NearCache, Source, Timeline},
@@ -63,14 +63,11 @@ pub enum Sight {
     Unusable,
 }
 
-struct Asked {
-    question: Question,
-    answer: oneshot::Sender<Sight>,
-}
+type Asked = Request<Question, Sight>;
 
 /// Sends questions to the task that asks Redis.
 pub struct TimelineReader {
-    questions: mpsc::Sender<Asked>,
+    questions: Queue<Question, Sight>,
 }
 
 impl TimelineReader {
@@ -78,24 +75,20 @@ impl TimelineReader {
     /// with [`Asking::until_closed`].
     pub fn new(config: &Config, redis: watch::Receiver<Option<Redis>>, timelines: usize) -> (Self, Asking) {
         let keys = Keys::new(&config.key_prefix);
-        let (sender, questions) = mpsc::channel(QUEUE);
+        let (sender, questions) = queue(QUEUE);
         let near_cache = NearCache::new(config.clone(), keys.clone(), timelines);
         (Self { questions: sender }, Asking { questions, keys, redis, near_cache, epoch: 0, gone: Gone::default() })
     }
 
     /// Asks a question. The wait is bounded by the response timeout of Redis, for each attempt.
     pub async fn ask(&self, question: Question) -> Sight {
-        let (answer, sight) = oneshot::channel();
-        if self.questions.send(Asked { question, answer }).await.is_err() {
-            return Sight::Unusable;
-        }
-        sight.await.unwrap_or(Sight::Unusable)
+        self.questions.ask(question).await.unwrap_or(Sight::Unusable)
     }
 }
 
 /// The task that asks Redis.
 pub struct Asking {
-    questions: mpsc::Receiver<Asked>,
+    questions: Batches<Question, Sight>,
     keys: Keys,
     redis: watch::Receiver<Option<Redis>>,
     near_cache: NearCache,
@@ -116,11 +109,10 @@ impl Asking {
     /// Runs until the [`TimelineReader`] is dropped.
     pub async fn until_closed(mut self) {
         let mut together = Vec::with_capacity(MAX_TOGETHER);
-        while gather(&mut self.questions, &mut together, MAX_TOGETHER).await {
+        while self.questions.next(&mut together, MAX_TOGETHER).await {
             let sights = self.answer(&together).await;
             for (asked, sight) in together.drain(..).zip(sights) {
-                // A request that no longer waits is ignored.
-                let _ = asked.answer.send(sight);
+                asked.answer(sight);
             }
         }
     }
@@ -160,7 +152,8 @@ impl Asking {
         let spare = self.spare();
         let mut commands = vec![command("GET", &self.keys.epoch()), command("GET", &self.keys.gone_version())];
         let mut open = Vec::with_capacity(asked.len());
-        for (place, Asked { question, .. }) in asked.iter().enumerate().filter(|(place, _)| sights[*place].is_none()) {
+        for (place, Request { question, .. }) in asked.iter().enumerate().filter(|(place, _)| sights[*place].is_none())
+        {
             let source = self.near_cache.source(&question.owner);
             open.push((place, source));
             self.add_commands(&mut commands, question, source, spare);
@@ -179,7 +172,7 @@ impl Asking {
         }
         let mut pages = Vec::with_capacity(open.len());
         for (place, source) in &open {
-            let Asked { question, .. } = &asked[*place];
+            let Request { question, .. } = &asked[*place];
             let (top, below) = match source {
                 Source::Memory => continue,
                 Source::Page if question.before.is_some() => (members(next()?), Some(members(next()?))),

@@ -19,7 +19,7 @@ use super::{
     lookup::Lookup,
     progress::Progress,
     spans,
-    work::{Holder, Opening, PartitionSpan, PartitionWork, Shape, Start},
+    work::{Holder, Opening, PartitionSpan, PartitionWork, Shape, Start, hold_pause},
 };
 use crate::{
     batch::{Batch, Record},
@@ -388,21 +388,15 @@ impl<H: BatchHandler> Worker<H> {
     }
 }
 
-/// Exponential backoff with full jitter above a floor, 50 ms to 2 s.
+/// Counts the failures of one attempt after the other.
+#[derive(Default)]
 struct Pause {
     attempts: u32,
 }
 
-impl Default for Pause {
-    fn default() -> Self {
-        Self { attempts: 1 }
-    }
-}
-
 impl Pause {
     fn next(&mut self) -> Duration {
-        let ceiling = 50_u64 << self.attempts.min(6);
         self.attempts = self.attempts.saturating_add(1);
-        Duration::from_millis(50 + fastrand::u64(..ceiling.min(2_000)))
+        hold_pause(self.attempts)
     }
 }

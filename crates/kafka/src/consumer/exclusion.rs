@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use postrider_time::backoff::Backoff;
 use rdkafka::{
     Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer, ConsumerContext, DefaultConsumerContext},
@@ -27,8 +28,8 @@ use crate::{Config, off_runtime};
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Doublings of the interval while there is nothing to find.
 const MAX_CALM: u32 = 1;
-/// Doublings of the interval after replacements that have brought no partition.
-const MAX_VAIN: u32 = 5;
+/// Interval after replacements that have brought no partition.
+const BACKOFF: Backoff = Backoff::doubling(INTERVAL, Duration::from_secs(320));
 /// Checks that have to find the same where the group says that nobody owns the partition, or does not say who does. The
 /// latter take longer than brokers wait for a member that has died (45 s, unless they are told otherwise).
 const CHECKS_CERTAIN: u32 = 2;
@@ -76,7 +77,7 @@ impl Exclusion {
         // Once there is a suspect, checks follow at the shortest interval, except after futile
         // replacements.
         let calm = if self.found > 0 { 0 } else { self.calm.min(MAX_CALM) };
-        INTERVAL * 2_u32.pow(calm.max(self.vain.min(MAX_VAIN)))
+        BACKOFF.delay(calm.max(self.vain) + 1, 0.0)
     }
 
     /// Records a check; `None` is a failed one. Returns whether the member has to rejoin.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use metrics::counter;
+use postrider_time::backoff::Backoff;
 use rdkafka::{Offset, TopicPartitionList, consumer::Consumer, error::KafkaError};
 
 use super::{Subscription, membership::Client};
@@ -21,7 +22,7 @@ pub(super) struct FetchWatchdog {
 impl FetchWatchdog {
     /// Worst-case time until the first response while brokers answer; doubled with every restart.
     const PATIENCE: Duration = Duration::from_secs(5);
-    const MAX_DOUBLINGS: u32 = 6;
+    const BACKOFF: Backoff = Backoff::doubling(Self::PATIENCE, Duration::from_secs(320));
 
     pub fn new(offset: Option<i64>, now: Instant) -> Self {
         Self { offset, since: now, tries: 0, due: now + Self::PATIENCE }
@@ -79,7 +80,7 @@ impl FetchWatchdog {
 
     fn tried(&mut self, now: Instant) {
         self.tries += 1;
-        self.due = now + Self::PATIENCE * 2_u32.pow(self.tries.min(Self::MAX_DOUBLINGS));
+        self.due = now + Self::BACKOFF.delay(self.tries + 1, 0.0);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use postrider_time::backoff::{Backoff, Growth, Jitter};
 use serde::Serialize;
 
 use crate::batch::Batch;
@@ -113,4 +114,17 @@ impl Opening {
         // The polling thread outlives the work that it opens, except in a crash.
         let _ = self.starts.send(start);
     }
+}
+
+/// Waits between the attempts at a record or batch whose handler lacks a dependency.
+const HOLD: Backoff = Backoff {
+    base: Duration::from_millis(100),
+    cap: Duration::from_secs(2),
+    growth: Growth::Exponential,
+    jitter: Jitter::Equal,
+};
+
+/// Returns the wait after so many failures in a row.
+pub(super) fn hold_pause(failures: u32) -> Duration {
+    HOLD.delay(failures, fastrand::f64())
 }

@@ -69,16 +69,16 @@ async fn presence_of(
     State(presence): State<Option<Presence>>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Body>, Problem> {
-    let Path(id) = id.map_err(|error| Problem::new(Code::InvalidRequest, error.body_text()))?;
+    let Path(id) = id.map_err(|error| Problem::new(Code::INVALID_REQUEST, error.body_text()))?;
     model::check_id("id", &id)?;
-    let off = || Problem::new(Code::NotFound, "presence is disabled (`messages.presence.enabled` is false)");
+    let off = || Problem::new(Code::NOT_FOUND, "presence is disabled (`messages.presence.enabled` is false)");
     let presence = presence.ok_or_else(off)?;
     match presence.ask(&id).await {
         Ok(Answer::Known(state)) => Ok(Json(Body::new(id, &state))),
         Ok(Answer::Rebuilding) => {
             let detail = "presence is being rebuilt and this receiver may be connected; retry later";
-            Err(Problem::new(Code::Rebuilding, detail))
+            Err(Problem::new(Code::REBUILDING, detail))
         }
-        Err(trouble) => Err(Problem::new(Code::RedisUnavailable, trouble.to_string())),
+        Err(trouble) => Err(Problem::new(Code::REDIS_UNAVAILABLE, trouble.to_string())),
     }
 }

@@ -16,10 +16,9 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use postrider_time::clock;
 use tokio::runtime::Handle;
 
 pub use schedule::Span;
@@ -218,14 +217,4 @@ impl<H: KeyedHandler> Drop for Partition<H> {
     fn drop(&mut self) {
         self.abandon();
     }
-}
-
-/// Returns the delay before a held record is retried: exponential, 50 ms to 2 s, half of it random.
-fn hold_pause(holds: u32) -> Duration {
-    let ceiling = (50_u64 << holds.min(6)).min(2_000);
-    Duration::from_millis(ceiling / 2 + fastrand::u64(..=ceiling / 2))
-}
-
-fn now_ms() -> i64 {
-    clock::now_ms()
 }

@@ -10,15 +10,16 @@ use std::{
 
 use futures_util::{FutureExt, future::poll_immediate};
 use metrics::counter;
+use postrider_time::clock;
 use tracing::Instrument;
 
 use super::{
-    Pool, hold_pause, now_ms,
+    Pool,
     schedule::{Job, Schedule, Ticket},
     window::Trouble,
 };
 use crate::{
-    consumer::{Delivery, KeyedHandler, Outcome, spans},
+    consumer::{Delivery, KeyedHandler, Outcome, spans, work::hold_pause},
     dead_letter::{Letter, Reason},
 };
 
@@ -101,7 +102,7 @@ fn remember(trouble: &mut Trouble, note: Note) {
 
 fn count_failure(trouble: &mut Trouble) {
     trouble.attempts += 1;
-    trouble.last_failed_ms = now_ms();
+    trouble.last_failed_ms = clock::now_ms();
     if trouble.first_failed_ms == 0 {
         trouble.first_failed_ms = trouble.last_failed_ms;
     }
@@ -183,7 +184,7 @@ async fn store_dead_letter<H: KeyedHandler>(
     trouble: &Trouble,
     reason: Reason,
 ) -> Verdict {
-    let failed_ms = now_ms();
+    let failed_ms = clock::now_ms();
     let letter = Letter {
         topic: &delivery.topic,
         partition: delivery.partition,
