@@ -122,7 +122,7 @@ async fn killed_processors_and_a_replay_of_the_topic_store_each_comment_once() {
     // A new consumer group reads the whole topic again.
     let prefix = format!("{}again_", world.prefix);
     world.set("POSTRIDER_KAFKA__GROUP_PREFIX", &prefix);
-    world.sql("UPDATE comments_progress SET next = 0").await;
+    world.sql("UPDATE projection_progress SET next = 0").await;
     let processor = world.app().role("processor").start().await;
     until("all replayed records are counted as duplicates", seconds(30), || async {
         let repeated = processor.metric("postrider_comments_duplicate_records_total").await;
@@ -190,7 +190,7 @@ async fn records_of_older_producers_are_stored_and_invalid_records_are_dead_lett
     app.stop().await;
     // Ids that are derived from positions are the same when the topic is read again.
     world.set("POSTRIDER_KAFKA__GROUP_PREFIX", &format!("{}again_", world.prefix));
-    world.sql("UPDATE comments_progress SET next = 0").await;
+    world.sql("UPDATE projection_progress SET next = 0").await;
     let app = world.app().start().await;
     comment(&app, "p", "after the replay").await;
     let comments = listed(&app, 34).await;
@@ -241,13 +241,15 @@ async fn comments_that_postgres_lost_are_restored_from_the_topic() {
     let comments = listed(&app, 30).await;
     // Lose everything while nobody writes; then the newest part, as after a restore; then
     // everything while comments arrive.
-    world.sql("TRUNCATE comments, comments_progress").await;
+    world.sql("TRUNCATE comments, projection_progress").await;
     assert_eq!(listed(&app, 30).await, comments);
-    world.sql(r#"DELETE FROM comments WHERE "offset" >= 3; UPDATE comments_progress SET next = least(next, 3)"#).await;
+    world
+        .sql(r#"DELETE FROM comments WHERE "offset" >= 3; UPDATE projection_progress SET next = least(next, 3)"#)
+        .await;
     assert_eq!(listed(&app, 30).await, comments);
     let poster = Poster::start("a", address(&app).1);
     poster.more(50).await;
-    world.sql("TRUNCATE comments, comments_progress").await;
+    world.sql("TRUNCATE comments, projection_progress").await;
     poster.more(50).await;
     let expected: Vec<String> = (0..30).map(|number| format!("t{number}")).chain(poster.stop().await).collect();
     let found = listed(&app, expected.len()).await;

@@ -403,13 +403,13 @@ async fn a_replay_of_the_topic_changes_nothing_and_restores_what_postgres_lost()
     assert_eq!(stored(&app, "r", 50).await, *sent);
     let socket = Socket::cursors(&app.api, "r", "").await;
     socket.frames(50).await;
-    world.sql("TRUNCATE messages, message_ids, message_receivers, messages_progress").await;
+    world.sql("TRUNCATE messages, message_ids, message_receivers, projection_progress").await;
     assert_eq!(stored(&app, "r", 50).await, *sent);
     send(&app, &message("r", "s", 50)).await;
     assert_eq!(socket.frames(51).await.data()[50], message("r", "s", 50), "a message was delivered twice");
     app.stop().await;
     world.set("POSTRIDER_KAFKA__GROUP_PREFIX", &format!("{}again_", world.prefix));
-    world.sql("UPDATE messages_progress SET next = 0").await;
+    world.sql("UPDATE projection_progress SET next = 0").await;
     let app = world.app().start().await;
     until("all records were read again", seconds(30), || async {
         (app.metric("postrider_messages_duplicate_records_total").await >= Some(51.0)).then_some(())

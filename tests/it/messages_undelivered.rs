@@ -16,8 +16,8 @@ use crate::{
 const OWNER: &str = "postrider_messages_undelivered_owner";
 const PUBLISHED: &str = "postrider_messages_undelivered_total";
 /// Counts the partitions that were not scanned to their ends.
-const UNSCANNED: &str = "SELECT count(*) FROM messages_progress AS progress LEFT JOIN message_undelivered AS place
-    USING (topic_epoch, partition) WHERE place.next IS DISTINCT FROM progress.next";
+const UNSCANNED: &str = "SELECT count(*) FROM projection_progress AS progress LEFT JOIN message_undelivered AS place
+    USING (topic_epoch, partition) WHERE projection = 'messages' AND place.next IS DISTINCT FROM progress.next";
 
 /// A process that reports messages as undelivered after this delay.
 fn after(world: &World, role: &'static str, delay_ms: u64) -> Builder {

@@ -99,3 +99,36 @@ async fn a_migration_that_is_missing_below_a_newer_one_is_detected() {
     .await;
     app.stop().await;
 }
+
+#[tokio::test]
+async fn statements_of_the_previous_program_move_the_progress_through_the_former_tables() {
+    let world = World::new().await.with_postgres().await;
+    for projection in ["comments", "messages", "feed"] {
+        let table = format!("{projection}_progress");
+        let begin = format!(
+            "WITH made AS (
+                INSERT INTO {table} (topic_epoch, partition, next) VALUES (7, 1, 5) ON CONFLICT DO NOTHING RETURNING next
+             )
+             SELECT next FROM made UNION ALL SELECT next FROM {table} WHERE topic_epoch = 7 AND partition = 1"
+        );
+        assert_eq!(world.number(&begin).await, 5);
+        assert_eq!(world.number(&begin).await, 5, "it exists already");
+        let advance = format!(
+            "WITH moved AS (
+                UPDATE {table} AS progress SET next = batch.next FROM unnest('{{1}}'::int[], '{{9}}'::bigint[]) AS batch (partition, next)
+                WHERE topic_epoch = 7 AND progress.partition = batch.partition AND progress.next = 5 RETURNING progress.next
+             )
+             SELECT count(*) FROM moved"
+        );
+        assert_eq!(world.number(&advance).await, 1);
+        assert_eq!(world.number(&advance).await, 0, "it has moved on");
+        let stored =
+            format!("SELECT next FROM projection_progress WHERE projection = '{projection}' AND partition = 1");
+        assert_eq!(world.number(&stored).await, 9);
+    }
+    let marks = "WITH moved AS (
+            UPDATE messages_progress SET next = 10, marked_at = now() WHERE topic_epoch = 7 RETURNING marked_at
+        ) SELECT count(*) FROM moved WHERE marked_at = now()";
+    assert_eq!(world.number(marks).await, 1);
+    assert_eq!(world.number("SELECT count(*) FROM projection_progress WHERE next = 10").await, 1);
+}

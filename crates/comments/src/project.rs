@@ -6,7 +6,7 @@ use std::{collections::HashSet, sync::Arc};
 use metrics::counter;
 use postrider_kafka::{PartitionId, batch::Record, consumer::Failure, dead_letter::Reason};
 use postrider_postgres::query::Error;
-use postrider_projection::{Partition, Project, Projection};
+use postrider_projection::{Partition, Progress, Project, Projection};
 use postrider_redis::Redis;
 use sqlx::PgPool;
 use tokio::sync::Notify;
@@ -22,6 +22,7 @@ const SHOWN_CHARS: usize = 1_000;
 /// The part of the capability that the processor role runs.
 pub struct Projector {
     store: Store,
+    progress: Progress,
     config: Config,
     /// Signalled when something was stored since the last notification.
     stored: Notify,
@@ -29,7 +30,8 @@ pub struct Projector {
 
 impl Projector {
     pub fn new(config: Config, pool: PgPool) -> Arc<Self> {
-        Arc::new(Self { store: Store::new(pool), config, stored: Notify::new() })
+        let store = Store::new(pool);
+        Arc::new(Self { progress: store.progress(config.epoch), store, config, stored: Notify::new() })
     }
 
     /// Publishes a Redis notification when new comments are stored, one at a time: the next one
@@ -58,12 +60,8 @@ impl Project for Projector {
 
     const EPOCH: &'static str = "comments.epoch";
 
-    async fn begin(&self, partition: i32, low: i64) -> Result<i64, Error> {
-        self.store.begin(self.partition_id(partition), low).await
-    }
-
-    async fn progress(&self, partition: i32) -> Result<Option<i64>, Error> {
-        self.store.progress(self.partition_id(partition)).await
+    fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     fn row(&self, partition: i32, record: &Record<'_>) -> Result<Row, Reason> {

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use postrider_http::{Code, Problem};
 use postrider_kafka::PartitionId;
 use postrider_postgres::query::{Error, within};
+use postrider_projection::Progress;
 use sqlx::PgPool;
 
 use super::cursor::{Cursor, Position};
@@ -69,7 +70,9 @@ pub struct Store {
 /// partitions wait for each other instead of deadlocking.
 const APPEND: &str = r#"
     WITH moved AS (
-        UPDATE comments_progress SET next = $4 WHERE topic_epoch = $1 AND partition = $2 AND next = $3 RETURNING next
+        UPDATE projection_progress SET next = $4
+        WHERE projection = 'comments' AND topic_epoch = $1 AND partition = $2 AND next = $3
+        RETURNING next
     ), stored AS (
         INSERT INTO comments (event_id, topic_epoch, partition, "offset", text, author_id, post_id, created_at)
         SELECT event_id::uuid, $1, $2, "offset", text, author_id, post_id,
@@ -82,13 +85,6 @@ const APPEND: &str = r#"
         RETURNING "offset"
     )
     SELECT EXISTS (SELECT FROM moved) AS moved, ARRAY(SELECT "offset" FROM stored) AS stored"#;
-
-const BEGIN: &str = "
-    WITH made AS (
-        INSERT INTO comments_progress (topic_epoch, partition, next) VALUES ($1, $2, $3)
-        ON CONFLICT DO NOTHING RETURNING next
-    )
-    SELECT next FROM made UNION ALL SELECT next FROM comments_progress WHERE topic_epoch = $1 AND partition = $2";
 
 macro_rules! columns {
     () => {
@@ -129,19 +125,9 @@ impl Store {
         Self { pool }
     }
 
-    /// Returns the offset up to which a partition is stored. If the partition has no progress yet,
-    /// records `low` and returns it.
-    pub async fn begin(&self, partition_id: PartitionId, low: i64) -> Result<i64, Error> {
-        let query =
-            sqlx::query_scalar(BEGIN).bind(i64::from(partition_id.epoch)).bind(partition_id.partition).bind(low);
-        within(query.fetch_one(&self.pool)).await
-    }
-
-    /// Returns the offset up to which a partition is stored; `None` if it has no progress yet.
-    pub async fn progress(&self, partition_id: PartitionId) -> Result<Option<i64>, Error> {
-        let query = sqlx::query_scalar("SELECT next FROM comments_progress WHERE topic_epoch = $1 AND partition = $2");
-        let query = query.bind(i64::from(partition_id.epoch)).bind(partition_id.partition);
-        within(query.fetch_optional(&self.pool)).await
+    /// Returns the progress of the projection.
+    pub fn progress(&self, topic_epoch: u32) -> Progress {
+        Progress::new(self.pool.clone(), "comments", topic_epoch)
     }
 
     /// Stores the rows that are not stored yet and moves the progress from `expected` to `next` in
@@ -195,10 +181,12 @@ impl Store {
 
     /// Returns the current end of an epoch's comments.
     pub async fn end(&self, topic_epoch: u32, partitions: i32) -> Result<Position, Error> {
-        let query = sqlx::query_as("SELECT partition, next FROM comments_progress WHERE topic_epoch = $1");
-        let progress: Vec<(i32, i64)> = within(query.bind(i64::from(topic_epoch)).fetch_all(&self.pool)).await?;
         let mut position = Position::start(topic_epoch, partitions);
-        progress.into_iter().for_each(|(partition, next)| position.advance(partition, next));
+        self.progress(topic_epoch)
+            .all()
+            .await?
+            .into_iter()
+            .for_each(|(partition, next)| position.advance(partition, next));
         Ok(position)
     }
 }

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use postrider_kafka::PartitionId;
 use postrider_postgres::query::{Error, within};
+use postrider_projection::Progress;
 use postrider_telemetry::unknown::Unknown;
 use sqlx::{PgPool, Postgres, Transaction};
 use uuid::Uuid;
@@ -87,14 +88,9 @@ pub enum Overlap {
     Some,
 }
 
-const BEGIN: &str = "
-    WITH made AS (
-        INSERT INTO feed_progress (topic_epoch, partition, next) VALUES ($1, $2, $3)
-        ON CONFLICT DO NOTHING RETURNING next
-    )
-    SELECT next FROM made UNION ALL SELECT next FROM feed_progress WHERE topic_epoch = $1 AND partition = $2";
-
-const MOVE: &str = "UPDATE feed_progress SET next = $4 WHERE topic_epoch = $1 AND partition = $2 AND next = $3";
+const MOVE: &str = "
+    UPDATE projection_progress SET next = $4
+    WHERE projection = 'feed' AND topic_epoch = $1 AND partition = $2 AND next = $3";
 
 /// Duplicates of an event have its key and therefore its partition, so no other process inserts
 /// them concurrently. A former version may have stored an event by its UUID.
@@ -170,19 +166,9 @@ impl FanOut {
         Self { pool, config }
     }
 
-    /// Returns the offset up to which a partition is applied. If the partition has no progress yet,
-    /// records `low` and returns it.
-    pub async fn begin(&self, partition_id: PartitionId, low: i64) -> Result<i64, Error> {
-        let query =
-            sqlx::query_scalar(BEGIN).bind(i64::from(partition_id.epoch)).bind(partition_id.partition).bind(low);
-        within(query.fetch_one(&self.pool)).await
-    }
-
-    /// Returns the offset up to which a partition is applied; `None` if it has no progress yet.
-    pub async fn progress(&self, partition_id: PartitionId) -> Result<Option<i64>, Error> {
-        let query = sqlx::query_scalar("SELECT next FROM feed_progress WHERE topic_epoch = $1 AND partition = $2");
-        let query = query.bind(i64::from(partition_id.epoch)).bind(partition_id.partition);
-        within(query.fetch_optional(&self.pool)).await
+    /// Returns the progress of the projection.
+    pub fn progress(&self, epoch: u32) -> Progress {
+        Progress::new(self.pool.clone(), "feed", epoch)
     }
 
     /// Returns followers and state of the authors of new posts.

@@ -11,7 +11,7 @@ use std::{
 use metrics::counter;
 use postrider_kafka::{PartitionId, batch::Record, consumer::Failure, dead_letter::Reason};
 use postrider_postgres::query::Error;
-use postrider_projection::{Partition, Project, Projection};
+use postrider_projection::{Partition, Progress, Project, Projection};
 use sqlx::PgPool;
 use tokio::sync::Notify;
 
@@ -34,6 +34,7 @@ const PACE: Duration = Duration::from_millis(15);
 /// The part of the feed capability that the processor role runs.
 pub struct Projector {
     fan_out: FanOut,
+    progress: Progress,
     timelines: Arc<TimelineWriter>,
     epoch: u32,
     /// Signalled when jobs were added.
@@ -43,7 +44,8 @@ pub struct Projector {
 impl Projector {
     pub fn new(config: Config, pool: PgPool, timelines: Arc<TimelineWriter>, jobs: Arc<Notify>) -> Arc<Self> {
         let epoch = config.epoch;
-        Arc::new(Self { fan_out: FanOut::new(pool, config), timelines, epoch, jobs })
+        let fan_out = FanOut::new(pool, config);
+        Arc::new(Self { progress: fan_out.progress(epoch), fan_out, timelines, epoch, jobs })
     }
 
     fn partition_id(&self, partition: i32) -> PartitionId {
@@ -119,12 +121,8 @@ impl Project for Projector {
 
     const EPOCH: &'static str = "feed.epoch";
 
-    async fn begin(&self, partition: i32, low: i64) -> Result<i64, Error> {
-        self.fan_out.begin(self.partition_id(partition), low).await
-    }
-
-    async fn progress(&self, partition: i32) -> Result<Option<i64>, Error> {
-        self.fan_out.progress(self.partition_id(partition)).await
+    fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     fn row(&self, _: i32, record: &Record<'_>) -> Result<Event, Reason> {

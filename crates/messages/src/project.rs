@@ -4,10 +4,9 @@
 use std::{collections::HashMap, sync::Arc};
 
 use metrics::counter;
-use postrider_kafka::PartitionId;
-use postrider_kafka::{batch::Record, consumer::Failure, dead_letter::Reason};
+use postrider_kafka::{PartitionId, batch::Record, consumer::Failure, dead_letter::Reason};
 use postrider_postgres::query::Error;
-use postrider_projection::{Partition, Project, Projection};
+use postrider_projection::{Partition, Progress, Project, Projection};
 use sqlx::PgPool;
 
 use super::{
@@ -20,7 +19,7 @@ use super::{
 
 /// The messages capability in the processor role.
 pub struct Projector {
-    store: Store,
+    progress: Progress,
     appender: Appender,
     epoch: u32,
     publisher: Arc<Publisher>,
@@ -31,7 +30,8 @@ impl Projector {
     pub fn new(config: &Config, pool: PgPool, publisher: Arc<Publisher>) -> (Arc<Self>, Writer) {
         let (store, epoch) = (Store::new(pool), config.epoch);
         let (appender, writer) = Appender::new(store.clone(), epoch);
-        (Arc::new(Self { store, appender, epoch, publisher }), writer)
+        let progress = store.progress(epoch);
+        (Arc::new(Self { progress, appender, epoch, publisher }), writer)
     }
 
     fn partition_id(&self, partition: i32) -> PartitionId {
@@ -60,15 +60,13 @@ impl Project for Projector {
 
     const EPOCH: &'static str = "messages.epoch";
 
-    async fn begin(&self, partition: i32, low: i64) -> Result<i64, Error> {
-        let next = self.store.begin(self.partition_id(partition), low).await?;
-        // The previous owner of the partition may have stopped between storing and announcing.
-        self.publisher.suspect_missed();
-        Ok(next)
+    fn progress(&self) -> &Progress {
+        &self.progress
     }
 
-    async fn progress(&self, partition: i32) -> Result<Option<i64>, Error> {
-        self.store.progress(self.partition_id(partition)).await
+    fn began(&self) {
+        // The previous owner of the partition may have stopped between storing and announcing.
+        self.publisher.suspect_missed();
     }
 
     fn row(&self, partition: i32, record: &Record<'_>) -> Result<Row, Reason> {

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 
 use postrider_kafka::PartitionId;
 use postrider_postgres::query::{Error, within};
+use postrider_projection::Progress;
 use postrider_telemetry::unknown::Unknown;
 use sqlx::PgPool;
 
@@ -120,11 +121,12 @@ const APPEND: &str = r#"
     WITH batch AS (
         SELECT * FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS batch (partition, expected, next)
     ), moved AS (
-        UPDATE messages_progress AS progress
+        UPDATE projection_progress AS progress
         SET next = batch.next,
             marked_at = CASE WHEN now() >= marked_at AND now() < marked_at + interval '1 second' THEN marked_at ELSE now() END
         FROM batch
-        WHERE topic_epoch = $1 AND progress.partition = batch.partition AND progress.next = expected
+        WHERE projection = 'messages' AND topic_epoch = $1 AND progress.partition = batch.partition
+          AND progress.next = expected
         RETURNING progress.partition, expected, marked_at
     ), marked AS (
         INSERT INTO message_marks (topic_epoch, partition, "offset", stored_at)
@@ -166,13 +168,6 @@ const APPEND: &str = r#"
            array_remove(array_agg("offset" ORDER BY "offset"), NULL) AS offsets,
            array_remove(array_agg(prev ORDER BY "offset"), NULL) AS prevs
     FROM moved LEFT JOIN stored USING (partition) GROUP BY moved.partition"#;
-
-const BEGIN: &str = "
-    WITH made AS (
-        INSERT INTO messages_progress (topic_epoch, partition, next) VALUES ($1, $2, $3)
-        ON CONFLICT DO NOTHING RETURNING next
-    )
-    SELECT next FROM made UNION ALL SELECT next FROM messages_progress WHERE topic_epoch = $1 AND partition = $2";
 
 const AFTER: &str = r#"
     SELECT topic_epoch, partition, coalesce(head.last, -1) AS last, found."offset", found.prev, found.value, found.created_ms
@@ -248,17 +243,9 @@ impl Store {
         &self.pool
     }
 
-    /// Returns the progress of a partition; starts it at `low` if it has none.
-    pub async fn begin(&self, partition_id: PartitionId, low: i64) -> Result<i64, Error> {
-        let query =
-            sqlx::query_scalar(BEGIN).bind(i64::from(partition_id.epoch)).bind(partition_id.partition).bind(low);
-        within(query.fetch_one(&self.pool)).await
-    }
-
-    /// Returns the progress of a partition, or `None` if it has none.
-    pub async fn progress(&self, partition_id: PartitionId) -> Result<Option<i64>, Error> {
-        let query = sqlx::query_scalar("SELECT next FROM messages_progress WHERE topic_epoch = $1 AND partition = $2");
-        within(query.bind(i64::from(partition_id.epoch)).bind(partition_id.partition).fetch_optional(&self.pool)).await
+    /// Returns the progress of the projection.
+    pub fn progress(&self, epoch: u32) -> Progress {
+        Progress::new(self.pool.clone(), "messages", epoch)
     }
 
     /// Stores the rows that are not duplicates and advances the progress of all batches, which must

@@ -1,6 +1,11 @@
 //! Projections: what Kafka holds, stored once in Postgres, and the readiness of the process for it.
 
+mod progress;
 mod project;
 mod status;
 
-pub use self::{project::*, status::ProjectionStatus};
+pub use self::{
+    progress::Progress,
+    project::{Partition, Project, Projection},
+    status::ProjectionStatus,
+};

@@ -15,7 +15,7 @@ use postrider_kafka::{
 };
 use postrider_postgres::query::Error;
 
-use super::status::ProjectionStatus;
+use super::{progress::Progress, status::ProjectionStatus};
 
 /// Capability-specific part of a projection.
 pub trait Project: Send + Sync + 'static {
@@ -25,11 +25,11 @@ pub trait Project: Send + Sync + 'static {
     /// Name of the setting that has to be raised when the topic was replaced.
     const EPOCH: &'static str;
 
-    /// Returns the progress of a partition. If none is stored, stores and returns `low`.
-    fn begin(&self, partition: i32, low: i64) -> impl Future<Output = Result<i64, Error>> + Send;
+    /// Returns where the progress is stored.
+    fn progress(&self) -> &Progress;
 
-    /// Returns the progress of a partition; `None` if none is stored.
-    fn progress(&self, partition: i32) -> impl Future<Output = Result<Option<i64>, Error>> + Send;
+    /// Called when this process begins to read a partition.
+    fn began(&self) {}
 
     /// Returns the row of a record, or the reason why the record cannot be stored.
     fn row(&self, partition: i32, record: &Record<'_>) -> Result<Self::Row, Reason>;
@@ -77,7 +77,7 @@ impl<P: Project> Projection<P> {
     pub async fn advance(&self, partition: &mut Partition, next: i64, moved: bool) -> Result<(), Failure> {
         if !moved {
             // An earlier attempt may have succeeded although its answer was lost.
-            let found = self.project.progress(partition.number).await.map_err(retry)?;
+            let found = self.project.progress().next(partition.number).await.map_err(retry)?;
             if found != Some(next) {
                 return Err(unexpected_progress(found));
             }
@@ -109,10 +109,11 @@ impl<P: Project> BatchHandler for Projection<P> {
 
     async fn assigned(&self, assignment: Assignment) -> Result<(Partition, i64), Failure> {
         let Assignment { partition: number, committed, low, high } = assignment;
-        let next = self.project.begin(number, low).await.map_err(|error| {
+        let next = self.project.progress().begin(number, low).await.map_err(|error| {
             self.status.report(number, Some(error.to_string()));
             retry(error)
         })?;
+        self.project.began();
         let done = next.max(committed.unwrap_or(0));
         if done > high {
             return Err(self.refuse(number, &format!("ends at offset {high}, before {done}, which was stored")));
@@ -152,7 +153,7 @@ impl<P: Project> BatchHandler for Projection<P> {
 
     async fn idle(&self, partition: &mut Partition) -> Result<(), Failure> {
         // The tables may have been restored to an earlier state while nothing was written.
-        match self.project.progress(partition.number).await.map_err(retry)? {
+        match self.project.progress().next(partition.number).await.map_err(retry)? {
             Some(next) if next == partition.next => Ok(()),
             found => Err(unexpected_progress(found)),
         }

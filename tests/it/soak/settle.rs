@@ -56,14 +56,14 @@ impl Gauge {
         for sample in &mut samples {
             let reached = match sample.topic {
                 Topic::Messages => self.markers().await,
-                Topic::Comments => self.progress("comments_progress").await,
-                Topic::Chat => self.progress("messages_progress").await,
-                Topic::Posts => self.progress("feed_progress").await,
+                Topic::Comments => self.progress("comments").await,
+                Topic::Chat => self.progress("messages").await,
+                Topic::Posts => self.progress("feed").await,
                 _ => None,
             };
             sample.reached = reached.unwrap_or_default();
         }
-        let next = self.progress("message_undelivered").await;
+        let next = self.offsets("SELECT partition, next FROM message_undelivered".to_owned()).await;
         let noted = self.noted().await.map(|places| Noted { at_ms: ledger.now_ms(), places });
         let cursors = noted.as_ref().map(|noted| noted.places.clone());
         let searched = next.zip(cursors).map(|(next, cursors)| Searched { next, cursors });
@@ -91,9 +91,13 @@ impl Gauge {
     }
 
     /// The first offset of each partition that this table's room lacks.
-    async fn progress(&self, table: &str) -> Option<BTreeMap<i32, i64>> {
-        let rows = self.rows::<i32>(format!("SELECT partition, next FROM {table}")).await?;
-        Some(rows.into_iter().collect())
+    async fn progress(&self, projection: &str) -> Option<BTreeMap<i32, i64>> {
+        let query = "SELECT partition, next FROM projection_progress WHERE projection";
+        self.offsets(format!("{query} = '{projection}'")).await
+    }
+
+    async fn offsets(&self, query: String) -> Option<BTreeMap<i32, i64>> {
+        Some(self.rows::<i32>(query).await?.into_iter().collect())
     }
 
     /// Receivers' cursors. Each has one, as all its messages are in one partition.

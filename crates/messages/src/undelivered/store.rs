@@ -55,7 +55,8 @@ const BEGIN: &str = r#"
     SELECT topic_epoch, partition, coalesce(
         (SELECT min("offset") FROM message_marks AS mark
          WHERE mark.topic_epoch = progress.topic_epoch AND mark.partition = progress.partition), progress.next)
-    FROM messages_progress AS progress
+    FROM projection_progress AS progress
+    WHERE projection = 'messages'
     ON CONFLICT DO NOTHING"#;
 
 /// Returns the marks from the one before the position on. The query uses one snapshot, so messages
@@ -64,7 +65,7 @@ const WAITING: &str = r#"
     SELECT progress.topic_epoch, progress.partition, place.next AS place, progress.next AS until, mark."offset",
            (extract(epoch FROM mark.stored_at) * 1000000)::bigint AS stored_us,
            (extract(epoch FROM now()) * 1000000)::bigint AS now_us
-    FROM messages_progress AS progress
+    FROM projection_progress AS progress
     JOIN message_undelivered AS place USING (topic_epoch, partition)
     LEFT JOIN LATERAL (
         SELECT "offset", stored_at FROM message_marks AS mark
@@ -74,7 +75,7 @@ const WAITING: &str = r#"
                 AND before."offset" <= place.next), 0)
         ORDER BY "offset" LIMIT $1
     ) AS mark ON true
-    WHERE place.next < progress.next
+    WHERE projection = 'messages' AND place.next < progress.next
     ORDER BY progress.topic_epoch, progress.partition, mark."offset""#;
 
 /// Most receivers have received everything and are excluded after reading two rows. `OFFSET 0`

@@ -1,0 +1,5 @@
+//! Makes cargo compile this crate again when a migration is added.
+
+fn main() {
+    println!("cargo:rerun-if-changed=../../migrations");
+}
