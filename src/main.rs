@@ -12,8 +12,8 @@ fn main() -> std::process::ExitCode {
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     match postrider::cli::main() {
         Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("postrider: {problem}");
+        Err(error) => {
+            eprintln!("postrider: {error}");
             std::process::ExitCode::FAILURE
         }
     }

@@ -4,6 +4,13 @@ use clap::Args;
 
 use super::text::Output;
 
+/// The refusal of a change of everything that lacks `--yes`.
+#[derive(Debug, thiserror::Error)]
+#[error("this would {would}; preview it with --dry-run or confirm with --yes")]
+pub struct Unconfirmed {
+    would: String,
+}
+
 #[derive(Args)]
 pub struct Change {
     /// Print what would change without changing it
@@ -19,10 +26,10 @@ pub struct Change {
 impl Change {
     /// Refuses a change of everything (`chosen` is false) unless `--yes` or `--dry-run` is given. `would`
     /// completes the error "this would …".
-    pub fn confirm(&self, chosen: bool, would: &str) -> Result<(), String> {
+    pub fn confirm(&self, chosen: bool, would: &str) -> Result<(), Unconfirmed> {
         if chosen || self.yes || self.dry_run {
             return Ok(());
         }
-        Err(format!("this would {would}; preview it with --dry-run or confirm with --yes"))
+        Err(Unconfirmed { would: would.to_owned() })
     }
 }

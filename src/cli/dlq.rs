@@ -14,8 +14,8 @@ use postrider_time::clock;
 
 use super::{
     block_on,
-    change::Change,
-    text::{Output, columns, tame},
+    change::{Change, Unconfirmed},
+    text::{self, Output, columns, tame},
 };
 use crate::roles::Settings;
 
@@ -126,14 +126,33 @@ pub struct Choice {
     change: Change,
 }
 
-/// Runs the command. The error is a sentence for the user.
-pub fn run(command: Command, settings: &Settings) -> Result<(), String> {
+/// The reason why a command about dead letters failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("kafka: {0}")]
+    Kafka(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("--since: {0}")]
+    Since(String),
+    #[error(transparent)]
+    Unconfirmed(#[from] Unconfirmed),
+    #[error(transparent)]
+    Queue(#[from] postrider_dlq::Error),
+    #[error("there is no dead letter `{0}`; see `postrider dlq list`")]
+    NoLetter(String),
+    #[error("{failed} letters failed and {remaining} were not reached; these letters are kept")]
+    Failed { failed: usize, remaining: usize },
+    #[error(transparent)]
+    Print(#[from] text::Error),
+}
+
+/// Runs the command.
+pub fn run(command: Command, settings: &Settings) -> Result<(), super::Error> {
     block_on(act(command, settings))
 }
 
-async fn act(command: Command, settings: &Settings) -> Result<(), String> {
+async fn act(command: Command, settings: &Settings) -> Result<(), Error> {
     let kafka = &settings.kafka;
-    let kafka_error = |error| format!("kafka: {error}");
+    let kafka_error = |error| Error::Kafka(Box::new(error));
     let broker = Broker::start(kafka, Health::default().check("kafka")).map_err(kafka_error)?;
     let producer = Producer::start_alone(kafka, broker.clone()).map_err(kafka_error)?;
     let admin = Arc::new(Admin::new(kafka, broker.clone()).map_err(kafka_error)?);
@@ -141,24 +160,21 @@ async fn act(command: Command, settings: &Settings) -> Result<(), String> {
     match command {
         Command::List { selection, limit, output } => {
             let query = selection.query(Vec::new(), limit)?;
-            let listing = queue.list(query, bounds()).await.map_err(|error| error.to_string())?;
-            output.print(&listing, table)
+            let listing = queue.list(query, bounds()).await?;
+            Ok(output.print(&listing, table)?)
         }
         Command::Show { id, letters, output } => {
-            let found = queue.show(letters.into(), id.clone(), bounds()).await.map_err(|error| error.to_string())?;
-            let detail = found.ok_or_else(|| format!("there is no dead letter `{id}`; see `postrider dlq list`"))?;
-            output.print(&detail, page)
+            let found = queue.show(letters.into(), id.clone(), bounds()).await?;
+            Ok(output.print(&found.ok_or(Error::NoLetter(id))?, page)?)
         }
         Command::Replay(choice) => {
             let query = choice.query("replay")?;
-            let report =
-                queue.replay(query, choice.change.dry_run, bounds()).await.map_err(|error| error.to_string())?;
+            let report = queue.replay(query, choice.change.dry_run, bounds()).await?;
             choice.report(&report, "replayed")
         }
         Command::Purge(choice) => {
             let query = choice.query("purge")?;
-            let report =
-                queue.purge(query, choice.change.dry_run, bounds()).await.map_err(|error| error.to_string())?;
+            let report = queue.purge(query, choice.change.dry_run, bounds()).await?;
             choice.report(&report, "purged")
         }
     }
@@ -176,9 +192,9 @@ impl From<Which> for Letters {
 }
 
 impl Selection {
-    fn query(&self, ids: Vec<String>, limit: usize) -> Result<Query, String> {
+    fn query(&self, ids: Vec<String>, limit: usize) -> Result<Query, Error> {
         let parse = |text| parse_since(text, clock::now_ms());
-        let since_ms = self.since.as_deref().map(parse).transpose().map_err(|problem| format!("--since: {problem}"))?;
+        let since_ms = self.since.as_deref().map(parse).transpose().map_err(Error::Since)?;
         let Self { topic, key, error, letters: Which { events, deliveries, letters }, .. } = self;
         let filter = Filter { ids, topic: topic.clone(), key: key.clone(), since_ms, error: error.clone() };
         let which = Which { events: *events, deliveries: *deliveries, letters: letters.clone() };
@@ -187,7 +203,7 @@ impl Selection {
 }
 
 impl Choice {
-    fn query(&self, word: &str) -> Result<Query, String> {
+    fn query(&self, word: &str) -> Result<Query, Error> {
         let query = self.selection.query(self.ids.clone(), self.limit.unwrap_or(usize::MAX))?;
         let would = format!("{word} every letter (choose letters by id, --topic, --key, --since or --error)");
         self.change.confirm(!query.filter.is_empty(), &would)?;
@@ -195,13 +211,11 @@ impl Choice {
     }
 
     /// Prints the outcome of each letter. Fails if a letter failed.
-    fn report(&self, report: &Report, done: &str) -> Result<(), String> {
+    fn report(&self, report: &Report, done: &str) -> Result<(), Error> {
         self.change.output.print(report, |report| outcomes(report, done))?;
         match (report.failed, report.remaining) {
             (0, _) => Ok(()),
-            (failed, remaining) => {
-                Err(format!("{failed} letters failed and {remaining} were not reached; these letters are kept"))
-            }
+            (failed, remaining) => Err(Error::Failed { failed, remaining }),
         }
     }
 }

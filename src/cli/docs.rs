@@ -1,6 +1,6 @@
 //! Writes and checks the tables of the docs that are generated from the code.
 
-use std::fs;
+use std::{fs, io};
 
 use postrider_config as config;
 use postrider_http::{Code, code};
@@ -18,6 +18,17 @@ const CODES: &[&[Code]] = &[
     postrider_dlq::codes::ALL,
 ];
 
+/// The reason why the tables cannot be written or are not current.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{file}: {source}")]
+    File { file: &'static str, source: io::Error },
+    #[error("{file} lacks the marker `{marker}`")]
+    NoMarker { file: &'static str, marker: &'static str },
+    #[error("stale: {}; run `make docs`", .0.join(", "))]
+    Stale(Vec<&'static str>),
+}
+
 /// Returns each generated part: its file, its marker and its content.
 fn parts() -> [(&'static str, &'static str, String); 2] {
     [
@@ -27,22 +38,22 @@ fn parts() -> [(&'static str, &'static str, String); 2] {
 }
 
 /// Replaces the text between the markers. With `check`, fails if that would change a file.
-pub fn write_or_check(check: bool) -> Result<(), String> {
+pub fn write_or_check(check: bool) -> Result<(), Error> {
     let mut stale = Vec::new();
     for (file, marker, table) in parts() {
-        let text = fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
-        let fresh = replace(&text, marker, &table).ok_or_else(|| format!("{file} lacks the marker `{marker}`"))?;
+        let text = fs::read_to_string(file).map_err(|source| Error::File { file, source })?;
+        let fresh = replace(&text, marker, &table).ok_or(Error::NoMarker { file, marker })?;
         if fresh == text {
             continue;
         }
         stale.push(file);
         if !check {
-            fs::write(file, fresh).map_err(|error| format!("{file}: {error}"))?;
+            fs::write(file, fresh).map_err(|source| Error::File { file, source })?;
         }
     }
     match (check, stale.is_empty()) {
         (_, true) => Ok(()),
-        (true, false) => Err(format!("stale: {}; run `make docs`", stale.join(", "))),
+        (true, false) => Err(Error::Stale(stale)),
         (false, false) => {
             println!("wrote {}", stale.join(", "));
             Ok(())

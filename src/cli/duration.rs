@@ -6,9 +6,16 @@ use std::time::Duration;
 const UNITS: [(&str, f64); 7] =
     [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3_600.0)];
 
+/// The error of text that is not a duration.
+#[derive(Debug, thiserror::Error)]
+#[error("`{text}` is not a duration; write 30s, 500ms, 1m30s or a number of seconds")]
+pub struct Error {
+    text: String,
+}
+
 /// Parses Go's notation (`30s`, `500ms`, `1m30s`, `1.5h`) or a number of seconds (`30`, `0.5`).
-pub fn parse(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is not a duration; write 30s, 500ms, 1m30s or a number of seconds");
+pub fn parse(text: &str) -> Result<Duration, Error> {
+    let wrong = || Error { text: text.to_owned() };
     let mut rest = text.trim();
     if let Ok(seconds) = rest.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).map_err(|_| wrong());

@@ -9,7 +9,10 @@ use postrider_postgres as postgres;
 use postrider_redis::Redis;
 use postrider_telemetry::StatusLine;
 
-use super::{block_on, text::Output};
+use super::{
+    block_on,
+    text::{self, Output, tame},
+};
 use crate::roles::Settings;
 
 const VERIFY_EXAMPLES: &str = "\
@@ -87,7 +90,23 @@ pub struct Seed {
     prefix: String,
 }
 
-pub fn run(command: Command, settings: &Settings) -> Result<(), String> {
+/// The reason why a command about feeds failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+    #[error("{0}")]
+    Verify(String),
+    #[error("feeds have differences; run again with --repair")]
+    Differences,
+    #[error("these statements scan a large table: {}", .0.join("; "))]
+    Scans(Vec<String>),
+    #[error(transparent)]
+    Print(#[from] text::Error),
+}
+
+/// Runs the command.
+pub fn run(command: Command, settings: &Settings) -> Result<(), super::Error> {
     block_on(async {
         match command {
             Command::Verify(verify) => self::verify(&verify, settings).await,
@@ -97,8 +116,8 @@ pub fn run(command: Command, settings: &Settings) -> Result<(), String> {
     })
 }
 
-async fn verify(command: &Verify, settings: &Settings) -> Result<(), String> {
-    let pool = postgres::pool(&settings.postgres).map_err(|error| error.to_string())?;
+async fn verify(command: &Verify, settings: &Settings) -> Result<(), Error> {
+    let pool = postgres::pool(&settings.postgres)?;
     let redis = Redis::connect(&settings.redis).await;
     if let Err(error) = &redis {
         eprintln!("redis does not answer, comparing rows only: {error}");
@@ -111,14 +130,11 @@ async fn verify(command: &Verify, settings: &Settings) -> Result<(), String> {
         Chosen { all: _, .. } => Whose::All,
     };
     let line = StatusLine::on_terminal();
-    let report = verifier.run(&whose, |users| show(line.as_ref(), &format!("{users} feeds verified"))).await?;
+    let progress = |users| show(line.as_ref(), &format!("{users} feeds verified"));
+    let report = verifier.run(&whose, progress).await.map_err(Error::Verify)?;
     drop(line);
     command.output.print(&report, |report| text(report, command.repair))?;
-    if report.is_clean() || command.repair {
-        Ok(())
-    } else {
-        Err("feeds have differences; run again with --repair".to_owned())
-    }
+    if report.is_clean() || command.repair { Ok(()) } else { Err(Error::Differences) }
 }
 
 fn text(report: &Report, repaired: bool) -> String {
@@ -129,29 +145,29 @@ fn text(report: &Report, repaired: bool) -> String {
     );
     if !examples.is_empty() {
         let examples: Vec<&str> = examples.iter().map(String::as_str).collect();
-        text.push_str(&format!("affected users include {}\n", super::text::tame(&examples.join(", "))));
+        text.push_str(&format!("affected users include {}\n", tame(&examples.join(", "))));
     }
     text
 }
 
-async fn plans(output: &Output, settings: &Settings) -> Result<(), String> {
-    let pool = postgres::pool(&settings.postgres).map_err(|error| error.to_string())?;
-    let all = feed::explain_hot(&pool).await.map_err(|error| format!("Postgres: {error}"))?;
+async fn plans(output: &Output, settings: &Settings) -> Result<(), Error> {
+    let pool = postgres::pool(&settings.postgres)?;
+    let all = feed::explain_hot(&pool).await.map_err(postgres::Error::Database)?;
     output.print(&all, |all| all.iter().map(|one| format!("{}\n{}\n\n", one.statement, one.plan)).collect())?;
     let scans = |one: &feed::Explained| format!("{} ({})", one.statement, one.scanned.join(", "));
     let bad: Vec<String> = all.iter().filter(|one| !one.scanned.is_empty()).map(scans).collect();
-    if bad.is_empty() { Ok(()) } else { Err(format!("these statements scan a large table: {}", bad.join("; "))) }
+    if bad.is_empty() { Ok(()) } else { Err(Error::Scans(bad)) }
 }
 
-async fn seed(command: Seed, settings: &Settings) -> Result<(), String> {
-    let pool = postgres::pool(&settings.postgres).map_err(|error| error.to_string())?;
+async fn seed(command: Seed, settings: &Settings) -> Result<(), Error> {
+    let pool = postgres::pool(&settings.postgres)?;
     let Seed { users, follows, posts, shape, prefix } = command;
     let plan = Plan { users: users.into(), follows: follows.into(), posts: posts.into(), shape, prefix };
     let line = StatusLine::on_terminal();
     let rows = feed::seed(&pool, &settings.feed, &plan, |what, done, total| {
         show(line.as_ref(), &bar(what, done, total));
     });
-    let rows = rows.await.map_err(|error| format!("Postgres: {error}"))?;
+    let rows = rows.await.map_err(postgres::Error::Database)?;
     drop(line);
     println!("created {users} users, {posts} posts, {rows} feed rows");
     Ok(())

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{
     block_on,
-    text::{Output, columns},
+    text::{self, Output, columns},
 };
 use crate::roles::{ConsumerPlan, Settings};
 
@@ -43,6 +43,17 @@ pub struct Command {
     output: Output,
 }
 
+/// The reason why the lag cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no configured consumer matches (groups: {groups}); pass --group and --topic")]
+    NoConsumer { groups: String },
+    #[error("kafka: {0}")]
+    Kafka(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Print(#[from] text::Error),
+}
+
 #[derive(Serialize)]
 struct Row {
     consumer: String,
@@ -61,19 +72,19 @@ struct Row {
     paused: Option<bool>,
 }
 
-/// Runs the command. The error is a sentence for the user.
-pub fn run(command: &Command, settings: &Settings) -> Result<(), String> {
+/// Runs the command.
+pub fn run(command: &Command, settings: &Settings) -> Result<(), super::Error> {
     let consumers = command.consumers(settings)?;
-    let (holders, silent) = block_on(async { Ok(ask_processes(&command.addresses(settings)).await) })?;
+    let (holders, silent) = block_on(async { Ok::<_, Error>(ask_processes(&command.addresses(settings)).await) })?;
     let mut rows = Vec::new();
     for consumer in &consumers {
         rows.extend(measure(&settings.kafka, consumer, &holders)?);
     }
-    command.output.print(&rows, |rows| table(rows, &consumers, &silent))
+    Ok(command.output.print(&rows, |rows| table(rows, &consumers, &silent)).map_err(Error::Print)?)
 }
 
 impl Command {
-    fn consumers(&self, settings: &Settings) -> Result<Vec<ConsumerPlan>, String> {
+    fn consumers(&self, settings: &Settings) -> Result<Vec<ConsumerPlan>, Error> {
         let ours = ConsumerPlan::all(settings);
         let wanted = |plan: &&ConsumerPlan| {
             self.group.as_ref().is_none_or(|group| *group == plan.group)
@@ -87,7 +98,7 @@ impl Command {
             }
             _ => {
                 let groups = ours.iter().map(|plan| plan.group.as_str()).collect::<Vec<_>>().join(", ");
-                Err(format!("no configured consumer matches (groups: {groups}); pass --group and --topic"))
+                Err(Error::NoConsumer { groups })
             }
         }
     }
@@ -131,9 +142,9 @@ async fn fetch(address: &str) -> Option<Value> {
     serde_json::from_slice(&body.to_bytes()).ok()
 }
 
-fn measure(kafka: &Config, consumer: &ConsumerPlan, holders: &Holders) -> Result<Vec<Row>, String> {
+fn measure(kafka: &Config, consumer: &ConsumerPlan, holders: &Holders) -> Result<Vec<Row>, Error> {
     let ConsumerPlan { name, topic, group } = consumer;
-    let found = lag::of_group(kafka, topic, group).map_err(|error| format!("kafka: {error}"))?;
+    let found = lag::of_group(kafka, topic, group).map_err(|error| Error::Kafka(error.into()))?;
     let row = |partition: lag::PartitionLag| {
         let said = holders.get(&(group.clone(), topic.clone(), i64::from(partition.partition)));
         let age_s = |oldest: &lag::Oldest| (clock::now_ms() - oldest.timestamp_ms).max(0) as f64 / 1e3;

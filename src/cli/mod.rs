@@ -4,6 +4,7 @@ mod change;
 mod dlq;
 mod docs;
 mod duration;
+mod error;
 mod feed;
 mod lag;
 mod outbox;
@@ -16,6 +17,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use postrider_config::{self as config, Loaded, Overrides};
 use postrider_postgres as postgres;
+
+pub use error::Error;
 
 use crate::roles::{self, RelayCommand, Role, Settings};
 
@@ -110,15 +113,20 @@ enum ConfigCommand {
     Schema,
 }
 
-/// Parses the process's arguments and runs the command. The error is a sentence for the user.
-pub fn main() -> Result<(), String> {
+/// Parses the process's arguments and runs the command.
+pub fn main() -> Result<(), Error> {
     let cli = Cli::parse_from(relay::with_two_dashes(std::env::args_os()));
     match cli.command {
-        Command::Run { role } => roles::run(Arc::new(move || Ok(load(&cli.sources, role)?.settings))),
+        Command::Run { role } => {
+            let settings = move || load(&cli.sources, role).map(|loaded| loaded.settings);
+            roles::run(Arc::new(move || settings().map_err(|error| error.to_string()))).map_err(Error::Role)
+        }
         Command::Relay(relay) => {
             let relay::Order { route, public_only, any_management_port, .. } = relay.order(&cli.sources)?;
-            let load = Arc::new(move || Ok(relay.order(&cli.sources)?.settings));
-            roles::run_relay(RelayCommand { route, public_only, any_management_port }, load)
+            let command = RelayCommand { route, public_only, any_management_port };
+            let settings = move || relay.order(&cli.sources).map(|order| order.settings);
+            let load = Arc::new(move || settings().map_err(|error| error.to_string()));
+            roles::run_relay(command, load).map_err(Error::Role)
         }
         Command::Migrate => migrate(&load(&cli.sources, None)?.settings),
         Command::Config(ConfigCommand::Show) => {
@@ -139,41 +147,38 @@ pub fn main() -> Result<(), String> {
         Command::Feed(command) => feed::run(command, &load(&cli.sources, None)?.settings),
         Command::Lag(command) => lag::run(&command, &load(&cli.sources, None)?.settings),
         Command::Roundtrip(command) => roundtrip::run(&command),
-        Command::Docs { check } => docs::write_or_check(check),
+        Command::Docs { check } => Ok(docs::write_or_check(check)?),
     }
 }
 
-fn load(sources: &Sources, role: Option<Role>) -> Result<Loaded<Settings>, String> {
+fn load(sources: &Sources, role: Option<Role>) -> Result<Loaded<Settings>, Error> {
     load_with(sources, role.map(|role| ("role".to_owned(), role.to_string(), "--role")).into_iter().collect())
 }
 
 /// Loads the configuration. `own` holds a command's own flags as key, value and flag name; they
 /// override `--set`.
-fn load_with(sources: &Sources, own: Vec<(String, String, &'static str)>) -> Result<Loaded<Settings>, String> {
+fn load_with(sources: &Sources, own: Vec<(String, String, &'static str)>) -> Result<Loaded<Settings>, Error> {
     let mut flags = Vec::new();
     for pair in &sources.set {
-        let (key, value) = pair.split_once('=').ok_or_else(|| format!("--set {pair}: expected KEY=VALUE"))?;
+        let (key, value) = pair.split_once('=').ok_or_else(|| Error::NotAPair(pair.clone()))?;
         flags.push((key.to_owned(), value.to_owned(), "--set"));
     }
     flags.extend(own);
     let overrides = Overrides { file: sources.config.clone(), flags };
-    config::load(&overrides, std::env::vars()).map_err(|error| error.to_string())
+    Ok(config::load(&overrides, std::env::vars())?)
 }
 
 /// Runs the work of a command. Tasks that it leaves running have one second to end.
-fn block_on<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start the async runtime: {error}"))?;
+fn block_on<T, E: Into<Error>>(work: impl Future<Output = Result<T, E>>) -> Result<T, Error> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Error::Runtime)?;
     let outcome = runtime.block_on(work);
     runtime.shutdown_timeout(Duration::from_secs(1));
-    outcome
+    outcome.map_err(Into::into)
 }
 
-fn migrate(settings: &Settings) -> Result<(), String> {
-    let count = block_on(async { postgres::migrate(&settings.postgres).await.map_err(|error| error.to_string()) })?;
+fn migrate(settings: &Settings) -> Result<(), Error> {
+    let count = block_on(postgres::migrate(&settings.postgres))?;
     println!("{count} migrations are applied in schema `{}`", settings.postgres.schema);
     Ok(())
 }

@@ -2,12 +2,12 @@
 
 use clap::Subcommand;
 use postrider_outbox::{Filter, Listing, Outcome, Quarantine};
-use postrider_postgres::{self as postgres, query::Error};
+use postrider_postgres::{self as postgres, query};
 
 use super::{
     block_on,
-    change::Change,
-    text::{Output, columns},
+    change::{Change, Unconfirmed},
+    text::{self, Output, columns},
 };
 use crate::roles::Settings;
 
@@ -82,47 +82,65 @@ pub enum Action {
     },
 }
 
-/// Runs the command. The error is a sentence for the user.
-pub fn run(Command::Quarantine(action): Command, settings: &Settings) -> Result<(), String> {
+/// The reason why a command about the outbox failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+    #[error("{0}: run `postrider migrate`")]
+    NotMigrated(#[source] query::Error),
+    #[error(transparent)]
+    Query(query::Error),
+    #[error(transparent)]
+    Unconfirmed(#[from] Unconfirmed),
+    #[error("some of the named rows are not in quarantine; see `postrider outbox quarantine list`")]
+    NotQuarantined,
+    #[error(transparent)]
+    Print(#[from] text::Error),
+}
+
+impl From<query::Error> for Error {
+    fn from(error: query::Error) -> Self {
+        if error.lacks_a_table() { Self::NotMigrated(error) } else { Self::Query(error) }
+    }
+}
+
+/// Runs the command.
+pub fn run(Command::Quarantine(action): Command, settings: &Settings) -> Result<(), super::Error> {
     block_on(act(action, settings))
 }
 
-async fn act(action: Action, settings: &Settings) -> Result<(), String> {
-    let pool = postgres::pool(&settings.postgres).map_err(|error| error.to_string())?;
-    let quarantine = Quarantine::new(pool);
-    let describe = |error: Error| match error {
-        error if error.lacks_a_table() => format!("{error}: run `postrider migrate`"),
-        error => error.to_string(),
-    };
+async fn act(action: Action, settings: &Settings) -> Result<(), Error> {
+    let quarantine = Quarantine::new(postgres::pool(&settings.postgres)?);
     match action {
         Action::List { key, limit, output } => {
             let filter = Filter { ids: Vec::new(), key };
-            let listing = quarantine.list(&filter, limit.into()).await.map_err(describe)?;
-            output.print(&listing, table)
+            let listing = quarantine.list(&filter, limit.into()).await?;
+            Ok(output.print(&listing, table)?)
         }
         Action::Release { key, change } => {
             change.confirm(key.is_some(), "release every row (choose rows with --key)")?;
-            let outcome = quarantine.release(key.as_deref(), change.dry_run).await.map_err(describe)?;
+            let outcome = quarantine.release(key.as_deref(), change.dry_run).await?;
             report(&change, &outcome, "released", key.as_deref(), &[])
         }
         Action::Drop { ids, key, change } => {
             let chosen = key.is_some() || !ids.is_empty();
             change.confirm(chosen, "drop every row (choose rows by id or --key)")?;
             let filter = Filter { ids, key };
-            let outcome = quarantine.drop_rows(&filter, change.dry_run).await.map_err(describe)?;
+            let outcome = quarantine.drop_rows(&filter, change.dry_run).await?;
             report(&change, &outcome, "dropped", filter.key.as_deref(), &filter.ids)
         }
     }
 }
 
 /// Prints the outcome. Fails if a named row or key is not in quarantine.
-fn report(change: &Change, outcome: &Outcome, done: &str, key: Option<&str>, ids: &[i64]) -> Result<(), String> {
+fn report(change: &Change, outcome: &Outcome, done: &str, key: Option<&str>, ids: &[i64]) -> Result<(), Error> {
     let Outcome { keys, rows, .. } = outcome;
     let would = if outcome.dry_run { "would be " } else { "" };
     change.output.print(outcome, |_| format!("{rows} rows of {keys} keys {would}{done}\n"))?;
     let is_missing = if ids.is_empty() { key.is_some() && *rows == 0 } else { *rows < ids.len() as i64 };
     if is_missing {
-        return Err("some of the named rows are not in quarantine; see `postrider outbox quarantine list`".to_owned());
+        return Err(Error::NotQuarantined);
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use postrider_config::{Secret, SecretUrl, Secrets};
 use postrider_gateway::relay::Config;
 use postrider_time::backoff::{Growth, Jitter};
 
-use super::{Cli, Sources, duration, load_with};
+use super::{Cli, Error, Sources, duration, load_with};
 use crate::roles::{Role, Settings};
 
 pub const EXAMPLES: &str = "\
@@ -95,9 +95,9 @@ impl<T: FromStr> FromStr for Given<T> {
 struct Span(Duration);
 
 impl FromStr for Span {
-    type Err = String;
+    type Err = duration::Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, duration::Error> {
         duration::parse(text).map(Self)
     }
 }
@@ -111,6 +111,14 @@ fn given_value<T: Clone>(given: &Option<Given<T>>) -> Option<T> {
     given.as_ref().and_then(|given| given.0.clone())
 }
 
+/// The error of a flag that has no default and is not given.
+#[derive(Debug, thiserror::Error)]
+#[error("{flag} is missing; pass it or set the variable {variable}")]
+pub struct MissingFlag {
+    flag: &'static str,
+    variable: &'static str,
+}
+
 /// Settings and route that the command line describes.
 pub struct Order {
     pub settings: Settings,
@@ -121,7 +129,7 @@ pub struct Order {
 }
 
 impl Relay {
-    pub fn order(&self, sources: &Sources) -> Result<Order, String> {
+    pub fn order(&self, sources: &Sources) -> Result<Order, Error> {
         let mut flags = vec![("role".to_owned(), Role::Relay.to_string(), "relay")];
         if let Some(brokers) = given_value(&self.broker) {
             flags.push(("kafka.brokers".to_owned(), brokers, "--broker"));
@@ -135,10 +143,8 @@ impl Relay {
         Ok(Order { settings: loaded.settings, route, public_only: self.public_only, any_management_port })
     }
 
-    fn route(&self) -> Result<Config, String> {
-        let need = |given, flag, variable| {
-            given_value(given).ok_or_else(|| format!("{flag} is missing; pass it or set the variable {variable}"))
-        };
+    fn route(&self) -> Result<Config, MissingFlag> {
+        let need = |given, flag, variable| given_value(given).ok_or(MissingFlag { flag, variable });
         let topic: String = need(&self.topic, "--topic", "TOPIC")?;
         let target_url: String = need(&self.target_url, "--target-url", "TARGET_URL")?;
         let defaults = Config::default();
@@ -242,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_missing_flag_is_named_with_its_variable() {
-        let error = parse(&["relay", "--topic", "", "--target-url", "http://a"]).route().unwrap_err();
+        let error = parse(&["relay", "--topic", "", "--target-url", "http://a"]).route().unwrap_err().to_string();
         assert!(error.contains("--topic") && error.contains("TOPIC"), "{error}");
     }
 }

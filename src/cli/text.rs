@@ -5,6 +5,15 @@ use std::io::{self, IsTerminal, Write};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+/// The reason why a result could not be printed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot print: {0}")]
+    Stdout(#[source] io::Error),
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     Table,
@@ -20,25 +29,21 @@ pub struct Output {
 
 impl Output {
     /// Prints `found` as JSON or as a table, depending on `--output`.
-    pub fn print<T: Serialize>(&self, found: &T, table: impl FnOnce(&T) -> String) -> Result<(), String> {
+    pub fn print<T: Serialize>(&self, found: &T, table: impl FnOnce(&T) -> String) -> Result<(), Error> {
         print(&match self.format {
-            Format::Json => json(found)?,
+            Format::Json => serde_json::to_string_pretty(found)? + "\n",
             Format::Table => table(found),
         })
     }
 }
 
 /// Prints to stdout. A closed pipe, such as that of `head`, is not an error.
-pub fn print(text: &str) -> Result<(), String> {
+fn print(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("cannot print: {error}")),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Stdout(error)),
         _ => Ok(()),
     }
-}
-
-pub fn json(value: &impl Serialize) -> Result<String, String> {
-    serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|error| error.to_string())
 }
 
 /// Replaces control characters in foreign text, so that it cannot steer the terminal.

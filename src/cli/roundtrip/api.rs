@@ -1,5 +1,7 @@
 //! HTTP client for a running installation.
 
+use std::{error::Error as _, time::Duration};
+
 use axum::{
     body::Bytes,
     http::{Method, Request, Response, StatusCode},
@@ -7,12 +9,32 @@ use axum::{
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{self, Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
 use postrider_config::masked;
 use serde_json::Value;
 use uuid::Uuid;
+
+/// The reason why a request did not get the expected response.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{url}: {source}")]
+    Invalid { url: String, source: axum::http::Error },
+    #[error("{url}: {source}{}", cause(.source))]
+    Send { url: String, source: legacy::Error },
+    #[error("{path}: {source}")]
+    Body { path: String, source: hyper::Error },
+    #[error("no answer within {} s", .0.as_secs())]
+    TimedOut(Duration),
+    #[error("{what} answered {}: {body}", .status.as_u16())]
+    Answered { what: &'static str, status: StatusCode, body: String },
+}
+
+/// Returns the cause of an error of the client, whose own text lacks it.
+fn cause(error: &legacy::Error) -> String {
+    error.source().map_or_else(String::new, |cause| format!(": {cause}"))
+}
 
 /// Client of one installation. Cheap to clone.
 #[derive(Clone)]
@@ -35,12 +57,12 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 
-    pub fn expect(self, status: StatusCode, what: &str) -> Result<Self, String> {
+    pub fn expect(self, status: StatusCode, what: &'static str) -> Result<Self, Error> {
         if self.status == status {
             return Ok(self);
         }
         let body: String = String::from_utf8_lossy(&self.body).chars().take(500).collect();
-        Err(format!("{what} answered {}: {body}", self.status.as_u16()))
+        Err(Error::Answered { what, status: self.status, body })
     }
 }
 
@@ -53,11 +75,11 @@ impl Api {
         }
     }
 
-    pub async fn get(&self, path: &str) -> Result<Answer, String> {
+    pub async fn get(&self, path: &str) -> Result<Answer, Error> {
         self.call(Method::GET, path, &[], Bytes::new()).await
     }
 
-    pub async fn post(&self, path: &str, body: &Value) -> Result<Answer, String> {
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Answer, Error> {
         self.call(Method::POST, path, &[("content-type", "application/json")], body.to_string().into()).await
     }
 
@@ -67,12 +89,13 @@ impl Api {
         path: &str,
         headers: &[(&str, &str)],
         body: Bytes,
-    ) -> Result<Answer, String> {
+    ) -> Result<Answer, Error> {
         let answer = self.send(method, path, headers, body).await?;
         let status = answer.status();
         let position = answer.headers().get("postrider-position").and_then(|value| value.to_str().ok());
         let position = position.unwrap_or_default().to_owned();
-        let body = answer.into_body().collect().await.map_err(|error| format!("{path}: {error}"))?.to_bytes();
+        let body = answer.into_body().collect().await;
+        let body = body.map_err(|source| Error::Body { path: path.to_owned(), source })?.to_bytes();
         Ok(Answer { status, position, body })
     }
 
@@ -83,15 +106,14 @@ impl Api {
         path: &str,
         headers: &[(&str, &str)],
         body: Bytes,
-    ) -> Result<Response<Incoming>, String> {
+    ) -> Result<Response<Incoming>, Error> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Full::new(body)).map_err(|error| format!("{}: {error}", masked(&self.url)))?;
-        self.client.request(request).await.map_err(|error| {
-            let cause = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
-            format!("{}{path}: {error}{cause}", masked(&self.url))
-        })
+        let request = request.body(Full::new(body));
+        let request = request.map_err(|source| Error::Invalid { url: masked(&self.url), source })?;
+        let failed = |source| Error::Send { url: format!("{}{path}", masked(&self.url)), source };
+        self.client.request(request).await.map_err(failed)
     }
 }

@@ -12,7 +12,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
-use super::{Api, LOOK_EVERY};
+use super::{
+    LOOK_EVERY,
+    api::{self, Api},
+};
 
 /// Maximum number of requests in flight. If responses are slower, the rate is not reached.
 const MAX_IN_FLIGHT: usize = 2_000;
@@ -21,6 +24,15 @@ const VISIBLE_WITHIN: Duration = Duration::from_secs(120);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval at which requests become due; each tick starts as many as the rate requires.
 const TICK: Duration = Duration::from_millis(5);
+
+/// The reason why the load test failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{count} accepted pushes cannot be read; the first is number {first}")]
+    Lost { count: usize, first: u64 },
+    #[error("{0} requests failed")]
+    Failed(usize),
+}
 
 #[derive(Default)]
 struct Tally {
@@ -31,13 +43,13 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, outcome: (u64, Duration, Result<String, String>)) {
+    fn add(&mut self, outcome: (u64, Duration, Result<String, api::Error>)) {
         match outcome {
             (number, took, Ok(position)) => {
                 self.accepted.push((number, position));
                 self.latencies.push(took);
             }
-            (_, _, Err(problem)) => *self.failed.entry(problem).or_default() += 1,
+            (_, _, Err(error)) => *self.failed.entry(error.to_string()).or_default() += 1,
         }
     }
 
@@ -48,8 +60,8 @@ impl Tally {
     }
 }
 
-/// Runs the load test and prints its results. The error is a sentence for the user.
-pub async fn run(api: &Api, rate: u32, length: Duration, failures_allowed: bool) -> Result<(), String> {
+/// Runs the load test and prints its results.
+pub async fn run(api: &Api, rate: u32, length: Duration, failures_allowed: bool) -> Result<(), Error> {
     let begun = Instant::now();
     let mut tally = push_for(api, rate, length).await;
     let (sent, failed) = (tally.accepted.len(), tally.failed.values().sum::<usize>());
@@ -60,17 +72,15 @@ pub async fn run(api: &Api, rate: u32, length: Duration, failures_allowed: bool)
         tally.quantile_ms(0.99),
         tally.quantile_ms(1.0)
     );
-    for (problem, count) in &tally.failed {
-        println!("failed     {count} times: {problem}");
+    for (error, count) in &tally.failed {
+        println!("failed     {count} times: {error}");
     }
     let lost = pull_all(api, std::mem::take(&mut tally.accepted)).await;
     println!("pulled     {} of {sent}", sent - lost.len());
     match (failed, lost.first()) {
         (failed, None) if failed == 0 || failures_allowed => Ok(()),
-        (_, Some(number)) => {
-            Err(format!("{} accepted pushes cannot be read; the first is number {number}", lost.len()))
-        }
-        (_, None) => Err(format!("{failed} requests failed")),
+        (_, Some(&first)) => Err(Error::Lost { count: lost.len(), first }),
+        (_, None) => Err(Error::Failed(failed)),
     }
 }
 
@@ -109,12 +119,12 @@ fn key(api: &Api, number: u64) -> String {
     format!("load-{}-{number}", api.mark)
 }
 
-async fn push(api: &Api, number: u64) -> (u64, Duration, Result<String, String>) {
+async fn push(api: &Api, number: u64) -> (u64, Duration, Result<String, api::Error>) {
     let begun = Instant::now();
     let body = json!({"key": key(api, number), "value": number, "ttl_seconds": 3600});
     let answer = match timeout(REQUEST_TIMEOUT, api.post("/push", &body)).await {
         Ok(answer) => answer.and_then(|answer| answer.expect(StatusCode::ACCEPTED, "push")),
-        Err(_) => Err(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())),
+        Err(_) => Err(api::Error::TimedOut(REQUEST_TIMEOUT)),
     };
     (number, begun.elapsed(), answer.map(|answer| answer.position))
 }

@@ -64,16 +64,25 @@ enum Capability {
     Dlq,
 }
 
-/// Runs the command. The error is a sentence for the user.
-pub fn run(command: &Command) -> Result<(), String> {
+/// The reason why the round trip failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("these capabilities failed: {}", .0.join(", "))]
+    Capabilities(Vec<String>),
+    #[error(transparent)]
+    Load(#[from] load::Error),
+}
+
+/// Runs the command.
+pub fn run(command: &Command) -> Result<(), super::Error> {
     block_on(every_capability(command))
 }
 
-async fn every_capability(command: &Command) -> Result<(), String> {
+async fn every_capability(command: &Command) -> Result<(), Error> {
     let api = Api::new(&command.url);
     if let Some(rate) = command.rate {
         let length = Duration::from_secs(command.seconds);
-        return load::run(&api, rate, length, command.failures_allowed).await;
+        return Ok(load::run(&api, rate, length, command.failures_allowed).await?);
     }
     let mut failed = Vec::new();
     for capability in Capability::value_variants()
@@ -82,22 +91,23 @@ async fn every_capability(command: &Command) -> Result<(), String> {
     {
         let name = capability.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
         let begun = Instant::now();
-        let outcome = timeout(Duration::from_secs(command.timeout), capability.try_out(&api, command.topic.as_deref()));
-        match outcome.await.unwrap_or_else(|_| Err(format!("timed out after {} s", command.timeout))) {
+        let limit = Duration::from_secs(command.timeout);
+        let outcome = timeout(limit, capability.try_out(&api, command.topic.as_deref())).await;
+        match outcome.unwrap_or(Err(capabilities::Error::TimedOut(limit))) {
             Ok(true) => println!("{name:9} ok       {} ms", begun.elapsed().as_millis()),
             Ok(false) => println!("{name:9} skipped"),
-            Err(problem) => {
-                println!("{name:9} FAILED   {problem}");
+            Err(error) => {
+                println!("{name:9} FAILED   {error}");
                 failed.push(name);
             }
         }
     }
-    if failed.is_empty() { Ok(()) } else { Err(format!("these capabilities failed: {}", failed.join(", "))) }
+    if failed.is_empty() { Ok(()) } else { Err(Error::Capabilities(failed)) }
 }
 
 impl Capability {
     /// Tests one capability. Returns false if it is skipped.
-    async fn try_out(self, api: &Api, topic: Option<&str>) -> Result<bool, String> {
+    async fn try_out(self, api: &Api, topic: Option<&str>) -> Result<bool, capabilities::Error> {
         match (self, topic) {
             (Self::Kv, _) => api.kv().await,
             (Self::Gateway, Some(topic)) => api.gateway(topic).await,
