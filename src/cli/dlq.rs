@@ -132,7 +132,7 @@ pub enum Error {
     #[error("kafka: {0}")]
     Kafka(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("--since: {0}")]
-    Since(String),
+    Since(#[source] postrider_dlq::SinceError),
     #[error(transparent)]
     Unconfirmed(#[from] Unconfirmed),
     #[error(transparent)]

@@ -96,7 +96,7 @@ pub enum Error {
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
     #[error("{0}")]
-    Verify(String),
+    Verify(#[source] feed::VerifyError),
     #[error("feeds have differences; run again with --repair")]
     Differences,
     #[error("these statements scan a large table: {}", .0.join("; "))]

@@ -1,7 +1,7 @@
 //! Merges the layers of the configuration: file, environment, flags. Each is checked against the
 //! known keys.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, fmt::Display, path::PathBuf};
 
 use figment::{
     Figment,
@@ -14,6 +14,7 @@ use serde_json::{Map, Number, Value};
 use super::{
     Error,
     keys::{Key, Kind, known_keys, nearest},
+    suggestion,
 };
 
 /// Sources of settings besides the process's environment.
@@ -31,6 +32,26 @@ pub struct Loaded<T> {
     pub settings: T,
     /// Dotted path → name of the source, such as `POSTRIDER_KAFKA__BROKERS` or `postrider.yaml`.
     pub sources: BTreeMap<String, String>,
+}
+
+/// Reason why a key cannot have a value. The text continues a sentence that names the key.
+#[derive(Debug, thiserror::Error)]
+pub enum ValueError {
+    #[error("a section, so it needs keys below it")]
+    IsSection,
+    #[error("{found}, which is not {expected}")]
+    Mismatch { found: String, expected: String },
+    #[error("a list whose entry {entry} is not a section")]
+    EntryIsNoSection { entry: usize },
+    #[error("a list whose entry {entry} has an unknown key `{key}`{}", suggestion(.nearest, ""))]
+    UnknownKey { entry: usize, key: String, nearest: Option<String> },
+    #[error("a list; in its entry {entry}, `{key}` is {problem}")]
+    InEntry {
+        entry: usize,
+        key: String,
+        #[source]
+        problem: Box<ValueError>,
+    },
 }
 
 /// Reads and merges all layers. `environment` is usually `std::env::vars()`.
@@ -72,7 +93,7 @@ impl Layers<'_> {
             true => Value::Object(Map::new()),
             false => Figment::from(Yaml::string(&text))
                 .extract()
-                .map_err(|error| Error::Invalid(format!("{origin} is not valid YAML: {error}")))?,
+                .map_err(|error| Error::NotYaml { path: origin.clone(), source: Box::new(error) })?,
         };
         self.add_tree("", value, &origin)
     }
@@ -92,11 +113,9 @@ impl Layers<'_> {
             }
             Value::Null if self.is_section(path) => Ok(()),
             Value::String(file) if self.secret_file(path).is_some() => self.put_file(path, &file, origin),
-            _ if self.is_section(path) => Err(Error::BadValue {
-                key: path.to_owned(),
-                origin: origin.to_owned(),
-                problem: "a section, so it needs keys below it".to_owned(),
-            }),
+            _ if self.is_section(path) => {
+                Err(Error::BadValue { key: path.to_owned(), origin: origin.to_owned(), problem: ValueError::IsSection })
+            }
             _ => Err(self.unknown(path, origin)),
         }
     }
@@ -186,7 +205,7 @@ impl Layers<'_> {
     }
 }
 
-fn bad(key: &Key, origin: &str, problem: String) -> Error {
+fn bad(key: &Key, origin: &str, problem: ValueError) -> Error {
     Error::BadValue { key: key.path.clone(), origin: origin.to_owned(), problem }
 }
 
@@ -248,7 +267,7 @@ fn read_files_of_section(items: &[Key], section: &mut Map<String, Value>, origin
     Ok(())
 }
 
-fn from_text(key: &Key, text: &str) -> Result<Value, String> {
+fn from_text(key: &Key, text: &str) -> Result<Value, ValueError> {
     let parsed = match key.kind {
         Kind::String | Kind::Secret | Kind::Url => Some(Value::String(text.to_owned())),
         Kind::Integer => text.trim().parse::<i64>().ok().map(Value::from),
@@ -261,15 +280,11 @@ fn from_text(key: &Key, text: &str) -> Result<Value, String> {
         Kind::List => Some(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Value::from).collect()),
         Kind::Map | Kind::Secrets | Kind::Sections => serde_json::from_str(text).ok(),
     };
-    let shown = if matches!(key.kind, Kind::Map | Kind::Secrets | Kind::Sections) {
-        "a value".to_owned()
-    } else {
-        format!("`{text}`")
-    };
-    parsed.ok_or_else(|| format!("{shown}, which is not {}", expected(key)))
+    let hidden = matches!(key.kind, Kind::Map | Kind::Secrets | Kind::Sections);
+    parsed.ok_or_else(|| mismatch(key, hidden, text))
 }
 
-fn check(key: &Key, value: &Value) -> Result<(), String> {
+fn check(key: &Key, value: &Value) -> Result<(), ValueError> {
     if let (Kind::Sections, Value::Array(sections)) = (key.kind, value) {
         return sections.iter().enumerate().try_for_each(|(at, section)| check_section(key, at, section));
     }
@@ -286,8 +301,12 @@ fn check(key: &Key, value: &Value) -> Result<(), String> {
     };
     // Maps may contain secrets.
     let hidden = matches!(key.kind, Kind::Secret | Kind::Url | Kind::Map | Kind::Secrets | Kind::Sections);
-    let shown = if hidden { "a value".to_owned() } else { format!("`{value}`") };
-    if fits { Ok(()) } else { Err(format!("{shown}, which is not {}", expected(key))) }
+    if fits { Ok(()) } else { Err(mismatch(key, hidden, value)) }
+}
+
+fn mismatch(key: &Key, hidden: bool, value: impl Display) -> ValueError {
+    let found = if hidden { "a value".to_owned() } else { format!("`{value}`") };
+    ValueError::Mismatch { found, expected: expected(key) }
 }
 
 fn is_within(key: &Key, number: &Number) -> bool {
@@ -297,18 +316,16 @@ fn is_within(key: &Key, number: &Number) -> bool {
 }
 
 /// Checks one entry of a list of sections. Errors give its number, counted from 1.
-fn check_section(key: &Key, at: usize, section: &Value) -> Result<(), String> {
-    let number = at + 1;
-    let Value::Object(entries) = section else { return Err(format!("a list whose entry {number} is not a section")) };
-    for (name, value) in entries {
+fn check_section(key: &Key, at: usize, section: &Value) -> Result<(), ValueError> {
+    let entry = at + 1;
+    let Value::Object(values) = section else { return Err(ValueError::EntryIsNoSection { entry }) };
+    for (name, value) in values {
         let Some(item) = key.items.iter().find(|item| item.path == *name) else {
-            let nearest = nearest(&key.items, name).map(|known| format!("; the nearest known key is `{known}`"));
-            return Err(format!(
-                "a list whose entry {number} has an unknown key `{name}`{}",
-                nearest.unwrap_or_default()
-            ));
+            let nearest = nearest(&key.items, name).map(str::to_owned);
+            return Err(ValueError::UnknownKey { entry, key: name.clone(), nearest });
         };
-        check(item, value).map_err(|problem| format!("a list; in its entry {number}, `{name}` is {problem}"))?;
+        let in_entry = |problem| ValueError::InEntry { entry, key: name.clone(), problem: Box::new(problem) };
+        check(item, value).map_err(in_entry)?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ pub mod trial;
 mod url;
 
 pub use keys::{Key, Kind, known_keys};
-pub use layers::{Loaded, Overrides, load};
+pub use layers::{Loaded, Overrides, ValueError, load};
 pub use render::{markdown_table, schema, show};
 pub use secret::{Properties, Secret, Secrets, is_telling};
 pub use url::{SecretUrl, masked};
@@ -22,21 +22,23 @@ pub use url::{SecretUrl, masked};
 pub enum Error {
     #[error("cannot read {path}: {source}")]
     Unreadable { path: String, source: std::io::Error },
-    #[error("unknown key `{key}` in {origin}{}", suggestion(.nearest))]
+    #[error("unknown key `{key}` in {origin}{}", suggestion(.nearest, "; `postrider config schema` lists the known keys"))]
     UnknownKey { key: String, origin: String, nearest: Option<String> },
     #[error("`{key}` in {origin} is {problem}")]
-    BadValue { key: String, origin: String, problem: String },
-    #[error("{0}")]
-    Invalid(String),
-    #[error("{0}")]
+    BadValue {
+        key: String,
+        origin: String,
+        #[source]
+        problem: ValueError,
+    },
+    #[error("{path} is not valid YAML: {source}")]
+    NotYaml { path: String, source: Box<figment::Error> },
+    #[error(transparent)]
     Shape(#[from] Box<figment::Error>),
 }
 
-fn suggestion(nearest: &Option<String>) -> String {
-    match nearest {
-        Some(key) => format!("; the nearest known key is `{key}`"),
-        None => "; `postrider config schema` lists the known keys".to_owned(),
-    }
+fn suggestion(nearest: &Option<String>, otherwise: &str) -> String {
+    nearest.as_ref().map_or(otherwise.to_owned(), |key| format!("; the nearest known key is `{key}`"))
 }
 
 #[cfg(test)]

@@ -64,9 +64,14 @@ impl Filter {
     }
 }
 
+/// Error of a text that is neither a time nor an age.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be a time such as 2026-01-31T12:00:00Z or an age such as 90s, 15m, 2h or 7d (got `{0}`)")]
+pub struct SinceError(String);
+
 /// Parses an RFC 3339 time, or an age such as `90s`, `15m`, `2h` or `7d`, into milliseconds since
 /// the epoch.
-pub fn parse_since(text: &str, now_ms: i64) -> Result<i64, String> {
+pub fn parse_since(text: &str, now_ms: i64) -> Result<i64, SinceError> {
     if let Some(ms) = clock::parse_rfc3339(text) {
         return Ok(ms);
     }
@@ -82,9 +87,7 @@ pub fn parse_since(text: &str, now_ms: i64) -> Result<i64, String> {
         count.parse::<u32>().ok()?;
         count.parse::<i64>().ok()?.checked_mul(unit_ms)
     };
-    age_ms().map(|age| now_ms - age).ok_or_else(|| {
-        format!("must be a time such as 2026-01-31T12:00:00Z or an age such as 90s, 15m, 2h or 7d (got `{text}`)")
-    })
+    age_ms().map(|age| now_ms - age).ok_or_else(|| SinceError(text.to_owned()))
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ pub use seed::{Plan, Shape, seed};
 pub use timeline::TimelineWriter;
 pub use trim::Trimmer;
 pub use upkeep::{count_jobs, keep as keep_memory};
-pub use verify::{Report, Verifier, Whose};
+pub use verify::{Report, Verifier, VerifyError, Whose};
 
 use std::{sync::Arc, time::Duration};
 

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use postrider_postgres::query::{Error, within};
+use postrider_postgres::query::{self, within};
 use postrider_redis::Redis;
+use redis::RedisError;
 use sqlx::PgPool;
 
 use super::{
@@ -44,6 +45,17 @@ impl Report {
     pub fn is_clean(&self) -> bool {
         self.missing_rows + self.surplus_rows + self.wrong_timelines == 0
     }
+}
+
+/// Reason why feeds could not be compared or repaired.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+    #[error(transparent)]
+    Query(#[from] query::Error),
+    #[error(transparent)]
+    Redis(#[from] RedisError),
 }
 
 const USERS: &str = "
@@ -97,7 +109,7 @@ impl Verifier {
 
     /// Compares feeds in chunks, and passes the number of users compared so far to `progress` after
     /// each chunk.
-    pub async fn run(&mut self, whose: &Whose, progress: impl Fn(u64)) -> Result<Report, String> {
+    pub async fn run(&mut self, whose: &Whose, progress: impl Fn(u64)) -> Result<Report, VerifyError> {
         let mut report = Report::default();
         let mut after = String::new();
         loop {
@@ -120,11 +132,11 @@ impl Verifier {
     async fn list(
         &self,
         query: sqlx::query::QueryScalar<'_, sqlx::Postgres, String, sqlx::postgres::PgArguments>,
-    ) -> Result<Vec<String>, String> {
-        query.fetch_all(&self.pool).await.map_err(|error| error.to_string())
+    ) -> Result<Vec<String>, sqlx::Error> {
+        query.fetch_all(&self.pool).await
     }
 
-    async fn compare(&mut self, users: &[String], report: &mut Report) -> Result<(), String> {
+    async fn compare(&mut self, users: &[String], report: &mut Report) -> Result<(), VerifyError> {
         report.users += users.len() as u64;
         let (mut missing, mut surplus) = self.rows(users).await?;
         let mut wrong = self.timelines(users).await?;
@@ -148,17 +160,16 @@ impl Verifier {
         Ok(())
     }
 
-    async fn rows(&self, users: &[String]) -> Result<(BTreeSet<(String, i64)>, BTreeSet<(String, i64)>), String> {
-        let query_rows = async |statement: &'static str| -> Result<BTreeSet<(String, i64)>, String> {
-            let rows: Vec<(String, i64)> =
-                sqlx::query_as(statement).bind(users).fetch_all(&self.pool).await.map_err(|error| error.to_string())?;
+    async fn rows(&self, users: &[String]) -> Result<(BTreeSet<(String, i64)>, BTreeSet<(String, i64)>), sqlx::Error> {
+        let query_rows = async |statement: &'static str| -> Result<BTreeSet<(String, i64)>, sqlx::Error> {
+            let rows: Vec<(String, i64)> = sqlx::query_as(statement).bind(users).fetch_all(&self.pool).await?;
             Ok(rows.into_iter().collect())
         };
         Ok((query_rows(MISSING).await?, query_rows(SURPLUS).await?))
     }
 
     /// Returns the users whose timeline differs from Postgres.
-    async fn timelines(&mut self, users: &[String]) -> Result<BTreeSet<String>, String> {
+    async fn timelines(&mut self, users: &[String]) -> Result<BTreeSet<String>, VerifyError> {
         let Some(redis) = &mut self.redis else { return Ok(BTreeSet::new()) };
         let epoch = redis.ask(vec![redis::cmd("GET").arg(self.keys.epoch()).to_owned()]).await;
         let epoch = epoch.into_iter().next().and_then(Result::ok).as_ref().and_then(number);
@@ -168,12 +179,12 @@ impl Verifier {
         let answers = redis.ask(users.iter().map(range).collect()).await;
         let mut wrong = BTreeSet::new();
         for (user, answer) in users.iter().zip(answers) {
-            let found = members(answer.map_err(|error| error.to_string())?);
+            let found = members(answer?);
             let Ok(Some(Mark::Ready { floor, .. })) = mark(&found) else { continue };
             let above = |ids: Vec<i64>| ids.into_iter().filter(|&id| id >= floor).collect::<Vec<_>>();
             let cached = above(ids(&found[1..]));
             // Reads one row more, to detect whether the timeline lacks something at its end.
-            let head = self.reads.head(user, cached.len() + 1).await.map_err(|error| error.to_string())?;
+            let head = self.reads.head(user, cached.len() + 1).await?;
             if above(head.ids) != cached {
                 wrong.insert(user.clone());
             }
@@ -186,13 +197,12 @@ impl Verifier {
         missing: BTreeSet<(String, i64)>,
         surplus: BTreeSet<(String, i64)>,
         mut wrong: BTreeSet<String>,
-    ) -> Result<(), String> {
-        let text = |error: Error| error.to_string();
+    ) -> Result<(), VerifyError> {
         wrong.extend(missing.iter().chain(&surplus).map(|(user, _)| user.clone()));
         for (statement, rows) in [(FILL, missing), (DROP, surplus)] {
             let (users, posts): (Vec<String>, Vec<i64>) = rows.into_iter().unzip();
             if !users.is_empty() {
-                within(sqlx::query(statement).bind(users).bind(posts).execute(&self.pool)).await.map_err(text)?;
+                within(sqlx::query(statement).bind(users).bind(posts).execute(&self.pool)).await?;
             }
         }
         let Some(redis) = &mut self.redis else { return Ok(()) };
@@ -200,6 +210,7 @@ impl Verifier {
         let epoch = epoch.into_iter().next().and_then(Result::ok).as_ref().and_then(number).unwrap_or(0);
         let key = |user: String| self.keys.timeline(epoch, &Owner::User(user));
         let drops = wrong.into_iter().map(|user| redis::cmd("DEL").arg(key(user)).to_owned()).collect();
-        redis.ask(drops).await.into_iter().collect::<Result<Vec<_>, _>>().map(|_| ()).map_err(|error| error.to_string())
+        redis.ask(drops).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(())
     }
 }

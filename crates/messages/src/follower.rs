@@ -70,7 +70,7 @@ impl Follower {
         let subscription = hub.join(receiver, client).await?;
         let found = hub.positions.find(subscription.receiver.clone()).await;
         let ReceiverPosition { last, delivered } =
-            found.map_err(|error| Problem::new(Code::POSTGRES_UNAVAILABLE, error))?;
+            found.map_err(|error| Problem::new(Code::POSTGRES_UNAVAILABLE, error.to_string()))?;
         let cursor = after.unwrap_or(delivered);
         // Messages stored from now on produce notices. A position that is no longer known is a gap.
         let forgotten = cursor.partitions().any(|(partition_id, _)| last.seen(partition_id) < 0);

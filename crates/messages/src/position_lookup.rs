@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use postrider_postgres::query;
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
     time::timeout,
@@ -28,7 +29,17 @@ pub struct ReceiverPosition {
     pub delivered: Cursor,
 }
 
-type Found = Result<ReceiverPosition, String>;
+/// Reason why a position is not known.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    #[error("the position lookup timed out")]
+    TimedOut,
+    /// Shared by all lookups of the query that failed.
+    #[error(transparent)]
+    Query(#[from] Arc<query::Error>),
+}
+
+type Found = Result<ReceiverPosition, Error>;
 
 struct Lookup {
     receiver: Arc<str>,
@@ -49,15 +60,14 @@ impl Default for PositionLookup {
 }
 
 impl PositionLookup {
-    /// Returns the position of a receiver, or the error of Postgres.
+    /// Returns the position of a receiver.
     pub async fn find(&self, receiver: Arc<str>) -> Found {
         let (answer, found) = oneshot::channel();
         let asked = async {
             self.sender.send(Lookup { receiver, answer }).await.ok()?;
             found.await.ok()
         };
-        let found = timeout(TIMEOUT, asked).await.ok().flatten();
-        found.unwrap_or_else(|| Err("the position lookup timed out".to_owned()))
+        timeout(TIMEOUT, asked).await.ok().flatten().unwrap_or(Err(Error::TimedOut))
     }
 
     /// Answers lookups; runs forever.
@@ -68,7 +78,7 @@ impl PositionLookup {
             // Skips connections that have closed meanwhile.
             together.retain(|lookup| !lookup.answer.is_closed());
             let receivers: Vec<&str> = together.iter().map(|lookup| &*lookup.receiver).collect();
-            let found = store.positions(&receivers).await.map_err(|error| error.to_string());
+            let found = store.positions(&receivers).await.map_err(|error| Error::from(Arc::new(error)));
             for Lookup { receiver, answer } in together.drain(..) {
                 let position = found.as_ref().map(|positions| positions.get(&*receiver).cloned().unwrap_or_default());
                 let _ = answer.send(position.map_err(Clone::clone));

@@ -1,6 +1,10 @@
 //! Target of requests, created once: the parsed address and the headers that all requests share.
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri};
+use axum::http::{
+    HeaderMap, HeaderName, HeaderValue, Uri,
+    header::{self, InvalidHeaderName, InvalidHeaderValue},
+    uri,
+};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use postrider_config::masked;
 use url::Url;
@@ -16,6 +20,15 @@ pub enum EndpointError {
     Uri(#[from] uri::InvalidUri),
     #[error("user name or password cannot be sent")]
     Credentials,
+}
+
+/// Reasons why a header cannot be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum HeaderError {
+    #[error("`{name}` is not a valid header name")]
+    Name { name: String, source: InvalidHeaderName },
+    #[error("the value of header `{name}` has invalid characters")]
+    Value { name: String, source: InvalidHeaderValue },
 }
 
 /// One URL with its headers. Cheap to clone.
@@ -75,11 +88,11 @@ fn basic_authentication(url: &Url) -> Result<HeaderValue, EndpointError> {
     Ok(value)
 }
 
-/// Parses a header that an operator configured; the error names the problem.
-pub fn parse_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), String> {
-    let parsed = HeaderName::try_from(name).map_err(|_| format!("`{name}` is not a valid header name"))?;
-    let mut value =
-        HeaderValue::try_from(value).map_err(|_| format!("the value of header `{name}` has invalid characters"))?;
+/// Parses a header that an operator configured.
+pub fn parse_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), HeaderError> {
+    let owned = || name.to_owned();
+    let parsed = HeaderName::try_from(name).map_err(|source| HeaderError::Name { name: owned(), source })?;
+    let mut value = HeaderValue::try_from(value).map_err(|source| HeaderError::Value { name: owned(), source })?;
     // Hides the value from code that logs requests.
     value.set_sensitive(true);
     Ok((parsed, value))

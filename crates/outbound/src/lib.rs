@@ -11,5 +11,5 @@ mod guard;
 mod retry_after;
 
 pub use client::{Client, Failure, Options, OptionsError};
-pub use endpoint::{Endpoint, EndpointError, parse_header};
+pub use endpoint::{Endpoint, EndpointError, HeaderError, parse_header};
 pub use guard::{Guard, is_public};

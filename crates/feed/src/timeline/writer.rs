@@ -71,6 +71,15 @@ return 1
 /// The marker of a timeline; `None` if there is no timeline.
 type Marked = Result<Option<Mark>, Unknown>;
 
+/// Reason why the timelines' epoch could not be checked.
+#[derive(Debug, thiserror::Error)]
+enum CheckError {
+    #[error(transparent)]
+    Postgres(#[from] Error),
+    #[error(transparent)]
+    Redis(#[from] RedisError),
+}
+
 /// Changes timelines for the projection.
 pub struct TimelineWriter {
     pool: PgPool,
@@ -301,27 +310,24 @@ impl TimelineWriter {
             let connected = self.redis.borrow().clone();
             let Some(mut redis) = connected else { continue };
             if let Err(problem) = self.check(&mut redis, &mut beat).await {
-                tracing::debug!(problem, "timeline epoch check failed, retrying");
+                tracing::debug!(%problem, "timeline epoch check failed, retrying");
             }
         }
     }
 
-    async fn check(&self, redis: &mut Redis, beat: &mut i64) -> Result<(), String> {
+    async fn check(&self, redis: &mut Redis, beat: &mut i64) -> Result<(), CheckError> {
         let in_postgres = sqlx::query_scalar("SELECT epoch FROM feed_timelines").fetch_one(&self.pool);
-        let mut in_postgres: i64 = within(in_postgres).await.map_err(|error| error.to_string())?;
+        let mut in_postgres: i64 = within(in_postgres).await?;
         let own = self.keys.beat(&self.process);
         let mut answers = redis.ask(vec![command("GET", &self.keys.epoch()), command("GET", &own)]).await.into_iter();
-        let mut next = || {
-            let answer = answers.next().unwrap_or(Ok(Value::Nil)).map_err(|error| error.to_string())?;
-            Ok::<_, String>(number(&answer))
-        };
+        let mut next = || answers.next().unwrap_or(Ok(Value::Nil)).map(|answer| number(&answer));
         let (in_redis, found_beat) = (next()?, next()?);
         let went_back = *beat > 0 && found_beat.is_none_or(|found| found < *beat);
         // Timelines of an epoch that Redis has lost, or whose writes it has lost, may lack posts.
         if went_back || in_redis.is_none_or(|in_redis| in_redis > in_postgres) {
             let raise = "UPDATE feed_timelines SET epoch = greatest(epoch, $1) + 1 RETURNING epoch";
             let raise = sqlx::query_scalar(raise).bind(in_redis.unwrap_or(0)).fetch_one(&self.pool);
-            in_postgres = within(raise).await.map_err(|error| error.to_string())?;
+            in_postgres = within(raise).await?;
             counter!("postrider_feed_epochs_raised_total").increment(1);
             tracing::info!(epoch = in_postgres, "redis lost data, rebuilding all timelines");
         }
@@ -332,16 +338,16 @@ impl TimelineWriter {
                 // A server that has no memory for the epoch accepts this. Without an epoch, feeds
                 // are read from Postgres.
                 let _ = command("DEL", &self.keys.epoch()).query_async::<()>(redis).await;
-                return Err(error.to_string());
+                return Err(error.into());
             }
         }
         gauge!("postrider_feed_timelines_epoch").set(in_postgres as f64);
         *beat += 1;
         let mut set = command("SET", &own);
         set.arg(*beat).arg("EX").arg(600);
-        redis.ask(vec![set]).await.into_iter().collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
-        self.expire_pending(redis).await.map_err(|error| error.to_string())?;
-        self.remove_expired(redis).await.map_err(|error| error.to_string())
+        redis.ask(vec![set]).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+        self.expire_pending(redis).await?;
+        Ok(self.remove_expired(redis).await?)
     }
 
     /// Removes expired members from the `gone` list.

@@ -210,6 +210,13 @@ struct Worker<H> {
     closed: CancellationToken,
 }
 
+/// Reason why a worker stops processing the batches of its partition.
+enum Stop {
+    Revoked,
+    /// The handler asked to start over; the text says why.
+    Restart(String),
+}
+
 impl<H: BatchHandler> Worker<H> {
     async fn run(mut self) {
         // Counts the starts, to recognize batches that were handed over before the latest one.
@@ -217,10 +224,9 @@ impl<H: BatchHandler> Worker<H> {
         while !self.closed.is_cancelled() {
             start += 1;
             let Some(mut state) = self.begin(start).await else { break };
-            if let Err(problem) = self.work_through(start, &mut state).await {
-                let (consumer, partition) = (self.subscription.name, self.opening.partition);
-                tracing::warn!(consumer, partition, problem, "restarting partition");
-            }
+            let Stop::Restart(problem) = self.work_through(start, &mut state).await else { break };
+            let (consumer, partition) = (self.subscription.name, self.opening.partition);
+            tracing::warn!(consumer, partition, problem, "restarting partition");
         }
     }
 
@@ -246,20 +252,19 @@ impl<H: BatchHandler> Worker<H> {
         }
     }
 
-    /// Processes batches. Returns `Ok` when the partition is revoked, or the reason for restarting
-    /// it.
-    async fn work_through(&mut self, start: u64, state: &mut H::Partition) -> Result<(), String> {
+    /// Processes batches until the partition is revoked or has to be restarted.
+    async fn work_through(&mut self, start: u64, state: &mut H::Partition) -> Stop {
         let mut idle_at = tokio::time::Instant::now() + IDLE_INTERVAL;
         loop {
             let next = tokio::select! {
                 biased;
-                () = self.closed.cancelled() => return Ok(()),
+                () = self.closed.cancelled() => return Stop::Revoked,
                 // `idle` comes before the next batch, so that it also runs while batches never end.
                 () = tokio::time::sleep_until(idle_at) => Err(()),
                 next = self.work.recv() => Ok(next),
             };
             let settled = match next {
-                Ok(None) => return Ok(()),
+                Ok(None) => return Stop::Revoked,
                 Ok(Some((wanted, _))) if wanted != start => continue,
                 Ok(Some((_, Work::Batch(batch)))) => {
                     self.set_current_batch(&batch);
@@ -276,11 +281,13 @@ impl<H: BatchHandler> Worker<H> {
                 }
             };
             self.progress.made();
-            settled?;
+            if let Err(stop) = settled {
+                return stop;
+            }
         }
     }
 
-    async fn apply(&mut self, state: &mut H::Partition, batch: &Batch) -> Result<(), String> {
+    async fn apply(&mut self, state: &mut H::Partition, batch: &Batch) -> Result<(), Stop> {
         let mut pause = Pause::default();
         let poison = loop {
             let outcome = {
@@ -289,8 +296,7 @@ impl<H: BatchHandler> Worker<H> {
             };
             match outcome {
                 Ok(poison) => break poison,
-                Err(Failure::Restart(reason)) => return Err(reason),
-                Err(failure) => self.hold_or_leave(&mut pause, &failure).await?,
+                Err(failure) => self.hold_or_stop(&mut pause, failure).await?,
             }
         };
         self.store_dead_letters(batch, poison).await?;
@@ -301,7 +307,7 @@ impl<H: BatchHandler> Worker<H> {
     }
 
     /// Stores the dead letters of a batch, which must happen before the batch is committed.
-    async fn store_dead_letters(&mut self, batch: &Batch, poison: Vec<Poison>) -> Result<(), String> {
+    async fn store_dead_letters(&mut self, batch: &Batch, poison: Vec<Poison>) -> Result<(), Stop> {
         let mut pause = Pause::default();
         for Poison { offset, reason } in &poison {
             let Some(record) = batch.iter().find(|record: &Record<'_>| record.offset() == *offset) else { continue };
@@ -318,27 +324,26 @@ impl<H: BatchHandler> Worker<H> {
             };
             while let Err(error) = self.subscription.dead_letters.store(&letter).await {
                 let failure = Failure::Retry(format!("cannot store a dead letter: {error}"));
-                self.hold_or_leave(&mut pause, &failure).await?;
+                self.hold_or_stop(&mut pause, failure).await?;
             }
         }
         Ok(())
     }
 
-    async fn catch_up(&mut self, state: &mut H::Partition) -> Result<(), String> {
+    async fn catch_up(&mut self, state: &mut H::Partition) -> Result<(), Stop> {
         let mut pause = Pause::default();
         loop {
             match self.handler.caught_up(state).await {
                 Ok(()) => return Ok(()),
-                Err(Failure::Restart(reason)) => return Err(reason),
-                Err(failure) => self.hold_or_leave(&mut pause, &failure).await?,
+                Err(failure) => self.hold_or_stop(&mut pause, failure).await?,
             }
         }
     }
 
-    async fn idle(&self, state: &mut H::Partition) -> Result<(), String> {
+    async fn idle(&self, state: &mut H::Partition) -> Result<(), Stop> {
         match self.handler.idle(state).await {
             Ok(()) => Ok(()),
-            Err(Failure::Restart(reason)) => Err(reason),
+            Err(Failure::Restart(reason)) => Err(Stop::Restart(reason)),
             // `idle` is called again within a second.
             Err(failure) => {
                 let (consumer, partition) = (self.subscription.name, self.opening.partition);
@@ -348,11 +353,13 @@ impl<H: BatchHandler> Worker<H> {
         }
     }
 
-    async fn hold_or_leave(&self, pause: &mut Pause, failure: &Failure) -> Result<(), String> {
+    /// Waits before the next attempt, unless the failure or a revocation ends the work.
+    async fn hold_or_stop(&self, pause: &mut Pause, failure: Failure) -> Result<(), Stop> {
+        if let Failure::Restart(reason) = failure {
+            return Err(Stop::Restart(reason));
+        }
         self.progress.made();
-        self.hold(pause, failure)
-            .await
-            .ok_or_else(|| "the partition was revoked while a dependency was down".to_owned())
+        self.hold(pause, &failure).await.ok_or(Stop::Revoked)
     }
 
     /// Waits before the next attempt; `None` if the partition was revoked meanwhile.

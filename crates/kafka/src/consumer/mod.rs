@@ -40,16 +40,15 @@
 //!         let Ok(name) = std::str::from_utf8(value) else {
 //!             return Outcome::DeadLetter(Reason { class: "not_text", message: "the value is not UTF-8".into() });
 //!         };
-//!         match greet(name).await {
-//!             Ok(()) => Outcome::Done,
-//!             Err(problem) if delivery.attempt() < 4 => {
-//!                 Outcome::RetryAfter(Duration::from_secs(1), Reason { class: "greeting_failed", message: problem })
-//!             }
-//!             Err(problem) => Outcome::DeadLetter(Reason { class: "greeting_failed", message: problem }),
+//!         let Err(error) = greet(name).await else { return Outcome::Done };
+//!         let reason = Reason { class: "greeting_failed", message: error.to_string() };
+//!         match delivery.attempt() {
+//!             ..4 => Outcome::RetryAfter(Duration::from_secs(1), reason),
+//!             _ => Outcome::DeadLetter(reason),
 //!         }
 //!     }
 //! }
-//! # async fn greet(_name: &str) -> Result<(), String> { Ok(()) }
+//! # async fn greet(_name: &str) -> std::io::Result<()> { Ok(()) }
 //!
 //! # async fn start(consumers: Consumers, dead_letters: DeadLetters) -> Result<(), rdkafka::error::KafkaError> {
 //! let subscription = Subscription {

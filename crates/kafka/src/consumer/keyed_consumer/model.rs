@@ -16,6 +16,21 @@ use crate::batch::Batch;
 const PARTITIONS: i32 = 3;
 const LOG: usize = 60;
 
+/// Violated invariant.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum Violation {
+    #[error("{partition}@{offset} started before {earlier} of the same key was finished")]
+    KeyOutOfOrder { partition: i32, offset: i64, earlier: i64 },
+    #[error("{partition}@{offset} is already running")]
+    RunsTwice { partition: i32, offset: i64 },
+    #[error("{partition} is committed to {point}, but {unfinished} is unfinished")]
+    CommittedTooFar { partition: i32, point: i64, unfinished: i64 },
+    #[error("the commit of {partition} went back from {before} to {point}")]
+    CommitWentBack { partition: i32, before: i64, point: i64 },
+    #[error("{partition} ended with {finished} of {LOG} records finished, committed {committed:?}")]
+    Incomplete { partition: i32, finished: usize, committed: Option<i64> },
+}
+
 /// Record of everything that happened. Each step returns an error if it violates an invariant.
 #[derive(Default)]
 struct Ledger {
@@ -38,17 +53,17 @@ fn key_of(partition: i32, offset: i64) -> Option<u8> {
 }
 
 impl Ledger {
-    fn started(&mut self, partition: i32, generation: u64, offset: i64) -> Result<(), String> {
+    fn started(&mut self, partition: i32, generation: u64, offset: i64) -> Result<(), Violation> {
         if let Some(key) = key_of(partition, offset) {
             let done = self.done.entry(partition).or_default();
             let before =
                 (0..offset).find(|&earlier| key_of(partition, earlier) == Some(key) && !done.contains(&earlier));
             if let Some(earlier) = before {
-                return Err(format!("{partition}@{offset} started before {earlier} of the same key was finished"));
+                return Err(Violation::KeyOutOfOrder { partition, offset, earlier });
             }
         }
         if !self.running.insert((partition, generation, offset)) {
-            return Err(format!("{partition}@{offset} is already running"));
+            return Err(Violation::RunsTwice { partition, offset });
         }
         Ok(())
     }
@@ -60,27 +75,21 @@ impl Ledger {
         }
     }
 
-    fn committed(&mut self, partition: i32, point: i64) -> Result<(), String> {
+    fn committed(&mut self, partition: i32, point: i64) -> Result<(), Violation> {
         let done = self.done.entry(partition).or_default();
-        if let Some(lost) = (0..point).find(|offset| !done.contains(offset)) {
-            return Err(format!("{partition} is committed to {point}, but {lost} is unfinished"));
+        if let Some(unfinished) = (0..point).find(|offset| !done.contains(offset)) {
+            return Err(Violation::CommittedTooFar { partition, point, unfinished });
         }
         let before = self.committed.insert(partition, point).unwrap_or(0);
-        if point < before {
-            Err(format!("the commit of {partition} went back from {before} to {point}"))
-        } else {
-            Ok(())
-        }
+        if point < before { Err(Violation::CommitWentBack { partition, before, point }) } else { Ok(()) }
     }
 
-    fn completed(&self) -> Result<(), String> {
+    fn completed(&self) -> Result<(), Violation> {
         for partition in 0..PARTITIONS {
-            let done = self.done.get(&partition).map_or(0, BTreeSet::len);
-            if done != LOG || self.committed.get(&partition) != Some(&(LOG as i64)) {
-                return Err(format!(
-                    "{partition} ended with {done} of {LOG} records finished, committed {:?}",
-                    self.committed
-                ));
+            let finished = self.done.get(&partition).map_or(0, BTreeSet::len);
+            let committed = self.committed.get(&partition).copied();
+            if finished != LOG || committed != Some(LOG as i64) {
+                return Err(Violation::Incomplete { partition, finished, committed });
             }
         }
         Ok(())
@@ -164,7 +173,7 @@ impl World {
         }
     }
 
-    fn apply(&mut self, step: &Step) -> Result<(), String> {
+    fn apply(&mut self, step: &Step) -> Result<(), Violation> {
         match *step {
             Step::Read { partition, records } => self.read(partition, records),
             Step::Start => return self.start(),
@@ -208,7 +217,7 @@ impl World {
         self.schedule.push(partition, batch, &keys);
     }
 
-    fn start(&mut self) -> Result<(), String> {
+    fn start(&mut self) -> Result<(), Violation> {
         let Some(job) = self.schedule.next() else { return Ok(()) };
         let Ticket { partition, generation, .. } = job.ticket;
         self.ledger.started(partition, generation, offset(&job))?;
@@ -221,12 +230,12 @@ impl World {
         self.schedule.finish(job.ticket);
     }
 
-    fn commit_all(&mut self) -> Result<(), String> {
+    fn commit_all(&mut self) -> Result<(), Violation> {
         let partitions: Vec<i32> = self.owned.keys().copied().collect();
         partitions.into_iter().try_for_each(|partition| self.commit(partition))
     }
 
-    fn commit(&mut self, partition: i32) -> Result<(), String> {
+    fn commit(&mut self, partition: i32) -> Result<(), Violation> {
         let point = self.schedule.window(partition).map_or(-1, |window| window.commit_point());
         if point < 0 { Ok(()) } else { self.ledger.committed(partition, point) }
     }
@@ -241,7 +250,7 @@ impl World {
         self.owned.insert(partition, (self.generation, from as usize));
     }
 
-    fn revoke(&mut self, partition: i32, in_time: usize) -> Result<(), String> {
+    fn revoke(&mut self, partition: i32, in_time: usize) -> Result<(), Violation> {
         self.schedule.close(partition);
         let (leaving, staying) =
             std::mem::take(&mut self.jobs).into_iter().partition::<Vec<_>, _>(|job| job.ticket.partition == partition);
@@ -271,7 +280,7 @@ impl World {
     }
 
     /// Assigns every partition and processes the whole log without further faults.
-    fn finish_log(&mut self) -> Result<(), String> {
+    fn finish_log(&mut self) -> Result<(), Violation> {
         for _ in 0..(LOG * 40) {
             (0..PARTITIONS).for_each(|partition| self.assign(partition));
             (0..PARTITIONS).for_each(|partition| self.read(partition, 8));
@@ -297,9 +306,9 @@ proptest! {
     fn commits_follow_effects_keys_keep_their_order_and_no_record_is_skipped(steps in steps()) {
         let mut world = World::new();
         for step in &steps {
-            world.apply(step).map_err(TestCaseError::fail)?;
+            world.apply(step)?;
         }
-        world.finish_log().map_err(TestCaseError::fail)?;
+        world.finish_log()?;
         prop_assert_eq!(world.schedule.window(0).map(|window| (window.span(), window.bytes())), Some((0, 0)));
     }
 }
@@ -309,16 +318,17 @@ fn the_ledger_finds_a_commit_past_an_unfinished_record() {
     let mut ledger = Ledger::default();
     ledger.started(0, 1, 0).unwrap();
     ledger.finished(0, 1, 1, true);
-    assert!(ledger.committed(0, 2).unwrap_err().contains("0 is unfinished"));
+    assert_eq!(ledger.committed(0, 2), Err(Violation::CommittedTooFar { partition: 0, point: 2, unfinished: 0 }));
 }
 
 #[test]
 fn the_ledger_finds_a_key_out_of_order_and_a_record_that_runs_twice() {
     let mut ledger = Ledger::default();
     let of_key_0: Vec<i64> = (0..20).filter(|&offset| key_of(0, offset) == Some(0)).collect();
-    assert!(ledger.started(0, 1, of_key_0[1]).unwrap_err().contains("started before"));
-    ledger.started(0, 1, of_key_0[0]).unwrap();
-    assert!(ledger.started(0, 1, of_key_0[0]).unwrap_err().contains("already running"));
+    let (earlier, offset) = (of_key_0[0], of_key_0[1]);
+    assert_eq!(ledger.started(0, 1, offset), Err(Violation::KeyOutOfOrder { partition: 0, offset, earlier }));
+    ledger.started(0, 1, earlier).unwrap();
+    assert_eq!(ledger.started(0, 1, earlier), Err(Violation::RunsTwice { partition: 0, offset: earlier }));
 }
 
 #[test]
@@ -326,6 +336,7 @@ fn the_ledger_finds_a_skipped_record_and_a_commit_that_goes_back() {
     let mut ledger = Ledger::default();
     (0..10).for_each(|offset| ledger.finished(0, 1, offset, true));
     ledger.committed(0, 10).unwrap();
-    assert!(ledger.committed(0, 9).unwrap_err().contains("went back"));
-    assert!(ledger.completed().is_err());
+    assert_eq!(ledger.committed(0, 9), Err(Violation::CommitWentBack { partition: 0, before: 10, point: 9 }));
+    let skipped = Violation::Incomplete { partition: 0, finished: 10, committed: Some(9) };
+    assert_eq!(ledger.completed(), Err(skipped));
 }
