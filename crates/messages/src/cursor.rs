@@ -103,6 +103,15 @@ fn number<T: FromStr>(digits: Option<&str>) -> Result<T, Malformed> {
     digits.parse().map_err(|_| Malformed)
 }
 
+/// Position of a receiver.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReceiverPosition {
+    /// Last message of each partition.
+    pub last: Cursor,
+    /// Last message of each partition that is known to be delivered.
+    pub delivered: Cursor,
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

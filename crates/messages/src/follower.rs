@@ -14,10 +14,9 @@ use postrider_limits::memory::{Lease, budgets};
 use postrider_postgres::query::Error;
 
 use super::{
-    cursor::Cursor,
+    cursor::{Cursor, ReceiverPosition},
     hub::{Hub, Subscription},
     item::Notice,
-    position_lookup::ReceiverPosition,
     send_queue::{Ending, Next, TIGHT_BYTES},
     store::{Found, Limits},
 };

@@ -17,7 +17,7 @@ use postrider_projection::Progress;
 use postrider_telemetry::unknown::Unknown;
 use sqlx::PgPool;
 
-use super::{cursor::Cursor, position_lookup::ReceiverPosition};
+use super::cursor::{Cursor, ReceiverPosition};
 
 /// A message to store.
 #[derive(Debug, Clone)]
