@@ -6,12 +6,13 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex as StdMutex, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use bytes::Bytes;
 use metrics::counter;
+use parking_lot::Mutex as SyncMutex;
 use postrider_limits::memory::{Budget, Lease, budgets};
 use postrider_postgres::query::Error;
 use tokio::sync::{Mutex, Notify, broadcast};
@@ -51,17 +52,17 @@ impl From<&Row> for Item {
 pub struct Shared {
     pub partition: i32,
     pub offset: i64,
-    held: StdMutex<Option<(Bytes, Lease)>>,
+    held: SyncMutex<Option<(Bytes, Lease)>>,
 }
 
 impl Shared {
     /// Returns the comment as JSON; `None` if its memory was needed before this stream sent it.
     pub fn data(&self) -> Option<Bytes> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(data, _)| data.clone())
+        self.held.lock().as_ref().map(|(data, _)| data.clone())
     }
 
     fn forget(&self) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.held.lock() = None;
     }
 }
 
@@ -88,7 +89,7 @@ impl Recent {
                 oldest.forget();
             }
         };
-        let shared = Arc::new(Shared { partition, offset, held: StdMutex::new(lease.map(|lease| (data, lease))) });
+        let shared = Arc::new(Shared { partition, offset, held: SyncMutex::new(lease.map(|lease| (data, lease))) });
         self.waiting.push_back(Arc::downgrade(&shared));
         shared
     }
@@ -110,7 +111,7 @@ pub struct Tail {
     /// Position up to which comments were broadcast; `None` until Postgres has answered once. The
     /// lock is held during a poll, so that no stream joins in the middle of one.
     position: Mutex<Option<Position>>,
-    recent: StdMutex<Recent>,
+    recent: SyncMutex<Recent>,
     hinted: Notify,
 }
 
@@ -123,7 +124,7 @@ impl Tail {
             interval: Duration::from_millis(config.stream_sweep_interval_ms.max(20)),
             sender: broadcast::Sender::new(config.stream_buffer_records.max(1)),
             position: Mutex::new(None),
-            recent: StdMutex::new(Recent { budget: &budgets().live_comments, waiting: VecDeque::new() }),
+            recent: SyncMutex::new(Recent { budget: &budgets().live_comments, waiting: VecDeque::new() }),
             hinted: Notify::new(),
         })
     }
@@ -180,7 +181,7 @@ impl Tail {
             for row in &rows {
                 known.advance(row.partition, row.offset + 1);
                 // Sending fails if the last receiver was just dropped.
-                let shared = self.recent.lock().unwrap_or_else(PoisonError::into_inner).share(Item::from(row));
+                let shared = self.recent.lock().share(Item::from(row));
                 let _ = self.sender.send(shared);
             }
             if complete {

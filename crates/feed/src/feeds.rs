@@ -1,17 +1,14 @@
 //! Reads of feeds: from Redis if it has the timelines, otherwise from Postgres with bounded
 //! concurrency. Timelines read from Postgres are stored in Redis.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared, join_all},
 };
 use metrics::{Counter, counter};
+use parking_lot::Mutex;
 use postrider_http::{Code, Problem};
 use postrider_postgres::query::Error;
 use postrider_redis::{Config as RedisConfig, Redis};
@@ -233,7 +230,7 @@ impl Feeds {
     /// Builds a timeline once for all concurrent readers.
     async fn build_once(&self, owner: Owner, epoch: i64) -> Result<Arc<Head>, Problem> {
         let build = {
-            let mut builds = self.inner.builds.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut builds = self.inner.builds.lock();
             // A build that no reader waits for any more is started again.
             builds.retain(|_, build| build.peek().is_none() && build.strong_count().is_some_and(|count| count > 1));
             builds

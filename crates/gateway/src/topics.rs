@@ -2,10 +2,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::RwLock;
 use postrider_http::{Code, Problem};
 use postrider_kafka::{Admin, Broker, TopicError, TopicLimits};
 use tokio::sync::{OnceCell, Semaphore};
@@ -64,7 +65,7 @@ impl Topics {
 
     /// Returns the cached limits of a topic, without a lookup.
     fn known(&self, topic: &str) -> Option<TopicLimits> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.read();
         known.get(topic).filter(|known| known.since.elapsed() < CACHE_TTL).map(|known| known.limits)
     }
 
@@ -94,7 +95,7 @@ impl Topics {
             self.create(topic).await?;
         }
         let limits = self.admin.limits(topic).await.map_err(|error| lookup_failed(error.to_string()))?;
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write();
         if known.len() >= MAX_KNOWN {
             known.clear();
         }
@@ -104,7 +105,7 @@ impl Topics {
 
     /// Drops a topic from the cache, because it turned out not to exist or to have other settings.
     pub fn forget(&self, topic: &str) {
-        self.known.write().unwrap_or_else(PoisonError::into_inner).remove(topic);
+        self.known.write().remove(topic);
     }
 
     async fn create(&self, topic: &str) -> Result<(), Problem> {

@@ -2,12 +2,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use postrider_process::drain::Draining;
 use serde_json::{Value, json};
 
@@ -73,7 +74,7 @@ pub struct Published(Arc<Mutex<Value>>);
 
 impl Published {
     pub fn set(&self, report: Value) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = report;
+        *self.0.lock() = report;
     }
 }
 
@@ -97,7 +98,7 @@ impl Health {
     pub fn check(&self, name: &'static str) -> Check {
         let check = Check { name, state: Arc::new(Mutex::new(State::Failing("not known yet".to_owned()))) };
         check.count(false);
-        self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner).push(check.clone());
+        self.inner.checks.lock().push(check.clone());
         check
     }
 
@@ -105,21 +106,21 @@ impl Health {
     pub fn beat(&self, name: &'static str) -> Beat {
         let beat = Beat { name, epoch: self.inner.started, last_ms: Arc::default() };
         beat.tick();
-        self.inner.beats.lock().unwrap_or_else(PoisonError::into_inner).push(beat.clone());
+        self.inner.beats.lock().push(beat.clone());
         beat
     }
 
     /// Adds a consumer to `/consumers`.
     pub fn publish(&self, name: &'static str) -> Published {
         let published = Published(Arc::new(Mutex::new(json!({"consumer": name}))));
-        self.inner.published.lock().unwrap_or_else(PoisonError::into_inner).push(published.clone());
+        self.inner.published.lock().push(published.clone());
         published
     }
 
     /// Returns the latest report of every consumer.
     pub fn consumers(&self) -> Value {
-        let published = self.inner.published.lock().unwrap_or_else(PoisonError::into_inner);
-        published.iter().map(|one| one.0.lock().unwrap_or_else(PoisonError::into_inner).clone()).collect()
+        let published = self.inner.published.lock();
+        published.iter().map(|one| one.0.lock().clone()).collect()
     }
 
     /// Makes the process not ready, whatever its checks say.
@@ -140,7 +141,7 @@ impl Health {
     /// Returns whether the process is ready, with the report that `?verbose` shows. It is ready if
     /// no check fails and it is not draining.
     pub fn readiness(&self) -> (bool, Value) {
-        let checks = self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let checks = self.inner.checks.lock();
         let draining = self.inner.draining.has_begun();
         let mut ready = !draining;
         let mut report = serde_json::Map::new();
@@ -157,7 +158,7 @@ impl Health {
 
     /// Returns whether the check with this name fails; `false` if there is no such check.
     pub fn fails(&self, name: &str) -> bool {
-        let checks = self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let checks = self.inner.checks.lock();
         checks.iter().any(|check| check.name == name && check.state().fails())
     }
 
@@ -169,7 +170,7 @@ impl Health {
     /// Returns whether every loop has sent a heartbeat in time, with the seconds since the last
     /// heartbeat of each.
     pub fn liveness(&self) -> (bool, Value) {
-        let beats = self.inner.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        let beats = self.inner.beats.lock();
         let mut alive = true;
         let mut report = serde_json::Map::new();
         for beat in beats.iter() {
@@ -197,7 +198,7 @@ impl Check {
     }
 
     fn set(&self, state: State) {
-        let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.state.lock();
         if current.fails() != state.fails() {
             self.count(!state.fails());
         }
@@ -209,7 +210,7 @@ impl Check {
     }
 
     fn state(&self) -> State {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state.lock().clone()
     }
 }
 
@@ -259,7 +260,7 @@ mod tests {
         let mut beat = health.beat("loop");
         assert!(health.liveness().0);
         beat.epoch = Instant::now().checked_sub(BEAT_LIMIT * 2).unwrap();
-        health.inner.beats.lock().unwrap()[0] = beat;
+        health.inner.beats.lock()[0] = beat;
         assert!(!health.liveness().0);
     }
 }

@@ -6,13 +6,14 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use postrider_process::drain::Draining;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -59,7 +60,7 @@ impl Activity {
 
 impl Activity {
     fn unsent(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
-        self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
+        self.unsent.lock()
     }
 
     /// Returns how long the oldest unsent piece of an answer has been waiting for its client.

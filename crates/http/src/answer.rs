@@ -9,7 +9,7 @@
 
 use std::{
     pin::{Pin, pin},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -21,6 +21,7 @@ use axum::{
 use bytes::Bytes;
 use hyper::body::{Body as _, Frame, SizeHint};
 use metrics::counter;
+use parking_lot::Mutex;
 use postrider_limits::memory::{Lease, budgets};
 use tokio::time::Instant;
 
@@ -50,11 +51,11 @@ struct Stream {
 
 impl Stream {
     fn note(&self, handed: Option<Instant>) {
-        *self.handed.lock().unwrap_or_else(PoisonError::into_inner) = handed;
+        *self.handed.lock() = handed;
     }
 
     fn is_stalled(&self, timeout: Duration) -> bool {
-        self.handed.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() >= timeout)
+        self.handed.lock().is_some_and(|at| at.elapsed() >= timeout)
     }
 }
 

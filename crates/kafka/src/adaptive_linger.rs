@@ -7,12 +7,11 @@
 //! once, so the highest number of records in flight within the last seconds approximates it.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 /// Records that linger to be handed over together. Bounded by admission: each holds a permit.
 pub(super) struct AdaptiveLinger<T> {
@@ -36,7 +35,7 @@ impl<T> AdaptiveLinger<T> {
     /// Adds a record and returns whether it is the first one waiting.
     pub fn push(&self, record: T) -> bool {
         self.unreleased.fetch_add(1, Ordering::AcqRel);
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         waiting.push(record);
         waiting.len() == 1
     }
@@ -44,7 +43,7 @@ impl<T> AdaptiveLinger<T> {
     /// Hands over the waiting records in order, as one batch. Must be called by one thread at a
     /// time.
     pub fn release(&self, hand_over: impl FnMut(T)) {
-        let batch = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let batch = std::mem::take(&mut *self.waiting.lock());
         let released = batch.len();
         batch.into_iter().for_each(hand_over);
         self.unreleased.fetch_sub(released, Ordering::AcqRel);

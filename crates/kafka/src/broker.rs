@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     thread::Thread,
@@ -13,6 +13,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
 use postrider_health::Check;
 use rdkafka::{
     ClientContext,
@@ -138,7 +139,7 @@ impl Broker {
     /// Returns the time since which every probe has been answered, if one was answered after
     /// `moment`. Otherwise requests a probe now.
     pub(super) fn up_since(&self, moment: Instant) -> Option<Instant> {
-        let answers = (*self.inner.answers.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let answers = (*self.inner.answers.lock())?;
         if answers.last < moment {
             self.suspect();
             return None;
@@ -148,7 +149,7 @@ impl Broker {
 
     /// Returns the end of the last outage; `None` if there was none, or it goes on.
     pub(super) fn recovered_at(&self) -> Option<Instant> {
-        let answers = *self.inner.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = *self.inner.answers.lock();
         answers.filter(|answers| answers.follows_outage).map(|answers| answers.first)
     }
 
@@ -279,7 +280,7 @@ impl Inner {
         let was_up = self.up.swap(answer.is_ok(), Ordering::Relaxed);
         let client = self.client.load_full();
         let listener = client.context();
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = self.answers.lock();
         match answer {
             Ok(_) => {
                 let now = Instant::now();

@@ -7,13 +7,11 @@
 //! the library does not detect it.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use postrider_time::backoff::Backoff;
 use rdkafka::Statistics;
 
@@ -75,7 +73,7 @@ impl Connectivity {
 
     /// `waiting_for` is the time since the last request, if it is unanswered.
     fn update(&self, at: Instant, connected: bool, waiting_for: Option<Duration>, responses: u64) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         // The library drops the counts of forgotten brokers, so the sum may also decrease.
         let unchanged = last.filter(|last| last.responses == responses);
         let waiting_since = waiting_for.map(|waiting_for| {
@@ -123,7 +121,7 @@ impl ClientWatchdog {
         client: &Connectivity,
         kafka_up_since: impl FnOnce(Instant) -> Option<Instant>,
     ) -> Option<Stuck> {
-        let report = (*client.last.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let report = (*client.last.lock())?;
         let replaced = self.replaced.load(Ordering::Relaxed);
         let patience = BACKOFF.delay(replaced.saturating_add(1), 0.0);
         let age = report.at.saturating_duration_since(client.begun);

@@ -8,11 +8,12 @@
 //! letter replaces the old one, while those of two groups exist side by side.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use metrics::counter;
+use parking_lot::Mutex;
 use postrider_telemetry::trace_context::TraceContext;
 use postrider_time::clock;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -206,7 +207,7 @@ impl Throttle {
     /// Returns `Some` if the line may be written, with the number of lines that were suppressed in
     /// the previous span.
     fn admit(&self, now: Instant) -> Option<u32> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         match &mut *state {
             Some((begun, count)) if now.duration_since(*begun) < Self::SPAN => {
                 *count = count.saturating_add(1);

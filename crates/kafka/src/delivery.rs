@@ -1,11 +1,12 @@
 //! Passes the client's delivery reports to the tasks that wait for them.
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc,
     atomic::{AtomicBool, Ordering},
 };
 
 use metrics::{Counter, Histogram, counter, histogram};
+use parking_lot::Mutex;
 use rdkafka::{
     ClientContext, Message, Statistics,
     error::{KafkaError, RDKafkaErrorCode},
@@ -101,7 +102,7 @@ impl Outcomes {
         if pending.answer.is_none() {
             return;
         }
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reported = self.reported.lock();
         reported.push((pending, outcome));
         let first = reported.len() == 1;
         drop(reported);
@@ -120,7 +121,7 @@ impl Outcomes {
 
     /// Answers every task whose record has an outcome.
     fn announce(&self) {
-        let reported = std::mem::take(&mut *self.reported.lock().unwrap_or_else(PoisonError::into_inner));
+        let reported = std::mem::take(&mut *self.reported.lock());
         for (pending, outcome) in reported {
             if let Some(answer) = pending.answer {
                 // The caller may have disconnected; the record is stored regardless.

@@ -1,10 +1,8 @@
 //! Tries rotated Kafka settings before they are used.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use postrider_config::trial::Fault;
 use rdkafka::{
     ClientContext,
@@ -33,7 +31,7 @@ struct Rejections(Mutex<Option<String>>);
 
 impl Rejections {
     fn last(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 }
 
@@ -49,7 +47,7 @@ impl ClientContext for Rejections {
             error.rdkafka_error_code(),
             Some(E::Authentication | E::SaslAuthenticationFailed | E::SSL | E::UnsupportedSASLMechanism)
         ) {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(without_thread(reason).to_owned());
+            *self.0.lock() = Some(without_thread(reason).to_owned());
         }
     }
 }

@@ -9,13 +9,14 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
 
 use metrics::{counter, gauge};
+use parking_lot::Mutex;
 
 /// Time between two log messages about the same bound.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -111,7 +112,7 @@ impl Bound {
     /// Counts a write that was refused because of this bound, and logs it at most once a minute.
     pub fn count_refusal(&self) {
         counter!("postrider_bound_refused_total", "bound" => self.name).increment(1);
-        let mut logged_at = self.logged_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logged_at = self.logged_at.lock();
         if logged_at.is_none_or(|logged_at| logged_at.elapsed() >= LOG_INTERVAL) {
             *logged_at = Some(Instant::now());
             tracing::warn!(bound = self.name, limit = self.limit, "bound reached, refusing writes");

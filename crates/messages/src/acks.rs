@@ -1,11 +1,8 @@
 //! Collects acknowledgements for a moment and stores them together.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use postrider_kafka::PartitionId;
 use postrider_postgres::query::Error;
 use tokio::sync::Notify;
@@ -34,7 +31,7 @@ impl Acks {
     }
 
     fn merge(&self, positions: impl Iterator<Item = ((Arc<str>, PartitionId), i64)>) {
-        let mut all = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.positions.lock();
         for (partition, offset) in positions {
             let known = all.entry(partition).or_insert(offset);
             *known = (*known).max(offset);
@@ -43,7 +40,7 @@ impl Acks {
 
     /// Stores the collected acknowledgements. Those that fail are kept for the next call.
     pub async fn write(&self, store: &Store) -> Result<(), Error> {
-        let gathered = std::mem::take(&mut *self.positions.lock().unwrap_or_else(PoisonError::into_inner));
+        let gathered = std::mem::take(&mut *self.positions.lock());
         let mut positions: Vec<_> = gathered.into_iter().collect();
         while !positions.is_empty() {
             let chunk = positions.split_off(positions.len().saturating_sub(CHUNK));

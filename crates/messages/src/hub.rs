@@ -5,13 +5,14 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use metrics::{counter, gauge};
+use parking_lot::{Mutex, MutexGuard};
 use postrider_http::{Code, Problem};
 use postrider_postgres::query::Error;
 use postrider_redis::pubsub::{Channels, Listener};
@@ -169,7 +170,7 @@ impl Hub {
     }
 
     fn receivers(&self) -> MutexGuard<'_, HashMap<Arc<str>, Vec<Arc<SendQueue>>>> {
-        self.receivers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.receivers.lock()
     }
 
     /// Looks for messages that were not announced: at the sweep interval, more often while Redis is

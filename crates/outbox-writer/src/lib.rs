@@ -4,11 +4,9 @@
 mod backlog;
 pub mod codes;
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use postrider_postgres::query::within;
 use sqlx::PgPool;
 
@@ -48,7 +46,7 @@ impl Hint {
     }
 
     fn is_due(&self) -> bool {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         let due = last.is_none_or(|last| last.elapsed() >= EVERY);
         if due {
             *last = Some(Instant::now());

@@ -7,11 +7,12 @@ pub mod upkeep;
 use std::{
     io,
     str::FromStr,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
 use metrics::counter;
+use parking_lot::{Mutex, MutexGuard};
 use postrider_config::{SecretUrl, trial::Fault};
 use postrider_health::Check;
 use schemars::JsonSchema;
@@ -182,7 +183,7 @@ struct Silence(Mutex<Option<Instant>>);
 
 impl Silence {
     fn last(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     fn admits(&self, idle: Duration) -> bool {

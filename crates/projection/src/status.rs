@@ -1,11 +1,9 @@
 //! Readiness of a projection: whether this process has joined its group, and what its partitions
 //! still lack.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::BTreeMap;
 
+use parking_lot::Mutex;
 use postrider_health::Check;
 
 /// Readiness of a projection, shared by the tasks of all partitions.
@@ -62,7 +60,7 @@ impl ProjectionStatus {
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         change(&mut state);
         match state.problem() {
             None => self.check.pass(),

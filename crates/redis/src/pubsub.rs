@@ -4,14 +4,10 @@
 //! commands. So the state is bounded by the channels themselves, and subscribers that come and go
 //! cannot leave it wrong.
 
-use std::{
-    collections::HashSet,
-    pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
+use parking_lot::{Mutex, MutexGuard};
 use redis::{ErrorKind, RedisError, Value, aio::PubSubSink};
 use tokio::sync::{Notify, oneshot};
 
@@ -77,7 +73,7 @@ impl Channels {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Keeps the channels subscribed; never returns.

@@ -5,11 +5,9 @@
 //! [`Tracking::changes`], called after an answer has arrived, includes all changes made before the
 //! request.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, ProtocolVersion, PushInfo, PushKind, RedisError, Value,
 };
@@ -54,7 +52,7 @@ impl Tracking {
             .set_response_timeout(Some(Duration::from_millis(config.response_timeout_ms)))
             .set_connection_timeout(Some(Duration::from_millis(config.connect_timeout_ms)))
             .set_push_sender(move |push: PushInfo| {
-                noted.lock().unwrap_or_else(PoisonError::into_inner).note(push);
+                noted.lock().note(push);
                 Ok::<_, std::convert::Infallible>(())
             });
         let client = Client::open(info.set_redis_settings(settings))?;
@@ -65,7 +63,7 @@ impl Tracking {
 
     /// Returns the keys that have changed since the last call.
     pub fn changes(&self) -> Changes {
-        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = self.changes.lock();
         std::mem::replace(&mut *changes, Changes::Of(Vec::new()))
     }
 }

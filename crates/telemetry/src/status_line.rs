@@ -1,9 +1,8 @@
 //! A status line at the bottom of a terminal, overwritten in place, with log lines above it.
 
-use std::{
-    io::{self, IsTerminal, Write},
-    sync::{Mutex, PoisonError},
-};
+use std::io::{self, IsTerminal, Write};
+
+use parking_lot::Mutex;
 
 /// Text of the status line; empty while there is none.
 static SHOWN: Mutex<String> = Mutex::new(String::new());
@@ -22,7 +21,7 @@ impl StatusLine {
     }
 
     pub fn set(&self, text: &str) {
-        let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shown = SHOWN.lock();
         text.clone_into(&mut shown);
         let _ = io::stderr().write_all(&[CLEAR, text.as_bytes()].concat());
     }
@@ -30,7 +29,7 @@ impl StatusLine {
 
 impl Drop for StatusLine {
     fn drop(&mut self) {
-        let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shown = SHOWN.lock();
         if !std::mem::take(&mut *shown).is_empty() {
             let _ = io::stderr().write_all(b"\n");
         }
@@ -43,7 +42,7 @@ pub(super) struct AboveStatus;
 
 impl Write for AboveStatus {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = SHOWN.lock();
         match shown.is_empty() {
             true => io::stderr().write_all(bytes)?,
             false => io::stderr().write_all(&[CLEAR, bytes, shown.as_bytes()].concat())?,

@@ -3,11 +3,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use metrics::counter;
+use parking_lot::Mutex;
 
 /// Shortest time between two log lines about values of one kind.
 const QUIET: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ impl Unknown {
         value.truncate(value.floor_char_boundary(SHOWN));
         counter!("postrider_unknown_values_total", "what" => what).increment(1);
         let now = Instant::now();
-        let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logged = LOGGED.lock();
         let last = logged.get_or_insert_default().insert(what, now);
         match last.filter(|last| now.duration_since(*last) < QUIET) {
             // Only a line that is written starts a new interval.

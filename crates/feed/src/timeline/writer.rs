@@ -5,13 +5,14 @@
 use std::{
     mem::take,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicI64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use metrics::{counter, gauge};
+use parking_lot::{Mutex, MutexGuard};
 use postrider_postgres::query::{Error, within};
 use postrider_redis::Redis;
 use postrider_telemetry::unknown::Unknown;
@@ -167,7 +168,7 @@ impl TimelineWriter {
     /// Returns the members of the `gone` list that timelines are clean of and whose expiry is not
     /// in Redis yet.
     fn pending(&self) -> MutexGuard<'_, Vec<String>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending.lock()
     }
 
     async fn expire_pending(&self, redis: &mut Redis) -> Result<(), RedisError> {
@@ -188,7 +189,7 @@ impl TimelineWriter {
     }
 
     fn redis(&self) -> Option<Redis> {
-        let failed = *self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = *self.failed.lock();
         if failed.is_some_and(|failed| failed.elapsed() < COOL_DOWN) {
             return None;
         }
@@ -204,7 +205,7 @@ impl TimelineWriter {
     }
 
     fn note_failure(&self, error: &RedisError) {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failed = self.failed.lock();
         if failed.is_none_or(|failed| failed.elapsed() >= COOL_DOWN) {
             tracing::debug!(error = %error, "timelines not updated, raising their epoch");
             *failed = Some(Instant::now());

@@ -2,14 +2,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use parking_lot::RwLock;
 
 /// Totals since the process started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -71,12 +69,12 @@ impl Stats {
     pub fn failed(&self, class: &'static str, took: Duration) {
         self.totals[FAILED].fetch_add(1, Ordering::Relaxed);
         self.duration.record(took);
-        if let Some(counter) = self.failed.read().unwrap_or_else(PoisonError::into_inner).get(class) {
+        if let Some(counter) = self.failed.read().get(class) {
             return counter.increment(1);
         }
         let counter = counter!("postrider_relay_requests_total", "route" => self.route.clone(), "outcome" => class);
         counter.increment(1);
-        self.failed.write().unwrap_or_else(PoisonError::into_inner).insert(class, counter);
+        self.failed.write().insert(class, counter);
     }
 
     pub fn given_up(&self) {

@@ -3,13 +3,14 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicI64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use metrics::counter;
+use parking_lot::Mutex;
 use postrider_time::clock;
 use tokio::{runtime::Handle, sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -104,12 +105,12 @@ impl Spares {
     const MAX_KEPT: usize = 2;
 
     fn take(&self, size: (usize, usize, usize)) -> Batch {
-        let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let spare = self.0.lock().pop();
         spare.unwrap_or_else(|| Batch::with_room(size))
     }
 
     fn give(&self, mut batch: Batch) {
-        let mut spares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spares = self.0.lock();
         if spares.len() < Self::MAX_KEPT {
             batch.clear();
             spares.push(batch);
@@ -174,7 +175,7 @@ impl PartitionWork for Partition {
     }
 
     fn is_running(&self) -> bool {
-        self.current_batch.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.current_batch.lock().is_some()
     }
 
     fn abandon(&mut self) {
@@ -182,7 +183,7 @@ impl PartitionWork for Partition {
     }
 
     fn span(&mut self) -> PartitionSpan {
-        let current_batch = self.current_batch.lock().unwrap_or_else(PoisonError::into_inner);
+        let current_batch = self.current_batch.lock();
         let Some(held) = &*current_batch else { return PartitionSpan::default() };
         let holder = Holder {
             offset: held.offset,
@@ -370,7 +371,7 @@ impl<H: BatchHandler> Worker<H> {
         if attempts.is_power_of_two() {
             tracing::warn!(consumer, partition, attempts, "partition held, retrying: {failure}");
         }
-        if let Some(held) = &mut *self.current_batch.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(held) = &mut *self.current_batch.lock() {
             held.attempts = attempts;
             held.error = failure.to_string();
         }
@@ -379,7 +380,7 @@ impl<H: BatchHandler> Worker<H> {
 
     fn set_current_batch(&self, batch: &Batch) {
         let first = batch.iter().next();
-        *self.current_batch.lock().unwrap_or_else(PoisonError::into_inner) = first.map(|record| Held {
+        *self.current_batch.lock() = first.map(|record| Held {
             offset: record.offset(),
             key: record.key().map(|key| String::from_utf8_lossy(key).into_owned()),
             records: batch.len(),
@@ -391,7 +392,7 @@ impl<H: BatchHandler> Worker<H> {
     }
 
     fn clear_current_batch(&self) {
-        *self.current_batch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.current_batch.lock() = None;
     }
 }
 

@@ -3,12 +3,13 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use rdkafka::{
     ClientContext, Statistics, TopicPartitionList,
     consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance},
@@ -95,7 +96,7 @@ impl Membership {
     }
 
     pub fn owned(&self) -> MutexGuard<'_, Owned> {
-        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
+        self.owned.lock()
     }
 
     /// Returns the owned partitions, each with the number of its ownership.
@@ -313,15 +314,15 @@ mod tests {
         }
 
         fn joined(&self, gained: &[i32]) {
-            self.0.lock().unwrap().push(format!("joined {gained:?}"));
+            self.0.lock().push(format!("joined {gained:?}"));
         }
 
         fn revoked(&self, partition: i32) {
-            self.0.lock().unwrap().push(format!("revoked {partition}"));
+            self.0.lock().push(format!("revoked {partition}"));
         }
 
         fn left(&self) {
-            self.0.lock().unwrap().push("left".to_owned());
+            self.0.lock().push("left".to_owned());
         }
 
         fn tick(&self) {}
@@ -338,10 +339,10 @@ mod tests {
         client.context().post_rebalance(&client, &Rebalance::Assign(&list));
         client.context().let_go_of_all(&client);
         let released = ["joined [2]", "revoked 2", "left"].map(str::to_owned);
-        assert_eq!(*calls.0.lock().unwrap(), released);
+        assert_eq!(*calls.0.lock(), released);
         client.context().pre_rebalance(&client, &Rebalance::Revoke(&list));
         client.context().post_rebalance(&client, &Rebalance::Assign(&list));
-        assert_eq!(*calls.0.lock().unwrap(), released);
+        assert_eq!(*calls.0.lock(), released);
     }
 
     #[test]

@@ -7,12 +7,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Bound,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use futures_util::future::join_all;
 use metrics::counter;
+use parking_lot::{Mutex, MutexGuard};
 use postrider_kafka::{Outgoing, Producer, TopicsReady, event::Event};
 use postrider_redis::Redis;
 use postrider_telemetry::{trace_context::TraceContext, unknown::Unknown};
@@ -172,7 +173,7 @@ impl Announcer {
     }
 
     fn unsent(&self) -> MutexGuard<'_, BTreeMap<(i64, Arc<str>), Change>> {
-        self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
+        self.unsent.lock()
     }
 
     /// Sends a change. Returns true if Kafka has stored it.

@@ -13,12 +13,13 @@ mod worker;
 use std::{
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Instant,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::Handle;
 
 pub use schedule::Span;
@@ -73,7 +74,7 @@ impl<H: KeyedHandler> Pool<H> {
     }
 
     fn schedule(&self) -> MutexGuard<'_, Schedule> {
-        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+        self.schedule.lock()
     }
 
     /// Starts one more worker, unless the concurrency is reached.
@@ -89,7 +90,7 @@ impl<H: KeyedHandler> Pool<H> {
     /// Returns a token that is cancelled once the ticket's partition is lost and its deadline has
     /// passed.
     fn guard(&self, ticket: Ticket) -> CancellationToken {
-        let guards = self.guards.lock().unwrap_or_else(PoisonError::into_inner);
+        let guards = self.guards.lock();
         let found = guards
             .iter()
             .find(|(partition, generation, _)| (*partition, *generation) == (ticket.partition, ticket.generation));
@@ -106,7 +107,7 @@ impl<H: KeyedHandler> Shape for KeyedConsumer<H> {
         let Opening { partition, generation, .. } = opening;
         self.0.schedule().open(partition, generation, -1);
         let guard = CancellationToken::new();
-        let mut guards = self.0.guards.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guards = self.0.guards.lock();
         guards.push((partition, generation, guard.clone()));
         // No lookup is needed: reading begins at the group's commit.
         opening.begin_at_commit();
@@ -186,7 +187,7 @@ impl<H: KeyedHandler> PartitionWork for Partition<H> {
     fn abandon(&mut self) {
         self.guard.cancel();
         self.pool.schedule().remove(self.number);
-        let mut guards = self.pool.guards.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guards = self.pool.guards.lock();
         guards.retain(|(partition, generation, _)| (*partition, *generation) != (self.number, self.generation));
     }
 
