@@ -5,6 +5,8 @@ use std::io;
 use postrider_config as config;
 use postrider_postgres as postgres;
 
+use crate::roles;
+
 use super::{dlq, docs, feed, lag, outbox, relay, roundtrip};
 
 /// The reason why a command failed, as a sentence for the user.
@@ -16,8 +18,8 @@ pub enum Error {
     Config(#[from] config::Error),
     #[error("cannot start the async runtime: {0}")]
     Runtime(#[source] io::Error),
-    #[error("{0}")]
-    Role(String),
+    #[error(transparent)]
+    Role(#[from] roles::Error),
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
     #[error(transparent)]

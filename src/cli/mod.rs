@@ -118,14 +118,13 @@ pub fn main() -> Result<(), Error> {
     let cli = Cli::parse_from(relay::with_two_dashes(std::env::args_os()));
     match cli.command {
         Command::Run { role } => {
-            let settings = move || load(&cli.sources, role).map(|loaded| loaded.settings);
-            roles::run(Arc::new(move || settings().map_err(|error| error.to_string()))).map_err(Error::Role)
+            let settings = move || Ok(load(&cli.sources, role)?.settings);
+            roles::run(Arc::new(settings)).map_err(Error::Role)
         }
         Command::Relay(relay) => {
             let relay::Order { route, public_only, any_management_port, .. } = relay.order(&cli.sources)?;
             let command = RelayCommand { route, public_only, any_management_port };
-            let settings = move || relay.order(&cli.sources).map(|order| order.settings);
-            let load = Arc::new(move || settings().map_err(|error| error.to_string()));
+            let load = Arc::new(move || Ok(relay.order(&cli.sources)?.settings));
             roles::run_relay(command, load).map_err(Error::Role)
         }
         Command::Migrate => migrate(&load(&cli.sources, None)?.settings),

@@ -9,6 +9,7 @@ use postrider_feed::{self as feed, Feed};
 use postrider_gateway::{self as gateway, Gateway};
 use postrider_health::render_metrics;
 use postrider_http::{Audience, client::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts};
+use postrider_kafka::CallersProducer;
 use postrider_kv::{self as kv, Service};
 use postrider_messages::{self as messages, Messages, Presence};
 use postrider_process::drain::Tasks;
@@ -17,14 +18,19 @@ use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{
+    error::Error,
     runtime::{Platform, SharedRedis},
     settings::TopicPlan,
 };
 
 /// Builds the capabilities and starts serving HTTP.
-pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &mut Tasks) -> Result<(), String> {
+pub(super) async fn start(
+    platform: &Arc<Platform>,
+    callers_producer: CallersProducer,
+    redis: SharedRedis,
+    tasks: &mut Tasks,
+) -> Result<(), Error> {
     let settings = &platform.settings;
-    let callers_producer = platform.callers_producer.clone().ok_or("the role has no producer for callers' records")?;
     let gateway = Gateway::new(
         settings.gateway.clone(),
         settings.http.clone(),
@@ -62,22 +68,21 @@ pub(super) async fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &
         dlq::routes(dlq, &settings.dlq, &settings.http),
     ];
     let (router, openapi) = router(routes);
-    let document: Arc<str> = openapi.to_pretty_json().map_err(|error| error.to_string())?.into();
+    let document: Arc<str> = openapi.to_pretty_json()?.into();
     let router = router
         .route("/openapi.json", get(document_json).with_state(document))
         .route("/metrics", get(render_metrics).with_state(platform.metrics.clone()))
         .layer(OuterLayer::default());
-    let proxies = Proxies::new(&settings.http).map_err(|error| error.to_string())?;
-    let listeners = serve::bind(&settings.http.listen).await.map_err(|error| error.to_string())?;
+    let proxies = Proxies::new(&settings.http)?;
+    let listeners = serve::bind(&settings.http.listen).await.map_err(Error::Listener)?;
     for listener in &listeners {
-        let address = listener.local_addr().map_err(|error| error.to_string())?;
+        let address = listener.local_addr().map_err(Error::Listener)?;
         tracing::info!(%address, "serving HTTP");
     }
     let (config, ending) = (settings.http.clone(), platform.ending());
     tasks.watch("http listeners", ending.died.clone());
-    tasks.spawn("http", async move {
+    tasks.spawn_infallible("http", async move {
         serve::serve(Audience::Callers, listeners, router, short_cuts, &config, proxies, ending).await;
-        Ok(())
     });
     Ok(())
 }
@@ -141,7 +146,7 @@ fn messages(platform: &Platform, presence: Option<Presence>, tasks: &mut Tasks) 
         tasks.spawn_forever("messages positions", open.hub.clone().answer_forever());
         tasks.spawn_forever("messages receivers", open.receivers.clone().watch());
         tasks.spawn_forever("messages clock", open.hub.clone().tick_forever());
-        tasks.spawn("messages connections", open.clone().run(settings.drain.grace()));
+        tasks.spawn_infallible("messages connections", open.clone().run(settings.drain.grace()));
     }
     messages
 }

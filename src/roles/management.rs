@@ -1,6 +1,9 @@
 //! Serves probes and metrics at the management port.
 
-use std::{io::ErrorKind, time::Duration};
+use std::{
+    io::{self, ErrorKind},
+    time::Duration,
+};
 
 use postrider_health as ops;
 use postrider_http::{Audience, client::Proxies, serve, shortcut::ShortCuts};
@@ -15,7 +18,7 @@ const PORTS_TRIED: u16 = 100;
 
 /// Binds the management addresses. If the port is taken and was not configured, the command `relay`
 /// uses the next free port, so that several commands can run on one machine.
-pub(super) async fn bind(addresses: &[String], mission: &Mission) -> Result<Vec<TcpListener>, String> {
+pub(super) async fn bind(addresses: &[String], mission: &Mission) -> io::Result<Vec<TcpListener>> {
     let error = match serve::bind(addresses).await {
         Ok(listeners) => return Ok(listeners),
         Err(error) => error,
@@ -32,7 +35,7 @@ pub(super) async fn bind(addresses: &[String], mission: &Mission) -> Result<Vec<
             }
         }
     }
-    Err(error.to_string())
+    Err(error)
 }
 
 /// The server of the management port. It has its own stop, because it answers until the process

@@ -1,6 +1,7 @@
 //! Roles: combine capabilities into processes. Only this module knows more than one capability.
 
 mod api;
+mod error;
 mod management;
 mod processor;
 mod progress;
@@ -11,7 +12,8 @@ mod settings;
 mod topics;
 
 pub use api::openapi;
+pub use error::Error;
 pub use relay::RelayCommand;
-pub use rotation::Load;
+pub use rotation::{Load, LoadError};
 pub use runtime::{run, run_relay};
 pub use settings::{ConsumerPlan, Role, Settings, TopicPlan};

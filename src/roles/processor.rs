@@ -25,12 +25,11 @@ use super::{
 const STORE_DEADLINE: Duration = Duration::from_secs(12);
 
 /// Starts the projections and their background tasks.
-pub(super) fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &mut Tasks) -> Result<(), String> {
+pub(super) fn start(platform: &Arc<Platform>, redis: SharedRedis, tasks: &mut Tasks) {
     project_kv(platform, redis.clone(), tasks);
     project_comments(platform, redis.clone(), tasks);
     project_messages(platform, redis.clone(), tasks);
     project_feed(platform, redis, tasks);
-    Ok(())
 }
 
 fn project_kv(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) {
@@ -78,17 +77,16 @@ fn project_messages(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) 
         platform.producer.clone(),
         platform.topics_ready.clone(),
     );
-    tasks.spawn("undelivered messages", undelivered.run(platform.stop.clone()));
+    tasks.spawn_infallible("undelivered messages", undelivered.run(platform.stop.clone()));
     let (projector, writer) = messages::Projector::new(&settings.messages, pool, publisher);
     let stop = platform.stop.clone();
-    tasks.spawn("messages store", async move {
+    tasks.spawn_infallible("messages store", async move {
         // Unstored messages are not committed either; the next owner of the partition reads them
         // again.
         tokio::select! {
             () = writer.until_closed() => {}
             () = time_over(&stop, STORE_DEADLINE) => tracing::warn!("message store did not stop in time"),
         }
-        Ok(())
     });
     let projection = Projection::new(projector, platform.health.check("messages"));
     let subscription = subscription(platform, ConsumerPlan::messages(settings), settings.messages.batch_records);
@@ -138,5 +136,5 @@ fn consume<H: BatchHandler>(
     tasks: &mut Tasks,
 ) {
     let consumers = platform.consumers();
-    tasks.spawn(name, async move { consumers.batches(subscription, handler).await.map_err(|error| error.to_string()) });
+    tasks.spawn(name, async move { consumers.batches(subscription, handler).await });
 }

@@ -9,7 +9,7 @@ use std::{
 
 use postrider_dlq as dlq;
 use postrider_feed as feed;
-use postrider_gateway::relay::{Access, Config, Route};
+use postrider_gateway::relay::{Access, Config, Problem, Route};
 use postrider_health::Check;
 use postrider_kafka::{
     DeadLetters,
@@ -37,16 +37,22 @@ pub struct RelayCommand {
     pub any_management_port: bool,
 }
 
+/// Problem that keeps a route from starting.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    #[error("`gateway.relays`: the name or group of `{name}` is used twice; make it unique")]
+    Duplicate { name: String },
+    #[error(transparent)]
+    Route(#[from] Problem),
+}
+
 /// Starts the outbox drain and every configured route.
-pub(super) fn start(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), String> {
+pub(super) fn start(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), CheckError> {
     let relays = &platform.settings.gateway.relays;
     drain_outbox(platform, tasks);
     if relays.is_empty() {
         let stop = platform.stop.clone();
-        tasks.spawn("relay", async move {
-            stop.cancelled().await;
-            Ok(())
-        });
+        tasks.spawn_infallible("relay", stop.cancelled_owned());
     }
     check_names(relays)?;
     for config in relays {
@@ -55,23 +61,20 @@ pub(super) fn start(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), S
     Ok(())
 }
 
-fn check_names(relays: &[Config]) -> Result<(), String> {
+fn check_names(relays: &[Config]) -> Result<(), CheckError> {
     let (mut names, mut groups) = (HashSet::new(), HashSet::new());
     for config in relays {
         if !names.insert(config.name.as_str()) || !groups.insert(config.group()) {
-            return Err(format!(
-                "`gateway.relays`: the name or group of `{}` is used twice; make it unique",
-                config.name
-            ));
+            return Err(CheckError::Duplicate { name: config.name.clone() });
         }
     }
     Ok(())
 }
 
 /// Returns the problem that would keep the configured routes from starting.
-pub(super) fn check(relays: &[Config]) -> Result<(), String> {
+pub(super) fn check(relays: &[Config]) -> Result<(), CheckError> {
     check_names(relays)?;
-    relays.iter().try_for_each(|config| Route::check(config, Access::Public).map_err(|problem| problem.to_string()))
+    Ok(relays.iter().try_for_each(|config| Route::check(config, Access::Public))?)
 }
 
 /// Starts the outbox drain, if Postgres is configured.
@@ -87,11 +90,15 @@ fn drain_outbox(platform: &Arc<Platform>, tasks: &mut Tasks) {
         platform.stop.clone(),
     );
     tasks.spawn_forever("outbox notifications", drain.clone().listen_forever());
-    tasks.spawn("outbox", drain.run());
+    tasks.spawn_infallible("outbox", drain.run());
 }
 
 /// Starts the one route of the command `relay`.
-pub(super) fn start_command(platform: &Arc<Platform>, command: &RelayCommand, tasks: &mut Tasks) -> Result<(), String> {
+pub(super) fn start_command(
+    platform: &Arc<Platform>,
+    command: &RelayCommand,
+    tasks: &mut Tasks,
+) -> Result<(), CheckError> {
     let access = if command.public_only { Access::Public } else { Access::Any };
     // Takes the group name as given, without the configured prefix.
     let plan = ConsumerPlan::of_relay(&command.route, command.route.group());
@@ -106,9 +113,8 @@ fn start_route(
     access: Access,
     plan: ConsumerPlan,
     tasks: &mut Tasks,
-) -> Result<(Arc<Route>, Lag), String> {
-    let route = Route::new(config, access, platform.stop.clone()).map_err(|problem| problem.to_string())?;
-    let route = Arc::new(route);
+) -> Result<(Arc<Route>, Lag), CheckError> {
+    let route = Arc::new(Route::new(config, access, platform.stop.clone())?);
     let ConsumerPlan { name, topic, group } = plan;
     let target = route.target();
     tracing::info!(route = config.name, topic, group, target, rate = config.rate, config.workers, "starting route");
@@ -132,7 +138,7 @@ fn start_route(
             return Ok(());
         }
         check.pass();
-        consumers.keyed(subscription, keyed, handler).await.map_err(|error| error.to_string())
+        consumers.keyed(subscription, keyed, handler).await
     });
     Ok((route, lag))
 }

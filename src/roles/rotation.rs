@@ -3,10 +3,12 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use ::redis::RedisError;
 use postrider_config::trial::Fault;
 use postrider_http::client::Proxies;
 use postrider_kafka as kafka;
 use postrider_postgres as postgres;
+use postrider_process::drain::BoxError;
 use postrider_redis as redis;
 use postrider_rotation::{Lease, Order, Trial, Verdict};
 use postrider_telemetry as telemetry;
@@ -17,11 +19,19 @@ use super::{
     settings::{Role, Settings, TopicPlan},
 };
 
-/// Loads the configuration as at start. The error is a sentence for the operator.
-pub type Load = Arc<dyn Fn() -> Result<Settings, String> + Send + Sync>;
+/// Loads the configuration as at start.
+pub type Load = Arc<dyn Fn() -> Result<Settings, LoadError> + Send + Sync>;
+
+/// Error of [`Load`]. The text is a sentence for the operator.
+pub type LoadError = BoxError;
 
 /// Interval between readiness checks.
 const READINESS_PAUSE: Duration = Duration::from_millis(100);
+
+/// Error of settings that would switch off what the process does now.
+#[derive(Debug, thiserror::Error)]
+#[error("`postgres.url` is empty but was set at start")]
+struct PostgresUnset;
 
 #[derive(Clone, Copy)]
 pub(super) struct RoleTrial<'a> {
@@ -34,7 +44,7 @@ impl Trial for RoleTrial<'_> {
     async fn attempt(&self) -> Verdict {
         let settings = match self.load().await {
             Ok(settings) => settings,
-            Err(problem) => return Verdict::Refused(BTreeMap::from([("settings", problem)])),
+            Err(error) => return Verdict::Refused(BTreeMap::from([("settings", error.to_string())])),
         };
         let (kafka, redis, postgres) =
             tokio::join!(self.try_kafka(&settings), self.try_redis(&settings), self.try_postgres(&settings));
@@ -66,18 +76,18 @@ impl Trial for RoleTrial<'_> {
         tokio::time::sleep(self.platform.settings.drain.readiness_delay()).await;
     }
 
-    async fn give_back(&self) -> Result<bool, String> {
+    async fn give_back(&self) -> Result<bool, RedisError> {
         if matches!(self.mission, Mission::Relay(_)) {
             return Ok(false);
         }
         let settings = &self.platform.settings;
-        let mut redis = redis::Redis::connect(&settings.redis).await.map_err(|error| error.to_string())?;
-        lease(settings).give_back(&mut redis).await.map_err(|error| error.to_string())
+        let mut redis = redis::Redis::connect(&settings.redis).await?;
+        lease(settings).give_back(&mut redis).await
     }
 }
 
 impl RoleTrial<'_> {
-    async fn load(&self) -> Result<Settings, String> {
+    async fn load(&self) -> Result<Settings, LoadError> {
         let (load, in_use) = (self.load.clone(), self.platform.settings.clone());
         let is_role = matches!(self.mission, Mission::Role);
         let loaded = tokio::task::spawn_blocking(move || {
@@ -87,7 +97,7 @@ impl RoleTrial<'_> {
             }
             Ok(settings)
         });
-        loaded.await.unwrap_or_else(|error| Err(error.to_string()))
+        loaded.await?
     }
 
     async fn try_kafka(&self, settings: &Settings) -> Result<(), Fault> {
@@ -156,14 +166,14 @@ impl RoleTrial<'_> {
 
 /// Returns the problem that would keep the role from starting with these settings, or from doing
 /// what it does now.
-fn check(settings: &Settings, in_use: &Settings) -> Result<(), String> {
+fn check(settings: &Settings, in_use: &Settings) -> Result<(), BoxError> {
     telemetry::check(&settings.telemetry)?;
-    Proxies::new(&settings.http).map_err(|error| error.to_string())?;
+    Proxies::new(&settings.http)?;
     if settings.role.relays() {
         relay::check(&settings.gateway.relays)?;
     }
     if settings.postgres.url.is_empty() && !in_use.postgres.url.is_empty() {
-        return Err("`postgres.url` is empty but was set at start".to_owned());
+        return Err(PostgresUnset.into());
     }
     Ok(())
 }

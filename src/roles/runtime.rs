@@ -12,7 +12,7 @@ use postrider_limits::memory;
 use postrider_outbox_writer::Backlog;
 use postrider_postgres as postgres;
 use postrider_process::{
-    drain::{self, Ending, Signals, Tasks},
+    drain::{self, Ending, Signals, TaskFailure, Tasks},
     replace::{self, Inherited},
 };
 use postrider_redis::Redis;
@@ -23,8 +23,10 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    api, management, processor,
-    relay::{self, RelayCommand},
+    api,
+    error::Error,
+    management, processor,
+    relay::{self, CheckError, RelayCommand},
     rotation::{Load, RoleTrial},
     settings::{Settings, TopicPlan},
     topics,
@@ -97,20 +99,20 @@ enum End {
     Replace,
 }
 
-/// Runs the configured role until a signal or a failure. The error is a sentence for the operator.
-pub fn run(load: Load) -> Result<(), String> {
+/// Runs the configured role until a signal or a failure.
+pub fn run(load: Load) -> Result<(), Error> {
     launch(load, Mission::Role)
 }
 
 /// Runs the command `relay` until a signal or a failure.
-pub fn run_relay(command: RelayCommand, load: Load) -> Result<(), String> {
-    command.route.check().map_err(|problem| problem.to_string())?;
+pub fn run_relay(command: RelayCommand, load: Load) -> Result<(), Error> {
+    command.route.check().map_err(CheckError::from)?;
     launch(load, Mission::Relay(Box::new(command)))
 }
 
-fn launch(load: Load, mission: Mission) -> Result<(), String> {
+fn launch(load: Load, mission: Mission) -> Result<(), Error> {
     let inherited = Inherited::now();
-    let signals = Signals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
+    let signals = Signals::listen().map_err(Error::Signals)?;
     let mut settings = load()?;
     let files = match settings.rotation.files.is_empty() {
         true => None,
@@ -132,17 +134,17 @@ fn launch(load: Load, mission: Mission) -> Result<(), String> {
         .thread_name("postrider")
         .enable_all()
         .build()
-        .map_err(|error| format!("cannot start the async runtime: {error}"))?;
+        .map_err(Error::Runtime)?;
     let outcome = runtime.block_on(run_process(StartUp { settings, mission, load, files, signals: signals.clone() }));
     runtime.shutdown_timeout(Duration::from_secs(2));
     match outcome? {
         // A signal that arrives meanwhile ends the process instead of replacing it.
-        End::Replace => replace::replace(&inherited, &signals),
+        End::Replace => Ok(replace::replace(&inherited, &signals)?),
         End::Exit => Ok(()),
     }
 }
 
-async fn run_process(start_up: StartUp) -> Result<End, String> {
+async fn run_process(start_up: StartUp) -> Result<End, Error> {
     let settings = &start_up.settings;
     let metrics = telemetry::install_metrics()?;
     let traces = telemetry::init(&settings.telemetry, &settings.role.to_string())?;
@@ -162,25 +164,24 @@ async fn run_process(start_up: StartUp) -> Result<End, String> {
     outcome
 }
 
-async fn serve_until_stopped(start_up: StartUp, metrics: PrometheusHandle) -> Result<End, String> {
+async fn serve_until_stopped(start_up: StartUp, metrics: PrometheusHandle) -> Result<End, Error> {
     let StartUp { settings, mission, load, files, signals } = start_up;
     let health = Health::default();
     // The management port answers probes before every check exists; this check keeps readiness
     // false.
     let start = health.check("start");
-    let management = management::bind(&settings.management.listen, &mission).await?;
+    let management = management::bind(&settings.management.listen, &mission).await.map_err(Error::Listener)?;
     for listener in &management {
-        let address = listener.local_addr().map_err(|error| error.to_string())?;
+        let address = listener.local_addr().map_err(Error::Listener)?;
         tracing::info!(%address, "serving probes and metrics");
     }
-    let broker = Broker::start(&settings.kafka, health.check("kafka")).map_err(|error| format!("kafka: {error}"))?;
-    let admin = Admin::new(&settings.kafka, broker.clone()).map_err(|error| format!("kafka: {error}"))?;
-    let producer = Producer::start(&settings.kafka, broker.clone()).map_err(|error| format!("kafka: {error}"))?;
+    let broker = Broker::start(&settings.kafka, health.check("kafka"))?;
+    let admin = Admin::new(&settings.kafka, broker.clone())?;
+    let producer = Producer::start(&settings.kafka, broker.clone())?;
     let callers_producer = match &mission {
-        Mission::Role if settings.role.serves_api() => Some(CallersProducer::start(&settings.kafka, &broker)),
+        Mission::Role if settings.role.serves_api() => Some(CallersProducer::start(&settings.kafka, &broker)?),
         _ => None,
     };
-    let callers_producer = callers_producer.transpose().map_err(|error| format!("kafka: {error}"))?;
     let postgres = match &mission {
         Mission::Role => open_postgres(&settings)?,
         Mission::Relay(_) => None,
@@ -232,7 +233,7 @@ fn watch_platform(platform: &Platform, tasks: &mut Tasks) {
     }
 }
 
-async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), String> {
+async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), Error> {
     let settings = &platform.settings;
     if let Some(pool) = platform.postgres.clone() {
         tasks.spawn_forever("postgres watch", postgres::watch(pool.clone(), platform.health.check("postgres")));
@@ -242,11 +243,11 @@ async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), S
     }
     topics::keep(platform, TopicPlan::specs(settings), tasks);
     let redis = lazy_redis(platform, tasks);
-    if settings.role.serves_api() {
-        api::start(platform, redis.clone(), tasks).await?;
+    if let Some(callers_producer) = platform.callers_producer.clone() {
+        api::start(platform, callers_producer, redis.clone(), tasks).await?;
     }
     if settings.role.processes() {
-        processor::start(platform, redis.clone(), tasks)?;
+        processor::start(platform, redis.clone(), tasks);
     }
     if settings.role.relays() {
         relay::start(platform, tasks)?;
@@ -254,7 +255,7 @@ async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), S
     Ok(())
 }
 
-async fn start_mission(platform: &Arc<Platform>, mission: &Mission, tasks: &mut Tasks) -> Result<(), String> {
+async fn start_mission(platform: &Arc<Platform>, mission: &Mission, tasks: &mut Tasks) -> Result<(), Error> {
     tasks.spawn_forever("metrics upkeep", telemetry::upkeep(platform.metrics.clone()));
     match mission {
         Mission::Role => start_role(platform, tasks).await?,
@@ -276,23 +277,24 @@ async fn run_mission(
     mut signals: Signals,
     rotation: rotation::Watch<RoleTrial<'_>>,
     mut tasks: Tasks,
-) -> Result<End, String> {
+) -> Result<End, Error> {
     let settings = &platform.settings;
     let (ended, delay) = match start_mission(platform, mission, &mut tasks).await {
         Ok(()) => {
             start.pass();
             let ended = serve_on(platform, &mut signals, rotation, &mut tasks).await;
             // Before a replacement, `serve_on` has already waited for the readiness delay.
-            let delay = if ended == Ok(End::Replace) { Duration::ZERO } else { settings.drain.readiness_delay() };
-            (ended, delay)
+            let waited = matches!(ended, Ok(End::Replace));
+            let delay = if waited { Duration::ZERO } else { settings.drain.readiness_delay() };
+            (ended.map_err(Error::Tasks), delay)
         }
         // The process was never ready, so it received no traffic.
-        Err(problem) => (Err(problem), Duration::ZERO),
+        Err(error) => (Err(error), Duration::ZERO),
     };
     platform.health.drain();
     drain::exit_after(delay + 2 * settings.drain.grace() + CLOSING);
-    if let Err(problem) = &ended {
-        tracing::warn!(problem, "draining after a failure");
+    if let Err(error) = &ended {
+        tracing::warn!(problem = %error, "draining after a failure");
     }
     let late = tokio::select! {
         late = tasks.failure() => Err(late),
@@ -300,7 +302,8 @@ async fn run_mission(
     };
     let finished = tasks.finish(settings.drain.grace() + TASKS_TIMEOUT).await;
     let end = ended?;
-    late.and(finished).map(|()| end)
+    late.and(finished)?;
+    Ok(end)
 }
 
 /// Serves until a signal, a rotation or a failure. Before a rotation, readiness goes false and the
@@ -310,7 +313,7 @@ async fn serve_on(
     signals: &mut Signals,
     mut rotation: rotation::Watch<RoleTrial<'_>>,
     tasks: &mut Tasks,
-) -> Result<End, String> {
+) -> Result<End, TaskFailure> {
     loop {
         let name = tokio::select! {
             failure = tasks.failure() => return Err(failure),
@@ -361,17 +364,17 @@ fn lazy_redis(platform: &Platform, tasks: &mut Tasks) -> SharedRedis {
 }
 
 /// Opens the connection pool that all capabilities share.
-fn open_postgres(settings: &Settings) -> Result<Option<PgPool>, String> {
+fn open_postgres(settings: &Settings) -> Result<Option<PgPool>, postgres::Error> {
     if settings.postgres.url.is_empty() {
         tracing::warn!("`postgres.url` is not set, features that need Postgres are disabled");
         return Ok(None);
     }
-    postgres::pool(&settings.postgres).map(Some).map_err(|error| error.to_string())
+    postgres::pool(&settings.postgres).map(Some)
 }
 
 fn announce_ready(platform: &Arc<Platform>, tasks: &mut Tasks) {
     let (health, stop, started) = (platform.health.clone(), platform.stop.clone(), Instant::now());
-    tasks.spawn("ready announcement", async move {
+    tasks.spawn_infallible("ready announcement", async move {
         while !health.readiness().0 && !stop.is_cancelled() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -379,7 +382,6 @@ fn announce_ready(platform: &Arc<Platform>, tasks: &mut Tasks) {
             tracing::info!(after.ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(0), "ready");
         }
         stop.cancelled().await;
-        Ok(())
     });
 }
 

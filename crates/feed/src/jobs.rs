@@ -7,7 +7,10 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use metrics::{counter, gauge};
 use postrider_postgres::query::Error;
 use sqlx::PgPool;
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::{
+    sync::Notify,
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -63,7 +66,7 @@ impl Jobs {
     }
 
     /// Runs jobs until the stop; then releases the unfinished ones.
-    pub async fn run(self) -> Result<(), String> {
+    pub async fn run(self) -> Result<(), JoinError> {
         let (mut waiting, mut running) = (VecDeque::new(), JoinSet::new());
         while !self.stop.is_cancelled() {
             if waiting.len() < self.in_flight {
@@ -84,13 +87,13 @@ impl Jobs {
                 () = tokio::time::sleep(POLL_INTERVAL) => continue,
                 () = self.stop.cancelled() => break,
             };
-            let (job, step) = ended.map_err(|error| error.to_string())?;
+            let (job, step) = ended?;
             if let Some(job) = self.settle(job, step).await {
                 waiting.push_back(job);
             }
         }
         while let Some(ended) = running.join_next().await {
-            let (job, step) = ended.map_err(|error| error.to_string())?;
+            let (job, step) = ended?;
             self.settle(job, step).await;
         }
         if let Err(error) = self.store.let_go().await {

@@ -44,7 +44,7 @@ use std::{sync::Arc, time::Duration};
 use postrider_http::Config as HttpConfig;
 use postrider_kafka::{self as kafka, TopicSpec};
 use postrider_outbox_writer::{Backlog, Hint};
-use postrider_process::drain;
+use postrider_process::drain::{self, PartError};
 use postrider_redis::{Config as RedisConfig, Redis};
 use sqlx::PgPool;
 use tokio::{sync::watch, task::JoinSet};
@@ -159,7 +159,7 @@ impl Desk {
 impl Background {
     /// Runs until the routes are dropped and their writes and reads are finished. Those that did
     /// not finish within `grace` after the stop are abandoned.
-    pub async fn run(self, stop: CancellationToken, grace: Duration) -> Result<(), String> {
+    pub async fn run(self, stop: CancellationToken, grace: Duration) -> Result<(), PartError> {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.posts.until_closed());
         tasks.spawn(self.follows.until_closed());

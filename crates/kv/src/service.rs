@@ -10,7 +10,7 @@ use std::{
 
 use postrider_http::{Code, Config as HttpConfig, Problem, RequestContext, context::ANONYMOUS};
 use postrider_kafka::{self as kafka, Outgoing, Position, Producer, TopicsReady, event::Event, partition_of};
-use postrider_process::drain;
+use postrider_process::drain::{self, PartError};
 use postrider_redis::{Config as RedisConfig, Redis};
 use postrider_time::clock;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -58,7 +58,7 @@ pub struct Background {
 impl Background {
     /// Runs until the routes are dropped. Tasks that do not finish within `grace` after the stop
     /// are aborted.
-    pub async fn run(self, stop: CancellationToken, grace: Duration) -> Result<(), String> {
+    pub async fn run(self, stop: CancellationToken, grace: Duration) -> Result<(), PartError> {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.asking.until_closed());
         tasks.spawn(self.carrying.until_closed());

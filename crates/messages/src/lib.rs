@@ -131,7 +131,7 @@ pub fn connections(
 
 impl Open {
     /// Stores acknowledgements and presence until the stop, then closes all connections.
-    pub async fn run(self, grace: Duration) -> Result<(), String> {
+    pub async fn run(self, grace: Duration) {
         let store = self.hub.store.clone();
         let presence = self.hub.presence.clone();
         tokio::select! {
@@ -145,7 +145,6 @@ impl Open {
         if let Err(error) = self.acks.write(&store).await {
             tracing::warn!(error = %error, "storing the last acknowledgements failed, messages will be repeated");
         }
-        Ok(())
     }
 }
 

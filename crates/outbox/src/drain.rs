@@ -80,7 +80,7 @@ impl Drain {
     }
 
     /// Drains the outbox until the stop.
-    pub async fn run(self: Arc<Self>) -> Result<(), String> {
+    pub async fn run(self: Arc<Self>) {
         while !self.stop.is_cancelled() {
             if let Err(error) = self.session().await {
                 self.check.fail(error.to_string());
@@ -88,7 +88,6 @@ impl Drain {
                 self.pause(AFTER_FAILURE.mul_f64(1.0 + fastrand::f64())).await;
             }
         }
-        Ok(())
     }
 
     /// Starts a round when a writer notifies Postgres. Polling finds the rows of lost

@@ -2,6 +2,8 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
+    error,
     future::Future,
     io,
     sync::{
@@ -136,9 +138,31 @@ async fn handle_signals(mut terminate: Signal, mut interrupt: Signal, first: &wa
     std::process::exit(code);
 }
 
+/// Error of any type.
+pub type BoxError = Box<dyn error::Error + Send + Sync>;
+
+/// Failure of a role's tasks.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskFailure {
+    #[error("{name} ended too early")]
+    EndedEarly { name: &'static str },
+    #[error("{name}: {source}")]
+    Failed { name: &'static str, source: BoxError },
+    /// The task panicked.
+    #[error("{name} died: {source}")]
+    Died { name: &'static str, source: JoinError },
+    #[error("tasks did not end within {} s: {names}", .patience.as_secs())]
+    Overdue { names: String, patience: Duration },
+}
+
+/// Error of a task that never ends by itself, and did.
+#[derive(Debug, thiserror::Error)]
+#[error("ended")]
+struct Ended;
+
 /// The tasks of a role. When one ends before the stop, the owner must drain and stop the others.
 pub struct Tasks {
-    set: JoinSet<Result<(), String>>,
+    set: JoinSet<Result<(), BoxError>>,
     /// Names of the tasks that have not ended.
     names: HashMap<task::Id, &'static str>,
     stop: CancellationToken,
@@ -150,9 +174,21 @@ impl Tasks {
     }
 
     /// Spawns a task that runs until the stop and then ends by itself.
-    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = Result<(), String>> + Send + 'static) {
-        let id = self.set.spawn(task).id();
+    pub fn spawn<E: Into<BoxError>>(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        let id = self.set.spawn(async move { task.await.map_err(Into::into) }).id();
         self.names.insert(id, name);
+    }
+
+    /// Like [`Self::spawn`], for a task that cannot fail.
+    pub fn spawn_infallible(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(name, async move {
+            task.await;
+            Ok::<_, Infallible>(())
+        });
     }
 
     /// Spawns a task that never ends by itself; it is dropped at the stop.
@@ -164,7 +200,7 @@ impl Tasks {
                 // being at fault.
                 biased;
                 () = stop.cancelled() => Ok(()),
-                () = task => Err("ended".to_owned()),
+                () = task => Err(Ended),
             }
         });
     }
@@ -177,7 +213,7 @@ impl Tasks {
 
     /// Waits until a task fails, panics, or ends before the stop, and returns the failure. Never
     /// returns if all tasks end as they should. Dropping the future loses nothing.
-    pub async fn failure(&mut self) -> String {
+    pub async fn failure(&mut self) -> TaskFailure {
         match self.next_failure().await {
             Some(failure) => failure,
             None => std::future::pending().await,
@@ -186,7 +222,7 @@ impl Tasks {
 
     /// Stops the tasks and waits up to `patience` for them to end; tasks still running then are
     /// aborted. The error is the first failure, or names the tasks that did not end.
-    pub async fn finish(mut self, patience: Duration) -> Result<(), String> {
+    pub async fn finish(mut self, patience: Duration) -> Result<(), TaskFailure> {
         self.stop.cancel();
         let deadline = Instant::now() + patience;
         let mut first_failure = None;
@@ -202,27 +238,26 @@ impl Tasks {
                     names.sort_unstable();
                     let names = names.join(", ");
                     tracing::error!(tasks = names, "tasks did not end in time");
-                    let overdue = format!("tasks did not end within {} s: {names}", patience.as_secs());
-                    return Err(first_failure.unwrap_or(overdue));
+                    return Err(first_failure.unwrap_or(TaskFailure::Overdue { names, patience }));
                 }
             }
         }
     }
 
     /// Returns the next failure; `None` when all tasks have ended.
-    async fn next_failure(&mut self) -> Option<String> {
+    async fn next_failure(&mut self) -> Option<TaskFailure> {
         while let Some(joined) = self.set.join_next_with_id().await {
             let early = !self.stop.is_cancelled();
             let id = joined.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
             let name = self.names.remove(&id).unwrap_or("a task");
-            let problem = match joined {
+            let failure = match joined {
                 Ok((_, Ok(()))) if !early => continue,
-                Ok((_, Ok(()))) => format!("{name} ended too early"),
-                Ok((_, Err(error))) => format!("{name}: {error}"),
-                Err(error) => format!("{name} died: {error}"),
+                Ok((_, Ok(()))) => TaskFailure::EndedEarly { name },
+                Ok((_, Err(source))) => TaskFailure::Failed { name, source },
+                Err(source) => TaskFailure::Died { name, source },
             };
-            tracing::error!(problem, "task failed, stopping the role");
-            return Some(problem);
+            tracing::error!(problem = %failure, "task failed, stopping the role");
+            return Some(failure);
         }
         None
     }
@@ -247,14 +282,23 @@ pub async fn time_over(stop: &CancellationToken, grace: Duration) {
     tokio::time::sleep(grace).await;
 }
 
+/// Error of [`until_done`].
+#[derive(Debug, thiserror::Error)]
+pub enum PartError {
+    #[error("a part of it ended too early")]
+    EndedEarly,
+    #[error(transparent)]
+    Died(#[from] JoinError),
+}
+
 /// Waits until all tasks have ended by themselves; tasks that still run `grace` after the stop are
 /// aborted. A task that panics or ends before the stop is an error.
-pub async fn until_done(mut tasks: JoinSet<()>, stop: CancellationToken, grace: Duration) -> Result<(), String> {
+pub async fn until_done(mut tasks: JoinSet<()>, stop: CancellationToken, grace: Duration) -> Result<(), PartError> {
     let all_ended = async {
         while let Some(ended) = tasks.join_next().await {
-            ended.map_err(|error| error.to_string())?;
+            ended?;
             if !stop.is_cancelled() {
-                return Err("a part of it ended too early".to_owned());
+                return Err(PartError::EndedEarly);
             }
         }
         Ok(())
@@ -277,20 +321,17 @@ mod tests {
             let stop = CancellationToken::new();
             let mut tasks = Tasks::new(stop.clone());
             let sibling = stop.clone();
-            tasks.spawn("patient", async move {
-                sibling.cancelled().await;
-                Ok(())
-            });
+            tasks.spawn_infallible("patient", async move { sibling.cancelled().await });
             tasks.spawn_forever("forever", std::future::pending());
             let elsewhere = CancellationToken::new();
             tasks.watch("thread", elsewhere.clone());
             match broken {
-                "returns" => tasks.spawn("broken", async { Ok(()) }),
-                "fails" => tasks.spawn("broken", async { Err("no luck".to_owned()) }),
-                "panics" => tasks.spawn("broken", async { panic!("expected") }),
+                "returns" => tasks.spawn_infallible("broken", async {}),
+                "fails" => tasks.spawn("broken", async { Err("no luck") }),
+                "panics" => tasks.spawn_infallible("broken", async { panic!("expected") }),
                 _ => drop(std::thread::spawn(move || drop(elsewhere.drop_guard()))),
             }
-            let failure = tasks.failure().await;
+            let failure = tasks.failure().await.to_string();
             let expected = match broken {
                 "returns" => "broken ended too early",
                 "fails" => "broken: no luck",
@@ -299,7 +340,7 @@ mod tests {
             };
             assert!(failure.starts_with(expected), "{failure}");
             assert!(!stop.is_cancelled() && tasks.set.len() >= 2, "the siblings go on");
-            assert_eq!(tasks.finish(60 * SECOND).await, Ok(()));
+            tasks.finish(60 * SECOND).await.unwrap();
             assert!(stop.is_cancelled());
         }
     }
@@ -308,13 +349,14 @@ mod tests {
     async fn a_sibling_that_never_ends_is_aborted_after_a_while_and_is_an_error() {
         let mut tasks = Tasks::new(CancellationToken::new());
         let (dropped, aborted) = tokio::sync::oneshot::channel::<()>();
-        tasks.spawn("hanging", async {
+        tasks.spawn_infallible("hanging", async {
             let _dropped = dropped;
             std::future::pending().await
         });
         tasks.spawn_forever("forever", std::future::pending());
         let begun = Instant::now();
-        assert_eq!(tasks.finish(SECOND).await, Err("tasks did not end within 1 s: hanging".to_owned()));
+        let overdue = tasks.finish(SECOND).await.unwrap_err();
+        assert_eq!(overdue.to_string(), "tasks did not end within 1 s: hanging");
         assert!(begun.elapsed() >= SECOND);
         assert!(aborted.await.is_err());
     }
@@ -323,7 +365,7 @@ mod tests {
     async fn a_stop_ends_all_of_them_without_an_error() {
         let mut tasks = Tasks::new(CancellationToken::new());
         tasks.spawn_forever("forever", std::future::pending());
-        assert_eq!(tasks.finish(60 * SECOND).await, Ok(()));
+        tasks.finish(60 * SECOND).await.unwrap();
     }
 
     #[tokio::test]
@@ -331,12 +373,11 @@ mod tests {
         let (stop, mut parts) = (CancellationToken::new(), JoinSet::new());
         parts.spawn(std::future::pending());
         parts.spawn(async {});
-        let ended = until_done(parts, stop.clone(), SECOND).await;
-        assert_eq!(ended, Err("a part of it ended too early".to_owned()));
+        assert!(matches!(until_done(parts, stop.clone(), SECOND).await, Err(PartError::EndedEarly)));
         stop.cancel();
         let mut parts = JoinSet::new();
         parts.spawn(async {});
-        assert_eq!(until_done(parts, stop, 60 * SECOND).await, Ok(()));
+        until_done(parts, stop, 60 * SECOND).await.unwrap();
     }
 
     /// Runs itself as a child process that blocks its only thread.

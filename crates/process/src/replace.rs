@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     ffi::OsString,
-    fs,
+    fs, io,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::Command,
@@ -37,6 +37,15 @@ impl Inherited {
     }
 }
 
+/// Error of [`replace`].
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot replace the process: {left} of its file descriptors would stay open")]
+    OpenDescriptors { left: usize },
+    #[error("cannot replace the process: {0}")]
+    Exec(#[source] io::Error),
+}
+
 fn is_inherited(number: u32) -> bool {
     // A descriptor that was closed meanwhile has no entry.
     let Ok(text) = fs::read_to_string(format!("/proc/self/fdinfo/{number}")) else { return false };
@@ -47,7 +56,7 @@ fn is_inherited(number: u32) -> bool {
 /// Replaces the process, unless a signal has arrived. Returns `Ok` after a signal, and an error if
 /// the process cannot be replaced. `at_start` holds the descriptors that this process inherited
 /// itself: any others would accumulate with each replacement.
-pub fn replace(at_start: &Inherited, signals: &Signals) -> Result<(), String> {
+pub fn replace(at_start: &Inherited, signals: &Signals) -> Result<(), Error> {
     let begun = Instant::now();
     loop {
         let left = Inherited::now().0.difference(&at_start.0).count();
@@ -58,14 +67,13 @@ pub fn replace(at_start: &Inherited, signals: &Signals) -> Result<(), String> {
             break;
         }
         if begun.elapsed() > PATIENCE {
-            return Err(format!("cannot replace the process: {left} of its file descriptors would stay open"));
+            return Err(Error::OpenDescriptors { left });
         }
         std::thread::sleep(PAUSE);
     }
     let mut words = std::env::args_os();
     let name = words.next().unwrap_or_else(|| OsString::from("postrider"));
-    let error = Command::new(program()).arg0(name).args(words).exec();
-    Err(format!("cannot replace the process: {error}"))
+    Err(Error::Exec(Command::new(program()).arg0(name).args(words).exec()))
 }
 
 /// Returns the path of this program. If its file was replaced, the link in /proc still leads to the

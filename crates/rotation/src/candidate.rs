@@ -1,7 +1,10 @@
 //! Changed files, from the first attempt with them until the process restarts with them: the
 //! verdict, and the wait for this process's turn.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Display,
+    time::{Duration, Instant},
+};
 
 use super::{Config, Fingerprint, Turn, Verdict};
 
@@ -32,8 +35,8 @@ impl Candidate {
             return None;
         }
         let asked = match &mut self.verdict {
-            Verdict::Works(Some(order)) => order.lease.take(&mut order.redis).await.map_err(|error| error.to_string()),
-            _ => Err("this process has no Redis".to_owned()),
+            Verdict::Works(Some(order)) => order.lease.take(&mut order.redis).await,
+            _ => return self.await_random_turn(config, &"this process has no Redis"),
         };
         match asked {
             Ok(Turn::Ours) => {
@@ -52,15 +55,15 @@ impl Candidate {
                 self.holder = Some((holder, Instant::now() + left));
                 Some(Duration::from_millis(fastrand::u64(LEASE_PAUSE_MS)))
             }
-            Err(problem) => self.await_random_turn(config, &problem),
+            Err(error) => self.await_random_turn(config, &error),
         }
     }
 
-    fn await_random_turn(&mut self, config: &Config, problem: &str) -> Option<Duration> {
+    fn await_random_turn(&mut self, config: &Config, problem: &dyn Display) -> Option<Duration> {
         let turn = *self.turn.get_or_insert_with(|| {
             let wait_ms = fastrand::u64(..=config.spread_ms);
             tracing::info!(
-                problem,
+                %problem,
                 wait.ms = wait_ms,
                 "rotated files work, rotation lease unavailable, waiting for a random time"
             );

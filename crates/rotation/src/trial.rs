@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use postrider_redis::Redis;
+use redis::RedisError;
 
 use super::Lease;
 
@@ -35,5 +36,5 @@ pub trait Trial: Clone + Sync {
 
     /// Releases a lease that the process took before it replaced itself. Returns whether it held
     /// one.
-    fn give_back(&self) -> impl Future<Output = Result<bool, String>> + Send;
+    fn give_back(&self) -> impl Future<Output = Result<bool, RedisError>> + Send;
 }

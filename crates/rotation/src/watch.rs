@@ -105,8 +105,8 @@ impl<T: Trial> Watch<T> {
         match self.trial.give_back().await {
             Ok(true) => tracing::info!("ready again, rotation lease released"),
             Ok(false) => {}
-            Err(problem) => {
-                tracing::debug!(problem, "cannot release the rotation lease");
+            Err(error) => {
+                tracing::debug!(problem = %error, "cannot release the rotation lease");
                 return false;
             }
         }
@@ -232,8 +232,10 @@ mod tests {
         },
     };
 
-    use super::*;
     use postrider_health::Health;
+    use redis::RedisError;
+
+    use super::*;
 
     /// Accepts any content but `wrong`, and counts the attempts.
     #[derive(Clone)]
@@ -263,7 +265,7 @@ mod tests {
 
         async fn noticed(&self) {}
 
-        async fn give_back(&self) -> Result<bool, String> {
+        async fn give_back(&self) -> Result<bool, RedisError> {
             Ok(false)
         }
     }

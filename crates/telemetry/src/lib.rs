@@ -13,25 +13,48 @@ pub use status_line::StatusLine;
 
 use std::{io::IsTerminal, time::Duration};
 
-use axum::http::HeaderMap;
+use axum::http::{self, HeaderMap};
+use metrics_exporter_prometheus::BuildError;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{
-    SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig, tonic_types::metadata::MetadataMap,
+    ExporterBuildError, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
+    tonic_types::metadata::MetadataMap,
 };
 use opentelemetry_sdk::{
     Resource,
     trace::{Sampler, SdkTracerProvider},
 };
 use postrider_config::Secrets;
+use postrider_outbound::OptionsError;
 use tracing::Subscriber;
 use tracing_subscriber::{
     EnvFilter, Layer,
-    filter::{FilterExt, dynamic_filter_fn},
+    filter::{FilterExt, ParseError, dynamic_filter_fn},
     layer::{Context, Filter, SubscriberExt},
-    util::SubscriberInitExt,
+    util::{SubscriberInitExt, TryInitError},
 };
 
 use self::{export::Exporter, status_line::AboveStatus};
+
+/// Error of the set-up of logs, traces and metrics.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("telemetry.log_filter: {0}")]
+    LogFilter(#[from] ParseError),
+    #[error("telemetry.otlp.headers: {0}")]
+    OtlpHeaders(#[from] http::Error),
+    /// The endpoint or another setting is invalid. Secret parts of the endpoint are masked.
+    #[error("telemetry.otlp: {problem}")]
+    OtlpExporter { problem: String },
+    #[error("telemetry.otlp: {0}")]
+    OtlpClient(#[from] OptionsError),
+    /// The process already has a subscriber or a logger.
+    #[error(transparent)]
+    Subscriber(#[from] TryInitError),
+    /// The process already has a recorder, or the recorder's settings are invalid.
+    #[error(transparent)]
+    Recorder(#[from] BuildError),
+}
 
 /// Owner of the trace exporter; shut it down last.
 pub struct Telemetry {
@@ -39,7 +62,7 @@ pub struct Telemetry {
 }
 
 /// Sets up logs and, if an endpoint is configured, traces. Call it inside the runtime.
-pub fn init(config: &Config, role: &str) -> Result<Telemetry, String> {
+pub fn init(config: &Config, role: &str) -> Result<Telemetry, Error> {
     let filter = evaluated_every_time(filter(config)?);
     let human = match config.log_format {
         LogFormat::Human => true,
@@ -68,19 +91,19 @@ pub fn init(config: &Config, role: &str) -> Result<Telemetry, String> {
             }),
         )
     });
-    tracing_subscriber::registry().with(log).with(traces).try_init().map_err(|error| error.to_string())?;
+    tracing_subscriber::registry().with(log).with(traces).try_init()?;
     Ok(Telemetry { tracer })
 }
 
 /// Returns an error if the configuration is invalid. Call it inside the runtime, where blocking is
 /// allowed.
-pub fn check(config: &Config) -> Result<(), String> {
+pub fn check(config: &Config) -> Result<(), Error> {
     filter(config)?;
     if config.otlp.endpoint.is_empty() { Ok(()) } else { exporter(&config.otlp).map(drop) }
 }
 
-fn filter(config: &Config) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(&config.log_filter).map_err(|error| format!("telemetry.log_filter: {error}"))
+fn filter(config: &Config) -> Result<EnvFilter, ParseError> {
+    EnvFilter::try_new(&config.log_filter)
 }
 
 /// Evaluates the filter for every line, so that the subscriber does not cache that a line is always
@@ -95,9 +118,8 @@ fn evaluated_every_time<S: Subscriber>(filter: EnvFilter) -> impl Filter<S> {
     filter.and(always)
 }
 
-fn exporter(otlp: &Otlp) -> Result<SpanExporter, String> {
-    let problem =
-        |error: &dyn std::fmt::Display| format!("telemetry.otlp: {}", otlp.endpoint.mask_in(&error.to_string()));
+fn exporter(otlp: &Otlp) -> Result<SpanExporter, Error> {
+    let masked = |error: ExporterBuildError| Error::OtlpExporter { problem: otlp.endpoint.mask_in(&error.to_string()) };
     let timeout = Duration::from_millis(otlp.timeout_ms);
     let headers = otlp.headers.iter().map(|(name, value)| (name.clone(), value.expose().to_owned()));
     match otlp.protocol {
@@ -105,18 +127,18 @@ fn exporter(otlp: &Otlp) -> Result<SpanExporter, String> {
             let metadata = metadata(&otlp.headers)?;
             let builder =
                 SpanExporter::builder().with_tonic().with_endpoint(otlp.endpoint.expose()).with_timeout(timeout);
-            builder.with_metadata(metadata).build().map_err(|error| problem(&error))
+            builder.with_metadata(metadata).build().map_err(masked)
         }
         OtlpProtocol::Http => {
             let endpoint = format!("{}/v1/traces", otlp.endpoint.expose().trim_end_matches('/'));
             let builder = SpanExporter::builder().with_http().with_endpoint(endpoint).with_timeout(timeout);
-            let builder = builder.with_http_client(Exporter::new(timeout).map_err(|error| problem(&error))?);
-            builder.with_headers(headers.collect()).build().map_err(|error| problem(&error))
+            let builder = builder.with_http_client(Exporter::new(timeout)?);
+            builder.with_headers(headers.collect()).build().map_err(masked)
         }
     }
 }
 
-fn tracer(otlp: &Otlp, role: &str) -> Result<SdkTracerProvider, String> {
+fn tracer(otlp: &Otlp, role: &str) -> Result<SdkTracerProvider, Error> {
     let exporter = exporter(otlp)?;
     let resource = Resource::builder()
         .with_service_name(otlp.service_name.clone())
@@ -130,14 +152,13 @@ fn tracer(otlp: &Otlp, role: &str) -> Result<SdkTracerProvider, String> {
         .build())
 }
 
-fn metadata(headers: &Secrets) -> Result<MetadataMap, String> {
+fn metadata(headers: &Secrets) -> Result<MetadataMap, http::Error> {
     let headers = HeaderMap::try_from(
         &headers
             .iter()
             .map(|(name, value)| (name.clone(), value.expose().to_owned()))
             .collect::<std::collections::HashMap<_, _>>(),
-    )
-    .map_err(|error| format!("telemetry.otlp.headers: {error}"))?;
+    )?;
     Ok(MetadataMap::from_headers(headers))
 }
 

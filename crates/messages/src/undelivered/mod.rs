@@ -83,14 +83,13 @@ impl Undelivered {
     }
 
     /// Runs until the stop.
-    pub async fn run(mut self, stop: CancellationToken) -> Result<(), String> {
+    pub async fn run(mut self, stop: CancellationToken) {
         let work = async { if self.delay_ms == 0 { self.forget_forever().await } else { self.search_forever().await } };
         stop.run_until_cancelled(work).await;
         // Releases the ownership, so that another process need not wait for the lease to expire.
         if self.owned.is_some() && self.store.release(self.id).await.is_err() {
             tracing::debug!("releasing the search for undelivered messages failed, its lease will expire");
         }
-        Ok(())
     }
 
     async fn search_forever(&mut self) {

@@ -1,0 +1,43 @@
+//! The error of a process.
+
+use std::io;
+
+use postrider_http::client::NoNetwork;
+use postrider_postgres as postgres;
+use postrider_process::{drain::TaskFailure, replace};
+use postrider_telemetry as telemetry;
+use rdkafka::error::KafkaError;
+
+use super::{relay, rotation::LoadError};
+
+/// Reason why a process did not start, or ended with a failure. The text is a sentence for the
+/// operator.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[source] io::Error),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("cannot start the async runtime: {0}")]
+    Runtime(#[source] io::Error),
+    #[error(transparent)]
+    Telemetry(#[from] telemetry::Error),
+    /// An address for HTTP, or for probes and metrics, cannot be used.
+    #[error(transparent)]
+    Listener(io::Error),
+    #[error("kafka: {0}")]
+    Kafka(#[from] KafkaError),
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+    #[error(transparent)]
+    TrustedProxies(#[from] NoNetwork),
+    /// The OpenAPI document cannot be written as JSON.
+    #[error(transparent)]
+    OpenApi(#[from] serde_json::Error),
+    #[error(transparent)]
+    Relay(#[from] relay::CheckError),
+    #[error(transparent)]
+    Tasks(#[from] TaskFailure),
+    #[error(transparent)]
+    Replace(#[from] replace::Error),
+}
