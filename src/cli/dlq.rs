@@ -11,6 +11,7 @@ use postrider_dlq::{Bounds, Detail, Filter, Letters, Listing, Outcome, Progress,
 use postrider_health::Health;
 use postrider_kafka::{Admin, Broker, Producer};
 use postrider_time::clock;
+use rdkafka::error::KafkaError;
 
 use super::{
     block_on,
@@ -130,7 +131,7 @@ pub struct Choice {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("kafka: {0}")]
-    Kafka(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Kafka(#[from] KafkaError),
     #[error("--since: {0}")]
     Since(#[source] postrider_dlq::SinceError),
     #[error(transparent)]
@@ -152,10 +153,9 @@ pub fn run(command: Command, settings: &Settings) -> Result<(), super::Error> {
 
 async fn act(command: Command, settings: &Settings) -> Result<(), Error> {
     let kafka = &settings.kafka;
-    let kafka_error = |error| Error::Kafka(Box::new(error));
-    let broker = Broker::start(kafka, Health::default().check("kafka")).map_err(kafka_error)?;
-    let producer = Producer::start_alone(kafka, broker.clone()).map_err(kafka_error)?;
-    let admin = Arc::new(Admin::new(kafka, broker.clone()).map_err(kafka_error)?);
+    let broker = Broker::start(kafka, Health::default().check("kafka"))?;
+    let producer = Producer::start_alone(kafka, broker.clone())?;
+    let admin = Arc::new(Admin::new(kafka, broker.clone())?);
     let queue = Queue::new(kafka.clone(), producer, broker, admin);
     match command {
         Command::List { selection, limit, output } => {

@@ -8,6 +8,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use postrider_kafka::{Config, lag};
 use postrider_time::clock;
+use rdkafka::error::KafkaError;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -49,7 +50,7 @@ pub enum Error {
     #[error("no configured consumer matches (groups: {groups}); pass --group and --topic")]
     NoConsumer { groups: String },
     #[error("kafka: {0}")]
-    Kafka(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Kafka(#[from] KafkaError),
     #[error(transparent)]
     Print(#[from] text::Error),
 }
@@ -144,7 +145,7 @@ async fn fetch(address: &str) -> Option<Value> {
 
 fn measure(kafka: &Config, consumer: &ConsumerPlan, holders: &Holders) -> Result<Vec<Row>, Error> {
     let ConsumerPlan { name, topic, group } = consumer;
-    let found = lag::of_group(kafka, topic, group).map_err(|error| Error::Kafka(error.into()))?;
+    let found = lag::of_group(kafka, topic, group)?;
     let row = |partition: lag::PartitionLag| {
         let said = holders.get(&(group.clone(), topic.clone(), i64::from(partition.partition)));
         let age_s = |oldest: &lag::Oldest| (clock::now_ms() - oldest.timestamp_ms).max(0) as f64 / 1e3;
