@@ -19,7 +19,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use super::{
     error::Error,
-    runtime::{Platform, SharedRedis},
+    platform::{Platform, SharedRedis},
     settings::TopicPlan,
 };
 

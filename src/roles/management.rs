@@ -11,7 +11,7 @@ use postrider_process::drain::{Draining, Ending, Tasks};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::runtime::{Mission, Platform};
+use super::platform::{Mission, Platform};
 
 /// Number of ports after a taken management port that the command `relay` tries.
 const PORTS_TRIED: u16 = 100;

@@ -3,6 +3,7 @@
 mod api;
 mod error;
 mod management;
+mod platform;
 mod processor;
 mod progress;
 mod relay;
@@ -13,7 +14,7 @@ mod topics;
 
 pub use api::openapi;
 pub use error::Error;
-pub use relay::RelayCommand;
+pub use platform::RelayCommand;
 pub use rotation::{Load, LoadError};
 pub use runtime::{run, run_relay};
 pub use settings::{ConsumerPlan, Role, Settings, TopicPlan};

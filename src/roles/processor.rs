@@ -16,7 +16,7 @@ use postrider_projection::Projection;
 use tokio::sync::Notify;
 
 use super::{
-    runtime::{Platform, SharedRedis},
+    platform::{Platform, SharedRedis},
     settings::ConsumerPlan,
 };
 

@@ -18,7 +18,11 @@ use postrider_kafka::{
 use postrider_outbox as outbox;
 use postrider_process::drain::Tasks;
 
-use super::{progress, runtime::Platform, settings::ConsumerPlan};
+use super::{
+    platform::{Platform, RelayCommand},
+    progress,
+    settings::ConsumerPlan,
+};
 
 /// Limits how far a partition may read past a record that is being retried.
 const SPAN: Span = Span { records: 10_000, bytes: 16 << 20 };
@@ -26,16 +30,6 @@ const SPAN: Span = Span { records: 10_000, bytes: 16 << 20 };
 /// Maximum wait for the dead-letter topic. If it cannot be created, delivery starts anyway: records
 /// that the target accepts flow, records that it rejects are held.
 const TOPICS_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Options of the command `relay`.
-#[derive(Debug, Clone)]
-pub struct RelayCommand {
-    pub route: Config,
-    /// Refuse targets that are not on the public internet.
-    pub public_only: bool,
-    /// True if another port may be used when the management port is taken.
-    pub any_management_port: bool,
-}
 
 /// Problem that keeps a route from starting.
 #[derive(Debug, thiserror::Error)]

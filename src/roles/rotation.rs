@@ -14,8 +14,8 @@ use postrider_rotation::{Lease, Order, Trial, Verdict};
 use postrider_telemetry as telemetry;
 
 use super::{
+    platform::{Mission, Platform},
     relay,
-    runtime::{Mission, Platform},
     settings::{Role, Settings, TopicPlan},
 };
 

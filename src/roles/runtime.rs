@@ -7,12 +7,12 @@ use std::{
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use postrider_health::{Check, Health};
-use postrider_kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady, consumer::Consumers};
+use postrider_kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady};
 use postrider_limits::memory;
 use postrider_outbox_writer::Backlog;
 use postrider_postgres as postgres;
 use postrider_process::{
-    drain::{self, Ending, Signals, TaskFailure, Tasks},
+    drain::{self, Signals, TaskFailure, Tasks},
     replace::{self, Inherited},
 };
 use postrider_redis::Redis;
@@ -25,8 +25,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     api,
     error::Error,
-    management, processor,
-    relay::{self, CheckError, RelayCommand},
+    management,
+    platform::{Mission, Platform, RelayCommand, SharedRedis},
+    processor,
+    relay::{self, CheckError},
     rotation::{Load, RoleTrial},
     settings::{Settings, TopicPlan},
     topics,
@@ -38,47 +40,6 @@ const TASKS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum duration of the shutdown beyond the readiness delay and the grace of tasks and
 /// producers: it covers `TASKS_TIMEOUT`, the management port, traces and the runtime.
 const CLOSING: Duration = Duration::from_secs(11);
-
-/// Clients and state shared by every role.
-pub(super) struct Platform {
-    pub settings: Arc<Settings>,
-    pub health: Health,
-    pub metrics: PrometheusHandle,
-    pub broker: Broker,
-    pub producer: Producer,
-    /// Producer for callers' records; `None` if the role accepts none.
-    pub callers_producer: Option<CallersProducer>,
-    pub admin: Arc<Admin>,
-    pub topics_ready: TopicsReady,
-    /// `None` if `postgres.url` is not set; features that need Postgres are disabled.
-    pub postgres: Option<PgPool>,
-    /// Size of the outbox and its limits.
-    pub backlog: Arc<Backlog>,
-    /// Stops accepting work and ends loops.
-    pub stop: CancellationToken,
-}
-
-impl Platform {
-    /// Returns the factory of consumers.
-    pub fn consumers(&self) -> Consumers {
-        let (config, broker) = (self.settings.kafka.clone(), self.broker.clone());
-        Consumers { config, broker, health: self.health.clone(), stop: self.stop.clone() }
-    }
-
-    /// Returns the shutdown parameters of a server.
-    pub fn ending(&self) -> Ending {
-        let (died, stop, grace) = (CancellationToken::new(), self.stop.clone(), self.settings.drain.grace());
-        Ending { draining: self.health.draining(), died, stop, grace }
-    }
-}
-
-/// Purpose of a process.
-pub(super) enum Mission {
-    /// Run the configured role.
-    Role,
-    /// Deliver one topic to a URL, using only Kafka.
-    Relay(Box<RelayCommand>),
-}
 
 /// Everything that a process needs to start.
 struct StartUp {
@@ -340,9 +301,6 @@ async fn serve_on(
         platform.health.call_off_drain();
     }
 }
-
-/// Redis connection shared by all capabilities; `None` until the background task has connected.
-pub(super) type SharedRedis = tokio::sync::watch::Receiver<Option<Redis>>;
 
 fn lazy_redis(platform: &Platform, tasks: &mut Tasks) -> SharedRedis {
     let (sender, receiver) = tokio::sync::watch::channel(None);

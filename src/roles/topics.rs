@@ -6,7 +6,7 @@ use postrider_health::Check;
 use postrider_kafka::{Admin, TopicError, TopicSpec, TopicsReady, replication::Watch};
 use postrider_process::drain::Tasks;
 
-use super::runtime::Platform;
+use super::platform::Platform;
 
 /// Starts the task that creates and checks the topics.
 pub(super) fn keep(platform: &Platform, specs: Vec<TopicSpec>, tasks: &mut Tasks) {

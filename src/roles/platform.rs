@@ -1,0 +1,69 @@
+//! What every role is built on, and what a process is for.
+
+use std::sync::Arc;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use postrider_gateway::relay::Config;
+use postrider_health::Health;
+use postrider_kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady, consumer::Consumers};
+use postrider_outbox_writer::Backlog;
+use postrider_process::drain::Ending;
+use postrider_redis::Redis;
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use super::settings::Settings;
+
+/// Clients and state shared by every role.
+pub(super) struct Platform {
+    pub settings: Arc<Settings>,
+    pub health: Health,
+    pub metrics: PrometheusHandle,
+    pub broker: Broker,
+    pub producer: Producer,
+    /// Producer for callers' records; `None` if the role accepts none.
+    pub callers_producer: Option<CallersProducer>,
+    pub admin: Arc<Admin>,
+    pub topics_ready: TopicsReady,
+    /// `None` if `postgres.url` is not set; features that need Postgres are disabled.
+    pub postgres: Option<PgPool>,
+    /// Size of the outbox and its limits.
+    pub backlog: Arc<Backlog>,
+    /// Stops accepting work and ends loops.
+    pub stop: CancellationToken,
+}
+
+impl Platform {
+    /// Returns the factory of consumers.
+    pub fn consumers(&self) -> Consumers {
+        let (config, broker) = (self.settings.kafka.clone(), self.broker.clone());
+        Consumers { config, broker, health: self.health.clone(), stop: self.stop.clone() }
+    }
+
+    /// Returns the shutdown parameters of a server.
+    pub fn ending(&self) -> Ending {
+        let (died, stop, grace) = (CancellationToken::new(), self.stop.clone(), self.settings.drain.grace());
+        Ending { draining: self.health.draining(), died, stop, grace }
+    }
+}
+
+/// Purpose of a process.
+pub(super) enum Mission {
+    /// Run the configured role.
+    Role,
+    /// Deliver one topic to a URL, using only Kafka.
+    Relay(Box<RelayCommand>),
+}
+
+/// Options of the command `relay`.
+#[derive(Debug, Clone)]
+pub struct RelayCommand {
+    pub route: Config,
+    /// Refuse targets that are not on the public internet.
+    pub public_only: bool,
+    /// True if another port may be used when the management port is taken.
+    pub any_management_port: bool,
+}
+
+/// Redis connection shared by all capabilities; `None` until the background task has connected.
+pub(super) type SharedRedis = tokio::sync::watch::Receiver<Option<Redis>>;
