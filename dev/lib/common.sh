@@ -36,7 +36,7 @@ as_root() {
 
 listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# listening_ports: prints all ports in the state LISTEN, one per line. Reads /proc, which is faster than ss.
+# listening_ports: prints all ports in the state LISTEN, one per line. Reads /proc instead of starting ss.
 listening_ports() {
   local hex
   cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk '$4 == "0A" { n = split($2, a, ":"); print a[n] }' | sort -u |

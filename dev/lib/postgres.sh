@@ -87,7 +87,7 @@ postgres_start() {
   if [[ ! -e $data/PG_VERSION ]]; then
     major=$("$bin/postgres" --version | grep -oE '[0-9]+' | head -1)
     postgres_cache "$bin" "$major"
-    # An interrupted copy has no PG_VERSION, so it is made again.
+    # Deletes what an interrupted copy left behind.
     find "${data:?}" -mindepth 1 -delete
     cp -r "$CACHE/postgres-$major/data/." "$data/"
     chmod -R go-rwx "$data"
