@@ -1,9 +1,8 @@
-# postrider's image:  docker build -t postrider:dev .
-# With a list of what is in it:  docker buildx build --sbom=true -t postrider:dev .   (dpkg's records and Cargo.lock are in it)
+# Build postrider's image:  docker build -t postrider:dev .
+# With an SBOM, from the image's dpkg records and Cargo.lock:  docker buildx build --sbom=true -t postrider:dev .
 # Without Docker:  dev/image
 
-# --- manifests: what names the dependencies, with empty sources: it changes only with a Cargo.toml, Cargo.lock or the
-# toolchain.
+# The manifests with empty sources. This stage changes only with a Cargo.toml, with Cargo.lock or with the toolchain.
 FROM rust:1.95-bookworm AS manifests
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
@@ -13,17 +12,19 @@ RUN find crates -type f ! -name Cargo.toml -delete \
     && sed -n 's/^path = "\(.*\)"$/\1/p' Cargo.toml | while read -r file; do \
         mkdir -p "$(dirname "$file")" && echo 'fn main() {}' >"$file"; done
 
-# --- build: Debian 12's own OpenSSL, so that what is linked is what the runtime stage has.
+# The build. It links Debian 12's OpenSSL, which the final image contains as well.
 FROM rust:1.95-bookworm AS build
-# librdkafka is compiled from source (gcc, make are in the base image) and links OpenSSL and zlib found by pkg-config.
+# librdkafka is compiled from source with the base image's gcc and make, and links the OpenSSL and zlib that pkg-config
+# finds.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libssl-dev pkg-config zlib1g-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-# Dependencies first: this layer stays as long as the manifests do.
+# Builds the dependencies first. This layer stays in the cache until the manifests change.
 COPY --from=manifests /src /src
 RUN cargo build --release --locked --bin postrider
-# The product itself. New times on the files, because cargo compares them with those of the empty ones.
+# Builds postrider itself. The files get new modification times, because cargo compares them with those of the empty
+# sources.
 COPY migrations migrations
 COPY crates crates
 COPY src src
@@ -31,21 +32,21 @@ RUN find src crates migrations -type f -exec touch {} + \
     && cargo build --release --locked --bin postrider \
     && mkdir /out && strip --strip-debug -o /out/postrider target/release/postrider
 
-# --- binary: a name for the program alone, so that one that is built already can take its place
-# (docker build --build-context binary=FOLDER, which is what dev/image --binary does).
+# Only the program, so that an existing build can replace this stage
+# (docker build --build-context binary=FOLDER, as dev/image --binary does).
 FROM scratch AS binary
 COPY --from=build /out/postrider /postrider
 
-# --- rootfs: what the program needs at run time, and nothing else: no shell, no package manager.
+# The files that the program needs at run time. There is no shell and no package manager.
 FROM debian:bookworm-slim AS rootfs
-# libssl3 for Kafka, Redis and Postgres over TLS; ca-certificates to check public servers; zlib1g for librdkafka.
+# libssl3: TLS to Kafka, Redis and Postgres. ca-certificates: to verify public servers. zlib1g: for librdkafka.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates libssl3 zlib1g \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=binary /postrider /rootfs/usr/local/bin/postrider
 COPY LICENSE Cargo.lock /rootfs/usr/share/doc/postrider/
-# The libraries that it names, with the links to their folders as Debian has them; authorities; who it runs as; and dpkg's
-# record of each package, for whoever scans the image.
+# Copies the shared libraries of the program with Debian's folder links, the certificate authorities, the user, and
+# dpkg's record of each package, which image scanners read.
 RUN set -eu; cd /rootfs; mkdir -p etc/ssl/certs tmp usr/lib/ssl var/lib/dpkg/status.d; chmod 1777 tmp; \
     for folder in lib lib64; do if [ -L /$folder ]; then mkdir -p usr/$folder; ln -s usr/$folder $folder; fi; done; \
     ldd usr/local/bin/postrider | grep -o '/[^ ]*' | while read -r library; do \
@@ -60,22 +61,22 @@ RUN set -eu; cd /rootfs; mkdir -p etc/ssl/certs tmp usr/lib/ssl var/lib/dpkg/sta
         dpkg -s "$package" >"var/lib/dpkg/status.d/$package"; done; \
     chroot /rootfs /usr/local/bin/postrider --version
 
-# --- runtime: one layer of that, some 50 MB before compression.
+# The image itself: one layer, about 50 MB before compression.
 FROM scratch
 ARG VERSION=dev
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="postrider" \
-      org.opencontainers.image.description="Events in over HTTP, kept in Kafka, carried to where they are wanted" \
+      org.opencontainers.image.description="Accepts events over HTTP, stores them in Kafka and delivers them" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=rootfs /rootfs /
 ENV PATH=/usr/local/bin SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
-# Nobody in particular, by number, so that runAsNonRoot can be checked. Nothing is written to the file system.
+# The user is a number, so that Kubernetes can check runAsNonRoot. The program writes nothing to the file system.
 USER 65532:65532
-# API, and probes with metrics.
+# 8080: API. 9090: probes and metrics.
 EXPOSE 8080 9090
 STOPSIGNAL SIGTERM
-# The program is process 1 and gets the signals itself; `docker run postrider migrate` replaces the command.
+# The program runs as process 1, so it receives signals directly. `docker run postrider migrate` replaces the command.
 ENTRYPOINT ["/usr/local/bin/postrider"]
 CMD ["run"]

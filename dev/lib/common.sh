@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Helpers shared by the scripts in dev/: messages, deadlines, locks, ports and child processes.
 
-# Shared by all stacks of this user: jars, templates, port reservations.
+# Jars, templates and port reservations, which all stacks of this user share.
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/postrider
 
 say() { printf '%s\n' "$*" >&2; }
@@ -11,7 +11,7 @@ now_ms() { local t=${EPOCHREALTIME/[.,]/}; echo "${t%???}"; }
 # seconds_since START_MS: "1.2"
 seconds_since() { local d=$(($(now_ms) - $1)); printf '%d.%d' $((d / 1000)) $((d % 1000 / 100)); }
 
-# await SECONDS COMMAND...: repeats COMMAND until it succeeds; 1 when the time is over.
+# await SECONDS COMMAND...: repeats COMMAND until it succeeds. Returns 1 after SECONDS.
 await() {
   local until=$(($(now_ms) + $1 * 1000))
   shift
@@ -21,30 +21,29 @@ await() {
   done
 }
 
-# lock FILE SECONDS: holds FILE until the script or subshell ends; children started by `launch` do not inherit it.
+# lock FILE SECONDS: locks FILE until the script or subshell ends. Waits up to SECONDS. Children that `launch` starts do
+# not inherit the lock.
 lock() {
   mkdir -p "$(dirname "$1")"
   local fd
   exec {fd}>>"$1"
-  flock -w "$2" "$fd" || die "another process has held $1 for $2 s"
+  flock -w "$2" "$fd" || die "another process has locked $1 for $2 s"
 }
 
 as_root() {
   if ((EUID == 0)); then "$@"; else sudo "$@"; fi
 }
 
-# --- ports ---------------------------------------------------------------------------------------------------------
-
 listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# listening_ports: all ports in LISTEN state, one per line, without starting ss.
+# listening_ports: prints all ports in the state LISTEN, one per line. Reads /proc instead of starting ss.
 listening_ports() {
   local hex
   cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk '$4 == "0A" { n = split($2, a, ":"); print a[n] }' | sort -u |
     while read -r hex; do echo $((16#$hex)); done
 }
 
-# next_free_port FROM: the first port from FROM on that nobody listens on.
+# next_free_port FROM: prints the first port, starting at FROM, that no process listens on.
 next_free_port() {
   local taken port=$1
   taken=" $(listening_ports | tr '\n' ' ') "
@@ -52,8 +51,9 @@ next_free_port() {
   echo "$port"
 }
 
-# reserve_ports OWNER NAME...: prints "NAME=PORT" lines. A port is reserved for the folder OWNER in the cache, so that a
-# stack that is down does not lose its ports to a second one. They lie below the kernel's ephemeral range (32768 and up).
+# reserve_ports OWNER NAME...: prints "NAME=PORT" lines. The cache stores the reservation of a port for the folder OWNER,
+# so that no other stack takes it while this stack is down. The ports are below the kernel's ephemeral range, which
+# starts at 32768.
 reserve_ports() (
   local owner=$1 taken port file name
   shift
@@ -65,7 +65,7 @@ reserve_ports() (
       port=$((20000 + (RANDOM << 15 | RANDOM) % 12000))
       [[ $taken == *" $port "* ]] && continue
       file=$CACHE/ports/$port
-      # A reservation whose folder is gone has lapsed.
+      # A reservation ends when its folder is deleted.
       [[ -e $file && -d $(<"$file") ]] && continue
       break
     done
@@ -75,16 +75,14 @@ reserve_ports() (
   done
 )
 
-# release_ports: gives the ports of $STATE back.
+# release_ports: deletes the reservations of the ports of $STATE.
 release_ports() {
   local number
   [[ -e $STATE/ports ]] || return 0
   while IFS='=' read -r _ number; do rm -f "$CACHE/ports/$number"; done <"$STATE/ports"
 }
 
-# --- child processes -----------------------------------------------------------------------------------------------
-# A pid file holds "PID START": the start time tells our process from a later one that was given the same id.
-
+# A pid file contains "PID START". The start time distinguishes the process from a later one with the same id.
 start_time_of() {
   local stat
   { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
@@ -95,7 +93,7 @@ start_time_of() {
   echo "${20}"
 }
 
-# pid_of SERVICE: its process id; 1 when it does not run.
+# pid_of SERVICE: prints the service's process id. Returns 1 if it is not running.
 pid_of() {
   local pid start
   { read -r pid start <"$STATE/pids/$1"; } 2>/dev/null || return 1
@@ -104,8 +102,8 @@ pid_of() {
 }
 running() { pid_of "$1" >/dev/null; }
 
-# launch SERVICE COMMAND...: starts COMMAND in a session of its own, with its output in the service's log and none of our
-# file descriptors (else a reader of our output, or a lock, would wait for it).
+# launch SERVICE COMMAND...: starts COMMAND in its own session, with its output in the service's log. COMMAND inherits
+# no other file descriptors. Otherwise, readers of this script's output and waiters for a lock would wait for COMMAND.
 launch() {
   local service=$1 pid fd
   shift
@@ -124,7 +122,7 @@ launch() {
 
 children_of() { cat "/proc/$1/task/$1/children" 2>/dev/null || true; }
 
-# signal_all SIGNAL SERVICE: to the process and its direct children (Postgres' backends).
+# signal_all SIGNAL SERVICE: sends SIGNAL to the process and its direct children (the backends of Postgres).
 signal_all() {
   local pid
   pid=$(pid_of "$2") || return 0
@@ -132,8 +130,8 @@ signal_all() {
   kill "-$1" "$pid" $(children_of "$pid") 2>/dev/null || true
 }
 
-# gone PID: nothing of it runs. A killed process is a zombie as soon as its first thread has ended; until the last one has, it
-# goes on holding its ports and locks.
+# gone PID: succeeds if no thread of PID is running. A killed process is a zombie as soon as its first thread has ended,
+# but it keeps its ports and locks until its last thread has ended.
 gone() {
   [[ -d /proc/$1 ]] || return 0
   start_time_of "$1" >/dev/null && return 1
@@ -141,18 +139,18 @@ gone() {
   ((${#threads[@]} <= 1))
 }
 
-# kill_now SERVICE: kill -9, and wait until the process and its children are gone.
+# kill_now SERVICE: sends kill -9, and waits until the process and its children have ended.
 kill_now() {
   local pid child family
   pid=$(pid_of "$1") || return 0
   family="$pid $(children_of "$pid")"
   # shellcheck disable=SC2086
   kill -9 $family 2>/dev/null || true
-  for child in $family; do await 10 gone "$child" || die "$1: process $child survives kill -9"; done
+  for child in $family; do await 10 gone "$child" || die "$1: process $child is still running 10 s after kill -9"; done
   rm -f "$STATE/pids/$1"
 }
 
-# wait_stopped SERVICE SECONDS: waits for an end that was asked for; after that kill -9, and says so.
+# wait_stopped SERVICE SECONDS: waits until a stopping service has ended. After SECONDS it sends kill -9 and reports it.
 wait_stopped() {
   local pid
   pid=$(pid_of "$1") || { rm -f "$STATE/pids/$1"; return 0; }
@@ -163,14 +161,15 @@ wait_stopped() {
   rm -f "$STATE/pids/$1"
 }
 
-# tail_log SERVICE: the end of its log, for an error message.
+# tail_log SERVICE: prints the end of the service's log, for an error message.
 tail_log() {
   say "--- end of $STATE/logs/$1.log"
   tail -n 15 "$STATE/logs/$1.log" >&2 2>/dev/null || true
   say "---"
 }
 
-# await_ready SERVICE SECONDS PROBE...: like await, but ends at once when the process has died, and shows its log.
+# await_ready SERVICE SECONDS PROBE...: like await, but ends the script with the service's log if the service has ended
+# or does not respond in time.
 await_ready() {
   local service=$1 seconds=$2 until
   until=$(($(now_ms) + $2 * 1000))
@@ -182,7 +181,7 @@ await_ready() {
     fi
     if (($(now_ms) > until)); then
       tail_log "$service"
-      die "$service did not answer within $seconds s"
+      die "$service did not respond within $seconds s"
     fi
     sleep 0.03
   done

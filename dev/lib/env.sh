@@ -1,8 +1,8 @@
 # shellcheck shell=sh
-# Sourced by every script that calls cargo, and by developers' shells (bash, zsh or plain sh):
+# Every script that calls cargo sources this file. Source it in your own shell as well (bash, zsh or plain sh):
 #   . dev/lib/env.sh
-# Cargo rebuilds everything when the flags differ between two calls, so the flags are chosen here and nowhere else.
-# mold links several times faster than ld, but a machine without it must still build.
+# Cargo rebuilds everything if the flags differ between two calls, so only this file sets them. mold links several times
+# faster than ld, but a machine without mold must still be able to build.
 if [ -z "${RUSTFLAGS+set}" ] && command -v mold >/dev/null 2>&1; then
   export RUSTFLAGS="-C link-arg=-fuse-ld=mold"
 fi

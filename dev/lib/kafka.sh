@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Kafka: one or three brokers in KRaft mode, each broker and controller in one process.
+# Kafka: one or three brokers in KRaft mode. Each process is both broker and controller.
 
 KAFKA_VERSION=4.3.1
 KAFKA_CACHE=$CACHE/kafka-$KAFKA_VERSION
@@ -18,7 +18,7 @@ kafka_ports() {
   done
 }
 
-# kafka_bootstrap SUFFIX: the bootstrap list of the listener ("", "-sasl" or "-mtls").
+# kafka_bootstrap SUFFIX: prints the bootstrap servers of a listener (SUFFIX is "", "-sasl" or "-mtls").
 kafka_bootstrap() {
   local service list=''
   for service in $(kafka_services); do list+=",127.0.0.1:$(port "$service$1")"; done
@@ -27,10 +27,10 @@ kafka_bootstrap() {
 
 kafka_classpath() { local jars=("$KAFKA_CACHE"/libs/*.jar); (IFS=:; echo "${jars[*]}"); }
 
-# A class-data archive halves the start. It belongs to one JVM build, hence the name.
+# A class data archive halves the start time. It works only with one JVM build, so its name contains the build.
 kafka_archive() { echo "$KAFKA_CACHE/classes-$(java -Xinternalversion 2>&1 | cksum | cut -d' ' -f1).jsa"; }
 
-# SerialGC: fastest to start, and no concurrent collector threads beside the work on small machines.
+# SerialGC starts fastest, and has no concurrent collector threads, which would slow down small machines.
 kafka_java() {
   local heap=$1
   shift
@@ -38,7 +38,7 @@ kafka_java() {
     "-Dlog4j2.configurationFile=$KAFKA_CACHE/log4j2.properties" "$@" -cp "$(kafka_classpath)")
 }
 
-# kafka_cache: fills the shared cache once: the jars, a formatted metadata folder, and the class archive.
+# kafka_cache: fills the shared cache once, with the jars, a formatted metadata folder and the class archive.
 kafka_cache() {
   [[ -e $KAFKA_CACHE/complete && -e $(kafka_archive) ]] && return 0
   (
@@ -61,7 +61,7 @@ kafka_fetch() {
     tail -n 20 "$KAFKA_CACHE/mvn.log" >&2
     die "maven could not fetch Kafka"
   }
-  # What `format` writes depends on nothing of ours but the user's password: made once, copied into each new broker.
+  # The output of `format` depends only on the user's name and password. It is made once and copied to each new broker.
   cat >"$KAFKA_CACHE/template.properties" <<END
 process.roles=broker,controller
 node.id=1
@@ -74,19 +74,19 @@ END
   "${KAFKA_JAVA[@]}" kafka.tools.StorageTool format -t AAAAAAAAAAAAAAAAAAAAAQ -c "$KAFKA_CACHE/template.properties" \
     --add-scram "SCRAM-SHA-512=[name=$SASL_USERNAME,password=$SASL_PASSWORD]" </dev/null >"$KAFKA_CACHE/format.log" 2>&1 || {
     tail -n 20 "$KAFKA_CACHE/format.log" >&2
-    die "Kafka's format failed"
+    die "Kafka's storage format command failed"
   }
   [[ -e $KAFKA_CACHE/template/bootstrap.checkpoint ]] || die "Kafka's format left no bootstrap.checkpoint"
   : >"$KAFKA_CACHE/complete"
   say "fetched Kafka in $(seconds_since "$t0") s"
 }
 
-# One broker is run and stopped with the class archive recorded. Without the archive all works too, only slower.
+# Runs and stops one broker to record the class archive. Without the archive, Kafka only starts more slowly.
 kafka_train() {
   local archive STATE BROKERS=1 SECURE=no KAFKA_EXTRA=()
   archive=$(kafka_archive)
   STATE=$(mktemp -d)
-  # At exit the function's variables are gone: the folder is written into the trap.
+  # The trap contains the folder's name, because the function's variables do not exist any more at exit.
   # shellcheck disable=SC2064
   trap "STATE='$STATE'; kill_now kafka-1; release_ports; rm -rf '$STATE'" EXIT
   say "recording Kafka's class archive (once)"
@@ -102,7 +102,7 @@ kafka_train() {
   mv "$archive.new" "$archive"
 }
 
-# kafka_prepare SERVICE: data folder (once) and server.properties (each time).
+# kafka_prepare SERVICE: creates the data folder (once) and server.properties (at each start).
 kafka_prepare() {
   local id=${1#kafka-} dir=$STATE/$1
   if [[ ! -e $dir/data/meta.properties ]]; then
@@ -115,7 +115,7 @@ kafka_prepare() {
   kafka_properties "$1" >"$dir/server.properties"
 }
 
-# 16 random bytes as Kafka writes ids. It refuses ones that begin with a dash.
+# Prints 16 random bytes in Kafka's notation for ids. Kafka refuses ids that begin with a dash.
 kafka_uuid() { local id; id=$(head -c 16 /dev/urandom | base64 | tr '+/' '-_'); id=${id%%=*}; echo "${id/#-/A}"; }
 
 kafka_properties() {
@@ -151,7 +151,7 @@ share.coordinator.state.topic.replication.factor=$replicas
 share.coordinator.state.topic.min.isr=$min_isr
 share.coordinator.state.topic.num.partitions=4
 group.initial.rebalance.delay.ms=0
-# A member that was killed is replaced after 10 s (default 45), and partitions move at the next heartbeat.
+# A killed member is replaced after 10 s (default: 45), and partitions move at the next heartbeat.
 group.consumer.min.session.timeout.ms=6000
 group.consumer.session.timeout.ms=10000
 group.consumer.min.heartbeat.interval.ms=1000
@@ -160,12 +160,12 @@ message.max.bytes=2097152
 replica.fetch.max.bytes=4194304
 log.retention.hours=720
 log.cleaner.dedupe.buffer.size=33554432
-# The first segment of a topic is preallocated nowhere, but its index files are: small ones keep thousands of test topics cheap.
+# Kafka preallocates the index files of every partition. Small ones save disk space with thousands of test topics.
 log.index.size.max.bytes=1048576
 num.recovery.threads.per.data.dir=2
 END
   if ((BROKERS >= 3)); then
-    # Three JVMs share the machine: fewer threads each, and a dead broker is noticed in 5 s (default 9).
+    # Three JVMs share the machine, so each gets fewer threads. A dead broker is detected after 5 s (default: 9).
     cat <<END
 num.network.threads=2
 num.io.threads=4
@@ -186,7 +186,7 @@ listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.securi
 listener.name.mtls.ssl.client.auth=required
 END
   fi
-  # Last, so that --kafka-config overrides.
+  # These come last, so that --kafka-config overrides the settings above.
   ((${#KAFKA_EXTRA[@]} == 0)) || printf '%s\n' "${KAFKA_EXTRA[@]}"
 }
 
@@ -199,10 +199,11 @@ kafka_start() {
   launch "$service" "${KAFKA_JAVA[@]}" kafka.Kafka "$STATE/$service/server.properties"
 }
 
-# kafka_answers SERVICE: it answers metadata, and all brokers that run are registered (and not fenced).
+# kafka_answers SERVICE: succeeds if the broker answers a metadata request, and all running brokers are registered and
+# not fenced.
 kafka_answers() {
   local expected=0 service seen
-  # kcat waits a second before it retries: first see whether the port is open at all.
+  # kcat waits a second before it retries, so the port is tested first.
   listening "$(port "$1")" || return 1
   for service in $(kafka_services); do if running "$service"; then expected=$((expected + 1)); fi; done
   seen=$(timeout 10 kcat -L -J -m 5 -b "127.0.0.1:$(port "$1")" 2>/dev/null | jq '.brokers | length' 2>/dev/null) || return 1

@@ -1,4 +1,7 @@
-"""kube_schemas.py SWAGGER FOLDER: a strict JSON schema for each of the kinds that the chart and k8s/ use, for kubeconform."""
+"""Writes a strict JSON schema for each kind that the chart and k8s/ use, for kubeconform.
+
+usage: kube_schemas.py SWAGGER FOLDER
+"""
 
 import json
 import pathlib
@@ -9,7 +12,7 @@ NetworkPolicy Ingress Role RoleBinding""".split()
 
 
 def strict(node, needed):
-    """Refuses unknown fields, points references into the same file, and notes which they are."""
+    """Returns the node with unknown fields forbidden and references into the same file; adds their names to `needed`."""
     if isinstance(node, list):
         return [strict(one, needed) for one in node]
     if not isinstance(node, dict):
@@ -28,7 +31,7 @@ def strict(node, needed):
 
 def main():
     definitions = json.loads(pathlib.Path(sys.argv[1]).read_text())["definitions"]
-    # A quantity may be written as a number, and a time is a string, whatever else the description says.
+    # A quantity may be a string or a number. A time is a plain string, because `strict` drops formats.
     for name, definition in definitions.items():
         if name.endswith(".Quantity"):
             definitions[name] = {"type": ["string", "number"]}

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Postgres, as an ordinary child process. It is the truth, so fsync stays on.
+# Postgres as an ordinary child process. fsync stays on, because Postgres is the source of truth.
 
 POSTGRES_PASSWORD=postrider
 
-# The newest Debian or Ubuntu package, else what is on the path.
+# Prints the program folder of the newest Debian or Ubuntu package, or of the initdb in PATH.
 postgres_bin() {
   local dir best=''
   for dir in /usr/lib/postgresql/*/bin; do
@@ -15,7 +15,7 @@ postgres_bin() {
 }
 postgres_major() { local v=${1#/usr/lib/postgresql/}; v=${v%%/*}; echo "${v%%.*}"; }
 
-# It refuses to run as root: then another user runs it.
+# Postgres refuses to run as root. If this script runs as root, another user runs Postgres.
 postgres_user() { if id postgres >/dev/null 2>&1; then echo postgres; else echo nobody; fi; }
 as_postgres() { (cd / && postgres_prefix && "${AS_POSTGRES[@]}" "$@"); }
 postgres_prefix() {
@@ -26,7 +26,8 @@ postgres_prefix() {
   AS_POSTGRES=(setpriv "--reuid=$(id -u "$user")" "--regid=$(id -g "$user")" --init-groups)
 }
 
-# postgres_data: where the data lies. A folder that the other user cannot reach (a clone in /root) is no place for it.
+# postgres_data: prints the data folder. It is in /var/tmp if the other user cannot reach the state folder, as in a
+# clone in /root.
 postgres_data() {
   local dir=$STATE/postgres
   if [[ ! -e $STATE/postgres-data ]]; then
@@ -46,14 +47,15 @@ postgres_data() {
   cat "$STATE/postgres-data"
 }
 
-# postgres_cache BIN: a fresh cluster with our role and database, made once and copied: initdb takes seconds.
+# postgres_cache BIN MAJOR: creates a new cluster with postrider's role and database once, as a template that is copied,
+# because initdb takes seconds.
 postgres_cache() {
   local bin=$1 template=$CACHE/postgres-$2
   [[ -e $template/complete ]] && return 0
   (
     lock "$CACHE/postgres.lock" 120
     [[ -e $template/complete ]] && exit 0
-    say "making a Postgres $2 template (once)"
+    say "creating a Postgres $2 template (once)"
     rm -rf "$template"
     mkdir -p "$template"
     work=$(mktemp -d /var/tmp/postrider-template.XXXXXX)
@@ -80,23 +82,23 @@ END
 postgres_start() {
   local bin major data
   bin=$(postgres_bin)
-  [[ -n $bin ]] || die "no Postgres found: run dev/setup"
+  [[ -n $bin ]] || die "Postgres is not installed; run dev/setup"
   data=$(postgres_data)
   if [[ ! -e $data/PG_VERSION ]]; then
     major=$("$bin/postgres" --version | grep -oE '[0-9]+' | head -1)
     postgres_cache "$bin" "$major"
-    # PG_VERSION last: a copy that was interrupted is made again.
+    # Deletes what an interrupted copy left behind.
     find "${data:?}" -mindepth 1 -delete
     cp -r "$CACHE/postgres-$major/data/." "$data/"
     chmod -R go-rwx "$data"
     if ((EUID == 0)); then chown -R "$(postgres_user)" "$data"; fi
   else
-    # Data of an older version goes on with that version.
+    # Data of an older version needs that version.
     major=$(<"$data/PG_VERSION")
     if [[ -x /usr/lib/postgresql/$major/bin/postgres ]]; then bin=/usr/lib/postgresql/$major/bin; fi
   fi
   postgres_forget_dead "$data"
-  # A socket's path has at most 107 bytes.
+  # The path of a socket may have at most 107 bytes.
   local sockets=$data
   ((${#data} < 85)) || sockets=''
   postgres_prefix
@@ -105,13 +107,14 @@ postgres_start() {
     -c max_wal_size=2GB -c log_line_prefix='%m [%p] %d '
 }
 
-# postgres_forget_dead DATA: after kill -9 its lock files may name a zombie that nobody has reaped (in a container without an
-# init), or another process by now; Postgres would then refuse to start. Only a live postmaster of this folder counts.
+# postgres_forget_dead DATA: deletes the lock files of a killed Postgres. After kill -9, they may name a zombie that no
+# process has reaped (in a container without an init), or a new process with the same id. Postgres would then refuse to
+# start. Fails if a live postmaster uses DATA.
 postgres_forget_dead() {
   local pid
   { read -r pid <"$1/postmaster.pid"; } 2>/dev/null || return 0
   if start_time_of "$pid" >/dev/null && tr '\0' ' ' <"/proc/$pid/cmdline" | grep -qF -- "-D $1 "; then
-    die "another Postgres (pid $pid) runs on $1"
+    die "another Postgres (pid $pid) uses $1"
   fi
   rm -f "$1/postmaster.pid" "$1"/.s.PGSQL.*
 }
@@ -123,7 +126,7 @@ postgres_answers() {
 }
 postgres_wait() { await_ready postgres 60 postgres_answers; }
 
-# postgres_stop [immediate]: fast mode by default, which ends sessions; immediate leaves recovery to the next start.
+# postgres_stop [immediate]: stops in fast mode, which ends sessions. In immediate mode, the next start does a recovery.
 postgres_stop() {
   local pid signal=INT
   pid=$(pid_of postgres) || return 0

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Redis: one server, or a cluster of three masters that hold all slots.
-# Nothing is persisted while it runs, so that `kill` loses everything, as a cache may; a graceful stop keeps the data.
+# Redis: one server, or a cluster of three masters that have all slots.
+# Redis persists nothing while it runs, so `kill` loses everything, as a cache may. A graceful stop keeps the data.
 
 redis_services() {
   if [[ $REDIS == cluster ]]; then printf '%s\n' redis-1 redis-2 redis-3; else echo redis; fi
@@ -14,7 +14,7 @@ redis_ports() {
 }
 
 redis_url() { echo "redis://127.0.0.1:$(port "$1")"; }
-# redis_urls: one URL, or the cluster's three separated by commas.
+# redis_urls: prints one URL, or the three URLs of the cluster separated by commas.
 redis_urls() {
   local service list=''
   for service in $(redis_services); do list+=",$(redis_url "$service")"; done
@@ -33,7 +33,7 @@ redis_start() {
   mkdir -p "$STATE/$service"
   args=(--port "$(port "$service")" --bind 127.0.0.1 --protected-mode no --dir "$STATE/$service" --daemonize no
     --save '' --appendonly no --tcp-backlog 4096 --maxclients 10000)
-  # Before 7 DEBUG is allowed anyway, and the bus is at port + 10000.
+  # Before version 7, DEBUG is always allowed, and the port of the cluster bus is the port + 10000.
   if ((major >= 7)); then args+=(--enable-debug-command yes); fi
   if [[ $REDIS == cluster ]]; then
     args+=(--cluster-enabled yes --cluster-node-timeout 3000 --cluster-config-file nodes.conf)
@@ -46,11 +46,12 @@ redis_answers() { listening "$(port "$1")" && [[ $(redis_cli "$1" PING) == PONG 
 
 redis_wait() {
   await_ready "$1" 60 redis_answers "$1"
-  # It is loaded: a later kill must start empty, not with data of long ago.
+  # Redis has loaded the file. It is deleted, so that Redis is empty after a later kill.
   rm -f "$STATE/$1/dump.rdb"
 }
 
-# redis_form_cluster: gives out the slots and introduces the nodes (once), then waits until all agree.
+# redis_form_cluster: assigns the slots and connects the nodes (once), then waits until all nodes report a healthy
+# cluster.
 redis_form_cluster() {
   local i service bus
   [[ $REDIS == cluster ]] || return 0
@@ -59,12 +60,13 @@ redis_form_cluster() {
       redis_cli "redis-$i" CLUSTER SET-CONFIG-EPOCH "$i" >/dev/null || true
       # shellcheck disable=SC2046
       redis_cli "redis-$i" CLUSTER ADDSLOTS $(seq $((16384 * (i - 1) / 3)) $((16384 * i / 3 - 1))) >/dev/null ||
-        die "redis-$i did not take its slots"
+        die "redis-$i did not accept its slots"
     done
     for i in 2 3; do
       bus=()
       if (($(redis_major) >= 7)); then bus=("$(port "redis-$i-bus")"); fi
-      redis_cli redis-1 CLUSTER MEET 127.0.0.1 "$(port "redis-$i")" "${bus[@]}" >/dev/null || die "redis-$i was not met"
+      redis_cli redis-1 CLUSTER MEET 127.0.0.1 "$(port "redis-$i")" "${bus[@]}" >/dev/null ||
+        die "redis-1 could not connect to redis-$i"
     done
     : >"$STATE/redis-cluster-formed"
   fi
@@ -79,7 +81,7 @@ redis_cluster_ok() {
 
 redis_stop() {
   running "$1" || return 0
-  # A paused or hung server does not take the command; the caller's deadline ends it.
+  # A paused or hung server does not accept the command. The caller then kills it after its deadline.
   timeout 5 redis-cli -h 127.0.0.1 -p "$(port "$1")" SHUTDOWN SAVE >/dev/null 2>&1 || true
 }
 # shellcheck disable=SC2034

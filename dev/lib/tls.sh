@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Certificates for --secure: an authority, a server's for 127.0.0.1 and localhost, a client's.
+# Certificates for --secure: of an authority, of a server (127.0.0.1 and localhost) and of a client.
 
 tls_make() {
   local dir=$STATE/tls
@@ -14,9 +14,9 @@ extendedKeyUsage=serverAuth,clientAuth"
     tls_issue "$dir" client '/CN=postrider-client' 'extendedKeyUsage=clientAuth'
   } >"$dir/openssl.log" 2>&1 || {
     cat "$dir/openssl.log" >&2
-    die "openssl could not make the certificates"
+    die "openssl could not create the certificates"
   }
-  # The broker wants key and chain in one file.
+  # The broker needs the key and the chain in one file.
   cat "$dir/server.key" "$dir/server.crt" "$dir/ca.crt" >"$dir/server.pem"
   : >"$dir/complete"
 }

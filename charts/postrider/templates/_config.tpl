@@ -1,4 +1,5 @@
-{{/* Renders the postrider.yaml of a role. Takes (list $ "api"). Later sources override earlier ones: values of the chart, `config`, the role's `config`. */}}
+{{/* Renders the postrider.yaml of a role. Takes (list $ "api"). Later sources override earlier ones:
+  values of the chart, `config`, the role's `config`. */}}
 {{- define "postrider.config" -}}
 {{- $root := index . 0 -}}
 {{- $role := include "postrider.role" . | fromYaml -}}
@@ -22,7 +23,7 @@ drain:
 {{- if $.Values.rotation.enabled }}
 rotation:
   files:
-    {{- /* The relay uses Redis only to order restarts, and reads the mounted secret at that time. */ -}}
+    {{- /* The relay uses Redis only to order restarts, and reads the mounted secret when it does so. */ -}}
     {{- $unwatched := ternary (list "redis") list (eq (index . 1) "relay") }}
     {{- range $name, $_ := include "postrider.mounts" . | fromYaml }}
     {{- if not (has $name $unwatched) }}

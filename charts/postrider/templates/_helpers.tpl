@@ -29,7 +29,8 @@ app.kubernetes.io/part-of: postrider
 {{- end }}
 {{- end }}
 
-{{/* Labels of pods. They depend on the appVersion but not on the chart's version, so that a change of the chart alone does not restart pods. */}}
+{{/* Labels of pods. They depend on the appVersion but not on the chart's version, so that a change of the chart alone
+  does not restart pods. */}}
 {{- define "postrider.podLabels" -}}
 {{ include "postrider.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -89,7 +90,7 @@ kafka.strimzi.io/v1
 {{- define "postrider.strimziNamespace" -}}
 {{- default .Release.Namespace .Values.kafka.strimzi.namespace -}}
 {{- end }}
-{{/* Name of the role's KafkaUser. Like the templates below, takes (list $ "api"), because each role has its own user. */}}
+{{/* Name of the role's KafkaUser. Takes (list $ "api"), like the templates below, because each role has its own user. */}}
 {{- define "postrider.kafkaUser" -}}
 {{- $ := index . 0 -}}
 {{- printf "%s-%s" (default (include "postrider.fullname" $) $.Values.kafka.strimzi.user.name) (index . 1) -}}

@@ -1,4 +1,5 @@
-{{/* Renders the Kafka ACLs of a role; docs/operations.md#rights explains them. Takes root, role, and postrider's topics. */}}
+{{/* Renders the Kafka ACLs of a role; docs/operations.md#rights explains them. Takes root, role and
+  postrider's topics. */}}
 {{- define "postrider.rights" -}}
 {{- $ := index . 0 -}}
 {{- $name := index . 1 -}}

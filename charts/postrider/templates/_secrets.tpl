@@ -1,5 +1,5 @@
-{{/* Credentials in the configuration: a reference `{secretKeyRef: {name: …, key: …}}`, instead of a relay's target_url or a header
-  value, becomes a file that is mounted from the secret. */}}
+{{/* Credentials in the configuration. A reference `{secretKeyRef: {name: …, key: …}}` may replace a relay's target_url
+  or a header value. It becomes a file that is mounted from the secret. */}}
 
 {{/* Lists the references in a role's configuration by name and key. Takes (list $ "relay"). */}}
 {{- define "postrider.references" -}}

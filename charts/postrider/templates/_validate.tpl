@@ -6,7 +6,7 @@
 {{- $problems = append $problems "kafka.brokers is empty: name the bootstrap servers, such as [\"kafka:9092\"], or set kafka.strimzi.cluster" -}}
 {{- end -}}
 {{- if not (or .Values.redis.url .Values.redis.existingSecret) -}}
-{{- $problems = append $problems "redis.url is empty: set it, or redis.existingSecret to a secret that has it" -}}
+{{- $problems = append $problems "redis.url is empty: set it, or set redis.existingSecret to a secret that contains it" -}}
 {{- end -}}
 {{- range $name := list "redis" "postgres" -}}
 {{- $server := index $.Values $name -}}
@@ -15,7 +15,7 @@
 {{- end -}}
 {{- end -}}
 {{- if and .Values.postgres.tls.mode (hasPrefix "verify" .Values.postgres.tls.mode) (not .Values.postgres.tls.caSecret) -}}
-{{- $problems = append $problems "postgres.tls.mode verifies the server: set postgres.tls.caSecret to the secret with its authority" -}}
+{{- $problems = append $problems "postgres.tls.mode verifies the server: set postgres.tls.caSecret to the secret with its certificate authority" -}}
 {{- end -}}
 {{- if include "postrider.usesSasl" . -}}
 {{- if not (include "postrider.saslSecret" (list . "api")) -}}
@@ -34,10 +34,10 @@
 {{- $problems = append $problems "kafka.strimzi.topics and kafka.strimzi.user need kafka.strimzi.cluster, the name of the Kafka resource" -}}
 {{- end -}}
 {{- if gt (int $kafka.strimzi.topics.minInsyncReplicas) (int $kafka.strimzi.topics.replicas) -}}
-{{- $problems = append $problems "kafka.strimzi.topics.minInsyncReplicas is above replicas: nothing could be written" -}}
+{{- $problems = append $problems "kafka.strimzi.topics.minInsyncReplicas is above replicas: no write could succeed" -}}
 {{- end -}}
 {{- if and .Values.rotation.enabled .Values.rotation.leaseSeconds (le (int .Values.rotation.leaseSeconds) (int (include "postrider.gracePeriod" .))) -}}
-{{- $problems = append $problems (printf "rotation.leaseSeconds is %v, and a pod may take %v s to drain: set it higher, by the time that a process needs to become ready" .Values.rotation.leaseSeconds (include "postrider.gracePeriod" .)) -}}
+{{- $problems = append $problems (printf "rotation.leaseSeconds is %v, and a pod may take %v s to drain: set it to that time plus the time that a process needs to become ready" .Values.rotation.leaseSeconds (include "postrider.gracePeriod" .)) -}}
 {{- end -}}
 {{- range $name := include "postrider.roles" . | fromYamlArray -}}
 {{- $role := include "postrider.role" (list $ $name) | fromYaml -}}
@@ -50,17 +50,17 @@
 {{- $problems = append $problems (printf "roles.%s.autoscaling.minReplicas is above maxReplicas" $name) -}}
 {{- end -}}
 {{- if and (eq .type "cpu") (not (dig "requests" "cpu" "" $role.resources)) -}}
-{{- $problems = append $problems (printf "roles.%s.autoscaling.type is cpu: set roles.%s.resources.requests.cpu, of which it is a share" $name $name) -}}
+{{- $problems = append $problems (printf "roles.%s.autoscaling.type is cpu: set roles.%s.resources.requests.cpu, because the target is a percentage of it" $name $name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if eq $name "relay" -}}
 {{- $routes := dig "gateway" "relays" (dig "gateway" "relays" list $.Values.config) $role.config -}}
 {{- if not (or $routes (include "postrider.postgresOn" $)) -}}
-{{- $problems = append $problems "roles.relay has nothing to do without Postgres, and with config.gateway.relays empty: set roles.relay.enabled to false" -}}
+{{- $problems = append $problems "roles.relay has nothing to do without Postgres and without config.gateway.relays: set roles.relay.enabled to false" -}}
 {{- end -}}
 {{- if and $role.autoscaling.enabled (eq $role.autoscaling.type "lag") (not $routes) -}}
-{{- $problems = append $problems "roles.relay.autoscaling.type is lag, and config.gateway.relays is empty: the outbox has no lag in Kafka, use cpu" -}}
+{{- $problems = append $problems "roles.relay.autoscaling.type is lag, but config.gateway.relays is empty, and the outbox has no lag in Kafka: use cpu" -}}
 {{- end -}}
 {{- end -}}
 {{- range include "postrider.plainCredentials" (mergeOverwrite (deepCopy $.Values.config) (deepCopy $role.config)) | fromYamlArray -}}
@@ -73,7 +73,7 @@
 {{- $found = ternary (index (ternary $found dict (kindIs "map" $found)) .) "" (kindIs "map" $found) -}}
 {{- end -}}
 {{- if $found -}}
-{{- $problems = append $problems (printf "config.%s is a secret and would be in a config map: use redis, postgres and kafka of the chart" $path) -}}
+{{- $problems = append $problems (printf "config.%s is a secret and would be in a config map: use the chart's values redis, postgres and kafka" $path) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -84,17 +84,17 @@
 {{- if .Values.roles.api.enabled -}}
 {{- $role := include "postrider.role" (list $ "api") | fromYaml -}}
 {{- if not (dig "gateway" "topics" "allow" list (mergeOverwrite (deepCopy .Values.config) (deepCopy $role.config))) -}}
-{{- $problems = append $problems "config.gateway.topics.allow is not set: list the topics that /produce may write to, such as [\"orders\", \"app.*\"], or [\"*\"] for all but our own" -}}
+{{- $problems = append $problems "config.gateway.topics.allow is not set: list the topics that /produce may write to, such as [\"orders\", \"app.*\"], or [\"*\"] for all except postrider's own" -}}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.roles.api.enabled (include "postrider.postgresOn" .) (not .Values.roles.relay.enabled) -}}
-{{- $problems = append $problems "roles.relay is off: with Postgres, posts would be taken and never reach a feed" -}}
+{{- $problems = append $problems "roles.relay is off: with Postgres, posts would be accepted and never reach a feed" -}}
 {{- end -}}
 {{- if not (include "postrider.roles" . | fromYamlArray) -}}
 {{- $problems = append $problems "no role is enabled" -}}
 {{- end -}}
 {{- if and (or .Values.ingress.enabled .Values.httpRoute.enabled) (not .Values.roles.api.enabled) -}}
-{{- $problems = append $problems "ingress and httpRoute lead to the api: enable roles.api" -}}
+{{- $problems = append $problems "ingress and httpRoute need the api: enable roles.api" -}}
 {{- end -}}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
 {{- $problems = append $problems "ingress.hosts is empty" -}}
