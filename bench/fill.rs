@@ -4,12 +4,12 @@
 //!
 //! - Record `i` has the key `key-K` with K = i · 7919 mod KEYS. So each run of KEYS records has every key once, in a
 //!   scattered order, and the newest record of each key can be computed.
-//! - The value is a JSON string of BYTES bytes (default 100), including the quotes. It begins with `i` in ten digits; the
-//!   rest hardly compresses.
+//! - The value is a JSON string of BYTES bytes (default 100), including the quotes. It begins with `i` in ten digits;
+//!   the rest hardly compresses.
 //! - The headers are those of a real push; with `plain` there are none.
 //! - With `partitions`, the topic is created first.
-//! - With `rate`, that many records are written per second, evenly spaced. A value is then a JSON object that begins with
-//!   `at`: the time at which the record was due, in microseconds since the epoch.
+//! - With `rate`, that many records are written per second, evenly spaced. A value is then a JSON object that begins
+//!   with `at`: the time at which the record was due, in microseconds since the epoch.
 
 use std::{
     env,

@@ -2,9 +2,9 @@
 //!
 //! Usage: `sockets CONTROL SERVER COUNT [first=N] [peer=TOPIC]`
 //!
-//! Connection `i` of COUNT is receiver `r-F` with F = first + i. Its loopback address depends on F, so that ports do not
-//! run out. SERVER is the product, or, with `peer`, a Centrifugo that consumes TOPIC. The HTTP server at the address
-//! CONTROL responds with JSON:
+//! Connection `i` of COUNT is receiver `r-F` with F = first + i. Its loopback address depends on F, so that ports do
+//! not run out. SERVER is the product, or, with `peer`, a Centrifugo that consumes TOPIC. The HTTP server at the
+//! address CONTROL responds with JSON:
 //!
 //! - `GET /connect?rate=N` opens all connections at that rate.
 //! - `GET /send?to=HOST:PORT&seconds=S&rate=N` posts messages, evenly spaced, to one receiver after the other in a

@@ -4,8 +4,8 @@
 //!
 //! - Every POST gets 200, at once or after the delay. Requests for the key of `hang` are never answered.
 //! - The first letter of the path names the member that delivers.
-//! - The target parses every envelope. It checks that the offsets of a key rise, and measures the time since `at` in the
-//!   value (microseconds since the epoch).
+//! - The target parses every envelope. It checks that the offsets of a key rise, and measures the time since `at` in
+//!   the value (microseconds since the epoch).
 //! - `GET /stats` returns the figures as JSON. `POST /!reset` clears them, except for the offsets of keys.
 
 mod histogram;
