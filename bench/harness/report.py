@@ -70,9 +70,9 @@ def produce(found):
                    one["p99.9_ms"], one["errors"], spent(one["cpu_us_per_request"])) for one in found["constant_rate"]])
     verdict = "passed" if check["passed"] else "FAILED"
     checked = (f"Check {verdict}: {number(check['answered_2xx'])} successful responses, "
-               f"{number(check['records'])} records in the topic ({check['partitions']} partitions), {check['errors']} errors, at most "
-               f"{check['unanswered_at_most']} requests left unanswered by wrk. Traces on: the collector received {found['traces']['exports']} "
-               f"exports. RSS in MiB: {spent(found['rss_mib'])}.")
+               f"{number(check['records'])} records in the topic ({check['partitions']} partitions), {check['errors']} errors, "
+               f"at most {check['unanswered_at_most']} requests left unanswered by wrk. Traces on: the collector received "
+               f"{found['traces']['exports']} exports. RSS in MiB: {spent(found['rss_mib'])}.")
     body = "The body of keyed requests, where `@KEY@` is one of 4,096 keys; the others have the same without the key:"
     commands = code(*(case[name]["command"] for case in cases for name in names),
                     *(one["command"] for one in found["constant_rate"]))

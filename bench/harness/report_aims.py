@@ -37,8 +37,8 @@ def consumer(found):
     sleep = shapes["sleep"]["rounds"][0]
     said = (f"{number(found['records'])} records of 100 bytes with {number(found['keys'])} keys and no headers, in "
             f"{found['partitions']} partitions. In the last row, handlers took {sleep['handler_ms']:.2f} ms as "
-            f"measured, which allows {number(round(sleep['allowed_rps']))}/s. The consumers commit once a second, so the "
-            "lag of the commits includes that second.")
+            f"measured, which allows {number(round(sleep['allowed_rps']))}/s. The consumers commit once a second, so "
+            "the lag of the commits includes that second.")
     return "\n\n".join(["## The consumer runtime", aims(found), speeds, said,
                         code(found["fill"]["command"], *(one["command"] for one in shapes.values()))])
 

@@ -47,6 +47,7 @@ def growth(found):
             "a page from Postgres, ms", "tables, GiB", "seeded in, s", "1,000 feeds verified in, s")
     check, largest = found["check"], max(found["sizes"], key=lambda one: one["counts"]["feed_rows"])
     said = (f"Check: {check['errors']} errors, {check['drift']} wrong rows or timelines. No hot statement scans a "
-            f"whole large table at any size. With {number(largest['counts']['feed_rows'])} rows of feeds the plans are:")
+            f"whole large table at any size. With {number(largest['counts']['feed_rows'])} rows of feeds "
+            "the plans are:")
     plans = [line for one in largest["plans"] for line in (f"-- {one['statement']}", *one["plan"].split("\n"))]
     return "\n\n".join(["## Growing feeds", table(head, rows), said, "\n".join(["```", *plans, "```"])])
