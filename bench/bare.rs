@@ -1,7 +1,7 @@
-//! The ceiling: axum as its manual shows it, with routes that return a constant.
+//! The ceiling: a minimal axum server whose routes return a constant.
 //!
-//! `bare ADDRESS`. The routes have the paths of the product's, so that the same load scripts serve
-//! both; a POST reads its body as the product does, and looks at nothing in it.
+//! Usage: `bare ADDRESS`. The routes have the product's paths, so the same load scripts work for both. A POST reads its
+//! body, as the product does, and ignores it.
 
 use std::{env, error::Error};
 

@@ -1,8 +1,8 @@
-//! The consumer runtime alone, on a topic that is full, against a bare loop of the client library.
+//! Measures the consumer runtime alone, on a topic with a backlog, or a bare loop of the client library.
 //!
-//! `consumer BROKERS TOPIC RECORDS bare|batch|keyed` with a handler that does nothing, and
-//! `consumer BROKERS TOPIC RECORDS sleep MILLISECONDS CONCURRENCY` with one that takes its time. Prints one
-//! line of JSON. Every run is a new consumer group, so all read the same records.
+//! `consumer BROKERS TOPIC RECORDS bare|batch|keyed` runs a handler that does nothing, and
+//! `consumer BROKERS TOPIC RECORDS sleep MILLISECONDS CONCURRENCY` one that sleeps. Prints one line of JSON. Each run
+//! has a new consumer group, so all runs read the same records.
 
 use std::{
     env,
@@ -30,18 +30,18 @@ use rdkafka::{
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-// The product's, for both sides of the comparison.
+// The product's allocator, for both sides of the comparison.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 type Answer<T> = Result<T, Box<dyn Error>>;
 
-/// What handlers have finished.
+/// Totals of the records that handlers have finished.
 #[derive(Default)]
 struct Tally {
     records: AtomicU64,
     bytes: AtomicU64,
-    /// Time inside handlers that wait, in microseconds.
+    /// Total time in handlers that sleep, in microseconds.
     busy_us: AtomicU64,
     slowest_us: AtomicU64,
 }
@@ -115,7 +115,7 @@ fn plan() -> Result<Plan, Box<dyn Error>> {
     Ok(Plan { brokers, topic, records: records.parse()?, what, pause, concurrency, group })
 }
 
-/// The client's own loop, with the properties that the runtime sets.
+/// Runs a loop of the client library alone, with the properties that the runtime sets.
 fn bare(plan: &Plan, tally: &Tally) -> Result<f64, Box<dyn Error>> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &plan.brokers)
@@ -168,7 +168,7 @@ async fn consumer(plan: &Plan, tally: &Arc<Tally>) -> Result<Value, Box<dyn Erro
     Ok(result)
 }
 
-/// Seconds from the first record to the last, and by how much the group's commits trailed what was finished.
+/// Measures the seconds from the first record to the last, and the longest lag of the group's commits.
 async fn watch(plan: &Plan, tally: &Tally) -> Result<Value, Box<dyn Error>> {
     let committed = committed(plan)?;
     let mut begun = None;
@@ -186,7 +186,7 @@ async fn watch(plan: &Plan, tally: &Tally) -> Result<Value, Box<dyn Error>> {
         if done > 0 && asked.elapsed() > Duration::from_millis(250) {
             asked = now;
             let point = committed()?;
-            // Since when more is finished than is committed.
+            // The earliest time at which more was finished than is committed now.
             let behind = history.iter().find(|(_, count)| *count > point);
             worst = worst.max(behind.map_or(Duration::ZERO, |(since, _)| now - *since));
             if ended.is_some() && point >= plan.records {
@@ -200,7 +200,7 @@ async fn watch(plan: &Plan, tally: &Tally) -> Result<Value, Box<dyn Error>> {
     Ok(json!({ "seconds": seconds, "records": records, "commit_lag_ms": worst.as_millis() as u64 }))
 }
 
-/// Asks for the sum of the group's commits.
+/// Returns a function that reads the sum of the group's commits.
 fn committed(plan: &Plan) -> Result<impl Fn() -> Answer<u64> + use<>, Box<dyn Error>> {
     let reader: BaseConsumer =
         ClientConfig::new().set("bootstrap.servers", &plan.brokers).set("group.id", &plan.group).create()?;
@@ -224,7 +224,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut result = if plan.what == "bare" {
         json!({ "seconds": bare(&plan, &tally)?, "records": plan.records })
     } else {
-        // As in the processor role, so that the consumers' memory is that of the bare loop.
+        // As in the processor role, so that the consumers may use as much memory as the bare loop.
         postrider_limits::memory::divide(&postrider_limits::memory::Config::default(), false);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(consumer(&plan, &tally))?

@@ -1,12 +1,15 @@
-//! Writes a backlog of pushes to a topic, as fast as one producer can.
+//! Writes a backlog of pushes to a topic, as fast as one producer can, or at a constant rate.
 //!
-//! `fill BROKERS TOPIC RECORDS KEYS [BYTES] [plain] [partitions=N] [rate=N]`. Record `i` has the key `key-K` with
-//! K = i · 7919 mod KEYS, so that every run of KEYS records has every key once, in a scattered
-//! order, and anyone can tell the newest record of a key. Its value is a JSON string of BYTES
-//! (100) bytes, quotes included, that begins with `i` in ten digits; the rest hardly compresses.
-//! Headers are those of a real push, unless `plain`. With `partitions` the topic is made first. With
-//! `rate` records come at even distances, so many per second, and a value is a JSON object that begins
-//! with `at`: the microseconds since the epoch when the record was due.
+//! Usage: `fill BROKERS TOPIC RECORDS KEYS [BYTES] [plain] [partitions=N] [rate=N]`
+//!
+//! - Record `i` has the key `key-K` with K = i · 7919 mod KEYS. So each run of KEYS records has every key once, in a
+//!   scattered order, and the newest record of each key can be computed.
+//! - The value is a JSON string of BYTES bytes (default 100), including the quotes. It begins with `i` in ten digits;
+//!   the rest hardly compresses.
+//! - The headers are those of a real push; with `plain` there are none.
+//! - With `partitions`, the topic is created first.
+//! - With `rate`, that many records are written per second, evenly spaced. A value is then a JSON object that begins
+//!   with `at`: the time at which the record was due, in microseconds since the epoch.
 
 use std::{
     env,
@@ -54,7 +57,7 @@ struct Plan {
     bytes: usize,
     plain: bool,
     partitions: Option<i32>,
-    /// Records per second; without it as fast as can be.
+    /// Records per second; `None` is as fast as possible.
     rate: Option<f64>,
 }
 
@@ -111,7 +114,7 @@ fn producer(plan: &Plan) -> Result<BaseProducer<Deliveries>, KafkaError> {
         .create_with_context(Deliveries::default())
 }
 
-/// The value of record `number`, into `value`, whose length is its size.
+/// Fills `value` with the value of record `number`.
 fn write_value(value: &mut [u8], number: u64) {
     let last = value.len() - 1;
     (value[0], value[last]) = (b'"', b'"');
@@ -125,10 +128,10 @@ fn write_value(value: &mut [u8], number: u64) {
     }
 }
 
-/// Waits until a record is due, and puts that time into its value.
+/// Waits until a record is due, and writes that time into its value.
 fn await_due(producer: &BaseProducer<Deliveries>, value: &mut [u8], begun: (Instant, SystemTime), after: Duration) {
     while let Some(left) = after.checked_sub(begun.0.elapsed()).filter(|left| !left.is_zero()) {
-        // The client's own wait knows whole milliseconds only, and would spin for less.
+        // The client's own wait has a resolution of 1 ms, and would spin for less.
         std::thread::sleep(left.min(Duration::from_millis(1)));
         producer.poll(Duration::ZERO);
     }

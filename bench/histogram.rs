@@ -1,9 +1,9 @@
-//! Counts of durations, for percentiles.
+//! A histogram of durations, for percentiles.
 
-/// Buckets per doubling: a percentile is off by 3 % at most.
+/// Buckets per doubling. A percentile is at most 3 % too high.
 const FINE: u64 = 32;
 
-/// Counts of durations in microseconds.
+/// Counts of durations in microseconds, by bucket.
 pub struct Histogram(Vec<u64>);
 
 impl Default for Histogram {
@@ -20,7 +20,7 @@ impl Histogram {
         self.0[(bucket as usize).min(last)] += 1;
     }
 
-    /// The upper end of the bucket that has the quantile.
+    /// Returns the upper end of the bucket that contains the quantile.
     pub fn quantile(&self, quantile: f64) -> u64 {
         let wanted = (self.0.iter().sum::<u64>() as f64 * quantile).ceil().max(1.0) as u64;
         let mut seen = 0;

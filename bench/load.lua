@@ -1,10 +1,10 @@
--- The requests that wrk sends, the same for the product and for the bare route. After `--` on wrk's command line:
---   post BODYFILE        the same body each time; wrk then runs no Lua while it sends
---   keyed BODYFILE KEYS  each body once with every key in place of @KEY@
---   pull KEYS            GET of a random one of /pull/key-0 and so on
---   feed USERS           GET of a random one of /feeds/u1 and so on
---   posts USERS          posts by u1 and so on, in turn
--- Requests are made before the start, so that while it runs Lua only picks one. The result goes out as one line of JSON.
+-- The requests that wrk sends to the product and to the bare route. Arguments after `--` on wrk's command line:
+--   post BODYFILE        POST the same body each time; wrk then runs no Lua while it sends
+--   keyed BODYFILE KEYS  POST the body with each of KEYS keys in place of @KEY@, in turn
+--   pull KEYS            GET /pull/key-N, with N random from 0 to KEYS - 1
+--   feed USERS           GET /feeds/uN, with N random from 1 to USERS
+--   posts USERS          POST a post by each of u1 to uUSERS, in turn
+-- The requests are built before the start, so Lua only picks one during the run. The result is one line of JSON.
 
 local requests, count, next_one = {}, 0, 0
 
@@ -52,7 +52,7 @@ function init(args)
       local path = mode == "pull" and "/pull/key-" .. (number - 1) or "/feeds/u" .. number
       requests[number] = wrk.format(nil, path)
     end
-    -- Threads are told apart by the address of a table of theirs.
+    -- The address of a table differs between threads, so each thread has its own seed.
     math.randomseed(tonumber(tostring(requests):match("0x(%x+)"), 16) % 2147483647)
     request = at_random
   end

@@ -1,6 +1,6 @@
-"""A collector that accepts OTLP over HTTP and throws it away, so that measurements are made with traces on.
+"""A collector that accepts OTLP over HTTP and discards it, so that benchmarks can run with traces enabled.
 
-`otlp_sink.py PORT`; GET / answers how many exports and bytes came in.
+usage: otlp_sink.py PORT. GET / returns the number of exports and of bytes received.
 """
 
 import sys
@@ -21,7 +21,7 @@ class Sink(BaseHTTPRequestHandler):
             length -= len(piece)
             Sink.size += len(piece)
         Sink.exports += 1
-        # An empty ExportTraceServiceResponse: all was accepted.
+        # An empty ExportTraceServiceResponse means that everything was accepted.
         self.answer(b"", "application/x-protobuf")
 
     def do_GET(self):

@@ -1,16 +1,18 @@
-//! Receivers with WebSockets, and writers beside them, on one thread: what `bench/run messages` loads servers with.
+//! The load generator of `bench/run messages`: receivers with WebSockets, and writers, on one thread.
 //!
-//! `sockets CONTROL SERVER COUNT [first=N] [peer=TOPIC]`. Connection `i` of COUNT is receiver `r-F`, F = first + i, and
-//! comes from one of four loopback addresses that belong to that number, so that ports don't run out. SERVER is the
-//! product, or, with `peer`, a Centrifugo that consumes TOPIC. CONTROL answers, with JSON:
+//! Usage: `sockets CONTROL SERVER COUNT [first=N] [peer=TOPIC]`
 //!
-//! - `GET /connect?rate=N`: opens all connections at that rate;
-//! - `GET /send?to=HOST:PORT&seconds=S&rate=N`: posts messages at even distances, to one receiver after the other in a
-//!   scattered order, and tells how long it took from when each was due to its frame;
-//! - `GET /send?to=HOST:PORT&seconds=S&window=N`: as many as can be, so many of them on their way at a time;
-//! - `GET /stats`: what is connected.
+//! Connection `i` of COUNT is receiver `r-F` with F = first + i. Its loopback address depends on F, so that ports do
+//! not run out. SERVER is the product, or, with `peer`, a Centrifugo that consumes TOPIC. The HTTP server at the
+//! address CONTROL responds with JSON:
 //!
-//! Every message must come once, to its receiver and to nobody else: what does not is counted.
+//! - `GET /connect?rate=N` opens all connections at that rate.
+//! - `GET /send?to=HOST:PORT&seconds=S&rate=N` posts messages, evenly spaced, to one receiver after the other in a
+//!   scattered order. It returns the latencies from the time at which each message was due to its frame.
+//! - `GET /send?to=HOST:PORT&seconds=S&window=N` posts as many messages as possible, with N in flight.
+//! - `GET /stats` returns the number of connections.
+//!
+//! Every message must arrive once, at its receiver and at no other. The generator counts violations.
 
 #[path = "sockets/frames.rs"]
 mod frames;
@@ -39,7 +41,7 @@ use tokio::{
     task::LocalSet,
 };
 
-/// Read at a time, into one buffer that all connections share.
+/// The size of the read buffer, which all connections share.
 const READ_BYTES: usize = 64 << 10;
 
 struct Plan {
@@ -68,7 +70,7 @@ fn plan() -> Result<Plan, Box<dyn Error>> {
     Ok(plan)
 }
 
-/// What happened so far.
+/// Counts since the start.
 #[derive(Default)]
 struct Stats {
     connected: u64,
@@ -96,7 +98,7 @@ impl Shared {
     /// Opens one connection.
     async fn open(&self, receiver: u64) -> io::Result<(TcpStream, Vec<u8>)> {
         let socket = TcpSocket::new_v4()?;
-        // Two ports of one address are enough for nobody: several generators, each with addresses of its own.
+        // One address has too few ports, so receivers are spread over several addresses.
         let from = Ipv4Addr::new(127, 1, (receiver / 1_000 % 250) as u8, 1 + (receiver % 4) as u8);
         socket.bind(SocketAddr::from((from, 0)))?;
         let mut stream = socket.connect(self.plan.server).await?;
@@ -121,7 +123,7 @@ impl Shared {
         Ok((stream, rest))
     }
 
-    /// One receiver, from its handshake to its end.
+    /// Runs one receiver, from its handshake to the end of its connection.
     async fn follow(self: Rc<Self>, receiver: u64) {
         let begun = Instant::now();
         let opened = tokio::time::timeout(Duration::from_secs(30), self.open(receiver)).await;
@@ -155,7 +157,7 @@ impl Shared {
         let name = format!("r-{receiver}");
         loop {
             if kept.is_empty() {
-                // An idle connection keeps no room.
+                // An idle connection keeps no buffer.
                 kept = Vec::new();
             }
             stream.readable().await?;
@@ -190,7 +192,7 @@ impl Shared {
         }
     }
 
-    /// A text frame: messages, or for the peer answers and pushes, each on a line of its own.
+    /// Handles a text frame: one message, or, from the peer, replies and pushes, one per line.
     fn hear(&self, payload: &[u8], name: &str, begun: Instant) -> io::Result<()> {
         for line in payload.split(|&byte| byte == b'\n') {
             if line.starts_with(b"{\"id\":2,\"subscribe\"") {
@@ -207,7 +209,7 @@ impl Shared {
 
     fn answer(&self, stream: &TcpStream, opcode: u8, payload: &[u8]) -> io::Result<()> {
         self.stats.borrow_mut().pings += 1;
-        // Small enough to fit into an empty send buffer.
+        // The frame fits into an empty send buffer.
         stream.try_write(&frames::masked(opcode, payload)).map(|_| ())
     }
 
@@ -215,7 +217,7 @@ impl Shared {
         let begun = tokio::time::Instant::now();
         for number in 0..self.plan.count {
             let due = begun + Duration::from_secs_f64(number as f64 / rate);
-            // Timers know whole milliseconds: what is due by now goes together.
+            // Timers have a resolution of 1 ms, so connections that are due in the same one open together.
             if due > tokio::time::Instant::now() {
                 tokio::time::sleep_until(due).await;
             }
@@ -252,7 +254,7 @@ impl Shared {
                 let load = match (number("rate")?, number("window")?) {
                     (Some(rate), None) => send::Load::Rate(rate),
                     (None, Some(window)) => send::Load::Window(window as usize),
-                    _ => return Err("rate=N or window=N".into()),
+                    _ => return Err("either rate=N or window=N is required".into()),
                 };
                 self.runs.set(self.runs.get() + 1);
                 let Plan { count, first, peer, .. } = &self.plan;
@@ -266,7 +268,7 @@ impl Shared {
     }
 }
 
-/// Reads an answer's head, and returns what came after it.
+/// Reads a response's head, and returns the bytes after it.
 async fn after_head(stream: &mut TcpStream, wanted: &[u8]) -> io::Result<Vec<u8>> {
     let mut head = Vec::new();
     loop {

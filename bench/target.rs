@@ -1,9 +1,12 @@
-//! What the relay delivers to: the least of an HTTP server, on one thread, so that the relay is what is measured.
+//! The target of the relay: a minimal HTTP server on one thread, so that the relay is the limit.
 //!
-//! `target ADDRESS [delay_us=N] [hang=KEY]`. Answers every POST with 200, at once or after a delay; requests for
-//! the key that hangs are never answered. The first letter of the path says who delivers. Looks into every
-//! envelope: offsets of a key must rise, and `at` in the value (microseconds since the epoch) gives the time from
-//! there to here. `GET /stats` tells as JSON, and `POST /!reset` forgets all but the order of keys.
+//! Usage: `target ADDRESS [delay_us=N] [hang=KEY]`
+//!
+//! - Every POST gets 200, at once or after the delay. Requests for the key of `hang` are never answered.
+//! - The first letter of the path names the member that delivers.
+//! - The target parses every envelope. It checks that the offsets of a key rise, and measures the time since `at` in
+//!   the value (microseconds since the epoch).
+//! - `GET /stats` returns the figures as JSON. `POST /!reset` clears them, except for the offsets of keys.
 
 mod histogram;
 
@@ -33,7 +36,7 @@ struct Plan {
     hang: Option<Vec<u8>>,
 }
 
-/// What came of one partition.
+/// Deliveries of one partition.
 #[derive(Default)]
 struct Arrivals {
     last_us: u64,
@@ -43,18 +46,18 @@ struct Arrivals {
 
 #[derive(Default)]
 struct Seen {
-    /// By key: the highest offset, and whether its request is still unanswered.
+    /// For each key, the highest offset, and whether its request is still unanswered.
     keys: HashMap<Box<[u8]>, (i64, bool)>,
-    /// Records that came for the first time, in the order of their key.
+    /// Records that arrived for the first time and in the order of their key.
     fresh: u64,
     window: Window,
 }
 
-/// What is forgotten at a reset.
+/// The figures that a reset clears.
 #[derive(Default)]
 struct Window {
     count: u64,
-    /// Offsets that do not rise: redeliveries, or broken order.
+    /// Records whose offset does not rise: redeliveries, or records out of order.
     again: u64,
     overlapping: u64,
     hung: u64,
@@ -131,7 +134,7 @@ fn now_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }
 
-/// The number after a field's name, where there is one.
+/// Parses the number after a field's name, if there is one.
 fn number(text: &[u8], name: &[u8]) -> Option<i64> {
     let digits = after(text, name)?;
     let length = digits.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(digits.len());
@@ -143,7 +146,7 @@ fn after<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     Some(&text[start + name.len()..])
 }
 
-/// Reads until one request is complete; its head's length and its whole length, `None` at the end.
+/// Reads until one request is complete; returns the length of its head and of the whole request, `None` at the end.
 async fn request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<(usize, usize)>> {
     loop {
         if let Some(end) = buffer.windows(4).position(|part| part == b"\r\n\r\n") {

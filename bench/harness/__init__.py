@@ -1,1 +1,1 @@
-"""What bench/run is made of: processes, load, scenarios, report. Python's standard library only."""
+"""The parts of bench/run: processes, load, scenarios, report. They need only Python's standard library."""

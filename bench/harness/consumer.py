@@ -1,4 +1,4 @@
-"""The consumer runtime alone, by bench/consumer.rs, in turns with the bare loop of the client library."""
+"""Scenario `consumer`: the consumer runtime (bench/consumer.rs), in turns with a bare loop of the client library."""
 
 import json
 import shlex
@@ -9,9 +9,9 @@ from .stack import short
 
 TOPIC, KEYS = "bench-consumer", 10_000
 HANDLER_MS, CONCURRENCY = 10, 256
-# What each shape is to reach: its share of the bare loop, and for `sleep` of what its handlers allow.
+# Targets of the shapes: their share of the bare loop, and for `sleep` the share of what its handlers allow.
 AIMS = {"batch": 0.8, "keyed": 0.4, "sleep": 0.9}
-# The group's commits are looked at so often, by bench/consumer.rs.
+# bench/consumer.rs samples the group's commits every LOOK_MS.
 LOOK_MS, COMMIT_INTERVAL_MS = 250, 1_000
 
 
@@ -23,7 +23,7 @@ def run(stack, settings):
     result = {"records": records, "keys": KEYS, "partitions": stack.partitions(TOPIC), "fill": {"command": command, "said": said}}
     targets = {what: (lambda what=what: once(stack, what, records)) for what in ("bare", "batch", "keyed")}
     found = in_turn(targets, settings.rounds)
-    # So many as take about eight seconds.
+    # Enough records for about eight seconds.
     wanted = min(records, 8 * CONCURRENCY * 1000 // (HANDLER_MS + 1))
     found["sleep"] = summarize([once(stack, "sleep", wanted, HANDLER_MS, CONCURRENCY)])
     result["shapes"] = found
@@ -36,7 +36,7 @@ def run(stack, settings):
 
 
 def in_turn(targets, rounds):
-    """Each shape once a round; the bare loop first and once more at the end, against drift."""
+    """Runs each shape once per round. The bare loop runs first, and once more at the end, to show drift."""
     names = list(targets)
     order, results = names * rounds + names[:1], {name: [] for name in names}
     for number, name in enumerate(order, 1):
@@ -53,13 +53,13 @@ def once(stack, what, records, *more):
     try:
         raw = json.loads(text.strip().splitlines()[-1])
     except (ValueError, IndexError) as error:
-        raise Failed(f"{shlex.join(argv)} gave no result:\n{text[-2000:]}") from error
+        raise Failed(f"{shlex.join(argv)} printed no result:\n{text[-2000:]}") from error
     latency = {"p50_ms": 0, "p99_ms": 0, "errors": 0, "requests": raw["records"], "ok": raw["records"]}
     return {"command": shlex.join(argv), **latency, **raw, "rps": round(raw["rps"]), "cpu": used}
 
 
 def summarize(rounds):
-    """As for requests, without the latencies that nobody measured; and the worst lag of the commits."""
+    """Summarizes rounds as for requests, without latencies, and with the longest lag of the commits."""
     found = summary(rounds)
     for name in ("p50_ms", "p99_ms", "errors", "ok"):
         del found[name]
@@ -74,7 +74,7 @@ def aims(result):
     rows = [{"what": f"{what} : bare loop", "measured": f"{ratio[what]:.1%}", "aim": f"at least {AIMS[what]:.0%}",
              "reached": ratio[what] >= AIMS[what]} for what in ("batch", "keyed")]
     rows.append({"what": f"keyed, handlers of {HANDLER_MS} ms, {CONCURRENCY} at a time, {KEYS:,} keys: "
-                         "of what concurrency and handlers allow",
+                         "share of what concurrency and handlers allow",
                  "measured": f"{ratio['sleep']:.1%}", "aim": f"at least {AIMS['sleep']:.0%}",
                  "reached": ratio["sleep"] >= AIMS["sleep"]})
     for what in ("batch", "keyed", "sleep"):
@@ -82,13 +82,13 @@ def aims(result):
         allowed = COMMIT_INTERVAL_MS + LOOK_MS + slowest
         rows.append({"what": f"lag of the commits, {what}", "measured": f"{found[what]['commit_lag_ms']} ms",
                      "aim": f"at most {allowed:.0f} ms: the commit interval of {COMMIT_INTERVAL_MS} ms, {LOOK_MS} ms between "
-                            f"two looks, and the slowest record ({slowest:.0f} ms)",
+                            f"two samples, and the slowest record ({slowest:.0f} ms)",
                      "reached": found[what]["commit_lag_ms"] <= allowed})
     return rows
 
 
 def check(found, records):
-    """Every run has seen all its records."""
+    """Fails if a run ended before it had all records."""
     short_of = [name for name in ("bare", "batch", "keyed") for one in found[name]["rounds"] if one["records"] < records]
     if short_of:
         raise Failed(f"consumer: {short_of[0]} ended before it had {records} records")

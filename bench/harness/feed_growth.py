@@ -1,4 +1,4 @@
-"""How feeds' speeds change with the number of users; and for each size plans and verification."""
+"""Scenario `feed-growth`: the figures of feeds by number of users, with the plans of statements and a verification."""
 
 import json
 import time
@@ -7,10 +7,10 @@ from .feed import accepted, cached_reads, to_feeds
 from .feed_tools import Client, Fleet, command, drop_timelines, seed, sql, verify
 from .procs import say
 
-# Users, whom each follows, posts of the seed: so that each is made in two minutes. The second has a million posts and ten
-# million rows of feeds.
+# Users: (follows of each, posts), such that each size is created within two minutes. The second size has a million
+# posts and ten million feed rows.
 SIZES = {10_000: (20, 20_000), 100_000: (10, 1_000_000), 1_000_000: (5, 100_000)}
-# Those who post while it is measured, at most.
+# The maximum number of users who post during the measurement.
 AUTHORS = 100_000
 TABLES = "posts, follows, feed_rows, feed_authors, feed_requests, feed_jobs, feed_floors, processed_events, outbox"
 
@@ -24,7 +24,7 @@ def run(stack, settings):
 
 
 def one_size(stack, settings, users, follows, posts):
-    """All tables are emptied first; everything of the size before was carried."""
+    """Measures one size. Empties all tables first; the backlog of the previous size is already processed."""
     sql(stack, f"TRUNCATE {TABLES}", 60)
     began = time.monotonic()
     seed(stack, users, follows, posts)
@@ -36,7 +36,7 @@ def one_size(stack, settings, users, follows, posts):
     found |= {"reads": reads["api"], "reads_ratio": reads["ratio"], "steady": to_feeds(stack, settings, min(users, AUTHORS), 200 if settings.quick else 1_000)}
     found["cold_ms"] = cold(stack, users)
     found["counts"] = {table: int(sql(stack, f"SELECT count(*) FROM {table}", 300)) for table in ("posts", "follows", "feed_rows")}
-    # Fails where one reads a large table from end to end.
+    # `plans` fails if a statement scans a whole large table.
     found["plans"] = json.loads(command(stack, "plans", "--output", "json"))
     began = time.monotonic()
     found["drift"], found["verify_s"] = verify(stack, 1_000), round(time.monotonic() - began, 1)
@@ -46,7 +46,7 @@ def one_size(stack, settings, users, follows, posts):
 
 
 def cold(stack, users):
-    """First pages that Redis does not have, of users that nobody asked for before; the middle of 200."""
+    """Returns the median of 200 reads of first pages that Redis does not have."""
     fleet, took = Fleet(stack, "processor", "api"), []
     client = Client(fleet["api"].url)
     drop_timelines(stack)

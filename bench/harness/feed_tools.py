@@ -1,4 +1,4 @@
-"""What the feed scenarios do with the stack beside loading it: seed, ask, look at the tables, and watch."""
+"""Tools of the feed scenarios: seeding, requests, SQL, probes and the backlog."""
 
 import http.client
 import json
@@ -23,7 +23,7 @@ def seed(stack, users, follows, posts, shape="even", prefix="u"):
 
 
 def verify(stack, sample=500):
-    """Rows and timelines that are wrong, of so many users."""
+    """Returns the number of wrong rows and timelines in the feeds of `sample` users."""
     report = json.loads(command(stack, "verify", "--sample", str(sample), "--output", "json"))
     return report["missing_rows"] + report["surplus_rows"] + report["wrong_timelines"]
 
@@ -34,13 +34,13 @@ def sql(stack, statement, seconds=120):
 
 
 def drop_timelines(stack):
-    """Empties all timelines in Redis, and nothing else."""
+    """Deletes all timelines from Redis, and nothing else."""
     script = ("for _, key in ipairs(redis.call('KEYS', 'postrider:feed:e[0-9]*')) do redis.call('UNLINK', key) end return 1")
     shell(["redis-cli", "-u", stack.env["REDIS_URL"], "EVAL", script, "0"], 30)
 
 
 class Client:
-    """One connection to an api."""
+    """One connection to an api process."""
 
     def __init__(self, url):
         address = urllib.parse.urlsplit(url)
@@ -64,7 +64,7 @@ class Client:
 
 
 class Probe(threading.Thread):
-    """Posts now and then, and looks when its follower sees it."""
+    """Posts every 50 ms after the last post was seen, and measures the time until its follower sees the post."""
 
     def __init__(self, url):
         super().__init__(daemon=True)
@@ -87,13 +87,13 @@ class Probe(threading.Thread):
         self.join(40)
         took = sorted(self.took)
         if len(took) < 5:
-            raise Failed(f"only {len(took)} probes were seen")
+            raise Failed(f"only {len(took)} probes finished")
         return {"probes": len(took), "p50_ms": round(statistics.median(took), 1),
                 "p99_ms": round(took[len(took) * 99 // 100], 1), "max_ms": round(took[-1], 1)}
 
 
 class Backlog(threading.Thread):
-    """How many posts that are stored have not been carried into feeds, once a second."""
+    """Samples, once a second, the number of posts that are stored but not yet in feeds."""
 
     def __init__(self, stack, api, processor):
         super().__init__(daemon=True)
@@ -109,7 +109,7 @@ class Backlog(threading.Thread):
             self.seen.append(self.count() - self.first)
 
     def growth(self):
-        """The posts behind at the end, and how many more these are each second over the second half."""
+        """Returns the backlog at the end, and its growth per second over the second half."""
         self.over.set()
         self.join(10)
         half = self.seen[len(self.seen) // 2:]
@@ -122,7 +122,7 @@ class Backlog(threading.Thread):
 
 
 class Fleet:
-    """Relay, processor and api on the stack."""
+    """Processes of several roles on the stack."""
 
     def __init__(self, stack, *roles):
         self.stack = stack
@@ -138,14 +138,14 @@ class Fleet:
         return self.stack.pids | {role: self[role].pid for role in self.roles}
 
     def drained(self):
-        """Nothing is on its way to feeds any more."""
+        """Returns whether all events have been processed into feeds."""
         idle = sql(self.stack, "SELECT NOT EXISTS (SELECT FROM outbox) AND NOT EXISTS (SELECT FROM feed_jobs)") == "t"
         return idle and self.stack.end_offsets("post-events") == int(sql(
             self.stack, "SELECT coalesce(sum(next), 0) FROM feed_progress"))
 
     def drain(self, seconds=240):
         began = time.monotonic()
-        await_true("the backlog is carried into feeds", seconds, self.drained, every=0.2)
+        await_true("an empty backlog of posts", seconds, self.drained, every=0.2)
         return round(time.monotonic() - began, 1)
 
     def stop(self):

@@ -1,4 +1,4 @@
-"""Where postrider's CPU time goes while it is saturated with /produce: perf's samples by thread and by function."""
+"""Scenario `flame`: samples postrider's CPU time with perf while /produce saturates it."""
 
 import shlex
 import shutil
@@ -51,7 +51,7 @@ def run(stack, settings):
 
 
 def report(data, sort):
-    """The top of perf's own report."""
+    """Returns the first lines of `perf report`."""
     text = shell(["perf", "report", "-i", str(data), "--stdio", "--no-inline", "--percent-limit", "0.4", "--sort", sort], 180)
     lines = [line[:110].rstrip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     return lines[:LINES]

@@ -1,4 +1,4 @@
-"""The api role when nothing is asked of it: time from exec to ready, and memory."""
+"""Scenario `idle`: the idle api role. Measures the time from exec to ready, and memory."""
 
 import time
 from statistics import median
@@ -10,7 +10,7 @@ SETTLE_SECONDS = 10
 
 
 def run(stack, _settings):
-    # The very first start also makes the topics.
+    # The first start also creates the topics.
     first = stack.start_product("api", "api-first")
     stack.stop(first)
     starts = []

@@ -1,4 +1,4 @@
-"""POST /produce at a constant rate while two other callers send records that their topics do not take."""
+"""Scenario `isolation`: POST /produce at a constant rate while two other callers send records that Kafka refuses."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -9,17 +9,17 @@ from .procs import say, say_aims
 from .stack import TOPIC
 
 CONNECTIONS, RATE = 20, 2_000
-# The other two at most: as many records as they get stored when these are good ones.
+# The maximum rate of the other two: as many as are stored when their records are good.
 OTHERS, OTHERS_RATE = 2, 1_500
 COMPACTED, SMALL = "bench-compacted", "bench-small"
-# Milliseconds since 1970, in the year 2099: no topic takes what is dated more than an hour ahead.
+# Milliseconds since 1970, in the year 2099. Topics accept timestamps of at most one hour in the future.
 FUTURE_MS = 4_102_444_800_000
 ALONE, EQUALS = "alone", "the same records"
 AIM = 1.5
 
 
 def others():
-    """What the two send, by name."""
+    """Returns the bodies that the other two send, by name."""
     return {
         EQUALS: produce_body(1_000),
         "dated in 2099": json.dumps({"topic": TOPIC, "payload": 1, "timestamp": FUTURE_MS}),
@@ -43,7 +43,7 @@ def run(stack, settings):
     for number in range(settings.rounds + 1):
         for name, file in files.items():
             found = measure(api, pids, stack, settings, good, file)
-            # The first round warms up.
+            # The first round is the warm-up.
             if number:
                 rounds[name].append(found)
                 say(f"  {number} of {settings.rounds}: {name}: p99 {found['p99_ms']} ms, errors {found['errors']}, "
@@ -63,7 +63,7 @@ def run(stack, settings):
 
 
 def measure(api, pids, stack, settings, good, other):
-    """One run of the good callers, beside the others where there are any."""
+    """Measures one run of the good callers, with or without the others."""
     url = f"{api.url}/produce"
     with ThreadPoolExecutor(1) as pool:
         beside = other and pool.submit(oha, url, other, OTHERS_RATE, OTHERS, settings.rate_seconds, pids, stack.work,

@@ -1,4 +1,4 @@
-"""Load: wrk for saturation, oha for a constant rate, and one connection that asks now and then."""
+"""Load: wrk for saturation, oha for a constant rate, and single requests on one connection."""
 
 import http.client
 import json
@@ -17,7 +17,7 @@ SCRIPT = "bench/load.lua"
 
 
 def payload(size):
-    """A JSON object of exactly `size` bytes whose text hardly compresses by itself; the same in every run."""
+    """Returns a JSON object of exactly `size` bytes. Its text hardly compresses and is the same in every run."""
     head, tail = '{"user":"u-10293","event":"page_view","text":"', '"}'
     letters = random.Random(size).choices(string.ascii_letters + string.digits, k=size - len(head) - len(tail))
     return head + "".join(letters) + tail
@@ -29,13 +29,13 @@ def produce_body(size, keyed=False):
 
 
 def wrk(url, mode, settings, connections, work, seconds=None):
-    """One run of wrk with bench/load.lua. `mode` is what comes after `--`."""
+    """Runs wrk once with bench/load.lua. `mode` has the arguments after `--`."""
     seconds = seconds or settings.seconds
     argv = ["wrk", f"-t{settings.wrk_threads}", f"-c{connections}", f"-d{seconds}s", "-s", SCRIPT, url, "--", *mode]
     text, cpu = run_measured(argv, work / "wrk.out", seconds + 20)
     found = re.search(r"^RESULT (.*)$", text, re.M)
     if not found:
-        raise Failed(f"wrk gave no result:\n{text}")
+        raise Failed(f"wrk printed no result:\n{text}")
     raw = json.loads(found[1])
     errors = sum(raw[name] for name in ("bad_status", "connect", "read", "write", "timeout"))
     return {
@@ -51,7 +51,7 @@ def wrk(url, mode, settings, connections, work, seconds=None):
 
 
 def measured_wrk(pids, *arguments, **more):
-    """wrk with the CPU seconds that each process used meanwhile."""
+    """Runs wrk, and measures the CPU seconds that each process uses meanwhile."""
     meter = Meter(pids)
     result = wrk(*arguments, **more)
     result["cpu"] = meter.read({"wrk": result.pop("wrk_cpu")})
@@ -59,7 +59,7 @@ def measured_wrk(pids, *arguments, **more):
 
 
 def summary(rounds):
-    """Medians over rounds, and CPU microseconds per request by process over all of them."""
+    """Returns medians over the rounds, and CPU microseconds per request by process over all rounds."""
     requests = sum(result["requests"] for result in rounds)
     spent = {}
     for result in rounds:
@@ -80,9 +80,9 @@ def summary(rounds):
 
 
 def interleave(targets, rounds):
-    """Runs each target once a round, in turn, and the first once more at the end, against drift.
+    """Runs each target once per round, in turn, and the first once more at the end, to show drift.
 
-    `targets` maps names to functions that measure once. Returns their summaries and the names in order."""
+    `targets` maps names to functions that measure once. Returns a summary for each name."""
     names = list(targets)
     order = names * rounds + names[:1]
     results = {name: [] for name in names}
@@ -93,8 +93,9 @@ def interleave(targets, rounds):
 
 
 def oha(url, body_file, rate, connections, seconds, pids, work, each_line=False, name="oha"):
-    """A constant rate, with latency counted from when a request was due. With `each_line`, a request's body is a random line.
-    Without a body, `url` is a file, and each request is for a random line of it. Two at a time need different names."""
+    """Runs oha at a constant rate. Latencies count from the time at which a request was due. With `each_line`, each
+    body is a random line of the file. Without `body_file`, `url` is a file, and each request goes to a random line of
+    it. Two runs at the same time need different names."""
     argv = ["oha", "--no-tui", "--output-format", "json", "--latency-correction", "-z", f"{seconds}s", "-q", str(rate),
             "-c", str(connections), "-w"]
     if body_file:
@@ -122,7 +123,7 @@ def oha(url, body_file, rate, connections, seconds, pids, work, each_line=False,
 
 
 def one_at_a_time(url, body, count, pause=0.02):
-    """Latency of single requests on one connection that is idle in between, in milliseconds."""
+    """Measures the latency, in milliseconds, of single requests on one connection that is idle in between."""
     address = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname, address.port, timeout=10)
     headers = {"content-type": "application/json"}
@@ -135,7 +136,7 @@ def one_at_a_time(url, body, count, pause=0.02):
         answer.read()
         if answer.status // 100 != 2:
             raise Failed(f"POST {url}: status {answer.status}")
-        # The first ones open the connection and look the topic up.
+        # The first requests open the connection and look up the topic.
         if number >= 20:
             took.append((time.perf_counter() - began) * 1000)
     connection.close()

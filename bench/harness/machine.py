@@ -1,4 +1,4 @@
-"""What a result was measured on: commit, machine, versions."""
+"""The commit, the machine and the versions of a measurement."""
 
 import os
 import platform
@@ -10,7 +10,8 @@ from .stack import REPO
 
 
 def first_line(*argv):
-    """The first line of a command's output; empty when it cannot be run. Some tools print their version and fail."""
+    """Returns the first line of a command's output, or nothing if the command does not exist. The exit code does not
+    matter, because some tools print their version and fail."""
     if not shutil.which(argv[0]):
         return ""
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

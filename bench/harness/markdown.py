@@ -1,4 +1,4 @@
-"""Tables and the like, as Markdown."""
+"""Markdown tables, code blocks and numbers."""
 
 
 def table(head, rows):
@@ -11,7 +11,7 @@ def number(value):
 
 
 def spent(cpu):
-    """CPU by process in one line, what is next to nothing left out."""
+    """Formats CPU by process in one line, without negligible values."""
     return ", ".join(f"{name} {value}" for name, value in cpu.items() if value >= 0.05)
 
 

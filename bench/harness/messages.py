@@ -1,5 +1,5 @@
-"""Messages over WebSockets: what an idle connection costs, how late frames are, and how many there can be; and the same
-of Centrifugo, with its Kafka consumer and its Redis engine, in turns. The receivers and writers are bench/sockets.rs."""
+"""Scenario `messages`: cost of idle WebSockets, latency of frames, and saturation. Takes turns with Centrifugo, with
+its Kafka consumer and Redis engine. bench/sockets.rs is the load generator."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ LATENCIES = ("p50_ms", "p90_ms", "p99_ms", "p99.9_ms", "max_ms")
 
 
 class Receivers:
-    """A generator with its connections to one server."""
+    """A load generator with its connections to one server."""
 
     def __init__(self, stack, name, server, count, first=0, peer=None):
         control = free_port()
@@ -29,7 +29,7 @@ class Receivers:
                 f"first={first}", *([f"peer={peer}"] if peer else [])]
         self.child = stack.start(name, [str(stack.examples / "sockets"), *argv[1:]])
         self.count, self.shown, self.url = count, shlex.join(argv), f"http://127.0.0.1:{control}"
-        await_true("the generator answers", 10, lambda: get(f"{self.url}/stats")[0] == 200)
+        await_true("start of the load generator", 10, lambda: get(f"{self.url}/stats")[0] == 200)
 
     def ask(self, path, seconds=10):
         try:
@@ -47,7 +47,7 @@ class Receivers:
             f"{found['handshake_p50_ms']} ms, p99 {found['handshake_p99_ms']} ms, {found['refused']} refused "
             f"{found['first_refusal'][:200]}")
         if not found["connected"]:
-            raise Failed(f"messages: nobody could connect: {found['first_refusal']}")
+            raise Failed(f"messages: no receiver could connect: {found['first_refusal']}")
         return found
 
     def send(self, to, seconds, how):
@@ -55,7 +55,7 @@ class Receivers:
 
 
 def start_peer(stack, binary):
-    """Centrifugo as it would run: Redis as its engine, history for clients that come back, small buffers."""
+    """Starts Centrifugo with a realistic configuration: Redis engine, history for reconnects, small buffers."""
     port = free_port()
     config = {
         "address": "127.0.0.1", "port": port, "engine": "redis", "redis_address": stack.env["REDIS_URL"],
@@ -68,12 +68,12 @@ def start_peer(stack, binary):
     path.write_text(json.dumps(config, indent=1), encoding="ascii")
     peer = stack.start("centrifugo", [binary, "-c", str(path)])
     peer.url, peer.config = f"http://127.0.0.1:{port}", config
-    await_true("Centrifugo answers", 20, lambda: peer.check() or get(f"{peer.url}/health")[0] == 200)
+    await_true("start of Centrifugo", 20, lambda: peer.check() or get(f"{peer.url}/health")[0] == 200)
     return peer
 
 
 def find_peer():
-    """The path of its binary, or why there is none."""
+    """Returns the path of Centrifugo's binary, or the reason why there is none."""
     done = subprocess.run([str(REPO / "bench/centrifugo")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                           timeout=600, check=False)
     if done.returncode != 0:
@@ -82,7 +82,7 @@ def find_peer():
 
 
 def hold(stack, servers, counts, settings, peer=None):
-    """Connects to each server, and looks what idle connections cost, first on one and then on all."""
+    """Connects to each server, and measures the cost of idle connections, first on one server and then on all."""
     before, receivers, opened = [], [], []
     for number, (server, count) in enumerate(zip(servers, counts)):
         if number == 0:
@@ -95,7 +95,7 @@ def hold(stack, servers, counts, settings, peer=None):
     everyone = rest(stack, servers, receivers, before, settings) if len(servers) > 1 else first
     ended = sum(one.ask("/stats")["ended"] for one in receivers)
     if ended:
-        raise Failed(f"messages: {ended} idle connections were ended: see {receivers[0].child.log}")
+        raise Failed(f"messages: {ended} idle connections ended: see {receivers[0].child.log}")
     stack_stop(stack, *(one.child for one in receivers))
     return {"opened": opened, "one": first, "all": everyone, "commands": [one.shown for one in receivers]}
 
@@ -126,7 +126,7 @@ def stack_stop(stack, *children):
 
 
 def sent(receivers, api, processes, seconds, how, check):
-    """One run of messages."""
+    """Measures one run of messages."""
     meter = Meter(processes | {"load generator": receivers.child.pid})
     found = receivers.send(api, seconds, how)
     used = meter.read()
@@ -138,14 +138,14 @@ def sent(receivers, api, processes, seconds, how, check):
 
 
 def strict(found):
-    """None may be lost, doubled, or come to somebody else."""
+    """Fails if a message was lost, duplicated, or delivered to another receiver."""
     for name in ("lost", "twice", "foreign", "errors"):
         if found[name]:
             raise Failed(f"messages: {found[name]} {name} of {found['posted']} {found['first_error'][:300]}")
 
 
 def delivery(stack, settings, binary):
-    """A constant rate, and as much as can be, to the product and the peer in turns."""
+    """Measures a constant rate and saturation, of the product and the peer in turns."""
     kafka, redis, postgres = (stack.pids[name] for name in ("kafka", "redis", "postgres"))
     api, processor = stack.start_product("api"), stack.start_product("processor")
     ours = {"api": api.pid, "processor": processor.pid, "kafka": kafka, "redis": redis, "postgres": postgres}
@@ -159,13 +159,13 @@ def delivery(stack, settings, binary):
     found = {name: {"steady": [], "saturated": [], "commands": [side[0].shown]} for name, side in sides.items()}
     for name, (receivers, processes) in sides.items():
         receivers.connect()
-        # The broker's compiler is what this is for, mostly.
+        # Warm-up, mostly for the broker's JIT compiler.
         receivers.send(api, settings.warm_up, f"window={WINDOW // 4}")
         receivers.send(api, 2, f"rate={RATE}")
     for _ in range(settings.rounds):
         for name, (receivers, processes) in sides.items():
             say(f"  {name}")
-            # What the peer loses is no reason to stop; it is in the result.
+            # Messages that the peer loses do not fail the run; the result has their number.
             check = strict if name == "postrider" else lambda _: None
             for what, how in (("steady", f"rate={RATE}"), ("saturated", f"window={WINDOW}")):
                 found[name][what].append(sent(receivers, api, processes, settings.message_seconds, how, check))
@@ -183,7 +183,7 @@ def idle(stack, settings, binary):
     found = {"postrider": hold(stack, apis, counts, settings)}
     stack_stop(stack, *apis)
     if binary:
-        say("messages: the same for Centrifugo, one process")
+        say("messages: the same with Centrifugo, one process")
         peer = start_peer(stack, binary)
         found["centrifugo"] = hold(stack, [peer], counts[:1], settings, peer=PEER_TOPIC)
         stack_stop(stack, peer)
@@ -191,11 +191,11 @@ def idle(stack, settings, binary):
 
 
 def make_topics(stack):
-    """Ours by the product's first start, and the peer's by another under a prefix, so that they have as many partitions."""
+    """Lets the product create its topics, and, with a prefix, the peer's, so that both have equally many partitions."""
     for prefix in ("", PEER_PREFIX):
         stack.stop(stack.start_product("api", "api-topics", POSTRIDER_KAFKA__TOPIC_PREFIX=prefix))
     if stack.partitions(PEER_TOPIC) != stack.partitions("message"):
-        raise Failed("messages: the topics differ in their partitions, which are the peer's concurrency")
+        raise Failed("messages: the topics differ in the number of partitions, which is the peer's concurrency")
 
 
 def run(stack, settings):

@@ -1,4 +1,4 @@
-"""Child processes, and what they and the machine use: CPU from /proc/PID/stat, memory from /proc/PID/status."""
+"""Child processes, and the CPU time and memory that they and the machine use, from /proc."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Failed(Exception):
-    """A sentence for the user; ends the run."""
+    """An error that ends the run, with a message for the user."""
 
 
 def say(text):
@@ -22,11 +22,12 @@ def say(text):
 
 def say_aims(scenario, aims):
     for one in aims:
-        say(f"{scenario}: {one['what']}: {one['measured']}, aim {one['aim']}: {'reached' if one['reached'] else 'MISSED'}")
+        say(f"{scenario}: {one['what']}: {one['measured']}, target {one['aim']}: "
+            f"{'reached' if one['reached'] else 'MISSED'}")
 
 
 def get(url, seconds=2):
-    """Status and body of a GET; status 0 when nobody answers."""
+    """Returns status and body of a GET; the status is 0 if there is no response."""
     try:
         with urllib.request.urlopen(url, timeout=seconds) as answer:
             return answer.status, answer.read().decode()
@@ -37,19 +38,19 @@ def get(url, seconds=2):
 
 
 def await_true(what, seconds, condition, every=0.05):
-    """Waits for the condition and returns what it gave; Failed when the time is over."""
+    """Waits until the condition is true and returns its value; raises Failed after the time limit."""
     until = time.monotonic() + seconds
     while True:
         found = condition()
         if found:
             return found
         if time.monotonic() > until:
-            raise Failed(f"{what}: not within {seconds} s")
+            raise Failed(f"timed out after {seconds} s, waiting for: {what}")
         time.sleep(every)
 
 
 class Process:
-    """A child with its log in a file. It ends with this script, whatever way that ends."""
+    """A child process with its log in a file. It ends when this script ends, however that happens."""
 
     def __init__(self, name, argv, log, env=None, cwd=None):
         self.name, self.argv, self.log = name, argv, log
@@ -88,7 +89,7 @@ def stat(pid):
 
 
 def children(pid):
-    """Ids of a process's children, such as those of Postgres, which has one for each connection."""
+    """Returns the ids of a process's children. Postgres has one for each connection."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
             return [int(word) for word in file.read().split()]
@@ -97,13 +98,13 @@ def children(pid):
 
 
 def cpu_seconds(pid):
-    """User and system time of a process with all its threads and its children, those that ended included."""
+    """Returns user and system time of a process, including its threads and its children, also those that ended."""
     spent = sum(int(field) for field in stat(pid)[11:15])
     for child in children(pid):
         try:
             spent += sum(int(field) for field in stat(child)[11:13])
         except OSError:
-            # It has ended meanwhile, and is in its parent's time from now on.
+            # The child has just ended; from now on its time is included in its parent's.
             continue
     return spent / TICKS
 
@@ -117,14 +118,14 @@ def memory_mib(pid, field="VmRSS"):
 
 
 def machine_seconds():
-    """CPU seconds of the machine since its start that no process of ours used."""
+    """Returns the machine's CPU seconds since boot: spent on interrupts, stolen by the host, and idle."""
     with open("/proc/stat", encoding="ascii") as file:
         _user, _nice, _system, idle, wait, irq, soft, steal = (int(word) / TICKS for word in file.readline().split()[1:9])
     return {"interrupts": irq + soft, "stolen": steal, "idle": idle + wait}
 
 
 def strangers(ours):
-    """CPU seconds by id of all processes that are not ours, the kernel's own threads left out."""
+    """Returns the CPU seconds, by id, of processes that are not part of the measurement, without kernel threads."""
     found = {}
     ours = ours | {child for pid in ours if pid != os.getpid() for child in children(pid)}
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -138,7 +139,7 @@ def strangers(ours):
 
 
 class Meter:
-    """CPU seconds by process over a span. `names` maps names to process ids."""
+    """Measures the CPU seconds of processes over a span. `names` maps names to process ids."""
 
     def __init__(self, names):
         self.names, self.ours = names, {*names.values(), os.getpid()}
@@ -147,10 +148,11 @@ class Meter:
         self.before = {name: cpu_seconds(pid) for name, pid in names.items()}
 
     def read(self, extra=None):
-        """CPU seconds since the start. `extra` holds those of children that have ended, such as wrk.
+        """Returns the CPU seconds since the start. `extra` has those of children that have ended, such as wrk.
 
-        `others` is what processes used that are none of ours: near 0 on a quiet machine. `idle` is what nobody
-        used: near 0 where processors are the limit. `interrupts` are, on most kernels, in the processes' time too."""
+        `others` is the time of processes that are not part of the measurement, near 0 on a quiet machine. `idle` is
+        unused time, near 0 if the processors are the limit. On most kernels, the time of `interrupts` is included in
+        the processes' time as well."""
         used = {name: cpu_seconds(pid) - self.before[name] for name, pid in self.names.items()} | (extra or {})
         used["others"] = sum(max(0.0, seconds - self.strangers.get(pid, 0.0)) for pid, seconds in strangers(self.ours).items())
         used |= {name: seconds - self.machine[name] for name, seconds in machine_seconds().items()}
@@ -158,7 +160,7 @@ class Meter:
 
 
 def run_measured(argv, out_file, seconds):
-    """Runs a command to its end, at most `seconds`. Returns its output and its CPU seconds."""
+    """Runs a command to its end, for at most `seconds`. Returns its output and its CPU seconds."""
     with open(out_file, "w+b") as out:
         child = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *argv],
                                  stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)

@@ -1,4 +1,5 @@
-"""POST /produce beside the bare route: saturation, an idle request, a constant rate, and what Kafka has in the end."""
+"""Scenario `produce`: POST /produce in turns with the bare route. Measures saturation, single requests and a constant
+rate, and checks the records in Kafka at the end."""
 
 from .load import interleave, measured_wrk, oha, one_at_a_time, produce_body, wrk
 from .procs import Failed, memory_mib, say
@@ -17,7 +18,7 @@ def write_bodies(stack, sizes):
 
 
 def cases(settings):
-    """Payload bytes, keyed or not, connections; keys only for the smallest payload."""
+    """Returns the cases as (payload bytes, keyed, connections); only the first payload has keyed cases."""
     plain = [(size, False, count) for size in settings.payloads for count in settings.connections]
     if settings.unkeyed:
         return plain
@@ -25,7 +26,7 @@ def cases(settings):
 
 
 class Produce:
-    """The scenario. Every answered request is counted, to be compared with the topic at the end."""
+    """The scenario. It counts all answered requests, to compare them with the topic at the end."""
 
     def __init__(self, stack, settings):
         self.stack, self.settings, self.answered, self.errors, self.unanswered = stack, settings, 0, 0, 0
@@ -34,7 +35,7 @@ class Produce:
     def count(self, result, in_flight=0):
         self.answered += result["ok"]
         self.errors += result["errors"]
-        # wrk leaves without waiting for the answers to its last requests.
+        # wrk ends without waiting for the responses to its last requests.
         self.unanswered += in_flight
         return result
 
@@ -87,7 +88,7 @@ class Produce:
         return found
 
     def constant_rate(self, api, pids, connections, measured):
-        """Half of what was measured as saturation with as many connections."""
+        """Measures half of the saturation rate that was measured with the same number of connections."""
         size = self.settings.payloads[0]
         wanted = (size, False, connections)
         same = next(case for case in measured if (case["bytes"], case["keyed"], case["connections"]) == wanted)
@@ -99,12 +100,12 @@ class Produce:
         return {"name": f"{size} bytes, {connections} connections", "connections": connections, **result}
 
     def check(self):
-        """What was answered with success is in Kafka, and nothing that was not sent."""
+        """Checks that Kafka has every acknowledged record, and no record that was not sent."""
         records = self.stack.end_offsets(TOPIC)
         found = {"answered_2xx": self.answered, "records": records, "unanswered_at_most": self.unanswered,
                  "errors": self.errors, "partitions": self.stack.partitions(TOPIC)}
-        say(f"produce: {self.answered} answers of success, {records} records in the topic, {self.errors} errors")
+        say(f"produce: {self.answered} successful responses, {records} records in the topic, {self.errors} errors")
         if records < self.answered:
-            raise Failed(f"{self.answered} requests were answered with success, but the topic has only {records} records")
+            raise Failed(f"{self.answered} requests were successful, but the topic has only {records} records")
         found["passed"] = self.errors == 0 and records <= self.answered + self.unanswered
         return found

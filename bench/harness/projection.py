@@ -1,4 +1,5 @@
-"""Kafka → Redis: a backlog of pushes, written while no processor runs, and the time until the view has all of it."""
+"""Scenario `projection`: writes a backlog of pushes while no processor runs, and measures how fast a processor projects
+it from Kafka to Redis."""
 
 import random
 import time
@@ -10,13 +11,13 @@ TOPIC = "messages"
 COUNTER = "postrider_kv_projected_records_total"
 STRIDE = 7919
 CHECKED = 500
-# Slower than this it is not worth waiting for.
+# The run fails if the projection is slower.
 LEAST_RPS = 10_000
 
 
 def run(stack, settings):
     records, keys = settings.records, settings.keys
-    # The api makes the topic as the product wants it.
+    # The api creates the topic with the product's settings.
     stack.stop(stack.start_product("api", "api-projection"))
     say(f"projection: writing {records} records with {keys} keys")
     command, said = stack.fill(TOPIC, records, keys, settings.plain_records)
@@ -39,7 +40,7 @@ def run(stack, settings):
 
 
 def watch(stack, processor, records):
-    """(seconds since the start, records projected, RSS in MiB) until all are projected."""
+    """Samples (seconds since the start, records projected, RSS in MiB) until all records are projected."""
     samples, began = [], time.monotonic()
     until = began + 30 + records / LEAST_RPS
     told = began
@@ -58,7 +59,7 @@ def watch(stack, processor, records):
 
 
 def figures(samples, records):
-    """Rates between the first and the last record, and memory along the way."""
+    """Computes the rates between the first and the last record, and the memory meanwhile."""
     first = max(index for index, (_, done, _) in enumerate(samples) if done == 0) if samples[0][1] == 0 else 0
     work = samples[first:]
 
@@ -68,7 +69,7 @@ def figures(samples, records):
     marks = [work[0]] + [reached(tenth / 10) for tenth in range(1, 11)]
     tenths = [round((after[1] - before[1]) / (after[0] - before[0])) for before, after in zip(marks, marks[1:])
               if after[0] > before[0]]
-    # The start is when the client has begun to fetch: what comes before is an idle process.
+    # The start is at 5 %, when the client has begun to fetch; before that, the process is idle.
     rss = {"start": reached(0.05)[2], "middle": reached(0.5)[2], "end": work[-1][2]}
     seconds = work[-1][0] - work[0][0]
     return {
@@ -83,7 +84,7 @@ def figures(samples, records):
 
 
 def check(stack, records, keys):
-    """Keys at random have the value of their newest record."""
+    """Fails if one of several random keys does not have the value of its newest record."""
     api = stack.start_product("api", "api-projection")
     wrong, chosen = [], random.Random(records)
     for _ in range(CHECKED):
@@ -96,5 +97,5 @@ def check(stack, records, keys):
     stack.stop(api)
     if wrong:
         raise Failed(f"projection: {len(wrong)} of {CHECKED} keys are wrong: {wrong[0]}")
-    say(f"projection: {CHECKED} keys at random have their newest value")
+    say(f"projection: {CHECKED} random keys have their newest value")
     return {"keys_checked": CHECKED, "wrong": 0, "passed": True}

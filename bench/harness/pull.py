@@ -1,4 +1,4 @@
-"""GET /pull/{key} over keys at random beside the bare route, with the audit off and on."""
+"""Scenario `pull`: GET /pull/{key} of random keys, in turns with the bare route, with the audit off and on."""
 
 from .load import interleave, measured_wrk
 from .procs import Failed, await_true, memory_mib, say
@@ -34,21 +34,21 @@ def run(stack, settings):
 
 
 def fill_view(stack):
-    """Every key once, projected; then the processor is stopped, so that only reads are measured."""
+    """Fills the view with every key, and stops the processor, so that the scenario measures only reads."""
     stack.fill("messages", KEYS, KEYS)
     processor = stack.start_product("processor", "processor-pull", await_ready=False)
-    await_true("the view has the keys", 60,
+    await_true("a view with all keys", 60,
                lambda: stack.metric(processor, "postrider_kv_projected_records_total") >= KEYS)
     stack.await_ready(processor)
     stack.stop(processor)
 
 
 def check(stack, cases, before, dropped):
-    """Each read that was answered left an event, or was counted as one that was dropped."""
+    """Checks that each successful read has an audit event, or was counted as dropped."""
     reads = sum(case["audit async"]["ok"] for case in cases)
     events = stack.end_offsets("audit") - before
     errors = sum(case[name]["errors"] for case in cases for name in case["ratio"])
     say(f"pull: {reads} reads with audit, {events} events, {dropped:.0f} dropped, {errors} errors")
     if events + dropped < reads:
-        raise Failed(f"{reads} reads were answered, but the audit has {events} events and {dropped:.0f} were dropped")
+        raise Failed(f"{reads} reads were successful, but the audit has {events} events and dropped {dropped:.0f}")
     return {"audited_reads": reads, "events": events, "dropped": dropped, "errors": errors, "passed": errors == 0}

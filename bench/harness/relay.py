@@ -1,4 +1,5 @@
-"""`postrider relay` to a local target, bench/target.rs: how fast, how even, how late, and what a neighbour costs."""
+"""Scenario `relay`: `postrider relay` to a local target, bench/target.rs. Measures throughput, the rate limit, latency,
+the effect of a key that hangs, and the gaps when a member joins and leaves."""
 
 import json
 import shlex
@@ -14,13 +15,13 @@ KEYS, PARTITIONS, WORKERS = 10_000, 3, 64
 BEFORE = {"at once": 14_500, "10 ms": 300}
 AIM_AT_ONCE, AIM_SLOW, AIM_P99_MS, AIM_HANG, AIM_GAP_MS, AIM_RATE = 25_000, 20_000, 50, 1.2, 1_000, 0.02
 LIMITED_RPS = 1_000
-# Below a third of what is delivered at most, so that what shows is the hanging key and not the load.
+# Below a third of the maximum, so that the latency shows the effect of the hanging key and not of the load.
 HANG_RPS, HANG_KEYS = 3_000, 3_000
 MOVE_RPS, MOVE_PARTITIONS = 3_000, 6
 
 
 class Bench:
-    """One relay at a time with a target of its own; every use is a new consumer group."""
+    """Starts targets, relays and writers. The relays of each target share a new consumer group."""
 
     def __init__(self, stack):
         self.stack, self.number = stack, 0
@@ -30,7 +31,7 @@ class Bench:
         argv = [short(self.stack.examples / "target"), f"127.0.0.1:{port}", *options]
         target = self.stack.start("target", [str(self.stack.examples / "target"), *argv[1:]])
         target.shown, target.url = shlex.join(argv), f"http://127.0.0.1:{port}"
-        await_true("the target answers", 10, lambda: get(f"{target.url}/stats")[0] == 200)
+        await_true("start of the target", 10, lambda: get(f"{target.url}/stats")[0] == 200)
         self.number += 1
         return target
 
@@ -53,7 +54,8 @@ class Bench:
         return writer
 
     def make_topic(self, topic, records, keys, partitions, rate):
-        """A topic with records; a high rate makes a backlog whose values are objects with their time."""
+        """Creates a topic with records. They have a rate, because only then do the values contain the due time. A high
+        rate makes a backlog."""
         argv = [short(self.stack.examples / "fill"), self.stack.env["KAFKA_BROKERS"], topic, str(records), str(keys), "100",
                 "plain", f"rate={rate}", f"partitions={partitions}"]
         writer = self.stack.start("writer", [str(self.stack.examples / "fill"), *argv[1:]])
@@ -78,7 +80,7 @@ def await_end(child, seconds):
 def stats(target):
     status, text = get(f"{target.url}/stats", 5)
     if status != 200:
-        raise Failed("the target does not answer")
+        raise Failed("the target does not respond")
     return json.loads(text)
 
 
@@ -87,7 +89,7 @@ def reset(target):
 
 
 def await_fresh(target, relay, records, seconds):
-    """Until so many different records have come, each after those of its key before it."""
+    """Waits until so many different records have arrived, each after the earlier records of its key."""
     def come():
         relay.check()
         found = stats(target)
@@ -100,14 +102,14 @@ def per_delivery(used, deliveries):
 
 
 def strict(found):
-    """Nothing may come twice, out of order, or beside another record of its key, where nobody dies."""
+    """Fails if a record arrived twice, out of order, or while another record of its key was unanswered."""
     for name in ("again", "overlapping"):
         if found[name]:
-            raise Failed(f"relay: {found[name]} records came {name}")
+            raise Failed(f"relay: {found[name]} records arrived {name}")
 
 
 def backlog(bench, topic, records, workers, *options):
-    """The first records of a topic, by a new group without a rate."""
+    """Measures the delivery of a topic's first records, by a new group without a rate limit."""
     target = bench.start_target(*options)
     relay = bench.start_relay(target, topic, workers, 0)
     await_fresh(target, relay, 1, 30)
@@ -118,7 +120,8 @@ def backlog(bench, topic, records, workers, *options):
     rss = memory_mib(relay.pid)
     bench.stop(relay, target)
     rps = round((found["count"] - 1) * 1e6 / (found["last_us"] - found["first_us"]))
-    say(f"  {workers} workers{''.join(', ' + option for option in options)}: {rps}/s, answers took {found['answer_ms']:.2f} ms, "
+    say(f"  {workers} workers{''.join(', ' + option for option in options)}: {rps}/s, "
+        f"responses took {found['answer_ms']:.2f} ms, "
         f"CPU {per_delivery(used, records - begun)}")
     return {"rps": rps, "records": found["count"], "answer_ms": round(found["answer_ms"], 3), "rss_mib": rss,
             "cpu_seconds": used, "cpu_us_per_delivery": per_delivery(used, found["count"] - begun),
@@ -142,14 +145,14 @@ def limited(bench, topic, seconds):
 
 
 def steady(bench, topic, rate, seconds, keys=KEYS, hang=None):
-    """Latency at a constant rate, from when a record was due to its arrival; the first seconds are left out."""
+    """Measures the latency at a constant rate, from a record's due time to its arrival, without the first seconds."""
     lead = 3
     target = bench.start_target(*([f"hang={hang}"] if hang else []))
     records = rate * (seconds + lead)
     bench.make_topic(topic, 1, keys, PARTITIONS, 1000)
     relay = bench.start_relay(target, topic, WORKERS, 0)
     bench.stack.await_ready(relay)
-    await_true("the first record", 30, lambda: stats(target)["fresh"] + stats(target)["hung"])
+    await_true("the first record at the target", 30, lambda: stats(target)["fresh"] + stats(target)["hung"])
     writer = bench.start_writer(topic, records, keys, rate)
     time.sleep(lead)
     reset(target)
@@ -158,7 +161,7 @@ def steady(bench, topic, rate, seconds, keys=KEYS, hang=None):
     used, found = meter.read(), stats(target)
     await_end(writer, 30)
     bench.stack.children.remove(writer)
-    # The key that hangs has one record in every run of as many as there are keys.
+    # Each run of `keys` records has one record of the key that hangs.
     hanging = -(-records // keys) if hang else -1
     after = await_fresh(target, relay, records - hanging, 30)
     strict(after)
@@ -171,7 +174,7 @@ def steady(bench, topic, rate, seconds, keys=KEYS, hang=None):
 
 
 def hanging(bench, settings):
-    """The same rate with and without a key whose requests are never answered, in turns."""
+    """Measures the same rate with and without a key whose requests are never answered, in turns."""
     found = {"without": [], "with": []}
     for number in range(settings.rounds):
         for name, hang in (("without", None), ("with", "key-0")):
@@ -182,7 +185,7 @@ def hanging(bench, settings):
 
 
 def moving(bench, seconds):
-    """A second member comes and goes under load; the longest gap of each partition that did not move."""
+    """Lets a second member join and leave under load, and measures the longest gap of each partition."""
     topic, records = "relay-move", MOVE_RPS * seconds * 3
     bench.make_topic(topic, 100, KEYS, MOVE_PARTITIONS, 1000)
     target = bench.start_target()
@@ -193,7 +196,7 @@ def moving(bench, seconds):
     reset(target)
     meter = bench.meter(postrider=first, target=target, writer=writer)
     second = bench.start_relay(target, topic, WORKERS, 0, member="b")
-    await_true("the second member delivers", 30, lambda: delivered_by(stats(target), "b"))
+    await_true("the second member's first delivery", 30, lambda: delivered_by(stats(target), "b"))
     time.sleep(seconds / 2)
     bench.stop(second)
     used = meter.read()
@@ -207,7 +210,8 @@ def moving(bench, seconds):
     moved = {one["partition"]: one["longest_gap_ms_until_now"] for one in found["partitions"] if "b" in one["by_member"]}
     if not stayed or not moved:
         raise Failed(f"relay: partitions stayed {list(stayed)}, moved {list(moved)}: nothing was measured")
-    say(f"  two members: gaps of partitions that stayed {stayed} ms, that moved {moved} ms, {after['again']} records came again")
+    say(f"  two members: gaps of partitions that stayed {stayed} ms, that moved {moved} ms, "
+        f"{after['again']} records arrived again")
     return {"wanted_rps": MOVE_RPS, "stayed_gap_ms": stayed, "moved_gap_ms": moved, "again": after["again"],
             "cpu_seconds": used, "commands": [target.shown, first.shown, second.shown, writer.shown]}
 
@@ -217,7 +221,7 @@ def delivered_by(found, member):
 
 
 def throughput(bench, settings):
-    """A backlog, by targets that are quick and slow in turns, and at a rate."""
+    """Measures a backlog with a fast and a slow target in turns, and with a rate limit."""
     topic, records, at_once, slow = "relay-backlog", settings.relay_records, [], []
     say(f"relay: writing {records} records with {KEYS} keys")
     fill = bench.make_topic(topic, records, KEYS, PARTITIONS, 1_000_000)
@@ -248,17 +252,17 @@ def aims(result):
     at_once, slow, limit, gap = (result["at_once"], result["slow"], result["limited"],
                                  max(result["moving"]["stayed_gap_ms"].values()))
     rows = [
-        (f"deliveries to a target that answers at once, {at_once['workers']} workers", f"{at_once['rps']:,}/s",
-         f"at least {AIM_AT_ONCE:,}/s (the program before: {BEFORE['at once']:,}/s)", at_once["rps"] >= AIM_AT_ONCE),
+        (f"deliveries to a target that responds at once, {at_once['workers']} workers", f"{at_once['rps']:,}/s",
+         f"at least {AIM_AT_ONCE:,}/s (Go program: {BEFORE['at once']:,}/s)", at_once["rps"] >= AIM_AT_ONCE),
         (f"deliveries to a target that takes 10 ms, {slow['workers']} workers", f"{slow['rps']:,}/s",
-         f"at least {AIM_SLOW:,}/s (the program before: {BEFORE['10 ms']:,}/s)", slow["rps"] >= AIM_SLOW),
+         f"at least {AIM_SLOW:,}/s (Go program: {BEFORE['10 ms']:,}/s)", slow["rps"] >= AIM_SLOW),
         (f"--rate {LIMITED_RPS}", f"{limit['rps']:,}/s, {limit['off']:.2%} off", f"within {AIM_RATE:.0%}",
          limit["off"] <= AIM_RATE),
-        (f"due to delivered at {result['steady']['wanted_rps']:,}/s, half of saturation", f"p99 {result['steady']['p99_ms']} ms",
-         f"below {AIM_P99_MS} ms", result["steady"]["p99_ms"] < AIM_P99_MS),
-        ("p99 of other keys with a key that hangs : without", f"{result['hanging']['ratio']}", f"below {AIM_HANG}",
+        (f"from due to delivered at {result['steady']['wanted_rps']:,}/s, half of saturation",
+         f"p99 {result['steady']['p99_ms']} ms", f"below {AIM_P99_MS} ms", result["steady"]["p99_ms"] < AIM_P99_MS),
+        ("p99 of other keys: with a key that hangs / without", f"{result['hanging']['ratio']}", f"below {AIM_HANG}",
          result["hanging"]["ratio"] < AIM_HANG),
-        ("longest gap of partitions that stay while a member comes and goes", f"{gap:.0f} ms", f"below {AIM_GAP_MS} ms",
-         gap < AIM_GAP_MS),
+        ("longest gap of partitions that stay while a member joins and leaves", f"{gap:.0f} ms",
+         f"below {AIM_GAP_MS} ms", gap < AIM_GAP_MS),
     ]
     return [dict(zip(("what", "measured", "aim", "reached"), row)) for row in rows]

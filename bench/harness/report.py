@@ -1,21 +1,21 @@
-"""A result as Markdown, and the table of the newest results in bench/README.md."""
+"""Writes a result as Markdown and JSON, and updates the newest results in bench/README.md."""
 
 import json
 
 from . import report_aims, report_feed, report_messages
 from .markdown import code, number, rounds, spent, table
 
-# Beyond this share of the processors in other hands, figures say more about the others.
+# Above this share of the processors for other processes, the report marks the machine as not quiet.
 NOISY = 0.05
 BEGIN, END = "<!-- newest results: written by bench/run -->", "<!-- end of newest results -->"
 
 
 def disturbance(result):
-    """The share of the processors that processes of others took, for each measurement."""
+    """Yields the share of the processors that other processes took, for each measurement."""
     if isinstance(result, dict):
         if "cpu_seconds" in result:
             spent_by = result["cpu_seconds"]
-            # Interrupts are within the time of the processes that they hit.
+            # The time of interrupts is included in the time of the processes.
             whole = sum(seconds for name, seconds in spent_by.items() if name != "interrupts")
             yield spent_by["others"] / max(whole, 0.01)
         for value in result.values():
@@ -26,13 +26,13 @@ def disturbance(result):
 
 
 def quiet(result):
-    """A sentence on whether the machine was ours alone, so that noisy figures are not taken for good ones."""
+    """Returns a sentence on whether other processes disturbed the measurements."""
     shares = sorted(disturbance(result["scenarios"]))
     if not shares:
         return ""
     middle, worst = shares[len(shares) // 2], shares[-1]
     word = "The machine was quiet" if middle < NOISY else "**The machine was NOT quiet**"
-    return (f"{word}: processes that are no part of the measurement took {middle:.1%} of the processors in the median "
+    return (f"{word}: processes that are not part of the measurement took {middle:.1%} of the processors in the median "
             f"measurement, {worst:.1%} in the worst.")
 
 
@@ -69,11 +69,11 @@ def produce(found):
                  [(one["name"], number(one["wanted_rps"]), number(one["rps"]), one["p50_ms"], one["p90_ms"], one["p99_ms"],
                    one["p99.9_ms"], one["errors"], spent(one["cpu_us_per_request"])) for one in found["constant_rate"]])
     verdict = "passed" if check["passed"] else "FAILED"
-    checked = (f"Check {verdict}: {number(check['answered_2xx'])} answers of success, {number(check['records'])} records in the "
-               f"topic ({check['partitions']} partitions), {check['errors']} errors, at most {check['unanswered_at_most']} "
-               f"requests left unanswered by wrk. Traces on: the collector took {found['traces']['exports']} exports. "
-               f"RSS in MiB: {spent(found['rss_mib'])}.")
-    body = "The body of the keyed requests, `@KEY@` being one of 4,096; the others are the same without the key:"
+    checked = (f"Check {verdict}: {number(check['answered_2xx'])} successful responses, "
+               f"{number(check['records'])} records in the topic ({check['partitions']} partitions), {check['errors']} errors, "
+               f"at most {check['unanswered_at_most']} requests left unanswered by wrk. Traces on: the collector received "
+               f"{found['traces']['exports']} exports. RSS in MiB: {spent(found['rss_mib'])}.")
+    body = "The body of keyed requests, where `@KEY@` is one of 4,096 keys; the others have the same without the key:"
     commands = code(*(case[name]["command"] for case in cases for name in names),
                     *(one["command"] for one in found["constant_rate"]))
     return "\n\n".join([
@@ -102,18 +102,18 @@ def projection(found):
     rss = found["rss_mib"]
     rows = [
         ("records, keys", f"{number(found['records'])}, {number(found['keys'])}"),
-        ("record", "100-byte values, " + ("headers as of a push" if found["headers"] else "no headers")),
+        ("record", "100-byte values, " + ("the headers of a push" if found["headers"] else "no headers")),
         ("records/s from first to last", number(found["rps"])),
         ("each tenth of the backlog", " ".join(number(rps) for rps in found["tenths_rps"])),
         ("seconds from first to last record", found["seconds"]),
-        ("seconds from exec to the last record; to a complete view, ready",
+        ("seconds from exec to the last record; from exec until ready with a complete view",
          f"{found['seconds_from_exec']}; {found['ready_seconds']}"),
         ("RSS of the processor, MiB", f"start {rss['start']}, middle {rss['middle']}, end {rss['end']}, peak {rss['peak']}"),
         ("RSS of the processor after each tenth", " ".join(str(rss) for rss in found["tenths_rss_mib"])),
         ("RSS of Redis, MiB", f"before {found['redis_rss_mib']['before']}, after {found['redis_rss_mib']['after']}"),
         ("CPU seconds by process", spent(found["cpu_seconds"])),
         ("CPU µs per record by process", spent(found["cpu_us_per_record"])),
-        ("check", f"{found['check']['keys_checked']} keys at random have the value of their newest record"),
+        ("check", f"{found['check']['keys_checked']} random keys have the value of their newest record"),
     ]
     return "\n\n".join(["## Projection Kafka → Redis", table(("what", "measured"), rows), code(found["fill"]["command"])])
 
@@ -121,16 +121,16 @@ def projection(found):
 def idle(found):
     rows = [("exec to ready, s (median)", found["ready_seconds"]),
             ("each start", " ".join(str(seconds) for seconds in found["ready_seconds_each"])),
-            ("first start, which makes the topics, s", found["first_start_seconds"]),
+            ("first start, which creates the topics, s", found["first_start_seconds"]),
             ("RSS 10 s after ready, MiB", found["rss_mib"]), ("CPU, % of one processor", found["cpu_percent_of_one"])]
     return "\n\n".join(["## Idle api role", table(("what", "measured"), rows)])
 
 
 def flame(found):
     if "skipped" in found:
-        return f"## Where the time goes\n\nSkipped: {found['skipped']}"
+        return f"## CPU time by thread, object and function\n\nSkipped: {found['skipped']}"
     return "\n\n".join([
-        f"## Where the time goes, at {number(found['rps'])}/s on {found['connections']} connections",
+        f"## CPU time at {number(found['rps'])}/s on {found['connections']} connections",
         "By thread:", code(*found["threads"]), "By object:", code(*found["objects"]),
         "By thread and function:", code(*found["functions"]), code(found["command"])])
 
@@ -153,7 +153,7 @@ def markdown(result):
         code(result["command"], *(f"{name}={value}" for name, value in result["product_settings"].items())),
     ]
     if result["quick"]:
-        head.insert(1, "**A smoke run: too short for its figures to mean anything.**")
+        head.insert(1, "**This is a smoke run. It is too short for meaningful figures.**")
     sections = [SECTIONS[name](found) for name, found in result["scenarios"].items()]
     return "\n\n".join([part for part in head if part] + sections) + "\n"
 
@@ -186,7 +186,7 @@ def newest_rows(scenarios):
 
 
 def update_readme(readme, result, name):
-    """Puts the figures of a full run between the two marks."""
+    """Writes the figures of a full run between the two marks."""
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     machine = result["machine"]

@@ -1,4 +1,4 @@
-"""The sections of the scenarios that have aims: `isolation`, `consumer` and `relay`."""
+"""Tables of targets, and the sections of the scenarios `isolation`, `consumer` and `relay`."""
 
 from .markdown import code, number, rounds, spent, table
 
@@ -8,12 +8,12 @@ def verdict(aim):
 
 
 def aims(found):
-    return table(("aim", "measured", "wanted", "verdict"),
+    return table(("target", "measured", "wanted", "verdict"),
                  [(one["what"], one["measured"], one["aim"], verdict(one)) for one in found["aims"]])
 
 
 def aim_rows(found):
-    """Rows of the table of the newest results."""
+    """Returns rows for the table of the newest results."""
     return [(one["what"][0].upper() + one["what"][1:], f"{one['measured']}; {one['aim']}: "
              f"{verdict(one)}") for one in found["aims"]]
 
@@ -21,23 +21,24 @@ def aim_rows(found):
 def isolation(found):
     rows = [(name, one["p50_ms"], one["p99_ms"], one["p99.9_ms"], " ".join(str(ms) for ms in one["p99_ms_rounds"]), one["ratio"],
              number(one["others_rps"]), one["errors"]) for name, one in found["cases"].items()]
-    said = (f"Records of 1,000 bytes at {number(found['rate'])}/s on {found['connections']} connections; beside them two connections "
-            "with up to 1,500 requests/s.")
-    return "\n\n".join(["## POST /produce beside records that topics do not take", aims(found), said,
+    said = (f"Records of 1,000 bytes at {number(found['rate'])}/s on {found['connections']} connections; at the same "
+            "time, two connections send up to 1,500 requests/s.")
+    return "\n\n".join(["## POST /produce while others send records that Kafka refuses", aims(found), said,
                         table(("the other two send", "p50 ms", "p99 ms (median)", "p99.9 ms", "p99 ms of each round", "p99 : alone",
                                "others' requests/s", "errors"), rows)])
 
 
 def consumer(found):
     shapes = found["shapes"]
-    speeds = table(("loop", "records/s (median)", "each round", "lag of the commits at worst, ms", "CPU µs per record by process"),
+    speeds = table(("loop", "records/s (median)", "each round", "longest lag of the commits, ms",
+                    "CPU µs per record by process"),
                    [(name, number(one["rps"]), rounds(one), one["commit_lag_ms"] or "", spent(one["cpu_us_per_record"]))
                     for name, one in shapes.items()])
     sleep = shapes["sleep"]["rounds"][0]
     said = (f"{number(found['records'])} records of 100 bytes with {number(found['keys'])} keys and no headers, in "
-            f"{found['partitions']} partitions. In the last row handlers took {sleep['handler_ms']:.2f} ms as measured, which "
-            f"allows {number(round(sleep['allowed_rps']))}/s. The consumers commit once a second, so the lag of the commits "
-            "is that second and what comes to it.")
+            f"{found['partitions']} partitions. In the last row, handlers took {sleep['handler_ms']:.2f} ms as "
+            f"measured, which allows {number(round(sleep['allowed_rps']))}/s. The consumers commit once a second, so "
+            "the lag of the commits includes that second.")
     return "\n\n".join(["## The consumer runtime", aims(found), speeds, said,
                         code(found["fill"]["command"], *(one["command"] for one in shapes.values()))])
 
@@ -57,8 +58,9 @@ def relay(found):
     return "\n\n".join([
         "## Relay", aims(found),
         f"A backlog of {number(found['records'])} records of 100 bytes with {number(found['keys'])} keys in {found['partitions']} "
-        "partitions. Every record came once, after those of its key before it and never beside them, else the run had failed.",
-        table(("target, relay", "deliveries/s (median)", "each round", "answers took, ms", "RSS of the relay, MiB",
+        "partitions. Every record arrived once, and after the earlier ones of its key were answered; otherwise the run "
+        "would have failed.",
+        table(("target, relay", "deliveries/s (median)", "each round", "responses took, ms", "RSS of the relay, MiB",
                "CPU µs per delivery by process"), speeds),
         table(("constant rate", "wanted/s", "arrived/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms",
                "CPU µs per delivery by process"),
@@ -66,6 +68,7 @@ def relay(found):
                 one["max_ms"], spent(one["cpu_us_per_delivery"])) for name, one in constant]),
         table(("--rate", "deliveries/s", "seconds", "CPU µs per delivery by process"),
               [(number(limit["wanted_rps"]), number(limit["rps"]), limit["seconds"], spent(limit["cpu_us_per_delivery"]))]),
-        table((f"partitions, while a member comes and goes at {number(moving['wanted_rps'])}/s", "longest gap, ms"), gaps),
-        f"{moving['again']} records came again after the moves, and none is missing.",
+        table((f"partitions while a member joins and leaves at {number(moving['wanted_rps'])}/s", "longest gap, ms"),
+              gaps),
+        f"{moving['again']} records arrived again after the moves, and none is missing.",
         code(found["fill"], *commands)])

@@ -23,21 +23,22 @@ def messages(found):
                     [(name, number(one["connected"]), number(round(one["per_second"])), one["handshake_p50_ms"],
                       one["handshake_p99_ms"], one["refused"]) for name, held in idle.items() for one in held["opened"]])
     steady = table((f"{number(found['rate'])}/s to {number(found['receivers'])} receivers", "arrived/s", "p50 ms", "p90 ms",
-                    "p99 ms", "p99.9 ms", "max ms", "answered p50 ms", "lost", "CPU µs per message by process"),
+                    "p99 ms", "p99.9 ms", "max ms", "response p50 ms", "lost", "CPU µs per message by process"),
                    [(name, number(one["rps"]), one["p50_ms"], one["p90_ms"], one["p99_ms"], one["p99.9_ms"], one["max_ms"],
                      one["posting_p50_ms"], one["lost"], spent(one["cpu_us_per_message"]))
                     for name, side in delivery.items() for one in side["steady"]])
-    saturated = table((f"{number(found['window'])} on their way at a time", "messages/s", "p50 ms", "p99 ms", "lost",
+    saturated = table((f"{number(found['window'])} in flight", "messages/s", "p50 ms", "p99 ms", "lost",
                        "CPU µs per message by process"),
                       [(name, number(one["rps"]), one["p50_ms"], one["p99_ms"], one["lost"], spent(one["cpu_us_per_message"]))
                        for name, side in delivery.items() for one in side["saturated"]])
-    said = ("Latencies count from when a message was due to be posted to its frame at the receiver. No message of "
-            "the product was lost, came twice or to somebody else, else the run had failed.")
+    said = ("Latencies count from the time at which a message was due to its frame at the receiver. Every message of "
+            "the product arrived once, at its receiver and at no other; otherwise the run would have failed.")
     if found["peer_skipped"]:
         peer = f"Without Centrifugo: {found['peer_skipped']}"
     else:
         peer = ("Centrifugo gets its messages through the same HTTP server, as commands in a topic with as many partitions, "
-                "and keeps history in Redis alone; the product stores each in Postgres before it is delivered. Its configuration:")
+                "and keeps history only in Redis. The product stores each message in Postgres before delivery. "
+                "Centrifugo's configuration:")
         peer += "\n\n" + code(json.dumps(found["peer_config"]))
     commands = [line for held in idle.values() for line in held["commands"]]
     commands += [line for side in delivery.values() for line in side["commands"]]
@@ -45,7 +46,7 @@ def messages(found):
 
 
 def newest_rows(found):
-    """Rows of the table of the newest results."""
+    """Returns rows for the table of the newest results."""
     rates = [(f"Messages at saturation, {name}", f"{side['saturation_rps']:,}/s; CPU µs per message: "
               f"{spent(side['saturated'][0]['cpu_us_per_message'])}") for name, side in found["delivery"].items()]
     return aim_rows(found) + rates

@@ -1,4 +1,4 @@
-"""The stack of the measurements, and the product, the bare route and the collector on it."""
+"""The stack of the benchmarks, with the product, the bare route and the trace collector on it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SAMPLE_RATIO = "0.01"
 
 
 def shell(argv, seconds, **more):
-    """Output of a command that must succeed."""
+    """Runs a command that must succeed; returns its output."""
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                           timeout=seconds, check=False, **more)
     if done.returncode != 0:
@@ -27,7 +27,7 @@ def shell(argv, seconds, **more):
 
 
 def short(path):
-    """A path as commands name it: everything is run in the checkout."""
+    """Returns a path relative to the checkout, in which all commands run."""
     return os.path.relpath(path, REPO)
 
 
@@ -38,7 +38,7 @@ def free_port():
 
 
 class Stack:
-    """Kafka, Redis and Postgres by dev/stack, made anew, with what runs on them."""
+    """A new stack of Kafka, Redis and Postgres by dev/stack, and the processes that run on it."""
 
     def __init__(self, state, binary, examples, changes=()):
         self.state, self.binary, self.examples = Path(state), binary, examples
@@ -63,7 +63,7 @@ class Stack:
             self.pids[name.replace("kafka-1", "kafka")] = int(pid)
         self.sink_port = free_port()
         sink = self.start("sink", [sys.executable, str(REPO / "bench/otlp_sink.py"), str(self.sink_port)])
-        await_true("the trace sink answers", 10, lambda: get(f"http://127.0.0.1:{self.sink_port}/")[0] == 200)
+        await_true("start of the trace sink", 10, lambda: get(f"http://127.0.0.1:{self.sink_port}/")[0] == 200)
         self.pids["trace sink"] = sink.pid
         shell([self.binary, "migrate"], 60, env=self.product_env("api", 0, 0), cwd=self.work)
 
@@ -82,12 +82,12 @@ class Stack:
     def stop(self, child):
         code = child.stop()
         self.children.remove(child)
-        # The product ends by itself on SIGTERM, with 0; the bare route knows no signals.
+        # On SIGTERM, the product exits with 0. The bare route does not handle signals.
         if code not in (0, -15):
             say(f"  {child.name} ended with code {code}")
 
     def product_settings(self, role):
-        """The variables the product runs with, but for its ports: everything on."""
+        """Returns the product's variables, without its ports: every feature is on."""
         return {
             "POSTRIDER_ROLE": role,
             "POSTRIDER_KAFKA__BROKERS": self.env["KAFKA_BROKERS"],
@@ -101,13 +101,14 @@ class Stack:
         }
 
     def product_env(self, role, port, management):
-        # What a developer's shell has set is not to change what is measured.
+        # Variables of the developer's shell must not change the measurement.
         env = {name: value for name, value in os.environ.items() if not name.startswith("POSTRIDER_")}
         ports = {"POSTRIDER_HTTP__LISTEN": f"127.0.0.1:{port}", "POSTRIDER_MANAGEMENT__LISTEN": f"127.0.0.1:{management}"}
         return env | self.product_settings(role) | ports
 
     def start_product(self, role, name=None, await_ready=True, **settings):
-        """A role of the product, ready. `settings` are further variables, such as POSTRIDER_KV__AUDIT."""
+        """Starts a role of the product and waits until it is ready. `settings` are further variables, such as
+        POSTRIDER_KV__AUDIT."""
         port, management = free_port(), free_port()
         env = self.product_env(role, port, management) | settings
         child = self.start(name or role, [self.binary, "run", *self.changes], env)
@@ -118,7 +119,7 @@ class Stack:
 
     @staticmethod
     def await_ready(child, seconds=60):
-        """Seconds from its start to the first 200 of /readyz."""
+        """Waits until the process is ready; returns the seconds from its start to the first 200 of /readyz."""
         def ready():
             child.check()
             return get(f"{child.management}/readyz")[0] == 200
@@ -129,17 +130,17 @@ class Stack:
         port = free_port()
         child = self.start("bare", [str(self.examples / "bare"), f"127.0.0.1:{port}"])
         child.url = f"http://127.0.0.1:{port}"
-        await_true("the bare route answers", 10, lambda: get(child.url)[0] == 200)
+        await_true("start of the bare route", 10, lambda: get(child.url)[0] == 200)
         return child
 
     def fill(self, topic, records, keys, plain=False, seconds=300):
-        """Writes records with bench/fill.rs; returns its command and what it said."""
+        """Writes records with bench/fill.rs; returns its command and its output."""
         argv = [short(self.examples / "fill"), self.env["KAFKA_BROKERS"], topic, str(records), str(keys), "100"]
         argv += ["plain"] if plain else []
         return shlex.join(argv), shell(argv, seconds).strip()
 
     def create_topic(self, topic, setting):
-        """A topic of one partition with a setting, by Kafka's own tool."""
+        """Creates a topic of one partition with a setting, by Kafka's own tool."""
         libraries = shell(["bash", "-c", ". dev/lib/common.sh && . dev/lib/kafka.sh && kafka_classpath"], 10, cwd=REPO).strip()
         shell(["java", "-cp", libraries, "org.apache.kafka.tools.TopicCommand", "--bootstrap-server",
                self.env["KAFKA_BROKERS"], "--create", "--topic", topic, "--partitions", "1", "--config", setting], 60)
@@ -149,18 +150,18 @@ class Stack:
         return len(listed["topics"][0]["partitions"])
 
     def end_offsets(self, topic):
-        """Records that were ever written to a topic, over all partitions."""
+        """Returns the number of records that were ever written to a topic, over all partitions."""
         asked = [word for number in range(self.partitions(topic)) for word in ("-t", f"{topic}:{number}:-1")]
         text = shell(["kcat", "-Q", "-b", self.env["KAFKA_BROKERS"], *asked], 20)
         return sum(int(offset) for offset in re.findall(r"offset (-?\d+)", text))
 
     def metric(self, child, name):
-        """The sum of a metric over its labels; 0 when it is not there yet."""
+        """Returns the sum of a metric over its labels; 0 if it does not exist yet."""
         _, text = get(f"{child.management}/metrics", 5)
         values = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.M)
         return sum(float(value) for value in values)
 
     def traces(self):
-        """Exports and bytes that the collector took."""
+        """Returns the number of exports and of bytes that the collector received."""
         exports, size = get(f"http://127.0.0.1:{self.sink_port}/")[1].split()
         return {"exports": int(exports), "bytes": int(size)}

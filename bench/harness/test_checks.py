@@ -1,4 +1,4 @@
-"""The checks find what they are there to find:  python3 -m unittest discover -s bench -t bench"""
+"""Tests of the checks. Run them with: python3 -m unittest discover -s bench -t bench"""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from .report import quiet
 
 
 class Stack:
-    """A stack whose topics have a given number of records."""
+    """A fake stack whose topics have a given number of records."""
 
     def __init__(self, records):
         self.records = records
@@ -152,7 +152,7 @@ class Arithmetic(unittest.TestCase):
         self.assertIn('"key":"@KEY@"', produce_body(60, keyed=True))
 
     def test_a_slow_tenth_and_growing_memory_show(self):
-        # A second at 100/s, then ten times slower.
+        # Nine tenths at 100/s; the last tenth is ten times slower.
         samples = [(0.0, 0, 10.0), *((tenth / 10, tenth * 10, 10.0 + tenth) for tenth in range(1, 10)), (1.9, 100, 50.0)]
         figures = projection.figures(samples, 100)
         self.assertEqual((figures["seconds"], figures["slowest_tenth_rps"], figures["rss_mib"]["end"]), (1.9, 10, 50.0))

@@ -1,11 +1,11 @@
-//! WebSocket frames, as far as a benchmark needs them: whole ones, none fragmented.
+//! WebSocket frames for benchmarks, without support for fragmented messages.
 
 pub const TEXT: u8 = 1;
 pub const CLOSE: u8 = 8;
 pub const PING: u8 = 9;
 pub const PONG: u8 = 10;
 
-/// The complete frames of what a server sent; the rest is left.
+/// Iterates over the complete frames in bytes from a server; `rest` returns the incomplete remainder.
 pub struct Frames<'a>(&'a [u8]);
 
 impl<'a> Frames<'a> {
@@ -34,7 +34,7 @@ impl<'a> Iterator for Frames<'a> {
     }
 }
 
-/// A client's frame of less than 64 KiB. A mask of zeros masks nothing, and is allowed.
+/// Builds a client's frame of less than 64 KiB. Its mask is zero, which is valid and changes nothing.
 pub fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x80 | opcode];
     match payload.len() {

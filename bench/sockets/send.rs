@@ -1,4 +1,4 @@
-//! Messages from the HTTP request to the frame.
+//! Posts messages over HTTP and measures the time until their frames arrive.
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,19 +18,19 @@ use tokio::{
 
 use crate::{histogram::Histogram, now_us};
 
-/// Connections that post.
+/// The number of connections that post.
 const WRITERS: usize = 256;
-/// Multiplied with a message's number it gives its receiver, so that neighbours are far apart.
+/// A message's number times this gives its receiver, so successive messages go to distant receivers.
 const STRIDE: u64 = 7919;
-/// For what is still on its way when the last message was posted.
+/// Time limit for messages that have not arrived when the last one was posted.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Of each message's text.
+/// The size of each message's text.
 const TEXT_BYTES: usize = 100;
 
 pub enum Load {
     /// Messages per second.
     Rate(f64),
-    /// Messages on their way at a time.
+    /// The number of messages in flight.
     Window(usize),
 }
 
@@ -45,13 +45,13 @@ pub struct Target {
 pub struct Run {
     number: u64,
     target: Target,
-    /// By message, whether it has come.
+    /// For each message, whether it has arrived.
     come: RefCell<Vec<bool>>,
     latency: RefCell<Histogram>,
     posting: RefCell<Histogram>,
     delivered: Cell<u64>,
     twice: Cell<u64>,
-    /// Messages for somebody else.
+    /// Messages that arrived at another receiver.
     foreign: Cell<u64>,
     posted: Cell<u64>,
     errors: Cell<u64>,
@@ -79,7 +79,7 @@ impl Run {
         }
     }
 
-    /// A message came to the receiver of this name.
+    /// Counts a message that arrived at the receiver of this name.
     pub fn arrive(&self, line: &[u8], name: &str) {
         let Some((run, number, due)) = stamp(line) else { return };
         if run != self.number {
@@ -99,7 +99,7 @@ impl Run {
         }
     }
 
-    /// Posts for that long, waits for the frames, and tells.
+    /// Posts for the duration, waits for the frames, and returns the figures.
     pub async fn go(self: Rc<Self>, load: Load, duration: Duration) -> io::Result<Value> {
         let mut writers = JoinSet::new();
         let begun = Instant::now();
@@ -133,7 +133,7 @@ impl Run {
                 }
             }
         }
-        // What came while the posting went on: the rest would flatter a rate that cannot be held.
+        // The rate counts only messages that arrive during posting; a backlog that drains later would raise it.
         tokio::time::sleep(duration.saturating_sub(begun.elapsed())).await;
         let (delivered_in_time, seconds) = (self.delivered.get(), begun.elapsed().as_secs_f64());
         while writers.join_next().await.is_some() {}
@@ -186,7 +186,8 @@ impl Run {
 
 type Due = Rc<Mutex<mpsc::UnboundedReceiver<(u64, u64)>>>;
 
-/// Numbers and times of messages as they become due, by a thread that sleeps more finely than the runtime's timers.
+/// Sends the number and time of each message when it is due, from a thread, because a thread sleeps more precisely than
+/// the runtime's timers.
 fn pace(rate: f64, duration: Duration) -> Due {
     let (sender, receiver) = mpsc::unbounded_channel();
     let (begun, begun_us) = (Instant::now(), now_us());
@@ -202,7 +203,7 @@ fn pace(rate: f64, duration: Duration) -> Due {
     Rc::new(Mutex::new(receiver))
 }
 
-/// A connection that posts one message after the other.
+/// A connection that posts one message at a time.
 struct Writer {
     stream: TcpStream,
     host: SocketAddr,
@@ -222,7 +223,7 @@ impl Writer {
             format!(r#"{{"chatId":"c-{receiver}","senderId":"s-1","receiverId":"r-{receiver}","content":"{text}"}}"#);
         let (path, body) = match &self.peer {
             None => ("/api/v1/message/action", message),
-            // The peer has the record's value as its command, and gets it through the same HTTP and Kafka.
+            // The peer reads the record's value as a command. It goes through the same HTTP server and Kafka.
             Some(topic) => (
                 "/produce",
                 format!(
@@ -272,7 +273,7 @@ fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     after(line, name)?.split(|&byte| byte == b'"').next()
 }
 
-/// Run, number, and when it was due, from a message's text.
+/// Parses run, number and due time from a message's text.
 fn stamp(line: &[u8]) -> Option<(u64, u64, u64)> {
     let mut parts = field(line, b"\"content\":\"")?.split(|&byte| byte == b'.');
     Some((digits(parts.next()?)?, digits(parts.next()?)?, digits(parts.next()?)?))

@@ -1,11 +1,11 @@
 # shellcheck shell=bash disable=SC2034,SC2154,SC2317  # its caller's variables, and functions that `await` calls
-# The steps of tests/e2e/run. Sourced by it, after dev/lib/common.sh; its variables are ONE, TWO, work, and the options.
+# The steps of tests/e2e/run, which sources this file after dev/lib/common.sh and sets ONE, TWO, work and the options.
 
 SHARED=../shared/kube
 VALUES=(--values charts/postrider/ci/kind-values.yaml --values tests/e2e/values.yaml)
 
 step() { say "$(printf '%4d s  %s' "$SECONDS" "$*")"; }
-# Like `await`, at the pace of somebody who shares the processors with what is looked at.
+# Like `await`, but polls less often, because the tests share the processors with the cluster.
 await_cluster() { local seconds=$1; shift; paced() { "$@" || { sleep 0.7; return 1; }; }; await "$seconds" paced "$@"; }
 figures=()
 figure() { figures+=("\"$1\": $2"); say "        $1: $2"; }
@@ -32,7 +32,7 @@ start_cluster() {
   kubectl get --raw /readyz >/dev/null || die "the cluster does not answer"
 }
 
-# Two versions: the same program, and so the same behaviour, in images with different contents.
+# Loads two versions: images with different contents but the same program.
 load_images() {
   if [[ $IMAGES == no ]]; then return 0; fi
   local binary=()
@@ -58,7 +58,7 @@ next_version() {
   fi
 }
 
-# Where operators' kinds are not known, the chart does without.
+# Without the operators' CRDs, the chart is installed without the operators' resources.
 WITHOUT_OPERATORS=()
 apply_crds() {
   local folder
@@ -71,7 +71,7 @@ apply_crds() {
 }
 has_strimzi() { kubectl get crd kafkatopics.kafka.strimzi.io >/dev/null 2>&1; }
 
-# validate NAME: has the API server check every object of these values, without making any.
+# validate NAME: has the API server validate every object that the chart renders with these values, in a dry run.
 validate() {
   if [[ ! -d $SHARED/crds ]]; then return 0; fi
   helm template one charts/postrider --kube-version "$(kubectl version -o json | jq -r .serverVersion.gitVersion)" --values "charts/postrider/ci/$1-values.yaml" --is-upgrade --no-hooks --api-versions kafka.strimzi.io/v1 |
@@ -97,13 +97,13 @@ chart() {
 
 ready() { kubectl --namespace "$1" rollout status "deployment/postrider-$2" --timeout 180s >/dev/null; }
 
-# pods NAMESPACE ROLE: those that are not on their way out.
+# pods NAMESPACE ROLE: prints the pods that are not terminating.
 pods() {
   kubectl --namespace "$1" get pods --selector "app.kubernetes.io/component=$2" -o json |
     jq -r '.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name' | sort
 }
 
-# job NAME NAMESPACE ARGUMENT...: our own program in a pod that the policies let in.
+# job NAME NAMESPACE ARGUMENT...: runs postrider in a pod that the network policies allow.
 job() {
   local name=$1 namespace=$2
   shift 2
@@ -119,7 +119,7 @@ job() {
           securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: ["ALL"]}}}]}}}}' \
     -- "$@" | kubectl --namespace "$namespace" create --filename - >/dev/null
 }
-# job_end NAME NAMESPACE SECONDS: its output; 1 when it failed.
+# job_end NAME NAMESPACE SECONDS: waits for the job's end and prints its output; returns 1 if it failed.
 job_end() {
   local state=''
   finished() {
@@ -131,10 +131,10 @@ job_end() {
   [[ $state == *Complete* ]]
 }
 
-# roundtrip NAMESPACE RELEASE: through every room, from inside the cluster.
+# roundtrip NAMESPACE RELEASE: a round trip through every feature, from inside the cluster.
 roundtrip() {
   job roundtrip "$1" roundtrip --url "http://$2:8080" --topic "${TOPIC:-roundtrip}"
-  job_end roundtrip "$1" 90 >"$work/roundtrip" || { cat "$work/roundtrip" >&2; die "no round trip"; }
+  job_end roundtrip "$1" 90 >"$work/roundtrip" || { cat "$work/roundtrip" >&2; die "the round trip failed"; }
 }
 
 load_begin() {
@@ -144,7 +144,7 @@ load_begin() {
   kubectl --namespace "$namespace" wait --for=condition=Ready pod --selector "job-name=$name" --timeout 60s >/dev/null
 }
 load_end() {
-  job_end "$1" "$2" 240 >"$work/$1" || { cat "$work/$1" >&2; die "failed under load"; }
+  job_end "$1" "$2" 240 >"$work/$1" || { cat "$work/$1" >&2; die "the job $1 failed under load"; }
   sed 's/^/        /' "$work/$1" >&2
   figure "$1_failed_requests" "$(sed -n 's/^pushed .*, \([0-9]*\) failed$/\1/p' "$work/$1")"
   figure "$1_accepted" "$(sed -n 's/^pushed  *\([0-9]*\) .*/\1/p' "$work/$1")"
@@ -153,7 +153,7 @@ load_end() {
   figure "$1_max_ms" "$(sed -n 's/^latency .*max \([0-9.]*\) ms.*/\1/p' "$work/$1")"
 }
 
-# The route of the values leads back to the api's simulator, which answers a few of them with an error.
+# The route in the values delivers to the api's simulator, which answers some requests with an error.
 records_reach_the_relay() {
   delivered() {
     local pod
@@ -166,30 +166,30 @@ records_reach_the_relay() {
 
 stranger_is_shut_out() {
   ACCESS=no job stranger "$ONE" roundtrip --url http://postrider:8080 --room kv --timeout 8
-  if job_end stranger "$ONE" 60 >"$work/stranger"; then die "a pod that no policy allows got an answer"; fi
-  grep -q 'timed out after 8 s' "$work/stranger" || { cat "$work/stranger" >&2; die "it failed otherwise than expected"; }
+  if job_end stranger "$ONE" 60 >"$work/stranger"; then die "a pod that no network policy allows got a response"; fi
+  grep -q 'timed out after 8 s' "$work/stranger" || { cat "$work/stranger" >&2; die "the job did not fail by a timeout, as expected"; }
 }
 
-# Until it is stopped: what metrics-server knows, every ten seconds, as it does itself.
+# Records the figures of metrics-server every ten seconds, its own interval, until it is stopped.
 watch_use() {
   while sleep 10; do kubectl --namespace "$ONE" top pods --no-headers >>"$work/use" 2>/dev/null || true; done
 }
-# most ROLE COLUMN SUFFIX: the largest that was seen of any pod.
+# most ROLE COLUMN SUFFIX: prints the maximum of any pod of the role.
 most() { awk -v role="postrider-$1-" -v suffix="$3" 'index($1, role) == 1 { sub(suffix, "", $'"$2"'); if ($'"$2"' + 0 > most) most = $'"$2"' + 0 } END { print most + 0 }' "$work/use"; }
 requested() { kubectl --namespace "$ONE" get deployment "postrider-$1" -o "jsonpath={.spec.template.spec.containers[0].resources.requests.$2}"; }
 
-# Requests are what a node reserves: more than was ever used would be taken from others.
+# A node reserves what a pod requests, so a pod must not use more than that.
 use_fits_requests() {
   local role memory
-  [[ -s $work/use ]] || { say "        no figures of memory"; return 0; }
+  [[ -s $work/use ]] || { say "        metrics-server has no figures"; return 0; }
   for role in api processor relay; do
     memory=$(requested "$role" memory)
     figure "memory_${role}_mib" "$(most "$role" 3 Mi)"
     figure "memory_${role}_requested_mib" "${memory%Mi}"
     figure "cpu_${role}_millicores" "$(most "$role" 2 m)"
     figure "cpu_${role}_requested_millicores" "$(requested "$role" cpu | sed 's/m$//')"
-    if [[ $BINARY == */debug/* ]]; then continue; fi # takes more than what is deployed
-    (($(most "$role" 3 Mi) <= ${memory%Mi})) || die "a pod of the $role took more memory than it requests"
+    if [[ $BINARY == */debug/* ]]; then continue; fi # a debug build uses more memory than a release build
+    (($(most "$role" 3 Mi) <= ${memory%Mi})) || die "a pod of the $role used more memory than it requests"
   done
 }
 
@@ -198,8 +198,8 @@ use_fits_requests() {
 # metrics NAMESPACE POD
 metrics() { kubectl get --raw "/api/v1/namespaces/$1/pods/$2:9090/proxy/metrics" 2>/dev/null; }
 
-# starts NAMESPACE ROLE...: when the program of each pod began, one line each: a process that takes a new secret replaces itself,
-# in the container that it has. 0 while there is no answer.
+# starts NAMESPACE ROLE...: prints each pod with the start time of its program, 0 if it does not respond. The time changes
+# with each new secret, because the process then replaces itself within its container.
 starts() {
   local namespace=$1 role pod
   shift
@@ -210,26 +210,26 @@ starts() {
   done
 }
 
-# every_replaced NAMESPACE STARTS_BEFORE ROLE...: each of their processes took what was mounted anew, and all are well.
+# every_replaced NAMESPACE STARTS_BEFORE ROLE...: waits until every process has replaced itself and is ready.
 every_replaced() {
   local namespace=$1 before=$2 role
   shift 2
   all_replaced() { remount "$namespace"; ! join <(sort <<<"$before") <(starts "$namespace" "$@" | sort) | awk '$3 <= $2 { old = 1 } END { exit !old }'; }
-  await_cluster 240 all_replaced "$@" || die "not every process of $namespace took the new secret: they began at $before and $(starts "$namespace" "$@")"
+  await_cluster 240 all_replaced "$@" || die "not every process of $namespace picked up the new secret: start times before $before and now $(starts "$namespace" "$@")"
   for role in "$@"; do ready "$namespace" "$role"; done
 }
 
-# A kubelet mounts what has changed when it looks at a pod next, which a change of the pod makes it do.
+# Annotates the pods: a kubelet updates mounted secrets when it syncs a pod, and a changed annotation triggers a sync.
 remount() { kubectl --namespace "$1" annotate pods --selector postrider/management=true --overwrite "postrider/looked=$(now_ms)" >/dev/null; }
 
 put_redis_url() {
   kubectl --namespace "$ONE" patch secret postrider-urls --type merge --patch "$(jq -n --arg url "$1" '{stringData: {"redis-url": $url}}')" >/dev/null
 }
 
-# Five wrong secrets and five that work, in turns, under load for longer than that takes.
+# Rotates to five wrong and five working secrets in turns, under load that lasts longer.
 ten_rotations() {
   local number good=redis://redis:6379 before began begun seconds=225
-  # A pod that an autoscaler adds meanwhile would start with a wrong secret.
+  # Without the autoscaler, because a pod that it adds would start with a wrong secret.
   chart upgrade postrider "$ONE" --set image.tag=dev --set roles.api.replicas=2
   ready "$ONE" api
   roundtrip "$ONE" postrider
@@ -249,7 +249,7 @@ ten_rotations() {
     put_redis_url "redis://nobody:wrong$number@redis:6379"
     await_cluster 60 refused || die "the wrong secret number $number was not refused by every process"
     began=$(starts "$ONE" api processor)
-    # A newline at the end is no part of the secret, but the file is another one.
+    # A newline at the end does not belong to the secret, but it changes the file.
     good+=$'\n'
     put_redis_url "$good"
     every_replaced "$ONE" "$began" api processor
@@ -257,21 +257,21 @@ ten_rotations() {
   figure ten_rotations_seconds "$((SECONDS - begun))"
   ((SECONDS - begun < seconds)) || die "ten rotations took longer than the load, $seconds s"
   load_end rotating "$ONE"
-  [[ $(restarts "$ONE") == "$before" ]] || die "a container was restarted for a rotation: restarts were $before and are $(restarts "$ONE")"
+  [[ $(restarts "$ONE") == "$before" ]] || die "a rotation restarted a container: restarts were $before and are $(restarts "$ONE")"
 }
 
-# Of containers whose pods are not on their way out, one number each.
+# Prints the number of restarts of each container whose pod is not terminating.
 restarts() {
   kubectl --namespace "$1" get pods --selector postrider/management=true -o json |
     jq -r '[.items[] | select(.metadata.deletionTimestamp == null)] | sort_by(.metadata.name) | map(.status.containerStatuses[0].restartCount) | join(" ")'
 }
 
-# After all upgrades of the first: one more would put its secret back to what the values say.
+# Call this after all upgrades of the first release, because an upgrade resets the secret to the value in the chart.
 rotated_secrets_are_picked_up() {
   local before_one before_two
-  # A relay asks Redis for its turn alone, and watches other secrets.
+  # A relay does not restart for the Redis secret, because it uses Redis only for the rotation lease.
   before_one=$(starts "$ONE" api processor) before_two=$(starts "$TWO" api processor relay)
-  # The same server by another URL: what counts is that the file is another one.
+  # The URL differs, but the server is the same; a changed file is enough.
   put_redis_url redis://redis:6379/0
   if has_strimzi; then
     operator_renews "$TWO" certificate
@@ -290,7 +290,7 @@ second_release() {
   make_namespace "$TWO"
   if has_strimzi; then
     operator_cluster "$TWO"
-    # Objects in the release's own namespace, the brokers by the address that Strimzi would give them.
+    # The objects are in the release's own namespace. The brokers have the address that Strimzi would give them.
     SECOND+=(--set kafka.strimzi.cluster=events --set kafka.strimzi.user.enabled=true
       --set kafka.strimzi.topics.enabled=true --set kafka.strimzi.topics.replicas=1 --set kafka.strimzi.topics.minInsyncReplicas=1
       --set-json 'kafka.strimzi.topics.extra=[{"name":"two.roundtrip","partitions":1}]')
@@ -302,7 +302,7 @@ second_release() {
   fi
   second_works
 }
-# Helm does not wait: until the operator has seen the objects, no pod can start.
+# Helm must not wait, because no pod can start before the operator has processed the objects.
 second() {
   local verb=$1
   shift
@@ -329,16 +329,16 @@ autoscaler_follows_the_load() {
   before=$(pods "$ONE" api)
   chart upgrade postrider "$ONE" --set image.tag=dev --set roles.api.autoscaling.enabled=true --set roles.api.autoscaling.minReplicas=2 \
     --set roles.api.autoscaling.maxReplicas=3 --set roles.api.autoscaling.targetCPUUtilizationPercentage=50 --set roles.api.autoscaling.behavior.scaleDown.stabilizationWindowSeconds=10
-  [[ $(pods "$ONE" api) == "$before" ]] || die "an autoscaler restarted what it is to scale"
+  [[ $(pods "$ONE" api) == "$before" ]] || die "enabling the autoscaler restarted the api"
   load_begin scaling "$ONE" --rate="$RATE" --seconds=60
   t0=$(now_ms)
   await_cluster 90 api_is_at 3 || { kubectl --namespace "$ONE" get hpa >&2; die "the autoscaler did not add a pod"; }
   figure scaled_up_seconds "$(seconds_since "$t0")"
   load_end scaling "$ONE"
-  await_cluster 180 api_is_back 2 || die "the autoscaler did not take the pod away again"
+  await_cluster 180 api_is_back 2 || die "the autoscaler did not remove the pod again"
 }
 
-# A controller that is no service of this cluster is found by the address in the Ingress.
+# If the controller has no service in the cluster, its address is in the Ingress.
 through_the_ingress() {
   local class=$1 address
   chart upgrade postrider "$ONE" --set image.tag=dev --set ingress.enabled=true --set ingress.className="$class" --set 'ingress.hosts={postrider.test}'
@@ -348,7 +348,7 @@ through_the_ingress() {
     address=$(kubectl --namespace "$ONE" get ingress postrider -o 'jsonpath={.status.loadBalancer.ingress[0].ip}')
   fi
   HOST_ALIAS="$address postrider.test" job roundtrip "$ONE" roundtrip --url http://postrider.test --topic roundtrip
-  job_end roundtrip "$ONE" 90 >"$work/roundtrip" || { cat "$work/roundtrip" >&2; die "no round trip through the ingress"; }
+  job_end roundtrip "$ONE" 90 >"$work/roundtrip" || { cat "$work/roundtrip" >&2; die "the round trip through the ingress failed"; }
 }
 
 drain_a_node() {
@@ -360,7 +360,7 @@ drain_a_node() {
   load_end draining "$ONE"
 }
 
-# Pods take their time to drain, which helm does not wait for.
+# Helm does not wait until the pods have drained.
 nothing_is_left() {
   left_behind() {
     kubectl --namespace "$1" get all,configmaps,secrets,serviceaccounts,networkpolicies,poddisruptionbudgets,ingresses,horizontalpodautoscalers \

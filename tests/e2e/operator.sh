@@ -1,12 +1,13 @@
 # shellcheck shell=bash disable=SC2034,SC2154,SC2317  # its caller's variables, and functions that `await` calls
-# What Strimzi's operators would do, against the Kafka of tests/e2e/servers: authorities and the listeners' certificate, a topic
-# for each KafkaTopic, and for each KafkaUser its secret, its credentials and its rights. Sourced by tests/e2e/run.
+# Does the work of Strimzi's operators for the Kafka of tests/e2e/servers: creates the certificate authorities, the
+# listeners' certificate, a topic for each KafkaTopic, and for each KafkaUser its secret, credentials and ACLs. Sourced by
+# tests/e2e/run.
 
 # shellcheck source=dev/lib/tls.sh
 source dev/lib/tls.sh
 
 kafka() { kubectl --namespace "$ONE" exec statefulset/kafka -- "$@" </dev/null; }
-# Not among the commands of every image.
+# Runs AclCommand with java, because not every image has kafka-acls.sh.
 kafka_acls() { kafka java -Xmx128m -XX:TieredStopAtLevel=1 -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp '/opt/kafka/libs/*' org.apache.kafka.tools.AclCommand --bootstrap-server localhost:9092 "$@"; }
 
 # put_secret NAMESPACE NAME ARGUMENT...
@@ -16,7 +17,7 @@ put_secret() {
   kubectl --namespace "$namespace" create secret generic "$name" "$@" --dry-run=client -o yaml | kubectl apply --filename - >/dev/null
 }
 
-# The cluster's authority, which clients trust, and that of clients, which brokers trust.
+# Creates the cluster's authority, which clients trust, and the clients' authority, which brokers trust.
 operator_authorities() {
   mkdir "$work/cluster" "$work/clients"
   {
@@ -29,7 +30,7 @@ extendedKeyUsage=serverAuth"
   put_secret "$1" kafka-listeners --from-file="$work/server.pem" --from-file=clients-ca.crt="$work/clients/ca.crt"
 }
 
-# operator_cluster NAMESPACE: the secret with the cluster's authority, and the address that the Kafka resource `events` would have.
+# operator_cluster NAMESPACE: creates the secret with the cluster's authority, and the service of the Kafka `events`.
 operator_cluster() {
   put_secret "$1" events-cluster-ca-cert --from-file="$work/cluster/ca.crt" --from-literal=ca.password=unused
   kubectl --namespace "$ONE" apply --filename - >/dev/null <<'END'
@@ -42,7 +43,7 @@ spec:
 END
 }
 
-# As at a renewal: clients are to trust the old authority and the new one.
+# Renews the cluster's authority: clients then trust the old one and the new one.
 operator_renews_authority() {
   mkdir "$work/renewed"
   tls_authority "$work/renewed" '/O=io.strimzi/CN=cluster-ca v1' 2>/dev/null
@@ -60,13 +61,13 @@ operator_topics() {
 }
 
 operator_user_names() { kubectl --namespace "$1" get kafkausers.kafka.strimzi.io -o json | jq -r '.items[].metadata.name'; }
-# operator_users NAMESPACE: one for each role.
+# operator_users NAMESPACE: creates the users, one for each role.
 operator_users() {
   local name
   for name in $(operator_user_names "$1"); do operator_user "$1" "$name"; done
 }
 
-# operator_user NAMESPACE NAME
+# operator_user NAMESPACE NAME: creates a user with its ACLs and credentials.
 operator_user() {
   local name=$2 kind principal words
   kubectl --namespace "$1" get kafkausers.kafka.strimzi.io "$name" -o json >"$work/user"
@@ -79,18 +80,18 @@ operator_user() {
           + ["--resource-pattern-type \(if .[0].resource.patternType == "prefix" then "prefixed" else "literal" end)"] end)
     | join(" ")' "$work/user" >"$work/rights"
   while read -ra words; do
-    kafka_acls --add --allow-principal "$principal" "${words[@]}" >"$work/acls" || { cat "$work/acls" >&2; die "the rights are not what Kafka takes"; }
+    kafka_acls --add --allow-principal "$principal" "${words[@]}" >"$work/acls" || { cat "$work/acls" >&2; die "Kafka refused the ACLs"; }
   done <"$work/rights"
   if [[ $kind == tls ]]; then operator_certificate "$1" "$name"; else operator_password "$1" "$name"; fi
 }
 
-# operator_renews NAMESPACE password|certificate: those of every user.
+# operator_renews NAMESPACE password|certificate: renews the credentials of every user.
 operator_renews() {
   local name
   for name in $(operator_user_names "$1"); do "operator_$2" "$1" "$name"; done
 }
 
-# Both take what was valid before out of use.
+# Both replace the user's secret. A new password invalidates the old one.
 operator_password() {
   local password
   password=$(openssl rand -hex 16)

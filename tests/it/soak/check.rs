@@ -1,4 +1,4 @@
-//! The judge: what must hold of the evidence, whatever failed while it was gathered.
+//! The judge: the rules that the evidence must satisfy, whatever failed during the run.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -12,7 +12,7 @@ use super::{
     present, received, recovery,
 };
 
-/// Something that must not be.
+/// A violation of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// One of [`RULES`].
@@ -26,31 +26,33 @@ impl fmt::Display for Finding {
     }
 }
 
-pub const LOST: &str = "an acknowledged write is where its answer said";
-pub const LEAKED: &str = "a refused write appears nowhere";
-pub const REPEATED: &str = "a write is stored no more often than it was sent, under one id";
-pub const ORDER: &str = "acknowledged writes of a key are in the log in their order";
-pub const VIEW: &str = "the view is what the topic says";
-pub const SIGHT: &str = "no reader sees a value go back, or misses what it asked for";
+pub const LOST: &str = "an acknowledged write is at the position in its response";
+pub const LEAKED: &str = "a refused write is not stored";
+pub const REPEATED: &str = "a write is stored at most as often as it was sent, under one id";
+pub const ORDER: &str = "acknowledged writes of a key are in the log in the order in which they were sent";
+pub const VIEW: &str = "the view equals the state that the topic defines";
+pub const SIGHT: &str = "no reader sees an older state than before, or than it asked for";
 pub const DELIVERED: &str = "every record reaches the target or the dead letters";
-pub const DELIVERY_ORDER: &str = "a record is delivered first when those before it of its key are settled";
-pub const COMMITTED: &str = "nothing below a committed offset is missing at the sink";
-pub const CAUGHT_UP: &str = "in the end everything is committed";
+pub const DELIVERY_ORDER: &str = "a record is first delivered after all earlier records of its key are settled";
+pub const COMMITTED: &str = "no record below a committed offset is missing at the sink";
+pub const CAUGHT_UP: &str = "at the end everything is committed";
 pub const COMMENTS: &str = "every acknowledged comment is listed exactly once";
-pub const STREAMED: &str = "a stream of comments has each once and in the order of its post";
-pub const FOREIGN: &str = "no device gets what is for somebody else";
-pub const MAILBOX: &str = "a device gets each message of its receiver once and in order";
-pub const PLACE: &str = "a device without a place of its own begins at its receiver's cursor";
-pub const HISTORY: &str = "a receiver's history has each of its messages once and in order";
-pub const FEED: &str = "in the end a feed has the posts of all whom its reader follows, newest first";
-pub const PAGE: &str = "no page of a feed shows what it must not";
-pub const PRESENCE: &str = "every change of presence is told once, and the last one is what is so";
-pub const UNDELIVERED: &str = "a message that its receiver did not get in time is announced once, and no other is";
-pub const RECOVERY: &str = "service is back in time after a fault";
-pub const LETTERS: &str = "nothing of ours is dead-lettered";
-pub const INCIDENT: &str = "no process dies, panics, swells, or answers what it must not";
+pub const STREAMED: &str = "a live stream has each comment once, in the order of its post";
+pub const FOREIGN: &str = "no device gets a message of another receiver";
+pub const MAILBOX: &str = "a device gets each message of its receiver once, in order";
+pub const PLACE: &str = "a device without its own position begins at its receiver's cursor";
+pub const HISTORY: &str = "a receiver's history has each of its messages once, in order";
+pub const FEED: &str = "at the end a feed has the posts of all authors that its reader follows, newest first";
+pub const PAGE: &str = "no page of a feed shows an unknown, deleted, repeated or unfollowed post";
+pub const PRESENCE: &str = "presence changes alternate, each has one event id, and the last one is the actual state";
+pub const UNDELIVERED: &str =
+    "a message is announced as undelivered, under one id, if and only if it was not delivered in time";
+pub const RECOVERY: &str = "service is back after a fault within its bound";
+pub const LETTERS: &str = "postrider's own topics have no dead letters";
+pub const INCIDENT: &str =
+    "no process dies, panics, exceeds its memory limit or returns a response that is not allowed";
 
-/// All that must hold.
+/// All rules.
 pub const RULES: [&str; 23] = [
     LOST,
     LEAKED,
@@ -81,7 +83,7 @@ fn named(rule: &'static str, details: impl IntoIterator<Item = String>) -> Vec<F
     details.into_iter().map(|detail| Finding { rule, detail }).collect()
 }
 
-/// What must hold at any time, however far behind the sinks are.
+/// Checks the rules that hold at any time, however far behind the sinks are.
 pub fn at_any_time(evidence: &Evidence) -> Vec<Finding> {
     let mut found = named(INCIDENT, evidence.incidents.iter().cloned());
     let index = Index::of(evidence);
@@ -95,7 +97,7 @@ pub fn at_any_time(evidence: &Evidence) -> Vec<Finding> {
     found
 }
 
-/// What must hold once everything has settled.
+/// Checks all rules, once everything has caught up.
 pub fn in_the_end(evidence: &Evidence) -> Vec<Finding> {
     let mut found = at_any_time(evidence);
     found.extend(named(LOST, lost(evidence, &Index::of(evidence))));
@@ -123,10 +125,10 @@ pub fn in_the_end(evidence: &Evidence) -> Vec<Finding> {
     found
 }
 
-/// Records by what they are a record of; the projection's own are left out.
+/// Records by the write that they belong to, without the projection's own records.
 struct Index<'a> {
     numbered: HashMap<(Topic, &'a str, u64), Vec<&'a Record>>,
-    /// Ids of the tombstones of each key, each once, and how many tombstones there are.
+    /// The distinct ids of the tombstones of each key, and the number of tombstones.
     deleted: HashMap<&'a str, (HashSet<&'a str>, usize)>,
 }
 
@@ -167,7 +169,7 @@ fn lost(evidence: &Evidence, index: &Index<'_>) -> Vec<String> {
         places.get(&(write.kind.topic(), place)).is_some_and(|found| found.key == write.key && found.number == expected)
     };
     let missing = |write: &&Write| match write.kind {
-        // Their answers do not say where.
+        // Their responses have no position.
         Kind::Comment | Kind::Message => write.verdict() == Verdict::Acknowledged && index.records(write).is_empty(),
         _ => write.places().any(|place| !there(write, place)),
     };
@@ -180,7 +182,7 @@ fn leaked(evidence: &Evidence, index: &Index<'_>) -> Vec<String> {
     refused
         .filter_map(|write| {
             let found = index.records(write).first().filter(|_| write.kind != Kind::Delete)?;
-            Some(format!("{}, and is at {:?}", describe(write), found.place))
+            Some(format!("{}, but it is at {:?}", describe(write), found.place))
         })
         .collect()
 }
@@ -200,10 +202,10 @@ fn repeated(evidence: &Evidence, index: &Index<'_>) -> Vec<String> {
         let records = index.records(write);
         let ids: BTreeSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
         let too_many = records.len() > write.possible();
-        // What was refused is another rule's.
+        // Refused writes belong to another rule.
         if write.possible() > 0 && (too_many || ids.len() > 1) {
             let places: Vec<_> = records.iter().map(|record| record.place).collect();
-            faults.push(format!("{}, and is at {places:?} with {} ids", describe(write), ids.len()));
+            faults.push(format!("{}, but it is at {places:?} with {} ids", describe(write), ids.len()));
         }
     }
     for (key, (ids, tombstones)) in &index.deleted {
@@ -216,7 +218,7 @@ fn repeated(evidence: &Evidence, index: &Index<'_>) -> Vec<String> {
         }
     }
     let strangers = index.numbered.iter().filter(|(name, _)| !explained.contains(*name));
-    faults.extend(strangers.map(|(_, records)| format!("nobody wrote {:?}", records[0])));
+    faults.extend(strangers.map(|(_, records)| format!("no client wrote {:?}", records[0])));
     faults
 }
 
@@ -231,7 +233,7 @@ fn disordered(evidence: &Evidence, index: &Index<'_>) -> Vec<String> {
         let (partition, offset) = first;
         let before = last.insert((write.kind.topic(), &write.key, partition), (write.number, offset));
         if let Some((number, before)) = before.filter(|(_, before)| *before > offset) {
-            faults.push(format!("{}, is at {first:?}, before #{number} at {before}", describe(write)));
+            faults.push(format!("{}, but it is at {first:?}, before #{number} at {before}", describe(write)));
         }
     }
     faults
@@ -245,12 +247,11 @@ fn view(evidence: &Evidence) -> Vec<String> {
     for (key, history) in histories(log) {
         let (expected, found) = (history.last(), evidence.view.get(key).copied().flatten());
         if found != expected {
-            faults.push(format!("{key} is {found:?} in the view, and should be {expected:?}"));
+            faults.push(format!("{key} is {found:?} in the view, expected {expected:?}"));
         }
-        // A value that ended by itself has its tombstone a moment later.
+        // An expired value gets its tombstone a moment later.
         if last_words[key] != expected {
-            faults
-                .push(format!("{key} is {:?} in the topic's last record, and should be {expected:?}", last_words[key]));
+            faults.push(format!("{key} is {:?} in the topic's last record, expected {expected:?}", last_words[key]));
         }
     }
     faults
@@ -271,17 +272,18 @@ fn undelivered(evidence: &Evidence) -> Vec<String> {
             Some(found) if found == (&record.key, record.number) => {}
             Some(found) => faults.push(format!("{record:?} was delivered as {found:?}")),
             None if letters.contains(&record.place) => {}
-            None => faults.push(format!("{record:?} was neither taken nor given up")),
+            None => faults.push(format!("{record:?} was neither accepted nor dead-lettered")),
         }
     }
-    faults.extend(taken.into_keys().map(|place| format!("the target took {place:?}, which the topic does not have")));
+    faults
+        .extend(taken.into_keys().map(|place| format!("the target accepted {place:?}, which the topic does not have")));
     faults
 }
 
-/// First deliveries that came while an earlier record of their key was not settled.
+/// Finds first deliveries of records while an earlier record of the key was not settled.
 fn overtaken(evidence: &Evidence) -> Vec<String> {
     let letters = given_up(evidence);
-    // Of each partition and key: the last offset that was tried, and those that are not settled.
+    // For each partition and key: the highest offset delivered, and the offsets that are not settled.
     let mut keys: HashMap<(i32, &str), (i64, BTreeSet<i64>)> = HashMap::new();
     let (mut seen, mut faults) = (HashSet::new(), Vec::new());
     for delivery in &evidence.deliveries {
@@ -292,12 +294,12 @@ fn overtaken(evidence: &Evidence) -> Vec<String> {
             let waiting: Vec<i64> =
                 open.iter().copied().filter(|&before| !letters.contains(&(partition, before))).collect();
             if !waiting.is_empty() {
-                faults.push(format!("{delivery:?} came while {waiting:?} of its key were not settled"));
+                faults.push(format!("{delivery:?} arrived while {waiting:?} of its key were not settled"));
             }
             *newest = offset;
             open.insert(offset);
         } else if first {
-            faults.push(format!("{delivery:?} came first after offset {newest} of its key"));
+            faults.push(format!("{delivery:?} first arrived after offset {newest} of its key"));
         }
         if delivery.taken {
             open.remove(&offset);
@@ -306,18 +308,18 @@ fn overtaken(evidence: &Evidence) -> Vec<String> {
     faults
 }
 
-/// Samples in which a commit was further than its sink.
+/// Finds samples in which a commit is ahead of its sink.
 fn ahead(evidence: &Evidence) -> Vec<String> {
     let letters = given_up(evidence);
     let mut faults = Vec::new();
-    // Per partition: what is taken up to a sample, and how far nothing is missing.
+    // The records accepted up to a sample, and for each partition the first offset that is not settled.
     let (mut taken, mut whole): (HashSet<Place>, BTreeMap<i32, i64>) = Default::default();
     let mut counted = 0;
     for commit in &evidence.commits {
         for (partition, reached) in &commit.reached {
             if let Some(offset) = commit.offsets.get(partition).filter(|offset| *offset > reached) {
                 faults.push(format!(
-                    "{} {partition}: {offset} was committed at {} ms, and the sink had what is below {reached}",
+                    "{} {partition}: {offset} was committed at {} ms, but the sink was only at {reached}",
                     commit.topic.name(),
                     commit.at_ms
                 ));
@@ -337,7 +339,7 @@ fn ahead(evidence: &Evidence) -> Vec<String> {
             }
             if *whole < offset {
                 faults.push(format!(
-                    "orders {partition}: {offset} was committed at {} ms, and {whole} was not settled",
+                    "orders {partition}: {offset} was committed at {} ms, but {whole} was not settled",
                     commit.at_ms
                 ));
             }
@@ -346,7 +348,7 @@ fn ahead(evidence: &Evidence) -> Vec<String> {
     faults
 }
 
-/// Groups that have not committed all of their topic, or of which that could not be seen.
+/// Finds groups that have not committed all of their topic, or for which this is unknown.
 fn behind(evidence: &Evidence) -> Vec<String> {
     let mut last: BTreeMap<Topic, &BTreeMap<i32, i64>> = BTreeMap::new();
     for commit in &evidence.commits {
@@ -359,13 +361,13 @@ fn behind(evidence: &Evidence) -> Vec<String> {
     };
     for topic in super::GROUPS.map(|(topic, _)| topic).into_iter().filter(has_records) {
         let (Some(offsets), Some(ends)) = (last.get(&topic), evidence.ends.get(&topic)) else {
-            faults.push(format!("where {} ends, or what is committed of it, was not seen", topic.name()));
+            faults.push(format!("the end offsets of {}, or its commits, are unknown", topic.name()));
             continue;
         };
         for (partition, end) in ends {
             let committed = offsets.get(partition).copied().unwrap_or(0);
             if committed != *end {
-                faults.push(format!("{} {partition} ends at {end}, and {committed} is committed", topic.name()));
+                faults.push(format!("{} {partition} ends at {end}, but {committed} is committed", topic.name()));
             }
         }
     }

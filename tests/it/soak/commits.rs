@@ -1,4 +1,4 @@
-//! Looks at what the groups have committed.
+//! Reads the commits of the consumer groups.
 
 use std::{
     collections::BTreeMap,
@@ -18,15 +18,17 @@ use super::{
 use crate::harness::World;
 
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Time without an answer, after which another client asks: one may have forgotten all brokers (librdkafka 5301).
+/// Time without an answer after which the client is replaced, because it may have forgotten all brokers
+/// (librdkafka 5301).
 const STUCK: Duration = Duration::from_secs(10);
 
 pub struct Commits(Vec<Group>);
 
 struct Group {
     topic: Topic,
-    /// Full names.
+    /// The full name of the topic.
     name: String,
+    /// The full name of the group.
     group: String,
     brokers: String,
     wanted: TopicPartitionList,
@@ -54,7 +56,7 @@ impl Commits {
         Self(groups.iter().map(look).collect())
     }
 
-    /// The commits of each group; nothing of a group whose brokers do not answer.
+    /// Reads the commits of each group. Leaves out a group whose brokers do not answer.
     pub fn sample(&self, ledger: &Ledger) -> Vec<Commit> {
         let look = |group: &Group| {
             let found = group.ask(|consumer| consumer.committed_offsets(group.wanted.clone(), PATIENCE).ok())?;
@@ -71,7 +73,7 @@ impl Commits {
         self.0.iter().filter_map(look).collect()
     }
 
-    /// Where the topics of the groups end.
+    /// Reads the end offsets of the groups' topics.
     pub fn ends(&self) -> Option<BTreeMap<Topic, BTreeMap<i32, i64>>> {
         let mut ends: BTreeMap<Topic, BTreeMap<i32, i64>> = BTreeMap::new();
         for group in &self.0 {
@@ -89,7 +91,7 @@ impl Group {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks, by another client when this one has had no answer for too long.
+    /// Asks the brokers; replaces the client if it has had no answer for too long.
     fn ask<T>(&self, question: impl Fn(&BaseConsumer) -> Option<T>) -> Option<T> {
         let mut client = self.client();
         let answer = question(&client.consumer);
@@ -98,7 +100,7 @@ impl Group {
         } else if client.answered.elapsed() > STUCK {
             let next = Client { consumer: consumer(&self.brokers, &self.group), answered: Instant::now() };
             let old = std::mem::replace(&mut *client, next);
-            // Its end may take a while.
+            // Dropping a client may take a while.
             std::thread::spawn(move || drop(old));
         }
         answer

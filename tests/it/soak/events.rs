@@ -1,4 +1,4 @@
-//! Events of posts, presence and undelivered messages as their topics have them, and feeds as they are shown.
+//! Events of posts, presence and undelivered messages as the topics have them, and feeds as the API returns them.
 
 use std::collections::BTreeMap;
 
@@ -35,7 +35,7 @@ pub struct Page {
     pub posts: Vec<i64>,
 }
 
-/// A post as a feed shows it in the end.
+/// A post in a feed at the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
     pub post: i64,
@@ -43,29 +43,29 @@ pub struct Shown {
     pub number: u64,
 }
 
-/// A change of presence, and when it was, since the start.
+/// A presence change, with its time since the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Presence {
     pub change: Change,
     pub at_ms: i64,
 }
 
-/// An event that says that a message was not delivered in time.
+/// An event for a message that was not delivered in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Undelivered {
-    /// The event's own id, and that of the message.
+    /// The ids of the event and of the message.
     pub id: String,
     pub message_id: String,
     pub receiver: String,
     pub place: Place,
-    /// `None` where the message is too large to be repeated.
+    /// `None` if the message is too large to be included.
     pub name: Option<Name>,
-    /// When the message was stored, and when the event was made, since the start.
+    /// The times, since the start, at which the message was stored and the event was written.
     pub stored_ms: i64,
     pub at_ms: i64,
 }
 
-/// How far the search for undelivered messages had come, and receivers' cursors right after that.
+/// The progress of the search for undelivered messages, and the receivers' cursors right afterwards.
 #[derive(Debug, Clone)]
 pub struct Searched {
     pub next: BTreeMap<i32, i64>,
@@ -73,7 +73,7 @@ pub struct Searched {
 }
 
 impl Posted {
-    /// `None` for what is no such event.
+    /// Parses an event; `None` if it is not valid.
     pub fn read(place: Place, id: String, author: String, value: &Value) -> Option<Self> {
         let payload = &value["payload"];
         let post = payload["post_id"].as_i64();
@@ -93,7 +93,7 @@ impl Posted {
     }
 }
 
-/// The number that a sender put at the beginning of a content.
+/// Parses the number at the beginning of a post's content.
 pub fn number(content: &Value) -> Option<u64> {
     content.as_str()?.split(' ').next()?.parse().ok()
 }
@@ -109,7 +109,7 @@ impl Presence {
 }
 
 impl Undelivered {
-    /// `at_ms` is the record's own time.
+    /// Parses an event; `at_ms` is the record's timestamp.
     pub fn read(id: String, key: &str, at_ms: i64, value: &Value, ledger: &Ledger) -> Option<Self> {
         let text = |field: &str| value[field].as_str().map(str::to_owned);
         let receiver = text("receiver_id").filter(|receiver| receiver == key)?;

@@ -1,4 +1,4 @@
-//! What goes wrong, one every few seconds, chosen by a seeded chance.
+//! The faults: one every few seconds, in a random order that the seed determines.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,18 +18,18 @@ use crate::harness::{
     sessions::Notebook,
 };
 
-/// What can be broken.
+/// Everything that faults can break.
 pub struct Site {
     pub fleet: Arc<Fleet>,
     pub target: Target,
-    /// Between the product and the servers, by the servers' names.
+    /// The proxies between the product and the servers, by the servers' names.
     pub proxies: [(&'static str, Proxy); 3],
     pub ledger: Ledger,
     pub notebook: Notebook,
     pub stack: Stack,
 }
 
-/// Kinds of faults: first what is broken, then how. Each has a bound in `recovery.rs`.
+/// Kinds of faults: the part that is broken, and how. Each has a bound in `recovery.rs`.
 pub const KINDS: [&str; 25] = [
     "api killed",
     "api frozen",
@@ -58,11 +58,11 @@ pub const KINDS: [&str; 25] = [
     "target fails",
 ];
 
-/// Share of faults, in a hundred, after which the next one waits until all services are back.
+/// The percentage of faults after which the next one waits until all services are back.
 const AWAITED: u8 = 35;
 
 impl Site {
-    /// Breaks and mends, until told to stop; nothing is broken when it returns.
+    /// Injects faults until the stop; none is active when it returns.
     pub async fn trouble(&self, mut rng: Rng, stop: &CancellationToken) {
         let mut deck: Vec<&'static str> = Vec::new();
         while !stop.is_cancelled() {
@@ -72,7 +72,7 @@ impl Site {
                 rng.shuffle(&mut deck);
             }
             let kind = deck.pop().unwrap_or(KINDS[0]);
-            // Now and then a second one comes before the first is over.
+            // Sometimes a second fault overlaps with the first.
             let second = (rng.u8(0..100) < 20).then(|| deck.pop()).flatten();
             let (mut one, mut other) = (rng.fork(), rng.fork());
             let apart = second.is_none_or(|second| part(second) != part(kind));
@@ -91,7 +91,7 @@ impl Site {
         self.await_recovery().await;
     }
 
-    /// Waits until all services are back after the last faults, or must be.
+    /// Waits until all services are back after the last faults, or until their bounds have passed.
     async fn await_recovery(&self) {
         let (ended_ms, due_ms) = {
             let evidence = self.ledger.evidence();
@@ -152,7 +152,7 @@ impl Site {
         self.stack.ctl(&["pause", service]).await;
         sleep(Duration::from_millis(rng.u64(1_000..6_000))).await;
         self.stack.ctl(&["resume", service]).await;
-        format!("{service} stood still")
+        format!("{service} was frozen")
     }
 
     async fn kafka(&self, kind: &str, rng: &mut Rng) -> String {
@@ -210,10 +210,10 @@ impl Site {
         sleep(Duration::from_millis(rng.u64(1_000..6_000))).await;
         self.target.set(Manner::Take);
         self.target.proxy.set(Mode::Pass);
-        ["answers 500", "hangs", "is down", "takes it and its answer is lost"][usize::from(how)].to_owned()
+        ["answers 500", "hangs", "is down", "accepts records but its responses are lost"][usize::from(how)].to_owned()
     }
 
-    /// Servers do what they are asked, and nobody hears of it.
+    /// Lets a server execute requests, but loses its answers.
     async fn answers(&self, server: &str, mode: Mode, rng: &mut Rng) -> String {
         if let Some((_, proxy)) = self.proxies.iter().find(|(name, _)| *name == server) {
             proxy.set(mode);
@@ -224,7 +224,7 @@ impl Site {
     }
 }
 
-/// What a fault breaks; two at a time never break the same.
+/// Returns the part that a fault breaks. Two faults at a time never break the same part.
 fn part(kind: &str) -> &str {
     kind.split(' ').next().unwrap_or(kind)
 }

@@ -1,4 +1,4 @@
-//! The judge of posts and feeds: what `post-events` must have, and what feeds must and must not show.
+//! The rules for posts and feeds: which events `post-events` must have, and which posts feeds may show.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -11,17 +11,17 @@ use super::{
 /// A follower and an author.
 type Pair<'a> = (&'a str, &'a str);
 
-/// What the topic says; of duplicates the first counts.
+/// The content of the topic; of duplicates, the first counts.
 #[derive(Default)]
 struct Told<'a> {
-    /// The events that made each post, by author and number.
+    /// The events that created each post, by author and number.
     created: HashMap<(&'a str, u64), Vec<&'a Posted>>,
     deleted: HashMap<i64, Vec<&'a Posted>>,
     posts: BTreeMap<i64, (&'a str, u64)>,
     follows: HashMap<Pair<'a>, bool>,
-    /// How many events say that a pair begins, and that it ends.
+    /// The number of follow and of unfollow events of each pair.
     turns: HashMap<(Pair<'a>, bool), usize>,
-    /// Ids that two different events have.
+    /// Events whose id a different event has.
     reused: Vec<&'a Posted>,
 }
 
@@ -55,7 +55,7 @@ impl<'a> Told<'a> {
         *self.turns.entry((pair, follows)).or_default() += 1;
     }
 
-    /// The events of a write that has some of its own.
+    /// Returns the events of a post or of a deletion.
     fn events<'b>(&'b self, write: &'b Write) -> &'b [&'a Posted] {
         let found = match write.kind {
             Kind::Post => self.created.get(&(write.key.as_str(), write.number)),
@@ -74,7 +74,8 @@ fn pair(write: &Write) -> Option<Pair<'_>> {
     matches!(write.kind, Kind::Follow | Kind::Unfollow).then(|| write.key.split_once(' '))?
 }
 
-/// Acknowledged writes that the topic lacks. A follow that changed nothing has no event, so the state is compared.
+/// Finds acknowledged writes without an event. A follow that changed nothing has no event, so for follows the
+/// resulting state is compared.
 pub fn lost(evidence: &Evidence) -> Vec<String> {
     let told = Told::of(evidence);
     let (mut faults, mut pairs): (Vec<String>, BTreeMap<Pair<'_>, Option<bool>>) = Default::default();
@@ -83,12 +84,12 @@ pub fn lost(evidence: &Evidence) -> Vec<String> {
         if let Some(pair) = pair(write) {
             match write.verdict() {
                 Verdict::Acknowledged => drop(pairs.insert(pair, Some(write.kind == Kind::Follow))),
-                // It may come true at any time; its sender leaves the pair alone from then on.
+                // It may take effect at any time; its sender does not write about the pair any more.
                 Verdict::Unknown => drop(pairs.insert(pair, None)),
                 Verdict::Refused => {}
             }
         } else if acknowledged && told.events(write).is_empty() {
-            faults.push(format!("{}, and no event says so", describe(write)));
+            faults.push(format!("{}, but it has no event", describe(write)));
         }
         let id = write.post.filter(|_| acknowledged && write.kind == Kind::Post);
         if let Some(id) = id.filter(|id| told.posts.get(id) != Some(&(write.key.as_str(), write.number))) {
@@ -98,20 +99,20 @@ pub fn lost(evidence: &Evidence) -> Vec<String> {
     for (pair, follows) in pairs {
         let found = told.follows.get(&pair).copied().unwrap_or(false);
         if follows.is_some_and(|follows| follows != found) {
-            faults.push(format!("{pair:?}: following is {found} by the topic, and {follows:?} was acknowledged last"));
+            faults.push(format!("{pair:?}: following is {found} in the topic, but {follows:?} was acknowledged last"));
         }
     }
     faults
 }
 
-/// Refused writes that the topic has.
+/// Finds refused writes that have an event.
 pub fn leaked(evidence: &Evidence) -> Vec<String> {
     let told = Told::of(evidence);
     let refused = writes(evidence).filter(|write| !write.attempts.is_empty() && write.verdict() == Verdict::Refused);
     let mut faults: Vec<String> = refused
         .filter_map(|write| {
             let found = told.events(write).first()?;
-            Some(format!("{}, and is at {:?}", describe(write), found.place))
+            Some(format!("{}, but it is at {:?}", describe(write), found.place))
         })
         .collect();
     let mut possible: HashMap<(Pair<'_>, bool), usize> = HashMap::new();
@@ -129,7 +130,7 @@ pub fn leaked(evidence: &Evidence) -> Vec<String> {
     faults
 }
 
-/// Writes with several events, several ids, or none that asked for them.
+/// Finds writes with several events, ids of several events, and events without a write.
 pub fn repeated(evidence: &Evidence) -> Vec<String> {
     let told = Told::of(evidence);
     let mut faults: Vec<String> =
@@ -148,11 +149,11 @@ pub fn repeated(evidence: &Evidence) -> Vec<String> {
     }
     let strange = told.created.iter().filter(|(name, _)| !posts.contains(*name)).map(|(_, events)| events[0]);
     let deleted = told.deleted.iter().filter(|(post, _)| !deletes.contains(*post)).map(|(_, events)| events[0]);
-    faults.extend(strange.chain(deleted).map(|event| format!("nobody asked for {event:?}")));
+    faults.extend(strange.chain(deleted).map(|event| format!("no client wrote {event:?}")));
     faults
 }
 
-/// Acknowledged writes of an author whose events are in another order.
+/// Finds acknowledged writes of an author whose events are in another order.
 pub fn disordered(evidence: &Evidence) -> Vec<String> {
     let told = Told::of(evidence);
     let (mut last, mut faults): (HashMap<&str, &Posted>, _) = (HashMap::new(), Vec::new());
@@ -165,7 +166,7 @@ pub fn disordered(evidence: &Evidence) -> Vec<String> {
     faults
 }
 
-/// What is wrong with feeds in the end.
+/// Compares the feeds at the end with the topic.
 pub fn feeds(evidence: &Evidence) -> Vec<String> {
     let told = Told::of(evidence);
     let mut faults = Vec::new();
@@ -180,7 +181,7 @@ pub fn feeds(evidence: &Evidence) -> Vec<String> {
         let at = expected.iter().zip(shown).take_while(|(one, other)| one == other).count();
         if at < expected.len().max(shown.len()) {
             faults.push(format!(
-                "the feed of {reader} has {:?} at {at}, and should have {:?}; {} posts, and should have {}",
+                "the feed of {reader} has {:?} at {at}, expected {:?}; it has {} posts, expected {}",
                 shown.get(at),
                 expected.get(at),
                 shown.len(),
@@ -191,8 +192,9 @@ pub fn feeds(evidence: &Evidence) -> Vec<String> {
     faults
 }
 
-/// Pages that show what they must not: what nobody wrote, a post twice or out of its place, what is by somebody whom
-/// the reader does not follow, or what was deleted, when that was answered before the page was asked for.
+/// Finds pages with a post that no client wrote, a post twice or out of order, or a post of an author whom the reader
+/// never followed. Also finds pages with a post whose deletion, or whose author's unfollow, was acknowledged before the
+/// page was requested.
 pub fn pages(evidence: &Evidence) -> Vec<String> {
     let told = Told::of(evidence);
     let mut posts: HashMap<i64, &str> = told.posts.iter().map(|(id, (author, _))| (*id, *author)).collect();
@@ -211,14 +213,14 @@ pub fn pages(evidence: &Evidence) -> Vec<String> {
     for page in &evidence.pages {
         let mut wrong = |what: String| {
             let (reader, asked_ms, at_ms) = (&page.reader, page.asked_ms, page.at_ms);
-            faults.insert(format!("a page of {reader}, asked for at {asked_ms} ms, answered at {at_ms} ms, {what}"));
+            faults.insert(format!("a page of {reader}, requested at {asked_ms} ms, received at {at_ms} ms, {what}"));
         };
         if page.posts.windows(2).any(|pair| pair[0] <= pair[1]) {
             wrong(format!("is not newest first: {:?}", page.posts));
         }
         for post in &page.posts {
             let Some(author) = posts.get(post) else {
-                wrong(format!("has {post}, which nobody wrote"));
+                wrong(format!("has {post}, which no client wrote"));
                 continue;
             };
             if let Some(done_ms) = deleted.get(post).filter(|done_ms| **done_ms < page.asked_ms) {

@@ -1,4 +1,4 @@
-//! The product's processes: killed, frozen and restarted on purpose, and watched for what nobody did.
+//! The product's processes: kills, freezes and restarts them, and reports deaths that no fault caused.
 
 use std::{
     fs,
@@ -17,20 +17,20 @@ use tokio::sync::Mutex;
 use super::ledger::Ledger;
 use crate::harness::{App, World, app::Builder, wait::seconds};
 
-/// Resident memory that no process may exceed: several times of what one needs here.
+/// Limit of a process's resident memory, several times what it needs here.
 pub const MAX_RSS_KIB: u64 = 400 << 10;
-/// Time for an orderly end.
+/// Time limit for an orderly stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
-/// One place for a process.
+/// One process of the fleet, which may be replaced by a new one.
 pub struct Member {
     pub name: String,
     role: &'static str,
     build: Box<dyn Fn() -> Builder + Send + Sync>,
     app: Mutex<Option<App>>,
-    /// Known without waiting for whoever restarts it.
+    /// Separate from `app`, so that readers do not wait for a restart.
     address: RwLock<Address>,
-    /// Nobody means to end it at the moment.
+    /// True while no fault is ending the process.
     wanted: AtomicBool,
 }
 
@@ -59,7 +59,7 @@ impl Member {
         self.address.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Starts a process in this place, ready or not.
+    /// Starts a process; does not wait until it is ready.
     pub async fn revive(&self) {
         let mut place = self.app.lock().await;
         let app = (self.build)().role(self.role).even_if_not_ready().start().await;
@@ -69,13 +69,13 @@ impl Member {
         self.wanted.store(true, Ordering::Relaxed);
     }
 
-    /// `kill -9`.
+    /// Kills the process with SIGKILL.
     pub async fn kill(&self, ledger: &Ledger) {
         self.signal(Signal::KILL, ledger).await;
         self.bury(ledger, false).await;
     }
 
-    /// SIGTERM, after which it must end well.
+    /// Sends SIGTERM; the process must exit with code 0.
     pub async fn stop(&self, ledger: &Ledger) {
         self.signal(Signal::TERM, ledger).await;
         self.bury(ledger, true).await;
@@ -108,7 +108,7 @@ impl Member {
         }
     }
 
-    /// Waits for the end, and looks at what it leaves.
+    /// Waits until the process ends, and checks its exit code and its log.
     async fn bury(&self, ledger: &Ledger, well: bool) {
         let Some(mut app) = self.app.lock().await.take() else { return };
         let log = app.log_path().display().to_string();
@@ -122,26 +122,26 @@ impl Member {
         });
         match ended.await {
             Ok(status) if well && !status.success() => {
-                ledger.incident(format!("{} ended with {status} when it was told to stop: {log}", self.name));
+                ledger.incident(format!("{} ended with {status} after SIGTERM: {log}", self.name));
             }
             Ok(_) => {}
-            Err(_) => ledger.incident(format!("{} does not stop within {STOP_PATIENCE:?}: {log}", self.name)),
+            Err(_) => ledger.incident(format!("{} did not stop within {STOP_PATIENCE:?}: {log}", self.name)),
         }
         if app.log().contains("panicked") {
             ledger.incident(format!("{} panicked: {log}", self.name));
-            // Its end would fail the test before there is a report.
+            // Dropping `app` would fail the test before the report is printed.
             let pid = Pid::from_raw(i32::try_from(app.pid()).unwrap()).unwrap();
             let _ = kill_process(pid, Signal::KILL);
             std::mem::forget(app);
         }
     }
 
-    /// A process that ended by itself is an incident.
+    /// Reports a process that ended although no fault ended it.
     fn check(&self, app: &mut App, ledger: &Ledger) {
         let wanted = self.wanted.load(Ordering::Relaxed);
         if let Some(status) = app.ended().filter(|_| wanted) {
             self.wanted.store(false, Ordering::Relaxed);
-            ledger.incident(format!("{} died by itself with {status}: {}", self.name, app.log_path().display()));
+            ledger.incident(format!("{} died unexpectedly with {status}: {}", self.name, app.log_path().display()));
         }
     }
 
@@ -169,15 +169,15 @@ fn rss_kib(pid: u32) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// All processes.
+/// All processes of the run.
 pub struct Fleet {
     pub members: Vec<Member>,
-    /// The full name of the view's topic.
+    /// The full name of the key-value topic.
     pub messages: String,
 }
 
 impl Fleet {
-    /// Two of each role; `relay` gets what the role relay is to do.
+    /// Starts two processes of each role; `relays` configures the relay routes.
     pub async fn start(world: &Arc<World>, relays: &str) -> Self {
         let places = ["api", "processor", "relay"].into_iter().flat_map(|role| [(role, 1), (role, 2)]);
         let members = places.map(|(role, number)| {
@@ -189,13 +189,13 @@ impl Fleet {
         Self { members, messages: world.topic("messages") }
     }
 
-    /// The address of one of the api processes, up or not.
+    /// Returns the address of a random api process, which may be down.
     pub fn api(&self, rng: &mut Rng) -> String {
         let apis: Vec<&Member> = self.members.iter().filter(|member| member.role == "api").collect();
         apis[rng.usize(..apis.len())].address().api
     }
 
-    /// Looks after all of them once a second, until it is dropped.
+    /// Checks all processes once a second, until it is dropped.
     pub async fn watch(&self, ledger: &Ledger) {
         loop {
             self.members.iter().for_each(|member| member.watch(ledger));
@@ -203,7 +203,7 @@ impl Fleet {
         }
     }
 
-    /// Who is not ready.
+    /// Returns the processes that are not ready, with the reasons.
     pub async fn unready(&self, client: &Client) -> Vec<String> {
         let mut unready = Vec::new();
         for member in &self.members {

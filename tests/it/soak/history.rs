@@ -1,25 +1,25 @@
-//! What the key-value view should show, derived from the topic alone.
+//! The states that the key-value view may show, derived from the topic alone.
 
 use std::collections::{BTreeMap, HashSet};
 
 use super::ledger::{Record, Sight};
 
-/// States of one key in their order. A place in it is twice an offset: the odd ones in between are
-/// for what ends without a record at that offset.
+/// The states of one key in order. A place is twice an offset. The odd places in between are for values that
+/// expire without a record at that offset.
 pub struct History {
     states: Vec<(i64, Option<u64>)>,
 }
 
 impl History {
-    /// From a key's records in the order of the log: doubles count at the place of the first, and
-    /// records of the projection's own at the place that they speak for.
+    /// Derives the states from a key's records in log order. A duplicate counts at the place of the first copy, and a
+    /// record of the projection at the place of its version.
     pub fn of<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
         let mut states = vec![(-1, None)];
         let mut ids = HashSet::new();
         for record in records {
             let place = record.place.1 * 2;
             match (record.version, record.number) {
-                // Restated: it has a place already.
+                // A restated value; its original record has the place.
                 (Some(_), Some(_)) => {}
                 (Some(version), None) => states.push((version * 2 + 1, None)),
                 (None, _) if !ids.insert(&record.id) => {}
@@ -35,12 +35,12 @@ impl History {
         Self { states }
     }
 
-    /// The last state, which is what stays.
+    /// The last state, which the view shows at the end.
     pub fn last(&self) -> Option<u64> {
         self.states.last().and_then(|(_, state)| *state)
     }
 
-    /// The earliest place at or after `from` that shows this.
+    /// The earliest place at or after `from` with this state.
     fn earliest(&self, from: i64, saw: Option<u64>) -> Option<i64> {
         let begin = self.states.partition_point(|(place, _)| *place < from);
         self.states[begin..].iter().find(|(_, state)| *state == saw).map(|(place, _)| *place)
@@ -51,7 +51,7 @@ impl History {
     }
 }
 
-/// Histories of all keys.
+/// Builds the histories of all keys.
 pub fn histories(log: &[Record]) -> BTreeMap<&str, History> {
     let mut by_key: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
     for record in log {
@@ -60,7 +60,7 @@ pub fn histories(log: &[Record]) -> BTreeMap<&str, History> {
     by_key.into_iter().map(|(key, records)| (key, History::of(records))).collect()
 }
 
-/// Sights that no moving forward explains, for each reader and key.
+/// Finds sights of a reader and key that go back in the key's history.
 pub fn backward(sights: &[Sight], histories: &BTreeMap<&str, History>) -> Vec<String> {
     let empty = History::of([]);
     let mut reached: BTreeMap<(&str, &str), i64> = BTreeMap::new();
@@ -71,13 +71,13 @@ pub fn backward(sights: &[Sight], histories: &BTreeMap<&str, History>) -> Vec<St
         if let Some(after) = sight.after {
             *at = (*at).max(after * 2);
         }
-        // What a reader asked to wait for, or saw before, may have ended since, but not gone back.
+        // The reader may see the state that it required or saw before, or a later one, but no earlier one.
         let from = history.states.partition_point(|(place, _)| place <= at).saturating_sub(1);
         let from = history.states.get(from).map_or(-1, |(place, _)| *place);
         match history.earliest(from, sight.saw) {
             Some(place) => *at = (*at).max(place),
             None => {
-                let how = if history.knows(sight.saw) { "which was before" } else { "which the topic does not have" };
+                let how = if history.knows(sight.saw) { "which is older than" } else { "not in the topic, after" };
                 faults.push(format!(
                     "{} at {} ms: reader {} saw {:?}, {how} offset {}{}",
                     sight.key,
@@ -120,8 +120,8 @@ mod tests {
         assert!(see(&[None, Some(1), Some(1), None, Some(2), Some(3)]).is_empty());
         assert!(see(&[Some(1), None, None, Some(3)]).is_empty());
         assert_eq!(see(&[Some(2), Some(1)]).len(), 1, "back");
-        assert_eq!(see(&[Some(2), None]).len(), 1, "vanished");
-        assert_eq!(see(&[Some(1), None, Some(1)]).len(), 1, "back to life");
+        assert_eq!(see(&[Some(2), None]).len(), 1, "disappeared");
+        assert_eq!(see(&[Some(1), None, Some(1)]).len(), 1, "returned after its deletion");
         assert_eq!(see(&[Some(9)]).len(), 1, "never written");
     }
 
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(faults(&log, &[(None, Some(2)), (None, Some(1))]).len(), 1);
         log.push(record(4, Some(3)));
         log.push(expired);
-        assert_eq!(histories(&log)["k"].last(), Some(3), "the tombstone speaks for offset 1 and not for 4");
+        assert_eq!(histories(&log)["k"].last(), Some(3), "the tombstone applies to offset 1 and not to 4");
         log.truncate(4);
         log.push(Record { version: Some(1), ..record(5, None) });
         assert_eq!(histories(&log)["k"].last(), None);

@@ -1,4 +1,4 @@
-//! Faults on purpose in what is judged, while it is gathered or afterwards: each must be found, or the judge is blind.
+//! Deliberate changes of the evidence, while it is collected or afterwards. The judge must find each of them.
 
 use std::{
     collections::BTreeSet,
@@ -15,21 +15,21 @@ use super::{
 };
 use crate::harness::sessions::Trick;
 
-/// Events of its kind before one of them is tampered with.
+/// The number of the event, among those of its kind, that is tampered with.
 const WARM_UP: usize = 20;
 
-/// What is done, once, between the product and a sink, or between a sender and the product.
+/// A change that is made once, between the product and a sink, or between a sender and the product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inject {
-    /// A delivery does not reach the target, and the product believes that it does.
+    /// A delivery is answered with 200, but not recorded.
     Drop,
-    /// A push is sent twice, and the sender knows of one.
+    /// A push is sent twice, but recorded once.
     Duplicate,
     /// Two deliveries of a key change places.
     Swap,
-    /// The sender of a stored push is told that it was refused.
+    /// A stored push is recorded as refused.
     Leak,
-    /// The same to what a device gets of its messages.
+    /// A change of the messages that a device receives.
     Messages(Trick),
 }
 
@@ -44,11 +44,14 @@ impl Inject {
             "duplicate-message" => Self::Messages(Trick::Duplicate),
             "swap-messages" => Self::Messages(Trick::Swap),
             "leak-message" => Self::Messages(Trick::Leak),
-            _ => panic!("SOAK_INJECT is drop, duplicate, swap, leak, or one of these of messages, not {word}"),
+            _ => panic!(
+                "SOAK_INJECT must be drop, duplicate, swap or leak, or drop-message, duplicate-message, swap-messages \
+                 or leak-message (got {word})"
+            ),
         }
     }
 
-    /// The rule that must be broken by it.
+    /// The rule that the change violates.
     pub fn breaks(self) -> &'static str {
         match self {
             Self::Drop => check::DELIVERED,
@@ -60,14 +63,14 @@ impl Inject {
         }
     }
 
-    /// What is done to messages, and after how many.
+    /// The change of messages, and the number of messages before it.
     pub fn trick(self) -> Option<(Trick, usize)> {
         let Self::Messages(trick) = self else { return None };
         Some((trick, WARM_UP))
     }
 }
 
-/// Says when to tamper.
+/// Decides when to tamper.
 #[derive(Clone, Default)]
 pub struct Injection {
     what: Option<Inject>,
@@ -79,14 +82,14 @@ impl Injection {
         Self { what, left: Arc::new(AtomicUsize::new(WARM_UP)) }
     }
 
-    /// Whether this event is the one; asked once for each event that it could be.
+    /// Returns whether to tamper with this event. Call it once for each event of the kind.
     pub fn now(&self, what: Inject) -> bool {
         self.what == Some(what) && self.left.fetch_sub(1, Ordering::Relaxed) == 1
     }
 }
 
-/// Tampers with a copy in each of the ways; returns those that nobody noticed. A rule that is violated already cannot
-/// be tried.
+/// Tampers with a copy in each way; returns the ways that the judge did not notice. Leaves out rules that are already
+/// violated.
 pub fn unnoticed(evidence: &Evidence) -> Vec<&'static str> {
     let violated: BTreeSet<&str> = check::in_the_end(evidence).iter().map(|finding| finding.rule).collect();
     let blind = |(what, rule, tamper): (&'static str, &'static str, Tamper)| {

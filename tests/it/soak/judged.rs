@@ -1,4 +1,4 @@
-//! The judge on evidence that is made up: good of each kind, and bad in each way.
+//! Tests of the judge on artificial evidence: good evidence, and evidence tampered with in each way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,7 +47,7 @@ fn named(number: u64) -> Name {
     Name { receiver, sender, number }
 }
 
-/// A connection that gets a message each millisecond.
+/// A connection that receives one message per millisecond.
 fn session(device: &str, style: Style, open_ms: u64, numbers: &[u64]) -> Session {
     let got = |(number, after): (&u64, u64)| Got { name: Some(named(*number)), at_ms: open_ms + after };
     let (device, receiver) = (device.to_owned(), device.split('-').next().unwrap_or_default().to_owned());
@@ -55,7 +55,7 @@ fn session(device: &str, style: Style, open_ms: u64, numbers: &[u64]) -> Session
     Session { device, receiver, style, asked_ms: open_ms, open_ms, got }
 }
 
-/// Messages from 2 on to one receiver, who is connected twice, with a double; the first is another's.
+/// Adds messages: the first to one receiver, the others, with one duplicate, to another receiver with two devices.
 fn with_messages(mut evidence: Evidence) -> Evidence {
     let key = |number: u64| format!("{} s", named(number).receiver);
     let mut log: Vec<Record> = (1..=7).map(|n| record((0, n as i64), &key(n), Some(n))).collect();
@@ -78,7 +78,7 @@ fn with_messages(mut evidence: Evidence) -> Evidence {
     evidence
 }
 
-/// A little of everything, with a retry, a double, a refusal and something unknown.
+/// Good evidence with each kind of write, a retry, a duplicate, a refusal and an unknown outcome.
 fn good() -> Evidence {
     let (refused, unknown) = (Outcome::Refused, Outcome::Unknown);
     let mut writes: Vec<Write> = (1..=10).map(|n| write(Kind::Push, "k", n, &[at(n as i64 - 1)])).collect();
@@ -138,7 +138,8 @@ fn good() -> Evidence {
     with_presence(with_posts(with_messages(evidence)))
 }
 
-/// Posts of two authors, of which a reader follows one; one is deleted, one has its event twice, one is refused.
+/// Adds posts of two authors, one of whom a reader follows at the end. One post is deleted, one has a duplicate
+/// event, one is refused, and one is unknown.
 fn with_posts(mut evidence: Evidence) -> Evidence {
     let (stored, mut sent_ms) = (Outcome::Acknowledged(None), 0);
     let mut write = |kind, key: &str, number, post, attempts: &[Outcome]| {
@@ -190,7 +191,7 @@ fn with_posts(mut evidence: Evidence) -> Evidence {
     evidence
 }
 
-/// Two receivers that were connected, of which one still is, and messages that nobody has got.
+/// Adds two receivers, one of which is still connected, and undelivered messages.
 fn with_presence(mut evidence: Evidence) -> Evidence {
     let presence = |receiver: &str, version: i64, connected| {
         let (receiver, id) = (receiver.to_owned(), format!("{receiver}{version}"));
@@ -225,7 +226,7 @@ fn with_presence(mut evidence: Evidence) -> Evidence {
     evidence
 }
 
-/// The rules that are broken by this.
+/// Returns the rules that the change violates.
 fn broken(tamper: impl FnOnce(&mut Evidence)) -> BTreeSet<&'static str> {
     let mut evidence = good();
     tamper(&mut evidence);
@@ -260,7 +261,7 @@ fn a_double_that_nobody_sent_and_a_record_that_nobody_wrote_are_found() {
         orders.push(Record { place: (0, 4), ..orders[3].clone() });
         evidence.writes.iter_mut().for_each(|write| write.sent_ms = 0);
     });
-    assert!(meanwhile.contains(check::REPEATED), "that others were unknown at that time excuses nothing");
+    assert!(meanwhile.contains(check::REPEATED), "unknown outcomes of other writes at the same time are no excuse");
     let other_id = broken(|evidence| evidence.logs.get_mut(&Topic::Orders).unwrap()[3].id = "another".into());
     assert!(other_id.contains(check::REPEATED));
     let stranger =
@@ -277,7 +278,7 @@ fn something_unknown_may_be_there_once_but_not_twice() {
         let last = evidence.writes.iter_mut().rfind(|write| write.kind == Kind::Comment).unwrap();
         last.attempts = vec![Outcome::Acknowledged(None)];
     });
-    assert!(refused.contains(check::COMMENTS), "acknowledged, and not listed");
+    assert!(refused.contains(check::COMMENTS), "acknowledged, but not listed");
 }
 
 #[test]
@@ -285,7 +286,7 @@ fn a_record_that_overtakes_one_that_is_not_settled_is_found() {
     let early = broken(|evidence| evidence.deliveries[2].taken = false);
     assert!(early.contains(check::DELIVERY_ORDER) && early.contains(check::DELIVERED));
     let given_up = broken(|evidence| evidence.logs.get_mut(&Topic::Deliveries).unwrap()[0].origin = Some((0, 2)));
-    assert_eq!(given_up, BTreeSet::from([check::DELIVERED, check::COMMITTED]), "3 was not taken then");
+    assert_eq!(given_up, BTreeSet::from([check::DELIVERED, check::COMMITTED]), "offset 3 was then never accepted");
     let wrong = broken(|evidence| evidence.deliveries[4].number = Some(2));
     assert_eq!(wrong, BTreeSet::from([check::DELIVERED]));
 }
@@ -293,7 +294,7 @@ fn a_record_that_overtakes_one_that_is_not_settled_is_found() {
 #[test]
 fn a_commit_that_was_early_is_found_also_when_it_came_true_later() {
     let early = broken(|evidence| evidence.commits[0] = commit(Topic::Orders, 2, None, 2));
-    assert_eq!(early, BTreeSet::from([check::COMMITTED]), "1 was refused at that time");
+    assert_eq!(early, BTreeSet::from([check::COMMITTED]), "the target had not accepted offset 1 by then");
     let view = broken(|evidence| evidence.commits[1] = commit(Topic::Messages, 4, Some(3), 0));
     assert_eq!(view, BTreeSet::from([check::COMMITTED]));
 }
@@ -323,5 +324,5 @@ fn a_missing_disconnection_is_excused_only_where_nobody_can_know_of_it() {
     };
     assert!(!without_end("redis emptied", 12, 22));
     assert!(without_end("redis frozen", 12, 22), "nothing is lost");
-    assert!(without_end("redis emptied", 12, 35), "it was connected again before");
+    assert!(without_end("redis emptied", 12, 35), "it was connected again before the loss");
 }

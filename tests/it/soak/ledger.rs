@@ -1,4 +1,4 @@
-//! Everything that was sent, what became of it, and everything that was seen: what is judged in the end.
+//! The ledger: every write with its outcome, and everything that clients saw. The judge checks it.
 
 use std::{
     collections::BTreeMap,
@@ -14,12 +14,12 @@ use crate::harness::{
     sessions::{Name, Session},
 };
 
-/// What a write is.
+/// The kind of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Push,
     Delete,
-    /// A push that ends by itself.
+    /// A push with a TTL.
     Expiring,
     Produce,
     /// A record of a batch.
@@ -27,9 +27,9 @@ pub enum Kind {
     /// A record of a stream.
     Stream,
     Comment,
-    /// To a receiver, by `POST /api/v1/message/action`.
+    /// A message to a receiver, by `POST /api/v1/message/action`.
     Message,
-    /// To all who follow its author.
+    /// A post to all followers of its author.
     Post,
     DeletePost,
     Follow,
@@ -63,23 +63,23 @@ impl Kind {
     }
 }
 
-/// The topics that are read while it runs.
+/// The topics that the run reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Topic {
-    /// What the key-value view is made of.
+    /// The source of the key-value view.
     Messages,
-    /// Written to by `/produce`, and carried to the target.
+    /// Written by `/produce`, and delivered to the target.
     Orders,
     Comments,
     /// Messages to receivers.
     Chat,
-    /// Posts, and who follows whom.
+    /// Posts and follows.
     Posts,
-    /// Who is connected, and who no longer.
+    /// Connections and disconnections of receivers.
     Presence,
-    /// Messages that nobody has got in time.
+    /// Messages that were not delivered in time.
     Undelivered,
-    /// Dead letters of our own topics.
+    /// Dead letters of postrider's own topics.
     Events,
     /// Dead letters of deliveries.
     Deliveries,
@@ -118,7 +118,7 @@ pub type Place = (i32, i64);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Stored, there, where the answer says where.
+    /// Stored, with the position if the response has one.
     Acknowledged(Option<Place>),
     /// Not stored, or never sent.
     Refused,
@@ -132,18 +132,18 @@ pub enum Verdict {
     Unknown,
 }
 
-/// A write: key and number name it, and its record has both.
+/// A write. Its key and number identify it, and its record has both.
 #[derive(Debug, Clone)]
 pub struct Write {
     pub kind: Kind,
     pub key: String,
     pub number: u64,
     pub sent_ms: u64,
-    /// Unknown until there is an answer.
+    /// One outcome for each attempt, unknown until it is answered.
     pub attempts: Vec<Outcome>,
     /// When it was acknowledged.
     pub done_ms: Option<u64>,
-    /// The id of the post that was made, or is to be deleted.
+    /// The id of the post that was created, or that is to be deleted.
     pub post: Option<i64>,
 }
 
@@ -158,7 +158,7 @@ impl Write {
         }
     }
 
-    /// Where acknowledgements said that it is.
+    /// The positions in the acknowledgements.
     pub fn places(&self) -> impl Iterator<Item = Place> {
         self.attempts.iter().filter_map(|outcome| match outcome {
             Outcome::Acknowledged(place) => *place,
@@ -166,62 +166,62 @@ impl Write {
         })
     }
 
-    /// Attempts that may have stored a record.
+    /// The number of attempts that may have stored a record.
     pub fn possible(&self) -> usize {
         self.attempts.iter().filter(|outcome| **outcome != Outcome::Refused).count()
     }
 }
 
-/// A record as it is in a topic.
+/// A record of a topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     pub place: Place,
-    /// Of a message: its receiver and its sender.
+    /// The record's key; of a message, its receiver and its sender.
     pub key: String,
     /// `None` is a tombstone.
     pub number: Option<u64>,
-    /// The event's id.
+    /// The event id.
     pub id: String,
-    /// The offset up to which a record of the projection's own speaks.
+    /// The version header of a record that the projection wrote: the offset up to which the view had read.
     pub version: Option<i64>,
-    /// Whether it ends by itself.
+    /// Whether the value has a TTL.
     pub expires: bool,
-    /// Of a dead letter: where the record was.
+    /// Of a dead letter: the position of the original record.
     pub origin: Option<Place>,
 }
 
-/// What a reader saw of a key: its number, or that it is absent.
+/// What a reader saw for a key: a number, or that the key is absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sight {
-    /// Sights of one reader and key are in the order in which they were made.
+    /// The sights of one reader and key are in the order in which the reader saw them.
     pub reader: String,
     pub key: String,
-    /// The offset that the reader asked to be visible.
+    /// The offset that the reader required by `Postrider-After`.
     pub after: Option<i64>,
     pub saw: Option<u64>,
     pub at_ms: u64,
 }
 
-/// A request as the relay's target got it.
+/// A request that the relay's target received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
     pub place: Place,
     pub key: String,
     pub number: Option<u64>,
-    /// Answered with 2xx, whether or not that answer arrived.
+    /// Whether the target answered 2xx, even if the answer was lost.
     pub taken: bool,
     pub at_ms: u64,
 }
 
-/// What a group had committed.
+/// A sample of a group's commits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Commit {
     pub topic: Topic,
     pub at_ms: u64,
     pub offsets: BTreeMap<i32, i64>,
-    /// How far the sink was right after that, where one can ask it: the first offset that it lacks.
+    /// Sampled right afterwards, for sinks that can be queried: the first offset that the sink lacks.
     pub reached: BTreeMap<i32, i64>,
-    /// Deliveries seen right after that.
+    /// The number of deliveries seen right afterwards.
     pub deliveries: usize,
 }
 
@@ -233,7 +233,7 @@ pub struct Fault {
     pub to_ms: u64,
 }
 
-/// All of it.
+/// Everything that the judge checks.
 #[derive(Debug, Default, Clone)]
 pub struct Evidence {
     pub writes: Vec<Write>,
@@ -241,51 +241,51 @@ pub struct Evidence {
     pub sights: Vec<Sight>,
     pub deliveries: Vec<Delivery>,
     pub commits: Vec<Commit>,
-    /// The view in the end.
+    /// The view at the end.
     pub view: BTreeMap<String, Option<u64>>,
-    /// Comments as they are listed in the end, as key and number, newest first.
+    /// The list of comments at the end, as key and number, newest first.
     pub listed: Vec<(String, u64)>,
-    /// What each reader of live comments got.
+    /// The comments that each reader of a live stream received.
     pub streamed: BTreeMap<String, Vec<(String, u64)>>,
-    /// What devices of receivers got.
+    /// The connections of devices, with the messages that they received.
     pub sessions: Vec<Session>,
-    /// Receivers' cursors, sampled.
+    /// Samples of the receivers' cursors.
     pub noted: Vec<Noted>,
-    /// The history of each receiver in the end.
+    /// The history of each receiver at the end.
     pub mailboxes: BTreeMap<String, Vec<Name>>,
     /// All of `post-events`, `presence` and `message-events`.
     pub posts: Vec<Posted>,
     pub presence: Vec<Presence>,
     pub undelivered: Vec<Undelivered>,
-    /// Pages that readers of feeds got.
+    /// Pages of feeds that readers received.
     pub pages: Vec<Page>,
-    /// Each reader's whole feed in the end, newest first.
+    /// Each reader's whole feed at the end, newest first.
     pub feeds: BTreeMap<String, Vec<Shown>>,
-    /// How many connections each receiver has now,
+    /// The number of connections that each receiver has.
     pub connected: BTreeMap<String, i64>,
-    /// and what the API says in the end: the number of connections, `None` for those that count as disconnected.
+    /// What the API reports at the end: the number of connections, `None` for disconnected receivers.
     pub present: BTreeMap<String, Option<i64>>,
-    /// How far the search for undelivered messages was, sampled.
+    /// Samples of the progress of the search for undelivered messages.
     pub searched: Vec<Searched>,
-    /// When clients stopped writing.
+    /// The time at which clients stopped writing.
     pub load_ended_ms: Option<u64>,
-    /// Where each partition ends in the end.
+    /// The end offset of each partition at the end.
     pub ends: BTreeMap<Topic, BTreeMap<i32, i64>>,
     pub faults: Vec<Fault>,
-    /// What is wrong whatever else was seen: deaths, panics, answers that must not be.
+    /// Violations that need no other evidence: deaths, panics, responses that are not allowed.
     pub incidents: Vec<String>,
-    /// Answers by status and code.
+    /// The number of responses by status and code.
     pub answers: BTreeMap<String, usize>,
-    /// Most resident memory of a process of each role, in KiB.
+    /// The peak resident memory of any process of each role, in KiB.
     pub peak_rss_kib: BTreeMap<&'static str, u64>,
 }
 
-/// The evidence while it is gathered.
+/// The evidence while the run collects it.
 #[derive(Clone)]
 pub struct Ledger {
     evidence: Arc<Mutex<Evidence>>,
     began: Instant,
-    /// The same by the clock that the servers go by, in milliseconds since the epoch.
+    /// The start by the clock that the servers use, in milliseconds since the epoch.
     began_at_ms: i64,
 }
 
@@ -294,7 +294,7 @@ impl Ledger {
         Self { evidence: Arc::default(), began: Instant::now(), began_at_ms: clock::now_ms() }
     }
 
-    /// A time of the servers' clock, since the start.
+    /// Converts a time of the servers' clock to milliseconds since the start.
     pub fn since_start(&self, at_ms: i64) -> i64 {
         at_ms - self.began_at_ms
     }
@@ -311,7 +311,7 @@ impl Ledger {
         self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A write that is about to be sent; returns its place in the ledger.
+    /// Records a write that is about to be sent; returns its index in the ledger.
     pub fn begin(&self, kind: Kind, key: &str, number: u64) -> usize {
         let (key, sent_ms) = (key.to_owned(), self.now_ms());
         let write = Write { kind, key, number, sent_ms, attempts: Vec::new(), done_ms: None, post: None };
@@ -320,12 +320,12 @@ impl Ledger {
         evidence.writes.len() - 1
     }
 
-    /// An attempt that is about to be made; unknown until [`Ledger::settle`].
+    /// Records an attempt that is about to be made; its outcome is unknown until [`Ledger::settle`].
     pub fn attempt(&self, write: usize) {
         self.evidence().writes[write].attempts.push(Outcome::Unknown);
     }
 
-    /// What became of the last attempt.
+    /// Records the outcome of the last attempt.
     pub fn settle(&self, write: usize, outcome: Outcome) {
         let now_ms = self.now_ms();
         let write = &mut self.evidence().writes[write];
@@ -337,7 +337,7 @@ impl Ledger {
         }
     }
 
-    /// Clients write no longer.
+    /// Records that clients have stopped writing.
     pub fn load_ends(&self) {
         self.evidence().load_ended_ms = Some(self.now_ms());
     }

@@ -1,5 +1,5 @@
-//! The whole product under load while a fault comes every few seconds, with a ledger of what was sent
-//! and seen, and a judge (docs/soak.md). `cargo test` runs a minute of it, `make soak` as long as told.
+//! Runs the whole product under load with a fault every few seconds. A ledger records what clients send and
+//! see, and a judge checks it (docs/soak.md). `cargo test` runs one minute, `make soak` the time in `MINUTES`.
 
 mod check;
 mod commits;
@@ -53,10 +53,10 @@ use crate::harness::{
     wait::seconds,
 };
 
-/// Time between two lines of progress, and between two looks of the judge while it runs.
+/// Interval of the progress lines and of the judge's checks during the run.
 const PROGRESS: Duration = Duration::from_secs(5);
 const PARTITIONS: i32 = 4;
-/// The consumer groups, before the prefix, and what they consume.
+/// The consumer groups, without prefix, and the topics that they consume.
 const GROUPS: [(Topic, &str); 5] = [
     (Topic::Messages, "postrider-kv"),
     (Topic::Orders, "soak"),
@@ -65,7 +65,7 @@ const GROUPS: [(Topic, &str); 5] = [
     (Topic::Posts, "postrider-feed"),
 ];
 
-/// What the environment asks for.
+/// Settings from the environment.
 struct Plan {
     lasts: Duration,
     seed: u64,
@@ -97,16 +97,16 @@ async fn whatever_fails_what_must_hold_holds() {
     eprintln!("{report}");
     if let Some(inject) = plan.inject {
         let found = findings.iter().any(|finding| finding.rule == inject.breaks());
-        assert!(found, "{inject:?} was not found as a violation of: {}", inject.breaks());
-        panic!("{inject:?} on purpose, and found");
+        assert!(found, "the judge did not report {inject:?} as a violation of: {}", inject.breaks());
+        panic!("the judge found {inject:?}, as intended");
     }
     let unnoticed = inject::unnoticed(&evidence);
-    unnoticed.iter().for_each(|what| eprintln!("soak: the judge does not see when {what}"));
+    unnoticed.iter().for_each(|what| eprintln!("soak: the judge does not notice: {what}"));
     assert_eq!(findings, Vec::<Finding>::new(), "seed {}, logs in target/test-logs/{}*", plan.seed, run.prefix);
-    assert_eq!(unnoticed, Vec::<&str>::new(), "the judge is blind to this");
+    assert_eq!(unnoticed, Vec::<&str>::new(), "the judge did not notice these changes");
 }
 
-/// All that runs. Dropped in this order: clients before processes before servers.
+/// Everything that runs. The fields are dropped in this order: clients, then processes, then servers.
 struct Run {
     clients: Clients,
     tasks: JoinSet<()>,
@@ -151,7 +151,7 @@ impl Run {
         run
     }
 
-    /// Everything that looks on.
+    /// Starts everything that only reads: the topic reader, the readers, the devices and the samplers.
     async fn watch(&mut self, seed: u64) {
         let ledger = self.site.ledger.clone();
         let partitions = partitions();
@@ -181,7 +181,7 @@ impl Run {
         });
     }
 
-    /// Load and faults, for the time of the plan or until something is wrong.
+    /// Runs load and faults for the planned time, or until the judge finds a violation.
     async fn go(&mut self, plan: &Plan) {
         let styles = [
             Style::View,
@@ -222,7 +222,7 @@ impl Run {
         troubled.await.unwrap();
     }
 
-    /// Says how it goes; whether it goes well.
+    /// Prints a line of progress; returns whether no rule is violated.
     fn progress(&self) -> bool {
         let mut evidence = self.site.ledger.evidence();
         evidence.sessions = self.notebook.sessions();
@@ -241,11 +241,11 @@ impl Run {
     }
 }
 
-/// Servers of its own. The broker tells its clients the proxy's address, so that all go through it.
+/// Starts dedicated servers. The broker advertises the proxy's address, so all its clients go through the proxy.
 async fn stack(plan: &Plan, kafka: &Proxy) -> Stack {
     let advertised = format!("advertised.listeners=PLAINTEXT://{}", kafka.address);
     let mut options = vec!["--brokers", &plan.brokers];
-    // Shorter than usual, so that there is time for more faults.
+    // Shorter than the defaults, so that more faults fit into the run.
     let session = "group.consumer.session.timeout.ms=6000";
     for setting in [session, "broker.session.timeout.ms=3000", "broker.heartbeat.interval.ms=500", &advertised] {
         // Three brokers cannot share one address.
@@ -256,7 +256,7 @@ async fn stack(plan: &Plan, kafka: &Proxy) -> Stack {
     Stack::behind("soak", &options, |upstream| kafka.lead_to(upstream)).await
 }
 
-/// Its corner of the servers, reached through the proxies.
+/// Creates the run's own namespace on the servers, reached through the proxies.
 async fn world(stack: &Stack, proxies: &[&Proxy; 3]) -> World {
     let mut world = World::on(stack).await.with_postgres().await;
     let [kafka, redis, postgres] = proxies;
@@ -271,18 +271,18 @@ async fn world(stack: &Stack, proxies: &[&Proxy; 3]) -> World {
         ("COMMENTS__PARTITIONS", PARTITIONS.to_string()),
         ("MESSAGES__PARTITIONS", PARTITIONS.to_string()),
         ("FEED__PARTITIONS", PARTITIONS.to_string()),
-        // So few that posts of some authors are fanned out at once, of some by jobs, and of some not at all.
+        // So low that some authors' posts are fanned out inline, some by jobs, and some not at all.
         ("FEED__CELEBRITY_FOLLOWERS", "4".to_owned()),
         ("FEED__INLINE_FOLLOWERS", "1".to_owned()),
         ("FEED__CHUNK_ROWS", "2".to_owned()),
         ("FEED__TIMELINE_IDS", "30".to_owned()),
         ("FEED__KEEP_ROWS", "0".to_owned()),
-        // So short that all of it happens within a minute.
+        // So short that all of these timeouts occur within a minute.
         ("MESSAGES__UNDELIVERED_AFTER_MS", present::UNDELIVERED_AFTER_MS.to_string()),
         ("MESSAGES__PRESENCE__LEASE_MS", present::LEASE_MS.to_string()),
         ("MESSAGES__PRESENCE__HEARTBEAT_MS", present::HEARTBEAT_MS.to_string()),
         ("MESSAGES__PRESENCE__LINGER_MS", present::LINGER_MS.to_string()),
-        // So little that devices fall behind, and so short that they notice a process that stands still.
+        // A buffer so small that devices fall behind, and pings so frequent that devices notice a frozen process.
         ("MESSAGES__CONNECTION_BUFFER_BYTES", "2000".to_owned()),
         ("MESSAGES__PING_INTERVAL_MS", "500".to_owned()),
         ("MESSAGES__STREAM_MAX_AGE_MS", "5000".to_owned()),
@@ -295,7 +295,7 @@ async fn world(stack: &Stack, proxies: &[&Proxy; 3]) -> World {
 }
 
 fn partitions() -> BTreeMap<Topic, i32> {
-    // Two as every world has, where it is not set above.
+    // Every world has two partitions for the topics that `world` does not configure.
     let two = |topic: &Topic| matches!(topic, Topic::Events | Topic::Deliveries | Topic::Presence);
     let count = |topic: &Topic| if two(topic) { 2 } else { PARTITIONS };
     Topic::ALL.iter().map(|topic| (*topic, count(topic))).collect()

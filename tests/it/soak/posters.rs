@@ -1,7 +1,7 @@
-//! Clients that post, delete what they posted, and have readers follow and unfollow their authors; and readers of feeds.
+//! Clients that post, delete posts, and make readers follow and unfollow authors; and readers of feeds.
 //!
-//! All writes about an author are one client's, one after the other, so that their order is known. A pair of reader and
-//! author, or a post, about which a write has an unknown outcome is left alone from then on: it may come true late.
+//! One client sends all writes about an author, one after the other, so their order is known. After a write with an
+//! unknown outcome, its pair of reader and author, or its post, gets no more writes, because it may take effect late.
 
 use std::time::Duration;
 
@@ -17,25 +17,25 @@ use super::{
     senders::{Clients, LastAttempts, answer, broken, client, code, refusal},
 };
 
-/// Whose feeds are read.
+/// The users whose feeds are read.
 pub const READERS: [&str; 5] = ["u0", "u1", "u2", "u3", "u4"];
-/// Authors of a client at a time.
+/// The number of authors of a client at a time.
 const AUTHORS: usize = 3;
-/// Posts that a client remembers to delete.
+/// The number of posts that a client remembers, to delete some of them.
 const REMEMBERED: usize = 30;
 
-/// One client.
+/// A client that writes.
 pub struct Poster {
     clients: Clients,
     name: String,
-    /// With idempotency keys and retries, or each write once.
+    /// Whether writes have idempotency keys and are retried; otherwise each write is sent once.
     repeats: bool,
     client: Client,
     rng: Rng,
     number: u64,
-    /// The number of its oldest author that it still writes about.
+    /// The number of the oldest author that it still writes about.
     oldest: usize,
-    /// Posts that are there, with their authors and numbers.
+    /// Posts that exist, with their authors and numbers.
     posts: Vec<(i64, String, u64)>,
     last_attempts: LastAttempts,
 }
@@ -47,7 +47,7 @@ impl Poster {
         Self { clients, name, repeats, client: client(), rng, number: 0, oldest: 0, posts, last_attempts }
     }
 
-    /// Writes until it is to stop, and then finishes what it is at.
+    /// Writes until the stop, and finishes the current write.
     pub async fn run(mut self) {
         while !self.clients.stop.is_cancelled() {
             self.number += 1;
@@ -97,12 +97,12 @@ impl Poster {
         let write = self.clients.ledger.begin(kind, &format!("{reader} {author}"), self.number);
         let (outcome, _) = self.write(write, |client, api| client.post(format!("{api}/{path}")).json(&body)).await;
         if outcome == Outcome::Unknown {
-            // With it go the pairs that are as good, which are soon made up for.
+            // This replaces all current authors, also those of pairs with known outcomes. New pairs follow soon.
             self.oldest += AUTHORS;
         }
     }
 
-    /// One write, until it is done, refused, or given up; and the answer to it.
+    /// Sends one write until it is acknowledged or abandoned; returns its outcome and the response.
     async fn write(
         &mut self,
         write: usize,
@@ -138,7 +138,7 @@ impl Poster {
     }
 }
 
-/// Reads feeds, page after page, until it is to stop.
+/// Reads feeds, page after page, until the stop.
 pub async fn read(clients: Clients, seed: u64) {
     let (client, mut rng) = (client(), Rng::with_seed(seed));
     let mut next: Option<(String, String)> = None;
@@ -161,14 +161,14 @@ pub async fn read(clients: Clients, seed: u64) {
             Some(page) if page.status == 503 => {
                 *clients.ledger.evidence().answers.entry(format!("503 {}", code(&page))).or_default() += 1;
             }
-            Some(page) => clients.ledger.incident(format!("{url} was answered {}: {}", page.status, page.text())),
+            Some(page) => clients.ledger.incident(format!("{url} got {}: {}", page.status, page.text())),
             None => {}
         }
         sleep(Duration::from_millis(rng.u64(20..150))).await;
     }
 }
 
-/// A reader's whole feed; `None` while it cannot be known.
+/// Reads a reader's whole feed; `None` if a request fails.
 pub async fn feed(client: &Client, api: &str, reader: &str) -> Option<Vec<Shown>> {
     let (mut shown, mut cursor) = (Vec::new(), String::new());
     loop {

@@ -1,4 +1,4 @@
-//! The judge of presence, and of messages that are said to be undelivered.
+//! The rules for presence and for undelivered messages.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -8,14 +8,14 @@ use super::{
 };
 use crate::harness::changes::{Change, untold};
 
-/// Times of presence here, in milliseconds.
+/// Settings of presence in the run, in milliseconds.
 pub const LEASE_MS: u64 = 3_000;
 pub const HEARTBEAT_MS: u64 = 500;
 pub const LINGER_MS: u64 = 500;
-/// Time after which a message counts as undelivered, in milliseconds.
+/// Time after which a message counts as undelivered in the run, in milliseconds.
 pub const UNDELIVERED_AFTER_MS: i64 = 3_000;
 
-/// What is wrong with the events of presence, and with what the API says in the end.
+/// Checks the presence events, and what the API reports at the end.
 pub fn presence(evidence: &Evidence) -> Vec<String> {
     let connected: Vec<&str> =
         evidence.connected.iter().filter(|(_, count)| **count > 0).map(|(receiver, _)| receiver.as_str()).collect();
@@ -25,13 +25,13 @@ pub fn presence(evidence: &Evidence) -> Vec<String> {
         let expected = Some(*count).filter(|count| *count > 0);
         match evidence.present.get(receiver) {
             Some(said) if *said == expected => {}
-            said => found.push(format!("{receiver} has {count} connections, and the API says {said:?}")),
+            said => found.push(format!("{receiver} has {count} connections, but the API reports {said:?}")),
         }
     }
     found
 }
 
-/// What is wrong with a receiver, which it begins with, and when its state has changed.
+/// Appends the times of a receiver's changes to a fault, which begins with the receiver.
 fn with_times(evidence: &Evidence, what: String) -> String {
     let receiver = what.split(' ').next();
     let of_receiver = evidence.presence.iter().filter(|one| Some(one.change.receiver.as_str()) == receiver);
@@ -39,7 +39,7 @@ fn with_times(evidence: &Evidence, what: String) -> String {
         .map(|one| {
             format!(
                 "{} {} ms ({})",
-                if one.change.connected { "connected" } else { "away" },
+                if one.change.connected { "connected" } else { "disconnected" },
                 one.at_ms,
                 one.change.version
             )
@@ -48,8 +48,8 @@ fn with_times(evidence: &Evidence, what: String) -> String {
     format!("{what}: {}", times.join(", "))
 }
 
-/// The changes, and those that nobody can know of: when a process ends and Redis loses its data before others have
-/// ended its connections, no event says that its receivers are away (docs/operations.md, "Presence").
+/// Returns the changes, with disconnections added that no process can know of: if a process dies and Redis loses its
+/// data before other processes have ended the connections, they have no event (docs/operations.md, "Presence").
 fn with_lost_ends(evidence: &Evidence, connected: &[&str]) -> Vec<Change> {
     let unknown = unknown_ends(evidence);
     let mut receivers: BTreeMap<&str, BTreeMap<i64, &Presence>> = BTreeMap::new();
@@ -81,9 +81,9 @@ fn with_lost_ends(evidence: &Evidence, connected: &[&str]) -> Vec<Change> {
     whole
 }
 
-/// When Redis lost what it had of an api process that had ended a moment before.
+/// Returns the spans in which Redis lost the data of an api process that had just ended.
 pub fn unknown_ends(evidence: &Evidence) -> Vec<(i64, i64)> {
-    // After the lease, another process is suspicious for a heartbeat, and looks once in a heartbeat.
+    // After the lease, other processes wait for one more heartbeat, and they check once per heartbeat.
     let known_after_ms = LEASE_MS.max(LINGER_MS) + 3 * HEARTBEAT_MS;
     let ended: Vec<_> =
         evidence.faults.iter().filter(|fault| matches!(fault.kind, "api killed" | "api restarted")).collect();
@@ -94,7 +94,7 @@ pub fn unknown_ends(evidence: &Evidence) -> Vec<(i64, i64)> {
     lost.filter(|loss| meets(loss.from_ms, loss.to_ms)).map(|loss| (loss.from_ms as i64, loss.to_ms as i64)).collect()
 }
 
-/// What is wrong with the events of undelivered messages.
+/// Checks the events of undelivered messages.
 pub fn undelivered(evidence: &Evidence) -> Vec<String> {
     let log = evidence.logs.get(&Topic::Chat).map_or(&[][..], Vec::as_slice);
     let by_place: HashMap<Place, &Record> = log.iter().map(|record| (record.place, record)).collect();
@@ -108,7 +108,8 @@ pub fn undelivered(evidence: &Evidence) -> Vec<String> {
         };
         let fits = |record: &&Record| record.id == event.message_id && receiver(record) && named(record);
         if by_place.get(&event.place).copied().filter(fits).is_none() {
-            faults.push(format!("{event:?} is of no message: {:?}", by_place.get(&event.place)));
+            faults
+                .push(format!("{event:?} does not match the record at its position: {:?}", by_place.get(&event.place)));
         }
         let due_ms = event.stored_ms + UNDELIVERED_AFTER_MS;
         if event.at_ms < due_ms {
@@ -130,7 +131,8 @@ pub fn undelivered(evidence: &Evidence) -> Vec<String> {
     faults
 }
 
-/// Messages that were passed over although their receiver had not got them.
+/// Finds messages without an event that the search passed while the receiver's cursor was before them, and
+/// partitions that the search has not finished.
 fn unannounced(evidence: &Evidence, log: &[Record], announced: &HashMap<&str, BTreeSet<&str>>) -> Vec<String> {
     let (mut faults, mut seen) = (Vec::new(), BTreeSet::new());
     for record in log.iter().filter(|record| seen.insert(record.id.as_str())) {
@@ -142,7 +144,9 @@ fn unannounced(evidence: &Evidence, log: &[Record], announced: &HashMap<&str, BT
         let away = searched.cursors.get(receiver).is_none_or(|cursor| *cursor < offset);
         if away && !announced.contains_key(record.id.as_str()) {
             let cursor = searched.cursors.get(receiver);
-            faults.push(format!("{record:?} was passed over; {receiver} had got what is up to {cursor:?}"));
+            faults.push(format!(
+                "{record:?} has no event; the cursor of {receiver} was {cursor:?} when the search passed it"
+            ));
         }
     }
     let ends = evidence.ends.get(&Topic::Chat).into_iter().flatten().filter(|(_, end)| **end > 0);
@@ -150,8 +154,9 @@ fn unannounced(evidence: &Evidence, log: &[Record], announced: &HashMap<&str, BT
     for (partition, end) in ends {
         let next = last.and_then(|next| next.get(partition));
         if next.is_none_or(|next| next < end) {
-            faults
-                .push(format!("the search for undelivered messages is at {next:?} of {end} in partition {partition}"));
+            faults.push(format!(
+                "the search for undelivered messages is at {next:?} in partition {partition}, which ends at {end}"
+            ));
         }
     }
     faults

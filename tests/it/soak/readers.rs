@@ -1,4 +1,4 @@
-//! Clients that read all the time, and what is read when all is over.
+//! Clients that read during the run, and the reads at the end.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,9 +24,9 @@ use crate::harness::{
 };
 
 const COMMENTS: &str = "/api/v1/comments";
-/// To whom messages are sent. The last two never have a device.
+/// Receivers of messages. The last two never have a device.
 pub const RECEIVERS: [&str; 6] = ["r0", "r1", "r2", "r3", "a0", "a1"];
-/// Each receiver has other kinds of devices; one has only one.
+/// The devices. Each receiver has a different set of kinds; `r1` has a single device.
 pub const DEVICES: [(&str, Style); 9] = [
     ("r0", Style::Plain),
     ("r0", Style::Plain),
@@ -39,11 +39,11 @@ pub const DEVICES: [(&str, Style); 9] = [
     ("r3", Style::Events),
 ];
 
-/// Pulls keys of the view, until it is to stop.
+/// Pulls keys of the view until the stop.
 pub async fn pull(clients: Clients, name: String, seed: u64) {
     let (client, mut rng) = (client(), Rng::with_seed(seed));
     while !clients.stop.is_cancelled() {
-        // Keys that were written by now; the newest are the liveliest.
+        // The keys written most recently change most often.
         let key = {
             let evidence = clients.ledger.evidence();
             let recent = evidence.writes.len().saturating_sub(200)..evidence.writes.len();
@@ -58,19 +58,19 @@ pub async fn pull(clients: Clients, name: String, seed: u64) {
     }
 }
 
-/// Follows the live comments, resuming wherever it breaks, until it has seen all that are listed.
+/// A reader of the live stream of comments, which resumes after each interruption.
 pub struct Follower {
     stream: Option<Stream>,
     after: String,
     name: String,
     rng: Rng,
     client: Client,
-    /// Events of the stream that are in the ledger.
+    /// The number of the stream's events that are in the ledger.
     written: usize,
 }
 
 impl Follower {
-    /// Comes back once it knows where it begins.
+    /// Returns when the reader knows its first position.
     pub async fn start(clients: &Clients, name: &str, seed: u64) -> Self {
         let (name, rng) = (name.to_owned(), Rng::with_seed(seed));
         let mut follower = Self { stream: None, after: String::new(), name, rng, client: Client::new(), written: 0 };
@@ -98,7 +98,7 @@ impl Follower {
         let comments = seen.events.iter().filter_map(|(_, comment)| named(comment));
         clients.ledger.evidence().streamed.entry(self.name.clone()).or_default().extend(comments);
         self.after = seen.last_id;
-        // Changing sides now and then shows that any process can go on.
+        // Reconnecting sometimes tests that any process can resume the stream.
         if seen.ended || self.rng.u16(..) < 60 {
             self.stream = None;
         }
@@ -106,7 +106,7 @@ impl Follower {
     }
 }
 
-/// The devices of all receivers, not yet connected.
+/// Creates the devices of all receivers, not yet connected.
 pub fn devices(clients: &Clients, notebook: &Notebook, seed: u64) -> Vec<Device> {
     let fleet = clients.fleet.clone();
     let api = Arc::new(move |rng: &mut Rng| fleet.api(rng));
@@ -117,7 +117,7 @@ pub fn devices(clients: &Clients, notebook: &Notebook, seed: u64) -> Vec<Device>
     DEVICES.into_iter().enumerate().map(device).collect()
 }
 
-/// A receiver's history, page by page; `None` while it cannot be known.
+/// Reads a receiver's history, page by page; `None` if a request fails.
 pub async fn mailbox(client: &Client, api: &str, receiver: &str) -> Option<Vec<Name>> {
     let (mut names, mut after) = (Vec::new(), String::new());
     loop {
@@ -134,12 +134,12 @@ pub async fn mailbox(client: &Client, api: &str, receiver: &str) -> Option<Vec<N
     }
 }
 
-/// Post and number of a comment.
+/// Returns the post and the number of a comment.
 fn named(comment: &Value) -> Option<(String, u64)> {
     Some((comment["post_id"].as_str()?.to_owned(), number_of(Topic::Comments, comment)?))
 }
 
-/// Everything that is listed, newest first; `None` while that cannot be known.
+/// Reads the list of comments, newest first; `None` if a request fails.
 pub async fn listed(client: &Client, api: &str) -> Option<Vec<(String, u64)>> {
     let (mut comments, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -154,13 +154,13 @@ pub async fn listed(client: &Client, api: &str) -> Option<Vec<(String, u64)>> {
     }
 }
 
-/// Keys of the view that were written to.
+/// Returns the keys of the view that clients wrote to.
 pub fn keys(evidence: &Evidence) -> BTreeSet<String> {
     let writes = evidence.writes.iter().filter(|write| write.kind.topic() == Topic::Messages);
     writes.map(|write| write.key.clone()).collect()
 }
 
-/// What the view says of these keys; `None` while that cannot be known.
+/// Pulls these keys; `None` if a request fails.
 pub async fn view(client: &Client, api: &str, keys: BTreeSet<String>) -> Option<BTreeMap<String, Option<u64>>> {
     let mut view = BTreeMap::new();
     for key in keys {

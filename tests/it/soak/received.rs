@@ -1,4 +1,4 @@
-//! The judge of what readers got: comments, and messages to receivers.
+//! The rules for comments and for messages that readers received.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -11,7 +11,7 @@ use crate::harness::{
     sessions::Name,
 };
 
-/// What is wrong with the list of comments in the end.
+/// Checks the list of comments at the end.
 pub fn comments(evidence: &Evidence) -> Vec<String> {
     let mut listed: HashMap<(&str, u64), usize> = HashMap::new();
     for (key, number) in &evidence.listed {
@@ -26,14 +26,14 @@ pub fn comments(evidence: &Evidence) -> Vec<String> {
             Verdict::Unknown => count <= 1,
         };
         if !fits {
-            faults.push(format!("{}, and is listed {count} times", describe(write)));
+            faults.push(format!("{}, but it is listed {count} times", describe(write)));
         }
     }
-    faults.extend(listed.into_keys().map(|comment| format!("nobody wrote {comment:?}, which is listed")));
+    faults.extend(listed.into_keys().map(|comment| format!("no client wrote {comment:?}, which is listed")));
     faults
 }
 
-/// What is wrong with what readers of live comments got.
+/// Checks the comments that readers of live streams received.
 pub fn streamed(evidence: &Evidence) -> Vec<String> {
     let mut faults = Vec::new();
     let listed: HashSet<&(String, u64)> = evidence.listed.iter().collect();
@@ -46,19 +46,19 @@ pub fn streamed(evidence: &Evidence) -> Vec<String> {
                 faults.push(format!("{reader} got {comment:?} after {before}"));
             }
         }
-        // It began before the first comment, so it has all of them.
+        // The reader began before the first comment, so it must have all of them.
         let missed = listed.iter().filter(|comment| !seen.contains(**comment));
         faults.extend(missed.map(|comment| format!("{reader} did not get {comment:?}")));
     }
     faults
 }
 
-/// Messages that came to devices of others.
+/// Finds messages that reached devices of other receivers.
 pub fn foreign(evidence: &Evidence) -> Vec<String> {
     mailbox::foreign(&evidence.sessions).into_iter().map(|(_, what)| what).collect()
 }
 
-/// What is wrong with the order in which devices got messages, and with where they began.
+/// Checks the sequence of messages at devices, and the position at which each connection began.
 pub fn messages(evidence: &Evidence) -> (Vec<String>, Vec<String>) {
     let found = mailbox::breaches(&evidence.sessions, &truth(evidence), &evidence.noted);
     let (place, rest): (Vec<_>, Vec<_>) = found.into_iter().partition(|(breach, _)| *breach == Breach::Place);
@@ -66,7 +66,7 @@ pub fn messages(evidence: &Evidence) -> (Vec<String>, Vec<String>) {
     (sequence.map(|(_, what)| what).collect(), place.into_iter().map(|(_, what)| what).collect())
 }
 
-/// What is wrong with receivers' histories in the end.
+/// Checks the receivers' histories at the end.
 pub fn history(evidence: &Evidence) -> Vec<String> {
     let (truth, none) = (truth(evidence), Vec::new());
     let mut faults = Vec::new();
@@ -76,16 +76,16 @@ pub fn history(evidence: &Evidence) -> Vec<String> {
         let at = differs.unwrap_or(sent.len().min(found.len()));
         if differs.is_some() || sent.len() != found.len() {
             let (expected, found) = (sent.get(at).map(|sent| &sent.name), found.get(at));
-            faults.push(format!("the history of {receiver} has {found:?} at {at}, and should have {expected:?}"));
+            faults.push(format!("the history of {receiver} has {found:?} at {at}, expected {expected:?}"));
         }
     }
     let strange =
         evidence.mailboxes.iter().filter(|(receiver, found)| !found.is_empty() && !truth.contains_key(*receiver));
-    faults.extend(strange.map(|(receiver, found)| format!("nobody wrote to {receiver}, who has {:?}", found[0])));
+    faults.extend(strange.map(|(receiver, found)| format!("no client wrote to {receiver}, who has {:?}", found[0])));
     faults
 }
 
-/// What the topic has for each receiver; of doubles the first.
+/// Returns the messages in the topic for each receiver; of duplicates, the first.
 fn truth(evidence: &Evidence) -> Truth {
     let (mut truth, mut ids) = (BTreeMap::new(), HashSet::new());
     for record in evidence.logs.get(&Topic::Chat).into_iter().flatten().filter(|record| ids.insert(&record.id)) {

@@ -1,35 +1,38 @@
-//! How soon service is back after a fault: the bounds, and the judge of them.
+//! The bounds of recovery times after faults, and their rule.
 //!
-//! A bound counts from the end of the fault to the first success after it, separately for each service. Faults that
-//! overlap count as one, and one that begins while service is not yet back, and that breaks it as well, adds its own time.
+//! The recovery time counts from the end of the fault to the first success after it, separately for each service.
+//! Faults that overlap count as one. A fault that begins while service is not yet back, and that breaks the same
+//! service, adds its own time.
 
 use std::{collections::BTreeMap, fmt};
 
 use super::ledger::{Evidence, Fault, Topic};
 
-/// A client may have asked just before the end: it waits at most for this long, and pauses before it asks again.
+/// A client that sent a request just before the end of the fault waits for at most 8 s, and then pauses for at most
+/// half a second.
 const CLIENT_MS: u64 = 8_000 + 500;
-/// What a machine takes longer whose other core is busy.
+/// Margin for a machine whose other core is busy.
 const MARGIN_MS: u64 = 3_000;
-/// A group takes a silent member for dead after `group.consumer.session.timeout.ms`; a member that lives has 5 s to let
-/// partitions go; and three heartbeats of 1 s tell of the change, of what is let go, and of what is assigned.
+/// A group considers a silent member dead after `group.consumer.session.timeout.ms`. A live member has 5 s to release
+/// partitions. Three heartbeats of 1 s report the change, the release and the assignment.
 const GROUP_MS: u64 = 6_000 + 5_000 + 3 * 1_000;
-/// A broker is fenced for `broker.session.timeout.ms`; clients connect again after `reconnect.backoff.max.ms`; and the
-/// producer asks every 3 s, with 2 s for the answer, whether the broker is there.
+/// A broker is fenced for `broker.session.timeout.ms`. Clients reconnect after `reconnect.backoff.max.ms`. The
+/// producer probes the broker every 3 s, and waits 2 s for the answer.
 const BROKER_MS: u64 = 3_000 + 1_000 + 3_000 + 2_000;
 /// `redis.response_timeout_ms`, `redis.connect_timeout_ms`, and the longest pause before another attempt.
 const REDIS_MS: u64 = 2_000 + 1_000 + 1_000;
-/// Time for one query, `postgres.acquire_timeout_ms`, and the longest pause of a projection that tries again.
+/// Time for one query, `postgres.acquire_timeout_ms`, and the longest pause before a projection retries.
 const POSTGRES_MS: u64 = 5_000 + 3_000 + 2_000;
 /// `timeout_ms` of the relay's route, and `max_retry_delay_ms`.
 const TARGET_MS: u64 = 3_000 + 2_000;
-/// A device gives up a silent connection after 3 s.
+/// A device closes a silent connection after 3 s.
 const DEVICE_MS: u64 = 3_000;
-/// Until a connection to Redis or Postgres that is silent and open is replaced, and until a Kafka client is.
+/// Time until a silent open connection to Redis or Postgres is replaced.
 const SILENCE_MS: u64 = 5_000;
+/// Time until a Kafka client with a silent open connection is replaced.
 const KAFKA_SILENCE_MS: u64 = 10_000;
 
-/// What is measured.
+/// A service whose recovery is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Service {
     Push,
@@ -48,7 +51,7 @@ use Service::{Comment, Delivery, Feed, Frame, Message, Post, Produce, Pull, Push
 impl Service {
     pub const ALL: [Self; 9] = [Push, Produce, Comment, Pull, Delivery, Message, Frame, Post, Feed];
 
-    /// Whether it needs a consumer to go on, rather than an answer.
+    /// Returns whether a consumer provides the service, rather than a response of the API.
     fn is_carried(self) -> bool {
         matches!(self, Delivery | Frame)
     }
@@ -60,12 +63,13 @@ impl fmt::Display for Service {
     }
 }
 
-/// What a kind of fault breaks, and how long that may last after its end.
+/// The services that a kind of fault breaks, and the bounds of their recovery times.
 pub struct Bound {
     kind: &'static str,
     breaks: &'static [Service],
-    /// For services that answer, and for those that are carried by a consumer.
+    /// Bound of services that respond to requests.
     answered_ms: u64,
+    /// Bound of services that a consumer provides.
     carried_ms: u64,
 }
 
@@ -75,7 +79,7 @@ const KAFKA: &[Service] = &[Push, Produce, Comment, Pull, Delivery, Message, Fra
 const REDIS: &[Service] = &[Pull, Frame, Feed];
 const POSTGRES: &[Service] = &[Frame, Post, Feed];
 
-/// The bounds, as in docs/soak.md.
+/// The bounds, which docs/soak.md lists too.
 pub const BOUNDS: [Bound; 25] = {
     let api = CLIENT_MS + MARGIN_MS;
     let (group, pull) = (GROUP_MS + MARGIN_MS, GROUP_MS + CLIENT_MS + MARGIN_MS);
@@ -116,7 +120,8 @@ const fn bound(kind: &'static str, breaks: &'static [Service], answered_ms: u64,
     Bound { kind, breaks, answered_ms, carried_ms }
 }
 
-/// The bound of this kind for this service, and whether it is broken at all. What is not broken has the time of a client.
+/// Returns the bound of a service after a kind of fault, and whether the fault breaks the service. A service that it
+/// does not break has the bound of a client.
 pub fn bound_ms(kind: &str, service: Service) -> (u64, bool) {
     let bound = BOUNDS.iter().find(|bound| bound.kind == kind).filter(|bound| bound.breaks.contains(&service));
     match bound {
@@ -126,7 +131,7 @@ pub fn bound_ms(kind: &str, service: Service) -> (u64, bool) {
     }
 }
 
-/// When each service succeeded, in order.
+/// Returns the times of each service's successes, in order.
 pub fn successes(evidence: &Evidence) -> BTreeMap<Service, Vec<u64>> {
     let done = |topic: Topic| {
         let writes = evidence.writes.iter().filter(move |write| write.kind.topic() == topic);
@@ -149,19 +154,19 @@ pub fn successes(evidence: &Evidence) -> BTreeMap<Service, Vec<u64>> {
     successes
 }
 
-/// A fault, with those that overlap it, and one service.
+/// The recovery of one service after a fault and the faults that overlap it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovery {
     pub kind: &'static str,
     pub service: Service,
     pub ended_ms: u64,
     pub bound_ms: u64,
-    /// By when it must be back: later where other faults come in between.
+    /// The time at which the service must be back; other faults in between postpone it.
     pub due_ms: u64,
     pub back_ms: Option<u64>,
 }
 
-/// How each service came back after each fault.
+/// Computes the recovery of each service after each fault.
 pub fn recoveries(evidence: &Evidence) -> Vec<Recovery> {
     let mut faults: Vec<&Fault> = evidence.faults.iter().collect();
     faults.sort_by_key(|fault| fault.from_ms);
@@ -171,7 +176,7 @@ pub fn recoveries(evidence: &Evidence) -> Vec<Recovery> {
     successes(evidence).into_iter().flat_map(of_service).collect()
 }
 
-/// `faults` are all of them, by their beginning, and `times` those of the service's successes.
+/// Computes one recovery. `faults` are all faults, ordered by start, and `times` the service's successes.
 fn recovery(fault: &Fault, faults: &[&Fault], service: Service, times: &[u64]) -> Recovery {
     let back_after = |at_ms: u64| times.get(times.partition_point(|at| *at <= at_ms)).copied();
     let (bound_ms, _) = bound_ms(fault.kind, service);
@@ -183,13 +188,13 @@ fn recovery(fault: &Fault, faults: &[&Fault], service: Service, times: &[u64]) -
             continue;
         }
         if other.to_ms < fault.from_ms {
-            // One that was over before it may still have had its time.
+            // The bound of an earlier fault may not have passed when this fault began.
             if back_after(other.to_ms).is_none_or(|back_ms| back_ms >= fault.from_ms) {
                 due_ms = due_ms.max(other_due_ms);
             }
             continue;
         }
-        // One that comes when service is not yet back adds its own time.
+        // A fault that begins while the service is not yet back adds its own time.
         let in_between = other.from_ms <= due_ms && back_after(ended_ms).is_none_or(|back_ms| back_ms >= other.from_ms);
         if other.from_ms <= ended_ms || in_between {
             ended_ms = ended_ms.max(other.to_ms);
@@ -199,8 +204,8 @@ fn recovery(fault: &Fault, faults: &[&Fault], service: Service, times: &[u64]) -
     Recovery { kind: fault.kind, service, ended_ms, bound_ms, due_ms, back_ms: back_after(ended_ms) }
 }
 
-/// Services without a success since then. Sessions are not in the evidence while it is gathered: `frame_ms` is the last
-/// message that came to a device.
+/// Returns the services without a success after `since_ms`. During the run the evidence has no sessions, so `frame_ms`
+/// is the time of the last message at a device.
 pub fn missing(evidence: &Evidence, frame_ms: Option<u64>, since_ms: u64) -> Vec<Service> {
     let last = |(service, times): (Service, Vec<u64>)| {
         let last_ms = if service == Frame { frame_ms } else { times.last().copied() };
@@ -209,12 +214,12 @@ pub fn missing(evidence: &Evidence, frame_ms: Option<u64>, since_ms: u64) -> Vec
     successes(evidence).into_iter().filter_map(last).collect()
 }
 
-/// The longest that any service may take to be back after this kind.
+/// Returns the largest bound of any service after a kind of fault.
 pub fn longest_ms(kind: &str) -> u64 {
     Service::ALL.into_iter().map(|service| bound_ms(kind, service).0).max().unwrap_or(0)
 }
 
-/// Services that were not back in time. Nobody can know of those that were due after the load had ended.
+/// Finds services that were not back in time. Leaves out those that were due after the end of the load.
 pub fn late(evidence: &Evidence) -> Vec<String> {
     let until_ms = evidence.load_ended_ms.unwrap_or(u64::MAX);
     let late = |recovery: &Recovery| match recovery.back_ms {
@@ -224,7 +229,9 @@ pub fn late(evidence: &Evidence) -> Vec<String> {
     let say = |recovery: Recovery| {
         let Recovery { kind, service, ended_ms, bound_ms, due_ms, back_ms } = recovery;
         let back = back_ms.map_or("was not back".to_owned(), |back_ms| format!("was back at {back_ms} ms"));
-        format!("{service} {back} after \"{kind}\", which ended at {ended_ms} ms: due at {due_ms} ms ({bound_ms} ms)")
+        format!(
+            "{service} {back} after \"{kind}\", which ended at {ended_ms} ms: due at {due_ms} ms (bound {bound_ms} ms)"
+        )
     };
     recoveries(evidence).into_iter().filter(late).map(say).collect()
 }
@@ -259,15 +266,15 @@ mod tests {
         let (bound, breaks) = bound_ms("postgres killed", Feed);
         assert!(breaks);
         assert_eq!(late_feed(&[POSTGRES], &[12_000 + bound]), 0);
-        assert_eq!(late_feed(&[POSTGRES], &[12_000, 12_001 + bound]), 1, "what came before the end counts for nothing");
+        assert_eq!(late_feed(&[POSTGRES], &[12_000, 12_001 + bound]), 1, "a success before the end does not count");
         assert_eq!(late_feed(&[POSTGRES], &[]), 1);
-        // Another one in the middle of it.
+        // A second fault of the same service during the recovery.
         let again = ("postgres frozen", 20_000, 25_000);
         assert_eq!(late_feed(&[POSTGRES, again], &[25_000 + bound]), 0);
         assert_eq!(late_feed(&[POSTGRES, again], &[25_001 + bound]), 2);
         let other = ("relay frozen", 20_000, 25_000);
-        assert_eq!(late_feed(&[POSTGRES, other], &[25_000 + bound]), 2, "it has nothing to do with feeds");
-        // It was back before the other one.
+        assert_eq!(late_feed(&[POSTGRES, other], &[25_000 + bound]), 2, "a frozen relay does not break feeds");
+        // The service was back before the second fault.
         assert_eq!(late_feed(&[POSTGRES, again], &[15_000, 25_001 + bound]), 1);
     }
 

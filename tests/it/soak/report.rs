@@ -1,4 +1,4 @@
-//! What a run was: counts, faults, the time that nothing got through, and what was found.
+//! The report of a run: counts, faults, recovery times and findings.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -8,7 +8,7 @@ use super::{
     recovery::{Service, recoveries},
 };
 
-/// Findings of a rule that are shown in full.
+/// The number of findings of a rule that are printed.
 const SHOWN: usize = 5;
 
 pub struct Report<'a> {
@@ -57,7 +57,7 @@ impl Report<'_> {
         }
         let answers: Vec<_> =
             self.evidence.answers.iter().map(|(answer, count)| format!("{count} x {answer}")).collect();
-        writeln!(out, "  answers other than success: {}\n", answers.join(", "))
+        writeln!(out, "  responses other than success: {}\n", answers.join(", "))
     }
 
     fn sinks(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -75,8 +75,8 @@ impl Report<'_> {
         let streamed = evidence.streamed.values().map(Vec::len).sum::<usize>();
         for (count, what) in [
             (evidence.view.len(), "keys in the view".to_owned()),
-            (evidence.sights.len(), "reads of it that said something".to_owned()),
-            (evidence.deliveries.len(), format!("deliveries, {taken} of them taken")),
+            (evidence.sights.len(), "successful reads of the view".to_owned()),
+            (evidence.deliveries.len(), format!("deliveries, {taken} of them accepted")),
             (evidence.listed.len(), "comments listed".to_owned()),
             (streamed, format!("streamed to {} readers", evidence.streamed.len())),
             (
@@ -85,19 +85,19 @@ impl Report<'_> {
             ),
             (
                 evidence.sessions.iter().map(|session| session.got.len()).sum(),
-                format!("got by devices over {} connections", evidence.sessions.len()),
+                format!("messages at devices over {} connections", evidence.sessions.len()),
             ),
             (evidence.pages.len(), "pages of feeds".to_owned()),
             (evidence.feeds.values().map(Vec::len).sum(), format!("posts in {} feeds", evidence.feeds.len())),
-            (evidence.commits.len(), "samples of what is committed".to_owned()),
+            (evidence.commits.len(), "samples of commits".to_owned()),
         ] {
             writeln!(out, "  {count:>9} {what}")?;
         }
         writeln!(out)
     }
 
-    /// Of each kind of fault: how often, and the longest time from its end to the first success of each service, with
-    /// those that overlap it.
+    /// Prints for each kind of fault how often it occurred, and the longest time from its end, with faults that overlap
+    /// it, to the first success of each service.
     fn faults(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut kinds: BTreeMap<&str, (usize, BTreeMap<Service, u64>)> = BTreeMap::new();
         for fault in &self.evidence.faults {
@@ -131,9 +131,9 @@ impl Report<'_> {
             findings.iter().take(SHOWN).try_for_each(|finding| writeln!(out, "    {}", finding.detail))?;
         }
         if rules.is_empty() {
-            return writeln!(out, "\n  nothing is violated");
+            return writeln!(out, "\n  no rule is violated");
         }
-        writeln!(out, "\n  What was broken when, in ms:")?;
+        writeln!(out, "\n  Faults, in ms since the start:")?;
         let mut faults = self.evidence.faults.iter();
         faults.try_for_each(|fault| {
             writeln!(out, "    {} to {}  {}: {}", fault.from_ms, fault.to_ms, fault.kind, fault.what)

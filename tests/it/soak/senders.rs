@@ -1,4 +1,4 @@
-//! Clients that write, each on keys of its own, and put everything into the ledger.
+//! Clients that write, each to its own keys, and record everything in the ledger.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,43 +16,43 @@ use super::{
 };
 use crate::harness::{Answer, wait::seconds};
 
-/// Codes of answers that say that nothing was stored.
+/// Error codes that mean that nothing was stored.
 const REFUSALS: [&str; 4] = ["kafka_unavailable", "kafka_rejected", "overloaded", "postgres_unavailable"];
-/// How long a sender goes on with a write after the faults have ended.
+/// Time limit for retries of a write after the load has ended.
 const LAST_ATTEMPTS: Duration = Duration::from_secs(60);
 
-/// What all clients have.
+/// The context that all clients share.
 #[derive(Clone)]
 pub struct Clients {
     pub fleet: Arc<Fleet>,
     pub ledger: Ledger,
-    /// The full name of the topic that `/produce` writes to.
+    /// The full name of the topic that clients write to by `/produce`.
     pub orders: String,
     pub stop: CancellationToken,
     pub injection: Injection,
 }
 
-/// What a sender writes, and whether it repeats what has no answer.
+/// What a sender writes, and whether it retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// Pushes, deletes, and values that end by themselves; all with idempotency keys.
+    /// Pushes, deletes, and values with a TTL; all with idempotency keys and retries.
     View,
-    /// Pushes that are sent once.
+    /// Pushes, each sent once.
     PushOnce,
     Produce,
     ProduceOnce,
-    /// Batches, sent once.
+    /// Batches, each sent once.
     Batch,
-    /// Streams, sent once.
+    /// Streams, each sent once.
     Stream,
     Comment,
-    /// Messages to receivers that others write to as well.
+    /// Messages to receivers to whom other senders write as well.
     Message,
-    /// The same, each sent once.
+    /// Messages, each sent once.
     MessageOnce,
 }
 
-/// One client.
+/// A client that writes.
 pub struct Sender {
     clients: Clients,
     style: Style,
@@ -63,7 +63,7 @@ pub struct Sender {
     last_attempts: LastAttempts,
 }
 
-/// When a client gives up on what is in hand, once it is to stop.
+/// Limits how long a client retries its last write after the stop.
 #[derive(Default)]
 pub struct LastAttempts(Option<Instant>);
 
@@ -75,7 +75,7 @@ impl LastAttempts {
 }
 
 pub fn client() -> Client {
-    // Longer than the product takes for an outcome of its own.
+    // Longer than the product takes to respond with `outcome_unknown`.
     Client::builder().timeout(seconds(8)).build().unwrap()
 }
 
@@ -85,7 +85,7 @@ impl Sender {
         Self { clients, style, name, client: client(), rng, number: 0, last_attempts: LastAttempts::default() }
     }
 
-    /// Writes until it is to stop, and then finishes what it is at.
+    /// Writes until the stop, and finishes the current write.
     pub async fn run(mut self) {
         while !self.clients.stop.is_cancelled() {
             match self.style {
@@ -115,7 +115,7 @@ impl Sender {
         (key, self.number)
     }
 
-    /// One write, until it is stored, refused, or given up.
+    /// Sends one write until it is acknowledged or abandoned.
     async fn one(&mut self) {
         let (key, number) = self.next();
         let kind = match (self.style, self.rng.u8(0..100)) {
@@ -147,7 +147,7 @@ impl Sender {
         match kind {
             Kind::Push => json!({"key": key, "value": value}),
             Kind::Expiring => json!({"key": key, "value": value, "ttl_seconds": self.rng.u8(1..3)}),
-            // Without a body, or written by others.
+            // A delete has no body; `posters.rs` sends the others.
             Kind::Delete | Kind::Post | Kind::DeletePost | Kind::Follow | Kind::Unfollow => Value::Null,
             Kind::Produce | Kind::Batch | Kind::Stream => {
                 json!({"topic": self.clients.orders, "key": key, "payload": value})
@@ -155,7 +155,7 @@ impl Sender {
             Kind::Comment => json!({"post_id": key, "text": format!("comment {number}")}),
             Kind::Message => {
                 let (receiver, sender) = key.split_once(' ').unwrap();
-                // Some are too large to be announced with what they say.
+                // Some are too large for an announcement with their content.
                 let pad = "x".repeat(if self.rng.u8(..) < 3 { 70_000 } else { self.rng.usize(0..200) });
                 json!({"chatId": "c", "senderId": sender, "receiverId": receiver, "content": format!("{number} {pad}")})
             }
@@ -173,7 +173,7 @@ impl Sender {
         };
         let request =
             if self.repeats() { request.header("idempotency-key", format!("{key} {write}")) } else { request };
-        // The impatient make the doubles.
+        // A short timeout causes retries, and so duplicates.
         let request = request.timeout(Duration::from_millis(self.rng.u64(1_500..8_000)));
         self.clients.ledger.attempt(write);
         let double = (kind == Kind::Push && !self.repeats()).then(|| request.try_clone()).flatten();
@@ -197,7 +197,7 @@ impl Sender {
         }
     }
 
-    /// Looks at what was just pushed, now and then.
+    /// Sometimes reads a key right after writing it.
     async fn after(&mut self, kind: Kind, key: &str, place: Option<Place>) {
         let views = matches!(kind, Kind::Push | Kind::Delete | Kind::Expiring);
         let Some((partition, offset)) = place.filter(|_| views && self.rng.u8(0..100) < 30) else { return };
@@ -208,7 +208,7 @@ impl Sender {
         see(&self.clients.ledger, request, &reader, key, Some(offset)).await;
     }
 
-    /// Records with an answer each: a batch or a stream.
+    /// Sends a batch or a stream, whose records are acknowledged one by one.
     async fn many(&mut self) {
         let kind = if self.style == Style::Batch { Kind::Batch } else { Kind::Stream };
         let (mut records, mut writes) = (Vec::new(), Vec::new());
@@ -237,7 +237,7 @@ impl Sender {
             }
             Err(error) => vec![broken(&error); writes.len()],
         };
-        // What has no result is unknown.
+        // A record without a result stays unknown.
         for (write, outcome) in writes.into_iter().zip(outcomes) {
             self.clients.ledger.settle(write, outcome);
         }
@@ -252,14 +252,14 @@ impl Sender {
     }
 }
 
-/// What an answer other than success says of the write.
+/// Returns the outcome of a write whose response is an error.
 pub fn refusal(ledger: &Ledger, sender: &str, status: u16, code: &str) -> Outcome {
     *ledger.evidence().answers.entry(format!("{status} {code}")).or_default() += 1;
     match code {
         _ if status == 503 && REFUSALS.contains(&code) => Outcome::Refused,
         "outcome_unknown" if status == 503 => Outcome::Unknown,
         _ => {
-            ledger.incident(format!("{sender} was answered {status} {code}"));
+            ledger.incident(format!("{sender} got {status} {code}"));
             Outcome::Unknown
         }
     }
@@ -269,7 +269,7 @@ pub async fn answer(request: RequestBuilder) -> Result<Answer, reqwest::Error> {
     Answer::read(request.send().await?).await
 }
 
-/// Whoever could not connect has sent nothing.
+/// Returns the outcome of a request without a response. A client that could not connect has sent nothing.
 pub fn broken(error: &reqwest::Error) -> Outcome {
     if error.is_connect() { Outcome::Refused } else { Outcome::Unknown }
 }
@@ -295,12 +295,12 @@ fn place_in(body: &Value) -> Option<Place> {
 fn results(answer: &Answer) -> Vec<Value> {
     match serde_json::from_slice::<Value>(&answer.body) {
         Ok(batch) if batch["results"].is_array() => batch["results"].as_array().cloned().unwrap_or_default(),
-        // The last line may be broken off.
+        // The last line may be incomplete.
         _ => answer.text().lines().filter_map(|line| serde_json::from_str(line).ok()).collect(),
     }
 }
 
-/// A pull, into the ledger when it says something.
+/// Pulls a key, and records what the response shows.
 pub async fn see(ledger: &Ledger, request: RequestBuilder, reader: &str, key: &str, after: Option<i64>) {
     let Ok(answer) = answer(request).await else { return };
     let saw = match answer.status {
@@ -310,7 +310,7 @@ pub async fn see(ledger: &Ledger, request: RequestBuilder, reader: &str, key: &s
             *ledger.evidence().answers.entry(format!("{} {}", answer.status, code(&answer))).or_default() += 1;
             return;
         }
-        status => return ledger.incident(format!("a pull of {key} was answered {status}: {}", answer.text())),
+        status => return ledger.incident(format!("a pull of {key} got {status}: {}", answer.text())),
     };
     let (reader, key, at_ms) = (reader.to_owned(), key.to_owned(), ledger.now_ms());
     ledger.evidence().sights.push(Sight { reader, key, after, saw, at_ms });

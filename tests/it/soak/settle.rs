@@ -1,4 +1,4 @@
-//! When the faults are over: everything catches up, and then it is judged.
+//! The end of a run: waits after the faults until everything has caught up, and runs the judge.
 
 use std::{
     collections::BTreeMap,
@@ -19,25 +19,25 @@ use super::{
 };
 use crate::harness::{World, mailbox::Noted, stack::off_runtime};
 
-/// Time for everything to catch up, on a slow and busy machine.
+/// Time limit for everything to catch up, even on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// Time without anything catching up, after which nothing will: a partition that no member reads is noticed within
-/// two and a half minutes (docs/operations.md).
+/// Waiting ends after this time without progress. It is longer than the two and a half minutes within which a
+/// partition that no member reads is noticed (docs/operations.md).
 const STANDSTILL: Duration = Duration::from_secs(160);
 
-/// Samples what is committed, and right after that how far the sinks are.
+/// Samples the commits, and right afterwards the progress of the sinks.
 pub struct Gauge {
     commits: std::sync::Arc<Commits>,
     redis_url: String,
-    /// Begins the keys of the view.
+    /// The prefix of the view's keys.
     redis_prefix: String,
     database: PgConnectOptions,
-    /// One sample at a time, so that they are in order.
+    /// Allows one sample at a time, so that samples are in order.
     turn: Mutex<()>,
 }
 
 impl Gauge {
-    /// Looks at the servers themselves, not through proxies, where that can be.
+    /// Connects to Redis and Postgres directly. Kafka advertises its proxy, so it is reached through the proxy.
     pub fn new(world: &World) -> Self {
         Self {
             commits: std::sync::Arc::new(Commits::new(world, &GROUPS, &partitions())),
@@ -48,7 +48,7 @@ impl Gauge {
         }
     }
 
-    /// A group whose brokers, or whose sink, do not answer now is left out.
+    /// Records one sample. A group or a sink that does not answer is left out.
     pub async fn sample(&self, ledger: &Ledger) {
         let _turn = self.turn.lock().await;
         let (commits, to) = (self.commits.clone(), ledger.clone());
@@ -73,7 +73,7 @@ impl Gauge {
         evidence.searched.extend(searched);
     }
 
-    /// Of each partition whose view is complete: where it goes on.
+    /// Reads the next offset of each partition whose view is complete.
     async fn markers(&self) -> Option<BTreeMap<i32, i64>> {
         let client = redis::Client::open(self.redis_url.as_str()).ok()?;
         let mut connection =
@@ -90,7 +90,7 @@ impl Gauge {
         Some(reached)
     }
 
-    /// The first offset of each partition that this table's room lacks.
+    /// Reads the next offset of each partition of a projection.
     async fn progress(&self, projection: &str) -> Option<BTreeMap<i32, i64>> {
         let query = "SELECT partition, next FROM projection_progress WHERE projection";
         self.offsets(format!("{query} = '{projection}'")).await
@@ -100,7 +100,7 @@ impl Gauge {
         Some(self.rows::<i32>(query).await?.into_iter().collect())
     }
 
-    /// Receivers' cursors. Each has one, as all its messages are in one partition.
+    /// Reads the receivers' cursors. Each receiver has one cursor, because all its messages are in one partition.
     async fn noted(&self) -> Option<BTreeMap<String, i64>> {
         let rows = self.rows::<String>("SELECT receiver_id, delivered FROM message_cursors".to_owned()).await?;
         Some(rows.into_iter().collect())
@@ -135,7 +135,7 @@ impl Run {
         }
     }
 
-    /// Ends the load, waits until nothing is missing, and says what is wrong all the same.
+    /// Ends the load, waits until everything has caught up, and returns the remaining findings.
     pub async fn settle(&mut self) -> Vec<Finding> {
         self.await_ready(PATIENCE).await;
         self.site.ledger.load_ends();
@@ -164,7 +164,7 @@ impl Run {
         if findings.is_empty() { late } else { findings }
     }
 
-    /// What the sinks have now. What cannot be known stays as it was.
+    /// Records the current state of the sinks. A sink that does not answer counts as empty until the next attempt.
     async fn look(&self) {
         let (ledger, client) = (&self.site.ledger, senders::client());
         let api = self.clients.fleet.api(&mut Rng::new());

@@ -1,4 +1,4 @@
-//! Follows the topics from the first record on and through all faults.
+//! The reader of the topics: reads all records into the ledger, from the first on and through all faults.
 
 use std::{
     collections::BTreeMap,
@@ -23,17 +23,17 @@ use super::{
 };
 use crate::harness::{World, sessions::Name};
 
-/// Time without a record of a partition that has more, and then another client is made. A client can forget all
+/// Time without a record from a partition that has more, after which the client is replaced. A client can forget all
 /// its brokers and never connect again (librdkafka 5301).
 const STUCK: Duration = Duration::from_secs(5);
-/// Time for an answer about one partition.
+/// Time limit for a query of one partition.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 pub fn consumer(brokers: &str, group: &str) -> BaseConsumer {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers).set("group.id", group).set("log_level", "0");
     config.set("enable.auto.commit", "false").set("fetch.wait.max.ms", "100").set("reconnect.backoff.max.ms", "500");
-    // The defaults are to go on at the end, and a minute, which is as long as a run.
+    // The defaults are to start at the end, and a timeout of one minute, which is as long as a run.
     config.set("auto.offset.reset", "earliest");
     config.set("socket.timeout.ms", "5000");
     config.create().unwrap()
@@ -46,7 +46,7 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// `partitions` says how many each topic has.
+    /// Starts the reader; `partitions` has the number of partitions of each topic.
     pub fn start(world: &World, partitions: &BTreeMap<Topic, i32>, ledger: Ledger) -> Self {
         let names = partitions.keys().map(|topic| (world.topic(topic.name()), *topic)).collect();
         let places = partitions.iter().flat_map(|(topic, count)| {
@@ -65,13 +65,13 @@ impl Drop for Tail {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // Without it the judge would have seen nothing since.
+            // After a panic, the judge would see no more records.
             assert!(thread.join().is_ok() || std::thread::panicking(), "the thread that follows the topics panicked");
         }
     }
 }
 
-/// How far a partition is read, and how far it was at the last look.
+/// The next offset of a partition, now and at the last check.
 #[derive(Default)]
 struct Progress {
     next: i64,
@@ -90,18 +90,18 @@ impl Reader {
         let mut consumer = self.connect();
         let mut looked = Instant::now();
         while !stop.load(Ordering::Relaxed) {
-            // Errors are the faults of the moment.
+            // Errors are expected during faults.
             if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
                 self.take(&message);
             }
             if looked.elapsed() > STUCK {
                 if self.is_stuck(&consumer) {
                     eprintln!(
-                        "soak: {:6.1} s  the judge reads on with a new client",
+                        "soak: {:6.1} s  the judge continues with a new client",
                         self.ledger.now_ms() as f64 / 1e3
                     );
                     let old = std::mem::replace(&mut consumer, self.connect());
-                    // Its end may take a while.
+                    // Dropping a client may take a while.
                     std::thread::spawn(move || drop(old));
                 }
                 looked = Instant::now();
@@ -109,7 +109,7 @@ impl Reader {
         }
     }
 
-    /// A client that goes on where the one before was.
+    /// Creates a client that continues at the current positions.
     fn connect(&self) -> BaseConsumer {
         let mut wanted = TopicPartitionList::new();
         for ((name, partition), progress) in &self.places {
@@ -120,7 +120,7 @@ impl Reader {
         consumer
     }
 
-    /// Whether a partition that has more brought nothing since the last look, or nothing can be asked.
+    /// Returns whether a partition has more records but none arrived since the last check, or a query failed.
     fn is_stuck(&mut self, consumer: &BaseConsumer) -> bool {
         let mut stuck = false;
         for ((name, partition), progress) in &mut self.places {
@@ -140,19 +140,19 @@ impl Reader {
         let (Some(topic), Some(progress)) = (self.names.get(message.topic()), self.places.get_mut(&place)) else {
             return;
         };
-        // A client that was replaced may have brought it already.
+        // A replaced client may have read it already.
         if message.offset() < progress.next {
             return;
         }
         progress.next = message.offset() + 1;
         if !write_down(*topic, message, &self.ledger) {
             let value = String::from_utf8_lossy(message.payload().unwrap_or_default());
-            self.ledger.incident(format!("{} {place:?} has {value}", topic.name()));
+            self.ledger.incident(format!("{} {place:?} has an unexpected record: {value}", topic.name()));
         }
     }
 }
 
-/// Puts a record into the ledger; whether it is one that may be there.
+/// Adds a record to the ledger; returns whether it is valid.
 fn write_down(topic: Topic, message: &BorrowedMessage<'_>, ledger: &Ledger) -> bool {
     let id = || header(message, "ce_id").unwrap_or_default();
     let key = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
@@ -192,7 +192,7 @@ fn record(topic: Topic, message: &impl Message) -> Record {
     let name = value.as_ref().filter(|_| topic == Topic::Chat).and_then(Name::of);
     Record {
         place: (message.partition(), message.offset()),
-        // All messages have one key.
+        // Messages have a constant record key, so this key is receiver and sender instead.
         key: match &name {
             Some(Name { receiver, sender, .. }) => format!("{receiver} {sender}"),
             None => String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned(),
@@ -205,7 +205,7 @@ fn record(topic: Topic, message: &impl Message) -> Record {
     }
 }
 
-/// The number that a sender put into a value.
+/// Returns the number that a sender put into a value.
 pub fn number_of(topic: Topic, value: &Value) -> Option<u64> {
     match topic {
         Topic::Comments => value["text"].as_str()?.rsplit(' ').next()?.parse().ok(),

@@ -1,4 +1,4 @@
-//! Where records are carried to: it writes down what arrives, and fails as it is told.
+//! The HTTP target of the relay: records what arrives, and fails on demand.
 
 use std::{
     collections::BTreeMap,
@@ -20,18 +20,18 @@ use super::{
 };
 use crate::harness::proxy::Proxy;
 
-/// What is done with requests.
+/// The target's response to requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Manner {
     Take,
-    /// 500, and not taken.
+    /// Responds with 500 and does not accept the record.
     Fail,
-    /// No answer, and not taken.
+    /// Does not respond and does not accept the record.
     Hang,
 }
 
-/// A server behind a proxy, so that its answers can get lost on the way.
+/// A server behind a proxy, which can lose its responses.
 pub struct Target {
     pub proxy: Proxy,
     desk: Arc<Desk>,
@@ -42,7 +42,7 @@ struct Desk {
     ledger: Ledger,
     manner: AtomicU8,
     injection: Injection,
-    /// A delivery of each of these keys that is written down after the next one.
+    /// Deliveries, by key, that are recorded after the next delivery of the key.
     held: Mutex<BTreeMap<String, Delivery>>,
 }
 
@@ -75,7 +75,7 @@ impl Drop for Target {
 
 async fn take(State(desk): State<Arc<Desk>>, body: Bytes) -> StatusCode {
     let manner = desk.manner.load(Ordering::Relaxed);
-    // Now and then it fails by itself, so that retries are always going on.
+    // Some requests always fail, so that there are always retries.
     let moody = fastrand::u8(..) < 5;
     let taken = manner == Manner::Take as u8 && !moody;
     desk.write_down(&body, taken);

@@ -1,4 +1,4 @@
-//! Receivers that come and go, so that presence has something to say; when all is over, some stay and some stay away.
+//! Receivers that connect and disconnect, to exercise presence. At the end, some are connected and some are not.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,13 +13,14 @@ use super::{
 };
 use crate::harness::{socket::connect, wait::seconds};
 
-/// Receivers, and whether they stay in the end.
+/// Receivers, and whether they are connected at the end.
 const VISITORS: [(&str, bool); 6] =
     [("v0", true), ("v1", false), ("v2", true), ("v3", false), ("v4", true), ("v5", false)];
-/// Time for a handshake, and without a word, not even a ping; then it tries elsewhere.
+/// Time limit for a handshake, and for a connection without any frame, not even a ping. After it, the visitor
+/// connects to another process.
 const PATIENCE: Duration = seconds(3);
 
-/// A visitor that begins.
+/// Returns the tasks of all visitors.
 pub fn all(clients: &Clients, seed: u64) -> impl Iterator<Item = impl Future<Output = ()> + Send + use<>> {
     let clients = clients.clone();
     VISITORS.iter().zip(seed..).map(move |((receiver, stays), seed)| {
@@ -45,7 +46,7 @@ impl Visitor {
             }
             self.visit().await;
             self.count(0);
-            // Some are back before they count as away.
+            // Some are back before they count as disconnected.
             let soon = self.rng.bool();
             let away_ms = self.rng.u64(if soon { 10..300 } else { 300..4_000 });
             let _ = self.clients.stop.run_until_cancelled(sleep(Duration::from_millis(away_ms))).await;
@@ -81,7 +82,7 @@ impl Visitor {
     }
 }
 
-/// What each receiver must have in the end, besides the visitors, who say it themselves.
+/// Returns the number of devices of each receiver; visitors record their own connections.
 pub fn devices() -> BTreeMap<String, i64> {
     let mut counts = BTreeMap::new();
     for (receiver, _) in DEVICES {
@@ -90,8 +91,8 @@ pub fn devices() -> BTreeMap<String, i64> {
     counts
 }
 
-/// What the API says of these receivers: the number of their connections, `None` where they are disconnected.
-/// Receivers of which it cannot say anything now are left out.
+/// Asks the API for the number of connections of each receiver, `None` if it is disconnected. Leaves out receivers
+/// for which the API returns an error.
 pub async fn present(
     client: &Client,
     api: &str,

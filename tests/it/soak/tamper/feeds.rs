@@ -1,4 +1,4 @@
-//! Tampering with posts and feeds, and with the time after which service is back.
+//! Tampering with posts, feeds and recovery times.
 
 use std::collections::BTreeMap;
 
@@ -19,14 +19,14 @@ pub const TAMPERS: [Named; 18] = [
         let post = evidence.writes[acknowledged(evidence, Kind::DeletePost)].post;
         evidence.posts.retain(|event| !matches!(event.change, PostChange::Deleted { post: id } if Some(id) == post));
     }),
-    ("an acknowledged follow changes nothing", check::LOST, |evidence| {
+    ("an acknowledged follow has no event", check::LOST, |evidence| {
         let (reader, author) = pair(evidence);
         let follows = |event: &Posted| {
             event.author == author && matches!(&event.change, PostChange::Followed { follower } if *follower == reader)
         };
         evidence.posts.retain(|event| !follows(event));
     }),
-    ("a post has another id than the answer said", check::LOST, |evidence| {
+    ("a post's id differs from that in the response", check::LOST, |evidence| {
         let write = acknowledged(evidence, Kind::Post);
         evidence.writes[write].post = evidence.writes[write].post.map(|post| post + 1);
     }),
@@ -42,7 +42,7 @@ pub const TAMPERS: [Named; 18] = [
             }
         }
     }),
-    ("a post is made twice", check::REPEATED, |evidence| {
+    ("a post is created twice", check::REPEATED, |evidence| {
         let found = event_of_post(evidence).clone();
         let newest = evidence.posts.iter().filter_map(|event| match event.change {
             PostChange::Created { post, .. } => Some(post),
@@ -56,7 +56,7 @@ pub const TAMPERS: [Named; 18] = [
         let found = event_of_post(evidence).clone();
         append(evidence, Posted { id: new_id(), ..found });
     }),
-    ("two posts of an author are in the other order", check::ORDER, |evidence| {
+    ("two posts of an author are swapped", check::ORDER, |evidence| {
         let acknowledged = |number: u64, author: &str| {
             let known = |write: &Write| write.kind == Kind::Post && write.number == number && write.key == author;
             evidence.writes.iter().any(|write| known(write) && write.verdict() == Verdict::Acknowledged)
@@ -81,11 +81,11 @@ pub const TAMPERS: [Named; 18] = [
         let feed = evidence.feeds.values_mut().find(|feed| !feed.is_empty()).expect("a feed");
         feed.remove(feed.len() / 2);
     }),
-    ("a feed has two posts in the other order", check::FEED, |evidence| {
+    ("a feed has two posts swapped", check::FEED, |evidence| {
         let feed = evidence.feeds.values_mut().find(|feed| feed.len() > 1).expect("a feed");
         feed.swap(0, 1);
     }),
-    ("a feed still has a post that was deleted", check::FEED, |evidence| {
+    ("a feed has a deleted post", check::FEED, |evidence| {
         let deleted = evidence.writes[acknowledged(evidence, Kind::DeletePost)].clone();
         let shown = Shown { post: deleted.post.expect("its id"), author: deleted.key, number: deleted.number };
         let feed = evidence.feeds.values_mut().next().expect("a feed");
@@ -96,7 +96,7 @@ pub const TAMPERS: [Named; 18] = [
         let page = page(evidence);
         page.posts.push(page.posts[page.posts.len() - 1]);
     }),
-    ("a page has a post that nobody wrote", check::PAGE, |evidence| {
+    ("a page has a post that no client wrote", check::PAGE, |evidence| {
         let unknown = |post: i64| {
             let created = |event: &Posted| matches!(event.change, PostChange::Created { post: id, .. } if id == post);
             !evidence.posts.iter().any(created)
@@ -105,15 +105,15 @@ pub const TAMPERS: [Named; 18] = [
         let post = (newest + 1..).find(|post| unknown(*post)).unwrap_or(newest);
         page(evidence).posts.insert(0, post);
     }),
-    ("a page has a post that was deleted before", check::PAGE, |evidence| {
+    ("a page has a post that was deleted before the request", check::PAGE, |evidence| {
         let deleted = evidence.writes[acknowledged(evidence, Kind::DeletePost)].clone();
-        let (post, after_ms) = (deleted.post.expect("its id"), deleted.done_ms.expect("its answer"));
+        let (post, after_ms) = (deleted.post.expect("its id"), deleted.done_ms.expect("its acknowledgement"));
         let page = evidence.pages.last_mut().expect("a page");
         page.asked_ms = page.asked_ms.max(after_ms + 1);
         page.at_ms = page.at_ms.max(page.asked_ms);
         insert(page, post);
     }),
-    ("a page has a post of somebody whom its reader never followed", check::PAGE, |evidence| {
+    ("a page has a post of an author whom its reader never followed", check::PAGE, |evidence| {
         let follows = |page: &Page, author: &str| {
             let key = format!("{} {author}", page.reader);
             evidence
@@ -128,10 +128,10 @@ pub const TAMPERS: [Named; 18] = [
             };
             Some((at, evidence.posts.iter().find_map(of_stranger)?))
         });
-        let (at, post) = strange.expect("a reader that does not follow everybody");
+        let (at, post) = strange.expect("a reader that does not follow all authors");
         insert(&mut evidence.pages[at], post);
     }),
-    ("service is back a moment too late", check::RECOVERY, |evidence| {
+    ("service is back 1 ms too late", check::RECOVERY, |evidence| {
         let (ended_ms, due_ms) = last_recovery(evidence);
         for page in evidence.pages.iter_mut().filter(|page| page.at_ms > ended_ms) {
             page.at_ms = page.at_ms.max(due_ms + 1);
@@ -144,7 +144,7 @@ pub const TAMPERS: [Named; 18] = [
     }),
 ];
 
-/// An event of an acknowledged post.
+/// Returns the event of an acknowledged post.
 fn event_of_post(evidence: &Evidence) -> &Posted {
     let write = &evidence.writes[acknowledged(evidence, Kind::Post)];
     let of_write = |event: &&Posted| {
@@ -154,7 +154,7 @@ fn event_of_post(evidence: &Evidence) -> &Posted {
     evidence.posts.iter().find(of_write).expect("its event")
 }
 
-/// A reader and an author whom it follows in the end.
+/// Returns a reader and an author whom it follows at the end.
 fn pair(evidence: &Evidence) -> (String, String) {
     let mut last: BTreeMap<&str, Option<bool>> = BTreeMap::new();
     for write in evidence.writes.iter().filter(|write| matches!(write.kind, Kind::Follow | Kind::Unfollow)) {
@@ -165,7 +165,7 @@ fn pair(evidence: &Evidence) -> (String, String) {
         }
     }
     let stands = last.into_iter().find(|(_, follows)| *follows == Some(true));
-    let (reader, author) = stands.and_then(|(key, _)| key.split_once(' ')).expect("a follow that stands");
+    let (reader, author) = stands.and_then(|(key, _)| key.split_once(' ')).expect("a follow that was not undone");
     (reader.to_owned(), author.to_owned())
 }
 
@@ -179,13 +179,13 @@ fn page(evidence: &mut Evidence) -> &mut Page {
     evidence.pages.iter_mut().rfind(|page| page.posts.len() > 1).expect("a page with posts")
 }
 
-/// Puts a post where it belongs.
+/// Inserts a post at its place in the page's order.
 fn insert(page: &mut Page, post: i64) {
     let at = page.posts.partition_point(|other| *other > post);
     page.posts.insert(at, post);
 }
 
-/// When the last faults ended, and when feeds had to be back.
+/// Returns the end of the last faults, and the time at which feeds had to be back.
 fn last_recovery(evidence: &Evidence) -> (u64, u64) {
     let feeds = recoveries(evidence).into_iter().filter(|recovery| recovery.service == Service::Feed);
     let last = feeds.max_by_key(|recovery| recovery.ended_ms).expect("a fault");

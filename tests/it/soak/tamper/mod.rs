@@ -1,4 +1,4 @@
-//! Ways to tamper with good evidence, so that it looks as if the product had done it. There is at least one for each rule.
+//! Ways to tamper with good evidence so that it looks like the product's own fault. Each rule has at least one.
 
 mod feeds;
 mod receivers;
@@ -13,15 +13,15 @@ use super::{
 };
 
 pub type Tamper = fn(&mut Evidence);
-/// What is done, the rule that must find it, and how.
+/// A description, the rule that must report the change, and the function that makes it.
 type Named = (&'static str, &'static str, Tamper);
 
-/// All of them.
+/// Returns all tampers.
 pub fn all() -> impl Iterator<Item = Named> {
     WRITES.into_iter().chain(receivers::TAMPERS).chain(feeds::TAMPERS)
 }
 
-/// Of topics, the view, deliveries, commits and comments.
+/// Tampers with topics, the view, deliveries, commits and comments.
 const WRITES: [Named; 19] = [
     ("an acknowledged push is not in the log", check::LOST, |evidence| {
         let write = acknowledged(evidence, Kind::Push);
@@ -32,11 +32,11 @@ const WRITES: [Named; 19] = [
         let write = evidence.writes[acknowledged(evidence, Kind::Comment)].clone();
         log(evidence, Topic::Comments).retain(|record| record.number != Some(write.number) || record.key != write.key);
     }),
-    ("a push that is in the log was refused", check::LEAKED, |evidence| {
+    ("a refused push is in the log", check::LEAKED, |evidence| {
         let write = acknowledged(evidence, Kind::Push);
         evidence.writes[write].attempts = vec![Outcome::Refused];
     }),
-    ("a produced record is in the log, and at the target, once more than it was sent", check::REPEATED, |evidence| {
+    ("a produced record is stored and delivered once more than it was sent", check::REPEATED, |evidence| {
         let write = evidence.writes[acknowledged(evidence, Kind::Produce)].clone();
         let orders = log(evidence, Topic::Orders);
         let (mut copies, mut found) = (write.possible(), None);
@@ -49,7 +49,7 @@ const WRITES: [Named; 19] = [
             store(evidence, Topic::Orders, found.clone().expect("an acknowledged record"));
         }
     }),
-    ("a delete is in the log again, with another id", check::REPEATED, |evidence| {
+    ("a delete is in the log twice, with two ids", check::REPEATED, |evidence| {
         let messages = log(evidence, Topic::Messages);
         let found = messages.iter().find(|record| record.number.is_none() && record.version.is_none()).cloned();
         store(evidence, Topic::Messages, Record { id: new_id(), ..found.expect("a delete") });
@@ -93,7 +93,7 @@ const WRITES: [Named; 19] = [
         let own = evidence.sights.iter_mut().rev().find(older).expect("a reader of its own writes");
         own.saw = Some(first[&own.key].1);
     }),
-    ("a delivery is dropped", check::DELIVERED, |evidence| {
+    ("a delivery is missing", check::DELIVERED, |evidence| {
         let place = evidence.deliveries.iter().rev().find(|delivery| delivery.taken).expect("a delivery").place;
         evidence.deliveries.retain(|delivery| delivery.place != place);
     }),
@@ -126,18 +126,18 @@ const WRITES: [Named; 19] = [
         commit.offsets.clone_from(&commit.reached);
         commit.offsets.values_mut().for_each(|offset| *offset += 1);
     }),
-    ("something stays uncommitted", check::CAUGHT_UP, |evidence| {
+    ("a record stays uncommitted", check::CAUGHT_UP, |evidence| {
         let end = evidence.ends.values_mut().flat_map(BTreeMap::values_mut).find(|end| **end > 0);
         *end.expect("a topic with records") += 1;
     }),
-    ("where topics end is not seen", check::CAUGHT_UP, |evidence| evidence.ends.clear()),
+    ("the end offsets of topics are unknown", check::CAUGHT_UP, |evidence| evidence.ends.clear()),
     ("a comment is listed twice", check::COMMENTS, |evidence| {
         let first = evidence.listed[0].clone();
         evidence.listed.insert(0, first);
     }),
-    ("a live stream leaves out a comment", check::STREAMED, |evidence| {
+    ("a live stream lacks a comment", check::STREAMED, |evidence| {
         let listed = evidence.listed[0].clone();
-        let streamed = evidence.streamed.values_mut().next().expect("a reader of live comments");
+        let streamed = evidence.streamed.values_mut().next().expect("a reader of a live stream");
         streamed.retain(|comment| *comment != listed);
     }),
     ("a push is among the dead letters", check::LETTERS, |evidence| {
@@ -145,8 +145,8 @@ const WRITES: [Named; 19] = [
         let letter = Record { place: (0, 0), origin: Some(push.place), ..push };
         evidence.logs.entry(Topic::Events).or_default().push(letter);
     }),
-    ("a process ends by itself", check::INCIDENT, |evidence| {
-        evidence.incidents.push("processor-1 died by itself with exit status: 101".to_owned());
+    ("a process dies", check::INCIDENT, |evidence| {
+        evidence.incidents.push("processor-1 died unexpectedly with exit status: 101".to_owned());
     }),
 ];
 
@@ -158,7 +158,7 @@ fn log(evidence: &mut Evidence, topic: Topic) -> &mut Vec<Record> {
     evidence.logs.get_mut(&topic).expect("a topic with records")
 }
 
-/// Puts a record at the end of its partition, and has all that comes of it happen: it is delivered and committed.
+/// Appends a record to its partition, and delivers and commits it.
 fn store(evidence: &mut Evidence, topic: Topic, mut record: Record) {
     let partition = record.place.0;
     let log = log(evidence, topic);
@@ -188,12 +188,12 @@ fn acknowledged(evidence: &Evidence, kind: Kind) -> usize {
     found.unwrap_or_else(|| panic!("no {kind:?} was acknowledged"))
 }
 
-/// Where two produced records of one key are.
+/// Returns the positions of two produced records of one key.
 fn neighbours(evidence: &Evidence) -> [Place; 2] {
     let once = |write: &&Write| write.kind == Kind::Produce && write.possible() == 1 && write.places().count() == 1;
     let mut last: BTreeMap<&str, Place> = BTreeMap::new();
     for write in evidence.writes.iter().filter(once) {
-        let place = write.places().next().expect("the place of the one attempt");
+        let place = write.places().next().expect("the position of the only attempt");
         if let Some(before) = last.insert(&write.key, place) {
             return [before, place];
         }

@@ -32,18 +32,18 @@ pub const TAMPERS: [Named; 19] = [
         got.insert(1, got[1].clone());
     }),
     ("a device gets two messages in the other order", check::MAILBOX, |evidence| middle(evidence, true).got.swap(0, 1)),
-    ("a device is told of a gap where none is", check::MAILBOX, |evidence| {
+    ("a device is notified of a gap that does not exist", check::MAILBOX, |evidence| {
         let got = &mut middle(evidence, true).got;
         got.insert(1, Got { name: None, at_ms: got[1].at_ms });
     }),
-    ("a device gets another's message", check::FOREIGN, |evidence| {
+    ("a device gets a message of another receiver", check::FOREIGN, |evidence| {
         let device = middle(evidence, true);
         let receiver = device.receiver.clone();
         let other = evidence.sessions.iter().find(|other| other.receiver != receiver && !other.got.is_empty());
         let strange = other.expect("devices of several receivers").got[0].clone();
         middle(evidence, true).got.insert(1, strange);
     }),
-    ("a plain client begins after a message that nobody had", check::PLACE, |evidence| {
+    ("a plain client begins after a message that no device got", check::PLACE, |evidence| {
         let begin = |session: &&Session| {
             let first = session.got.first().and_then(|got| got.name.as_ref())?;
             before(evidence, first)
@@ -55,27 +55,27 @@ pub const TAMPERS: [Named; 19] = [
             session.got.retain(|got| got.name.as_ref() != Some(&missed));
         }
     }),
-    ("a plain client is told again what was noted", check::PLACE, |evidence| {
+    ("a plain client gets a message before its cursor again", check::PLACE, |evidence| {
         let plain = evidence.sessions.iter().rev().filter(|session| !session.style.has_own_place());
         let first = plain.filter_map(|session| Some((session.asked_ms, session.got.first()?.name.clone()?))).next();
         let (at_ms, name) = first.expect("a plain client with messages");
-        let (_, offset) = place(evidence, &name).expect("its place");
+        let (_, offset) = place(evidence, &name).expect("its position");
         let at = evidence.noted.partition_point(|noted| noted.at_ms <= at_ms);
         let mut places = at.checked_sub(1).map(|at| evidence.noted[at].places.clone()).unwrap_or_default();
         places.insert(name.receiver, offset);
         evidence.noted.insert(at, Noted { at_ms, places });
     }),
-    ("a message is twice in the history", check::HISTORY, |evidence| {
+    ("the history has a message twice", check::HISTORY, |evidence| {
         let history = evidence.mailboxes.values_mut().find(|history| !history.is_empty()).expect("a history");
         history.insert(1, history[0].clone());
     }),
-    ("a disconnection is not told", check::PRESENCE, |evidence| {
+    ("a disconnection has no event", check::PRESENCE, |evidence| {
         let unknown = unknown_ends(evidence);
         let mut before: HashMap<&str, i64> = HashMap::new();
         let mut missing = None;
         for one in &evidence.presence {
             let receiver = one.change.receiver.as_str();
-            // Not one that nobody can know of.
+            // Skip disconnections that no process can know of.
             let since_ms = before.insert(receiver, one.at_ms);
             let known = since_ms.is_some_and(|since_ms| unknown.iter().all(|(_, to_ms)| since_ms > *to_ms));
             if known && !one.change.connected {
@@ -85,25 +85,25 @@ pub const TAMPERS: [Named; 19] = [
         let missing = missing.expect("a disconnection");
         evidence.presence.retain(|one| one.change.id != missing);
     }),
-    ("a connection is not told", check::PRESENCE, |evidence| {
+    ("a connection has no event", check::PRESENCE, |evidence| {
         let connected = |one: &&Presence| one.change.connected;
         let last = evidence.presence.iter().rfind(connected).cloned().expect("a connection").change;
         evidence.presence.retain(|one| one.change.id != last.id);
     }),
-    ("a change of presence has another id the second time", check::PRESENCE, |evidence| {
+    ("a duplicate of a presence change has another id", check::PRESENCE, |evidence| {
         let mut again = evidence.presence.last().cloned().expect("a change");
         again.change.id = new_id();
         evidence.presence.push(again);
     }),
-    ("a receiver that is away counts as connected", check::PRESENCE, |evidence| {
+    ("a disconnected receiver counts as connected", check::PRESENCE, |evidence| {
         let away = evidence.present.values_mut().find(|said| said.is_none());
-        *away.expect("a receiver that is away") = Some(1);
+        *away.expect("a disconnected receiver") = Some(1);
     }),
-    ("a connection is counted that has ended", check::PRESENCE, |evidence| {
+    ("a connection that has ended is still counted", check::PRESENCE, |evidence| {
         let count = evidence.present.values_mut().flatten().next();
         *count.expect("a receiver that is connected") += 1;
     }),
-    ("a message that nobody got is not announced", check::UNDELIVERED, |evidence| {
+    ("a message that no device got is not announced", check::UNDELIVERED, |evidence| {
         let message = sure(evidence).expect("a message that must be announced").message_id.clone();
         evidence.undelivered.retain(|event| event.message_id != message);
     }),
@@ -115,8 +115,8 @@ pub const TAMPERS: [Named; 19] = [
         let event = evidence.undelivered.last_mut().expect("an event");
         event.at_ms = event.stored_ms + UNDELIVERED_AFTER_MS - 20;
     }),
-    ("a message is announced that was delivered in time", check::UNDELIVERED, |evidence| {
-        // The first message of a receiver that was noted as delivered; the rest is as if it had been stored after that.
+    ("a message that was delivered in time is announced", check::UNDELIVERED, |evidence| {
+        // Announces the first delivered message of a receiver, as if it had been stored after its delivery.
         let (at_ms, receiver, offset) = noted(evidence).expect("a receiver whose messages were delivered");
         let of_receiver =
             |record: &&Record| record.key.split(' ').next() == Some(&receiver) && record.place.1 <= offset;
@@ -140,20 +140,20 @@ pub const TAMPERS: [Named; 19] = [
     }),
 ];
 
-/// A connection that brought several messages, of a device with or without a place of its own.
+/// Returns a connection with several messages, of a device with or without its own position.
 fn middle(evidence: &mut Evidence, own_place: bool) -> &mut Session {
     let several = |session: &&mut Session| session.style.has_own_place() == own_place && session.got.len() > 2;
     evidence.sessions.iter_mut().rev().find(several).expect("a connection with several messages")
 }
 
-/// Where a message is in the topic.
+/// Returns a message's position in the topic.
 fn place(evidence: &Evidence, name: &Name) -> Option<Place> {
     let key = format!("{} {}", name.receiver, name.sender);
     let log = evidence.logs.get(&Topic::Chat)?;
     log.iter().find(|record| record.key == key && record.number == Some(name.number)).map(|record| record.place)
 }
 
-/// The message of the same receiver before this one.
+/// Returns the previous message of the same receiver.
 fn before(evidence: &Evidence, name: &Name) -> Option<Name> {
     let (partition, offset) = place(evidence, name)?;
     let of_receiver = |record: &&Record| record.key.split(' ').next() == Some(&name.receiver);
@@ -162,17 +162,17 @@ fn before(evidence: &Evidence, name: &Name) -> Option<Name> {
     let record = log.iter().filter(of_receiver).filter(earlier).max_by_key(|record| record.place.1)?;
     let (receiver, sender) = record.key.split_once(' ')?;
     let found = Name { receiver: receiver.to_owned(), sender: sender.to_owned(), number: record.number? };
-    // A duplicate is another record of a message that comes earlier.
+    // Skip duplicates of an earlier record.
     (place(evidence, &found) == Some(record.place)).then_some(found)
 }
 
-/// An event of a message that must have one: its receiver never had it.
+/// Returns the event of a message that must have one because its receiver never got it.
 fn sure(evidence: &Evidence) -> Option<&Undelivered> {
     let last = &evidence.searched.last()?.cursors;
     evidence.undelivered.iter().rfind(|event| last.get(&event.receiver).is_none_or(|cursor| *cursor < event.place.1))
 }
 
-/// When a receiver's messages were known to be delivered, and up to which one.
+/// Returns the time at which some messages of a receiver were known to be delivered, the receiver, and its cursor.
 fn noted(evidence: &Evidence) -> Option<(u64, String, i64)> {
     evidence.noted.iter().find_map(|noted| {
         let (receiver, offset) = noted.places.iter().find(|(_, offset)| **offset >= 0)?;
