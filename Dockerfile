@@ -7,7 +7,7 @@ FROM rust:1.95-bookworm AS manifests
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY crates crates
-RUN find crates -type f ! -name Cargo.toml -delete \
+RUN find crates -type f ! -name Cargo.toml -delete && find crates -mindepth 2 -type d -empty -delete \
     && for crate in . crates/*; do mkdir -p "$crate/src" && touch "$crate/src/lib.rs"; done \
     && sed -n 's/^path = "\(.*\)"$/\1/p' Cargo.toml | while read -r file; do \
         mkdir -p "$(dirname "$file")" && echo 'fn main() {}' >"$file"; done

@@ -11,6 +11,8 @@ CREATE TABLE projection_progress (
 ) WITH (fillfactor = 50);
 
 -- Programs of the version before find the former tables as views that they can write to. A later minor version drops them.
+-- While something else holds them, such as a dump, this fails, and `postrider migrate` can be run again.
+SET LOCAL lock_timeout = '3s';
 LOCK TABLE comments_progress, messages_progress, feed_progress IN ACCESS EXCLUSIVE MODE;
 
 INSERT INTO projection_progress (projection, topic_epoch, partition, next)

@@ -141,7 +141,7 @@ class Fleet:
         """Returns whether all events have been processed into feeds."""
         idle = sql(self.stack, "SELECT NOT EXISTS (SELECT FROM outbox) AND NOT EXISTS (SELECT FROM feed_jobs)") == "t"
         return idle and self.stack.end_offsets("post-events") == int(sql(
-            self.stack, "SELECT coalesce(sum(next), 0) FROM feed_progress"))
+            self.stack, "SELECT coalesce(sum(next), 0) FROM projection_progress WHERE projection = 'feed'"))
 
     def drain(self, seconds=240):
         began = time.monotonic()

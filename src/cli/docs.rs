@@ -70,9 +70,17 @@ fn replace(text: &str, marker: &str, table: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::{collections::HashSet, path::Path};
 
     use super::*;
+
+    #[test]
+    fn every_crate_with_error_codes_is_listed() {
+        let crates = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("crates")).unwrap();
+        let own = crates.filter(|one| one.as_ref().unwrap().path().join("src/codes.rs").exists());
+        // The general codes are in a crate as well, under another name.
+        assert_eq!(CODES.len(), own.count() + 1);
+    }
 
     #[test]
     fn no_two_error_codes_have_the_same_word() {

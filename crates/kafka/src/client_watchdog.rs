@@ -44,8 +44,7 @@ struct Report {
     at: Instant,
     connected: bool,
     responses: u64,
-    /// Time since which the brokers have answered none of the client's requests, at the latest;
-    /// `None` if it has no unanswered requests.
+    /// Time since which no broker has answered while a request waited; `None` if no request waits.
     waiting_since: Option<Instant>,
 }
 
@@ -74,11 +73,14 @@ impl Connectivity {
     /// `waiting_for` is the time since the last request, if it is unanswered.
     fn update(&self, at: Instant, connected: bool, waiting_for: Option<Duration>, responses: u64) {
         let mut last = self.last.lock();
-        // The library drops the counts of forgotten brokers, so the sum may also decrease.
-        let unchanged = last.filter(|last| last.responses == responses);
         let waiting_since = waiting_for.map(|waiting_for| {
-            let before = unchanged.and_then(|last| last.waiting_since);
-            before.unwrap_or_else(|| at.checked_sub(waiting_for).unwrap_or(at))
+            let sent = at.checked_sub(waiting_for).unwrap_or(at);
+            match *last {
+                // The library drops the counts of forgotten brokers, so the sum may also decrease.
+                Some(last) if last.responses != responses => sent.max(last.at),
+                Some(Report { waiting_since: Some(since), .. }) => since,
+                _ => sent,
+            }
         });
         *last = Some(Report { at, connected, responses, waiting_since });
     }
@@ -201,8 +203,11 @@ mod tests {
         assert_eq!(watchdog.look(&client(true, true, 4), up), None);
         assert_eq!(watchdog.look(&client(true, true, 5), up), Some(Stuck::Unanswered));
         let served = client(true, true, 60);
-        served.update(served.begun + 61 * SECOND, true, Some(Duration::ZERO), 8);
-        assert_eq!(watchdog.look(&served, up), None, "a response has just arrived");
+        // One of several brokers is silent, while the others answer.
+        for second in 61..=90 {
+            served.update(served.begun + second * SECOND, true, Some((second - 60) * SECOND), u64::from(second));
+            assert_eq!(watchdog.look(&served, up), None, "a response has just arrived");
+        }
     }
 
     #[test]

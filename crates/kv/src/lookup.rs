@@ -45,7 +45,7 @@ impl Lookups {
     /// Reads a key and the marker of its partition atomically.
     pub async fn read(&self, partition: usize, key: &str) -> Found {
         let found = self.0.ask(Key { partition, key: key.to_owned() }).await;
-        found.map_err(|error| error.to_string())?
+        found.unwrap_or_else(|_| Err("the reader has stopped".to_owned()))
     }
 }
 

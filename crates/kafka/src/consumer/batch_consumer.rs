@@ -367,6 +367,7 @@ impl<H: BatchHandler> Worker<H> {
     async fn hold(&self, pause: &mut Pause, failure: &Failure) -> Option<()> {
         let (consumer, partition) = (self.subscription.name, self.opening.partition);
         counter!("postrider_consumer_retries_total", "consumer" => consumer).increment(1);
+        pause.attempts = pause.attempts.saturating_add(1);
         let attempts = pause.attempts;
         if attempts.is_power_of_two() {
             tracing::warn!(consumer, partition, attempts, "partition held, retrying: {failure}");
@@ -375,7 +376,7 @@ impl<H: BatchHandler> Worker<H> {
             held.attempts = attempts;
             held.error = failure.to_string();
         }
-        self.closed.run_until_cancelled(tokio::time::sleep(pause.next())).await
+        self.closed.run_until_cancelled(tokio::time::sleep(hold_pause(attempts))).await
     }
 
     fn set_current_batch(&self, batch: &Batch) {
@@ -396,15 +397,8 @@ impl<H: BatchHandler> Worker<H> {
     }
 }
 
-/// Counts the failures of one attempt after the other.
+/// Failed attempts in a row at one call of the handler.
 #[derive(Default)]
 struct Pause {
     attempts: u32,
-}
-
-impl Pause {
-    fn next(&mut self) -> Duration {
-        self.attempts = self.attempts.saturating_add(1);
-        hold_pause(self.attempts)
-    }
 }

@@ -172,7 +172,7 @@ async fn conclude<H: KeyedHandler>(
                     "record held, retrying: {problem}"
                 );
             }
-            Verdict::Delayed { due: Instant::now() + hold_pause(trouble.holds), note: Note::Held(problem) }
+            Verdict::Delayed { due: Instant::now() + hold_pause(trouble.holds + 1), note: Note::Held(problem) }
         }
         Outcome::DeadLetter(reason) => store_dead_letter(pool, delivery, trouble, reason).await,
     }
@@ -199,7 +199,7 @@ async fn store_dead_letter<H: KeyedHandler>(
         Ok(()) => Verdict::Finished,
         Err(error) => {
             let problem = format!("cannot store its dead letter: {error}");
-            let due = Instant::now() + hold_pause(trouble.holds);
+            let due = Instant::now() + hold_pause(trouble.holds + 1);
             Verdict::Delayed { due, note: Note::GivenUp { reason, problem } }
         }
     }
