@@ -181,3 +181,27 @@ async fn clients_that_wait_for_a_suspended_broker_are_not_replaced() {
     push(&app, "k", &json!(2)).await;
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_client_is_not_replaced_while_one_of_three_brokers_is_silent_and_the_others_answer() {
+    // A broker that is fenced meanwhile would lose its partitions to the others.
+    let options = ["--only", "kafka", "--brokers", "3", "--kafka-config", "broker.session.timeout.ms=60000"];
+    let stack = Stack::own("one-silent", &options).await;
+    let mut world = World::on(&stack).await;
+    world.set("POSTRIDER_KAFKA__TOPICS__REPLICATION_FACTOR", "3");
+    world.set("POSTRIDER_KV__PARTITIONS", "6");
+    let app = running(&world).await;
+    push(&app, "k", &json!(1)).await;
+    // Longer than a client may wait while no broker answers.
+    stack.ctl(&["pause", "kafka-3"]).await;
+    tokio::time::sleep(seconds(9)).await;
+    let metric = app.metric("postrider_kafka_clients_replaced_total{client=\"kv\"").await;
+    stack.ctl(&["resume", "kafka-3"]).await;
+    assert_eq!(metric, None, "the consumer was replaced");
+    until("a push is accepted", seconds(30), || async {
+        let answer = app.post_json("/push", &json!({"key": "k", "value": 2})).await;
+        (answer.status == 202).then_some(())
+    })
+    .await;
+    app.stop().await;
+}

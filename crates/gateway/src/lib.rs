@@ -1,6 +1,6 @@
 //! HTTP to Kafka: produces one record, a batch or a stream, and answers each record with its
 //! partition and offset or its error. A success answer means that Kafka has stored the record on
-//! all in-sync replicas.
+//! all in-sync replicas. Kafka to HTTP is in [`relay`].
 
 pub mod codes;
 mod config;

@@ -1,6 +1,6 @@
 //! Endpoints for operators of a process: liveness, readiness, start-up and metrics.
 //!
-//! Components set the state of their own [`Check`]; nothing in this module queries a dependency.
+//! Components set the state of their own [`Check`]; nothing in this crate queries a dependency.
 
 mod health;
 mod server;

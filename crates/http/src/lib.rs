@@ -1,6 +1,5 @@
-//! HTTP for every capability: problem answers, bounded bodies, ids, metrics, serving.
-//!
-//! One place maps errors, applies limits, and adds ids and metrics, so that handlers stay short.
+//! HTTP for every capability: error answers (RFC 9457), limits on bodies, request ids, metrics, and
+//! the server itself.
 
 mod activity;
 mod answer;

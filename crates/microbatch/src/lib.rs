@@ -1,12 +1,12 @@
-//! Micro-batching: requests that arrive while one batch is being answered wait in a queue and share
-//! the next one. A request that arrives alone is answered at once.
+//! Micro-batching: requests that arrive while a batch is being answered wait in a queue and form the
+//! next batch. A request that arrives alone is answered at once.
 
 use tokio::{
     sync::{mpsc, oneshot},
     task::yield_now,
 };
 
-/// Creates a queue with room for so many requests, and its other end.
+/// Creates a queue with room for `capacity` requests, and the receiver of its batches.
 pub fn queue<Q, A>(capacity: usize) -> (Queue<Q, A>, Batches<Q, A>) {
     let (sender, receiver) = mpsc::channel(capacity);
     (Queue(sender), Batches(receiver))
@@ -88,7 +88,8 @@ impl<Q, A> Batches<Q, A> {
         self.next_weighed(batch, limit, |_| 1).await
     }
 
-    /// As [`Self::next`]; takes requests until their weights together reach `limit`.
+    /// As [`Self::next`]; takes requests until their weights together reach `limit`, which the last one
+    /// may exceed.
     pub async fn next_weighed(
         &mut self,
         batch: &mut Vec<Request<Q, A>>,

@@ -1,5 +1,5 @@
-//! The life of a process: its tasks and their end, its replacement by a new one, and panics that
-//! libraries are expected to raise.
+//! The life of a process: signals, owned tasks and their end ([`drain`]), its replacement by a new
+//! program in place ([`replace`]), and containment of a library's panics ([`panic`]).
 
 pub mod drain;
 pub mod panic;

@@ -1,4 +1,4 @@
-//! Projections: what Kafka holds, stored once in Postgres, and the readiness of the process for it.
+//! Stores the records of a topic once in Postgres, and reports the readiness of projections.
 
 mod progress;
 mod project;
