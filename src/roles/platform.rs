@@ -1,4 +1,4 @@
-//! What every role is built on, and what a process is for.
+//! The clients and state that every role shares, and the mission of a process.
 
 use std::sync::Arc;
 

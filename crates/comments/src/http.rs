@@ -21,7 +21,7 @@ use super::{
     Comments, Shelf,
     cursor::{Cursor, Position},
     model::{Comment, Draft, Id, Listed, check_field},
-    store::{Row, unreachable},
+    store::Row,
     stream,
 };
 
@@ -122,7 +122,7 @@ async fn list(
     check_field("post_id", post_id.unwrap_or_default(), usize::MAX)?;
     // Reads one row more than the limit to find out whether there is another page.
     let mut rows =
-        comments.shelf()?.store.page(cursor, post_id, limit + 1).await.map_err(|error| unreachable(&error))?;
+        comments.shelf()?.store.page(cursor, post_id, limit + 1).await.map_err(Problem::postgres_unavailable)?;
     let more = rows.len() > usize::from(limit);
     rows.truncate(usize::from(limit));
     let next_cursor = rows.last().filter(|_| more).map(|row| cursor_of(row).to_string());

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 
-use postrider_http::{Code, Problem};
 use postrider_kafka::PartitionId;
 use postrider_postgres::query::{Error, within};
 use postrider_projection::Progress;
@@ -208,11 +207,6 @@ fn merge(mut rows: Vec<Row>) -> Vec<Row> {
     }
     timed.sort_by_key(|(time, _)| *time);
     timed.into_iter().map(|(_, row)| row).collect()
-}
-
-/// Returns the problem for a failed read of the table.
-pub(super) fn unreachable(error: &Error) -> Problem {
-    Problem::new(Code::POSTGRES_UNAVAILABLE, error.to_string())
 }
 
 #[cfg(test)]

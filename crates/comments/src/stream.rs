@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Comments,
     cursor::Position,
-    store::{Store, unreachable},
+    store::Store,
     tail::{Item, Shared, page_rows},
 };
 
@@ -105,7 +105,7 @@ pub async fn open(comments: &Comments, after: Option<Position>) -> Result<Respon
         _open: Open::new(permit),
     };
     if behind {
-        live.catch_up().await.map_err(|error| unreachable(&error))?;
+        live.catch_up().await.map_err(Problem::postgres_unavailable)?;
     }
     Ok(respond(live))
 }

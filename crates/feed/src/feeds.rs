@@ -10,7 +10,6 @@ use futures_util::{
 use metrics::{Counter, counter};
 use parking_lot::Mutex;
 use postrider_http::{Code, Problem};
-use postrider_postgres::query::Error;
 use postrider_redis::{Config as RedisConfig, Redis};
 use postrider_time::clock;
 use redis::Script;
@@ -171,7 +170,7 @@ impl Feeds {
         };
         let _turn = self.inner.turn().await?;
         let ids =
-            self.inner.reads.page(user_id, before, skip + limit + 1).await.map_err(|error| unreachable(&error))?;
+            self.inner.reads.page(user_id, before, skip + limit + 1).await.map_err(Problem::postgres_unavailable)?;
         let more = ids.len() > skip + limit;
         Ok(Page { ids: ids.into_iter().skip(skip).take(limit).collect(), more, hit: false })
     }
@@ -342,9 +341,4 @@ impl Inner {
             tracing::debug!(error = %error, "failed to store a timeline");
         }
     }
-}
-
-/// Returns the problem for a failed read of Postgres.
-pub fn unreachable(error: &Error) -> Problem {
-    Problem::new(Code::POSTGRES_UNAVAILABLE, error.to_string())
 }

@@ -31,6 +31,11 @@ impl Problem {
         Self { code, detail: detail.into(), retry_after_s, extensions: Map::new() }
     }
 
+    /// Returns the answer to a request for which Postgres could not be read or written.
+    pub fn postgres_unavailable(error: impl std::fmt::Display) -> Self {
+        Self::new(Code::POSTGRES_UNAVAILABLE, error.to_string())
+    }
+
     /// Adds an extension member.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {

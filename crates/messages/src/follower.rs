@@ -8,10 +8,9 @@ use std::{collections::VecDeque, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::extract::ws::Utf8Bytes;
 use metrics::counter;
-use postrider_http::{Code, Problem};
+use postrider_http::Problem;
 use postrider_kafka::PartitionId;
 use postrider_limits::memory::{Lease, budgets};
-use postrider_postgres::query::Error;
 
 use super::{
     cursor::{Cursor, ReceiverPosition},
@@ -68,8 +67,7 @@ impl Follower {
     ) -> Result<Self, Problem> {
         let subscription = hub.join(receiver, client).await?;
         let found = hub.positions.find(subscription.receiver.clone()).await;
-        let ReceiverPosition { last, delivered } =
-            found.map_err(|error| Problem::new(Code::POSTGRES_UNAVAILABLE, error.to_string()))?;
+        let ReceiverPosition { last, delivered } = found.map_err(Problem::postgres_unavailable)?;
         let cursor = after.unwrap_or(delivered);
         // Messages stored from now on produce notices. A position that is no longer known is a gap.
         let forgotten = cursor.partitions().any(|(partition_id, _)| last.seen(partition_id) < 0);
@@ -174,9 +172,4 @@ fn arrange(cursor: &Cursor, found: Vec<Found>, resumes: bool) -> (VecDeque<Entry
         complete &= !last_of_partition || offset >= row.last;
     }
     (page, complete)
-}
-
-/// Returns the problem for a failed query.
-pub fn unreachable(error: &Error) -> Problem {
-    Problem::new(Code::POSTGRES_UNAVAILABLE, error.to_string())
 }

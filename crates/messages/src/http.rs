@@ -27,7 +27,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     Messages, Open,
     cursor::Cursor,
-    follower::{Follower, unreachable},
+    follower::Follower,
     model::{self, Draft, invalid, receiver_of_request},
     socket::{Connection, PROTOCOL},
     store::Limits,
@@ -262,8 +262,8 @@ async fn history(
     let mut cursor = cursor("after", query.after.as_deref())?.unwrap_or_default();
     let store = &messages.connections()?.hub.store;
     let limits = Limits { rows: limit, bytes: PAGE_BYTES };
-    let found = store.after(&receiver, &cursor, limits).await.map_err(|error| unreachable(&error))?;
-    let mut positions = store.positions(&[&receiver]).await.map_err(|error| unreachable(&error))?;
+    let found = store.after(&receiver, &cursor, limits).await.map_err(Problem::postgres_unavailable)?;
+    let mut positions = store.positions(&[&receiver]).await.map_err(Problem::postgres_unavailable)?;
     let delivered = positions.remove(&receiver).unwrap_or_default().delivered;
     let (mut listed, mut gap, mut last) = (Vec::new(), false, Cursor::default());
     for row in &found {

@@ -11,7 +11,7 @@ use postrider_http::Problem;
 use postrider_limits::bound::Bound;
 use postrider_postgres::table_size::{Table, pause_after};
 
-use super::{follower::unreachable, store::Store};
+use super::store::Store;
 use crate::codes;
 
 const RECEIVERS: Table = Table { name: "message_receivers", row_bytes: "0" };
@@ -34,7 +34,7 @@ impl Receivers {
     /// Admits a message, or refuses it if the limit is reached and its receiver is new. Below the
     /// limit no query is needed.
     pub async fn admit(&self, receiver: &str) -> Result<(), Problem> {
-        if self.bound.has_room(1) || self.store.knows(receiver).await.map_err(|error| unreachable(&error))? {
+        if self.bound.has_room(1) || self.store.knows(receiver).await.map_err(Problem::postgres_unavailable)? {
             return Ok(());
         }
         self.bound.count_refusal();

@@ -17,7 +17,6 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     Messages,
     cursor::Cursor,
-    follower::unreachable,
     model::{self, invalid, receiver_of_request},
     store,
 };
@@ -149,7 +148,7 @@ async fn acknowledge(State(messages): State<Messages>, request: Request) -> Resu
     let cursor: Cursor = ack.parse().map_err(|error| invalid(format!("`ack` is {error}")))?;
     let positions: Vec<_> =
         cursor.partitions().map(|(partition_id, offset)| (receiver_id.as_str(), partition_id, offset)).collect();
-    messages.connections()?.hub.store.acknowledge(&positions).await.map_err(|error| unreachable(&error))?;
+    messages.connections()?.hub.store.acknowledge(&positions).await.map_err(Problem::postgres_unavailable)?;
     let counted = messages.count(vec![receiver_id]).await?;
     counted.into_iter().next().map(Json).ok_or_else(|| Problem::new(Code::INTERNAL, "the count is missing"))
 }
@@ -159,7 +158,7 @@ impl Messages {
     async fn count(&self, receivers: Vec<String>) -> Result<Vec<Unread>, Problem> {
         let store = &self.connections()?.hub.store;
         // One more than the maximum shows whether there are more.
-        let found = store.unread(&receivers, MAX_COUNTED + 1).await.map_err(|error| unreachable(&error))?;
+        let found = store.unread(&receivers, MAX_COUNTED + 1).await.map_err(Problem::postgres_unavailable)?;
         let mut partitions: HashMap<String, Vec<store::Unread>> = HashMap::new();
         for partition_id in found {
             partitions.entry(partition_id.receiver_id.clone()).or_default().push(partition_id);

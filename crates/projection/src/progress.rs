@@ -16,8 +16,8 @@ const NEXT: &str = "SELECT next FROM projection_progress WHERE projection = $1 A
 
 const ALL: &str = "SELECT partition, next FROM projection_progress WHERE projection = $1 AND topic_epoch = $2";
 
-/// How far a projection has stored its topic: for each partition, the offset below which everything
-/// is stored. The capability's own statement moves it, together with what it stores. Cheap to clone.
+/// Progress of a projection: for each partition of its topic, the offset below which everything is
+/// stored. The capability's own statement moves it, together with what it stores. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Progress {
     pool: PgPool,

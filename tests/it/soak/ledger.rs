@@ -184,13 +184,13 @@ pub struct Record {
     pub id: String,
     /// The version header of a record that the projection wrote: the offset up to which the view had read.
     pub version: Option<i64>,
-    /// Whether the value has a TTL.
+    /// True if the value has a TTL.
     pub expires: bool,
     /// Of a dead letter: the position of the original record.
     pub origin: Option<Place>,
 }
 
-/// What a reader saw for a key: a number, or that the key is absent.
+/// Observation of a reader: the number of a key, or that the key is absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sight {
     /// The sights of one reader and key are in the order in which the reader saw them.
@@ -208,7 +208,7 @@ pub struct Delivery {
     pub place: Place,
     pub key: String,
     pub number: Option<u64>,
-    /// Whether the target answered 2xx, even if the answer was lost.
+    /// True if the target answered 2xx, even if the answer was lost.
     pub taken: bool,
     pub at_ms: u64,
 }
@@ -263,7 +263,7 @@ pub struct Evidence {
     pub feeds: BTreeMap<String, Vec<Shown>>,
     /// The number of connections that each receiver has.
     pub connected: BTreeMap<String, i64>,
-    /// What the API reports at the end: the number of connections, `None` for disconnected receivers.
+    /// Report of the API at the end: the number of connections, `None` for disconnected receivers.
     pub present: BTreeMap<String, Option<i64>>,
     /// Samples of the progress of the search for undelivered messages.
     pub searched: Vec<Searched>,

@@ -28,7 +28,7 @@ const REMEMBERED: usize = 30;
 pub struct Poster {
     clients: Clients,
     name: String,
-    /// Whether writes have idempotency keys and are retried; otherwise each write is sent once.
+    /// True if writes have idempotency keys and are retried; otherwise each write is sent once.
     repeats: bool,
     client: Client,
     rng: Rng,

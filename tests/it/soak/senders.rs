@@ -32,7 +32,7 @@ pub struct Clients {
     pub injection: Injection,
 }
 
-/// What a sender writes, and whether it retries.
+/// Writes of a sender, and its retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
     /// Pushes, deletes, and values with a TTL; all with idempotency keys and retries.

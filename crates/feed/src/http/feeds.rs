@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 
 use super::{Feed, invalid, json, posts::Shown, user_of};
 use crate::{
-    feeds::{Page, Start, unreachable},
+    feeds::{Page, Start},
     model::MAX_POST_ID,
     reads::Post,
 };
@@ -135,7 +135,7 @@ fn start(query: &FeedQuery) -> Result<Start, Problem> {
 /// Reads the posts of the page, and removes the ids of posts that were deleted in between from the
 /// page.
 async fn expanded(feed: &Feed, page: &mut Page) -> Result<Vec<Post>, Problem> {
-    let posts = feed.desk()?.feeds.reads().posts(&page.ids).await.map_err(|error| unreachable(&error))?;
+    let posts = feed.desk()?.feeds.reads().posts(&page.ids).await.map_err(Problem::postgres_unavailable)?;
     let mut posts: HashMap<i64, Post> = posts.into_iter().map(|post| (post.id, post)).collect();
     page.ids.retain(|id| posts.contains_key(id));
     Ok(page.ids.iter().filter_map(|id| posts.remove(id)).collect())

@@ -19,7 +19,6 @@ use utoipa::ToSchema;
 
 use super::{Feed, feeds::fitting, invalid, meta, posts::Said, settled, user_of};
 use crate::{
-    feeds::unreachable,
     group::Refusal,
     model::{self, FollowDraft},
     reads::Side,
@@ -142,7 +141,7 @@ pub async fn erase(
     writes::erase(&desk.pool, &meta, &user_id, &value).await.map_err(|error| Refusal::of(&error))?;
     // A timeline cannot have posts of one author beyond this number of newest ones.
     let newest = 2 * feed.inner.config.timeline_ids;
-    let posts = desk.feeds.reads().newest_of_erased(&user_id, newest).await.map_err(|error| unreachable(&error))?;
+    let posts = desk.feeds.reads().newest_of_erased(&user_id, newest).await.map_err(Problem::postgres_unavailable)?;
     let members = posts.into_iter().map(|id| format!("p{id}")).chain([format!("u{user_id}")]);
     desk.feeds.note_gone(members).await;
     desk.hint.give().await;
@@ -236,7 +235,7 @@ async fn list(
     let limit = fitting(query.limit);
     let after = query.cursor.as_deref().map_or(Ok(String::new()), decode)?;
     let users = feed.desk()?.feeds.reads().users(side, &user_id, &after, limit + 1).await;
-    let mut users = users.map_err(|error| unreachable(&error))?;
+    let mut users = users.map_err(Problem::postgres_unavailable)?;
     let more = users.len() > limit;
     users.truncate(limit);
     let next = users.last().filter(|_| more).map(|last| BASE64_URL_SAFE_NO_PAD.encode(last));

@@ -17,7 +17,6 @@ use utoipa::ToSchema;
 
 use super::{Feed, json, meta, not_found, post_of, settled};
 use crate::{
-    feeds::unreachable,
     group::Refusal,
     model::{self, PostDraft},
     reads::Post,
@@ -125,7 +124,7 @@ pub async fn create(
 )]
 pub async fn show(State(feed): State<Feed>, id: Result<Path<i64>, PathRejection>) -> Result<Response<Body>, Problem> {
     let id = post_of(id)?;
-    let found = feed.desk()?.feeds.reads().posts(&[id]).await.map_err(|error| unreachable(&error))?;
+    let found = feed.desk()?.feeds.reads().posts(&[id]).await.map_err(Problem::postgres_unavailable)?;
     let post = found.first().ok_or_else(|| not_found(id))?;
     Ok(axum::Json(Shown::from(post)).into_response())
 }
@@ -159,7 +158,7 @@ pub async fn delete(
     let _admitted = desk.backlog.admit("", 0)?;
     let author = writes::delete_post(&desk.pool, &meta, id).await.map_err(|error| Refusal::of(&error))?;
     if author.is_none() {
-        let repeated = writes::was_deleted(&desk.pool, &meta, id).await.map_err(|error| unreachable(&error))?;
+        let repeated = writes::was_deleted(&desk.pool, &meta, id).await.map_err(Problem::postgres_unavailable)?;
         if !repeated {
             return Err(not_found(id));
         }

@@ -234,7 +234,7 @@ impl<H: BatchHandler> Worker<H> {
     /// Starts the handler on the partition; `None` if the partition was revoked meanwhile.
     async fn begin(&mut self, start: u64) -> Option<H::Partition> {
         let Opening { partition, generation, .. } = self.opening;
-        let mut pause = Pause::default();
+        let mut failures = 0;
         loop {
             let attempt = async {
                 let assignment = self.lookup.assignment(partition).await?;
@@ -248,7 +248,7 @@ impl<H: BatchHandler> Worker<H> {
                     let _ = self.opening.starts.send(Start { partition, generation, start, offset: Some(offset) });
                     return Some(state);
                 }
-                Err(failure) => self.hold(&mut pause, &failure).await?,
+                Err(failure) => self.hold(&mut failures, &failure).await?,
             }
         }
     }
@@ -289,7 +289,7 @@ impl<H: BatchHandler> Worker<H> {
     }
 
     async fn apply(&mut self, state: &mut H::Partition, batch: &Batch) -> Result<(), Stop> {
-        let mut pause = Pause::default();
+        let mut failures = 0;
         let poison = loop {
             let outcome = {
                 let _spans = spans::of_batch(batch, self.subscription.name);
@@ -297,7 +297,7 @@ impl<H: BatchHandler> Worker<H> {
             };
             match outcome {
                 Ok(poison) => break poison,
-                Err(failure) => self.hold_or_stop(&mut pause, failure).await?,
+                Err(failure) => self.hold_or_stop(&mut failures, failure).await?,
             }
         };
         self.store_dead_letters(batch, poison).await?;
@@ -309,7 +309,7 @@ impl<H: BatchHandler> Worker<H> {
 
     /// Stores the dead letters of a batch, which must happen before the batch is committed.
     async fn store_dead_letters(&mut self, batch: &Batch, poison: Vec<Poison>) -> Result<(), Stop> {
-        let mut pause = Pause::default();
+        let mut failures = 0;
         for Poison { offset, reason } in &poison {
             let Some(record) = batch.iter().find(|record: &Record<'_>| record.offset() == *offset) else { continue };
             let now_ms = clock::now_ms();
@@ -325,18 +325,18 @@ impl<H: BatchHandler> Worker<H> {
             };
             while let Err(error) = self.subscription.dead_letters.store(&letter).await {
                 let failure = Failure::Retry(format!("cannot store a dead letter: {error}"));
-                self.hold_or_stop(&mut pause, failure).await?;
+                self.hold_or_stop(&mut failures, failure).await?;
             }
         }
         Ok(())
     }
 
     async fn catch_up(&mut self, state: &mut H::Partition) -> Result<(), Stop> {
-        let mut pause = Pause::default();
+        let mut failures = 0;
         loop {
             match self.handler.caught_up(state).await {
                 Ok(()) => return Ok(()),
-                Err(failure) => self.hold_or_stop(&mut pause, failure).await?,
+                Err(failure) => self.hold_or_stop(&mut failures, failure).await?,
             }
         }
     }
@@ -355,20 +355,20 @@ impl<H: BatchHandler> Worker<H> {
     }
 
     /// Waits before the next attempt, unless the failure or a revocation ends the work.
-    async fn hold_or_stop(&self, pause: &mut Pause, failure: Failure) -> Result<(), Stop> {
+    async fn hold_or_stop(&self, failures: &mut u32, failure: Failure) -> Result<(), Stop> {
         if let Failure::Restart(reason) = failure {
             return Err(Stop::Restart(reason));
         }
         self.progress.made();
-        self.hold(pause, &failure).await.ok_or(Stop::Revoked)
+        self.hold(failures, &failure).await.ok_or(Stop::Revoked)
     }
 
-    /// Waits before the next attempt; `None` if the partition was revoked meanwhile.
-    async fn hold(&self, pause: &mut Pause, failure: &Failure) -> Option<()> {
+    /// Counts the failure and waits before the next attempt; `None` if the partition was revoked meanwhile.
+    async fn hold(&self, failures: &mut u32, failure: &Failure) -> Option<()> {
         let (consumer, partition) = (self.subscription.name, self.opening.partition);
         counter!("postrider_consumer_retries_total", "consumer" => consumer).increment(1);
-        pause.attempts = pause.attempts.saturating_add(1);
-        let attempts = pause.attempts;
+        *failures = failures.saturating_add(1);
+        let attempts = *failures;
         if attempts.is_power_of_two() {
             tracing::warn!(consumer, partition, attempts, "partition held, retrying: {failure}");
         }
@@ -395,10 +395,4 @@ impl<H: BatchHandler> Worker<H> {
     fn clear_current_batch(&self) {
         *self.current_batch.lock() = None;
     }
-}
-
-/// Failed attempts in a row at one call of the handler.
-#[derive(Default)]
-struct Pause {
-    attempts: u32,
 }
