@@ -14,7 +14,7 @@ const CODES: &[&[Code]] = &[
     postrider_kv::codes::ALL,
     postrider_messages::codes::ALL,
     postrider_feed::codes::ALL,
-    postrider_outbox_writer::codes::ALL,
+    postrider_outbox_backlog::codes::ALL,
     postrider_dlq::codes::ALL,
 ];
 

@@ -8,7 +8,7 @@ use postrider_dlq::{self as dlq, Queue};
 use postrider_feed::{self as feed, Feed};
 use postrider_gateway::{self as gateway, Gateway};
 use postrider_health::render_metrics;
-use postrider_http::{Audience, client::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts};
+use postrider_http::{Audience, client_address::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts};
 use postrider_kafka::CallersProducer;
 use postrider_kv::{self as kv, Service};
 use postrider_messages::{self as messages, Messages, Presence};

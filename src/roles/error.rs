@@ -2,7 +2,7 @@
 
 use std::io;
 
-use postrider_http::client::NoNetwork;
+use postrider_http::client_address::NoNetwork;
 use postrider_postgres as postgres;
 use postrider_process::{drain::TaskFailure, replace};
 use postrider_telemetry as telemetry;

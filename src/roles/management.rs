@@ -6,7 +6,7 @@ use std::{
 };
 
 use postrider_health as ops;
-use postrider_http::{Audience, client::Proxies, serve, shortcut::ShortCuts};
+use postrider_http::{Audience, client_address::Proxies, serve, shortcut::ShortCuts};
 use postrider_process::drain::{Draining, Ending, Tasks};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;

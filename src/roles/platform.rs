@@ -6,7 +6,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use postrider_gateway::relay::Config;
 use postrider_health::Health;
 use postrider_kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady, consumer::Consumers};
-use postrider_outbox_writer::Backlog;
+use postrider_outbox_backlog::Backlog;
 use postrider_process::drain::Ending;
 use postrider_redis::Redis;
 use sqlx::PgPool;

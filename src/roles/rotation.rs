@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ::redis::RedisError;
 use postrider_config::trial::Fault;
-use postrider_http::client::Proxies;
+use postrider_http::client_address::Proxies;
 use postrider_kafka as kafka;
 use postrider_postgres as postgres;
 use postrider_process::drain::BoxError;

@@ -9,7 +9,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use postrider_health::{Check, Health};
 use postrider_kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady};
 use postrider_limits::memory;
-use postrider_outbox_writer::Backlog;
+use postrider_outbox_backlog::Backlog;
 use postrider_postgres as postgres;
 use postrider_process::{
     drain::{self, Signals, TaskFailure, Tasks},

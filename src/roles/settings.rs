@@ -12,7 +12,7 @@ use postrider_kafka::{self as kafka, TopicSpec};
 use postrider_kv as kv;
 use postrider_limits::memory;
 use postrider_messages as messages;
-use postrider_outbox_writer as outbox;
+use postrider_outbox_backlog as outbox;
 use postrider_postgres as postgres;
 use postrider_process::drain;
 use postrider_redis as redis;

@@ -7,7 +7,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use metrics::histogram;
 use postrider_http::{Code, Problem};
 use postrider_microbatch::{Batches, Queue, Request, queue};
-use postrider_outbox_writer::Hint;
+use postrider_outbox_backlog::Hint;
 use postrider_postgres::query::Error;
 use tokio::{
     sync::{Semaphore, oneshot},

@@ -43,7 +43,7 @@ use std::{sync::Arc, time::Duration};
 
 use postrider_http::Config as HttpConfig;
 use postrider_kafka::{self as kafka, TopicSpec};
-use postrider_outbox_writer::{Backlog, Hint};
+use postrider_outbox_backlog::{Backlog, Hint};
 use postrider_process::drain::{self, PartError};
 use postrider_redis::{Config as RedisConfig, Redis};
 use sqlx::PgPool;

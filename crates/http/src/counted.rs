@@ -23,7 +23,7 @@ use tower::Service;
 use super::{
     activity::{Activity, Running},
     answer,
-    client::{ClientAddress, Proxies},
+    client_address::{ClientAddress, Proxies},
     layer::Answering,
     shortcut::{Answer, ShortCuts},
 };

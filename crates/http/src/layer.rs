@@ -21,24 +21,24 @@ use tower::{Layer, Service};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{
-    client::ClientAddress,
+    client_address::ClientAddress,
     code::Code,
     context::{REQUEST_ID, RequestContext, TRACEPARENT},
     problem::Problem,
-    red::{Active, Red},
+    route_metrics::{Active, RouteMetrics},
 };
 
 /// Layer around a router's routes and fallback.
 #[derive(Clone, Default)]
 pub struct OuterLayer {
-    red: Arc<Red>,
+    route_metrics: Arc<RouteMetrics>,
 }
 
 impl<S> Layer<S> for OuterLayer {
     type Service = Outer<S>;
 
     fn layer(&self, inner: S) -> Outer<S> {
-        Outer { inner, red: self.red.clone() }
+        Outer { inner, route_metrics: self.route_metrics.clone() }
     }
 }
 
@@ -46,7 +46,7 @@ impl<S> Layer<S> for OuterLayer {
 #[derive(Clone)]
 pub struct Outer<S> {
     inner: S,
-    red: Arc<Red>,
+    route_metrics: Arc<RouteMetrics>,
 }
 
 impl<S> Service<Request> for Outer<S>
@@ -64,7 +64,8 @@ where
 
     fn call(&mut self, mut request: Request) -> Self::Future {
         let matched = request.extensions().get::<MatchedPath>().cloned();
-        let (seen, context) = Seen::new(&request, matched.map_or(Route::Unmatched, Route::Matched), &self.red);
+        let (seen, context) =
+            Seen::new(&request, matched.map_or(Route::Unmatched, Route::Matched), &self.route_metrics);
         request.extensions_mut().insert(context);
         Answering::new(self.inner.call(request), seen)
     }
@@ -138,7 +139,7 @@ pub(super) struct Seen {
 
 impl Seen {
     /// Counts the request, and creates its context.
-    pub(super) fn new(request: &Request, route: Route, red: &Arc<Red>) -> (Self, RequestContext) {
+    pub(super) fn new(request: &Request, route: Route, route_metrics: &Arc<RouteMetrics>) -> (Self, RequestContext) {
         let started = Instant::now();
         let mut context = RequestContext::from_headers(request.headers());
         context.client = request.extensions().get().map(|ClientAddress(client)| *client);
@@ -153,7 +154,7 @@ impl Seen {
             client: context.client,
             trace: context.trace,
             span,
-            active: Red::enter(red),
+            active: RouteMetrics::enter(route_metrics),
         };
         (seen, context)
     }

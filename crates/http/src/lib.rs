@@ -4,21 +4,21 @@
 mod activity;
 mod answer;
 pub mod body;
-pub mod client;
+pub mod client_address;
 pub mod code;
 pub mod config;
+mod connection_watch;
 pub mod context;
 mod counted;
 pub mod json;
 pub mod layer;
 mod linger;
 pub mod problem;
-mod red;
 pub mod refusals;
+mod route_metrics;
 pub mod serve;
 pub mod shortcut;
 pub mod sse;
-mod watch;
 
 pub use activity::Audience;
 pub use code::Code;

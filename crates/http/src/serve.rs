@@ -28,11 +28,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     activity::{Activity, Audience, Metered},
     answer::StreamExecutor,
-    client::Proxies,
+    client_address::Proxies,
     config::Config,
+    connection_watch::{Order, Timeouts, Watch},
     counted::Counted,
     shortcut::ShortCuts,
-    watch::{Order, Timeouts, Watch},
 };
 
 /// Binds every address, so that a port in use is an error before anything starts.

@@ -15,7 +15,7 @@ use axum::{
 use super::{
     context::RequestContext,
     layer::{Answering, Route, Seen},
-    red::Red,
+    route_metrics::RouteMetrics,
 };
 
 /// Answer of a shortcut's handler.
@@ -26,7 +26,7 @@ type Handler = Box<dyn Fn(Request, RequestContext) -> Answer + Send + Sync>;
 #[derive(Default)]
 pub struct ShortCuts {
     all: Vec<ShortCut>,
-    red: Arc<Red>,
+    route_metrics: Arc<RouteMetrics>,
 }
 
 /// One shortcut.
@@ -35,7 +35,7 @@ pub(super) struct ShortCut {
     /// Path as the router knows it.
     route: &'static str,
     handler: Handler,
-    red: Arc<Red>,
+    route_metrics: Arc<RouteMetrics>,
 }
 
 impl ShortCuts {
@@ -50,7 +50,7 @@ impl ShortCuts {
             let answer = handler(request, context);
             Box::pin(async move { Ok(answer.await) })
         });
-        self.all.push(ShortCut { method, route, handler, red: self.red.clone() });
+        self.all.push(ShortCut { method, route, handler, route_metrics: self.route_metrics.clone() });
         self
     }
 
@@ -63,7 +63,7 @@ impl ShortCuts {
 
 impl ShortCut {
     pub fn call(&self, request: Request) -> Answering<Answer> {
-        let (seen, context) = Seen::new(&request, Route::Known(self.route), &self.red);
+        let (seen, context) = Seen::new(&request, Route::Known(self.route), &self.route_metrics);
         Answering::new((self.handler)(request, context), seen)
     }
 }

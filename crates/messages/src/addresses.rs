@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use parking_lot::{Mutex, MutexGuard};
-use postrider_http::{Problem, client};
+use postrider_http::{Problem, client_address};
 
 use crate::codes;
 
@@ -22,7 +22,7 @@ impl Addresses {
     /// Takes a permit for a client of this address.
     pub fn enter(self: &Arc<Self>, client: Option<IpAddr>) -> Result<Option<AddressPermit>, Problem> {
         let Some(client) = client.filter(|_| self.limit > 0) else { return Ok(None) };
-        let network = client::network(client);
+        let network = client_address::network(client);
         let mut open = self.open();
         let count = open.entry(network).or_insert(0);
         if *count >= self.limit {

@@ -9,7 +9,7 @@ use std::{
 use metrics::gauge;
 use postrider_health::Check;
 use postrider_kafka::{Config as KafkaConfig, Producer, TopicsReady};
-use postrider_outbox_writer::CHANNEL;
+use postrider_outbox_backlog::CHANNEL;
 use postrider_postgres::query::{Error, within};
 use sqlx::{
     ConnectOptions, Executor, PgConnection, PgPool,

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     BatchHandler, Failure, Poison, Subscription,
     lookup::Lookup,
-    progress::Progress,
     spans,
+    stall::Progress,
     work::{Holder, Opening, PartitionSpan, PartitionWork, Shape, Start, hold_pause},
 };
 use crate::{

@@ -73,12 +73,12 @@ mod handler;
 mod keyed_consumer;
 mod lookup;
 mod membership;
-mod ownership;
+mod ownership_proof;
 mod poller;
-mod progress;
 mod protocol;
 mod report;
 mod spans;
+mod stall;
 mod work;
 
 use std::{
@@ -106,8 +106,8 @@ use self::{
     lookup::Lookup,
     membership::{Client, Membership},
     poller::{End, Poller},
-    progress::{Progress, Watchdog},
     report::Report,
+    stall::{Progress, Watchdog},
     work::Shape,
 };
 use super::{Broker, Config, GroupProtocol, client_watchdog::ClientWatchdog, dead_letter::DeadLetters};

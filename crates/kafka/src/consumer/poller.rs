@@ -28,9 +28,9 @@ use super::{
     fetch_buffer::FetchBuffer,
     fetch_watchdog::FetchWatchdog,
     membership::{Client, Owned, OwnedPartition},
-    ownership,
-    progress::{Progress, Watchdog},
+    ownership_proof,
     report::Report,
+    stall::{Progress, Watchdog},
     work::{Opening, Shape, Start},
 };
 use crate::{
@@ -326,9 +326,9 @@ impl Poller {
                 .iter_mut()
                 .map(|(&partition, held)| (partition, held.stored, held.paused, held.work.span())),
         );
-        if self.last_proof.elapsed() >= ownership::PROOF_INTERVAL {
+        if self.last_proof.elapsed() >= ownership_proof::PROOF_INTERVAL {
             self.last_proof = Instant::now();
-            ownership::prove(&client, &self.subscription.topic, &mut owned);
+            ownership_proof::prove(&client, &self.subscription.topic, &mut owned);
         }
         let partitions = owned.partitions.len();
         gauge!("postrider_consumer_partitions", "consumer" => self.subscription.name).set(partitions as f64);

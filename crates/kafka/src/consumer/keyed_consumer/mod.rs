@@ -29,7 +29,7 @@ use worker::work;
 
 use super::{
     KeyedHandler, Subscription,
-    progress::Progress,
+    stall::Progress,
     work::{Holder, Opening, PartitionSpan, PartitionWork, Shape},
 };
 use crate::batch::Batch;

@@ -20,18 +20,18 @@ thread_local! {
 }
 
 /// Gauge of active requests.
-pub struct Red {
+pub struct RouteMetrics {
     active: Gauge,
 }
 
-impl Default for Red {
+impl Default for RouteMetrics {
     fn default() -> Self {
         Self { active: gauge!("http_server_active_requests") }
     }
 }
 
 /// Counts a request as active until dropped, also if the client disconnects.
-pub struct Active(Arc<Red>);
+pub struct Active(Arc<RouteMetrics>);
 
 impl Drop for Active {
     fn drop(&mut self) {
@@ -39,10 +39,10 @@ impl Drop for Active {
     }
 }
 
-impl Red {
-    pub fn enter(red: &Arc<Self>) -> Active {
-        red.active.increment(1);
-        Active(red.clone())
+impl RouteMetrics {
+    pub fn enter(route_metrics: &Arc<Self>) -> Active {
+        route_metrics.active.increment(1);
+        Active(route_metrics.clone())
     }
 }
 
