@@ -25,7 +25,7 @@ use uuid::Uuid;
 use super::{
     is_connected,
     keys::{Bucket, Keys},
-    script::{Calls, Scripts},
+    script::{Calls, Outcome, Scripts},
 };
 
 /// Maximum number of unsent changes in memory. Further changes are only in Redis, until a process
@@ -84,6 +84,14 @@ impl Change {
 
     fn id(&self) -> Uuid {
         Uuid::new_v5(&NAMESPACE, format!("{} {}", self.version, self.receiver).as_bytes())
+    }
+}
+
+impl Outcome {
+    /// Returns the change of a receiver that its update has made, if any.
+    pub fn change_of(&self, receiver: Arc<str>) -> Option<Change> {
+        let Self { version, at_ms, connections, .. } = *self;
+        Some(Change { receiver, connected: self.change?, connections, at_ms, version })
     }
 }
 

@@ -14,7 +14,6 @@ use uuid::Uuid;
 
 use super::{
     Shared,
-    announce::Change,
     keys::{BUCKETS, Bucket},
     script::{Speaker, Update},
 };
@@ -223,15 +222,10 @@ async fn write_chunk(
     let doubt_ms = shared.config.whole_lease_ms();
     let max_remembered = shared.config.max_remembered_of_a_bucket();
     let speaker = Speaker { process, marker: &text, remember_s, seen_ms: 0, doubt_ms, max_remembered };
-    let (now_ms, outcomes) = calls.update(bucket, speaker, updates).await?.ok_or(Trouble::Lost)?;
+    let outcomes = calls.update(bucket, speaker, updates).await?.ok_or(Trouble::Lost)?;
     *marker = Marker { written: marker.written + 1, ..Marker::default() };
     shared.local.confirm(updates, &outcomes);
-    let changes = updates.iter().zip(&outcomes).filter_map(|(update, outcome)| {
-        let connected = outcome.change?;
-        let connections = update.connections.max(0);
-        let receiver = update.receiver.clone();
-        Some(Change { receiver, connected, connections, at_ms: now_ms, version: outcome.version })
-    });
-    shared.announcer.add(changes);
+    let changes = updates.iter().zip(&outcomes);
+    shared.announcer.add(changes.filter_map(|(update, outcome)| outcome.change_of(update.receiver.clone())));
     Ok(())
 }

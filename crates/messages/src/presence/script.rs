@@ -42,9 +42,13 @@ redis.call('HSETNX', KEYS[1], 'born', now)
 ///   maximum number of stored disconnected receivers in the bucket, or 0 for unlimited; then for
 ///   each receiver: name, connections or -1 if it disconnected, and the version and time at which
 ///   this process knows it to be connected, or 0 and 0.
-/// - Returns nothing if the marker differs. Otherwise now and, for each receiver: version; time
-///   since which it is connected, or 0; and a change: 1 or 2 if it has just become connected or
-///   disconnected, 3 if its state is unknown.
+/// - Returns nothing if the marker differs. Otherwise now and, for each receiver: version; time since which
+///   it is connected, or 0; a change: 1 or 2 if it has become connected or disconnected, 3 if its
+///   state is unknown; and the time and the number of connections of the change.
+///
+/// A change whose version the process does not know, and whose event is still due, is returned
+/// again. The process may have made it without receiving the answer, and would otherwise leave the
+/// event to Redis alone, which may lose it.
 ///
 /// While the bucket may have lost data, a receiver that this process knows nothing of becomes
 /// connected with version 0 and without an event, because another process may know that its event
@@ -143,9 +147,20 @@ for i = 5, #KEYS do
     local place = redis.call('HLEN', KEYS[3]) < 10000 and string.format('%d', version) or ''
     redis.call('HSET', KEYS[3], place .. ' ' .. name, due)
   end
+  local changed_at, connections = now, math.max(count, 0)
+  if change == 0 and version > tonumber(ARGV[at + 2]) then
+    local number = string.format('%d', version)
+    local due = redis.call('HGET', KEYS[3], number .. ' ' .. name) or redis.call('HGET', KEYS[3], ' ' .. name)
+    local due_version, due_state, due_at, due_count = string.match(due or '', '^(%d+) (%a+) (%d+) (%d+)')
+    if due_version == number and (due_state == 'connected' or due_state == 'disconnected') then
+      change, changed_at, connections = due_state == 'connected' and 1 or 2, tonumber(due_at), tonumber(due_count)
+    end
+  end
   found[#found + 1] = version
   found[#found + 1] = state == 'connected' and since or 0
   found[#found + 1] = change
+  found[#found + 1] = changed_at
+  found[#found + 1] = connections
 end
 for day, change in pairs(counts) do
   if change ~= 0 then redis.call('HINCRBY', KEYS[4], day, change) end
@@ -310,9 +325,12 @@ pub struct Outcome {
     pub version: i64,
     /// State while connected, unless another process may know a newer one.
     pub known: Option<Known>,
-    /// `true` if the receiver has just become connected, `false` if it has just become
-    /// disconnected.
+    /// `true` if the receiver has become connected, `false` if it has become disconnected.
     pub change: Option<bool>,
+    /// Time of the change, in milliseconds since the Unix epoch.
+    pub at_ms: i64,
+    /// Connections at the change of the process that made it.
+    pub connections: i64,
 }
 
 /// A process in the registry.
@@ -332,13 +350,13 @@ pub struct Calls<'a> {
 }
 
 impl Calls<'_> {
-    /// Returns `None` if the marker differs, otherwise the time and one outcome per update.
+    /// Returns `None` if the marker differs, otherwise one outcome per update.
     pub async fn update<R: AsRef<str>>(
         &mut self,
         bucket: Bucket,
         speaker: Speaker<'_>,
         updates: &[Update<R>],
-    ) -> Result<Option<(i64, Vec<Outcome>)>, RedisError> {
+    ) -> Result<Option<Vec<Outcome>>, RedisError> {
         let mut call = self.scripts.update.key(self.keys.head(bucket));
         call.key(self.keys.own(bucket, speaker.process)).key(self.keys.due(bucket)).key(self.keys.gone(bucket));
         call.arg(speaker.process).arg(speaker.marker);
@@ -350,7 +368,7 @@ impl Calls<'_> {
             call.arg(name).arg(update.connections).arg(known.version).arg(known.since_ms);
         }
         let found: Vec<i64> = call.invoke_async(&mut self.redis).await?;
-        Ok(found.split_first().map(|(now, rest)| (*now, rest.chunks_exact(3).map(outcome).collect())))
+        Ok(found.split_first().map(|(_, rest)| rest.chunks_exact(5).map(outcome).collect()))
     }
 
     /// Returns the marker of a process, which should be one of two expected ones.
@@ -449,5 +467,5 @@ fn outcome(numbers: &[i64]) -> Outcome {
             None
         }
     };
-    Outcome { version, known, change }
+    Outcome { version, known, change, at_ms: numbers[3], connections: numbers[4] }
 }

@@ -1,10 +1,7 @@
 //! Ends the connections that stopped processes have left behind, and sends overdue events. Every
 //! process checks; a claim decides which one acts, and acting twice is harmless.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::collections::{HashMap, HashSet};
 
 use metrics::{counter, gauge};
 use postrider_limits::bound;
@@ -182,11 +179,9 @@ async fn end_bucket(
         let updates: Vec<_> = names.map(|receiver| Update { receiver, connections: -1, known: None }).collect();
         for chunk in updates.chunks(CHUNK) {
             // `None` if another process has finished the takeover.
-            let Some((at_ms, outcomes)) = calls.update(bucket, speaker, chunk).await? else { return Ok(ended) };
-            shared.announcer.add(chunk.iter().zip(outcomes).filter_map(|(update, outcome)| {
-                let (receiver, version) = (Arc::from(update.receiver), outcome.version);
-                Some(Change { receiver, connected: outcome.change?, connections: 0, at_ms, version })
-            }));
+            let Some(outcomes) = calls.update(bucket, speaker, chunk).await? else { return Ok(ended) };
+            let changes = chunk.iter().zip(outcomes);
+            shared.announcer.add(changes.filter_map(|(update, outcome)| outcome.change_of(update.receiver.into())));
             ended += chunk.len();
         }
         if next == "0" {
