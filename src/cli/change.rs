@@ -17,7 +17,7 @@ pub struct Change {
     #[arg(long)]
     pub dry_run: bool,
     /// Confirm a change to everything; required when no filter is given
-    #[arg(long)]
+    #[arg(long, visible_alias = "all")]
     yes: bool,
     #[command(flatten)]
     pub output: Output,

@@ -140,6 +140,8 @@ pub enum Error {
     Queue(#[from] postrider_dlq::Error),
     #[error("there is no dead letter `{0}`; see `postrider dlq list`")]
     NoLetter(String),
+    #[error("no dead letter has {0} of these ids; see `postrider dlq list`")]
+    NotFound(usize),
     #[error("{failed} letters failed and {remaining} were not reached; these letters are kept")]
     Failed { failed: usize, remaining: usize },
     #[error(transparent)]
@@ -210,12 +212,13 @@ impl Choice {
         Ok(query)
     }
 
-    /// Prints the outcome of each letter. Fails if a letter failed.
+    /// Prints the outcome of each letter. Fails if a letter failed, or was not found.
     fn report(&self, report: &Report, done: &str) -> Result<(), Error> {
         self.change.output.print(report, |report| outcomes(report, done))?;
-        match (report.failed, report.remaining) {
-            (0, _) => Ok(()),
-            (failed, remaining) => Err(Error::Failed { failed, remaining }),
+        match *report {
+            Report { failed: 0, not_found: 0, .. } => Ok(()),
+            Report { failed: 0, not_found, .. } => Err(Error::NotFound(not_found)),
+            Report { failed, remaining, .. } => Err(Error::Failed { failed, remaining }),
         }
     }
 }
@@ -283,12 +286,14 @@ fn outcomes(report: &Report, done: &str) -> String {
         }
         let outcome = serde_json::to_value(item.outcome).unwrap_or_default();
         let detail = item.detail.as_deref().map_or_else(String::new, |detail| format!("  ({})", tame(detail)));
-        text.push_str(&format!("{:10}  {}{detail}\n", outcome.as_str().unwrap_or_default(), tame(&item.id)));
+        text.push_str(&format!("{:12}  {}{detail}\n", outcome.as_str().unwrap_or_default(), tame(&item.id)));
     }
-    let Report { matched, skipped, failed, remaining, .. } = report;
+    let Report { matched, skipped, failed, remaining, not_found, .. } = report;
     let would = if report.dry_run { "would be " } else { "" };
     text.push_str(&format!("{} of {matched} {would}{done}", report.done));
-    for (count, word) in [(skipped, "skipped"), (failed, "failed"), (remaining, "not reached")] {
+    for (count, word) in
+        [(skipped, "skipped"), (failed, "failed"), (remaining, "not reached"), (not_found, "not found")]
+    {
         if *count > 0 {
             text.push_str(&format!(", {count} {word}"));
         }

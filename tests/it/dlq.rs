@@ -236,16 +236,19 @@ async fn a_dry_run_reports_what_would_happen_and_changes_nothing() {
     let id = post.give_up(EVENTS_TOPIC, &record, "kv", "transport", NOW_MS).await;
     let letters = post.world.topic(EVENTS_TOPIC);
     let before = (post.records(&topic).await, post.records(&letters).await);
-    for (word, outcome) in [("replay", "replayed"), ("purge", "purged")] {
+    for (word, outcome, done) in [("replay", "would_replay", "replayed"), ("purge", "would_purge", "purged")] {
         let report = post.change(&[word, "--dry-run"]).await;
         assert_eq!(report["letters"], json!([{"id": id, "outcome": outcome}]), "{report}");
         assert_eq!((&report["dry_run"], &report["done"]), (&json!(true), &json!(1)));
         let printed = post.dlq(&[word, "--dry-run"]).await;
         assert!(
-            printed.out.contains(&format!("1 of 1 would be {outcome}")) && printed.out.contains(&id),
+            printed.out.contains(&format!("1 of 1 would be {done}")) && printed.out.contains(&id),
             "{}",
             printed.out
         );
+        let unknown = post.dlq(&[word, "--dry-run", "nope"]).await;
+        assert!(!unknown.ok && unknown.out.contains("not_found     nope"), "{}", unknown.out);
+        assert!(unknown.err.contains("no dead letter has 1 of these ids"), "{}", unknown.err);
         let refused = post.dlq(&[word]).await;
         assert!(!refused.ok && refused.err.contains("--yes"), "without a filter, `--yes` is required: {}", refused.err);
     }
@@ -323,7 +326,8 @@ async fn a_superseded_record_of_a_compacted_topic_is_not_replayed() {
         ids.push(post.give_up(EVENTS_TOPIC, record, "kv", "transport", NOW_MS).await);
     }
     let expected = ["superseded", "replayed", "superseded"];
-    assert_eq!(outcomes(&post.change(&["replay", "--yes", "--dry-run"]).await), expected);
+    let expected_dry = ["superseded", "would_replay", "superseded"];
+    assert_eq!(outcomes(&post.change(&["replay", "--yes", "--dry-run"]).await), expected_dry);
     let report = post.change(&["replay", "--yes"]).await;
     assert_eq!(outcomes(&report), expected, "{report}");
     let values: Vec<Stored> = post.records(&topic).await;

@@ -31,12 +31,22 @@ async fn operators_list_show_replay_and_purge_over_http() {
     app.get("/admin/dlq?since=soon").await.problem(422, "invalid_field");
     app.post_json("/admin/dlq/purge", &json!({})).await.problem(422, "invalid_field");
     app.post_json("/admin/dlq/replay", &json!({"letters": "events"})).await.problem(422, "invalid_field");
+    let misspelt = app.post_json("/admin/dlq/purge", &json!({"key": "a", "dryRun": true})).await;
+    let detail = misspelt.problem(400, "invalid_request")["detail"].to_string();
+    assert!(detail.contains("unknown field `dryRun`; did you mean `dry_run`?"), "{detail}");
+    app.post_json("/admin/dlq/replay", &json!({"all": true, "topik": "x"})).await.problem(400, "invalid_request");
+    app.get("/admin/dlq?topik=orders").await.problem(400, "invalid_request");
+    assert_eq!(app.get("/admin/dlq").await.expect(200).json()["matched"], 2, "a refused request changed something");
     let form = [("content-type", "text/plain")];
     app.request(reqwest::Method::POST, "/admin/dlq/purge", &form, r#"{"all":true}"#)
         .await
         .problem(415, "unsupported_media_type");
     let dry = app.post_json("/admin/dlq/replay", &json!({"dry_run": true})).await.expect(200).json();
     assert_eq!((&dry["matched"], &dry["done"], &dry["dry_run"]), (&json!(2), &json!(2), &json!(true)));
+    assert_eq!(outcomes(&dry), ["would_replay", "would_replay"]);
+    let unknown = app.post_json("/admin/dlq/purge", &json!({"ids": [ids[1], "nope"], "dry_run": true})).await;
+    let unknown = unknown.expect(200).json();
+    assert_eq!((outcomes(&unknown), &unknown["not_found"]), (vec!["would_purge", "not_found"], &json!(1)));
     let replayed = app.post_json("/admin/dlq/replay", &json!({"key": "a"})).await.expect(200).json();
     assert_eq!(replayed["letters"], json!([{"id": ids[0], "outcome": "replayed"}]));
     assert_eq!(post.records(&topic).await.len(), 3);

@@ -33,7 +33,7 @@ pub struct Report {
     pub dry_run: bool,
     /// Number of letters that matched.
     pub matched: usize,
-    /// Number of matched letters that were replayed or purged.
+    /// Number of matched letters that were replayed or purged; in a dry run, that would have been.
     pub done: usize,
     /// Number of matched letters that were left out: superseded or incomplete.
     pub skipped: usize,
@@ -42,7 +42,9 @@ pub struct Report {
     /// Number of matched letters that were not processed: over the limit, or after a failure. Call
     /// again for the rest.
     pub remaining: usize,
-    /// The processed letters, in the order of their records.
+    /// Number of requested ids that no letter has.
+    pub not_found: usize,
+    /// The processed letters, in the order of their records; then the ids that no letter has.
     pub letters: Vec<Item>,
 }
 
@@ -62,20 +64,27 @@ pub enum Outcome {
     Replayed,
     /// The letter was deleted.
     Purged,
+    /// Dry run: the record would have been written again, and the letter deleted.
+    WouldReplay,
+    /// Dry run: the letter would have been deleted.
+    WouldPurge,
     /// Left out: the topic is compacted, and the record is no longer the newest with its key.
     Superseded,
     /// Left out: the letter does not hold the whole record.
     Incomplete,
     /// Failed; the letter is still stored.
     Failed,
+    /// No letter has this id.
+    NotFound,
 }
 
 impl Report {
-    fn add(&mut self, id: &str, outcome: Outcome, detail: Option<String>) {
+    pub(super) fn add(&mut self, id: &str, outcome: Outcome, detail: Option<String>) {
         match outcome {
-            Outcome::Replayed | Outcome::Purged => self.done += 1,
+            Outcome::Replayed | Outcome::Purged | Outcome::WouldReplay | Outcome::WouldPurge => self.done += 1,
             Outcome::Superseded | Outcome::Incomplete => self.skipped += 1,
             Outcome::Failed => self.failed += 1,
+            Outcome::NotFound => self.not_found += 1,
         }
         self.letters.push(Item { id: id.to_owned(), outcome, detail });
     }
@@ -106,9 +115,10 @@ impl Change<'_> {
             let places = window.iter().map(|entry| (&*entry.letters, entry.partition, entry.id.as_str()));
             let deleted =
                 if self.report.dry_run { window.iter().map(|_| Ok(())).collect() } else { self.delete(places) };
+            let purged = if self.report.dry_run { Outcome::WouldPurge } else { Outcome::Purged };
             for (entry, deleted) in window.iter().zip(deleted) {
                 match deleted {
-                    Ok(()) => self.report.add(&entry.id, Outcome::Purged, None),
+                    Ok(()) => self.report.add(&entry.id, purged, None),
                     Err(error) => self.report.add(&entry.id, Outcome::Failed, Some(error.to_string())),
                 }
             }
@@ -162,7 +172,7 @@ impl Change<'_> {
                     .iter()
                     .copied()
                     .flatten()
-                    .for_each(|letter| self.report.add(&letter.id, Outcome::Replayed, None));
+                    .for_each(|letter| self.report.add(&letter.id, Outcome::WouldReplay, None));
                 continue;
             }
             let records = window.iter().filter_map(|group| group.first()).map(|letter| Outgoing {

@@ -13,8 +13,8 @@ use axum::{
 use postrider_http::{
     Code, Config as HttpConfig, Problem, ProblemBody,
     body::{self, Limits},
-    json,
     refusals::{JsonBody, refusals},
+    strict,
 };
 use postrider_time::clock;
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,7 @@ enum Kind {
 /// Filter of the letters to list; a letter must meet every condition that is set.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 struct ListParams {
     /// The dead-letter topic to read; both by default.
     #[param(inline)]
@@ -84,7 +85,8 @@ struct ListParams {
     limit: Option<usize>,
 }
 
-/// Choice of the letters to change; a letter must meet every condition that is set.
+/// Choice of the letters to change; a letter must meet every condition that is set. Unknown fields
+/// are refused, since a misspelt condition would choose more letters than meant.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default)]
 struct ChangeBody {
@@ -104,7 +106,7 @@ struct ChangeBody {
     /// Maximum number of letters, in the order of their records; default 1000.
     #[schema(minimum = 1, maximum = 10000)]
     limit: Option<usize>,
-    /// Changes nothing and reports what would change.
+    /// Changes nothing and reports what would change: `would_replay` and `would_purge`.
     dry_run: bool,
     /// Chooses every letter. Required if no other condition is set, except in a dry run.
     all: bool,
@@ -114,7 +116,7 @@ refusals! {
     /// Refusals of routes that read the dead-letter topics.
     Reading { 429: "Another request is reading them", 503: "Kafka cannot be reached, or reading took too long" }
     /// Refusals of bodies that choose letters.
-    Choice { 400: "Malformed", 422: "No letters chosen, a field is out of range, or too many letters match" }
+    Choice { 400: "Malformed, or with an unknown field", 422: "No letters chosen, a field is out of range, or too many letters match" }
 }
 
 /// List dead letters
@@ -232,7 +234,7 @@ impl Desk {
             return Err(Problem::new(Code::UNSUPPORTED_MEDIA_TYPE, "`Content-Type` must be `application/json`"));
         }
         let body = body::read(request.into_body(), self.limits).await?;
-        let ChangeBody { ids, letters, topic, key, since, error, limit, dry_run, all } = json::parse_object(&body)?;
+        let ChangeBody { ids, letters, topic, key, since, error, limit, dry_run, all } = strict::parse_object(&body)?;
         let filter = Filter { ids, topic, key, since_ms: since_ms(since.as_deref())?, error };
         if filter.is_empty() && !all && !dry_run {
             let detail = "choose letters with `ids`, `topic`, `key`, `since` or `error`, or set `all` to true";

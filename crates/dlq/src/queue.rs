@@ -1,6 +1,9 @@
 //! Operations on dead letters; a process runs one at a time.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use postrider_kafka::{self as kafka, Admin, Broker, Producer, scan::Scanner};
 use serde::Serialize;
@@ -9,7 +12,7 @@ use utoipa::ToSchema;
 
 use super::{
     Error,
-    change::{Change, Report},
+    change::{Change, Outcome, Report},
     filter::{Filter, Letters},
     letter::{Detail, Summary},
     search::{Bounds, Entry, Found, Search},
@@ -121,6 +124,10 @@ impl Queue {
             let places: HashMap<&str, usize> =
                 entries.iter().enumerate().map(|(at, entry)| (entry.id.as_str(), at)).collect();
             report.letters.sort_by_key(|item| places.get(item.id.as_str()).copied());
+            let known: HashSet<&str> = found.entries.iter().map(|entry| entry.id.as_str()).collect();
+            for id in query.filter.ids.iter().filter(|id| !known.contains(id.as_str())) {
+                report.add(id, Outcome::NotFound, None);
+            }
             if !dry_run {
                 let Report { done, skipped, failed, .. } = report;
                 tracing::info!(done, skipped, failed, "dead letters replayed or purged");

@@ -19,6 +19,7 @@ mod route_metrics;
 pub mod serve;
 pub mod shortcut;
 pub mod sse;
+pub mod strict;
 
 pub use activity::Audience;
 pub use code::Code;
