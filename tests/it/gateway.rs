@@ -56,7 +56,9 @@ async fn a_payload_of_any_type_is_stored_minified_but_otherwise_as_written() {
 
 #[tokio::test]
 async fn headers_partition_timestamp_and_binary_parts_reach_the_record() {
-    let (world, app, topic) = gateway().await;
+    let (world, app, _) = gateway().await;
+    let topic = world.topic("for-ever");
+    world.kafka.create_with(&topic, 3, &[("retention.ms", "-1")]).await;
     let body = json!({
         "topic": topic, "key_base64": "AP8=", "payload_base64": "AQID", "partition": 2,
         "headers": {"tenant": "acme", "empty": ""}, "timestamp": 1_700_000_000_123_i64,
@@ -72,6 +74,26 @@ async fn headers_partition_timestamp_and_binary_parts_reach_the_record() {
     assert_eq!(records[0].header("empty"), Some(""));
     assert_eq!(records[0].timestamp_ms, 1_700_000_000_123);
     assert_eq!((records[1].timestamp_ms, &records[1].key), (1_672_574_400_500, &None));
+}
+
+#[tokio::test]
+async fn a_record_that_retention_would_delete_at_once_is_refused() {
+    let (world, app, _) = gateway().await;
+    let topic = world.topic("an-hour");
+    world.kafka.create_with(&topic, 1, &[("retention.ms", "3600000")]).await;
+    let now_ms = postrider_time::clock::now_ms();
+    let body = |ms: i64| json!({"topic": topic, "payload": 1, "timestamp": ms});
+    let old = app.post_json("/produce", &body(now_ms - 3_700_000)).await.problem(422, "invalid_field");
+    let detail = old["detail"].as_str().unwrap();
+    assert!(detail.contains("at most 3600000 ms before now (`retention.ms`"), "{detail}");
+    assert_eq!(old["success"], false);
+    app.post_json("/produce", &body(now_ms / 1_000)).await.problem(422, "invalid_field");
+    let batch =
+        json!({"topic": topic, "records": [{"payload": 1, "timestamp": "2020-01-01T00:00:00Z"}, {"payload": 2}]});
+    let results = app.post_json("/produce", &batch).await.expect(207).json();
+    assert_eq!(results["results"][0]["code"], "invalid_field", "{results}");
+    app.post_json("/produce", &body(now_ms - 3_000_000)).await.expect(200);
+    assert_eq!(world.kafka.read(&topic).await.len(), 2);
 }
 
 #[tokio::test]

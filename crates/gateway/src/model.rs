@@ -1,6 +1,6 @@
 //! Parses and checks records of clients and prepares them for the producer.
 
-use std::{borrow::Cow, collections::BTreeMap, time::Instant};
+use std::{borrow::Cow, collections::BTreeMap, ops::Range, time::Instant};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use postrider_http::{Code, Problem, json};
@@ -68,6 +68,10 @@ pub struct Checked<'a> {
     timestamp_ms: Option<i64>,
 }
 
+/// Timestamps that are taken for seconds: as milliseconds, these are times from 2 January 1970 to
+/// March 1973; as seconds, from 1973 to 5138.
+const SECONDS: Range<i64> = 100_000_000..100_000_000_000;
+
 /// Returns the error of an invalid record: a malformed request, 400 (contracts.md, Gateway).
 fn malformed(detail: impl Into<String>) -> Problem {
     Problem::new(Code::INVALID_REQUEST, detail)
@@ -100,6 +104,10 @@ impl<'a> Record<'a> {
         };
         let timestamp_ms = match self.timestamp {
             None => None,
+            Some(Timestamp::Milliseconds(ms)) if SECONDS.contains(&ms) => {
+                let detail = format!("`timestamp` must be in milliseconds (got {ms}, which looks like seconds)");
+                return Err(Problem::new(Code::INVALID_FIELD, detail));
+            }
             Some(Timestamp::Milliseconds(ms)) if ms >= 0 => Some(ms),
             Some(Timestamp::Milliseconds(_)) => return Err(malformed("`timestamp` must not be before 1970")),
             Some(Timestamp::Rfc3339(text)) => {
@@ -141,17 +149,7 @@ impl Checked<'_> {
             return Err(malformed(format!("`key` is required: topic `{topic}` is compacted")));
         }
         if let Some(ms) = self.timestamp_ms {
-            let ahead_ms = ms - clock::now_ms();
-            let (setting, bound_ms) = match ahead_ms {
-                0.. => ("message.timestamp.after.max.ms", limits.max_after_ms),
-                _ => ("message.timestamp.before.max.ms", limits.max_before_ms),
-            };
-            if ahead_ms.abs() > bound_ms {
-                let detail = format!(
-                    "`timestamp` must be within {bound_ms} ms of now (`{setting}` of topic `{topic}`; got {ms})"
-                );
-                return Err(Problem::new(Code::INVALID_FIELD, detail));
-            }
+            check_timestamp(ms, clock::now_ms(), topic, limits)?;
         }
         // Estimates first, because most records are far below the limit. A header needs up to three
         // bytes for each of its two lengths.
@@ -186,6 +184,24 @@ impl Checked<'_> {
             extra_bytes: 0,
         }
     }
+}
+
+/// Refuses a timestamp that the broker would refuse, or whose record it would soon delete.
+fn check_timestamp(ms: i64, now_ms: i64, topic: &str, limits: &TopicLimits) -> Result<(), Problem> {
+    let ahead_ms = ms - now_ms;
+    let (setting, bound_ms) = match ahead_ms {
+        0.. => ("message.timestamp.after.max.ms", limits.max_after_ms),
+        _ if limits.retention_ms < limits.max_before_ms => ("retention.ms", limits.retention_ms),
+        _ => ("message.timestamp.before.max.ms", limits.max_before_ms),
+    };
+    if ahead_ms.abs() <= bound_ms {
+        return Ok(());
+    }
+    let side = if ahead_ms < 0 { "before" } else { "after" };
+    Err(Problem::new(
+        Code::INVALID_FIELD,
+        format!("`timestamp` must be at most {bound_ms} ms {side} now (`{setting}` of topic `{topic}`; got {ms})"),
+    ))
 }
 
 fn decode(text: &str, field: &str) -> Result<Vec<u8>, Problem> {
@@ -279,6 +295,28 @@ mod tests {
             assert_eq!(problem.code, Code::INVALID_REQUEST, "{body}");
             assert!(problem.detail.contains(word), "{body}: {}", problem.detail);
         }
+    }
+
+    #[test]
+    fn a_timestamp_in_seconds_is_refused_and_says_so() {
+        let problem = check(r#"{"topic":"t","payload":1,"timestamp":1764000000}"#).unwrap_err();
+        assert_eq!(problem.code, Code::INVALID_FIELD);
+        assert!(problem.detail.contains("must be in milliseconds (got 1764000000, which looks like seconds)"));
+        assert!(check(r#"{"topic":"t","payload":1,"timestamp":1764000000000}"#).is_ok());
+    }
+
+    #[test]
+    fn a_timestamp_is_bounded_by_the_broker_and_by_the_retention() {
+        let limits = TopicLimits { max_before_ms: 500, max_after_ms: 100, retention_ms: 300, ..TopicLimits::default() };
+        let detail = |ms, limits| check_timestamp(ms, 1_000, "t", limits).map_err(|problem| problem.detail);
+        assert!(detail(700, &limits).is_ok() && detail(1_100, &limits).is_ok());
+        assert!(detail(699, &limits).unwrap_err().contains("at most 300 ms before now (`retention.ms` of topic `t`"));
+        assert!(
+            detail(1_101, &limits).unwrap_err().contains("at most 100 ms after now (`message.timestamp.after.max.ms`")
+        );
+        let strict = TopicLimits { max_before_ms: 200, ..limits };
+        assert!(detail(799, &strict).unwrap_err().contains("`message.timestamp.before.max.ms`"));
+        assert!(detail(0, &TopicLimits::default()).is_ok());
     }
 
     #[test]

@@ -102,12 +102,21 @@ pub struct TopicLimits {
     /// milliseconds (`message.timestamp.before.max.ms`, `message.timestamp.after.max.ms`).
     pub max_before_ms: i64,
     pub max_after_ms: i64,
+    /// Age from which the topic deletes records (`retention.ms`), by their timestamps.
+    pub retention_ms: i64,
 }
 
 impl Default for TopicLimits {
     /// Returns no limits, for a topic whose settings cannot be read.
     fn default() -> Self {
-        Self { needs_key: false, max_message_bytes: usize::MAX, max_before_ms: i64::MAX, max_after_ms: i64::MAX }
+        let unlimited_ms = i64::MAX;
+        Self {
+            needs_key: false,
+            max_message_bytes: usize::MAX,
+            max_before_ms: unlimited_ms,
+            max_after_ms: unlimited_ms,
+            retention_ms: unlimited_ms,
+        }
     }
 }
 
@@ -119,17 +128,19 @@ impl TopicLimits {
         let [before, after] = ["before", "after"].map(|way| number(&format!("message.timestamp.{way}.max.ms")));
         let uses_broker_time = settings.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime");
         let bound = |found: Option<i64>| if uses_broker_time { i64::MAX } else { found.unwrap_or(both) };
+        let deletes = has_policy(settings, "delete");
         Self {
-            needs_key: is_compacted(settings),
+            needs_key: has_policy(settings, "compact"),
             max_message_bytes: number("max.message.bytes").map_or(usize::MAX, |bytes| bytes as usize),
             max_before_ms: bound(before),
             max_after_ms: bound(after),
+            retention_ms: number("retention.ms").filter(|_| deletes && !uses_broker_time).unwrap_or(i64::MAX),
         }
     }
 }
 
-fn is_compacted(settings: &HashMap<String, String>) -> bool {
-    settings.get("cleanup.policy").is_some_and(|policy| policy.split(',').any(|word| word.trim() == "compact"))
+fn has_policy(settings: &HashMap<String, String>, wanted: &str) -> bool {
+    settings.get("cleanup.policy").is_some_and(|policies| policies.split(',').any(|policy| policy.trim() == wanted))
 }
 
 fn options() -> AdminOptions {
@@ -329,7 +340,7 @@ impl Admin {
 
     /// Returns whether a topic is compacted, so that it keeps only the newest record of each key.
     pub async fn is_compacted(&self, topic: &str) -> Result<bool, TopicError> {
-        Ok(is_compacted(&self.describe(&ResourceSpecifier::Topic(topic)).await?))
+        Ok(has_policy(&self.describe(&ResourceSpecifier::Topic(topic)).await?, "compact"))
     }
 
     /// Returns the limits of a topic. If postrider may not read the topic's settings, returns no
@@ -372,17 +383,24 @@ mod tests {
             ("message.timestamp.type", "CreateTime"),
             ("message.timestamp.before.max.ms", "9223372036854775807"),
             ("message.timestamp.after.max.ms", "3600000"),
+            ("retention.ms", "604800000"),
         ];
         let expected = TopicLimits {
             needs_key: true,
             max_message_bytes: 10_000,
             max_before_ms: i64::MAX,
             max_after_ms: 3_600_000,
+            retention_ms: 604_800_000,
         };
         assert_eq!(limits(&newer), expected);
         let older = limits(&[("cleanup.policy", "delete"), ("message.timestamp.difference.max.ms", "60000")]);
         assert_eq!(older, TopicLimits { max_before_ms: 60_000, max_after_ms: 60_000, ..TopicLimits::default() });
-        let broker_time = [newer[3], newer[4], ("message.timestamp.type", "LogAppendTime")];
+        let only_compacted = limits(&[("cleanup.policy", "compact"), newer[5]]);
+        assert_eq!(only_compacted, TopicLimits { needs_key: true, ..TopicLimits::default() });
+        let unlimited = limits(&[("cleanup.policy", "delete"), ("retention.ms", "-1")]);
+        assert_eq!(unlimited, TopicLimits::default());
+        let deletes = ("cleanup.policy", "delete");
+        let broker_time = [deletes, newer[3], newer[4], newer[5], ("message.timestamp.type", "LogAppendTime")];
         assert_eq!(limits(&broker_time), TopicLimits::default());
         assert_eq!(limits(&[]), TopicLimits::default());
     }
