@@ -16,6 +16,8 @@ pub enum Error {
     NotAPair(String),
     #[error(transparent)]
     Config(#[from] config::Error),
+    #[error("`{}` in {origin} is {invalid}", .invalid.key)]
+    Invalid { origin: String, #[source] invalid: roles::Invalid },
     #[error("cannot start the async runtime: {0}")]
     Runtime(#[source] io::Error),
     #[error(transparent)]

@@ -118,7 +118,7 @@ pub fn main() -> Result<(), Error> {
     let cli = Cli::parse_from(relay::with_two_dashes(std::env::args_os()));
     match cli.command {
         Command::Run { role } => {
-            let settings = move || Ok(load(&cli.sources, role)?.settings);
+            let settings = move || Ok(load_checked(&cli.sources, role)?.settings);
             roles::run(Arc::new(settings)).map_err(Error::Role)
         }
         Command::Relay(relay) => {
@@ -133,7 +133,7 @@ pub fn main() -> Result<(), Error> {
             Ok(())
         }
         Command::Config(ConfigCommand::Check) => {
-            let loaded = load(&cli.sources, None)?;
+            let loaded = load_checked(&cli.sources, None)?;
             println!("valid: {} keys set, role {}", loaded.sources.len(), loaded.settings.role);
             Ok(())
         }
@@ -152,6 +152,18 @@ pub fn main() -> Result<(), Error> {
 
 fn load(sources: &Sources, role: Option<Role>) -> Result<Loaded<Settings>, Error> {
     load_with(sources, role.map(|role| ("role".to_owned(), role.to_string(), "--role")).into_iter().collect())
+}
+
+/// Loads the configuration and checks its rules.
+fn load_checked(sources: &Sources, role: Option<Role>) -> Result<Loaded<Settings>, Error> {
+    let loaded = load(sources, role)?;
+    loaded.settings.check().map_err(|invalid| {
+        // A rule may concern a section; then the first of its keys that is set names the source.
+        let set = loaded.sources.iter().find(|(key, _)| key.starts_with(invalid.key));
+        let origin = set.map_or_else(|| "the defaults".to_owned(), |(_, origin)| origin.clone());
+        Error::Invalid { origin, invalid }
+    })?;
+    Ok(loaded)
 }
 
 /// Loads the configuration. `own` holds a command's own flags as key, value and flag name; they

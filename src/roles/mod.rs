@@ -10,6 +10,7 @@ mod relay;
 mod rotation;
 mod runtime;
 mod settings;
+mod settings_check;
 mod topics;
 
 pub use api::openapi;
@@ -18,3 +19,4 @@ pub use platform::RelayCommand;
 pub use rotation::{Load, LoadError};
 pub use runtime::{run, run_relay};
 pub use settings::{ConsumerPlan, Role, Settings, TopicPlan};
+pub use settings_check::Invalid;

@@ -126,6 +126,19 @@ async fn a_configuration_error_names_the_key_its_source_and_the_nearest_key() {
         ("POSTRIDER_KAFKA__BROKER", "x", vec!["POSTRIDER_KAFKA__BROKER", "`kafka.brokers`"]),
         ("POSTRIDER_HTTP__MAX_BODY_BYTES", "lots", vec!["POSTRIDER_HTTP__MAX_BODY_BYTES", "whole number"]),
         ("POSTRIDER_KV__AUDIT", "maybe", vec!["POSTRIDER_KV__AUDIT", "async, required, off"]),
+        ("POSTRIDER_KV__PARTITIONS", "-1", vec!["POSTRIDER_KV__PARTITIONS", "whole number of 1 or more"]),
+        ("POSTRIDER_HTTP__LISTEN", "abc", vec!["`http.listen` in POSTRIDER_HTTP__LISTEN", "`abc`", "`host:port`"]),
+        ("POSTRIDER_KAFKA__BROKERS", "", vec!["`kafka.brokers` in POSTRIDER_KAFKA__BROKERS", "empty"]),
+        ("POSTRIDER_REDIS__URL", "foo", vec!["`redis.url` in POSTRIDER_REDIS__URL", "redis://"]),
+        ("POSTRIDER_POSTGRES__URL", "foo", vec!["`postgres.url` in POSTRIDER_POSTGRES__URL", "not a Postgres URL"]),
+        ("POSTRIDER_TELEMETRY__OTLP__SAMPLE_RATIO", "5", vec!["SAMPLE_RATIO", "a number between 0 and 1"]),
+        ("POSTRIDER_KAFKA__SASL__MECHANISM", "FOO", vec!["SASL__MECHANISM", "SCRAM-SHA-512, SCRAM-SHA-256, PLAIN"]),
+        ("POSTRIDER_GATEWAY__RELAYS", r#"[{"name":"a"}]"#, vec!["`gateway.relays` in", "relay `a`", "topic"]),
+        (
+            "POSTRIDER_GATEWAY__RELAYS",
+            r#"[{"name":"a","topic":"t","target_url":"http://x"},{"name":"a","topic":"u","target_url":"http://x"}]"#,
+            vec!["`gateway.relays` in POSTRIDER_GATEWAY__RELAYS", "`a` is used twice"],
+        ),
         ("POSTRIDER_CONFIG", "/no/such/file.yaml", vec!["/no/such/file.yaml"]),
     ] {
         for args in [&["config", "check"][..], &["run"]] {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Number of partitions of the topic `comments`; fixed when the topic is created.
+    #[schemars(range(min = 1))]
     pub partitions: i32,
     /// Epoch of the topic. Increase it after replacing the topic; comments stored before are kept.
     pub epoch: u32,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Number of partitions of each dead-letter topic; fixed when the topic is created.
+    #[schemars(range(min = 1))]
     pub partitions: i32,
     /// Serves `/admin/dlq`, where any client that reaches the API port can list, replay and purge
     /// dead letters. `postrider dlq` works either way.

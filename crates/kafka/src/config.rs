@@ -86,6 +86,7 @@ impl SecurityProtocol {
 #[serde(default, deny_unknown_fields)]
 pub struct Sasl {
     /// `SCRAM-SHA-512`, `SCRAM-SHA-256` or `PLAIN`.
+    #[schemars(extend("enum" = ["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"]))]
     pub mechanism: String,
     /// User name that postrider authenticates with.
     pub username: String,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Partitions of the topic `messages`; fixed when the topic is created.
+    #[schemars(range(min = 1))]
     pub partitions: i32,
     /// Raise it after the topic was replaced or its partition count changed; rebuilds the view.
     pub epoch: u32,
@@ -18,6 +19,7 @@ pub struct Config {
     /// none.
     pub audit: AuditMode,
     /// Partitions of the topic `audit`.
+    #[schemars(range(min = 1))]
     pub audit_partitions: i32,
     /// Longest wait for a write to become visible (`Postrider-After`), in milliseconds.
     pub visibility_timeout_ms: u64,

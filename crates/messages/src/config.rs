@@ -12,6 +12,7 @@ use super::presence;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Partitions of the topics `message` and `message-events`; fixed when the topics are created.
+    #[schemars(range(min = 1))]
     pub partitions: i32,
     /// Raise it after the topic was replaced; messages stored before are kept.
     pub epoch: u32,

@@ -96,6 +96,11 @@ pub enum Error {
     Migration(#[from] MigrateError),
 }
 
+/// Checks the settings without connecting.
+pub fn check(config: &Config) -> Result<(), Error> {
+    session_options(config).map(drop)
+}
+
 /// Returns the options of new sessions.
 fn session_options(config: &Config) -> Result<PgConnectOptions, Error> {
     if config.url.is_empty() {

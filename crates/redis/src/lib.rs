@@ -48,6 +48,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Returns whether every URL can be parsed.
+    pub fn is_valid(&self) -> bool {
+        self.urls().all(|url| url.into_connection_info().is_ok())
+    }
+
     fn urls(&self) -> impl Iterator<Item = &str> {
         self.url.expose().split(',').map(str::trim).filter(|url| !url.is_empty())
     }

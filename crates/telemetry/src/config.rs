@@ -40,6 +40,7 @@ pub struct Otlp {
     pub protocol: OtlpProtocol,
     /// Share of new traces that are recorded, 0 to 1. A sampling decision made by the caller is
     /// kept.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub sample_ratio: f64,
     /// Service name of the process in traces.
     pub service_name: String,

@@ -14,6 +14,7 @@ pub struct Config {
     /// Enable presence.
     pub enabled: bool,
     /// Partitions of the topic `presence`; fixed when the topic is created.
+    #[schemars(range(min = 1))]
     pub partitions: i32,
     /// Retention of the topic in milliseconds; applied when the topic is created.
     pub topic_retention_ms: i64,
