@@ -17,7 +17,11 @@ pub enum Error {
     #[error(transparent)]
     Config(#[from] config::Error),
     #[error("`{}` in {origin} is {invalid}", .invalid.key)]
-    Invalid { origin: String, #[source] invalid: roles::Invalid },
+    Invalid {
+        origin: String,
+        #[source]
+        invalid: roles::Invalid,
+    },
     #[error("cannot start the async runtime: {0}")]
     Runtime(#[source] io::Error),
     #[error(transparent)]

@@ -56,11 +56,7 @@ impl Settings {
     }
 }
 
-fn check_addresses(
-    key: &'static str,
-    addresses: &[String],
-    is_valid: impl Fn(&str) -> bool,
-) -> Result<(), Invalid> {
+fn check_addresses(key: &'static str, addresses: &[String], is_valid: impl Fn(&str) -> bool) -> Result<(), Invalid> {
     let problem = match addresses.iter().find(|address| !is_valid(address)) {
         Some(wrong) => Rule::NotAnAddress(wrong.clone()),
         None if addresses.is_empty() => Rule::NoAddress,

@@ -126,7 +126,7 @@ async fn a_configuration_error_names_the_key_its_source_and_the_nearest_key() {
         ("POSTRIDER_KAFKA__BROKER", "x", vec!["POSTRIDER_KAFKA__BROKER", "`kafka.brokers`"]),
         ("POSTRIDER_HTTP__MAX_BODY_BYTES", "lots", vec!["POSTRIDER_HTTP__MAX_BODY_BYTES", "whole number"]),
         ("POSTRIDER_KV__AUDIT", "maybe", vec!["POSTRIDER_KV__AUDIT", "async, required, off"]),
-        ("POSTRIDER_KV__PARTITIONS", "-1", vec!["POSTRIDER_KV__PARTITIONS", "whole number of 1 or more"]),
+        ("POSTRIDER_KV__PARTITIONS", "-1", vec!["POSTRIDER_KV__PARTITIONS", "a whole number between 1 and"]),
         ("POSTRIDER_HTTP__LISTEN", "abc", vec!["`http.listen` in POSTRIDER_HTTP__LISTEN", "`abc`", "`host:port`"]),
         ("POSTRIDER_KAFKA__BROKERS", "", vec!["`kafka.brokers` in POSTRIDER_KAFKA__BROKERS", "empty"]),
         ("POSTRIDER_REDIS__URL", "foo", vec!["`redis.url` in POSTRIDER_REDIS__URL", "redis://"]),

@@ -88,7 +88,7 @@ struct ListParams {
 /// Choice of the letters to change; a letter must meet every condition that is set. Unknown fields
 /// are refused, since a misspelt condition would choose more letters than meant.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 struct ChangeBody {
     /// The ids of the letters.
     ids: Vec<String>,
