@@ -140,7 +140,7 @@ pub enum Error {
     Queue(#[from] postrider_dlq::Error),
     #[error("there is no dead letter `{0}`; see `postrider dlq list`")]
     NoLetter(String),
-    #[error("no dead letter has {0} of these ids; see `postrider dlq list`")]
+    #[error("{0} of these ids have no dead letter; see `postrider dlq list`")]
     NotFound(usize),
     #[error("{failed} letters failed and {remaining} were not reached; these letters are kept")]
     Failed { failed: usize, remaining: usize },

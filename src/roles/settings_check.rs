@@ -36,11 +36,18 @@ pub enum Rule {
 impl Settings {
     /// Returns the first setting that breaks a rule.
     pub fn check(&self) -> Result<(), Invalid> {
-        let listening = [("http.listen", &self.http.listen), ("management.listen", &self.management.listen)];
-        for (key, addresses) in listening {
-            check_addresses(key, addresses, |address| is_address(address, true))?;
+        if self.role.serves_api() && self.http.listen.is_empty() {
+            return Err(Invalid { key: "http.listen", problem: Rule::NoAddress });
         }
-        check_addresses("kafka.brokers", &self.kafka.brokers, is_broker)?;
+        let is_listener = |address: &str| is_address(address, true);
+        check_addresses("http.listen", &self.http.listen, is_listener)?;
+        check_addresses("management.listen", &self.management.listen, is_listener)?;
+        let brokers = &self.kafka.brokers;
+        let overridden = ["bootstrap.servers", "metadata.broker.list"];
+        if brokers.is_empty() && !overridden.iter().any(|name| self.kafka.properties.contains_key(*name)) {
+            return Err(Invalid { key: "kafka.brokers", problem: Rule::NoAddress });
+        }
+        check_addresses("kafka.brokers", brokers, is_broker)?;
         if !self.redis.is_valid() {
             return Err(Invalid { key: "redis.url", problem: Rule::NotARedisUrl });
         }
@@ -51,18 +58,19 @@ impl Settings {
                 Invalid { key, problem: error.into() }
             })?;
         }
-        let relays = relay::check_settings(&self.gateway.relays);
-        relays.map_err(|error| Invalid { key: "gateway.relays", problem: error.into() })
+        if self.role.relays() {
+            let relays = relay::check_settings(&self.gateway.relays);
+            relays.map_err(|error| Invalid { key: "gateway.relays", problem: error.into() })?;
+        }
+        Ok(())
     }
 }
 
 fn check_addresses(key: &'static str, addresses: &[String], is_valid: impl Fn(&str) -> bool) -> Result<(), Invalid> {
-    let problem = match addresses.iter().find(|address| !is_valid(address)) {
-        Some(wrong) => Rule::NotAnAddress(wrong.clone()),
-        None if addresses.is_empty() => Rule::NoAddress,
-        None => return Ok(()),
-    };
-    Err(Invalid { key, problem })
+    match addresses.iter().find(|address| !is_valid(address)) {
+        Some(wrong) => Err(Invalid { key, problem: Rule::NotAnAddress(wrong.clone()) }),
+        None => Ok(()),
+    }
 }
 
 /// Returns whether a text is `host:port`, or `:port` where the host may be left out.
@@ -72,9 +80,15 @@ fn is_address(text: &str, may_omit_host: bool) -> bool {
     is_host && port.parse::<u16>().is_ok()
 }
 
-/// Returns whether a text is `host:port` or `PROTOCOL://host:port`, as the Kafka library reads it.
+/// Returns whether a text can name a broker: `host:port`, as documented, or what the Kafka library
+/// also reads: without a port, after `PROTOCOL://`, or several brokers between commas.
 fn is_broker(text: &str) -> bool {
-    is_address(text.split_once("://").map_or(text, |(_, address)| address), false)
+    text.split(',').all(|one| {
+        let one = one.split_once("://").map_or(one, |(_, address)| address).trim();
+        let is_host = !one.is_empty() && !one.starts_with(':') && !one.contains(char::is_whitespace);
+        let port = if one.ends_with(']') { None } else { one.rsplit_once(':').map(|(_, port)| port) };
+        is_host && port.is_none_or(|port| port.parse::<u16>().is_ok())
+    })
 }
 
 #[cfg(test)]
@@ -98,8 +112,23 @@ mod tests {
         for address in ["abc", "", "a:b", "a:70000", "a b:1", "8080"] {
             assert!(!is_address(address, true), "{address}");
         }
-        assert!(is_broker("kafka:9092") && is_broker("SASL_SSL://kafka:9092"));
-        assert!(!is_broker("kafka") && !is_broker(":9092"));
+        for broker in ["kafka:9092", "SASL_SSL://kafka:9092", "kafka", "[::1]", "[::1]:9092", "a:1,b"] {
+            assert!(is_broker(broker), "{broker}");
+        }
+        for broker in [":9092", "", "a b", "kafka:x", "a:1,,b:2"] {
+            assert!(!is_broker(broker), "{broker}");
+        }
+    }
+
+    #[test]
+    fn settings_that_a_role_does_not_use_are_not_refused() {
+        let mut settings = Settings { role: crate::roles::Role::Processor, ..Settings::default() };
+        settings.http.listen.clear();
+        settings.management.listen.clear();
+        settings.gateway.relays = vec![postrider_gateway::relay::Config::default()];
+        settings.kafka.brokers.clear();
+        settings.kafka.properties = [("bootstrap.servers".to_owned(), "kafka".to_owned())].into_iter().collect();
+        assert_eq!(checked(&settings), "valid");
     }
 
     #[test]

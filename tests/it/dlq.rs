@@ -248,7 +248,7 @@ async fn a_dry_run_reports_what_would_happen_and_changes_nothing() {
         );
         let unknown = post.dlq(&[word, "--dry-run", "nope"]).await;
         assert!(!unknown.ok && unknown.out.contains("not_found     nope"), "{}", unknown.out);
-        assert!(unknown.err.contains("no dead letter has 1 of these ids"), "{}", unknown.err);
+        assert!(unknown.err.contains("1 of these ids have no dead letter"), "{}", unknown.err);
         let refused = post.dlq(&[word]).await;
         assert!(!refused.ok && refused.err.contains("--yes"), "without a filter, `--yes` is required: {}", refused.err);
     }

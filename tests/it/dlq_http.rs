@@ -35,6 +35,7 @@ async fn operators_list_show_replay_and_purge_over_http() {
     let detail = misspelt.problem(400, "invalid_request")["detail"].to_string();
     assert!(detail.contains("unknown field `dryRun`; did you mean `dry_run`?"), "{detail}");
     app.post_json("/admin/dlq/replay", &json!({"all": true, "topik": "x"})).await.problem(400, "invalid_request");
+    app.post_json("/admin/dlq/purge?dry_run=true", &json!({"all": true})).await.problem(400, "invalid_request");
     app.get("/admin/dlq?topik=orders").await.problem(400, "invalid_request");
     assert_eq!(app.get("/admin/dlq").await.expect(200).json()["matched"], 2, "a refused request changed something");
     let form = [("content-type", "text/plain")];

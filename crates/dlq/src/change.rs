@@ -42,9 +42,9 @@ pub struct Report {
     /// Number of matched letters that were not processed: over the limit, or after a failure. Call
     /// again for the rest.
     pub remaining: usize,
-    /// Number of requested ids that no letter has.
+    /// Number of requested ids without a letter that meets the other conditions.
     pub not_found: usize,
-    /// The processed letters, in the order of their records; then the ids that no letter has.
+    /// The processed letters, in the order of their records; then the ids without a letter.
     pub letters: Vec<Item>,
 }
 
@@ -74,7 +74,7 @@ pub enum Outcome {
     Incomplete,
     /// Failed; the letter is still stored.
     Failed,
-    /// No letter has this id.
+    /// There is no letter with this id that meets the other conditions.
     NotFound,
 }
 

@@ -131,7 +131,7 @@ refusals! {
     params(ListParams),
     responses(
         (status = 200, description = "The matching letters", body = Listing),
-        (status = 400, description = "A parameter is malformed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 400, description = "A parameter is malformed or unknown", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "A parameter is out of range", body = ProblemBody, content_type = "application/problem+json"),
         Reading,
     ),
@@ -232,6 +232,10 @@ impl Desk {
         let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
         if !essence.eq_ignore_ascii_case("application/json") {
             return Err(Problem::new(Code::UNSUPPORTED_MEDIA_TYPE, "`Content-Type` must be `application/json`"));
+        }
+        if request.uri().query().is_some_and(|query| !query.is_empty()) {
+            let detail = "this route takes no parameters; send the conditions and `dry_run` in the body";
+            return Err(Problem::new(Code::INVALID_REQUEST, detail));
         }
         let body = body::read(request.into_body(), self.limits).await?;
         let ChangeBody { ids, letters, topic, key, since, error, limit, dry_run, all } = strict::parse_object(&body)?;

@@ -1,7 +1,7 @@
 //! Operations on dead letters; a process runs one at a time.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -124,8 +124,9 @@ impl Queue {
             let places: HashMap<&str, usize> =
                 entries.iter().enumerate().map(|(at, entry)| (entry.id.as_str(), at)).collect();
             report.letters.sort_by_key(|item| places.get(item.id.as_str()).copied());
-            let known: HashSet<&str> = found.entries.iter().map(|entry| entry.id.as_str()).collect();
-            for id in query.filter.ids.iter().filter(|id| !known.contains(id.as_str())) {
+            let known: BTreeSet<&str> = found.entries.iter().map(|entry| entry.id.as_str()).collect();
+            let wanted: BTreeSet<&str> = query.filter.ids.iter().map(String::as_str).collect();
+            for id in wanted.difference(&known) {
                 report.add(id, Outcome::NotFound, None);
             }
             if !dry_run {

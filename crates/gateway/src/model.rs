@@ -105,7 +105,9 @@ impl<'a> Record<'a> {
         let timestamp_ms = match self.timestamp {
             None => None,
             Some(Timestamp::Milliseconds(ms)) if SECONDS.contains(&ms) => {
-                let detail = format!("`timestamp` must be in milliseconds (got {ms}, which looks like seconds)");
+                let detail = format!(
+                    "`timestamp` must be in milliseconds (got {ms}, which looks like seconds); write a time before 1973 as RFC 3339"
+                );
                 return Err(Problem::new(Code::INVALID_FIELD, detail));
             }
             Some(Timestamp::Milliseconds(ms)) if ms >= 0 => Some(ms),
@@ -302,6 +304,16 @@ mod tests {
         let problem = check(r#"{"topic":"t","payload":1,"timestamp":1764000000}"#).unwrap_err();
         assert_eq!(problem.code, Code::INVALID_FIELD);
         assert!(problem.detail.contains("must be in milliseconds (got 1764000000, which looks like seconds)"));
+        for (timestamp, is_valid) in [
+            ("99999999", true),
+            ("100000000", false),
+            ("99999999999", false),
+            ("100000000000", true),
+            (r#""1971-01-01T00:00:00Z""#, true),
+        ] {
+            let body = format!(r#"{{"topic":"t","payload":1,"timestamp":{timestamp}}}"#);
+            assert_eq!(check(&body).is_ok(), is_valid, "{timestamp}");
+        }
         assert!(check(r#"{"topic":"t","payload":1,"timestamp":1764000000000}"#).is_ok());
     }
 

@@ -11,6 +11,8 @@ use serde::{
 
 use super::{code::Code, json, problem::Problem};
 
+/// Maximum number of unknown fields that an error names.
+const MAX_NAMED: usize = 3;
 /// Similarity (Jaro-Winkler) from which a field counts as misspelt.
 const SIMILAR: f64 = 0.8;
 
@@ -19,6 +21,7 @@ const SIMILAR: f64 = 0.8;
 pub fn parse_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     let sent: BTreeMap<Cow<'a, str>, IgnoredAny> = json::parse_object(body)?;
     let known = fields::<T>();
+    debug_assert!(!known.is_empty(), "only structs without flattened fields can be parsed");
     let unknown: Vec<&str> = sent.keys().map(|field| &**field).filter(|field| !known.contains(field)).collect();
     match unknown.is_empty() {
         true => json::parse_object(body),
@@ -27,7 +30,7 @@ pub fn parse_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem
 }
 
 fn refusal(unknown: &[&str], known: &[&str]) -> String {
-    let refused = unknown.iter().map(|field| match nearest(field, known) {
+    let refused = unknown.iter().take(MAX_NAMED).map(|field| match nearest(field, known) {
         Some(meant) => format!("unknown field `{field}`; did you mean `{meant}`?"),
         None => format!("unknown field `{field}`; the fields are {}", quoted(known)),
     });

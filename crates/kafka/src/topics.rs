@@ -102,7 +102,7 @@ pub struct TopicLimits {
     /// milliseconds (`message.timestamp.before.max.ms`, `message.timestamp.after.max.ms`).
     pub max_before_ms: i64,
     pub max_after_ms: i64,
-    /// Age from which the topic deletes records (`retention.ms`), by their timestamps.
+    /// Age from which the topic may delete records (`retention.ms`), by their timestamps.
     pub retention_ms: i64,
 }
 
@@ -134,7 +134,9 @@ impl TopicLimits {
             max_message_bytes: number("max.message.bytes").map_or(usize::MAX, |bytes| bytes as usize),
             max_before_ms: bound(before),
             max_after_ms: bound(after),
-            retention_ms: number("retention.ms").filter(|_| deletes && !uses_broker_time).unwrap_or(i64::MAX),
+            retention_ms: number("retention.ms")
+                .filter(|&ms| ms > 0 && deletes && !uses_broker_time)
+                .unwrap_or(i64::MAX),
         }
     }
 }

@@ -25,7 +25,7 @@ use uuid::Uuid;
 use super::{
     is_connected,
     keys::{Bucket, Keys},
-    script::{Calls, Outcome, Scripts},
+    script::{Calls, Missed, Outcome, Scripts},
 };
 
 /// Maximum number of unsent changes in memory. Further changes are only in Redis, until a process
@@ -88,10 +88,18 @@ impl Change {
 }
 
 impl Outcome {
-    /// Returns the change of a receiver that its update has made, if any.
-    pub fn change_of(&self, receiver: Arc<str>) -> Option<Change> {
-        let Self { version, at_ms, connections, .. } = *self;
-        Some(Change { receiver, connected: self.change?, connections, at_ms, version })
+    /// Returns the changes of a receiver to announce after its update at `now_ms`: one that was
+    /// missed earlier, and the one that the update has made.
+    pub fn changes(&self, receiver: &Arc<str>, connections: i64, now_ms: i64) -> impl Iterator<Item = Change> + use<> {
+        let missed = self.missed.map(|missed| {
+            let Missed { connected, version, at_ms, connections } = missed;
+            Change { receiver: receiver.clone(), connected, connections, at_ms, version }
+        });
+        let made = self.change.map(|connected| {
+            let (receiver, connections) = (receiver.clone(), connections.max(0));
+            Change { receiver, connected, connections, at_ms: now_ms, version: self.version }
+        });
+        missed.into_iter().chain(made)
     }
 }
 

@@ -199,10 +199,7 @@ mod tests {
     fn told(local: &LocalConnections, now: Instant) -> Vec<(String, i64)> {
         let updates = local.take(100, now, |_| true);
         let known = Some(Known { version: 7, since_ms: 3 });
-        local.confirm(
-            &updates,
-            &vec![Outcome { version: 7, known, change: None, at_ms: 0, connections: 0 }; updates.len()],
-        );
+        local.confirm(&updates, &vec![Outcome { version: 7, known, change: None, missed: None }; updates.len()]);
         let mut told: Vec<_> = updates.iter().map(|one| (one.receiver.to_string(), one.connections)).collect();
         told.sort();
         told
@@ -269,7 +266,7 @@ mod tests {
                     local.put_back(updates);
                 } else {
                     let known = Some(Known { version: 1, since_ms: 1 });
-                    local.confirm(&updates, &vec![Outcome { version: 7, known, change: None, at_ms: 0, connections: 0 }; updates.len()]);
+                    local.confirm(&updates, &vec![Outcome { version: 7, known, change: None, missed: None }; updates.len()]);
                 }
                 (more, redis.clone())
             };

@@ -222,10 +222,12 @@ async fn write_chunk(
     let doubt_ms = shared.config.whole_lease_ms();
     let max_remembered = shared.config.max_remembered_of_a_bucket();
     let speaker = Speaker { process, marker: &text, remember_s, seen_ms: 0, doubt_ms, max_remembered };
-    let outcomes = calls.update(bucket, speaker, updates).await?.ok_or(Trouble::Lost)?;
+    let (now_ms, outcomes) = calls.update(bucket, speaker, updates).await?.ok_or(Trouble::Lost)?;
     *marker = Marker { written: marker.written + 1, ..Marker::default() };
     shared.local.confirm(updates, &outcomes);
     let changes = updates.iter().zip(&outcomes);
-    shared.announcer.add(changes.filter_map(|(update, outcome)| outcome.change_of(update.receiver.clone())));
+    shared
+        .announcer
+        .add(changes.flat_map(|(update, outcome)| outcome.changes(&update.receiver, update.connections, now_ms)));
     Ok(())
 }

@@ -42,13 +42,14 @@ redis.call('HSETNX', KEYS[1], 'born', now)
 ///   maximum number of stored disconnected receivers in the bucket, or 0 for unlimited; then for
 ///   each receiver: name, connections or -1 if it disconnected, and the version and time at which
 ///   this process knows it to be connected, or 0 and 0.
-/// - Returns nothing if the marker differs. Otherwise now and, for each receiver: version; time since which
-///   it is connected, or 0; a change: 1 or 2 if it has become connected or disconnected, 3 if its
-///   state is unknown; and the time and the number of connections of the change.
+/// - Returns nothing if the marker differs. Otherwise now and, for each receiver: version; time
+///   since which it is connected, or 0; a change: 1 or 2 if it has just become connected or
+///   disconnected, 3 if its state is unknown; and a missed change (0 if none) with its version,
+///   time and connections.
 ///
-/// A change whose version the process does not know, and whose event is still due, is returned
-/// again. The process may have made it without receiving the answer, and would otherwise leave the
-/// event to Redis alone, which may lose it.
+/// A missed change is one that Redis has, that this process may have made without receiving the
+/// answer, and whose event is still due. It is returned so that the event is not left to Redis
+/// alone, which may lose it.
 ///
 /// While the bucket may have lost data, a receiver that this process knows nothing of becomes
 /// connected with version 0 and without an event, because another process may know that its event
@@ -98,6 +99,16 @@ for i = 5, #KEYS do
   local is = redis.call('HMGET', key, 'state', 'version', 'since', 'seen', field)
   local state, seen, change = 'connected', tonumber(is[4] or 0), 0
   local known = not is[1] or is[1] == 'connected' or is[1] == 'disconnected'
+  local missed = {0, 0, 0, 0}
+  local held = is[2] or '0'
+  if known and tonumber(held) > version and (is[5] or count < 0 or version > 0) then
+    local due = redis.call('HGET', KEYS[3], held .. ' ' .. name) or redis.call('HGET', KEYS[3], ' ' .. name)
+    local due_version, due_state, due_at, due_count = string.match(due or '', '^(%d+) (%a+) (%d+) (%d+)')
+    local change_of = ({connected = 1, disconnected = 2})[due_state or '']
+    if due_version == held and change_of then
+      missed = {change_of, tonumber(held), tonumber(due_at), tonumber(due_count)}
+    end
+  end
   if not known then
     version, since, change = 0, 0, 3
   elseif is[1] and tonumber(is[2]) >= version then
@@ -147,20 +158,10 @@ for i = 5, #KEYS do
     local place = redis.call('HLEN', KEYS[3]) < 10000 and string.format('%d', version) or ''
     redis.call('HSET', KEYS[3], place .. ' ' .. name, due)
   end
-  local changed_at, connections = now, math.max(count, 0)
-  if change == 0 and version > tonumber(ARGV[at + 2]) then
-    local number = string.format('%d', version)
-    local due = redis.call('HGET', KEYS[3], number .. ' ' .. name) or redis.call('HGET', KEYS[3], ' ' .. name)
-    local due_version, due_state, due_at, due_count = string.match(due or '', '^(%d+) (%a+) (%d+) (%d+)')
-    if due_version == number and (due_state == 'connected' or due_state == 'disconnected') then
-      change, changed_at, connections = due_state == 'connected' and 1 or 2, tonumber(due_at), tonumber(due_count)
-    end
-  end
   found[#found + 1] = version
   found[#found + 1] = state == 'connected' and since or 0
   found[#found + 1] = change
-  found[#found + 1] = changed_at
-  found[#found + 1] = connections
+  for part = 1, 4 do found[#found + 1] = missed[part] end
 end
 for day, change in pairs(counts) do
   if change ~= 0 then redis.call('HINCRBY', KEYS[4], day, change) end
@@ -325,11 +326,19 @@ pub struct Outcome {
     pub version: i64,
     /// State while connected, unless another process may know a newer one.
     pub known: Option<Known>,
-    /// `true` if the receiver has become connected, `false` if it has become disconnected.
+    /// `true` if the receiver has just become connected, `false` if it has just become
+    /// disconnected.
     pub change: Option<bool>,
-    /// Time of the change, in milliseconds since the Unix epoch.
+    pub missed: Option<Missed>,
+}
+
+/// An earlier change whose answer this process may have missed, and whose event is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missed {
+    pub connected: bool,
+    pub version: i64,
+    /// Milliseconds since the Unix epoch.
     pub at_ms: i64,
-    /// Connections at the change of the process that made it.
     pub connections: i64,
 }
 
@@ -350,13 +359,13 @@ pub struct Calls<'a> {
 }
 
 impl Calls<'_> {
-    /// Returns `None` if the marker differs, otherwise one outcome per update.
+    /// Returns `None` if the marker differs, otherwise the time and one outcome per update.
     pub async fn update<R: AsRef<str>>(
         &mut self,
         bucket: Bucket,
         speaker: Speaker<'_>,
         updates: &[Update<R>],
-    ) -> Result<Option<Vec<Outcome>>, RedisError> {
+    ) -> Result<Option<(i64, Vec<Outcome>)>, RedisError> {
         let mut call = self.scripts.update.key(self.keys.head(bucket));
         call.key(self.keys.own(bucket, speaker.process)).key(self.keys.due(bucket)).key(self.keys.gone(bucket));
         call.arg(speaker.process).arg(speaker.marker);
@@ -368,7 +377,7 @@ impl Calls<'_> {
             call.arg(name).arg(update.connections).arg(known.version).arg(known.since_ms);
         }
         let found: Vec<i64> = call.invoke_async(&mut self.redis).await?;
-        Ok(found.split_first().map(|(_, rest)| rest.chunks_exact(5).map(outcome).collect()))
+        Ok(found.split_first().map(|(now, rest)| (*now, rest.chunks_exact(7).map(outcome).collect())))
     }
 
     /// Returns the marker of a process, which should be one of two expected ones.
@@ -467,5 +476,11 @@ fn outcome(numbers: &[i64]) -> Outcome {
             None
         }
     };
-    Outcome { version, known, change, at_ms: numbers[3], connections: numbers[4] }
+    let missed = (numbers[3] != 0).then_some(Missed {
+        connected: numbers[3] == 1,
+        version: numbers[4],
+        at_ms: numbers[5],
+        connections: numbers[6],
+    });
+    Outcome { version, known, change, missed }
 }

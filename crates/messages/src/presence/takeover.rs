@@ -179,9 +179,13 @@ async fn end_bucket(
         let updates: Vec<_> = names.map(|receiver| Update { receiver, connections: -1, known: None }).collect();
         for chunk in updates.chunks(CHUNK) {
             // `None` if another process has finished the takeover.
-            let Some(outcomes) = calls.update(bucket, speaker, chunk).await? else { return Ok(ended) };
+            let Some((now_ms, outcomes)) = calls.update(bucket, speaker, chunk).await? else { return Ok(ended) };
             let changes = chunk.iter().zip(outcomes);
-            shared.announcer.add(changes.filter_map(|(update, outcome)| outcome.change_of(update.receiver.into())));
+            shared
+                .announcer
+                .add(changes.flat_map(|(update, outcome)| {
+                    outcome.changes(&update.receiver.into(), update.connections, now_ms)
+                }));
             ended += chunk.len();
         }
         if next == "0" {
