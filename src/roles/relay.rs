@@ -55,12 +55,6 @@ pub(super) fn start(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), C
     Ok(())
 }
 
-/// Returns the problem in the settings that would keep the configured routes from starting.
-pub(super) fn check_settings(relays: &[Config]) -> Result<(), CheckError> {
-    check_names(relays)?;
-    Ok(relays.iter().try_for_each(Config::check)?)
-}
-
 fn check_names(relays: &[Config]) -> Result<(), CheckError> {
     let (mut names, mut groups) = (HashSet::new(), HashSet::new());
     for config in relays {

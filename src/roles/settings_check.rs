@@ -59,7 +59,7 @@ impl Settings {
             })?;
         }
         if self.role.relays() {
-            let relays = relay::check_settings(&self.gateway.relays);
+            let relays = relay::check(&self.gateway.relays);
             relays.map_err(|error| Invalid { key: "gateway.relays", problem: error.into() })?;
         }
         Ok(())

@@ -136,6 +136,11 @@ async fn a_configuration_error_names_the_key_its_source_and_the_nearest_key() {
         ("POSTRIDER_GATEWAY__RELAYS", r#"[{"name":"a"}]"#, vec!["`gateway.relays` in", "relay `a`", "topic"]),
         (
             "POSTRIDER_GATEWAY__RELAYS",
+            r#"[{"name":"a","topic":"t","target_url":"notaurl"}]"#,
+            vec!["`gateway.relays` in", "relay `a`", "`target_url`"],
+        ),
+        (
+            "POSTRIDER_GATEWAY__RELAYS",
             r#"[{"name":"a","topic":"t","target_url":"http://x"},{"name":"a","topic":"u","target_url":"http://x"}]"#,
             vec!["`gateway.relays` in POSTRIDER_GATEWAY__RELAYS", "`a` is used twice"],
         ),

@@ -189,11 +189,9 @@ fn description(node: &Value) -> Option<String> {
     node.get("description").and_then(Value::as_str).map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-/// Returns the known key most similar to the given one, if it is similar enough for a typo.
-pub(super) fn nearest<'a>(keys: &'a [Key], wanted: &str) -> Option<&'a str> {
-    let (best, score) = keys
-        .iter()
-        .map(|key| (key.path.as_str(), strsim::jaro_winkler(&key.path, wanted)))
-        .max_by(|a, b| a.1.total_cmp(&b.1))?;
+/// Returns the known name most similar to the given one, if it is similar enough for a typo.
+pub fn nearest<'a>(known: impl IntoIterator<Item = &'a str>, wanted: &str) -> Option<&'a str> {
+    let scores = known.into_iter().map(|name| (name, strsim::jaro_winkler(name, wanted)));
+    let (best, score) = scores.max_by(|a, b| a.1.total_cmp(&b.1))?;
     (score > 0.8).then_some(best)
 }

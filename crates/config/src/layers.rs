@@ -200,7 +200,7 @@ impl Layers<'_> {
     }
 
     fn unknown(&self, path: &str, origin: &str) -> Error {
-        let nearest = nearest(self.keys, path).map(str::to_owned);
+        let nearest = nearest(self.keys.iter().map(|key| key.path.as_str()), path).map(str::to_owned);
         Error::UnknownKey { key: path.to_owned(), origin: origin.to_owned(), nearest }
     }
 }
@@ -321,7 +321,7 @@ fn check_section(key: &Key, at: usize, section: &Value) -> Result<(), ValueError
     let Value::Object(values) = section else { return Err(ValueError::EntryIsNoSection { entry }) };
     for (name, value) in values {
         let Some(item) = key.items.iter().find(|item| item.path == *name) else {
-            let nearest = nearest(&key.items, name).map(str::to_owned);
+            let nearest = nearest(key.items.iter().map(|item| item.path.as_str()), name).map(str::to_owned);
             return Err(ValueError::UnknownKey { entry, key: name.clone(), nearest });
         };
         let in_entry = |problem| ValueError::InEntry { entry, key: name.clone(), problem: Box::new(problem) };

@@ -11,7 +11,7 @@ mod secret;
 pub mod trial;
 mod url;
 
-pub use keys::{Key, Kind, known_keys};
+pub use keys::{Key, Kind, known_keys, nearest};
 pub use layers::{Loaded, Overrides, ValueError, load};
 pub use render::{markdown_table, schema, show};
 pub use secret::{Properties, Secret, Secrets, is_telling};

@@ -13,8 +13,6 @@ use super::{code::Code, json, problem::Problem};
 
 /// Maximum number of unknown fields that an error names.
 const MAX_NAMED: usize = 3;
-/// Similarity (Jaro-Winkler) from which a field counts as misspelt.
-const SIMILAR: f64 = 0.8;
 
 /// Like [`json::parse_object`], but refuses fields that `T` does not have, and suggests the one that
 /// may be meant. `T` should have `#[serde(deny_unknown_fields)]`, for the API description.
@@ -30,24 +28,16 @@ pub fn parse_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem
 }
 
 fn refusal(unknown: &[&str], known: &[&str]) -> String {
-    let refused = unknown.iter().take(MAX_NAMED).map(|field| match nearest(field, known) {
-        Some(meant) => format!("unknown field `{field}`; did you mean `{meant}`?"),
-        None => format!("unknown field `{field}`; the fields are {}", quoted(known)),
-    });
+    let refused =
+        unknown.iter().take(MAX_NAMED).map(|field| match postrider_config::nearest(known.iter().copied(), field) {
+            Some(meant) => format!("unknown field `{field}`; did you mean `{meant}`?"),
+            None => format!("unknown field `{field}`; the fields are {}", quoted(known)),
+        });
     refused.collect::<Vec<_>>().join(" ")
 }
 
 fn quoted(fields: &[&str]) -> String {
     fields.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(", ")
-}
-
-/// Returns the known field that may be meant by another one.
-fn nearest<'a>(field: &str, known: &[&'a str]) -> Option<&'a str> {
-    let plain = |text: &str| text.replace(['_', '-'], "").to_lowercase();
-    let field = plain(field);
-    let score = |known: &str| strsim::jaro_winkler(&plain(known), &field);
-    let best = known.iter().map(|known| (*known, score(known))).max_by(|a, b| a.1.total_cmp(&b.1));
-    best.filter(|(_, score)| *score > SIMILAR).map(|(known, _)| known)
 }
 
 /// Returns the names of the fields of a struct; nothing for other types.

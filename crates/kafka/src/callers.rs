@@ -17,7 +17,7 @@ use super::{
     config::BATCH_BYTES,
     outgoing::{Outgoing, Purpose, Receipt, SendError},
     producer::Producer,
-    topics::TopicLimits,
+    topic_limits::TopicLimits,
 };
 
 /// Producers of callers' records. Cheap to clone; all clones share the clients.

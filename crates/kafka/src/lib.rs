@@ -24,6 +24,7 @@ mod record_size;
 pub mod replication;
 pub mod scan;
 mod stats;
+mod topic_limits;
 pub mod topics;
 mod trial;
 
@@ -36,7 +37,8 @@ pub use partitioner::partition_of;
 pub use position::{PartitionId, Position};
 pub use producer::Producer;
 pub use record_size::batch_bytes;
-pub use topics::{Admin, TopicError, TopicLimits, TopicSpec, TopicsReady};
+pub use topic_limits::TopicLimits;
+pub use topics::{Admin, TopicError, TopicSpec, TopicsReady};
 pub use trial::try_out;
 
 use rdkafka::error::KafkaError;

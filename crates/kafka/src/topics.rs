@@ -16,7 +16,10 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
 };
 
-use super::{Config, broker::Broker, client_watchdog::count_replacement, replication::Replication};
+use super::{
+    Config, broker::Broker, client_watchdog::count_replacement, replication::Replication, topic_limits,
+    topic_limits::TopicLimits,
+};
 
 /// Time that brokers have to answer an admin request. A busy machine stands still for seconds now and then.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -89,60 +92,6 @@ impl TopicsReady {
     pub fn get(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
-}
-
-/// Limits that the broker applies to the records of a topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TopicLimits {
-    /// True if each record needs a key because the topic is compacted.
-    pub needs_key: bool,
-    /// Largest batch in bytes (`max.message.bytes`).
-    pub max_message_bytes: usize,
-    /// Maximum distance of a record's timestamp before and after the broker's clock, in
-    /// milliseconds (`message.timestamp.before.max.ms`, `message.timestamp.after.max.ms`).
-    pub max_before_ms: i64,
-    pub max_after_ms: i64,
-    /// Age from which the topic may delete records (`retention.ms`), by their timestamps.
-    pub retention_ms: i64,
-}
-
-impl Default for TopicLimits {
-    /// Returns no limits, for a topic whose settings cannot be read.
-    fn default() -> Self {
-        let unlimited_ms = i64::MAX;
-        Self {
-            needs_key: false,
-            max_message_bytes: usize::MAX,
-            max_before_ms: unlimited_ms,
-            max_after_ms: unlimited_ms,
-            retention_ms: unlimited_ms,
-        }
-    }
-}
-
-impl TopicLimits {
-    fn read(settings: &HashMap<String, String>) -> Self {
-        let number = |name: &str| settings.get(name).and_then(|value| value.parse::<i64>().ok()).filter(|&n| n >= 0);
-        // Brokers before 3.6 have one setting for both directions.
-        let both = number("message.timestamp.difference.max.ms").unwrap_or(i64::MAX);
-        let [before, after] = ["before", "after"].map(|way| number(&format!("message.timestamp.{way}.max.ms")));
-        let uses_broker_time = settings.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime");
-        let bound = |found: Option<i64>| if uses_broker_time { i64::MAX } else { found.unwrap_or(both) };
-        let deletes = has_policy(settings, "delete");
-        Self {
-            needs_key: has_policy(settings, "compact"),
-            max_message_bytes: number("max.message.bytes").map_or(usize::MAX, |bytes| bytes as usize),
-            max_before_ms: bound(before),
-            max_after_ms: bound(after),
-            retention_ms: number("retention.ms")
-                .filter(|&ms| ms > 0 && deletes && !uses_broker_time)
-                .unwrap_or(i64::MAX),
-        }
-    }
-}
-
-fn has_policy(settings: &HashMap<String, String>, wanted: &str) -> bool {
-    settings.get("cleanup.policy").is_some_and(|policies| policies.split(',').any(|policy| policy.trim() == wanted))
 }
 
 fn options() -> AdminOptions {
@@ -342,7 +291,7 @@ impl Admin {
 
     /// Returns whether a topic is compacted, so that it keeps only the newest record of each key.
     pub async fn is_compacted(&self, topic: &str) -> Result<bool, TopicError> {
-        Ok(has_policy(&self.describe(&ResourceSpecifier::Topic(topic)).await?, "compact"))
+        Ok(topic_limits::has_policy(&self.describe(&ResourceSpecifier::Topic(topic)).await?, "compact"))
     }
 
     /// Returns the limits of a topic. If postrider may not read the topic's settings, returns no
@@ -366,44 +315,5 @@ impl Admin {
             settings.extend(resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))));
         }
         Ok(settings)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn limits(settings: &[(&str, &str)]) -> TopicLimits {
-        TopicLimits::read(&settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
-    }
-
-    #[test]
-    fn limits_are_read_from_the_settings_of_newer_and_older_brokers() {
-        let newer = [
-            ("cleanup.policy", "compact,delete"),
-            ("max.message.bytes", "10000"),
-            ("message.timestamp.type", "CreateTime"),
-            ("message.timestamp.before.max.ms", "9223372036854775807"),
-            ("message.timestamp.after.max.ms", "3600000"),
-            ("retention.ms", "604800000"),
-        ];
-        let expected = TopicLimits {
-            needs_key: true,
-            max_message_bytes: 10_000,
-            max_before_ms: i64::MAX,
-            max_after_ms: 3_600_000,
-            retention_ms: 604_800_000,
-        };
-        assert_eq!(limits(&newer), expected);
-        let older = limits(&[("cleanup.policy", "delete"), ("message.timestamp.difference.max.ms", "60000")]);
-        assert_eq!(older, TopicLimits { max_before_ms: 60_000, max_after_ms: 60_000, ..TopicLimits::default() });
-        let only_compacted = limits(&[("cleanup.policy", "compact"), newer[5]]);
-        assert_eq!(only_compacted, TopicLimits { needs_key: true, ..TopicLimits::default() });
-        let unlimited = limits(&[("cleanup.policy", "delete"), ("retention.ms", "-1")]);
-        assert_eq!(unlimited, TopicLimits::default());
-        let deletes = ("cleanup.policy", "delete");
-        let broker_time = [deletes, newer[3], newer[4], newer[5], ("message.timestamp.type", "LogAppendTime")];
-        assert_eq!(limits(&broker_time), TopicLimits::default());
-        assert_eq!(limits(&[]), TopicLimits::default());
     }
 }

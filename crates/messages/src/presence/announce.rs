@@ -25,7 +25,7 @@ use uuid::Uuid;
 use super::{
     is_connected,
     keys::{Bucket, Keys},
-    script::{Calls, Missed, Outcome, Scripts},
+    script::{Calls, Outcome, Scripts},
 };
 
 /// Maximum number of unsent changes in memory. Further changes are only in Redis, until a process
@@ -90,16 +90,12 @@ impl Change {
 impl Outcome {
     /// Returns the changes of a receiver to announce after its update at `now_ms`: one that was
     /// missed earlier, and the one that the update has made.
-    pub fn changes(&self, receiver: &Arc<str>, connections: i64, now_ms: i64) -> impl Iterator<Item = Change> + use<> {
-        let missed = self.missed.map(|missed| {
-            let Missed { connected, version, at_ms, connections } = missed;
-            Change { receiver: receiver.clone(), connected, connections, at_ms, version }
-        });
+    pub fn changes(self, receiver: &Arc<str>, connections: i64, now_ms: i64) -> impl Iterator<Item = Change> + use<> {
         let made = self.change.map(|connected| {
             let (receiver, connections) = (receiver.clone(), connections.max(0));
             Change { receiver, connected, connections, at_ms: now_ms, version: self.version }
         });
-        missed.into_iter().chain(made)
+        self.missed.into_iter().chain(made)
     }
 }
 

@@ -225,7 +225,7 @@ async fn write_chunk(
     let (now_ms, outcomes) = calls.update(bucket, speaker, updates).await?.ok_or(Trouble::Lost)?;
     *marker = Marker { written: marker.written + 1, ..Marker::default() };
     shared.local.confirm(updates, &outcomes);
-    let changes = updates.iter().zip(&outcomes);
+    let changes = updates.iter().zip(outcomes);
     shared
         .announcer
         .add(changes.flat_map(|(update, outcome)| outcome.changes(&update.receiver, update.connections, now_ms)));

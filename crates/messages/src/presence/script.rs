@@ -8,7 +8,10 @@ use postrider_redis::Redis;
 use postrider_telemetry::unknown::Unknown;
 use redis::{FromRedisValue, RedisError, Script, Value};
 
-use super::keys::{Bucket, Keys};
+use super::{
+    announce::Change,
+    keys::{Bucket, Keys},
+};
 
 /// Marker that another process sets when it takes over.
 pub const TAKEN: &str = "taken";
@@ -44,8 +47,7 @@ redis.call('HSETNX', KEYS[1], 'born', now)
 ///   this process knows it to be connected, or 0 and 0.
 /// - Returns nothing if the marker differs. Otherwise now and, for each receiver: version; time
 ///   since which it is connected, or 0; a change: 1 or 2 if it has just become connected or
-///   disconnected, 3 if its state is unknown; and a missed change (0 if none) with its version,
-///   time and connections.
+///   disconnected, 3 if its state is unknown; and the due event of a missed change, or nothing.
 ///
 /// A missed change is one that Redis has, that this process may have made without receiving the
 /// answer, and whose event is still due. It is returned so that the event is not left to Redis
@@ -62,7 +64,7 @@ redis.call('HSETNX', KEYS[1], 'born', now)
 /// uncounted: presence stays correct, only the time of the last connection is lost.
 const UPDATE: &str = "
 local marker = redis.call('HGET', KEYS[2], '') or '0'
-if marker ~= ARGV[2] then return {} end
+if marker ~= ARGV[2] then return false end
 local field = 'p:' .. ARGV[1]
 local young = now - tonumber(redis.call('HGET', KEYS[1], 'born')) < tonumber(ARGV[5])
 if marker ~= 'taken' then
@@ -91,7 +93,7 @@ local function has_room()
   end
   return remembered < tonumber(ARGV[6])
 end
-local found = {now}
+local found = {}
 for i = 5, #KEYS do
   local key, at = KEYS[i], 4 * i - 13
   local name, count = ARGV[at], tonumber(ARGV[at + 1])
@@ -99,15 +101,9 @@ for i = 5, #KEYS do
   local is = redis.call('HMGET', key, 'state', 'version', 'since', 'seen', field)
   local state, seen, change = 'connected', tonumber(is[4] or 0), 0
   local known = not is[1] or is[1] == 'connected' or is[1] == 'disconnected'
-  local missed = {0, 0, 0, 0}
-  local held = is[2] or '0'
+  local held, missed = is[2] or '0', ''
   if known and tonumber(held) > version and (is[5] or count < 0 or version > 0) then
-    local due = redis.call('HGET', KEYS[3], held .. ' ' .. name) or redis.call('HGET', KEYS[3], ' ' .. name)
-    local due_version, due_state, due_at, due_count = string.match(due or '', '^(%d+) (%a+) (%d+) (%d+)')
-    local change_of = ({connected = 1, disconnected = 2})[due_state or '']
-    if due_version == held and change_of then
-      missed = {change_of, tonumber(held), tonumber(due_at), tonumber(due_count)}
-    end
+    missed = redis.call('HGET', KEYS[3], held .. ' ' .. name) or redis.call('HGET', KEYS[3], ' ' .. name) or ''
   end
   if not known then
     version, since, change = 0, 0, 3
@@ -158,15 +154,12 @@ for i = 5, #KEYS do
     local place = redis.call('HLEN', KEYS[3]) < 10000 and string.format('%d', version) or ''
     redis.call('HSET', KEYS[3], place .. ' ' .. name, due)
   end
-  found[#found + 1] = version
-  found[#found + 1] = state == 'connected' and since or 0
-  found[#found + 1] = change
-  for part = 1, 4 do found[#found + 1] = missed[part] end
+  found[#found + 1] = {version, state == 'connected' and since or 0, change, missed}
 end
 for day, change in pairs(counts) do
   if change ~= 0 then redis.call('HINCRBY', KEYS[4], day, change) end
 end
-return found
+return {now, found}
 ";
 
 /// Compares the marker. KEYS: head, own. ARGV: process, two expected markers. Returns the marker.
@@ -321,7 +314,7 @@ pub struct Speaker<'a> {
 }
 
 /// Result of an update.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     pub version: i64,
     /// State while connected, unless another process may know a newer one.
@@ -329,17 +322,8 @@ pub struct Outcome {
     /// `true` if the receiver has just become connected, `false` if it has just become
     /// disconnected.
     pub change: Option<bool>,
-    pub missed: Option<Missed>,
-}
-
-/// An earlier change whose answer this process may have missed, and whose event is due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Missed {
-    pub connected: bool,
-    pub version: i64,
-    /// Milliseconds since the Unix epoch.
-    pub at_ms: i64,
-    pub connections: i64,
+    /// An earlier change whose answer this process may have missed, and whose event is due.
+    pub missed: Option<Change>,
 }
 
 /// A process in the registry.
@@ -376,8 +360,8 @@ impl Calls<'_> {
             call.key(self.keys.receiver(bucket, name));
             call.arg(name).arg(update.connections).arg(known.version).arg(known.since_ms);
         }
-        let found: Vec<i64> = call.invoke_async(&mut self.redis).await?;
-        Ok(found.split_first().map(|(now, rest)| (*now, rest.chunks_exact(7).map(outcome).collect())))
+        let found: Option<(i64, Vec<Row>)> = call.invoke_async(&mut self.redis).await?;
+        Ok(found.map(|(now, rows)| (now, rows.into_iter().map(outcome).collect())))
     }
 
     /// Returns the marker of a process, which should be one of two expected ones.
@@ -463,10 +447,12 @@ impl Calls<'_> {
     }
 }
 
-fn outcome(numbers: &[i64]) -> Outcome {
-    let version = numbers[0];
-    let known = (version > 0 && numbers[1] > 0).then_some(Known { version, since_ms: numbers[1] });
-    let change = match numbers[2] {
+/// Row of an update's answer: version, `since` in milliseconds, change, due event of a missed change.
+type Row = (i64, i64, i64, String);
+
+fn outcome((version, since_ms, change, due): Row) -> Outcome {
+    let known = (version > 0 && since_ms > 0).then_some(Known { version, since_ms });
+    let change = match change {
         0 => None,
         1 => Some(true),
         2 => Some(false),
@@ -476,11 +462,7 @@ fn outcome(numbers: &[i64]) -> Outcome {
             None
         }
     };
-    let missed = (numbers[3] != 0).then_some(Missed {
-        connected: numbers[3] == 1,
-        version: numbers[4],
-        at_ms: numbers[5],
-        connections: numbers[6],
-    });
+    // An event that cannot be read stays due, for a version that can.
+    let missed = if due.is_empty() { None } else { Change::parse(&due).ok() };
     Outcome { version, known, change, missed }
 }
