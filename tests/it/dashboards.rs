@@ -17,7 +17,7 @@ use crate::{
 
 /// Metrics that appear with their first event, which needs a fault or more time than a test has.
 /// They must be in the sources all the same.
-const ONLY_AFTER_A_FAULT: [&str; 17] = [
+const ONLY_AFTER_A_FAULT: [&str; 18] = [
     "http_server_connections_refused_total",
     "http_server_stalled_connections_total",
     "postrider_comments_slow_streams_total",
@@ -33,6 +33,7 @@ const ONLY_AFTER_A_FAULT: [&str; 17] = [
     "postrider_messages_slow_connections_total",
     "postrider_messages_unannounced_total",
     "postrider_messages_unreadable_notices_total",
+    "postrider_presence_reconciliations_total",
     "postrider_presence_restorations_total",
     "postrider_presence_takeovers_total",
 ];

@@ -261,7 +261,7 @@ async fn disconnected_receivers_are_remembered_up_to_a_bound_and_the_others_for_
     // One receiver in each bucket.
     world.set("POSTRIDER_MESSAGES__PRESENCE__MAX_REMEMBERED", "16");
     let app = world.app().start().await;
-    settled(&app).await;
+    settled(&world).await;
     let names: Vec<String> = (0..60).map(|number| format!("p{number}")).collect();
     let mut sockets = Vec::new();
     for name in &names {

@@ -48,12 +48,21 @@ pub async fn await_connections(app: &App, receiver: &str, connections: u64) -> V
     .await
 }
 
-/// Waits until presence is complete in Redis. Before that, new connections are not announced.
-pub async fn settled(app: &App) {
-    // Enough names to cover every bucket.
-    for number in 0..64 {
-        await_connections(app, &format!("nobody{number}"), 0).await;
-    }
+/// Waits until presence in Redis was compared with its topic. Before that, new connections are not
+/// announced.
+pub async fn settled(world: &World) {
+    let redis = world.redis_url.clone();
+    until("presence was compared with its topic", seconds(20), || async {
+        let heads: Vec<String> = redis::run(&redis, &["KEYS", &format!("{}:presence:*:head", world.prefix)]).await;
+        for head in &heads {
+            let times: [Option<String>; 2] = redis::run(&redis, &["HMGET", head, "born", "reconciled"]).await;
+            if times[0].is_none() || times[0] != times[1] {
+                return None;
+            }
+        }
+        (heads.len() == 16).then_some(())
+    })
+    .await;
 }
 
 /// Waits until the topic ends with exactly these receivers connected.
@@ -82,6 +91,7 @@ async fn a_receiver_is_connected_while_it_has_a_connection_anywhere() {
         json!({"receiver_id": "r", "state": "disconnected", "connections": 0, "since": null, "last_seen": null});
     assert_eq!(never.await, disconnected);
 
+    settled(&world).await;
     let first = Socket::plain(&one.api, "r").await;
     // The process that holds the connection reports it at once; others follow soon.
     let found = ask(&one, "r").await;
@@ -152,7 +162,7 @@ async fn a_drained_process_leaves_no_connected_receivers_and_the_last_one_publis
     let world = quick().await;
     let start = || world.app().role("api").start();
     let (one, two) = (start().await, start().await);
-    settled(&two).await;
+    settled(&world).await;
     let sockets =
         [Socket::plain(&one.api, "a").await, Socket::plain(&one.api, "b").await, Socket::plain(&two.api, "b").await];
     let stream = Stream::open(&one, "/api/v1/messages/stream?receiverId=s", "").await;

@@ -66,7 +66,7 @@ async fn never_away(apps: &[&App], receivers: &[&str], within: Duration) {
 async fn connections_of_a_killed_process_end_and_those_of_other_processes_stay() {
     let world = quick().await;
     let (one, two, three) = (api(&world).await, api(&world).await, api(&world).await);
-    settled(&three).await;
+    settled(&world).await;
     let lost = connect(&one, "r", 150).await;
     let kept = Socket::plain(&two.api, "r0").await;
     // This receiver has disconnected, but its process is killed within the linger, before it
@@ -91,7 +91,7 @@ async fn connections_of_a_killed_process_end_and_those_of_other_processes_stay()
 async fn when_the_process_that_takes_over_dies_the_next_one_takes_over() {
     let world = quick().await;
     let (one, two) = (api(&world).await, api(&world).await);
-    settled(&two).await;
+    settled(&world).await;
     let lost = connect(&one, "r", 20).await;
     await_connections(&two, "r19", 1).await;
     let registry = format!("{}:presence:processes", world.prefix);
@@ -216,6 +216,47 @@ async fn a_receiver_that_moves_while_redis_lacks_it_is_not_announced_twice() {
     assert_eq!(faults(&changes(&world).await, &[]), NONE);
 }
 
+/// Only Redis and the topic know that receivers were announced: their process is dead or suspended
+/// for longer than its lease, and Redis loses its data meanwhile.
+#[tokio::test]
+async fn what_only_redis_knew_is_restored_from_the_topic() {
+    let stack = Stack::own("presence-topic", &["--only", "redis"]).await;
+    let world = with_quick(World::on(&stack).await.with_postgres().await);
+    let (killed, suspended, other) = (api(&world).await, api(&world).await, api(&world).await);
+    let names = |name: &str| (0..20).map(|number| format!("{name}{number}")).collect::<Vec<_>>();
+    let (lost, moved, stayed) = (names("lost"), names("moved"), names("stayed"));
+    let lost_sockets = connect(&killed, "lost", 20).await;
+    let before = (connect(&suspended, "moved", 20).await, connect(&suspended, "stayed", 20).await);
+    let connected = |all: &[&[String]]| -> Vec<String> { all.iter().flat_map(|names| names.iter().cloned()).collect() };
+    let await_connected = async |all: &[&[String]]| {
+        let names = connected(all);
+        await_changes(&world, &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    };
+    await_connected(&[&lost, &moved, &stayed]).await;
+    suspended.signal(Signal::STOP);
+    killed.kill().await;
+    let _: String = redis::run(&world.redis_url, &["FLUSHALL"]).await;
+    let after = connect(&other, "moved", 20).await;
+    // Those without a connection are announced as disconnected, the others not again.
+    await_connected(&[&moved]).await;
+    for name in &moved {
+        assert_eq!(states(&changes(&world).await, name), [true], "{name}");
+    }
+    suspended.signal(Signal::CONT);
+    await_connected(&[&moved, &stayed]).await;
+    await_connections(&other, "moved19", 2).await;
+    drop((lost_sockets, before));
+    await_connections(&other, "moved19", 1).await;
+    await_connected(&[&moved]).await;
+    for name in &moved {
+        assert_eq!(states(&changes(&world).await, name), [true], "{name}");
+    }
+    drop(after);
+    other.stop().await;
+    suspended.stop().await;
+    await_connected(&[]).await;
+}
+
 #[tokio::test]
 async fn changes_while_kafka_was_away_are_not_lost_with_redis() {
     let stack = Stack::own("presence-unsent", &["--only", "kafka,redis"]).await;
@@ -277,8 +318,8 @@ async fn a_change_whose_answer_was_lost_is_published_although_redis_loses_its_da
     let [proxy, postgres] = [Proxy::start().await, Proxy::start().await];
     world.reach_through(&proxy, &postgres);
     let app = api(&world).await;
-    settled(&app).await;
     for then_leaves in [false, true] {
+        settled(&world).await;
         let first = Socket::plain(&app.api, "first").await;
         await_changes(&world, &["first"]).await;
         stack.ctl(&["pause", "kafka"]).await;
@@ -357,7 +398,7 @@ async fn after_random_connects_and_crashes_presence_is_right_and_every_change_is
     const RECEIVERS: usize = 8;
     let world = quick().await;
     let mut apps = vec![api(&world).await, api(&world).await, api(&world).await];
-    settled(&apps[0]).await;
+    settled(&world).await;
     let mut sockets: Vec<(usize, usize, Socket)> = Vec::new();
     let mut random = fastrand::Rng::with_seed(7);
     for round in 0..4 {

@@ -138,7 +138,7 @@ async fn an_unreadable_timeline_is_not_replaced_and_deleted_posts_are_not_shown(
 async fn a_receiver_in_an_unknown_state_is_neither_answered_nor_announced_nor_changed() {
     let world = quick().await;
     let app = world.app().start().await;
-    settled(&app).await;
+    settled(&world).await;
     let heads = keys(&world, ":head").await;
     let receiver = "nobody0";
     // Only one bucket is the receiver's own, so set its fields in all of them.

@@ -6,12 +6,12 @@
 {{- $role := include "postrider.role" (list $ $name) | fromYaml -}}
 {{- $config := mergeOverwrite (deepCopy $.Values.config) (deepCopy $role.config) -}}
 {{- $prefix := dig "kafka" "topic_prefix" "" $config -}}
-{{- $reads := dict "api" list "processor" (list "messages" "comments" "message" "post-events") "relay" list -}}
+{{- $reads := dict "api" (list "presence") "processor" (list "messages" "comments" "message" "post-events") "relay" list -}}
 {{- $writes := dict "api" (list "messages" "audit" "comments" "message" "presence") "processor" (list "messages" "message-events" "dead-letter-events") "relay" (list "post-events" "dead-letter-deliveries") -}}
 {{- $routes := dig "gateway" "relays" list (mergeOverwrite (deepCopy $.Values.config) (include "postrider.role" (list $ "relay") | fromYaml).config) -}}
 {{- if dig "dlq" "admin" true $config -}}
 {{- /* The api reads and deletes dead letters, and replays their records to the original topics. */ -}}
-{{- $_ := set $reads "api" (list "dead-letter-events" "dead-letter-deliveries" "messages") -}}
+{{- $_ := set $reads "api" (list "presence" "dead-letter-events" "dead-letter-deliveries" "messages") -}}
 {{- $_ := set $writes "api" (concat $writes.api (list "post-events" "dead-letter-events" "dead-letter-deliveries")) -}}
 {{- end -}}
 {{- range index . 2 }}

@@ -5,6 +5,7 @@
 //! and version, so consumers can drop duplicates.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     ops::Bound,
     sync::Arc,
@@ -18,7 +19,7 @@ use postrider_kafka::{Outgoing, Producer, TopicsReady, event::Event};
 use postrider_redis::Redis;
 use postrider_telemetry::{trace_context::TraceContext, unknown::Unknown};
 use postrider_time::clock;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
@@ -49,10 +50,10 @@ pub struct Change {
     pub version: i64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Value<'a> {
-    receiver_id: &'a str,
-    state: &'static str,
+    receiver_id: Cow<'a, str>,
+    state: Cow<'a, str>,
     connections: i64,
     at: String,
     version: i64,
@@ -71,14 +72,24 @@ impl Change {
         read().ok_or_else(|| Unknown::new("due event of presence", due))
     }
 
-    fn state(&self) -> &'static str {
+    /// Parses the value of a published event.
+    pub fn parse_event(value: &[u8]) -> Result<Self, Unknown> {
+        let unknown = || Unknown::new("presence event", String::from_utf8_lossy(value));
+        let Value { receiver_id, state, connections, at, version } =
+            serde_json::from_slice(value).map_err(|_| unknown())?;
+        let at_ms = clock::parse_rfc3339(&at).ok_or_else(unknown)?;
+        Ok(Self { receiver: receiver_id.into(), connected: is_connected(&state)?, connections, at_ms, version })
+    }
+
+    pub fn state(&self) -> &'static str {
         if self.connected { "connected" } else { "disconnected" }
     }
 
     fn value(&self) -> String {
         let Self { receiver, connections, at_ms, version, .. } = self;
         let (at, state) = (clock::rfc3339(*at_ms), self.state());
-        let value = Value { receiver_id: receiver, state, connections: *connections, at, version: *version };
+        let (receiver_id, state) = (Cow::Borrowed(&**receiver), Cow::Borrowed(state));
+        let value = Value { receiver_id, state, connections: *connections, at, version: *version };
         serde_json::to_string(&value).unwrap_or_default()
     }
 
@@ -146,6 +157,20 @@ impl Announcer {
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
+    }
+
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// Returns true if the topic can be written to.
+    pub fn is_ready(&self) -> bool {
+        self.topics_ready.get()
+    }
+
+    /// Returns the version of the oldest change that Kafka has not stored.
+    pub fn oldest_unsent(&self) -> Option<i64> {
+        self.unsent().first_key_value().map(|((version, _), _)| *version)
     }
 
     /// Sends every queued change once.
@@ -229,5 +254,7 @@ mod tests {
         assert_ne!(change.id(), Change { version: 1, ..change.clone() }.id());
         assert_ne!(change.id(), Change { receiver: "q".into(), ..change }.id());
         assert!(Change::parse("1 connected x 2 r").is_err());
+        assert_eq!(Change::parse_event(value.as_bytes()).unwrap(), change);
+        assert!(Change::parse_event(value.replace("connected", "away").as_bytes()).is_err());
     }
 }

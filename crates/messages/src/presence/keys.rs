@@ -44,8 +44,19 @@ impl Keys {
         format!("{}sweeper", self.prefix)
     }
 
-    /// Hash: creation time of the bucket (`born`), and the processes that have entries in it
-    /// (`p:NAME`).
+    /// Lock of the process that compares Redis with the topic.
+    pub fn reconciler(&self) -> String {
+        format!("{}reconciler", self.prefix)
+    }
+
+    /// Version of the oldest change that a process has yet to send, while there is one.
+    pub fn unsent(&self, process: &str) -> String {
+        format!("{}unsent:{process}", self.prefix)
+    }
+
+    /// Hash: creation time of the bucket (`born`), the creation time for which it was reconciled
+    /// with the topic (`reconciled`), the run of its server (`run`), and the processes that have
+    /// entries in it (`p:NAME`).
     pub fn head(&self, bucket: Bucket) -> String {
         self.within(bucket, "head")
     }

@@ -4,19 +4,22 @@
 //! Every process registers its connections in Redis (`register`) under a lease. When the lease
 //! expires or the process leaves, another process ends its connections (`takeover`). Redis may lose
 //! everything: processes detect that and register again. Until they have had time to do so, a
-//! receiver that may be connected is not reported as disconnected.
+//! receiver that may be connected is not reported as disconnected. Afterwards one process compares
+//! Redis with the events that were published (`reconcile`).
 
 mod announce;
 mod config;
 mod http;
 mod keys;
 mod local_connections;
+mod reconcile;
 mod register;
 mod script;
 mod takeover;
 
 use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex as SyncMutex;
 use postrider_kafka::{self as kafka, Producer, TopicSpec, TopicsReady};
 use postrider_redis::Redis;
 use postrider_telemetry::unknown::Unknown;
@@ -61,6 +64,7 @@ pub fn topic_specs(config: &Config, kafka: &kafka::Config) -> Vec<TopicSpec> {
 #[derive(Clone)]
 pub struct Presence {
     shared: Arc<Shared>,
+    kafka: Arc<kafka::Config>,
     register: Arc<Mutex<Register>>,
 }
 
@@ -72,6 +76,8 @@ struct Shared {
     redis: watch::Receiver<Option<Redis>>,
     local: LocalConnections,
     announcer: Announcer,
+    /// Buckets to be reconciled with the topic, with their creation times.
+    doubtful: SyncMutex<Vec<(Bucket, i64)>>,
 }
 
 impl Shared {
@@ -117,8 +123,10 @@ impl Presence {
             redis,
             local: LocalConnections::new(config.linger()),
             announcer: Announcer::new(kafka.topic(TOPIC), producer, topics_ready),
+            doubtful: SyncMutex::default(),
         };
-        config.enabled.then(|| Self { shared: Arc::new(shared), register: Arc::default() })
+        let kafka = Arc::new(kafka.clone());
+        config.enabled.then(|| Self { shared: Arc::new(shared), kafka, register: Arc::default() })
     }
 
     /// Records that a connection of a receiver was opened. Never waits.
@@ -133,9 +141,15 @@ impl Presence {
 
     /// Writes changes to Redis and events to Kafka; runs forever.
     pub async fn run(&self) {
-        let Shared { scripts, keys, redis, announcer, .. } = &*self.shared;
+        let shared = &*self.shared;
+        let Shared { scripts, keys, redis, announcer, .. } = shared;
         let (mut register, mut watchman) = (self.register.lock().await, Watchman::default());
-        tokio::join!(register.run(&self.shared), watchman.watch(&self.shared), announcer.run(scripts, keys, redis));
+        tokio::join!(
+            register.run(shared),
+            watchman.watch(shared),
+            reconcile::run(shared, &self.kafka),
+            announcer.run(scripts, keys, redis)
+        );
     }
 
     /// Leaves the registry at the end of the process, after `run` was dropped. Other processes end

@@ -128,20 +128,29 @@ impl Register {
             let calls = shared.calls();
             async move {
                 let expected = [marker.written, marker.written + u64::from(marker.uncertain)];
-                let found = calls?.look(bucket, process, expected).await?;
+                let (found, doubtful_ms) = calls?.look(bucket, process, expected).await?;
                 let known = found.parse().ok().filter(|number| expected.contains(number));
-                known.ok_or(Trouble::Lost)
+                Ok((known.ok_or(Trouble::Lost)?, (bucket, doubtful_ms)))
             }
         });
         let found = join_all(looks).await;
+        let mut doubtful = Vec::new();
         // Asks every bucket, so that each one that lost data has been marked.
         for (marker, found) in self.buckets.iter_mut().zip(found) {
             match found {
-                Ok(written) => *marker = Marker { written, ..Marker::default() },
+                Ok((written, bucket)) => {
+                    *marker = Marker { written, ..Marker::default() };
+                    doubtful.extend(Some(bucket).filter(|(_, born_ms)| *born_ms > 0));
+                }
                 Err(Trouble::Lost) => return Err(Trouble::Lost),
                 Err(_) => marker.silent = true,
             }
         }
+        *shared.doubtful.lock() = doubtful;
+        shared
+            .calls()?
+            .report_unsent(process, shared.announcer.oldest_unsent(), shared.config.whole_lease_ms())
+            .await?;
         // An unavailable shard must not end the registrations on the others.
         if !shared.calls()?.beat(&self.process, shared.config.whole_lease_ms()).await? {
             return Err(Trouble::Lost);

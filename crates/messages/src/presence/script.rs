@@ -23,6 +23,16 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 ";
 
+/// Records an event as due and returns it. With 10,000 due events only the last one of each receiver is kept.
+const RECORD_DUE: &str = "
+local function record_due(key, name, version, state, connections)
+  local due = string.format('%d %s %d %d ', version, state, now, connections) .. name
+  local place = redis.call('HLEN', key) < 10000 and string.format('%d', version) or ''
+  redis.call('HSET', key, place .. ' ' .. name, due)
+  return due
+end
+";
+
 /// Resets the bucket's creation time when its server was restarted: the server may have lost the
 /// last changes, which a process that made none of them cannot detect by its marker. Skipped
 /// without the right to run `INFO`.
@@ -53,7 +63,8 @@ redis.call('HSETNX', KEYS[1], 'born', now)
 /// answer, and whose event is still due. It is returned so that the event is not left to Redis
 /// alone, which may lose it.
 ///
-/// While the bucket may have lost data, a receiver that this process knows nothing of becomes
+/// While the bucket may have lost data, which is also until it was reconciled with the topic, a
+/// receiver that this process knows nothing of becomes
 /// connected with version 0 and without an event, because another process may know that its event
 /// was sent. If the process knows a newer version than Redis, the process's version applies. A
 /// receiver with an invalid state is left unchanged.
@@ -62,109 +73,12 @@ redis.call('HSETNX', KEYS[1], 'born', now)
 /// so that only the last one of each receiver is kept. `gone` counts the stored disconnected
 /// receivers by the day on which they expire. Above the limit a receiver is stored for a minute,
 /// uncounted: presence stays correct, only the time of the last connection is lost.
-const UPDATE: &str = "
-local marker = redis.call('HGET', KEYS[2], '') or '0'
-if marker ~= ARGV[2] then return false end
-local field = 'p:' .. ARGV[1]
-local young = now - tonumber(redis.call('HGET', KEYS[1], 'born')) < tonumber(ARGV[5])
-if marker ~= 'taken' then
-  redis.call('HSETNX', KEYS[1], field, now)
-  redis.call('HINCRBY', KEYS[2], '', 1)
-end
-local counts, remembered = {}, nil
-local function note(seconds, change)
-  local day = string.format('%d', math.floor((now / 1000 + seconds) / 86400))
-  counts[day] = (counts[day] or 0) + change
-  if remembered then remembered = remembered + change end
-end
-local function has_room()
-  if ARGV[6] == '0' then return true end
-  if not remembered then
-    remembered = 0
-    local pairs_of = redis.call('HGETALL', KEYS[4])
-    for i = 1, #pairs_of, 2 do
-      if tonumber(pairs_of[i]) >= math.floor(now / 86400000) then
-        remembered = remembered + tonumber(pairs_of[i + 1])
-      else
-        redis.call('HDEL', KEYS[4], pairs_of[i])
-      end
-    end
-    for _, change in pairs(counts) do remembered = remembered + change end
-  end
-  return remembered < tonumber(ARGV[6])
-end
-local found = {}
-for i = 5, #KEYS do
-  local key, at = KEYS[i], 4 * i - 13
-  local name, count = ARGV[at], tonumber(ARGV[at + 1])
-  local version, since = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-  local is = redis.call('HMGET', key, 'state', 'version', 'since', 'seen', field)
-  local state, seen, change = 'connected', tonumber(is[4] or 0), 0
-  local known = not is[1] or is[1] == 'connected' or is[1] == 'disconnected'
-  local held, missed = is[2] or '0', ''
-  if known and tonumber(held) > version and (is[5] or count < 0 or version > 0) then
-    missed = redis.call('HGET', KEYS[3], held .. ' ' .. name) or redis.call('HGET', KEYS[3], ' ' .. name) or ''
-  end
-  if not known then
-    version, since, change = 0, 0, 3
-  elseif is[1] and tonumber(is[2]) >= version then
-    state, version, since = is[1], tonumber(is[2]), tonumber(is[3])
-  elseif version == 0 then
-    state = 'unknown'
-  end
-  if count == 0 and state ~= 'connected' then count = -1 end
-  if known and count >= 0 then
-    if version == 0 and (young or count == 0) then
-      if state ~= 'connected' then state, since = 'connected', now end
-    elseif state ~= 'connected' or version == 0 then
-      state, version, since, change = 'connected', math.max(version + 1, now), now, 1
-    end
-    if count == 0 then seen = now end
-    redis.call('HSET', key, 'state', state, 'version', version, 'since', since, 'seen', seen, field, count)
-    if is[1] == 'disconnected' then
-      local left = redis.call('TTL', key)
-      if left > 60 then note(left, -1) end
-      redis.call('PERSIST', key)
-    end
-    redis.call('HSET', KEYS[2], name, count)
-  elseif known then
-    redis.call('HDEL', key, field)
-    redis.call('HDEL', KEYS[2], name)
-    if tonumber(is[5] or 0) > 0 then
-      seen = math.max(seen, ARGV[4] == '0' and now or tonumber(ARGV[4]))
-    end
-    local others = redis.call('HLEN', key) - (is[1] and 4 or 0)
-    if state == 'connected' then
-      if others <= 0 then
-        state = 'disconnected'
-        if version > 0 then version, change = math.max(version + 1, now), 2 end
-        if seen == 0 then seen = now end
-      end
-      redis.call('HSET', key, 'state', state, 'version', version, 'since', since, 'seen', seen)
-      if others <= 0 and has_room() then
-        note(tonumber(ARGV[3]), 1)
-        redis.call('EXPIRE', key, ARGV[3])
-      elseif others <= 0 then
-        redis.call('EXPIRE', key, 60)
-      end
-    end
-  end
-  if change == 1 or change == 2 then
-    local due = string.format('%d %s %d %d ', version, state, now, math.max(count, 0)) .. name
-    local place = redis.call('HLEN', KEYS[3]) < 10000 and string.format('%d', version) or ''
-    redis.call('HSET', KEYS[3], place .. ' ' .. name, due)
-  end
-  found[#found + 1] = {version, state == 'connected' and since or 0, change, missed}
-end
-for day, change in pairs(counts) do
-  if change ~= 0 then redis.call('HINCRBY', KEYS[4], day, change) end
-end
-return {now, found}
-";
+const UPDATE: &str = include_str!("update.lua");
 
-/// Compares the marker. KEYS: head, own. ARGV: process, two expected markers. Returns the marker.
-/// If data was lost, it resets the creation time of the bucket, so that for a while missing
-/// receivers count as unknown.
+/// Compares the marker. KEYS: head, own. ARGV: process, two expected markers. Returns the marker,
+/// and the creation time of the bucket if it was not reconciled with the topic since then, or 0.
+/// If data was lost, it resets the creation time, so that for a while missing receivers count as
+/// unknown.
 const LOOK: &str = "
 local marker = redis.call('HGET', KEYS[2], '') or '0'
 if marker == ARGV[2] or marker == ARGV[3] then
@@ -172,7 +86,28 @@ if marker == ARGV[2] or marker == ARGV[3] then
 elseif marker ~= 'taken' then
   redis.call('HSET', KEYS[1], 'born', now)
 end
-return marker
+local head = redis.call('HMGET', KEYS[1], 'born', 'reconciled')
+return {marker, head[1] ~= head[2] and tonumber(head[1]) or 0}
+";
+
+/// Applies the last events of receivers in the topic to a bucket that may have lost data.
+///
+/// - KEYS: head, due, gone, then one per receiver.
+/// - ARGV: creation time of the bucket for which this was decided; seconds for which disconnected
+///   receivers are stored; then for each receiver: name, version and state of its last event.
+/// - Returns nothing if the bucket was created or reconciled meanwhile. Otherwise the due events
+///   of the changes that it made.
+///
+/// Where Redis has an older version than the topic, its state applies, since every process has
+/// registered: with the version of the topic if the topic has the same state, and otherwise as a
+/// change. A receiver with an invalid state is left unchanged.
+const RECONCILE: &str = include_str!("reconcile.lua");
+
+/// Marks a bucket as reconciled. KEYS: head. ARGV: creation time for which this was done.
+const RECONCILED: &str = "
+if redis.call('HGET', KEYS[1], 'born') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'reconciled', ARGV[1])
+return 1
 ";
 
 /// Renews a lease. KEYS: processes. ARGV: process, lease in ms. Returns 0 if the process is being
@@ -261,6 +196,8 @@ pub struct Scripts {
     finish: Script,
     settle: Script,
     ask: Script,
+    reconcile: Script,
+    reconciled: Script,
 }
 
 impl Default for Scripts {
@@ -268,7 +205,7 @@ impl Default for Scripts {
         let with_time = |code: &str| Script::new(&format!("{NOW}{code}"));
         let renewed = |code: &str| with_time(&format!("{RENEW}{code}"));
         Self {
-            update: renewed(UPDATE),
+            update: renewed(&format!("{RECORD_DUE}{UPDATE}")),
             look: renewed(LOOK),
             beat: with_time(BEAT),
             retire: with_time(RETIRE),
@@ -278,6 +215,8 @@ impl Default for Scripts {
             finish: Script::new(FINISH),
             settle: Script::new(SETTLE),
             ask: with_time(ASK),
+            reconcile: with_time(&format!("{RECORD_DUE}{RECONCILE}")),
+            reconciled: Script::new(RECONCILED),
         }
     }
 }
@@ -364,8 +303,14 @@ impl Calls<'_> {
         Ok(found.map(|(now, rows)| (now, rows.into_iter().map(outcome).collect())))
     }
 
-    /// Returns the marker of a process, which should be one of two expected ones.
-    pub async fn look(&mut self, bucket: Bucket, process: &str, expected: [u64; 2]) -> Result<String, RedisError> {
+    /// Returns the marker of a process, which should be one of two expected ones, and the creation
+    /// time of the bucket if it is to be reconciled with the topic, or 0.
+    pub async fn look(
+        &mut self,
+        bucket: Bucket,
+        process: &str,
+        expected: [u64; 2],
+    ) -> Result<(String, i64), RedisError> {
         let mut call = self.scripts.look.key(self.keys.head(bucket));
         call.key(self.keys.own(bucket, process)).arg(process).arg(&expected[..]);
         call.invoke_async(&mut self.redis).await
@@ -434,6 +379,50 @@ impl Calls<'_> {
         let number = |at: usize| found.get(at).and_then(|text| text.parse().ok()).unwrap_or(0);
         let fields = found.get(2..).unwrap_or_default().chunks_exact(2);
         Ok((number(0), number(1), fields.map(|pair| (pair[0].clone(), pair[1].clone())).collect()))
+    }
+
+    /// Applies the last events of receivers to a bucket that was created at this time. Returns the
+    /// changes that it made, or `None` if the bucket was created or reconciled meanwhile.
+    pub async fn reconcile(
+        &mut self,
+        bucket: Bucket,
+        born_ms: i64,
+        remember_s: u64,
+        last: &[Change],
+    ) -> Result<Option<Vec<Change>>, RedisError> {
+        let mut call = self.scripts.reconcile.key(self.keys.head(bucket));
+        call.key(self.keys.due(bucket)).key(self.keys.gone(bucket)).arg(born_ms).arg(remember_s);
+        for change in last {
+            call.key(self.keys.receiver(bucket, &change.receiver));
+            call.arg(&*change.receiver).arg(change.version).arg(change.state());
+        }
+        let made: Option<Vec<String>> = call.invoke_async(&mut self.redis).await?;
+        // An event that cannot be read stays due, for a version that can.
+        Ok(made.map(|made| made.iter().filter_map(|due| Change::parse(due).ok()).collect()))
+    }
+
+    pub async fn mark_reconciled(&mut self, bucket: Bucket, born_ms: i64) -> Result<(), RedisError> {
+        self.scripts.reconciled.key(self.keys.head(bucket)).arg(born_ms).invoke_async(&mut self.redis).await
+    }
+
+    /// Reports the oldest change that a process has yet to send. The report expires with its lease.
+    pub async fn report_unsent(&mut self, process: &str, oldest: Option<i64>, lease_ms: u64) -> Result<(), RedisError> {
+        let (key, lease_ms) = (self.keys.unsent(process), lease_ms.to_string());
+        match oldest {
+            Some(version) => self.run(&["SET", &key, &version.to_string(), "PX", &lease_ms]).await,
+            None => self.run(&["DEL", &key]).await,
+        }
+    }
+
+    /// Returns the oldest change that any of these processes has yet to send.
+    pub async fn oldest_unsent(&mut self, processes: impl Iterator<Item = &str>) -> Result<Option<i64>, RedisError> {
+        let reads = processes.map(|process| redis::Cmd::get(self.keys.unsent(process))).collect();
+        let mut oldest = None;
+        for answer in self.redis.ask(reads).await {
+            let version: Option<i64> = redis::from_redis_value(answer?)?;
+            oldest = oldest.into_iter().chain(version).min();
+        }
+        Ok(oldest)
     }
 
     /// Runs one command.
