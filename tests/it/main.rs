@@ -17,6 +17,7 @@ mod dashboards;
 mod dlq;
 mod dlq_http;
 mod dropped_packets;
+mod examples;
 mod expelled;
 mod feed;
 mod feed_events;
