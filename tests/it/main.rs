@@ -65,6 +65,7 @@ mod streams;
 mod stuck_clients;
 mod tls;
 mod traces;
+mod transactions;
 mod unknown_values;
 mod upkeep;
 mod websocket;

@@ -5,10 +5,13 @@
 use std::collections::{HashMap, HashSet};
 
 use postrider_kafka::PartitionId;
-use postrider_postgres::query::{Error, within};
+use postrider_postgres::{
+    query::{Error, within},
+    transaction::Transaction,
+};
 use postrider_projection::Progress;
 use postrider_telemetry::unknown::Unknown;
-use sqlx::{PgPool, Postgres, Transaction};
+use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::{
@@ -218,13 +221,14 @@ impl FanOut {
         authors: &Authors,
         overlap: Overlap,
     ) -> Result<Applied, Error> {
-        let mut transaction = within(self.pool.begin()).await?;
+        let mut transaction = within(Transaction::begin(&self.pool)).await?;
         let moved = sqlx::query(MOVE)
             .bind(i64::from(partition_id.epoch))
             .bind(partition_id.partition)
             .bind(expected)
             .bind(next);
         if within(moved.execute(&mut *transaction)).await?.rows_affected() == 0 {
+            within(transaction.rollback()).await?;
             return Ok(Applied::Moved);
         }
         let events = fresh(&mut transaction, events).await?;
@@ -265,7 +269,7 @@ impl FanOut {
 
     /// Updates the counts of followers. Each event is a change: a repeated follow or
     /// unfollow has none.
-    async fn count(&self, transaction: &mut Transaction<'_, Postgres>, events: &[&Event]) -> Result<(), Error> {
+    async fn count(&self, transaction: &mut Transaction, events: &[&Event]) -> Result<(), Error> {
         let change = |event: &&Event| match &event.change {
             Change::Followed { followee, .. } => Some((followee.clone(), 1_i64)),
             Change::Unfollowed { followee, .. } => Some((followee.clone(), -1)),
@@ -281,7 +285,7 @@ impl FanOut {
 
     async fn add_jobs(
         &self,
-        transaction: &mut Transaction<'_, Postgres>,
+        transaction: &mut Transaction,
         events: &[&Event],
         authors: &Authors,
     ) -> Result<bool, Error> {
@@ -315,7 +319,7 @@ impl FanOut {
 
 /// Records events as processed and returns the first record of each event that was not recorded
 /// before.
-async fn fresh<'a>(transaction: &mut Transaction<'_, Postgres>, events: &'a [Event]) -> Result<Vec<&'a Event>, Error> {
+async fn fresh<'a>(transaction: &mut Transaction, events: &'a [Event]) -> Result<Vec<&'a Event>, Error> {
     let mut incoming: HashMap<Uuid, Option<Uuid>> = HashMap::with_capacity(events.len());
     for Identity { id, former } in events.iter().map(|event| event.identity) {
         let known = incoming.entry(id).or_default();
@@ -329,11 +333,7 @@ async fn fresh<'a>(transaction: &mut Transaction<'_, Postgres>, events: &'a [Eve
 }
 
 /// Changes the state of the authors among these who have crossed the threshold.
-pub async fn turn(
-    transaction: &mut Transaction<'_, Postgres>,
-    config: &Config,
-    authors: &[String],
-) -> Result<(), Error> {
+pub async fn turn(transaction: &mut Transaction, config: &Config, authors: &[String]) -> Result<(), Error> {
     let query = sqlx::query(TURN).bind(authors).bind(config.celebrity_followers).bind(config.ordinary_below());
     within(query.execute(&mut **transaction)).await.map(|_| ())
 }

@@ -4,8 +4,11 @@
 //! hold it exclusively. Otherwise a step that began to insert before an unfollow or a deletion
 //! could end after the purge.
 
-use postrider_postgres::query::{Error, within};
-use sqlx::{PgPool, Postgres, Transaction};
+use postrider_postgres::{
+    query::{Error, within},
+    transaction::Transaction,
+};
+use sqlx::PgPool;
 
 use super::{
     Config,
@@ -145,8 +148,8 @@ impl JobSteps {
     }
 
     /// Begins a transaction that holds the author's lock.
-    async fn begin(&self, lock: &'static str, author_id: &str) -> Result<Transaction<'static, Postgres>, Error> {
-        let mut transaction = within(self.pool.begin()).await?;
+    async fn begin(&self, lock: &'static str, author_id: &str) -> Result<Transaction, Error> {
+        let mut transaction = within(Transaction::begin(&self.pool)).await?;
         within(sqlx::query(lock).bind(author_id).execute(&mut *transaction)).await?;
         Ok(transaction)
     }
@@ -223,7 +226,7 @@ impl JobSteps {
     /// Completes a change of an author's state. Starts the next one if the number of followers
     /// requires it.
     pub async fn turned(&self, author_id: &str, from: i16, to: i16) -> Result<(), Error> {
-        let mut transaction = within(self.pool.begin()).await?;
+        let mut transaction = within(Transaction::begin(&self.pool)).await?;
         let query = sqlx::query("UPDATE feed_authors SET state = $3 WHERE author_id = $1 AND state = $2");
         within(query.bind(author_id).bind(from).bind(to).execute(&mut *transaction)).await?;
         turn(&mut transaction, &self.config, &[author_id.to_owned()]).await?;
@@ -232,7 +235,7 @@ impl JobSteps {
 
     /// Ends the next follows of a user. Returns whether there were any.
     pub async fn unfollow_all(&self, user_id: &str) -> Result<bool, Error> {
-        let mut transaction = within(self.pool.begin()).await?;
+        let mut transaction = within(Transaction::begin(&self.pool)).await?;
         let query = sqlx::query_scalar(UNFOLLOW_ALL).bind(user_id).bind(self.limit());
         let mut authors: Vec<String> = within(query.fetch_all(&mut *transaction)).await?;
         authors.sort_unstable();

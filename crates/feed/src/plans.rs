@@ -1,6 +1,7 @@
 //! Query plans of the statements that run for each read or batch. All of them must use indexes, so
 //! that their cost does not grow with the tables.
 
+use postrider_postgres::transaction::Transaction;
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
 
@@ -45,12 +46,13 @@ pub async fn explain(
     sql: &str,
     values: &str,
 ) -> Result<Explained, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = Transaction::begin(pool).await?;
     let prepare = format!("SET LOCAL plan_cache_mode = force_generic_plan; PREPARE feed_hot AS {sql}");
     transaction.execute(sqlx::raw_sql(AssertSqlSafe(prepare))).await?;
     let explain = format!("EXPLAIN EXECUTE feed_hot({values})");
     let rows = transaction.fetch_all(sqlx::raw_sql(AssertSqlSafe(explain))).await?;
     transaction.execute("DEALLOCATE feed_hot").await?;
+    transaction.rollback().await?;
     let lines: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
     let scans = |table: &&str| {
         let scan = format!("Seq Scan on {table}");

@@ -8,8 +8,11 @@ use std::{
 };
 
 use metrics::{counter, gauge};
-use postrider_postgres::query::{Error, within};
-use sqlx::{PgPool, Postgres, Transaction};
+use postrider_postgres::{
+    query::{Error, within},
+    transaction::Transaction,
+};
+use sqlx::PgPool;
 
 use super::Config;
 
@@ -114,9 +117,12 @@ impl Trimmer {
 
     /// Trims the next few users. Returns `Break` if no walk is due or another process has it.
     async fn chunk(&mut self, kept: i64) -> Result<ControlFlow<()>, Error> {
-        let mut turn = within(self.pool.begin()).await?;
+        let mut turn = within(Transaction::begin(&self.pool)).await?;
         let found: Option<(String, f64)> = within(sqlx::query_as(TURN).fetch_optional(&mut *turn)).await?;
-        let Some((after, walking_s)) = found else { return Ok(ControlFlow::Break(())) };
+        let Some((after, walking_s)) = found else {
+            within(turn.rollback()).await?;
+            return Ok(ControlFlow::Break(()));
+        };
         gauge!("postrider_feed_trim_walk_age_seconds").set(walking_s);
         // Trims only feeds well above the limit, so that not every walk deletes a few rows of every
         // feed.
@@ -148,7 +154,7 @@ impl Trimmer {
         }
     }
 
-    async fn end(&mut self, turn: &mut Transaction<'_, Postgres>) -> Result<sqlx::postgres::PgQueryResult, Error> {
+    async fn end(&mut self, turn: &mut Transaction) -> Result<sqlx::postgres::PgQueryResult, Error> {
         let Tally { feeds, trimmed, rows } = std::mem::take(&mut self.tally);
         counter!("postrider_feed_trim_walks_total").increment(1);
         if rows > 0 {

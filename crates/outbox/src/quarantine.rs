@@ -1,8 +1,11 @@
 //! Quarantined rows of the outbox: operators list them, release them to the outbox, or drop them.
 
-use postrider_postgres::query::{Error, within};
+use postrider_postgres::{
+    query::{Error, within},
+    transaction::Transaction,
+};
 use serde::Serialize;
-use sqlx::{PgPool, Postgres, Transaction};
+use sqlx::PgPool;
 
 /// Maximum time to wait for a drain that is quarantining rows.
 const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '4s'";
@@ -144,8 +147,8 @@ impl Quarantine {
         Ok(outcome)
     }
 
-    async fn begin(&self) -> Result<Transaction<'static, Postgres>, Error> {
-        let mut transaction = within(self.0.begin()).await?;
+    async fn begin(&self) -> Result<Transaction, Error> {
+        let mut transaction = within(Transaction::begin(&self.0)).await?;
         within(sqlx::raw_sql(LOCK_TIMEOUT).execute(&mut *transaction)).await?;
         within(sqlx::raw_sql(LOCK).execute(&mut *transaction)).await?;
         Ok(transaction)

@@ -2,6 +2,7 @@
 
 pub mod query;
 pub mod table_size;
+pub mod transaction;
 pub mod upkeep;
 
 use std::{

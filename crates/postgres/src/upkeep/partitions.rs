@@ -9,10 +9,13 @@
 use std::time::Duration;
 
 use metrics::gauge;
-use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, PgPool};
 
 use super::{PATIENCE, days::Cutoff, in_chunks};
-use crate::query::{Error, within, within_at_most};
+use crate::{
+    query::{Error, within, within_at_most},
+    transaction::Transaction,
+};
 
 /// Time limit of moving the rows of a day, or of reading the default partition; the server ends a
 /// move a little earlier.
@@ -141,6 +144,7 @@ impl DailyTable {
         let Day { table, first, next } = day;
         let mut transaction = self.begin(pool).await?;
         if exists(&mut transaction, table).await? {
+            transaction.rollback().await?;
             return Ok(None);
         }
         let covers = day.covers(time);
@@ -183,8 +187,8 @@ impl DailyTable {
     }
 
     /// Begins a transaction that excludes those of other processes, of this version or another.
-    async fn begin(&self, pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        let mut transaction = pool.begin().await?;
+    async fn begin(&self, pool: &PgPool) -> Result<Transaction, sqlx::Error> {
+        let mut transaction = Transaction::begin(pool).await?;
         let lock = format!("{LOCKS}; SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.{}'))", self.name);
         sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *transaction).await?;
         Ok(transaction)
@@ -205,7 +209,7 @@ impl DailyTable {
     }
 }
 
-async fn exists(transaction: &mut Transaction<'static, Postgres>, table: &str) -> Result<bool, sqlx::Error> {
+async fn exists(transaction: &mut Transaction, table: &str) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar("SELECT to_regclass(quote_ident($1)) IS NOT NULL")
         .bind(table)
         .fetch_one(&mut **transaction)
