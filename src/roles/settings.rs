@@ -68,6 +68,7 @@ pub struct Settings {
     pub role: Role,
     /// Threads of the async runtime; 0 uses the processors available to the container, at least
     /// two.
+    #[schemars(range(max = 1_024))]
     pub worker_threads: usize,
     pub http: http::Config,
     pub management: ops::Config,

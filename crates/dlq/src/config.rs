@@ -14,6 +14,7 @@ pub struct Config {
     /// dead letters. `postrider dlq` works either way.
     pub admin: bool,
     /// Maximum time that a request to `/admin/dlq` may spend reading topics, in milliseconds.
+    #[schemars(range(min = 1, max = 86_400_000))]
     pub scan_timeout_ms: u64,
 }
 

@@ -15,29 +15,40 @@ pub struct Config {
     /// Epoch of the topic. Increase it after replacing the topic; feeds are kept.
     pub epoch: u32,
     /// Retention of the topic, in milliseconds; used when the topic is created.
+    #[schemars(range(min = -1))]
     pub topic_retention_ms: i64,
     /// Maximum length of a post's content, in bytes.
+    #[schemars(range(min = 1))]
     pub max_content_bytes: usize,
     /// Maximum number of posts, or follows, stored by one commit.
+    #[schemars(range(min = 1, max = 100_000))]
     pub group_rows: usize,
     /// Maximum number of concurrent commits, per process and kind of write.
+    #[schemars(range(min = 1, max = 1_000))]
     pub groups_in_flight: usize,
     /// Maximum number of records of one partition applied to feeds at a time.
+    #[schemars(range(min = 1, max = 100_000))]
     pub batch_records: usize,
     /// Maximum number of followers for which a post is fanned out at once; for more followers a job
     /// does it in steps.
+    #[schemars(range(min = 0))]
     pub inline_followers: i64,
     /// Number of rows per step of a job.
+    #[schemars(range(min = 1, max = 100_000))]
     pub chunk_rows: i64,
     /// Maximum number of jobs that a process runs concurrently.
+    #[schemars(range(min = 1, max = 1_000))]
     pub jobs_in_flight: usize,
     /// Number of followers from which an author's posts are merged at read instead of fanned out.
     /// Fan-out resumes below nine tenths of this number.
+    #[schemars(range(min = 1))]
     pub celebrity_followers: i64,
     /// Number of newest posts of a feed that Redis keeps. Above 110, a timeline takes several times
     /// the memory.
+    #[schemars(range(min = 1, max = 100_000))]
     pub timeline_ids: usize,
     /// TTL of a timeline in Redis, in milliseconds. An expired timeline is built again.
+    #[schemars(range(min = 1_000))]
     pub timeline_ttl_ms: u64,
     /// Maximum number of timelines in the near cache of an api process, about 1 KiB each. An entry
     /// is used for as long as Redis reports no change. 0 turns the near cache off; it is also off
@@ -48,11 +59,14 @@ pub struct Config {
     /// `timeline_ids` is kept; 0 keeps all rows forever.
     pub keep_rows: u32,
     /// Pause between two trimming walks over all feeds, in milliseconds.
+    #[schemars(range(min = 1))]
     pub trim_interval_ms: u64,
     /// Maximum number of concurrent feed reads from Postgres per process. Further reads wait up to
     /// three seconds and then get 503 `too_many_reads`.
+    #[schemars(range(min = 1))]
     pub max_postgres_reads: usize,
     /// Number of days for which events and idempotency keys are remembered.
+    #[schemars(range(min = 1, max = 3_650))]
     pub memory_days: u32,
 }
 

@@ -14,8 +14,10 @@ pub struct Config {
     pub auto_create_topics: bool,
     pub topics: TopicRules,
     /// Maximum number of records of one stream in flight.
+    #[schemars(range(min = 1))]
     pub stream_window: usize,
     /// Maximum number of records in one batch.
+    #[schemars(range(min = 1))]
     pub max_batch_records: usize,
     pub simulator: Simulator,
     /// Topics that the role `relay` delivers to URLs.
@@ -51,8 +53,10 @@ pub struct Simulator {
     /// Serve `/webhook-simulator`.
     pub enabled: bool,
     /// Shortest response time, in milliseconds.
+    #[schemars(range(max = 86_400_000))]
     pub min_delay_ms: u64,
     /// Longest response time, in milliseconds.
+    #[schemars(range(max = 86_400_000))]
     pub max_delay_ms: u64,
 }
 

@@ -15,18 +15,24 @@ pub struct Config {
     /// picks a free one.
     pub listen: Vec<String>,
     /// Largest body, and largest record of a stream, in bytes; a larger one gets 413.
+    #[schemars(range(min = 1))]
     pub max_body_bytes: usize,
     /// Time limit for a whole body to arrive, in milliseconds; after it, the answer is 408.
+    #[schemars(range(min = 1, max = 86_400_000))]
     pub body_timeout_ms: u64,
     /// Time limit for a request's head to arrive, in milliseconds; after it, the connection is
     /// closed.
+    #[schemars(range(min = 1, max = 86_400_000))]
     pub header_timeout_ms: u64,
     /// Time after which a connection without a request is closed, in milliseconds.
+    #[schemars(range(min = 1, max = 86_400_000))]
     pub idle_timeout_ms: u64,
     /// Longest time that a client may read nothing of an answer, in milliseconds; after it, the
     /// connection is closed.
+    #[schemars(range(min = 1, max = 86_400_000))]
     pub write_timeout_ms: u64,
     /// Maximum number of open connections; further ones are closed at once, and counted.
+    #[schemars(range(min = 1))]
     pub max_connections: usize,
     /// Networks of trusted proxies, such as `10.0.0.0/8`. The client's address is read from the
     /// header that they send.

@@ -138,10 +138,12 @@ pub struct Topics {
     /// Replication factor of the topics that postrider creates; -1 uses the broker's default.
     /// Readiness names existing topics with fewer replicas; with -1, it names topics with fewer
     /// than three replicas, or fewer than there are brokers if the cluster has fewer than three.
+    #[schemars(range(min = -1, max = 32_767))]
     pub replication_factor: i32,
     /// `min.insync.replicas` of the topics that postrider creates: the number of replicas that must
     /// store a record before it is acknowledged. -1 derives it from the number of replicas: 2 for
     /// three or more replicas, otherwise 1. Readiness names existing topics that differ.
+    #[schemars(range(min = -1))]
     pub min_insync_replicas: i32,
 }
 
@@ -157,20 +159,26 @@ impl Default for Topics {
 pub struct ProducerConfig {
     /// Time that a write waits for its record to be acknowledged, in milliseconds. After that the
     /// outcome is unknown; the producer keeps trying to store the record.
+    #[schemars(range(min = 1, max = 900_000))]
     pub delivery_timeout_ms: u64,
     /// Maximum number of records in flight; beyond it, writes are rejected with 503 `overloaded`.
+    #[schemars(range(min = 1))]
     pub max_in_flight_records: usize,
     /// Maximum number of bytes in flight, counting keys, values and headers.
+    #[schemars(range(min = 1))]
     pub max_in_flight_bytes: usize,
     /// Minimum time that a record waits for others to share a request with, in microseconds. With
     /// many concurrent writers the wait grows automatically by up to 1.5 ms.
+    #[schemars(range(max = 1_000_000))]
     pub linger_us: u64,
     /// Maximum number of requests in flight per broker, 1 to 5.
+    #[schemars(range(min = 1, max = 5))]
     pub max_in_flight_requests: u32,
     /// Compression codec: `lz4`, `zstd`, `snappy`, `gzip` or `none`.
     pub compression: String,
     /// Largest record in bytes; the topics' `max.message.bytes` must allow it. Dead-letter topics
     /// are created with a somewhat higher limit.
+    #[schemars(range(min = 1_000, max = 1_000_000_000))]
     pub max_message_bytes: u32,
 }
 
@@ -198,12 +206,15 @@ pub struct ConsumerConfig {
     pub group_protocol: GroupProtocol,
     /// Time without a heartbeat after which the group removes a member, in milliseconds. With
     /// KIP-848 the brokers decide it with `group.consumer.session.timeout.ms`.
+    #[schemars(range(min = 1, max = 3_600_000))]
     pub session_timeout_ms: u64,
     /// Time that a consumer may have records to process without finishing any, in milliseconds.
     /// After that the process fails its liveness probe.
+    #[schemars(range(min = 1, max = 86_400_000))]
     pub stall_timeout_ms: u64,
     /// Maximum amount of data fetched ahead of the handlers, in KiB per process and topic. The
     /// limit is lower if this exceeds a sixteenth of the consumers' memory budget.
+    #[schemars(range(min = 1, max = 2_097_151))]
     pub prefetch_kib: u32,
 }
 

@@ -13,6 +13,7 @@ pub struct Config {
     /// Raise it after the topic was replaced or its partition count changed; rebuilds the view.
     pub epoch: u32,
     /// Longest key, in bytes.
+    #[schemars(range(min = 1))]
     pub max_key_bytes: usize,
     /// Record reads in the topic `audit`: `async` drops and counts events while the producer's
     /// queue is full; `required` answers a read only once its audit event is stored; `off` records
@@ -22,12 +23,14 @@ pub struct Config {
     #[schemars(range(min = 1))]
     pub audit_partitions: i32,
     /// Longest wait for a write to become visible (`Postrider-After`), in milliseconds.
+    #[schemars(range(max = 86_400_000))]
     pub visibility_timeout_ms: u64,
     /// Maximum number of writes with an `Idempotency-Key` stored in Redis, each for 36 hours,
     /// across all partitions; further ones are refused with 503 `too_many_idempotency_keys`, while
     /// writes without a key continue. About 200 bytes of Redis each; 0 means unlimited.
     pub max_idempotency_ids: u64,
     /// Maximum number of records of one partition in one batch.
+    #[schemars(range(min = 1, max = 100_000))]
     pub batch_records: usize,
 }
 

@@ -60,10 +60,13 @@ pub struct Config {
     /// Schema that holds postrider's tables.
     pub schema: String,
     /// Maximum number of connections per process.
+    #[schemars(range(min = 1, max = 10_000))]
     pub max_connections: u32,
     /// Number of connections that are kept open.
+    #[schemars(range(max = 10_000))]
     pub min_connections: u32,
     /// Longest wait for a connection, in milliseconds.
+    #[schemars(range(min = 1, max = 86_400_000))]
     pub acquire_timeout_ms: u64,
     /// Maximum number of prepared statements per connection; 0 for PgBouncer in transaction mode.
     pub statement_cache: usize,

@@ -29,8 +29,10 @@ use tokio_util::sync::CancellationToken;
 pub struct Config {
     /// Delay between readiness turning false and the listener closing, in milliseconds, so that
     /// load balancers can notice.
+    #[schemars(range(max = 86_400_000))]
     pub readiness_delay_ms: u64,
     /// Time for requests and handlers in flight to finish, in milliseconds.
+    #[schemars(range(max = 86_400_000))]
     pub grace_ms: u64,
 }
 

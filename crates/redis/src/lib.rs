@@ -30,8 +30,10 @@ pub struct Config {
     /// Prefix of all of postrider's keys.
     pub key_prefix: String,
     /// Time limit of one command, in milliseconds.
+    #[schemars(range(min = 1, max = 86_400_000))]
     pub response_timeout_ms: u64,
     /// Time limit of connecting, in milliseconds.
+    #[schemars(range(min = 1, max = 86_400_000))]
     pub connect_timeout_ms: u64,
 }
 

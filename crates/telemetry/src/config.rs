@@ -48,6 +48,7 @@ pub struct Otlp {
     /// `{file: /path}`.
     pub headers: Secrets,
     /// Time limit of one export, in milliseconds.
+    #[schemars(range(min = 1, max = 86_400_000))]
     pub timeout_ms: u64,
 }
 

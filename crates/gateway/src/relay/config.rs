@@ -24,18 +24,23 @@ pub struct Config {
     /// Consumer group, after `kafka.group_prefix`; default: `http-consumer-` and the name.
     pub group: String,
     /// Maximum number of concurrent requests.
+    #[schemars(range(min = 1, max = 10_000))]
     pub workers: usize,
     /// Maximum requests per second and instance, including retries; 0 means no limit.
+    #[schemars(range(min = 0.0))]
     pub rate: f64,
     /// Timeout of one request, from name resolution to response, in milliseconds.
+    #[schemars(range(min = 1, max = 86_400_000))]
     pub timeout_ms: u64,
     /// Retries after the first attempt, before the record is dead-lettered.
     pub retries: u32,
     /// Delay before the first retry, in milliseconds.
+    #[schemars(range(max = 86_400_000))]
     pub retry_delay_ms: u64,
     /// Growth of the delay; `exponential` doubles it with every retry.
     pub backoff: Growth,
     /// Longest delay before a retry, including `Retry-After`, in milliseconds.
+    #[schemars(range(max = 86_400_000))]
     pub max_retry_delay_ms: u64,
     /// Randomization of the delay; `full` draws from the whole delay, `equal` from its upper half.
     pub jitter: Jitter,

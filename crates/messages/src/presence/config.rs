@@ -17,16 +17,21 @@ pub struct Config {
     #[schemars(range(min = 1))]
     pub partitions: i32,
     /// Retention of the topic in milliseconds; applied when the topic is created.
+    #[schemars(range(min = -1))]
     pub topic_retention_ms: i64,
     /// Time after which the connections of a silent process count as ended, in milliseconds. At
     /// least three heartbeats.
+    #[schemars(range(min = 1, max = 86_400_000))]
     pub lease_ms: u64,
     /// Interval of a process's heartbeats, in milliseconds.
+    #[schemars(range(min = 10, max = 86_400_000))]
     pub heartbeat_ms: u64,
     /// Time for which a receiver still counts as connected after its last connection, in
     /// milliseconds.
+    #[schemars(range(max = 86_400_000))]
     pub linger_ms: u64,
     /// Days for which the time of a receiver's last connection is stored.
+    #[schemars(range(min = 1, max = 36_500))]
     pub remember_days: u32,
     /// Maximum number of disconnected receivers whose last connection is stored; beyond it, the
     /// time is deleted after a minute. About 260 bytes of Redis each; 0 means unlimited.
