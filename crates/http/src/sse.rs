@@ -9,18 +9,6 @@ use axum::{
 use bytes::Bytes;
 use futures_util::Stream;
 
-/// One event, as clients parse it.
-#[derive(utoipa::ToSchema)]
-#[schema(as = ServerSentEvent)]
-#[allow(dead_code, reason = "only described")]
-pub struct Event {
-    /// Position of the stream after this event.
-    id: String,
-    /// Type of the event; `message` if absent.
-    event: Option<String>,
-    data: String,
-}
-
 /// Time that a client waits before it resumes, in milliseconds.
 const RETRY_MS: u32 = 1_000;
 
