@@ -120,11 +120,14 @@ async fn the_descriptions_of_both_listeners_have_no_error_and_no_warning() {
 async fn generated_clients_do_the_tour() {
     let world = World::new().await.with_postgres().await;
     let topic = world.make_topic("tour", 2).await;
-    // Streams that end, since the generated Python client reads answers to their end.
+    // Partitions as in the README. Streams end soon, since the clients read answers to their end.
     let app = world
         .app()
+        .env("POSTRIDER_COMMENTS__PARTITIONS", "3")
         .env("POSTRIDER_COMMENTS__STREAM_MAX_AGE_MS", "500")
         .env("POSTRIDER_MESSAGES__STREAM_MAX_AGE_MS", "500")
+        .env("POSTRIDER_MESSAGES__PRESENCE__HEARTBEAT_MS", "300")
+        .env("POSTRIDER_MESSAGES__PRESENCE__LEASE_MS", "900")
         .start()
         .await;
     let api = app.get("/openapi.json").await.expect(200).json();
