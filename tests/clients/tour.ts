@@ -21,6 +21,12 @@ function given<T>(answer: { data?: T; error?: components["schemas"]["Problem"] |
   return answer.data;
 }
 
+function text(answer: Parameters<typeof given<unknown>>[0]): string {
+  const data = given(answer);
+  assert(typeof data === "string");
+  return data;
+}
+
 async function values() {
   const pushed = await client.POST("/push", { body: { key: "ts", value: { hello: ["world"] } } });
   assert.equal(given(pushed).status, "accepted");
@@ -52,9 +58,7 @@ async function records(topic: string) {
     bodySerializer: (body) => body,
     parseAs: "text",
   });
-  const results = given(streamed);
-  assert(typeof results === "string");
-  const lines = results.trim().split("\n").map((line) => JSON.parse(line) as components["schemas"]["RecordResult"]);
+  const lines = text(streamed).trim().split("\n").map((line) => JSON.parse(line) as components["schemas"]["RecordResult"]);
   assert.deepEqual(lines.map((line) => line.success), [true, true]);
 }
 
@@ -71,7 +75,7 @@ async function comments() {
   assert(Date.parse(listed.created_at) > 0);
   const resumed = { params: { header: { "Last-Event-ID": "0.0-0-0" } }, parseAs: "text" } as const;
   await eventually("the stream has the comment", async () =>
-    given(await client.GET("/api/v1/comments/stream", resumed)).includes(listed.id) || undefined,
+    text(await client.GET("/api/v1/comments/stream", resumed)).includes(listed.id) || undefined,
   );
 }
 
@@ -88,7 +92,7 @@ async function messages() {
   assert("last" in unread && unread.unread === 1);
   const live = { params: { query: { receiverId } }, parseAs: "text" } as const;
   await eventually("the stream has the message", async () =>
-    given(await client.GET("/api/v1/messages/stream", live)).includes('"content":"hello"') || undefined,
+    text(await client.GET("/api/v1/messages/stream", live)).includes('"content":"hello"') || undefined,
   );
   const after = given(await client.POST("/api/v1/messages/ack", { body: { receiverId, ack: unread.last } }));
   assert.equal(after.unread, 0);

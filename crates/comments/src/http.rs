@@ -10,6 +10,7 @@ use postrider_http::{
     Code, Problem, ProblemBody, RequestContext, body,
     context::{ANONYMOUS, require_content_type},
     refusals::PostgresRead,
+    sse,
 };
 use postrider_kafka::{Outgoing, event::Event};
 use postrider_openapi::tagged;
@@ -158,7 +159,7 @@ struct StreamQuery {
         ("after" = Option<String>, Query, description = "Same as `Last-Event-ID`, for clients that cannot set headers; the header takes precedence"),
     ),
     responses(
-        (status = 200, description = "The stream", body = String, content_type = "text/event-stream"),
+        (status = 200, description = "The stream", body = sse::Described, content_type = "text/event-stream"),
         (status = 400, description = "The id is malformed or not a position in this stream", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Too many open streams, or Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
     ),

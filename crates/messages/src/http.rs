@@ -179,7 +179,7 @@ async fn connect(
         ("after" = Option<String>, Query, description = "The same; the header wins"),
     ),
     responses(
-        (status = 200, description = "The stream", body = String, content_type = "text/event-stream"),
+        (status = 200, description = "The stream", body = sse::Described, content_type = "text/event-stream"),
         (status = 400, description = "Missing receiver, or an invalid id", body = ProblemBody, content_type = "application/problem+json"),
         (status = 403, description = "Origin not allowed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 429, description = "Too many connections of this receiver or address", body = ProblemBody, content_type = "application/problem+json"),
