@@ -2,19 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::{Router, extract::State, routing::get};
 use postrider_comments::{self as comments, Comments};
 use postrider_dlq::{self as dlq, Queue};
 use postrider_feed::{self as feed, Feed};
 use postrider_gateway::{self as gateway, Gateway};
-use postrider_health::render_metrics;
+use postrider_health::metrics_routes;
 use postrider_http::{Audience, client_address::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts};
 use postrider_kafka::CallersProducer;
 use postrider_kv::{self as kv, Service};
 use postrider_messages::{self as messages, Messages, Presence};
+use postrider_openapi as openapi;
 use postrider_process::drain::Tasks;
 use postrider_redis as redis;
-use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{
@@ -22,6 +21,8 @@ use super::{
     platform::{Platform, SharedRedis},
     settings::TopicPlan,
 };
+
+const ABOUT: &str = "Accepts events over HTTP, stores them in Kafka and delivers them.";
 
 /// Builds the capabilities and starts serving HTTP.
 pub(super) async fn start(
@@ -66,13 +67,11 @@ pub(super) async fn start(
         messages::presence_routes(presence),
         feed::routes(feed),
         dlq::routes(dlq, &settings.dlq, &settings.http),
+        metrics_routes(platform.metrics.clone()),
     ];
-    let (router, openapi) = router(routes);
-    let document: Arc<str> = openapi.to_pretty_json()?.into();
-    let router = router
-        .route("/openapi.json", get(document_json).with_state(document))
-        .route("/metrics", get(render_metrics).with_state(platform.metrics.clone()))
-        .layer(OuterLayer::default());
+    let head = OpenApiRouter::with_openapi(openapi::head("postrider", ABOUT));
+    let router = openapi::serve(routes.into_iter().fold(head, OpenApiRouter::merge), settings.http.docs)?;
+    let router = router.layer(OuterLayer::default());
     let proxies = Proxies::new(&settings.http)?;
     let listeners = serve::bind(&settings.http.listen).await.map_err(Error::Listener)?;
     for listener in &listeners {
@@ -160,25 +159,4 @@ fn feed(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) -> Feed {
         tasks.spawn("feed reads and writes", background.run(platform.stop.clone(), settings.drain.grace()));
     }
     feed
-}
-
-fn router(capabilities: impl IntoIterator<Item = OpenApiRouter>) -> (Router, OpenApi) {
-    let head = OpenApiRouter::with_openapi(openapi());
-    capabilities.into_iter().fold(head, OpenApiRouter::merge).split_for_parts()
-}
-
-/// Returns the head of the OpenAPI document.
-pub fn openapi() -> OpenApi {
-    let license = LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build();
-    let info = InfoBuilder::new()
-        .title("postrider")
-        .version(env!("CARGO_PKG_VERSION"))
-        .description(Some("Accepts events over HTTP, stores them in Kafka and delivers them."))
-        .license(Some(license))
-        .build();
-    OpenApiBuilder::new().info(info).build()
-}
-
-async fn document_json(State(document): State<Arc<str>>) -> ([(&'static str, &'static str); 1], String) {
-    ([("content-type", "application/json")], document.to_string())
 }

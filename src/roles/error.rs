@@ -3,6 +3,7 @@
 use std::io;
 
 use postrider_http::client_address::NoNetwork;
+use postrider_openapi as openapi;
 use postrider_postgres as postgres;
 use postrider_process::{drain::TaskFailure, replace};
 use postrider_telemetry as telemetry;
@@ -31,9 +32,8 @@ pub enum Error {
     Postgres(#[from] postgres::Error),
     #[error(transparent)]
     TrustedProxies(#[from] NoNetwork),
-    /// The OpenAPI document cannot be written as JSON.
     #[error(transparent)]
-    OpenApi(#[from] serde_json::Error),
+    OpenApi(#[from] openapi::Error),
     #[error(transparent)]
     Relay(#[from] relay::CheckError),
     #[error(transparent)]

@@ -7,14 +7,21 @@ use std::{
 
 use postrider_health as ops;
 use postrider_http::{Audience, client_address::Proxies, serve, shortcut::ShortCuts};
+use postrider_openapi as openapi;
 use postrider_process::drain::{Draining, Ending, Tasks};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use utoipa_axum::router::OpenApiRouter;
 
-use super::platform::{Mission, Platform};
+use super::{
+    error::Error,
+    platform::{Mission, Platform},
+};
 
 /// Number of ports after a taken management port that the command `relay` tries.
 const PORTS_TRIED: u16 = 100;
+
+const ABOUT: &str = "Probes and metrics of a postrider process, for its supervisor and operators.";
 
 /// Binds the management addresses. If the port is taken and was not configured, the command `relay`
 /// uses the next free port, so that several commands can run on one machine.
@@ -45,9 +52,11 @@ pub(super) struct Management {
     pub server: tokio::task::JoinHandle<()>,
 }
 
-pub(super) fn serve(platform: &Platform, listeners: Vec<TcpListener>, tasks: &mut Tasks) -> Management {
+pub(super) fn serve(platform: &Platform, listeners: Vec<TcpListener>, tasks: &mut Tasks) -> Result<Management, Error> {
     let config = platform.settings.http.clone();
-    let router = ops::router(platform.health.clone(), platform.metrics.clone());
+    let head = OpenApiRouter::with_openapi(openapi::head("postrider management", ABOUT));
+    let routes = head.merge(ops::routes(platform.health.clone(), platform.metrics.clone()));
+    let router = openapi::serve(routes, false)?;
     let (stop, died) = (CancellationToken::new(), CancellationToken::new());
     tasks.watch("management port", died.clone());
     let guard = died.clone().drop_guard();
@@ -57,5 +66,5 @@ pub(super) fn serve(platform: &Platform, listeners: Vec<TcpListener>, tasks: &mu
         serve::serve(Audience::Operators, listeners, router, ShortCuts::default(), &config, Proxies::default(), ending)
             .await;
     });
-    Management { stop, server }
+    Ok(Management { stop, server })
 }

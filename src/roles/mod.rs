@@ -13,7 +13,6 @@ mod settings;
 mod settings_check;
 mod topics;
 
-pub use api::openapi;
 pub use error::Error;
 pub use platform::RelayCommand;
 pub use rotation::{Load, LoadError};

@@ -162,7 +162,7 @@ async fn serve_until_stopped(start_up: StartUp, metrics: PrometheusHandle) -> Re
         stop: CancellationToken::new(),
     });
     let mut tasks = Tasks::new(platform.stop.clone());
-    let management = management::serve(&platform, management, &mut tasks);
+    let management = management::serve(&platform, management, &mut tasks)?;
     watch_platform(&platform, &mut tasks);
     let trial = RoleTrial { platform: &platform, mission: &mission, load: &load };
     let rotation = rotation::Watch::new(platform.settings.rotation.clone(), files, trial, &health);

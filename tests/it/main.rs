@@ -44,6 +44,7 @@ mod messages_faults;
 mod messages_undelivered;
 mod messages_unread;
 mod migrations;
+mod openapi;
 mod ops;
 mod outages;
 mod outbound;

@@ -13,6 +13,7 @@ use postrider_http::{
     sse,
 };
 use postrider_kafka::{Outgoing, event::Event};
+use postrider_openapi::tagged;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -33,12 +34,15 @@ static LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Returns the routes of the capability with their OpenAPI descriptions.
 pub fn routes(comments: Comments) -> OpenApiRouter {
-    OpenApiRouter::new().routes(routes!(push, list)).routes(routes!(live)).with_state(comments)
+    let head = tagged("comments", "Comments: stored, listed and streamed.");
+    OpenApiRouter::with_openapi(head).routes(routes!(push, list)).routes(routes!(live)).with_state(comments)
 }
 
 /// Response to a stored comment.
 #[derive(Serialize, ToSchema)]
+#[schema(as = CommentAccepted)]
 struct Pushed {
+    /// Always true.
     success: bool,
     /// Constant text.
     message: &'static str,
@@ -48,10 +52,12 @@ struct Pushed {
 
 /// One page of comments.
 #[derive(Serialize, ToSchema)]
+#[schema(as = CommentPage)]
 struct Page<'a> {
     /// Newest first.
     comments: Vec<Listed<'a>>,
     /// Cursor of the next page; null on the last page.
+    #[schema(required = true)]
     next_cursor: Option<String>,
 }
 
@@ -62,8 +68,9 @@ struct Page<'a> {
 #[utoipa::path(
     post,
     path = "/api/v1/comments",
+    operation_id = "postComment",
     tag = "comments",
-    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry store the same comment")),
+    params(("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 1, max_length = 255, description = "Makes a retry store the same comment")),
     request_body(content((Draft = "application/json"), (Draft = "application/x-www-form-urlencoded"))),
     responses(
         (status = 200, description = "Stored", body = Pushed),
@@ -96,6 +103,7 @@ struct ListQuery {
 #[utoipa::path(
     get,
     path = "/api/v1/comments",
+    operation_id = "listComments",
     tag = "comments",
     params(
         ("limit" = Option<u16>, Query, minimum = 1, maximum = 100, description = "Maximum number of comments in the page; default 20"),
@@ -137,20 +145,21 @@ struct StreamQuery {
 
 /// Stream comments as they are stored
 ///
-/// Sends server-sent events, each with a comment as JSON in `data`. The `id` of an event is the
+/// Sends server-sent events, each with a comment (`StoredComment`) as JSON in `data`. The `id` of an event is the
 /// position of the stream. A client that sends it as `Last-Event-ID`, as browsers do by themselves,
 /// continues after that event on any process, without gaps or duplicates. Without it the stream
 /// begins with the next comment. Comments on one post arrive in their order.
 #[utoipa::path(
     get,
     path = "/api/v1/comments/stream",
+    operation_id = "streamComments",
     tag = "comments",
     params(
-        ("Last-Event-ID" = Option<String>, Header, description = "Continue after the event with this `id`"),
+        ("Last-Event-ID" = Option<String>, Header, nullable = false, description = "Continue after the event with this `id`"),
         ("after" = Option<String>, Query, description = "Same as `Last-Event-ID`, for clients that cannot set headers; the header takes precedence"),
     ),
     responses(
-        (status = 200, description = "The stream", body = sse::Event, content_type = "text/event-stream"),
+        (status = 200, description = "The stream", body = sse::Described, content_type = "text/event-stream"),
         (status = 400, description = "The id is malformed or not a position in this stream", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Too many open streams, or Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
     ),

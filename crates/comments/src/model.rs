@@ -19,7 +19,7 @@ const MAX_NUMBER: u64 = (1 << 53) - 1;
 /// An integer that every JSON parser reads without loss of precision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "u64")]
-#[schema(maximum = 9007199254740991u64)]
+#[schema(as = Integer53, maximum = 9007199254740991u64)]
 pub struct Whole(u64);
 
 impl TryFrom<u64> for Whole {
@@ -32,9 +32,10 @@ impl TryFrom<u64> for Whole {
 
 /// An id of an author or a post.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = CommentReference)]
 #[serde(untagged, expecting = "an id must be a string or a whole number from 0 to 2^53 - 1")]
 pub enum Id {
-    Number(Whole),
+    Number(#[schema(inline)] Whole),
     Text(String),
 }
 
@@ -52,17 +53,19 @@ impl Id {
 pub struct Comment {
     pub text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub author_id: Option<Id>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub post_id: Option<Id>,
 }
 
 /// A comment before validation.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[schema(as = CommentDraft)]
+#[schema(as = CommentDraft, examples(json!({"text": "nice", "author_id": "ann", "post_id": 7})))]
 pub struct Draft {
     /// The text. Neither empty nor blank.
-    #[schema(min_length = 1, nullable = false)]
+    #[schema(min_length = 1, nullable = false, required = true)]
     text: Option<String>,
     /// The author: a string, or a whole number.
     author_id: Option<Id>,
@@ -149,16 +152,21 @@ fn decode(bytes: &[u8]) -> Result<String, Problem> {
 
 /// A stored comment.
 #[derive(Serialize, ToSchema)]
+#[schema(as = StoredComment)]
 pub struct Listed<'a> {
     /// The id of the comment's event, a UUID.
     id: &'a str,
     text: &'a str,
     /// Author of the comment as text, even if it was sent as a number.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     author_id: Option<&'a str>,
+    /// Post that is commented on as text, even if it was sent as a number.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     post_id: Option<&'a str>,
     /// Time at which Kafka received the comment, in RFC 3339.
+    #[schema(format = DateTime)]
     created_at: String,
 }
 

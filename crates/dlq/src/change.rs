@@ -28,6 +28,7 @@ const WINDOW: usize = 500;
 
 /// Result of a replay or purge.
 #[derive(Debug, Default, Serialize, ToSchema)]
+#[schema(as = DeadLetterReport)]
 pub struct Report {
     /// True if nothing was changed; the report then shows what would have been.
     pub dry_run: bool,
@@ -50,14 +51,19 @@ pub struct Report {
 
 /// Result for one letter.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DeadLetterResult)]
 pub struct Item {
     pub id: String,
     pub outcome: Outcome,
+    /// More about the outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub detail: Option<String>,
 }
 
+/// Outcome for a letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = DeadLetterOutcome)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// The record was written to its topic again, and the letter was deleted.

@@ -16,6 +16,7 @@ use postrider_http::{
     refusals::{JsonBody, refusals},
     strict,
 };
+use postrider_openapi::tagged;
 use postrider_time::clock;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -45,7 +46,8 @@ pub fn routes(queue: Queue, config: &Config, http: &HttpConfig) -> OpenApiRouter
         return OpenApiRouter::new();
     }
     let desk = Desk { queue, limits: http.limits(), timeout: Duration::from_millis(config.scan_timeout_ms) };
-    OpenApiRouter::new()
+    let text = "Dead letters: records that could not be processed or delivered.";
+    OpenApiRouter::with_openapi(tagged("dlq", text))
         .routes(routes!(list))
         .routes(routes!(show))
         .routes(routes!(replay))
@@ -56,6 +58,7 @@ pub fn routes(queue: Queue, config: &Config, http: &HttpConfig) -> OpenApiRouter
 /// A dead-letter topic.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = DeadLetterTopic)]
 enum Kind {
     /// Records that postrider itself could not process.
     Events,
@@ -89,6 +92,7 @@ struct ListParams {
 /// are refused, since a misspelt condition would choose more letters than meant.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schema(as = DeadLetterSelection, examples(json!({"topic": "orders", "since": "2h", "dry_run": true})))]
 struct ChangeBody {
     /// The ids of the letters.
     ids: Vec<String>,
@@ -127,6 +131,7 @@ refusals! {
 #[utoipa::path(
     get,
     path = "/admin/dlq",
+    operation_id = "listDeadLetters",
     tag = "dlq",
     params(ListParams),
     responses(
@@ -155,6 +160,7 @@ async fn list(
 #[utoipa::path(
     get,
     path = "/admin/dlq/{id}",
+    operation_id = "getDeadLetter",
     tag = "dlq",
     params(("id" = String, Path, min_length = 1, description = "The id from the list of dead letters")),
     responses(
@@ -180,6 +186,7 @@ async fn show(State(desk): State<Desk>, id: Result<Path<String>, PathRejection>)
 #[utoipa::path(
     post,
     path = "/admin/dlq/replay",
+    operation_id = "replayDeadLetters",
     tag = "dlq",
     request_body = ChangeBody,
     responses(
@@ -201,6 +208,7 @@ async fn replay(State(desk): State<Desk>, request: Request) -> Result<Json<Repor
 #[utoipa::path(
     post,
     path = "/admin/dlq/purge",
+    operation_id = "purgeDeadLetters",
     tag = "dlq",
     request_body = ChangeBody,
     responses(

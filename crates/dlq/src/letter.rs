@@ -100,6 +100,7 @@ fn known(header: &'static str, found: &str, expected: &str) -> Option<()> {
 
 /// One letter in a list.
 #[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = DeadLetter)]
 pub struct Summary {
     /// Position of the record, and consumer group; they identify the letter. An example is
     /// `messages/3@1234 postrider-kv`.
@@ -112,15 +113,19 @@ pub struct Summary {
     pub offset: i64,
     /// The record's key, if it is UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub key: Option<String>,
     /// The record's key in Base64, if it is not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub key_base64: Option<String>,
     /// The record's timestamp.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub timestamp: Option<String>,
     /// The event's id (`ce_id`), which identifies duplicates.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub event_id: Option<String>,
     /// The consumer group that dead-lettered the record.
     pub group: String,
@@ -131,6 +136,7 @@ pub struct Summary {
     pub first_failed_at: String,
     pub failed_at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub trace_id: Option<String>,
     /// Size of the record's value, in bytes.
     pub value_bytes: u64,
@@ -171,6 +177,7 @@ impl Summary {
 
 /// A letter with everything that was kept of its record.
 #[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = DeadLetterDetail)]
 pub struct Detail {
     #[serde(flatten)]
     pub summary: Summary,
@@ -180,9 +187,11 @@ pub struct Detail {
     pub value: Option<Value>,
     /// The value, if it is UTF-8 but not JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub value_text: Option<String>,
     /// The value in Base64, if it is neither.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub value_base64: Option<String>,
     /// The record's own headers, in order.
     pub headers: Vec<HeaderValue>,
@@ -190,11 +199,14 @@ pub struct Detail {
 
 /// A header of a record. A header without a value is null.
 #[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = RecordHeader)]
 pub struct HeaderValue {
     pub name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub value: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub value_base64: Option<String>,
 }
 

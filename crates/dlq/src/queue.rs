@@ -28,6 +28,7 @@ pub struct Query {
 
 /// The newest matching letters.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DeadLetterList)]
 pub struct Listing {
     /// The letter that failed last comes first.
     pub letters: Vec<Summary>,

@@ -18,29 +18,29 @@ pub const MAX_POST_ID: i64 = (1 << 53) - 1;
 
 /// A post before validation.
 #[derive(Debug, Deserialize, ToSchema)]
-#[schema(as = PostDraft)]
+#[schema(as = PostDraft, examples(json!({"author_id": "ann", "content": "first"})))]
 pub struct PostDraft<'a> {
     /// The author. Not empty.
     #[serde(borrow, default)]
-    #[schema(min_length = 1, max_length = 255)]
+    #[schema(min_length = 1, max_length = 255, required = true)]
     pub author_id: Cow<'a, str>,
     /// The text. Not empty.
     #[serde(borrow, default)]
-    #[schema(min_length = 1)]
+    #[schema(min_length = 1, required = true)]
     pub content: Cow<'a, str>,
 }
 
 /// A follow or an unfollow before validation.
 #[derive(Debug, Deserialize, ToSchema)]
-#[schema(as = FollowDraft)]
+#[schema(as = FollowDraft, examples(json!({"follower_id": "bea", "followee_id": "ann"})))]
 pub struct FollowDraft<'a> {
     /// The user whose feed changes. Not empty.
     #[serde(borrow, default)]
-    #[schema(min_length = 1, max_length = 255)]
+    #[schema(min_length = 1, max_length = 255, required = true)]
     pub follower_id: Cow<'a, str>,
     /// The author whose posts the feed shows. Not empty, and not the follower.
     #[serde(borrow, default)]
-    #[schema(min_length = 1, max_length = 255)]
+    #[schema(min_length = 1, max_length = 255, required = true)]
     pub followee_id: Cow<'a, str>,
 }
 

@@ -16,6 +16,7 @@ use postrider_http::{
     shortcut::ShortCuts,
 };
 use postrider_kafka::{Receipt, SendError, Stored, event::Event};
+use postrider_openapi::{NoInput, tagged};
 use rdkafka::error::RDKafkaErrorCode;
 use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
@@ -24,7 +25,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Gateway,
-    model::{NDJSON, ProduceRecord, Record, RecordNumber},
+    model::{NDJSON, ProduceRequest, Record, RecordNumber},
     simulator, stream,
 };
 
@@ -37,7 +38,9 @@ const QUEUE_RETRY: Duration = Duration::from_millis(2);
 /// Returns the gateway's routes with their OpenAPI descriptions.
 pub fn routes(gateway: Gateway) -> OpenApiRouter {
     let simulate = gateway.inner.config.simulator.enabled;
-    let router = OpenApiRouter::new().routes(routes!(produce)).routes(routes!(health)).with_state(gateway.clone());
+    let head = tagged("gateway", "Records in your own Kafka topics.");
+    let router =
+        OpenApiRouter::with_openapi(head).routes(routes!(produce)).routes(routes!(health)).with_state(gateway.clone());
     if simulate { router.merge(simulator::routes(&gateway)) } else { router }
 }
 
@@ -50,9 +53,17 @@ pub fn short_cuts(short_cuts: ShortCuts, gateway: &Gateway) -> ShortCuts {
     })
 }
 
+/// Records, one `ProduceRecord` per line.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "describes a body that is read as it arrives")]
+struct RecordStream(Vec<u8>);
+
 /// Response for one stored record.
 #[derive(Serialize, ToSchema)]
+#[schema(as = RecordProduced)]
 pub struct Produced {
+    /// Always true.
     success: bool,
     /// `Message delivered to topic …, partition …, offset …`
     message: String,
@@ -65,6 +76,7 @@ pub struct Produced {
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "describes the JSON, which is written directly")]
+#[schema(as = ProduceResponse)]
 enum ProduceAnswer {
     Record(Produced),
     Batch(BatchAnswer),
@@ -72,6 +84,7 @@ enum ProduceAnswer {
 
 /// Response for a batch.
 #[derive(Serialize, ToSchema)]
+#[schema(as = BatchProduced)]
 struct BatchAnswer {
     /// True if every record is stored.
     success: bool,
@@ -83,9 +96,36 @@ struct BatchAnswer {
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "describes the JSON, which is written directly")]
+#[schema(as = RecordResult)]
 enum PartResult {
-    Stored { success: bool, topic: String, partition: i32, offset: i64 },
-    Failed { success: bool, code: String, status: u16, error: String },
+    Stored(PartStored),
+    Failed(PartFailed),
+}
+
+/// Result of a stored record.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RecordStored)]
+struct PartStored {
+    /// Always true.
+    success: bool,
+    topic: String,
+    partition: i32,
+    offset: i64,
+}
+
+/// Result of a record that is not known to be stored.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RecordFailed)]
+struct PartFailed {
+    /// Always false.
+    success: bool,
+    /// The stable error code; see docs/errors.md.
+    code: String,
+    /// The HTTP status that the record would get alone.
+    #[schema(minimum = 400, maximum = 599)]
+    status: u16,
+    /// A sentence about this failure.
+    error: String,
 }
 
 /// Produce one record, a batch or a stream
@@ -96,14 +136,18 @@ enum PartResult {
 #[utoipa::path(
     post,
     path = "/produce",
+    operation_id = "produceRecords",
     tag = "gateway",
     params(
         ("topic" = Option<String>, Query, description = "Topic of records that name none"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Makes a retry write the same event; 1 to 255 bytes"),
+        ("Idempotency-Key" = Option<String>, Header, nullable = false, description = "Makes a retry write the same event; 1 to 255 bytes"),
     ),
-    request_body(content((ProduceRecord = "application/json"), (String = "application/x-ndjson"))),
+    request_body(
+        description = "One record or a batch as JSON, or a stream with one `ProduceRecord` per line",
+        content((ProduceRequest = "application/json"), (inline(RecordStream) = "application/x-ndjson")),
+    ),
     responses(
-        (status = 200, description = "Stored on all in-sync replicas; for a batch, every record; for a stream, one `PartResult` per line", content((ProduceAnswer = "application/json"), (String = "application/x-ndjson"))),
+        (status = 200, description = "Stored on all in-sync replicas; for a batch, every record; for a stream, one `RecordResult` per line", content((ProduceAnswer = "application/json"), (String = "application/x-ndjson"))),
         (status = 207, description = "A batch of which some records failed", body = BatchAnswer),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 403, description = "Topic not allowed", body = ProblemBody, content_type = "application/problem+json"),
@@ -331,15 +375,24 @@ fn json_response(status: u16, body: Vec<u8>) -> Response<Body> {
     response
 }
 
-/// State of the legacy health route.
+/// State of the process.
 #[derive(Serialize, ToSchema)]
+#[schema(as = Health)]
 pub struct HealthAnswer {
     /// Always `healthy`: the process answers.
     status: &'static str,
 }
 
 /// Report that the process is running
-#[utoipa::path(get, path = "/health", tag = "gateway", responses((status = 200, body = HealthAnswer)))]
+///
+/// Asks no dependency. Probes that do are on the management port.
+#[utoipa::path(
+    get,
+    path = "/health",
+    operation_id = "getHealth",
+    tag = "gateway",
+    responses((status = 200, description = "The process answers", body = HealthAnswer), NoInput),
+)]
 async fn health() -> axum::Json<HealthAnswer> {
     axum::Json(HealthAnswer { status: "healthy" })
 }

@@ -222,10 +222,26 @@ pub fn check_topic(topic: &str) -> Result<(), Problem> {
     }
 }
 
-/// One record to produce, or a batch.
+/// One record to produce, or a batch of them in `records`. A single record needs a topic, here or in
+/// the query, and `payload` or `payload_base64`.
+#[derive(ToSchema)]
+#[schema(examples(
+    json!({"topic": "my-topic", "key": "optional-key", "payload": {"message": "Hello Kafka!"}}),
+    json!({"topic": "my-topic", "records": [{"key": "a", "payload": 1}, {"key": "a", "payload": 2}]}),
+))]
+#[expect(dead_code, reason = "describes the JSON; the handler reads a borrowed twin")]
+pub struct ProduceRequest {
+    #[serde(flatten)]
+    record: ProduceRecord,
+    /// A batch: these records instead of a single one.
+    #[schema(nullable = false)]
+    records: Option<Vec<ProduceRecord>>,
+}
+
+/// One record to produce. It needs `payload` or `payload_base64`.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes the JSON; the handler reads a borrowed twin")]
-pub struct ProduceRecord {
+struct ProduceRecord {
     /// Topic; required unless `?topic=` or the batch names one.
     topic: Option<String>,
     /// Determines the partition; records with the same key stay in order.
@@ -244,8 +260,6 @@ pub struct ProduceRecord {
     partition: Option<i32>,
     /// Milliseconds since the Unix epoch, or an RFC 3339 time.
     timestamp: Option<serde_json::Value>,
-    /// A batch: these records instead of a single one.
-    records: Option<Vec<serde_json::Value>>,
 }
 
 #[cfg(test)]

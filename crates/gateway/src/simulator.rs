@@ -8,11 +8,11 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use postrider_http::{Code, Problem, body, json};
+use postrider_http::{Code, Problem, ProblemBody, body, json};
 use postrider_time::clock;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::Gateway;
@@ -48,6 +48,35 @@ struct Overrides {
     rate_503: Option<f64>,
 }
 
+/// Response of the simulated target.
+#[derive(ToSchema)]
+#[schema(as = SimulatedSuccess)]
+#[expect(dead_code, reason = "describes the JSON, which is written directly")]
+struct Processed {
+    /// Always `processed`.
+    status: String,
+    /// Constant text.
+    message: String,
+    /// Time that the target waited, in milliseconds.
+    processing_time_ms: u64,
+    #[schema(format = DateTime)]
+    received_at: String,
+}
+
+/// Failure of the simulated target.
+#[derive(ToSchema)]
+#[schema(as = SimulatedFailure)]
+#[expect(dead_code, reason = "describes the JSON, which is written directly")]
+struct Failed {
+    error: String,
+    /// What is wrong with the body, if it is not a JSON object.
+    #[schema(nullable = false)]
+    details: Option<String>,
+    /// Time that the target waited, in milliseconds.
+    #[schema(nullable = false)]
+    processing_time_ms: Option<u64>,
+}
+
 /// Simulate a webhook target
 ///
 /// Waits, then fails at the given rates (5 % 500, 5 % 400 and 2 % 503 if none is given), otherwise
@@ -55,17 +84,18 @@ struct Overrides {
 #[utoipa::path(
     post,
     path = "/webhook-simulator",
+    operation_id = "simulateWebhook",
     tag = "gateway",
     params(Overrides),
     request_body = serde_json::Map<String, Value>,
     responses(
-        (status = 200, description = "Processed"),
-        (status = 400, description = "Not a JSON object, or a simulated failure"),
-        (status = 408, description = "Body too slow"),
-        (status = 413, description = "Too large"),
-        (status = 422, description = "Invalid query parameter"),
-        (status = 500, description = "Simulated failure"),
-        (status = 503, description = "Simulated failure"),
+        (status = 200, description = "Processed", body = Processed),
+        (status = 400, description = "Not a JSON object, or a simulated failure; a problem if the query is malformed", content((Failed = "application/json"), (ProblemBody = "application/problem+json"))),
+        (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "Invalid query parameter", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 500, description = "Simulated failure", body = Failed),
+        (status = 503, description = "Simulated failure; a problem if the process is overloaded", content((Failed = "application/json"), (ProblemBody = "application/problem+json"))),
     ),
 )]
 async fn simulate(

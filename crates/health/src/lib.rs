@@ -6,4 +6,4 @@ mod health;
 mod server;
 
 pub use health::{Beat, Check, Health, Published};
-pub use server::{Config, render_metrics, router};
+pub use server::{Config, metrics_routes, routes};

@@ -1,16 +1,17 @@
 //! The management port: probes and metrics, in every role.
 
 use axum::{
-    Json, Router,
+    Json,
     extract::{RawQuery, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
+use postrider_openapi::{NoInput, SERVICE, tagged};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::Health;
 
@@ -28,36 +29,94 @@ impl Default for Config {
     }
 }
 
-/// Returns the routes `/livez`, `/readyz`, `/startupz`, `/consumers` and `/metrics`. With
-/// `?verbose`, the probes answer with a JSON report per check.
-pub fn router(health: Health, metrics: PrometheusHandle) -> Router {
-    Router::new()
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
-        .route("/startupz", get(startupz))
-        .route("/consumers", get(consumers))
+/// Returns the routes `/livez`, `/readyz`, `/startupz`, `/consumers` and `/metrics` with their OpenAPI
+/// descriptions.
+pub fn routes(health: Health, metrics: PrometheusHandle) -> OpenApiRouter {
+    OpenApiRouter::with_openapi(tagged("management", "The state of this process, for its supervisor and operators."))
+        .routes(routes!(livez))
+        .routes(routes!(readyz))
+        .routes(routes!(startupz))
+        .routes(routes!(consumers))
         .with_state(health)
-        .route("/metrics", get(render_metrics))
-        .with_state(metrics)
+        .merge(metrics_routes(metrics))
 }
 
+/// Returns the route `/metrics` with its OpenAPI description.
+pub fn metrics_routes(metrics: PrometheusHandle) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(render_metrics)).with_state(metrics)
+}
+
+/// Check that the process works
+///
+/// Asks no dependency. If it fails, restart the process.
+#[utoipa::path(
+    get,
+    path = "/livez",
+    operation_id = "checkLiveness",
+    tag = "management",
+    params(("verbose" = Option<bool>, Query, description = "`true`, or without a value: answer with a JSON report per check")),
+    responses(
+        (status = 200, description = "The process works", content((String = "text/plain", example = "ok"), (serde_json::Map<String, Value> = "application/json"))),
+        (status = 503, description = "A loop of the process does not respond", content((String = "text/plain", example = "failing"), (serde_json::Map<String, Value> = "application/json"))),
+        NoInput,
+    ),
+)]
 async fn livez(State(health): State<Health>, RawQuery(query): RawQuery) -> Response {
     let (alive, report) = health.liveness();
     answer(alive, report, query)
 }
 
+/// Check that the process can do its work
+///
+/// Fails while a dependency is missing, and from the begin of a stop.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    operation_id = "checkReadiness",
+    tag = "management",
+    params(("verbose" = Option<bool>, Query, description = "`true`, or without a value: answer with a JSON report per check")),
+    responses(
+        (status = 200, description = "Ready", content((String = "text/plain", example = "ok"), (serde_json::Map<String, Value> = "application/json"))),
+        (status = 503, description = "Not ready", content((String = "text/plain", example = "failing"), (serde_json::Map<String, Value> = "application/json"))),
+        NoInput,
+    ),
+)]
 async fn readyz(State(health): State<Health>, RawQuery(query): RawQuery) -> Response {
     let (ready, report) = health.readiness();
     answer(ready, report, query)
 }
 
+/// Check that the process has started
+///
+/// Succeeds once the process was ready for the first time.
+#[utoipa::path(
+    get,
+    path = "/startupz",
+    operation_id = "checkStartup",
+    tag = "management",
+    params(("verbose" = Option<bool>, Query, description = "`true`, or without a value: answer with a JSON report per check")),
+    responses(
+        (status = 200, description = "Started", content((String = "text/plain", example = "ok"), (serde_json::Map<String, Value> = "application/json"))),
+        (status = 503, description = "Still starting", content((String = "text/plain", example = "failing"), (serde_json::Map<String, Value> = "application/json"))),
+        NoInput,
+    ),
+)]
 async fn startupz(State(health): State<Health>, RawQuery(query): RawQuery) -> Response {
     let (_, report) = health.readiness();
     answer(health.has_started(), report, query)
 }
 
-/// Reports, per consumer and partition, the commit point, the size of the span past it, and the
-/// record that holds it.
+/// Report the progress of consumers
+///
+/// Has, per consumer and partition, the commit point, the size of the span past it, and the record
+/// that holds it.
+#[utoipa::path(
+    get,
+    path = "/consumers",
+    operation_id = "listConsumers",
+    tag = "management",
+    responses((status = 200, description = "The consumers of this process", body = serde_json::Map<String, Value>), NoInput),
+)]
 async fn consumers(State(health): State<Health>) -> Json<Value> {
     Json(health.consumers())
 }
@@ -72,7 +131,16 @@ fn answer(good: bool, report: Value, query: Option<String>) -> Response {
     }
 }
 
-/// Returns the metrics in Prometheus' text format.
-pub async fn render_metrics(State(metrics): State<PrometheusHandle>) -> Response {
+/// Read the metrics
+///
+/// In Prometheus' text format.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    operation_id = "getMetrics",
+    tag = SERVICE,
+    responses((status = 200, description = "The metrics", body = String, content_type = "text/plain"), NoInput),
+)]
+async fn render_metrics(State(metrics): State<PrometheusHandle>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render()).into_response()
 }

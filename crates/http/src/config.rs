@@ -39,6 +39,8 @@ pub struct Config {
     pub trusted_proxies: Vec<String>,
     /// Header in which trusted proxies name the client.
     pub forwarded_header: ForwardedHeader,
+    /// Serve the API reference for browsers at `/docs`. `/openapi.json` is served in any case.
+    pub docs: bool,
 }
 
 impl Default for Config {
@@ -53,6 +55,7 @@ impl Default for Config {
             max_connections: 20_000,
             trusted_proxies: Vec::new(),
             forwarded_header: ForwardedHeader::default(),
+            docs: true,
         }
     }
 }

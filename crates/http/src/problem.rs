@@ -6,7 +6,6 @@ use axum::{
     response::IntoResponse,
 };
 use postrider_kafka::SendError;
-use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -97,8 +96,9 @@ impl IntoResponse for Problem {
     }
 }
 
-/// An error answer (RFC 9457).
-#[derive(Serialize, ToSchema)]
+/// An error answer (RFC 9457). Some errors have more members.
+#[derive(ToSchema)]
+#[schema(as = Problem)]
 pub struct ProblemBody {
     /// `urn:postrider:error:` followed by the code.
     pub r#type: String,
@@ -112,4 +112,10 @@ pub struct ProblemBody {
     pub instance: String,
     /// The stable error code; see docs/errors.md.
     pub code: String,
+    /// False, on routes whose successes have `success`.
+    #[schema(nullable = false)]
+    pub success: Option<bool>,
+    /// The same as `detail`, on `/produce`.
+    #[schema(nullable = false)]
+    pub error: Option<String>,
 }

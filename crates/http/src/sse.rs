@@ -9,6 +9,16 @@ use axum::{
 use bytes::Bytes;
 use futures_util::Stream;
 
+/// A stream as clients get it: as text, or from a parser event by event.
+#[derive(utoipa::ToSchema)]
+#[serde(untagged)]
+#[schema(as = EventStream)]
+#[allow(dead_code, reason = "only described")]
+pub enum Described {
+    Text(String),
+    Event(Event),
+}
+
 /// One event, as clients parse it.
 #[derive(utoipa::ToSchema)]
 #[schema(as = ServerSentEvent)]
@@ -17,6 +27,7 @@ pub struct Event {
     /// Position of the stream after this event.
     id: String,
     /// Type of the event; `message` if absent.
+    #[schema(nullable = false)]
     event: Option<String>,
     data: String,
 }

@@ -16,6 +16,7 @@ use postrider_http::{
     shortcut::{self, ShortCuts},
 };
 use postrider_kafka::Position;
+use postrider_openapi::tagged;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -32,7 +33,8 @@ const MAX_TTL_SECONDS: u64 = 315_360_000;
 
 /// Returns the routes with their OpenAPI descriptions.
 pub fn routes(service: Service) -> OpenApiRouter {
-    OpenApiRouter::new().routes(routes!(push)).routes(routes!(pull, delete)).with_state(service)
+    let head = tagged("kv", "Key-value: values that are written to Kafka and read from a view in Redis.");
+    OpenApiRouter::with_openapi(head).routes(routes!(push)).routes(routes!(pull, delete)).with_state(service)
 }
 
 /// Adds a short cut for pulls, the most frequent request.
@@ -57,6 +59,7 @@ struct Push<'a> {
 
 /// A value to store under a key.
 #[derive(ToSchema)]
+#[schema(as = PushRequest, examples(json!({"key": "user123", "value": "Hello"})))]
 #[expect(dead_code, reason = "describes the JSON; the handler reads a borrowed twin")]
 struct PushBody {
     #[schema(min_length = 1)]
@@ -70,16 +73,19 @@ struct PushBody {
 
 /// Response to a write.
 #[derive(Serialize, ToSchema)]
+#[schema(as = WriteAccepted)]
 struct Accepted {
     /// Always `accepted`: Kafka has stored the write.
     status: &'static str,
 }
 
-/// Response to a read.
+/// A key with its value.
 #[derive(ToSchema)]
+#[schema(as = KeyValue)]
 #[expect(dead_code, reason = "describes the JSON, which is written directly")]
 struct Pulled {
     key: String,
+    /// Any JSON value, as it was stored.
     value: serde_json::Value,
 }
 
@@ -91,8 +97,9 @@ struct Pulled {
 #[utoipa::path(
     post,
     path = "/push",
+    operation_id = "pushValue",
     tag = "kv",
-    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry write the same event")),
+    params(("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 1, max_length = 255, description = "Makes a retry write the same event")),
     request_body = PushBody,
     responses(
         (status = 202, description = "Stored", body = Accepted, headers(("Postrider-Position" = String, description = "Position of the write, such as `messages/3@1234`"))),
@@ -125,10 +132,11 @@ async fn push(
 #[utoipa::path(
     get,
     path = "/pull/{key}",
+    operation_id = "pullValue",
     tag = "kv",
     params(
         ("key" = String, Path, min_length = 1, description = "Percent-encoded if needed"),
-        ("Postrider-After" = Option<String>, Header, pattern = r"^[^/@]+/[0-9]+@[0-9]+(\.[0-9]+)?$", description = "A `Postrider-Position`: waits up to 5 s until that write is visible"),
+        ("Postrider-After" = Option<String>, Header, nullable = false, pattern = r"^[^/@]+/[0-9]+@[0-9]+(\.[0-9]+)?$", description = "A `Postrider-Position`: waits up to 5 s until that write is visible"),
     ),
     responses(
         (status = 200, description = "The value", body = Pulled),
@@ -173,10 +181,11 @@ async fn pull(
 #[utoipa::path(
     delete,
     path = "/pull/{key}",
+    operation_id = "deleteValue",
     tag = "kv",
     params(
         ("key" = String, Path, min_length = 1, description = "Percent-encoded if needed"),
-        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry write the same event"),
+        ("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 1, max_length = 255, description = "Makes a retry write the same event"),
     ),
     responses(
         (status = 202, description = "The tombstone is stored", body = Accepted, headers(("Postrider-Position" = String, description = "Position of the write, such as `messages/3@1234`"))),

@@ -18,6 +18,7 @@ use postrider_http::{
     sse,
 };
 use postrider_kafka::{Outgoing, event::Event, partition_of};
+use postrider_openapi::{NoInput, tagged};
 use postrider_time::clock;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -48,7 +49,8 @@ static LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Returns the routes of messages with their OpenAPI descriptions.
 pub fn routes(messages: Messages) -> OpenApiRouter {
-    OpenApiRouter::new()
+    let text = "Messages to receivers by WebSocket, server-sent events and history, and the presence of receivers.";
+    OpenApiRouter::with_openapi(tagged("messages", text))
         .routes(routes!(push))
         .routes(routes!(health))
         .routes(routes!(connect))
@@ -66,11 +68,12 @@ pub fn routes(messages: Messages) -> OpenApiRouter {
 #[utoipa::path(
     post,
     path = "/api/v1/message/action",
+    operation_id = "sendMessage",
     tag = "messages",
-    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry write the same message")),
+    params(("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 1, max_length = 255, description = "Makes a retry write the same message")),
     request_body = Draft,
     responses(
-        (status = 200, description = "`Message Sent`", body = String, content_type = "text/plain"),
+        (status = 200, description = "`Message Sent`", body = String, content_type = "text/plain", example = "Message Sent"),
         (status = 400, description = "Malformed, or a field is missing or empty", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "An id is too long", body = ProblemBody, content_type = "application/problem+json"),
         JsonWrite,
@@ -88,8 +91,12 @@ async fn push(
 #[utoipa::path(
     get,
     path = "/api/v1/websocket/health",
+    operation_id = "getWebSocketHealth",
     tag = "messages",
-    responses((status = 200, description = "`WebSocket Route Operational`", body = String, content_type = "text/plain")),
+    responses(
+        (status = 200, description = "`WebSocket Route Operational`", body = String, content_type = "text/plain", example = "WebSocket Route Operational"),
+        NoInput,
+    ),
 )]
 async fn health() -> &'static str {
     "WebSocket Route Operational"
@@ -111,9 +118,10 @@ struct ConnectQuery {
 #[utoipa::path(
     get,
     path = "/api/v1/websocket/message",
+    operation_id = "openMessageWebSocket",
     tag = "messages",
     params(
-        ("ReceiverId" = Option<String>, Header, description = "Id of the receiver; alternative to `receiverId`"),
+        ("ReceiverId" = Option<String>, Header, nullable = false, description = "Id of the receiver; alternative to `receiverId`"),
         ("receiverId" = Option<String>, Query, description = "For clients that cannot set headers; the header takes precedence"),
         ("after" = Option<String>, Query, description = "Continue after this cursor"),
     ),
@@ -123,6 +131,7 @@ struct ConnectQuery {
         (status = 403, description = "Origin not allowed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 429, description = "Too many connections of this receiver or address", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Too many connections, or Postgres cannot be reached", body = ProblemBody, content_type = "application/problem+json"),
+        (status = "default", description = "No connection was opened", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 async fn connect(
@@ -161,15 +170,16 @@ async fn connect(
 #[utoipa::path(
     get,
     path = "/api/v1/messages/stream",
+    operation_id = "streamMessages",
     tag = "messages",
     params(
-        ("ReceiverId" = Option<String>, Header, description = "Id of the receiver; alternative to `receiverId`"),
+        ("ReceiverId" = Option<String>, Header, nullable = false, description = "Id of the receiver; alternative to `receiverId`"),
         ("receiverId" = Option<String>, Query, description = "For clients that cannot set headers; the header takes precedence"),
-        ("Last-Event-ID" = Option<String>, Header, description = "Continue after this `id`"),
+        ("Last-Event-ID" = Option<String>, Header, nullable = false, description = "Continue after this `id`"),
         ("after" = Option<String>, Query, description = "The same; the header wins"),
     ),
     responses(
-        (status = 200, description = "The stream", body = sse::Event, content_type = "text/event-stream"),
+        (status = 200, description = "The stream", body = sse::Described, content_type = "text/event-stream"),
         (status = 400, description = "Missing receiver, or an invalid id", body = ProblemBody, content_type = "application/problem+json"),
         (status = 403, description = "Origin not allowed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 429, description = "Too many connections of this receiver or address", body = ProblemBody, content_type = "application/problem+json"),
@@ -207,7 +217,7 @@ struct HistoryQuery {
 
 /// A message in a page.
 #[derive(Serialize, ToSchema)]
-#[schema(as = ListedMessage)]
+#[schema(as = StoredMessage)]
 struct Listed<'a> {
     /// Cursor after the message.
     id: String,
@@ -215,6 +225,7 @@ struct Listed<'a> {
     #[schema(value_type = Object)]
     data: &'a RawValue,
     /// Time when Kafka received the message, as RFC 3339.
+    #[schema(format = DateTime)]
     created_at: String,
     /// True if the receiver is known to have the message.
     delivered: bool,
@@ -227,6 +238,7 @@ struct Page<'a> {
     /// Messages, oldest first.
     messages: Vec<Listed<'a>>,
     /// Cursor for the next page; null on the last one.
+    #[schema(required = true)]
     next_cursor: Option<String>,
     /// True if messages between `after` and the first one have been deleted.
     gap: bool,
@@ -236,9 +248,10 @@ struct Page<'a> {
 #[utoipa::path(
     get,
     path = "/api/v1/messages",
+    operation_id = "listMessages",
     tag = "messages",
     params(
-        ("ReceiverId" = Option<String>, Header, description = "Id of the receiver; alternative to `receiverId`"),
+        ("ReceiverId" = Option<String>, Header, nullable = false, description = "Id of the receiver; alternative to `receiverId`"),
         ("receiverId" = Option<String>, Query, description = "The same; the header wins"),
         ("after" = Option<String>, Query, description = "`next_cursor` of the previous page, or the `id` of a message"),
         ("limit" = Option<u16>, Query, minimum = 1, maximum = 100, description = "Maximum number of messages per page (default 20)"),

@@ -15,23 +15,23 @@ pub const MAX_ID_BYTES: usize = 255;
 /// A message to send. Additional fields are stored and delivered unchanged.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(as = Message)]
+#[schema(as = Message, examples(json!({"chatId": "c", "senderId": "ann", "receiverId": "bob", "content": "hello"})))]
 pub struct Draft<'a> {
     /// Conversation id. Not empty.
     #[serde(borrow, default)]
-    #[schema(min_length = 1, max_length = 255)]
+    #[schema(min_length = 1, max_length = 255, required = true)]
     chat_id: Cow<'a, str>,
     /// Sender id. Not empty.
     #[serde(borrow, default)]
-    #[schema(min_length = 1, max_length = 255)]
+    #[schema(min_length = 1, max_length = 255, required = true)]
     sender_id: Cow<'a, str>,
     /// Receiver id. Not empty.
     #[serde(borrow, default)]
-    #[schema(min_length = 1, max_length = 255)]
+    #[schema(min_length = 1, max_length = 255, required = true)]
     receiver_id: Cow<'a, str>,
     /// Message text. Not empty.
     #[serde(borrow, default)]
-    #[schema(min_length = 1)]
+    #[schema(min_length = 1, required = true)]
     content: Cow<'a, str>,
 }
 

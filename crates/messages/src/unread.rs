@@ -42,6 +42,7 @@ struct Unread {
     /// True if there are more than that.
     more: bool,
     /// Time when Kafka received the oldest unread message, as RFC 3339; null if there is none.
+    #[schema(required = true, format = DateTime)]
     oldest: Option<String>,
     /// Cursor of the last received message; messages after it are unread.
     cursor: String,
@@ -51,14 +52,15 @@ struct Unread {
 
 /// Unread messages of several receivers, in the order of the request.
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(as = UnreadOfSeveral)]
+#[schema(as = UnreadMessagesByReceiver)]
 struct Several {
     receivers: Vec<Unread>,
 }
 
+/// Unread messages of one receiver, or of each one asked for.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
-#[schema(as = UnreadAnswer)]
+#[schema(as = UnreadMessagesResponse)]
 enum Answer {
     One(Unread),
     Several(Several),
@@ -72,9 +74,10 @@ enum Answer {
 #[utoipa::path(
     get,
     path = "/api/v1/messages/unread",
+    operation_id = "countUnreadMessages",
     tag = "messages",
     params(
-        ("ReceiverId" = Option<String>, Header, description = "Id of the receiver; alternative to `receiverId`"),
+        ("ReceiverId" = Option<String>, Header, nullable = false, description = "Id of the receiver; alternative to `receiverId`"),
         ("receiverId" = Option<Vec<String>>, Query, description = "Up to 100 receiver ids; the header takes precedence", max_items = 100),
     ),
     responses(
@@ -116,7 +119,7 @@ async fn unread(
 struct Got {
     /// Id of the receiver.
     #[serde(default)]
-    #[schema(min_length = 1, max_length = 255)]
+    #[schema(min_length = 1, max_length = 255, required = true)]
     receiver_id: String,
     /// Cursor up to which everything has arrived.
     ack: String,
@@ -130,6 +133,7 @@ struct Got {
 #[utoipa::path(
     post,
     path = "/api/v1/messages/ack",
+    operation_id = "acknowledgeMessages",
     tag = "messages",
     request_body = Got,
     responses(

@@ -60,8 +60,10 @@ pub struct FeedPage<'a> {
     /// Post ids, newest first, each below 2^53.
     post_ids: Vec<i64>,
     /// The posts in the same order, if `expand` asks for them.
+    #[schema(nullable = false)]
     posts: Option<Vec<Shown<'a>>>,
     /// Cursor of the next page; null on the last page.
+    #[schema(required = true)]
     next_cursor: Option<String>,
 }
 
@@ -72,6 +74,7 @@ pub struct FeedPage<'a> {
 #[utoipa::path(
     get,
     path = "/feeds/{user_id}",
+    operation_id = "getFeed",
     tag = "feed",
     params(
         ("user_id" = String, Path, min_length = 1, max_length = 255),

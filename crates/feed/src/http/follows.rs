@@ -41,8 +41,9 @@ refusals! {
 #[utoipa::path(
     post,
     path = "/follow",
+    operation_id = "followUser",
     tag = "feed",
-    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry change nothing, even if the user was unfollowed in between")),
+    params(("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 1, max_length = 255, description = "Makes a retry change nothing, even if the user was unfollowed in between")),
     request_body = FollowDraft,
     responses(
         (status = 200, description = "Stored", body = Said),
@@ -69,8 +70,9 @@ pub async fn follow(
 #[utoipa::path(
     post,
     path = "/unfollow",
+    operation_id = "unfollowUser",
     tag = "feed",
-    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry change nothing, even if the user was followed in between")),
+    params(("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 1, max_length = 255, description = "Makes a retry change nothing, even if the user was followed in between")),
     request_body = FollowDraft,
     responses(
         (status = 200, description = "Stored", body = Said),
@@ -117,10 +119,11 @@ async fn pair(
 #[utoipa::path(
     delete,
     path = "/users/{user_id}",
+    operation_id = "eraseUser",
     tag = "feed",
     params(
         ("user_id" = String, Path, min_length = 1, max_length = 255),
-        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Determines the id of the event"),
+        ("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 1, max_length = 255, description = "Determines the id of the event"),
     ),
     responses(
         (status = 202, description = "The erasure has begun", body = Said),
@@ -155,6 +158,7 @@ pub struct FollowersPage {
     /// Follower ids in ascending order.
     followers: Vec<String>,
     /// Cursor of the next page; null on the last page.
+    #[schema(required = true)]
     next_cursor: Option<String>,
 }
 
@@ -165,6 +169,7 @@ pub struct FollowingPage {
     /// Followee ids in ascending order.
     following: Vec<String>,
     /// Cursor of the next page; null on the last page.
+    #[schema(required = true)]
     next_cursor: Option<String>,
 }
 
@@ -178,6 +183,7 @@ pub struct ListQuery {
 #[utoipa::path(
     get,
     path = "/users/{user_id}/followers",
+    operation_id = "listFollowers",
     tag = "feed",
     params(
         ("user_id" = String, Path, min_length = 1, max_length = 255),
@@ -203,6 +209,7 @@ pub async fn followers(
 #[utoipa::path(
     get,
     path = "/users/{user_id}/following",
+    operation_id = "listFollowing",
     tag = "feed",
     params(
         ("user_id" = String, Path, min_length = 1, max_length = 255),

@@ -15,6 +15,7 @@ use postrider_http::{
     context::{ANONYMOUS, require_content_type},
     shortcut::ShortCuts,
 };
+use postrider_openapi::tagged;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
@@ -26,7 +27,8 @@ use crate::codes;
 
 /// Returns the routes of the capability with their OpenAPI descriptions.
 pub fn routes(feed: Feed) -> OpenApiRouter {
-    OpenApiRouter::new()
+    let head = tagged("feed", "Posts, follows, and the feeds that result from them.");
+    OpenApiRouter::with_openapi(head)
         .routes(routes!(posts::create))
         .routes(routes!(posts::show, posts::delete))
         .routes(routes!(follows::follow))

@@ -53,6 +53,7 @@ pub struct Shown<'a> {
     pub author_id: &'a str,
     pub content: &'a str,
     /// Time of creation, in RFC 3339.
+    #[schema(format = DateTime)]
     pub created_at: String,
 }
 
@@ -69,7 +70,9 @@ impl<'a> From<&'a Post> for Shown<'a> {
 
 /// Response to a change that returns no data.
 #[derive(Serialize, ToSchema)]
+#[schema(as = Confirmation)]
 pub struct Said {
+    /// Constant text.
     pub message: &'static str,
 }
 
@@ -80,8 +83,9 @@ pub struct Said {
 #[utoipa::path(
     post,
     path = "/posts",
+    operation_id = "createPost",
     tag = "feed",
-    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry return the same post instead of creating another")),
+    params(("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 1, max_length = 255, description = "Makes a retry return the same post instead of creating another")),
     request_body = PostDraft,
     responses(
         (status = 202, description = "Stored", body = PostCreated),
@@ -114,6 +118,7 @@ pub async fn create(
 #[utoipa::path(
     get,
     path = "/posts/{id}",
+    operation_id = "getPost",
     tag = "feed",
     params(("id" = i64, Path, minimum = 0, maximum = 9007199254740991u64)),
     responses(
@@ -135,10 +140,11 @@ pub async fn show(State(feed): State<Feed>, id: Result<Path<i64>, PathRejection>
 #[utoipa::path(
     delete,
     path = "/posts/{id}",
+    operation_id = "deletePost",
     tag = "feed",
     params(
         ("id" = i64, Path, minimum = 0, maximum = 9007199254740991u64),
-        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a retry return the same answer"),
+        ("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 1, max_length = 255, description = "Makes a retry return the same answer"),
     ),
     responses(
         (status = 200, description = "Deleted", body = Said),

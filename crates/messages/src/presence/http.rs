@@ -17,6 +17,7 @@ pub fn routes(presence: Option<Presence>) -> OpenApiRouter {
     OpenApiRouter::new().routes(routes!(presence_of)).with_state(presence)
 }
 
+/// State of a receiver.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = PresenceState)]
@@ -35,8 +36,10 @@ struct Body {
     /// Open connections and event streams across all processes.
     connections: i64,
     /// Time since which it is connected, as RFC 3339; null while it is not connected.
+    #[schema(required = true, format = DateTime)]
     since: Option<String>,
     /// Time when it was last connected, as RFC 3339; null while it is connected, or if unknown.
+    #[schema(required = true, format = DateTime)]
     last_seen: Option<String>,
 }
 
@@ -55,6 +58,7 @@ impl Body {
 #[utoipa::path(
     get,
     path = "/api/v1/presence/{id}",
+    operation_id = "getPresence",
     tag = "messages",
     params(("id" = String, Path, min_length = 1, description = "Id of the receiver, percent-encoded if needed")),
     responses(
