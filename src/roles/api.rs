@@ -2,13 +2,19 @@
 
 use std::sync::Arc;
 
-use axum::{Router, extract::State, routing::get};
+use axum::{
+    Router,
+    extract::{Request, State},
+    routing::get,
+};
 use postrider_comments::{self as comments, Comments};
 use postrider_dlq::{self as dlq, Queue};
 use postrider_feed::{self as feed, Feed};
 use postrider_gateway::{self as gateway, Gateway};
 use postrider_health::render_metrics;
-use postrider_http::{Audience, client_address::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts};
+use postrider_http::{
+    Audience, client_address::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts, unmatched::Routes,
+};
 use postrider_kafka::CallersProducer;
 use postrider_kv::{self as kv, Service};
 use postrider_messages::{self as messages, Messages, Presence};
@@ -68,10 +74,12 @@ pub(super) async fn start(
         dlq::routes(dlq, &settings.dlq, &settings.http),
     ];
     let (router, openapi) = router(routes);
+    let unmatched = Routes::new(openapi.paths.paths.keys().map(String::as_str).chain(["/openapi.json", "/metrics"]));
     let document: Arc<str> = openapi.to_pretty_json()?.into();
     let router = router
         .route("/openapi.json", get(document_json).with_state(document))
         .route("/metrics", get(render_metrics).with_state(platform.metrics.clone()))
+        .fallback(move |request: Request| std::future::ready(unmatched.answer(&request)))
         .layer(OuterLayer::default());
     let proxies = Proxies::new(&settings.http)?;
     let listeners = serve::bind(&settings.http.listen).await.map_err(Error::Listener)?;
