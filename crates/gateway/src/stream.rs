@@ -115,29 +115,27 @@ impl Lines {
                 Ok(Some(Ok(frame))) => {
                     let Ok(data) = frame.into_data() else { continue };
                     if let Err(problem) = self.footprint.cover(self.buffer.len() + data.len()) {
-                        self.ended = true;
-                        self.buffer.clear();
-                        return Some(Err(problem));
+                        return self.end(problem);
                     }
                     self.buffer.extend_from_slice(&data);
                 }
                 Ok(None) => self.ended = true,
-                Ok(Some(Err(error))) => {
-                    self.ended = true;
-                    self.buffer.clear();
-                    return Some(Err(body::broken(error)));
-                }
+                Ok(Some(Err(error))) => return self.end(body::broken(error)),
                 Err(_) => {
-                    self.ended = true;
-                    self.buffer.clear();
                     let seconds = self.limits.timeout.as_secs_f32();
-                    return Some(Err(Problem::new(
-                        Code::REQUEST_TIMEOUT,
-                        format!("no record was received within {seconds} s"),
-                    )));
+                    let detail = format!("no record was received within {seconds} s");
+                    return self.end(Problem::new(Code::REQUEST_TIMEOUT, detail));
                 }
             }
         }
+    }
+
+    /// Ends the stream with an error. The incomplete line is discarded.
+    fn end(&mut self, problem: Problem) -> Option<Line> {
+        self.ended = true;
+        self.buffer.clear();
+        self.searched = 0;
+        Some(Err(problem))
     }
 
     /// Takes a complete line from the buffer, or the error of an overlong one.

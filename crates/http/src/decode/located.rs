@@ -93,7 +93,9 @@ impl<'de> MapAccess<'de> for Fields<'de> {
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Fault> {
         let Some((name, value)) = self.value.take() else { return Err(Fault::new(Flaw::Missing)) };
-        seed.deserialize(Located(value)).map_err(|fault| fault.under(Step::Field(name.into_owned())))
+        let decoded = seed.deserialize(Located(value));
+        // Untagged enums refuse a value after it was read.
+        decoded.map_err(|fault| fault.found(|| described(value)).under(Step::Field(name.into_owned())))
     }
 }
 
@@ -109,7 +111,8 @@ impl<'de> SeqAccess<'de> for Items<'de> {
         let Some(item) = self.items.next() else { return Ok(None) };
         let at = self.at;
         self.at += 1;
-        seed.deserialize(Located(item)).map(Some).map_err(|fault| fault.under(Step::Item(at)))
+        let decoded = seed.deserialize(Located(item)).map(Some);
+        decoded.map_err(|fault| fault.found(|| described(item)).under(Step::Item(at)))
     }
 }
 
