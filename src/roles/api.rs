@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use axum::extract::Request;
 use postrider_comments::{self as comments, Comments};
 use postrider_dlq::{self as dlq, Queue};
 use postrider_feed::{self as feed, Feed};
 use postrider_gateway::{self as gateway, Gateway};
 use postrider_health::metrics_routes;
-use postrider_http::{Audience, client_address::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts};
+use postrider_http::{
+    Audience, client_address::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts, unmatched::Routes,
+};
 use postrider_kafka::CallersProducer;
 use postrider_kv::{self as kv, Service};
 use postrider_messages::{self as messages, Messages, Presence};
@@ -70,8 +73,14 @@ pub(super) async fn start(
         metrics_routes(platform.metrics.clone()),
     ];
     let head = OpenApiRouter::with_openapi(openapi::head("postrider", ABOUT));
-    let router = openapi::serve(routes.into_iter().fold(head, OpenApiRouter::merge), settings.http.docs)?;
-    let router = router.layer(OuterLayer::default());
+    let described = routes.into_iter().fold(head, OpenApiRouter::merge);
+    let pages = ["/openapi.json"].into_iter().chain(settings.http.docs.then_some("/docs"));
+    let paths = described.get_openapi().paths.paths.keys().map(String::as_str);
+    let unmatched = Routes::new(paths.chain(pages));
+    let router = openapi::serve(described, settings.http.docs)?;
+    let router = router
+        .fallback(move |request: Request| std::future::ready(unmatched.answer(&request)))
+        .layer(OuterLayer::default());
     let proxies = Proxies::new(&settings.http)?;
     let listeners = serve::bind(&settings.http.listen).await.map_err(Error::Listener)?;
     for listener in &listeners {

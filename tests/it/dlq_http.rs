@@ -42,7 +42,11 @@ async fn operators_list_show_replay_and_purge_over_http() {
     app.request(reqwest::Method::POST, "/admin/dlq/purge", &form, r#"{"all":true}"#)
         .await
         .problem(415, "unsupported_media_type");
-    let dry = app.post_json("/admin/dlq/replay", &json!({"dry_run": true})).await.expect(200).json();
+    let dry = json!({"dry_run": true});
+    let problem = app.post_json("/admin/dlq/replay", &dry).await.problem(422, "invalid_field");
+    assert_eq!(problem["errors"][0]["pointer"], "#/all", "a dry run needs what the change needs");
+    let dry = json!({"dry_run": true, "all": true});
+    let dry = app.post_json("/admin/dlq/replay", &dry).await.expect(200).json();
     assert_eq!((&dry["matched"], &dry["done"], &dry["dry_run"]), (&json!(2), &json!(2), &json!(true)));
     assert_eq!(outcomes(&dry), ["would_replay", "would_replay"]);
     let unknown = app.post_json("/admin/dlq/purge", &json!({"ids": [ids[1], "nope"], "dry_run": true})).await;

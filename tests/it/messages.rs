@@ -94,12 +94,11 @@ async fn invalid_messages_are_refused() {
         .await
         .problem(415, "unsupported_media_type");
     assert!(world.kafka.read(&world.topic("message")).await.is_empty());
-    for (query, detail) in
-        [("", "Missing data"), ("?receiverId=", "Missing data"), ("?receiverId=r&limit=0", "`limit`")]
-    {
+    for query in ["", "?receiverId="] {
         let problem = app.get(&format!("/api/v1/messages{query}")).await.problem(400, "invalid_request");
-        assert!(problem["detail"].as_str().unwrap().starts_with(detail), "{problem}");
+        assert_eq!(problem["detail"], "Missing data");
     }
+    app.get("/api/v1/messages?receiverId=r&limit=0").await.problem(422, "invalid_field");
     app.get("/api/v1/messages?receiverId=r&after=1.x.2").await.problem(400, "invalid_request");
     assert_eq!(history(&app, "nobody", 10).await, Vec::<Value>::new());
     app.stop().await;

@@ -2,12 +2,12 @@
 
 use axum::{
     body::Body,
-    extract::{Query, Request, State, rejection::QueryRejection},
+    extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Response, header},
     response::IntoResponse,
 };
 use postrider_http::{
-    Code, Problem, ProblemBody, RequestContext, body,
+    Bounded, Code, Params, Problem, ProblemBody, RequestContext, body,
     context::{ANONYMOUS, require_content_type},
     refusals::PostgresRead,
     sse,
@@ -28,8 +28,8 @@ use super::{
 
 const ROUTE: &str = "/api/v1/comments";
 const FORM: &str = "application/x-www-form-urlencoded";
-const DEFAULT_LIMIT: u16 = 20;
-const MAX_LIMIT: u16 = 100;
+const DEFAULT_LIMIT: u64 = 20;
+const MAX_LIMIT: u64 = 100;
 static LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Returns the routes of the capability with their OpenAPI descriptions.
@@ -91,7 +91,7 @@ async fn push(State(comments): State<Comments>, context: RequestContext, request
 
 #[derive(Deserialize)]
 struct ListQuery {
-    limit: Option<u16>,
+    limit: Option<Bounded<1, MAX_LIMIT>>,
     cursor: Option<String>,
     post_id: Option<String>,
 }
@@ -112,22 +112,18 @@ struct ListQuery {
     ),
     responses(
         (status = 200, description = "A page of comments", body = Page),
+        (status = 422, description = "The limit is out of range", body = ProblemBody, content_type = "application/problem+json"),
         PostgresRead,
     ),
 )]
-async fn list(
-    State(comments): State<Comments>,
-    query: Result<Query<ListQuery>, QueryRejection>,
-) -> Result<Response<Body>, Problem> {
-    let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
-    let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
-    if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(invalid(format!("`limit` must be between 1 and {MAX_LIMIT} (got {limit})")));
-    }
+async fn list(State(comments): State<Comments>, Params(query): Params<ListQuery>) -> Result<Response<Body>, Problem> {
+    let limit = query.limit.map_or(DEFAULT_LIMIT, Bounded::get) as u16;
     let cursor = query.cursor.as_deref().map_or(Ok(Cursor::NEWEST), str::parse);
-    let cursor = cursor.map_err(|error| invalid(format!("`cursor` is {error}; pass the previous `next_cursor`")))?;
+    let malformed = |error| invalid(format!("`cursor` is {error}; pass the previous `next_cursor`"));
+    let cursor = cursor.map_err(|error| malformed(error).at_parameter("cursor"))?;
     let post_id = query.post_id.as_deref().filter(|id| !id.is_empty());
-    check_field("post_id", post_id.unwrap_or_default(), usize::MAX)?;
+    check_field("post_id", post_id.unwrap_or_default(), usize::MAX)
+        .map_err(|flaw| flaw.problem().at_parameter("post_id"))?;
     // Reads one row more than the limit to find out whether there is another page.
     let mut rows =
         comments.shelf()?.store.page(cursor, post_id, limit + 1).await.map_err(Problem::postgres_unavailable)?;
@@ -167,15 +163,22 @@ struct StreamQuery {
 async fn live(
     State(comments): State<Comments>,
     headers: HeaderMap,
-    query: Result<Query<StreamQuery>, QueryRejection>,
+    Params(query): Params<StreamQuery>,
 ) -> Result<Response<Body>, Problem> {
-    let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
-    let malformed = |error| invalid(format!("`Last-Event-ID` is {error}; pass the `id` of an event from this stream"));
     let header = headers.get(&LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
+    let named = |problem: Problem| match header {
+        Some(_) => problem.at_header("Last-Event-ID"),
+        None => problem.at_parameter("after"),
+    };
+    let malformed = |error| {
+        let name = if header.is_some() { "Last-Event-ID" } else { "after" };
+        named(invalid(format!("`{name}` is {error}; pass the `id` of an event from this stream")))
+    };
     // A browser whose stream broke before the first id sends no header, or an empty one.
     let after = header.or(query.after.as_deref()).filter(|id| !id.is_empty());
     let after: Option<Position> = after.map(str::parse).transpose().map_err(malformed)?;
-    stream::open(&comments, after).await
+    let opened = stream::open(&comments, after).await;
+    opened.map_err(|problem| if problem.code == Code::INVALID_REQUEST { named(problem) } else { problem })
 }
 
 impl Comments {
@@ -183,7 +186,7 @@ impl Comments {
         let inner = &*self.inner;
         require_content_type(request.headers(), &["application/json", FORM])?;
         let form = is_form(request.headers());
-        let body = body::read(request.into_body(), inner.http.limits()).await?;
+        let body = body::read(request, inner.http.limits()).await?;
         let comment = draft(&body, form)?.check(inner.config.max_text_bytes)?;
         if !inner.topics_ready.get() {
             let detail =

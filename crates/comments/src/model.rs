@@ -2,8 +2,7 @@
 
 use std::borrow::Cow;
 
-use percent_encoding::percent_decode;
-use postrider_http::{Code, Problem, json};
+use postrider_http::{Code, Problem, decode, params};
 use postrider_time::clock;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -33,7 +32,7 @@ impl TryFrom<u64> for Whole {
 /// An id of an author or a post.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = CommentReference)]
-#[serde(untagged, expecting = "an id must be a string or a whole number from 0 to 2^53 - 1")]
+#[serde(untagged, expecting = "must be a string or a whole number from 0 to 2^53 - 1")]
 pub enum Id {
     Number(#[schema(inline)] Whole),
     Text(String),
@@ -61,7 +60,7 @@ pub struct Comment {
 }
 
 /// A comment before validation.
-#[derive(Debug, Default, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = CommentDraft, examples(json!({"text": "nice", "author_id": "ann", "post_id": 7})))]
 pub struct Draft {
     /// The text. Neither empty nor blank.
@@ -84,35 +83,35 @@ pub enum Flaw {
     TooLarge { field: &'static str, bytes: usize, limit: usize },
 }
 
+impl Flaw {
+    /// Returns the problem, without the place of the field.
+    pub fn problem(&self) -> Problem {
+        let code = match self {
+            Self::NoText | Self::Nul(_) => Code::INVALID_REQUEST,
+            Self::TooLarge { .. } => Code::INVALID_FIELD,
+        };
+        Problem::new(code, self.to_string())
+    }
+}
+
 impl From<Flaw> for Problem {
     fn from(flaw: Flaw) -> Self {
-        let code = match flaw {
-            Flaw::NoText | Flaw::Nul(_) => Code::INVALID_REQUEST,
-            Flaw::TooLarge { .. } => Code::INVALID_FIELD,
+        let field = match flaw {
+            Flaw::NoText => "text",
+            Flaw::Nul(field) | Flaw::TooLarge { field, .. } => field,
         };
-        Self::new(code, flaw.to_string())
+        flaw.problem().at_field(field)
     }
 }
 
 impl Draft {
     /// Reads the fields of an `application/x-www-form-urlencoded` body; unknown fields are ignored.
     pub fn from_form(body: &[u8]) -> Result<Self, Problem> {
-        let mut draft = Self::default();
-        for pair in body.split(|&byte| byte == b'&') {
-            let at = pair.iter().position(|&byte| byte == b'=');
-            let (name, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
-            match &*decode(name)? {
-                "text" => fill(&mut draft.text, "text", decode(value)?)?,
-                "author_id" => fill(&mut draft.author_id, "author_id", Id::Text(decode(value)?))?,
-                "post_id" => fill(&mut draft.post_id, "post_id", Id::Text(decode(value)?))?,
-                _ => {}
-            }
-        }
-        Ok(draft)
+        params::from_form(body)
     }
 
     pub fn from_json(body: &[u8]) -> Result<Self, Problem> {
-        json::parse_object(body)
+        decode::object(body)
     }
 
     /// Validates the draft. An empty id, as forms send it, counts as none.
@@ -135,19 +134,6 @@ pub fn check_field(field: &'static str, text: &str, limit: usize) -> Result<(), 
         bytes if bytes > limit => Err(Flaw::TooLarge { field, bytes, limit }),
         _ => Ok(()),
     }
-}
-
-fn fill<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), Problem> {
-    match slot.replace(value) {
-        None => Ok(()),
-        Some(_) => Err(Problem::new(Code::INVALID_REQUEST, format!("`{name}` must be given only once"))),
-    }
-}
-
-fn decode(bytes: &[u8]) -> Result<String, Problem> {
-    let spaced: Vec<u8> = bytes.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
-    let decoded = percent_decode(&spaced).decode_utf8().map(Cow::into_owned);
-    decoded.map_err(|_| Problem::new(Code::INVALID_REQUEST, "the form must be UTF-8 after percent-decoding"))
 }
 
 /// A stored comment.

@@ -4,17 +4,14 @@ use std::time::{Duration, Instant};
 
 use axum::{
     Json,
-    extract::{
-        Path, Query as QueryString, Request, State,
-        rejection::{PathRejection, QueryRejection},
-    },
+    extract::{Path, Request, State, rejection::PathRejection},
     http::header,
 };
 use postrider_http::{
-    Code, Config as HttpConfig, Problem, ProblemBody,
+    Bounded, Code, Config as HttpConfig, Params, Problem, ProblemBody,
     body::{self, Limits},
+    decode, params,
     refusals::{JsonBody, refusals},
-    strict,
 };
 use postrider_openapi::tagged;
 use postrider_time::clock;
@@ -30,8 +27,8 @@ const MAX_LETTERS: usize = 100_000;
 /// Maximum number of bytes of letters in memory during a replay.
 const CHUNK_BYTES: usize = 16 << 20;
 /// Maximum numbers of letters that one request lists, and changes.
-const MAX_LISTED: usize = 1_000;
-const MAX_CHANGED: usize = 10_000;
+const MAX_LISTED: u64 = 1_000;
+const MAX_CHANGED: u64 = 10_000;
 
 #[derive(Clone)]
 struct Desk {
@@ -84,8 +81,8 @@ struct ListParams {
     /// The class of the error, or a part of its message.
     error: Option<String>,
     /// Maximum number of letters; default 50.
-    #[param(minimum = 1, maximum = 1000)]
-    limit: Option<usize>,
+    #[param(value_type = Option<u64>, minimum = 1, maximum = 1000)]
+    limit: Option<Bounded<1, MAX_LISTED>>,
 }
 
 /// Choice of the letters to change; a letter must meet every condition that is set. Unknown fields
@@ -108,11 +105,11 @@ struct ChangeBody {
     /// The class of the error, or a part of its message.
     error: Option<String>,
     /// Maximum number of letters, in the order of their records; default 1000.
-    #[schema(minimum = 1, maximum = 10000)]
-    limit: Option<usize>,
+    #[schema(value_type = Option<u64>, minimum = 1, maximum = 10000)]
+    limit: Option<Bounded<1, MAX_CHANGED>>,
     /// Changes nothing and reports what would change: `would_replay` and `would_purge`.
     dry_run: bool,
-    /// Chooses every letter. Required if no other condition is set, except in a dry run.
+    /// Chooses every letter. Required if no other condition is set, also in a dry run.
     all: bool,
 }
 
@@ -141,14 +138,11 @@ refusals! {
         Reading,
     ),
 )]
-async fn list(
-    State(desk): State<Desk>,
-    params: Result<QueryString<ListParams>, QueryRejection>,
-) -> Result<Json<Listing>, Problem> {
-    let QueryString(params) = params.map_err(|error| Problem::new(Code::INVALID_REQUEST, error.body_text()))?;
+async fn list(State(desk): State<Desk>, Params(params): Params<ListParams>) -> Result<Json<Listing>, Problem> {
     let ListParams { letters, topic, key, since, error, limit } = params;
-    let filter = Filter { ids: Vec::new(), topic, key, since_ms: since_ms(since.as_deref())?, error };
-    let query = Query { letters: of_kind(letters), filter, limit: within(limit, 50, MAX_LISTED)? };
+    let since_ms = since_ms(since.as_deref()).map_err(|problem| problem.at_parameter("since"))?;
+    let filter = Filter { ids: Vec::new(), topic, key, since_ms, error };
+    let query = Query { letters: of_kind(letters), filter, limit: limit.map_or(50, Bounded::as_usize) };
     Ok(Json(desk.queue.list(query, desk.bounds()).await?))
 }
 
@@ -171,7 +165,7 @@ async fn list(
     ),
 )]
 async fn show(State(desk): State<Desk>, id: Result<Path<String>, PathRejection>) -> Result<Json<Detail>, Problem> {
-    let Path(id) = id.map_err(|error| Problem::new(Code::INVALID_REQUEST, error.body_text()))?;
+    let id = params::from_path("id", id)?;
     let found = desk.queue.show(Letters::All, id, desk.bounds()).await?;
     found.map(Json).ok_or_else(|| Problem::new(Code::NOT_FOUND, "no dead letter has this id"))
 }
@@ -239,20 +233,22 @@ impl Desk {
         let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
         if !essence.eq_ignore_ascii_case("application/json") {
-            return Err(Problem::new(Code::UNSUPPORTED_MEDIA_TYPE, "`Content-Type` must be `application/json`"));
+            return Err(Problem::new(Code::UNSUPPORTED_MEDIA_TYPE, "`Content-Type` must be `application/json`")
+                .at_header("Content-Type"));
         }
         if request.uri().query().is_some_and(|query| !query.is_empty()) {
             let detail = "this route takes no parameters; send the conditions and `dry_run` in the body";
             return Err(Problem::new(Code::INVALID_REQUEST, detail));
         }
-        let body = body::read(request.into_body(), self.limits).await?;
-        let ChangeBody { ids, letters, topic, key, since, error, limit, dry_run, all } = strict::parse_object(&body)?;
-        let filter = Filter { ids, topic, key, since_ms: since_ms(since.as_deref())?, error };
-        if filter.is_empty() && !all && !dry_run {
-            let detail = "choose letters with `ids`, `topic`, `key`, `since` or `error`, or set `all` to true";
-            return Err(Problem::new(Code::INVALID_FIELD, detail));
+        let body = body::read(request, self.limits).await?;
+        let ChangeBody { ids, letters, topic, key, since, error, limit, dry_run, all } = decode::strict(&body)?;
+        let since_ms = since_ms(since.as_deref()).map_err(|problem| problem.at_field("since"))?;
+        let filter = Filter { ids, topic, key, since_ms, error };
+        if filter.is_empty() && !all {
+            let detail = "choose letters with `ids`, `topic`, `key`, `since` or `error`, or set `all` to true; so does a dry run, which takes what the change would take";
+            return Err(Problem::new(Code::INVALID_FIELD, detail).at_field("all"));
         }
-        let limit = within(limit, 1_000, MAX_CHANGED)?;
+        let limit = limit.map_or(1_000, Bounded::as_usize);
         Ok((Query { letters: of_kind(letters), filter, limit }, dry_run))
     }
 }
@@ -268,13 +264,6 @@ fn of_kind(kind: Option<Kind>) -> Letters {
 fn since_ms(since: Option<&str>) -> Result<Option<i64>, Problem> {
     let parse = |text| parse_since(text, clock::now_ms());
     since.map(parse).transpose().map_err(|detail| Problem::new(Code::INVALID_FIELD, format!("`since` {detail}")))
-}
-
-fn within(limit: Option<usize>, default: usize, max: usize) -> Result<usize, Problem> {
-    match limit.unwrap_or(default) {
-        limit if (1..=max).contains(&limit) => Ok(limit),
-        limit => Err(Problem::new(Code::INVALID_FIELD, format!("`limit` must be between 1 and {max} (got {limit})"))),
-    }
 }
 
 impl From<Error> for Problem {

@@ -57,13 +57,24 @@ pub enum Flaw {
     Oneself,
 }
 
-impl From<Flaw> for Problem {
-    fn from(flaw: Flaw) -> Self {
-        let code = match flaw {
-            Flaw::TooLong { .. } => Code::INVALID_FIELD,
+impl Flaw {
+    /// Returns the problem, without the place of the field.
+    pub fn problem(&self) -> Problem {
+        let code = match self {
+            Self::TooLong { .. } => Code::INVALID_FIELD,
             _ => Code::INVALID_REQUEST,
         };
-        Self::new(code, flaw.to_string())
+        Problem::new(code, self.to_string())
+    }
+}
+
+impl From<Flaw> for Problem {
+    fn from(flaw: Flaw) -> Self {
+        let field = match flaw {
+            Flaw::Missing(field) | Flaw::Nul(field) | Flaw::TooLong { field, .. } => field,
+            Flaw::Oneself => "followee_id",
+        };
+        flaw.problem().at_field(field)
     }
 }
 

@@ -1,6 +1,9 @@
 //! HTTP routes of the gateway.
 
-use std::time::{Duration, Instant};
+use std::{
+    borrow::Cow,
+    time::{Duration, Instant},
+};
 
 use axum::{
     body::Body,
@@ -10,22 +13,24 @@ use axum::{
 };
 use futures_util::future::join_all;
 use postrider_http::{
-    Code, Problem, ProblemBody, RequestContext, body,
+    Code, Problem, ProblemBody, ProblemItem, RequestContext, body,
     context::{ANONYMOUS, digest, require_content_type},
-    json,
+    decode::{self, Decoded},
+    params,
     shortcut::ShortCuts,
+    warning::{self, NearMiss},
 };
 use postrider_kafka::{Receipt, SendError, Stored, event::Event};
 use postrider_openapi::{NoInput, tagged};
 use rdkafka::error::RDKafkaErrorCode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Gateway,
-    model::{NDJSON, ProduceRequest, Record, RecordNumber},
+    model::{ACCEPTED, JSON, ProduceRequest, Record, RecordNumber, check_topic},
     simulator, stream,
 };
 
@@ -111,6 +116,9 @@ struct PartStored {
     topic: String,
     partition: i32,
     offset: i64,
+    /// Unknown fields of the record that are near a known one.
+    #[schema(nullable = false)]
+    warnings: Option<Vec<String>>,
 }
 
 /// Result of a record that is not known to be stored.
@@ -126,12 +134,19 @@ struct PartFailed {
     status: u16,
     /// A sentence about this failure.
     error: String,
+    /// What in the record is wrong. Pointers of a batch lead into its body, those of a stream into
+    /// the line.
+    #[schema(nullable = false)]
+    errors: Option<Vec<ProblemItem>>,
+    /// Unknown fields of the record that are near a known one.
+    #[schema(nullable = false)]
+    warnings: Option<Vec<String>>,
 }
 
 /// Produce one record, a batch or a stream
 ///
-/// A JSON body is one record, or a batch in `records`. An `application/x-ndjson` body is a stream
-/// of records, one per line. The response has one line per record, in order, and begins while the
+/// A JSON body is one record, or a batch in `records`. An `application/x-ndjson` or
+/// `application/jsonl` body is a stream of records, one per line. The response has one line per record, in order, and begins while the
 /// request is still being sent.
 #[utoipa::path(
     post,
@@ -144,10 +159,10 @@ struct PartFailed {
     ),
     request_body(
         description = "One record or a batch as JSON, or a stream with one `ProduceRecord` per line",
-        content((ProduceRequest = "application/json"), (inline(RecordStream) = "application/x-ndjson")),
+        content((ProduceRequest = "application/json"), (inline(RecordStream) = "application/x-ndjson"), (inline(RecordStream) = "application/jsonl")),
     ),
     responses(
-        (status = 200, description = "Stored on all in-sync replicas; for a batch, every record; for a stream, one `RecordResult` per line", content((ProduceAnswer = "application/json"), (String = "application/x-ndjson"))),
+        (status = 200, description = "Stored on all in-sync replicas; for a batch, every record; for a stream, one `RecordResult` per line", content((ProduceAnswer = "application/json"), (String = "application/x-ndjson"), (String = "application/jsonl"))),
         (status = 207, description = "A batch of which some records failed", body = BatchAnswer),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 403, description = "Topic not allowed", body = ProblemBody, content_type = "application/problem+json"),
@@ -176,15 +191,41 @@ pub(super) fn failure(problem: Problem) -> Problem {
     problem.with("success", false).with("error", error)
 }
 
-/// Returns the value of `?topic=`. Legal topic names need no percent-decoding.
-fn default_topic(query: Option<&str>) -> Option<&str> {
-    query?.split('&').find_map(|pair| pair.strip_prefix("topic=")).filter(|topic| !topic.is_empty())
+/// Parameters of the query.
+#[derive(Deserialize)]
+struct ProduceParams {
+    topic: Option<String>,
+}
+
+/// Returns the value of `?topic=`. A query that is a legal topic name and nothing else needs no
+/// decoding.
+fn default_topic(query: Option<&str>) -> Result<Option<Cow<'_, str>>, Problem> {
+    let Some(query) = query else { return Ok(None) };
+    if let Some(topic) = query.strip_prefix("topic=").filter(|topic| check_topic(topic).is_ok()) {
+        return Ok(Some(topic.into()));
+    }
+    let ProduceParams { topic } = params::from_query(Some(query))?;
+    let Some(topic) = topic.filter(|topic| !topic.is_empty()) else { return Ok(None) };
+    check_topic(&topic).map_err(|problem| problem.at_parameter("topic"))?;
+    Ok(Some(topic.into()))
 }
 
 /// A record that the producer has accepted.
 pub(super) struct Taken {
     topic: String,
     receipt: Receipt,
+}
+
+/// A record of a batch or stream, accepted or not.
+pub(super) struct Part {
+    taken: Result<Taken, Problem>,
+    near_misses: Vec<NearMiss>,
+}
+
+impl From<Problem> for Part {
+    fn from(problem: Problem) -> Self {
+        Self { taken: Err(problem), near_misses: Vec::new() }
+    }
 }
 
 impl Gateway {
@@ -194,17 +235,18 @@ impl Gateway {
         context: &RequestContext,
         request: Request,
     ) -> Result<Response<Body>, Problem> {
-        let topic = default_topic(query);
-        if require_content_type(request.headers(), &["application/json", NDJSON])? == NDJSON {
-            return stream::respond(self.clone(), topic.map(str::to_owned), context.clone(), request.into_body());
+        let topic = default_topic(query)?;
+        let content_type = require_content_type(request.headers(), &ACCEPTED)?;
+        if content_type != JSON {
+            return stream::respond(self.clone(), topic.map(Cow::into_owned), context.clone(), content_type, request);
         }
-        let body = body::read(request.into_body(), self.inner.http.limits()).await?;
-        let mut record: Record<'_> = json::parse_object(&body)?;
+        let body = body::read(request, self.inner.http.limits()).await?;
+        let mut record = decode::noted(Record::parse(&body))?.value;
         if let Some(records) = record.records.take() {
-            let topic = record.topic.as_deref().or(topic);
+            let topic = record.topic.as_deref().or(topic.as_deref());
             return self.produce_batch(&records, &body, topic, context).await;
         }
-        let taken = self.hand_over(record, &body, topic, context, RecordNumber::Alone).await?;
+        let taken = self.hand_over(record, &body, topic.as_deref(), context, RecordNumber::Alone).await?;
         let (topic, stored) = self.settle(taken).await?;
         Ok(json_response(200, produced(&topic, stored)))
     }
@@ -267,7 +309,8 @@ impl Gateway {
             return Err(Problem::new(
                 Code::INVALID_REQUEST,
                 format!("`records` has {} records (limit {limit}); send smaller batches", records.len()),
-            ));
+            )
+            .at_field("records"));
         }
         // Computed once per batch instead of once per record.
         let content = if context.has_idempotency_key() { digest(&[body]) } else { [0; 32] };
@@ -275,7 +318,8 @@ impl Gateway {
         let mut parts = Vec::with_capacity(records.len());
         for (part, raw) in records.iter().enumerate() {
             let number = RecordNumber::Part(part as u64, until);
-            let taken = self.take_part(raw.get().as_bytes(), &content, topic, context, number).await;
+            let mut taken = self.take_part(raw.get().as_bytes(), &content, topic, context, number).await;
+            taken.taken = taken.taken.map_err(|problem| problem.within(&format!("/records/{part}")));
             parts.push(self.settle_part(taken));
         }
         let results: Vec<Value> = join_all(parts).await;
@@ -295,17 +339,27 @@ impl Gateway {
         topic: Option<&str>,
         context: &RequestContext,
         number: RecordNumber,
-    ) -> Result<Taken, Problem> {
-        self.hand_over(json::parse_object(record)?, content, topic, context, number).await
+    ) -> Part {
+        match Record::parse(record) {
+            Ok(Decoded { value, near_misses, .. }) => {
+                Part { taken: self.hand_over(value, content, topic, context, number).await, near_misses }
+            }
+            Err(refused) => Part { taken: Err(refused.problem), near_misses: refused.near_misses },
+        }
     }
 
     /// Waits for the outcome of a record and returns its position or error as an object. Calls may
     /// run concurrently.
-    pub(super) async fn settle_part(&self, taken: Result<Taken, Problem>) -> Value {
-        match taken {
+    pub(super) async fn settle_part(&self, part: Part) -> Value {
+        let mut result = match part.taken {
             Ok(taken) => part_result(self.settle(taken).await),
             Err(problem) => part_result(Err(problem)),
+        };
+        if !part.near_misses.is_empty() {
+            warning::count(ROUTE, &part.near_misses);
+            result["warnings"] = part.near_misses.iter().map(ToString::to_string).collect();
         }
+        result
     }
 
     fn explain(&self, error: &SendError, topic: &str) -> Problem {
@@ -327,7 +381,8 @@ impl Gateway {
             }
             SendError::Rejected(_) => Code::KAFKA_REJECTED,
         };
-        Problem::new(code, error.to_string())
+        let problem = Problem::new(code, error.to_string());
+        if matches!(error, SendError::UnknownPartition) { problem.at_field("partition") } else { problem }
     }
 }
 
@@ -337,9 +392,15 @@ fn part_result(outcome: Result<(String, Stored), Problem>) -> Value {
         Ok((topic, stored)) => {
             json!({"success": true, "topic": topic, "partition": stored.partition, "offset": stored.offset})
         }
-        Err(problem) => json!({
-            "success": false, "code": problem.code.word, "status": problem.code.status.as_u16(), "error": problem.detail,
-        }),
+        Err(mut problem) => {
+            let mut result = json!({
+                "success": false, "code": problem.code.word, "status": problem.code.status.as_u16(), "error": problem.detail,
+            });
+            if let Some(errors) = problem.extensions.remove("errors") {
+                result["errors"] = errors;
+            }
+            result
+        }
     }
 }
 

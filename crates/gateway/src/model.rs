@@ -3,7 +3,11 @@
 use std::{borrow::Cow, collections::BTreeMap, ops::Range, time::Instant};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use postrider_http::{Code, Problem, json};
+use postrider_http::{
+    Code, Problem,
+    decode::{self, Decoded, Refused},
+    json,
+};
 use postrider_kafka::{Outgoing, TopicLimits, admission, batch_bytes, event::Event};
 use postrider_time::clock;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -11,7 +15,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-pub(super) const NDJSON: &str = "application/x-ndjson";
+pub(super) const JSON: &str = "application/json";
+/// Content types of bodies. All but the first are names of NDJSON.
+pub(super) const ACCEPTED: [&str; 4] = [JSON, "application/x-ndjson", "application/jsonl", "application/ndjson"];
 
 /// Position of a record in its request.
 pub(super) enum RecordNumber {
@@ -50,7 +56,7 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be a whole number of milliseconds since 1970, or an RFC 3339 time")]
 enum Timestamp<'a> {
     Milliseconds(i64),
     #[serde(borrow)]
@@ -72,19 +78,40 @@ pub struct Checked<'a> {
 /// March 1973; as seconds, from 1973 to 5138.
 const SECONDS: Range<i64> = 100_000_000..100_000_000_000;
 
-/// Returns the error of an invalid record: a malformed request, 400 (contracts.md, Gateway).
-fn malformed(detail: impl Into<String>) -> Problem {
-    Problem::new(Code::INVALID_REQUEST, detail)
+/// Returns the error of an invalid field of a record: a malformed request, 400.
+fn malformed(field: &str, detail: impl Into<String>) -> Problem {
+    Problem::new(Code::INVALID_REQUEST, detail).at_field(field)
+}
+
+impl<'a> Record<'a> {
+    /// Decodes a record. A number out of range is malformed too.
+    pub fn parse(body: &'a [u8]) -> Result<Decoded<Self>, Box<Refused>> {
+        decode::decode(body).map_err(|mut refused| {
+            if refused.problem.code == Code::INVALID_FIELD {
+                refused.problem.code = Code::INVALID_REQUEST;
+            }
+            refused
+        })
+    }
 }
 
 impl<'a> Record<'a> {
     /// Checks every field. `default_topic` applies to a record without a topic.
     pub fn check(self, default_topic: Option<&'a str>) -> Result<Checked<'a>, Problem> {
-        let topic = self.topic.or(default_topic.map(Cow::Borrowed)).unwrap_or_default();
-        check_topic(&topic)?;
+        let topic = match self.topic {
+            Some(topic) => {
+                check_topic(&topic).map_err(|problem| problem.at_field("topic"))?;
+                topic
+            }
+            None => {
+                let topic = default_topic.ok_or_else(|| malformed("topic", "`topic` is required"))?;
+                check_topic(topic)?;
+                Cow::Borrowed(topic)
+            }
+        };
         let key = match (self.key, self.key_base64) {
             (Some(_), Some(_)) => {
-                return Err(malformed("`key` and `key_base64` are mutually exclusive; send one of them"));
+                return Err(malformed("key_base64", "`key` and `key_base64` are mutually exclusive; send one of them"));
             }
             (Some(Cow::Borrowed(text)), None) => Some(Cow::Borrowed(text.as_bytes())),
             (Some(Cow::Owned(text)), None) => Some(Cow::Owned(text.into_bytes())),
@@ -93,14 +120,17 @@ impl<'a> Record<'a> {
         };
         let payload = match (self.payload, self.payload_base64) {
             (Some(_), Some(_)) => {
-                return Err(malformed("`payload` and `payload_base64` are mutually exclusive; send one of them"));
+                return Err(malformed(
+                    "payload_base64",
+                    "`payload` and `payload_base64` are mutually exclusive; send one of them",
+                ));
             }
             (Some(raw), None) => match json::minify(raw.get()) {
                 Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
                 Cow::Owned(text) => Cow::Owned(text.into_bytes()),
             },
             (None, Some(text)) => Cow::Owned(decode(&text, "payload_base64")?),
-            (None, None) => return Err(malformed("`payload` or `payload_base64` is required")),
+            (None, None) => return Err(malformed("payload", "`payload` or `payload_base64` is required")),
         };
         let timestamp_ms = match self.timestamp {
             None => None,
@@ -108,24 +138,25 @@ impl<'a> Record<'a> {
                 let detail = format!(
                     "`timestamp` must be in milliseconds (got {ms}, which looks like seconds); write a time before 1973 as RFC 3339"
                 );
-                return Err(Problem::new(Code::INVALID_FIELD, detail));
+                return Err(Problem::new(Code::INVALID_FIELD, detail).at_field("timestamp"));
             }
             Some(Timestamp::Milliseconds(ms)) if ms >= 0 => Some(ms),
-            Some(Timestamp::Milliseconds(_)) => return Err(malformed("`timestamp` must not be before 1970")),
+            Some(Timestamp::Milliseconds(_)) => {
+                return Err(malformed("timestamp", "`timestamp` must not be before 1970"));
+            }
             Some(Timestamp::Rfc3339(text)) => {
                 Some(clock::parse_rfc3339(&text).filter(|&ms| ms >= 0).ok_or_else(|| {
-                    malformed("`timestamp` must be milliseconds or an RFC 3339 time, not before 1970")
+                    malformed("timestamp", "`timestamp` must be milliseconds or an RFC 3339 time, not before 1970")
                 })?)
             }
         };
         if self.partition.is_some_and(|partition| partition < 0) {
-            return Err(malformed("`partition` must be 0 or more"));
+            return Err(malformed("partition", "`partition` must be 0 or more"));
         }
         let reserved = |name: &str| name.is_empty() || name.starts_with("ce_") || name == "traceparent";
         if let Some(name) = self.headers.iter().flat_map(BTreeMap::keys).find(|name| reserved(name)) {
-            return Err(malformed(format!(
-                "header `{name}` is empty or reserved; the gateway sets `ce_…` and `traceparent`"
-            )));
+            let detail = format!("header `{name}` is empty or reserved; the gateway sets `ce_…` and `traceparent`");
+            return Err(malformed("headers", detail));
         }
         Ok(Checked {
             topic,
@@ -148,7 +179,7 @@ impl Checked<'_> {
     pub fn fits(&self, limits: &TopicLimits, event: &Event<'_>) -> Result<(), Problem> {
         let topic = &self.topic;
         if limits.needs_key && self.key.is_none() {
-            return Err(malformed(format!("`key` is required: topic `{topic}` is compacted")));
+            return Err(malformed("key", format!("`key` is required: topic `{topic}` is compacted")));
         }
         if let Some(ms) = self.timestamp_ms {
             check_timestamp(ms, clock::now_ms(), topic, limits)?;
@@ -203,21 +234,23 @@ fn check_timestamp(ms: i64, now_ms: i64, topic: &str, limits: &TopicLimits) -> R
     Err(Problem::new(
         Code::INVALID_FIELD,
         format!("`timestamp` must be at most {bound_ms} ms {side} now (`{setting}` of topic `{topic}`; got {ms})"),
-    ))
+    )
+    .at_field("timestamp"))
 }
 
 fn decode(text: &str, field: &str) -> Result<Vec<u8>, Problem> {
-    BASE64_STANDARD.decode(text).map_err(|error| malformed(format!("`{field}` is not base64: {error}")))
+    BASE64_STANDARD.decode(text).map_err(|error| malformed(field, format!("`{field}` is not base64: {error}")))
 }
 
 /// Checks a topic name by Kafka's rules.
 pub fn check_topic(topic: &str) -> Result<(), Problem> {
+    let malformed = |detail| Err(Problem::new(Code::INVALID_REQUEST, detail));
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     match topic {
-        "" => Err(malformed("`topic` is required")),
-        "." | ".." => Err(malformed("`topic` must not be `.` or `..`")),
-        _ if topic.len() > 249 => Err(malformed("`topic` must have at most 249 characters")),
-        _ if !topic.bytes().all(legal) => Err(malformed("`topic` may contain only letters, digits, `.`, `_` and `-`")),
+        "" => malformed("`topic` is required"),
+        "." | ".." => malformed("`topic` must not be `.` or `..`"),
+        _ if topic.len() > 249 => malformed("`topic` must have at most 249 characters"),
+        _ if !topic.bytes().all(legal) => malformed("`topic` may contain only letters, digits, `.`, `_` and `-`"),
         _ => Ok(()),
     }
 }
@@ -270,7 +303,7 @@ mod tests {
     type Parts = (String, Option<Vec<u8>>, Vec<u8>);
 
     fn check(text: &str) -> Result<Parts, Problem> {
-        let record: Record<'_> = json::parse_object(text.as_bytes())?;
+        let record = Record::parse(text.as_bytes()).map_err(|refused| refused.problem)?.value;
         let checked = record.check(None)?;
         Ok((checked.topic.into_owned(), checked.key.map(Cow::into_owned), checked.payload.into_owned()))
     }

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use axum::{
     Json,
-    extract::{Query, Request, State, rejection::QueryRejection},
+    extract::{Request, State},
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use postrider_http::{Code, Problem, ProblemBody, body, json};
+use postrider_http::{Bounded, Code, Params, Problem, ProblemBody, body, decode};
 use postrider_time::clock;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -32,11 +32,11 @@ pub(super) fn routes(gateway: &Gateway) -> OpenApiRouter {
 #[into_params(parameter_in = Query)]
 struct Overrides {
     /// Shortest response time in milliseconds.
-    #[param(maximum = 60000)]
-    min_delay_ms: Option<u64>,
+    #[param(value_type = Option<u64>, maximum = 60000)]
+    min_delay_ms: Option<Bounded<0, MAX_DELAY_MS>>,
     /// Longest response time in milliseconds.
-    #[param(maximum = 60000)]
-    max_delay_ms: Option<u64>,
+    #[param(value_type = Option<u64>, maximum = 60000)]
+    max_delay_ms: Option<Bounded<0, MAX_DELAY_MS>>,
     /// Percentage of responses with status 500.
     #[param(minimum = 0, maximum = 100)]
     rate_500: Option<f64>,
@@ -87,7 +87,7 @@ struct Failed {
     operation_id = "simulateWebhook",
     tag = "gateway",
     params(Overrides),
-    request_body = serde_json::Map<String, Value>,
+    request_body = serde_json::Map<String, serde_json::Value>,
     responses(
         (status = 200, description = "Processed", body = Processed),
         (status = 400, description = "Not a JSON object, or a simulated failure; a problem if the query is malformed", content((Failed = "application/json"), (ProblemBody = "application/problem+json"))),
@@ -100,19 +100,40 @@ struct Failed {
 )]
 async fn simulate(
     State(gateway): State<Gateway>,
-    query: Result<Query<Overrides>, QueryRejection>,
+    Params(overrides): Params<Overrides>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let Query(overrides) = query.map_err(|error| Problem::new(Code::INVALID_REQUEST, error.body_text()))?;
     let plan = Plan::new(&gateway, &overrides)?;
-    let body = body::read(request.into_body(), gateway.inner.http.limits()).await?;
-    if let Err(problem) = json::parse::<Map<String, Value>>(&body) {
+    let body = body::read(request, gateway.inner.http.limits()).await?;
+    if let Err(problem) = decode::object::<IgnoredAny>(&body) {
         let answer = json!({"error": "Invalid JSON payload", "details": problem.detail});
         return Ok((StatusCode::BAD_REQUEST, Json(answer)).into_response());
     }
     let delay_ms = fastrand::u64(plan.min_delay_ms..=plan.max_delay_ms);
     tokio::time::sleep(Duration::from_millis(delay_ms)).await;
     Ok(plan.answer(fastrand::f64() * 100.0, delay_ms))
+}
+
+impl Overrides {
+    /// Returns the rates of 500, 400 and 503.
+    fn rates(&self) -> Result<[f64; 3], Problem> {
+        let rates = match [self.rate_500, self.rate_400, self.rate_503] {
+            [None, None, None] => return Ok(DEFAULT_RATES),
+            given => given.map(|rate| rate.unwrap_or(0.0)),
+        };
+        let named = ["rate_500", "rate_400", "rate_503"].into_iter().zip(rates);
+        if let Some((name, rate)) = named.clone().find(|(_, rate)| !(0.0..=100.0).contains(rate)) {
+            let detail = format!("`{name}` must be from 0 to 100 percent (got {rate})");
+            return Err(Problem::new(Code::INVALID_FIELD, detail).at_parameter(name));
+        }
+        let sum: f64 = rates.iter().sum();
+        if sum <= 100.0 {
+            return Ok(rates);
+        }
+        let detail = format!("`rate_500`, `rate_400` and `rate_503` must be at most 100 percent together (got {sum})");
+        let problem = Problem::new(Code::INVALID_FIELD, detail);
+        Err(named.filter(|(_, rate)| *rate > 0.0).fold(problem, |problem, (name, _)| problem.at_parameter(name)))
+    }
 }
 
 struct Plan {
@@ -125,23 +146,14 @@ struct Plan {
 impl Plan {
     fn new(gateway: &Gateway, overrides: &Overrides) -> Result<Self, Problem> {
         let config = &gateway.inner.config.simulator;
-        let max_delay_ms =
-            overrides.max_delay_ms.unwrap_or(config.max_delay_ms.max(overrides.min_delay_ms.unwrap_or(0)));
-        let min_delay_ms = overrides.min_delay_ms.unwrap_or(config.min_delay_ms.min(max_delay_ms));
-        if min_delay_ms > max_delay_ms || max_delay_ms > MAX_DELAY_MS {
-            let detail = format!("`min_delay_ms` must not exceed `max_delay_ms`, which is at most {MAX_DELAY_MS}");
-            return Err(Problem::new(Code::INVALID_FIELD, detail));
+        let (min, max) = (overrides.min_delay_ms.map(Bounded::get), overrides.max_delay_ms.map(Bounded::get));
+        let max_delay_ms = max.unwrap_or(config.max_delay_ms.max(min.unwrap_or(0)));
+        let min_delay_ms = min.unwrap_or(config.min_delay_ms.min(max_delay_ms));
+        if min_delay_ms > max_delay_ms {
+            let detail = format!("`min_delay_ms` must be at most `max_delay_ms`, {max_delay_ms} (got {min_delay_ms})");
+            return Err(Problem::new(Code::INVALID_FIELD, detail).at_parameter("min_delay_ms"));
         }
-        let rates = match [overrides.rate_500, overrides.rate_400, overrides.rate_503] {
-            [None, None, None] => DEFAULT_RATES,
-            given => given.map(|rate| rate.unwrap_or(0.0)),
-        };
-        if rates.iter().any(|rate| !(0.0..=100.0).contains(rate)) || rates.iter().sum::<f64>() > 100.0 {
-            return Err(Problem::new(
-                Code::INVALID_FIELD,
-                "rates must be between 0 and 100 percent, at most 100 in total",
-            ));
-        }
+        let rates = overrides.rates()?;
         let failures = [
             (rates[0], StatusCode::INTERNAL_SERVER_ERROR, "Simulated internal server error"),
             (rates[0] + rates[1], StatusCode::BAD_REQUEST, "Simulated bad request"),

@@ -6,7 +6,11 @@
 
 use std::time::Instant;
 
-use axum::{body::Body, http::HeaderValue, http::Response, http::header};
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, HeaderValue, Response, header},
+};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, BodyStream};
@@ -17,22 +21,25 @@ use postrider_http::{
 
 use super::{
     Gateway,
-    model::{NDJSON, RecordNumber},
+    model::{ACCEPTED, RecordNumber},
 };
 
 /// A line of the body, or the error in it.
 type Line = Result<Bytes, Problem>;
 
-/// Returns the response at once; results follow as records are finished.
+/// Returns the response at once; results follow as records are finished. `content_type` is the
+/// request's.
 pub fn respond(
     gateway: Gateway,
     topic: Option<String>,
     context: RequestContext,
-    body: Body,
+    content_type: &'static str,
+    request: Request,
 ) -> Result<Response<Body>, Problem> {
     context.check_idempotency_key()?;
     let window = gateway.inner.config.stream_window.max(1);
-    let lines = Lines::new(body, &gateway);
+    let content_type = content_type_of_answer(request.headers(), content_type);
+    let lines = Lines::new(body::stream(request)?, &gateway);
     let settler = gateway.clone();
     let results = stream::unfold(lines, |mut lines| async move { lines.next().await.map(|line| (line, lines)) })
         .enumerate()
@@ -42,21 +49,31 @@ pub fn respond(
             // and the body is not read meanwhile.
             async move {
                 let number = RecordNumber::Part(number as u64, Instant::now() + gateway.inner.http.limits().timeout);
-                let line = line?;
-                // A stream uses the line instead of a digest of the body, which is not complete
-                // yet.
-                gateway.take_part(&line, &line, topic.as_deref(), &context, number).await
+                match line {
+                    // A stream uses the line instead of a digest of the body, which is not complete
+                    // yet.
+                    Ok(line) => gateway.take_part(&line, &line, topic.as_deref(), &context, number).await,
+                    Err(problem) => problem.into(),
+                }
             }
         })
-        .map(move |taken| {
+        .map(move |part| {
             let gateway = settler.clone();
-            async move { Bytes::from(gateway.settle_part(taken).await.to_string() + "\n") }
+            async move { Bytes::from(gateway.settle_part(part).await.to_string() + "\n") }
         })
         .buffered(window)
         .map(Ok::<_, std::convert::Infallible>);
     let mut response = Response::new(Body::from_stream(results));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     Ok(response)
+}
+
+/// Returns the name of NDJSON in the answer: the first one that `Accept` has, or that of the request.
+fn content_type_of_answer(headers: &HeaderMap, content_type: &'static str) -> &'static str {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut names = accepted.flat_map(|value| value.split(',')).filter_map(|range| range.split(';').next());
+    let known = |name: &str| ACCEPTED[1..].iter().copied().find(|one| one.eq_ignore_ascii_case(name.trim()));
+    names.find_map(known).unwrap_or(content_type)
 }
 
 /// Splits a body into lines of bounded length. Empty lines are skipped.
@@ -98,29 +115,27 @@ impl Lines {
                 Ok(Some(Ok(frame))) => {
                     let Ok(data) = frame.into_data() else { continue };
                     if let Err(problem) = self.footprint.cover(self.buffer.len() + data.len()) {
-                        self.ended = true;
-                        self.buffer.clear();
-                        return Some(Err(problem));
+                        return self.end(problem);
                     }
                     self.buffer.extend_from_slice(&data);
                 }
                 Ok(None) => self.ended = true,
-                Ok(Some(Err(error))) => {
-                    self.ended = true;
-                    self.buffer.clear();
-                    return Some(Err(Problem::new(Code::INVALID_BODY, error.to_string())));
-                }
+                Ok(Some(Err(error))) => return self.end(body::broken(error)),
                 Err(_) => {
-                    self.ended = true;
-                    self.buffer.clear();
                     let seconds = self.limits.timeout.as_secs_f32();
-                    return Some(Err(Problem::new(
-                        Code::REQUEST_TIMEOUT,
-                        format!("no record was received within {seconds} s"),
-                    )));
+                    let detail = format!("no record was received within {seconds} s");
+                    return self.end(Problem::new(Code::REQUEST_TIMEOUT, detail));
                 }
             }
         }
+    }
+
+    /// Ends the stream with an error. The incomplete line is discarded.
+    fn end(&mut self, problem: Problem) -> Option<Line> {
+        self.ended = true;
+        self.buffer.clear();
+        self.searched = 0;
+        Some(Err(problem))
     }
 
     /// Takes a complete line from the buffer, or the error of an overlong one.

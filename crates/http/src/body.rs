@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
-use axum::body::Body;
+use axum::{body::Body, extract::Request};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use postrider_limits::memory::{Lease, budgets};
 
-use super::{code::Code, problem::Problem};
+use super::{code::Code, encoding, problem::Problem};
 
 /// First bytes of each body, which draw from the budget for small bodies. The rest of a large body,
 /// however slow, does not use up that budget.
@@ -80,9 +80,22 @@ impl Deref for RequestBody {
     }
 }
 
-/// Reads the whole body. Errors: 413 when it is too large, 408 when it takes too long, 400 when the
-/// connection breaks, 503 when there is no memory for it.
-pub async fn read(body: Body, limits: Limits) -> Result<RequestBody, Problem> {
+/// Returns the body of a request, to be read as a stream: decompressed if it has a
+/// `Content-Encoding`, of which those that are not supported are 415.
+pub fn stream(request: Request) -> Result<Body, Problem> {
+    encoding::plain(request)
+}
+
+/// Returns the error of a body that could not be read.
+pub fn broken(error: axum::Error) -> Problem {
+    encoding::broken(error)
+}
+
+/// Reads the whole body, decompressed. Errors: 413 when it is too large, 408 when it takes too long,
+/// 400 when the connection breaks or the body is not what its `Content-Encoding` says, 415 when that
+/// is not supported, 503 when there is no memory for it.
+pub async fn read(request: Request, limits: Limits) -> Result<RequestBody, Problem> {
+    let body = stream(request)?;
     if body.size_hint().lower() > limits.max_bytes as u64 {
         return Err(too_large(limits.max_bytes));
     }
@@ -117,7 +130,7 @@ async fn collect(mut body: Body, max_bytes: usize) -> Result<RequestBody, Proble
     let mut first: Option<Bytes> = None;
     let mut joined = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Problem::new(Code::INVALID_BODY, error.to_string()))?;
+        let frame = frame.map_err(broken)?;
         let Ok(data) = frame.into_data() else { continue };
         let so_far = joined.len() + first.as_ref().map_or(0, Bytes::len);
         if so_far + data.len() > max_bytes {

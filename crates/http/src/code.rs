@@ -36,9 +36,9 @@ impl Code {
         INVALID_JSON "invalid_json" BAD_REQUEST "The body is not valid JSON"
             "The body is empty, not UTF-8 or not JSON, or has raw control characters, a lone surrogate, or more than 128 levels. Correct it; the detail says where.";
         INVALID_REQUEST "invalid_request" BAD_REQUEST "The request is malformed"
-            "A field is missing or has the wrong type, or a parameter or header cannot be parsed. The detail names it.";
+            "A field is missing or has the wrong type, or a parameter or header cannot be parsed. The detail names it, and so does the member `errors`, with a JSON pointer for a field.";
         INVALID_BODY "invalid_body" BAD_REQUEST "The body could not be read"
-            "The connection broke, or the chunked encoding was invalid, while the body was read. Nothing was written; send the request again.";
+            "The connection broke, or the chunked encoding was invalid, while the body was read, or the body is not what its `Content-Encoding` says. Nothing was written; send the request again.";
         NOT_FOUND "not_found" NOT_FOUND "Not found"
             "There is no such route or resource.";
         UNKNOWN_TOPIC "unknown_topic" NOT_FOUND "The topic does not exist"
@@ -51,6 +51,8 @@ impl Code {
             "The body, or one record of a stream, is larger than `http.max_body_bytes`, or the record is larger than the broker's `message.max.bytes`. Nothing was written; send less.";
         UNSUPPORTED_MEDIA_TYPE "unsupported_media_type" UNSUPPORTED_MEDIA_TYPE "The content type is not supported"
             "Send `application/json`, or `application/x-ndjson` if the route accepts it.";
+        UNSUPPORTED_ENCODING "unsupported_encoding" UNSUPPORTED_MEDIA_TYPE "The content encoding is not supported"
+            "Send the body plain, or with `Content-Encoding: gzip`, `deflate` or `zstd`, one of them; `Accept-Encoding` of the answer lists them.";
         INVALID_FIELD "invalid_field" UNPROCESSABLE_ENTITY "A field breaks a rule"
             "The request is well-formed, but a field is outside its limits. The detail names the field and the limit.";
         OVERLOADED "overloaded" SERVICE_UNAVAILABLE "Too many writes are in flight"

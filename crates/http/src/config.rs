@@ -14,7 +14,8 @@ pub struct Config {
     /// Addresses of the API, each `host:port`, or `:port` for all addresses of the host; port 0
     /// picks a free one.
     pub listen: Vec<String>,
-    /// Largest body, and largest record of a stream, in bytes; a larger one gets 413.
+    /// Largest body, and largest record of a stream, in bytes, after decompression; a larger one
+    /// gets 413.
     #[schemars(range(min = 1))]
     pub max_body_bytes: usize,
     /// Time limit for a whole body to arrive, in milliseconds; after it, the answer is 408.

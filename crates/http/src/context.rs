@@ -62,7 +62,7 @@ impl RequestContext {
         match &self.idempotency_key {
             Some(key) if key.is_empty() || key.len() > MAX_ID_BYTES => {
                 let detail = format!("`Idempotency-Key` must have 1 to {MAX_ID_BYTES} bytes (got {})", key.len());
-                Err(Problem::new(Code::INVALID_REQUEST, detail))
+                Err(Problem::new(Code::INVALID_REQUEST, detail).at_header("Idempotency-Key"))
             }
             _ => Ok(()),
         }
@@ -145,6 +145,7 @@ pub fn require_content_type(headers: &HeaderMap, accepted: &[&'static str]) -> R
             Code::UNSUPPORTED_MEDIA_TYPE,
             format!("content type `{essence}` is not supported; send {}", accepted.join(" or ")),
         )
+        .at_header("Content-Type")
     })
 }
 

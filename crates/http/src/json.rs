@@ -76,16 +76,26 @@ fn code_unit(body: &[u8], at: usize) -> Option<u32> {
     u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// Validates and deserializes a body in one step, borrowing from it.
+/// Validates and deserializes the value of a record in one step, borrowing from it. For the bodies
+/// of requests there is [`decode`](crate::decode), whose errors name the field.
 pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
-    let text = check(body).map_err(|fault| Problem::new(Code::INVALID_JSON, fault.to_string()))?;
+    let text = check(body).map_err(refused)?;
     serde_json::from_str(text).map_err(|error| {
         let code = if error.is_data() { Code::INVALID_REQUEST } else { Code::INVALID_JSON };
         Problem::new(code, error.to_string())
     })
 }
 
-/// Like [`parse`], for a body that must be an object: serde also accepts an array for a struct,
+pub(super) fn refused(fault: Fault) -> Problem {
+    Problem::new(Code::INVALID_JSON, fault.to_string())
+}
+
+/// Returns the error of a text that is not JSON, which says where.
+pub(super) fn malformed(error: &serde_json::Error) -> Problem {
+    Problem::new(Code::INVALID_JSON, error.to_string())
+}
+
+/// Like [`parse`], for a value that must be an object: serde also accepts an array for a struct,
 /// with its elements as the fields in order.
 pub fn parse_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     match body.trim_ascii_start().first() {

@@ -26,6 +26,7 @@ use super::{
     context::{REQUEST_ID, RequestContext, TRACEPARENT},
     problem::Problem,
     route_metrics::{Active, RouteMetrics},
+    warning::{self, NearMiss},
 };
 
 /// Layer around a router's routes and fallback.
@@ -95,6 +96,10 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for Answerin
             let _entered = this.seen.as_ref().filter(|seen| !seen.span.is_none()).map(|seen| seen.span.enter());
             catch_unwind(AssertUnwindSafe(|| this.inner.poll(cx)))
         };
+        let mut near_misses = warning::take();
+        if let Some(seen) = this.seen.as_mut().filter(|_| !near_misses.is_empty()) {
+            seen.near_misses.append(&mut near_misses);
+        }
         let answer = match polled {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(Ok(response))) => Some(response),
@@ -135,6 +140,7 @@ pub(super) struct Seen {
     trace: TraceContext,
     span: tracing::Span,
     active: Active,
+    near_misses: Vec<NearMiss>,
 }
 
 impl Seen {
@@ -155,6 +161,7 @@ impl Seen {
             trace: context.trace,
             span,
             active: RouteMetrics::enter(route_metrics),
+            near_misses: Vec::new(),
         };
         (seen, context)
     }
@@ -170,6 +177,10 @@ impl Seen {
         let headers = response.headers_mut();
         if let Ok(traceparent) = HeaderValue::from_bytes(&self.trace.traceparent()) {
             headers.insert(TRACEPARENT.clone(), traceparent);
+        }
+        if !self.near_misses.is_empty() {
+            warning::count(self.route.as_str(), &self.near_misses);
+            warning::name(headers, &self.near_misses);
         }
         if !self.span.is_none() {
             self.span.record("http.response.status_code", status);

@@ -6,10 +6,21 @@ use axum::{
     response::IntoResponse,
 };
 use postrider_kafka::SendError;
-use serde_json::{Map, Value};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::code::Code;
+use super::{code::Code, decode::segment, encoding};
+
+/// The part of a request that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A value in the body: its JSON pointer as a fragment, such as `#/headers/a`.
+    Pointer(String),
+    /// A parameter in the query or the path.
+    Parameter(String),
+    Header(&'static str),
+}
 
 /// An error answer. The outer layer turns it into a response and fills in `instance`.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -42,6 +53,59 @@ impl Problem {
         self
     }
 
+    /// Adds the member `errors`, which says what in the request is wrong.
+    #[must_use]
+    pub fn at(self, place: Place) -> Self {
+        let detail = self.detail.clone();
+        self.at_with(place, &detail)
+    }
+
+    /// Like [`Self::at`], with a detail of its own, for one of several errors.
+    #[must_use]
+    pub fn at_with(mut self, place: Place, detail: &str) -> Self {
+        let (kind, name) = match place {
+            Place::Pointer(pointer) => ("pointer", pointer),
+            Place::Parameter(name) => ("parameter", name),
+            Place::Header(name) => ("header", name.to_owned()),
+        };
+        let error = json!({kind: name, "detail": detail});
+        match self.extensions.get_mut("errors") {
+            Some(Value::Array(errors)) => errors.push(error),
+            _ => drop(self.extensions.insert("errors".to_owned(), Value::Array(vec![error]))),
+        }
+        self
+    }
+
+    /// Makes the pointers lead to a value inside of the one at `pointer`, such as `/records/3`.
+    #[must_use]
+    pub fn within(mut self, pointer: &str) -> Self {
+        for error in self.extensions.get_mut("errors").and_then(Value::as_array_mut).into_iter().flatten() {
+            let inner = error.get("pointer").and_then(Value::as_str).and_then(|inner| inner.strip_prefix('#'));
+            if let Some(outer) = inner.map(|inner| format!("#{pointer}{inner}")) {
+                error["pointer"] = outer.into();
+            }
+        }
+        self
+    }
+
+    /// Names the field of the body that is wrong.
+    #[must_use]
+    pub fn at_field(self, name: &str) -> Self {
+        self.at(Place::Pointer(format!("#{}", segment(name))))
+    }
+
+    /// Names the parameter in the query or the path that is wrong.
+    #[must_use]
+    pub fn at_parameter(self, name: &str) -> Self {
+        self.at(Place::Parameter(name.to_owned()))
+    }
+
+    /// Names the header that is wrong.
+    #[must_use]
+    pub fn at_header(self, name: &'static str) -> Self {
+        self.at(Place::Header(name))
+    }
+
     /// Returns the JSON object; `instance` is the request's path.
     pub fn to_json(&self, instance: Option<&str>) -> Value {
         let mut object = self.extensions.clone();
@@ -64,6 +128,9 @@ impl Problem {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.code == Code::UNSUPPORTED_ENCODING {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(encoding::ACCEPTED));
         }
         response
     }
@@ -118,4 +185,23 @@ pub struct ProblemBody {
     /// The same as `detail`, on `/produce`.
     #[schema(nullable = false)]
     pub error: Option<String>,
+    /// What in the request is wrong, if it is a field, a parameter or a header.
+    #[schema(nullable = false)]
+    pub errors: Option<Vec<ProblemItem>>,
+}
+
+/// What is wrong with one part of a request.
+#[derive(Serialize, ToSchema)]
+pub struct ProblemItem {
+    /// JSON pointer of the value in the body, as a fragment, such as `#/headers/a`.
+    #[schema(nullable = false)]
+    pub pointer: Option<String>,
+    /// Name of the parameter in the query or the path.
+    #[schema(nullable = false)]
+    pub parameter: Option<String>,
+    /// Name of the header.
+    #[schema(nullable = false)]
+    pub header: Option<String>,
+    /// What is wrong: what was found, and what is wanted.
+    pub detail: String,
 }

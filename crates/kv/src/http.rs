@@ -9,9 +9,10 @@ use axum::{
     response::IntoResponse,
 };
 use postrider_http::{
-    Code, Problem, ProblemBody, RequestContext, body,
+    Bounded, Code, Problem, ProblemBody, RequestContext, body,
     context::require_content_type,
-    json,
+    decode, json,
+    params::{self, Nothing},
     refusals::JsonWrite,
     shortcut::{self, ShortCuts},
 };
@@ -54,7 +55,7 @@ struct Push<'a> {
     key: Cow<'a, str>,
     #[serde(borrow)]
     value: &'a RawValue,
-    ttl_seconds: Option<u64>,
+    ttl_seconds: Option<Bounded<1, MAX_TTL_SECONDS>>,
 }
 
 /// A value to store under a key.
@@ -114,17 +115,12 @@ async fn push(
     request: Request,
 ) -> Result<Response<Body>, Problem> {
     require_content_type(request.headers(), &["application/json"])?;
-    let body = body::read(request.into_body(), service.inner.http.limits()).await?;
-    let push: Push<'_> = json::parse_object(&body)?;
-    service.check_key(&push.key)?;
-    if push.ttl_seconds.is_some_and(|seconds| !(1..=MAX_TTL_SECONDS).contains(&seconds)) {
-        return Err(Problem::new(
-            Code::INVALID_FIELD,
-            format!("`ttl_seconds` must be between 1 and {MAX_TTL_SECONDS}"),
-        ));
-    }
+    let body = body::read(request, service.inner.http.limits()).await?;
+    let push: Push<'_> = decode::object(&body)?;
+    service.check_key(&push.key).map_err(|problem| problem.at_field("key"))?;
     let value = json::minify(push.value.get());
-    let position = service.write(&context, "/push", &push.key, Some(value.as_bytes()), push.ttl_seconds).await?;
+    let ttl_seconds = push.ttl_seconds.map(Bounded::get);
+    let position = service.write(&context, "/push", &push.key, Some(value.as_bytes()), ttl_seconds).await?;
     Ok(accepted(&position))
 }
 
@@ -178,6 +174,8 @@ async fn pull(
 }
 
 /// Delete a key
+///
+/// Takes neither parameters nor a body.
 #[utoipa::path(
     delete,
     path = "/pull/{key}",
@@ -198,6 +196,7 @@ async fn delete(
     State(service): State<Service>,
     context: RequestContext,
     key: Result<Path<String>, PathRejection>,
+    _: Nothing,
 ) -> Result<Response<Body>, Problem> {
     let key = service.path_key(key)?;
     let position = service.write(&context, "/pull", &key, None, None).await?;
@@ -219,13 +218,14 @@ fn parse_position(header: &HeaderValue) -> Result<Position, Problem> {
     let parsed = header.to_str().ok().and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| {
         Problem::new(Code::INVALID_REQUEST, "`Postrider-After` must be a position such as `messages/3@1234`")
+            .at_header("Postrider-After")
     })
 }
 
 impl Service {
     fn path_key(&self, key: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
-        let Path(key) = key.map_err(|error| Problem::new(Code::INVALID_REQUEST, error.body_text()))?;
-        self.check_key(&key)?;
+        let key = params::from_path("key", key)?;
+        self.check_key(&key).map_err(|problem| problem.at_parameter("key"))?;
         Ok(key)
     }
 

@@ -157,7 +157,8 @@ impl Service {
             return Err(Problem::new(
                 Code::INVALID_REQUEST,
                 format!("`Postrider-After`: `{after}` is not a position of this view"),
-            ));
+            )
+            .at_header("Postrider-After"));
         };
         let deadline = Instant::now() + Duration::from_millis(inner.config.visibility_timeout_ms);
         loop {

@@ -3,15 +3,14 @@
 use axum::{
     body::Body,
     extract::{
-        Query, Request, State,
-        rejection::QueryRejection,
+        Request, State,
         ws::{WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
     },
     http::{HeaderMap, HeaderName, Response, header},
     response::IntoResponse,
 };
 use postrider_http::{
-    Code, Problem, ProblemBody, RequestContext, body,
+    Bounded, Code, Params, Problem, ProblemBody, RequestContext, body,
     context::{ANONYMOUS, require_content_type},
     json,
     refusals::{JsonWrite, PostgresRead},
@@ -27,7 +26,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Messages, Open,
-    cursor::Cursor,
+    cursor::{Cursor, Malformed},
     follower::Follower,
     model::{self, Draft, invalid, receiver_of_request},
     socket::{Connection, PROTOCOL},
@@ -39,8 +38,8 @@ use crate::codes;
 const ROUTE: &str = "/api/v1/message/action";
 /// Key of every record, for compatibility with existing consumers.
 const KEY: &[u8] = b"message.new";
-const DEFAULT_LIMIT: u16 = 20;
-const MAX_LIMIT: u16 = 100;
+const DEFAULT_LIMIT: u64 = 20;
+const MAX_LIMIT: u64 = 100;
 /// Maximum total size of the messages in one page of history, in bytes.
 const PAGE_BYTES: usize = 4 << 20;
 /// Size of a socket's read and write buffers in bytes. Small, because every connection has its own.
@@ -138,14 +137,13 @@ async fn connect(
     State(messages): State<Messages>,
     context: RequestContext,
     headers: HeaderMap,
-    query: Result<Query<ConnectQuery>, QueryRejection>,
+    Params(query): Params<ConnectQuery>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response<Body>, Problem> {
-    let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
     let receiver = receiver_of_request(&headers, query.receiver_id)?;
     messages.check_origin(&headers)?;
     let upgrade = upgrade.map_err(|error| invalid(error.body_text()))?;
-    let after = cursor("after", query.after.as_deref())?;
+    let after = cursor(query.after.as_deref()).map_err(|error| in_parameter(&error))?;
     let Open { hub, acks, .. } = messages.connections()?.clone();
     let follower = Follower::open(&hub, &receiver, context.client, after).await?;
     let max_bytes = messages.inner.config.max_incoming_bytes;
@@ -190,13 +188,17 @@ async fn live(
     State(messages): State<Messages>,
     context: RequestContext,
     headers: HeaderMap,
-    query: Result<Query<ConnectQuery>, QueryRejection>,
+    Params(query): Params<ConnectQuery>,
 ) -> Result<Response<Body>, Problem> {
-    let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
     let receiver = receiver_of_request(&headers, query.receiver_id)?;
     messages.check_origin(&headers)?;
     let header = headers.get(&LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?")).filter(|id| !id.is_empty());
-    let after = cursor("Last-Event-ID", header.or(query.after.as_deref()))?;
+    let after = match header {
+        Some(id) => cursor(Some(id)).map_err(|error| {
+            invalid(format!("`Last-Event-ID` is {error}; pass the `id` of an event")).at_header("Last-Event-ID")
+        })?,
+        None => cursor(query.after.as_deref()).map_err(|error| in_parameter(&error))?,
+    };
     let open = messages.connections()?;
     let age = sse::age(messages.inner.config.stream_max_age_ms);
     let follower = Follower::open(&open.hub, &receiver, context.client, after).await?;
@@ -212,7 +214,7 @@ async fn live(
 struct HistoryQuery {
     receiver_id: Option<String>,
     after: Option<String>,
-    limit: Option<u16>,
+    limit: Option<Bounded<1, MAX_LIMIT>>,
 }
 
 /// A message in a page.
@@ -258,21 +260,19 @@ struct Page<'a> {
     ),
     responses(
         (status = 200, description = "A page", body = Page),
+        (status = 422, description = "The limit is out of range, or the id is too long", body = ProblemBody, content_type = "application/problem+json"),
         PostgresRead,
     ),
 )]
 async fn history(
     State(messages): State<Messages>,
     headers: HeaderMap,
-    query: Result<Query<HistoryQuery>, QueryRejection>,
+    Params(query): Params<HistoryQuery>,
 ) -> Result<Response<Body>, Problem> {
-    let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
     let receiver = receiver_of_request(&headers, query.receiver_id)?;
-    let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
-    if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(invalid(format!("`limit` must be between 1 and {MAX_LIMIT} (got {limit})")));
-    }
-    let mut cursor = cursor("after", query.after.as_deref())?.unwrap_or_default();
+    let limit = query.limit.map_or(DEFAULT_LIMIT, Bounded::get) as u16;
+    let after = cursor(query.after.as_deref()).map_err(|error| in_parameter(&error))?;
+    let mut cursor = after.unwrap_or_default();
     let store = &messages.connections()?.hub.store;
     let limits = Limits { rows: limit, bytes: PAGE_BYTES };
     let found = store.after(&receiver, &cursor, limits).await.map_err(Problem::postgres_unavailable)?;
@@ -305,8 +305,8 @@ impl Messages {
     async fn push(&self, context: &RequestContext, request: Request) -> Result<(), Problem> {
         let inner = &*self.inner;
         require_content_type(request.headers(), &["application/json"])?;
-        let body = body::read(request.into_body(), inner.http.limits()).await?;
-        let receiver = model::check(&body)?;
+        let body = body::read(request, inner.http.limits()).await?;
+        let (receiver, text) = model::check(&body)?;
         if !inner.topics_ready.get() {
             let detail =
                 "the topics are not ready: they were not checked yet, or are not as they must be (see readiness)";
@@ -315,8 +315,7 @@ impl Messages {
         if let Some(open) = self.open() {
             open.receivers.admit(&receiver).await?;
         }
-        let text = std::str::from_utf8(&body).map_err(|error| Problem::new(Code::INVALID_JSON, error.to_string()))?;
-        let value = json::minify(text);
+        let value = json::minify(&text);
         let id = context.event_id(ANONYMOUS, ROUTE, None, &[&body])?;
         let event = Event { id, kind: "postrider.message.sent", source: "/messages", trace: context.trace };
         let record = Outgoing {
@@ -354,7 +353,10 @@ impl Messages {
     }
 }
 
-fn cursor(name: &str, text: Option<&str>) -> Result<Option<Cursor>, Problem> {
-    let parsed = text.filter(|text| !text.is_empty()).map(str::parse).transpose();
-    parsed.map_err(|error| invalid(format!("`{name}` is {error}")))
+fn cursor(text: Option<&str>) -> Result<Option<Cursor>, Malformed> {
+    text.filter(|text| !text.is_empty()).map(str::parse).transpose()
+}
+
+fn in_parameter(error: &Malformed) -> Problem {
+    invalid(format!("`after` is {error}; pass the `id` of a message")).at_parameter("after")
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use axum::http::{HeaderMap, HeaderName};
-use postrider_http::{Code, Problem, json};
+use postrider_http::{Code, Problem, decode, json, problem::Place};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -63,26 +63,35 @@ pub enum Unaddressed {
     Id(#[from] Flaw),
 }
 
-impl From<Flaw> for Problem {
-    fn from(flaw: Flaw) -> Self {
-        let code = match flaw {
-            Flaw::Missing(_) | Flaw::Nul(_) => Code::INVALID_REQUEST,
-            Flaw::TooLong(..) => Code::INVALID_FIELD,
+impl Flaw {
+    /// Returns the problem, without the place of the id.
+    pub fn problem(&self) -> Problem {
+        let code = match self {
+            Self::Missing(_) | Self::Nul(_) => Code::INVALID_REQUEST,
+            Self::TooLong(..) => Code::INVALID_FIELD,
         };
-        Self::new(code, flaw.to_string())
+        Problem::new(code, self.to_string())
     }
 }
 
-/// Checks the body of a message and returns its receiver.
-pub fn check(body: &[u8]) -> Result<Cow<'_, str>, Problem> {
-    let Draft { chat_id, sender_id, receiver_id, content } = json::parse_object(body)?;
+impl From<Flaw> for Problem {
+    fn from(flaw: Flaw) -> Self {
+        let (Flaw::Missing(field) | Flaw::Nul(field) | Flaw::TooLong(field, _)) = flaw;
+        flaw.problem().at_field(field)
+    }
+}
+
+/// Checks the body of a message. Returns its receiver, and the body with the fields named as
+/// consumers know them.
+pub fn check(body: &[u8]) -> Result<(Cow<'_, str>, Cow<'_, str>), Problem> {
+    let (Draft { chat_id, sender_id, receiver_id, content }, text) = decode::object_with_text(body)?;
     for (name, id) in [("chatId", &chat_id), ("senderId", &sender_id), ("receiverId", &receiver_id)] {
         check_id(name, id)?;
     }
     match &*content {
         "" => Err(Flaw::Missing("content").into()),
         text if text.contains('\0') => Err(Flaw::Nul("content").into()),
-        _ => Ok(receiver_id),
+        _ => Ok((receiver_id, text)),
     }
 }
 
@@ -106,10 +115,20 @@ pub fn check_id(name: &'static str, id: &str) -> Result<(), Flaw> {
 /// Returns the receiver's id from the header or the query.
 pub fn receiver_of_request(headers: &HeaderMap, query: Option<String>) -> Result<String, Problem> {
     let header = headers.get(&RECEIVER_ID).map(|value| String::from_utf8(value.as_bytes().to_vec()));
-    let header = header.transpose().map_err(|_| invalid("`ReceiverId` is not UTF-8"))?;
-    let receiver = header.or(query).filter(|id| !id.is_empty()).ok_or_else(|| invalid("Missing data"))?;
-    check_id("receiverId", &receiver)?;
+    let header = header.transpose().map_err(|_| invalid("`ReceiverId` is not UTF-8").at_header("ReceiverId"))?;
+    let in_header = header.is_some();
+    let receiver = header.or(query).filter(|id| !id.is_empty()).ok_or_else(missing_receiver)?;
+    check_id("receiverId", &receiver).map_err(|flaw| match in_header {
+        true => flaw.problem().at_header("ReceiverId"),
+        false => flaw.problem().at_parameter("receiverId"),
+    })?;
     Ok(receiver)
+}
+
+/// Returns the problem of a request without a receiver. Clients know its detail.
+fn missing_receiver() -> Problem {
+    let detail = "`receiverId` is missing: send the header `ReceiverId`, or the parameter `receiverId`";
+    invalid("Missing data").at_with(Place::Parameter("receiverId".to_owned()), detail)
 }
 
 /// Returns the problem of a malformed request.
@@ -126,7 +145,8 @@ mod tests {
         let with = |field: &str, value: &str| {
             let mut body = serde_json::json!({"chatId": "c", "senderId": "s", "receiverId": "r", "content": "x"});
             body[field] = serde_json::from_str(value).unwrap();
-            check(body.to_string().as_bytes()).map(Cow::into_owned).map_err(|problem| problem.code)
+            let checked = check(body.to_string().as_bytes()).map(|(receiver, _)| receiver.into_owned());
+            checked.map_err(|problem| problem.code)
         };
         assert_eq!(with("more", "[1]"), Ok("r".to_owned()));
         assert_eq!(with("receiverId", r#""a\"\u00e4\ud83c\udf89""#), Ok("a\"ä🎉".to_owned()));

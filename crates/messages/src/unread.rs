@@ -5,10 +5,12 @@ use std::collections::HashMap;
 
 use axum::{
     Json,
-    extract::{Query, Request, State, rejection::QueryRejection},
+    extract::{Request, State},
     http::HeaderMap,
 };
-use postrider_http::{Code, Problem, ProblemBody, body, context::require_content_type, json, refusals::JsonBody};
+use postrider_http::{
+    Code, Params, Problem, ProblemBody, body, context::require_content_type, decode, refusals::JsonBody,
+};
 use postrider_time::clock;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -66,6 +68,13 @@ enum Answer {
     Several(Several),
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct UnreadQuery {
+    #[serde(default)]
+    receiver_id: Vec<String>,
+}
+
 /// Count unread messages
 ///
 /// Counts messages that are not known to have arrived: by acknowledgement, by the pongs of plain
@@ -90,18 +99,18 @@ enum Answer {
 async fn unread(
     State(messages): State<Messages>,
     headers: HeaderMap,
-    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    Params(UnreadQuery { receiver_id: mut asked }): Params<UnreadQuery>,
 ) -> Result<Json<Answer>, Problem> {
-    let Query(pairs) = query.map_err(|error| invalid(error.body_text()))?;
-    let mut asked: Vec<String> =
-        pairs.into_iter().filter(|(name, _)| name == "receiverId").map(|(_, receiver)| receiver).collect();
     if asked.len() > MAX_RECEIVERS {
-        return Err(invalid(format!("the request names {} receivers; send at most {MAX_RECEIVERS}", asked.len())));
+        let detail = format!("`receiverId` must be given at most {MAX_RECEIVERS} times (got {})", asked.len());
+        return Err(invalid(detail).at_parameter("receiverId"));
     }
     if asked.len() < 2 {
         asked = vec![receiver_of_request(&headers, asked.pop())?];
+    } else {
+        let checked = asked.iter().try_for_each(|receiver| model::check_id("receiverId", receiver));
+        checked.map_err(|flaw| flaw.problem().at_parameter("receiverId"))?;
     }
-    asked.iter().try_for_each(|receiver| model::check_id("receiverId", receiver))?;
     let mut counted = messages.count(asked).await?;
     match counted.pop() {
         Some(only) if counted.is_empty() => Ok(Json(Answer::One(only))),
@@ -146,10 +155,11 @@ struct Got {
 )]
 async fn acknowledge(State(messages): State<Messages>, request: Request) -> Result<Json<Unread>, Problem> {
     require_content_type(request.headers(), &["application/json"])?;
-    let body = body::read(request.into_body(), messages.inner.http.limits()).await?;
-    let Got { receiver_id, ack } = json::parse_object(&body)?;
+    let body = body::read(request, messages.inner.http.limits()).await?;
+    let Got { receiver_id, ack } = decode::object(&body)?;
     model::check_id("receiverId", &receiver_id)?;
-    let cursor: Cursor = ack.parse().map_err(|error| invalid(format!("`ack` is {error}")))?;
+    let cursor: Cursor =
+        ack.parse().map_err(|error| invalid(format!("`ack` is {error}; pass a cursor")).at_field("ack"))?;
     let positions: Vec<_> =
         cursor.partitions().map(|(partition_id, offset)| (receiver_id.as_str(), partition_id, offset)).collect();
     messages.connections()?.hub.store.acknowledge(&positions).await.map_err(Problem::postgres_unavailable)?;

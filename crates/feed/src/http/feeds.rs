@@ -4,15 +4,14 @@ use std::collections::HashMap;
 
 use axum::{
     body::Body,
-    extract::{
-        Path, Query, Request, State,
-        rejection::{PathRejection, QueryRejection},
-    },
+    extract::{Path, Request, State, rejection::PathRejection},
     http::{HeaderName, HeaderValue, Method, Response, StatusCode},
     response::IntoResponse,
 };
 use postrider_http::{
-    Code, Problem, ProblemBody, json as output,
+    Code, Params, Problem, ProblemBody,
+    decode::{is_too_large, shortened},
+    json as output, params,
     shortcut::{self, ShortCuts},
 };
 use serde::Deserialize;
@@ -38,15 +37,20 @@ pub fn short_cut(short_cuts: ShortCuts, feed: &Feed) -> ShortCuts {
     let feed = feed.clone();
     short_cuts.with(Method::GET, ROUTE, move |request: Request, _| {
         let user_id = shortcut::parameter(request.uri().path()).to_owned();
-        let query = Query::try_from_uri(request.uri());
-        let answer = self::feed(State(feed.clone()), Ok(Path(user_id)), query);
-        async move { answer.await.unwrap_or_else(IntoResponse::into_response) }
+        let feed = feed.clone();
+        async move {
+            let answer = match params::from_query(request.uri().query()) {
+                Ok(query) => self::feed(State(feed), Ok(Path(user_id)), Params(query)).await,
+                Err(problem) => Err(problem),
+            };
+            answer.unwrap_or_else(IntoResponse::into_response)
+        }
     })
 }
 
 #[derive(Default, Deserialize)]
 pub struct FeedQuery {
-    limit: Option<i64>,
+    limit: Option<String>,
     offset: Option<i64>,
     cursor: Option<String>,
     expand: Option<String>,
@@ -93,16 +97,15 @@ pub struct FeedPage<'a> {
 pub async fn feed(
     State(feed): State<Feed>,
     user_id: Result<Path<String>, PathRejection>,
-    query: Result<Query<FeedQuery>, QueryRejection>,
+    Params(query): Params<FeedQuery>,
 ) -> Result<Response<Body>, Problem> {
     let user_id = user_of(user_id)?;
-    let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
-    let limit = fitting(query.limit);
+    let limit = fitting(query.limit.as_deref())?;
     let start = start(&query)?;
     let expand = match query.expand.as_deref() {
         None => false,
         Some("posts") => true,
-        Some(_) => return Err(invalid("`expand` must be `posts` if set")),
+        Some(_) => return Err(invalid("`expand` must be `posts` if set").at_parameter("expand")),
     };
     let feeds = &feed.desk()?.feeds;
     let mut page = feeds.page(&user_id, start, limit).await?;
@@ -115,21 +118,30 @@ pub async fn feed(
     Ok(response)
 }
 
-/// Returns the limit, or the default if it is missing or out of range.
-pub fn fitting(limit: Option<i64>) -> usize {
-    limit.filter(|limit| (1..=MAX_LIMIT).contains(limit)).map_or(DEFAULT_LIMIT, |limit| limit as usize)
+/// Returns the limit, or the default if it is missing or out of range, as existing clients expect.
+fn fitting(limit: Option<&str>) -> Result<usize, Problem> {
+    let Some(text) = limit else { return Ok(DEFAULT_LIMIT) };
+    match text.parse::<i64>() {
+        Ok(limit) if (1..=MAX_LIMIT).contains(&limit) => Ok(limit as usize),
+        Err(_) if !is_too_large(text) => {
+            let detail = format!("`limit` must be a whole number (got `{}`)", shortened(text));
+            Err(invalid(detail).at_parameter("limit"))
+        }
+        _ => Ok(DEFAULT_LIMIT),
+    }
 }
 
 fn start(query: &FeedQuery) -> Result<Start, Problem> {
     if let Some(cursor) = query.cursor.as_deref() {
         let digits = Some(cursor).filter(|cursor| cursor.bytes().all(|byte| byte.is_ascii_digit()));
         let before = digits.and_then(|digits| digits.parse().ok()).filter(|id| (1..=MAX_POST_ID).contains(id));
-        return before.map(Start::Before).ok_or_else(|| invalid("`cursor` must be the `next_cursor` of a page"));
+        let malformed = || invalid("`cursor` must be the `next_cursor` of a page").at_parameter("cursor");
+        return before.map(Start::Before).ok_or_else(malformed);
     }
     match query.offset.unwrap_or(0) {
         offset if offset > MAX_OFFSET => {
             let detail = format!("`offset` must be at most {MAX_OFFSET} (got {offset}); use `cursor` to read further");
-            Err(Problem::new(Code::INVALID_FIELD, detail))
+            Err(Problem::new(Code::INVALID_FIELD, detail).at_parameter("offset"))
         }
         offset => Ok(Start::Offset(usize::try_from(offset).unwrap_or(0))),
     }

@@ -2,22 +2,22 @@
 
 use axum::{
     body::Body,
-    extract::{
-        Path, Query, Request, State,
-        rejection::{PathRejection, QueryRejection},
-    },
+    extract::{Path, Request, State, rejection::PathRejection},
     http::{Response, StatusCode},
     response::IntoResponse,
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use postrider_http::{
-    Problem, ProblemBody, RequestContext, json as input,
+    Bounded, Params, Problem, ProblemBody, RequestContext,
+    body::RequestBody,
+    decode,
+    params::Nothing,
     refusals::{JsonWrite, PostgresRead, refusals},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Feed, feeds::fitting, invalid, meta, posts::Said, settled, user_of};
+use super::{Feed, invalid, meta, posts::Said, settled, user_of};
 use crate::{
     group::Refusal,
     model::{self, FollowDraft},
@@ -56,7 +56,8 @@ pub async fn follow(
     context: RequestContext,
     request: Request,
 ) -> Result<Response<Body>, Problem> {
-    let pair = pair(&feed, &context, request, "/follow", "USER_FOLLOWED").await?;
+    let body = feed.body(request).await?;
+    let pair = pair(&context, &body, decode::object(&body)?, "/follow", "USER_FOLLOWED")?;
     let desk = feed.desk()?;
     let _admitted = desk.backlog.admit(&pair.followee_id, pair.value.len())?;
     settled(desk.follows.write(pair).await?)?;
@@ -66,7 +67,7 @@ pub async fn follow(
 /// Unfollow a user
 ///
 /// Once answered, the followee's posts are no longer in the feed. Unfollowing a user who is not
-/// followed changes nothing.
+/// followed changes nothing. Unknown fields are refused.
 #[utoipa::path(
     post,
     path = "/unfollow",
@@ -85,7 +86,8 @@ pub async fn unfollow(
     context: RequestContext,
     request: Request,
 ) -> Result<Response<Body>, Problem> {
-    let pair = pair(&feed, &context, request, "/unfollow", "USER_UNFOLLOWED").await?;
+    let body = feed.body(request).await?;
+    let pair = pair(&context, &body, decode::strict(&body)?, "/unfollow", "USER_UNFOLLOWED")?;
     let (desk, member) = (feed.desk()?, format!("u{}", pair.follower_id));
     let _admitted = desk.backlog.admit(&pair.followee_id, pair.value.len())?;
     // If nothing changed, no event would ever remove the member from the `gone` list.
@@ -95,17 +97,15 @@ pub async fn unfollow(
     Ok(axum::Json(Said { message: "unfollowed successfully" }).into_response())
 }
 
-async fn pair(
-    feed: &Feed,
+fn pair(
     context: &RequestContext,
-    request: Request,
+    body: &RequestBody,
+    draft: FollowDraft<'_>,
     route: &str,
     kind: &str,
 ) -> Result<Pair, Problem> {
-    let body = feed.body(request).await?;
-    let draft: FollowDraft<'_> = input::parse_object(&body)?;
     draft.check()?;
-    let meta = meta(context, route, &body)?;
+    let meta = meta(context, route, body)?;
     let value = model::followed(meta.event_id, kind, &draft.follower_id, &draft.followee_id);
     let FollowDraft { follower_id, followee_id } = draft;
     Ok(Pair { meta, follower_id: follower_id.into_owned(), followee_id: followee_id.into_owned(), value })
@@ -115,7 +115,7 @@ async fn pair(
 ///
 /// Erases the account's posts, its follows in both directions, and its feed. Once answered, none of
 /// it is shown; until all of it is deleted, writes for the account get 409. Erasing again changes
-/// nothing.
+/// nothing. Takes neither parameters nor a body.
 #[utoipa::path(
     delete,
     path = "/users/{user_id}",
@@ -136,6 +136,7 @@ pub async fn erase(
     State(feed): State<Feed>,
     context: RequestContext,
     user_id: Result<Path<String>, PathRejection>,
+    _: Nothing,
 ) -> Result<Response<Body>, Problem> {
     let user_id = user_of(user_id)?;
     let (desk, meta) = (feed.desk()?, meta(&context, "/users", user_id.as_bytes())?);
@@ -173,9 +174,12 @@ pub struct FollowingPage {
     next_cursor: Option<String>,
 }
 
+/// Number of users in a page by default.
+const DEFAULT_LIMIT: usize = 20;
+
 #[derive(Deserialize)]
 pub struct ListQuery {
-    limit: Option<i64>,
+    limit: Option<Bounded<1, 100>>,
     cursor: Option<String>,
 }
 
@@ -187,19 +191,19 @@ pub struct ListQuery {
     tag = "feed",
     params(
         ("user_id" = String, Path, min_length = 1, max_length = 255),
-        ("limit" = Option<i64>, Query, description = "Maximum number of users, 1 to 100; default 20, also for values out of range"),
+        ("limit" = Option<u64>, Query, minimum = 1, maximum = 100, description = "Maximum number of users; default 20"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     responses(
         (status = 200, description = "A page of followers", body = FollowersPage),
-        (status = 422, description = "The id is too long", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "The id is too long, or the limit out of range", body = ProblemBody, content_type = "application/problem+json"),
         PostgresRead,
     ),
 )]
 pub async fn followers(
     State(feed): State<Feed>,
     user_id: Result<Path<String>, PathRejection>,
-    query: Result<Query<ListQuery>, QueryRejection>,
+    Params(query): Params<ListQuery>,
 ) -> Result<Response<Body>, Problem> {
     let (user_id, followers, next_cursor) = list(&feed, Side::Followers, user_id, query).await?;
     Ok(axum::Json(FollowersPage { user_id, followers, next_cursor }).into_response())
@@ -213,19 +217,19 @@ pub async fn followers(
     tag = "feed",
     params(
         ("user_id" = String, Path, min_length = 1, max_length = 255),
-        ("limit" = Option<i64>, Query, description = "Maximum number of users, 1 to 100; default 20, also for values out of range"),
+        ("limit" = Option<u64>, Query, minimum = 1, maximum = 100, description = "Maximum number of users; default 20"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     responses(
         (status = 200, description = "A page of followed users", body = FollowingPage),
-        (status = 422, description = "The id is too long", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "The id is too long, or the limit out of range", body = ProblemBody, content_type = "application/problem+json"),
         PostgresRead,
     ),
 )]
 pub async fn following(
     State(feed): State<Feed>,
     user_id: Result<Path<String>, PathRejection>,
-    query: Result<Query<ListQuery>, QueryRejection>,
+    Params(query): Params<ListQuery>,
 ) -> Result<Response<Body>, Problem> {
     let (user_id, following, next_cursor) = list(&feed, Side::Following, user_id, query).await?;
     Ok(axum::Json(FollowingPage { user_id, following, next_cursor }).into_response())
@@ -235,12 +239,11 @@ async fn list(
     feed: &Feed,
     side: Side,
     user_id: Result<Path<String>, PathRejection>,
-    query: Result<Query<ListQuery>, QueryRejection>,
+    query: ListQuery,
 ) -> Result<(String, Vec<String>, Option<String>), Problem> {
     let user_id = user_of(user_id)?;
-    let Query(query) = query.map_err(|error| invalid(error.body_text()))?;
-    let limit = fitting(query.limit);
-    let after = query.cursor.as_deref().map_or(Ok(String::new()), decode)?;
+    let limit = query.limit.map_or(DEFAULT_LIMIT, Bounded::as_usize);
+    let after = query.cursor.as_deref().map_or(Ok(String::new()), user_after)?;
     let users = feed.desk()?.feeds.reads().users(side, &user_id, &after, limit + 1).await;
     let mut users = users.map_err(Problem::postgres_unavailable)?;
     let more = users.len() > limit;
@@ -249,7 +252,8 @@ async fn list(
     Ok((user_id, users, next))
 }
 
-fn decode(cursor: &str) -> Result<String, Problem> {
+fn user_after(cursor: &str) -> Result<String, Problem> {
+    let malformed = || invalid("`cursor` must be the `next_cursor` of a page").at_parameter("cursor");
     let text = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    text.filter(|text| !text.contains('\0')).ok_or_else(|| invalid("`cursor` must be the `next_cursor` of a page"))
+    text.filter(|text| !text.contains('\0')).ok_or_else(malformed)
 }

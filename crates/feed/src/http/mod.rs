@@ -4,6 +4,8 @@ mod feeds;
 mod follows;
 mod posts;
 
+use std::fmt::Display;
+
 use axum::{
     body::Body,
     extract::{Path, Request, rejection::PathRejection},
@@ -13,6 +15,8 @@ use postrider_http::{
     Code, Problem, RequestContext,
     body::{self, RequestBody},
     context::{ANONYMOUS, require_content_type},
+    decode::{is_too_large, shortened},
+    params,
     shortcut::ShortCuts,
 };
 use postrider_openapi::tagged;
@@ -55,7 +59,7 @@ impl Feed {
     /// Reads the body of a write.
     async fn body(&self, request: Request) -> Result<RequestBody, Problem> {
         require_content_type(request.headers(), &["application/json"])?;
-        body::read(request.into_body(), self.inner.http.limits()).await
+        body::read(request, self.inner.http.limits()).await
     }
 }
 
@@ -77,18 +81,25 @@ fn settled<T>(outcome: Outcome<T>) -> Result<T, Problem> {
 
 /// Returns the user's id from a path.
 fn user_of(path: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
-    let Path(user_id) = path.map_err(|error| invalid(error.body_text()))?;
-    check_field("user_id", &user_id, MAX_ID_BYTES)?;
+    let user_id = params::from_path("user_id", path)?;
+    check_field("user_id", &user_id, MAX_ID_BYTES).map_err(|flaw| flaw.problem().at_parameter("user_id"))?;
     Ok(user_id)
 }
 
 /// Returns the post's id from a path.
-fn post_of(path: Result<Path<i64>, PathRejection>) -> Result<i64, Problem> {
-    let Path(id) = path.map_err(|error| invalid(error.body_text()))?;
-    if (1..=MAX_POST_ID).contains(&id) { Ok(id) } else { Err(not_found(id)) }
+fn post_of(path: Result<Path<String>, PathRejection>) -> Result<i64, Problem> {
+    let text = params::from_path("id", path)?;
+    match text.parse() {
+        Ok(id) if (1..=MAX_POST_ID).contains(&id) => Ok(id),
+        Err(_) if !is_too_large(&text) => {
+            let detail = format!("`id` must be a whole number (got `{}`)", shortened(&text));
+            Err(invalid(detail).at_parameter("id"))
+        }
+        _ => Err(not_found(&text)),
+    }
 }
 
-fn not_found(id: i64) -> Problem {
+fn not_found(id: impl Display) -> Problem {
     Problem::new(codes::POST_NOT_FOUND, format!("post {id} does not exist or was deleted"))
 }
 

@@ -7,7 +7,8 @@ use axum::{
     response::IntoResponse,
 };
 use postrider_http::{
-    Problem, ProblemBody, RequestContext, json as input,
+    Problem, ProblemBody, RequestContext, decode,
+    params::Nothing,
     refusals::{JsonWrite, PostgresRead},
     shortcut::ShortCuts,
 };
@@ -101,7 +102,7 @@ pub async fn create(
     request: Request,
 ) -> Result<Response<Body>, Problem> {
     let body = feed.body(request).await?;
-    let draft: PostDraft<'_> = input::parse_object(&body)?;
+    let draft: PostDraft<'_> = decode::object(&body)?;
     draft.check(feed.inner.config.max_content_bytes)?;
     let meta = meta(&context, ROUTE, &body)?;
     let (head, tail) = model::created(meta.event_id, &draft.author_id, &draft.content);
@@ -127,7 +128,10 @@ pub async fn create(
         PostgresRead,
     ),
 )]
-pub async fn show(State(feed): State<Feed>, id: Result<Path<i64>, PathRejection>) -> Result<Response<Body>, Problem> {
+pub async fn show(
+    State(feed): State<Feed>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Response<Body>, Problem> {
     let id = post_of(id)?;
     let found = feed.desk()?.feeds.reads().posts(&[id]).await.map_err(Problem::postgres_unavailable)?;
     let post = found.first().ok_or_else(|| not_found(id))?;
@@ -136,7 +140,7 @@ pub async fn show(State(feed): State<Feed>, id: Result<Path<i64>, PathRejection>
 
 /// Delete a post
 ///
-/// Once answered, the post is in no feed.
+/// Once answered, the post is in no feed. Takes neither parameters nor a body.
 #[utoipa::path(
     delete,
     path = "/posts/{id}",
@@ -156,7 +160,8 @@ pub async fn show(State(feed): State<Feed>, id: Result<Path<i64>, PathRejection>
 pub async fn delete(
     State(feed): State<Feed>,
     context: RequestContext,
-    id: Result<Path<i64>, PathRejection>,
+    id: Result<Path<String>, PathRejection>,
+    _: Nothing,
 ) -> Result<Response<Body>, Problem> {
     let id = post_of(id)?;
     let (desk, meta) = (feed.desk()?, meta(&context, ROUTE, id.to_string().as_bytes())?);

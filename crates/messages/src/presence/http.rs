@@ -4,7 +4,7 @@ use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
 };
-use postrider_http::{Code, Problem, ProblemBody};
+use postrider_http::{Code, Problem, ProblemBody, params};
 use postrider_time::clock;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -73,8 +73,8 @@ async fn presence_of(
     State(presence): State<Option<Presence>>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Body>, Problem> {
-    let Path(id) = id.map_err(|error| Problem::new(Code::INVALID_REQUEST, error.body_text()))?;
-    model::check_id("id", &id)?;
+    let id = params::from_path("id", id)?;
+    model::check_id("id", &id).map_err(|flaw| flaw.problem().at_parameter("id"))?;
     let off = || Problem::new(Code::NOT_FOUND, "presence is disabled (`messages.presence.enabled` is false)");
     let presence = presence.ok_or_else(off)?;
     match presence.ask(&id).await {

@@ -1,0 +1,259 @@
+//! Decodes the bodies of requests: JSON objects, whose errors name the field, say what was found
+//! and what is wanted.
+//!
+//! A body that is right is decoded once, by serde, and nothing else is done. Only a body that is
+//! refused, or that has an unknown field, is looked at again: fields whose names differ only in
+//! case are taken for the known ones, as Go's `encoding/json` does; other names that are near a
+//! known one become a [warning](crate::warning).
+//!
+//! A struct with `#[serde(deny_unknown_fields)]` refuses unknown fields. Routes that delete or
+//! replay use it, because a misspelt filter or dry run would change more than the caller wants.
+
+mod fault;
+mod located;
+mod watch;
+
+use std::borrow::Cow;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, IgnoredAny, Visitor, value::Error as Probed},
+    forward_to_deserialize_any,
+};
+
+pub use self::{
+    fault::{Fault, Flaw, Step, one_of, segment, shortened},
+    located::is_too_large,
+};
+use self::{located::Object, watch::Watch};
+use super::{
+    code::Code,
+    json,
+    problem::{Place, Problem},
+    warning::{self, NearMiss, Source},
+};
+
+/// Maximum number of unknown fields that an error names.
+const MAX_NAMED: usize = 3;
+
+/// A decoded body.
+pub struct Decoded<T> {
+    pub value: T,
+    /// Whether a field was taken under another name than the one in the body.
+    pub renamed: bool,
+    pub near_misses: Vec<NearMiss>,
+}
+
+/// Validates a body that must be an object, and decodes it, borrowing from it. Warns of near misses
+/// in the answer to the current request.
+pub fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    noted(decode(body)).map(|decoded| decoded.value)
+}
+
+/// Like [`object`], and returns also the body with the fields named as `T` names them.
+pub fn object_with_text<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<(T, Cow<'a, str>), Problem> {
+    let decoded = noted(decode::<T>(body))?;
+    let text = std::str::from_utf8(body).map_err(|error| Problem::new(Code::INVALID_JSON, error.to_string()))?;
+    let text = if decoded.renamed { respelt(text, fields::<T>()) } else { text.into() };
+    Ok((decoded.value, text))
+}
+
+/// Like [`object`], but refuses unknown fields whatever `T` says.
+pub fn strict<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    noted(decode_with(body, true)).map(|decoded| decoded.value)
+}
+
+/// A refused body, and what may have been meant.
+pub struct Refused {
+    pub problem: Problem,
+    pub near_misses: Vec<NearMiss>,
+}
+
+impl From<Problem> for Refused {
+    fn from(problem: Problem) -> Self {
+        Self { problem, near_misses: Vec::new() }
+    }
+}
+
+/// Notes the near misses of a body for the answer to the current request.
+pub fn noted<T>(decoded: Result<Decoded<T>, Box<Refused>>) -> Result<Decoded<T>, Problem> {
+    match decoded {
+        Ok(mut decoded) => {
+            warning::note(&mut decoded.near_misses);
+            Ok(decoded)
+        }
+        Err(mut refused) => {
+            warning::note(&mut refused.near_misses);
+            Err(refused.problem)
+        }
+    }
+}
+
+/// Like [`object`], but returns the near misses, for records that have results of their own.
+pub fn decode<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<Decoded<T>, Box<Refused>> {
+    decode_with(body, false)
+}
+
+fn decode_with<'a, T: Deserialize<'a>>(body: &'a [u8], strict: bool) -> Result<Decoded<T>, Box<Refused>> {
+    let text = json::check(body).map_err(|fault| Box::new(json::refused(fault).into()))?;
+    if !text.trim_ascii_start().starts_with('{') {
+        return Err(Box::new(not_an_object(text).into()));
+    }
+    let mut unknown = 0;
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let decoded = T::deserialize(Watch { inner: &mut deserializer, unknown: &mut unknown });
+    match decoded.ok().filter(|_| deserializer.end().is_ok()) {
+        Some(value) if unknown == 0 => Ok(Decoded { value, renamed: false, near_misses: Vec::new() }),
+        value => look_again(text, value, strict),
+    }
+}
+
+/// Returns the error of a body that is not an object.
+fn not_an_object(text: &str) -> Problem {
+    match serde_json::from_str::<IgnoredAny>(text) {
+        Err(error) => json::malformed(&error),
+        Ok(_) => Problem::new(Code::INVALID_REQUEST, "the body must be a JSON object"),
+    }
+}
+
+/// Decodes a body again that has unknown fields, or was refused.
+#[cold]
+fn look_again<'a, T: Deserialize<'a>>(
+    text: &'a str,
+    decoded: Option<T>,
+    strict: bool,
+) -> Result<Decoded<T>, Box<Refused>> {
+    let object = Object::parse(text).map_err(|error| Box::new(json::malformed(&error).into()))?;
+    let known = fields::<T>();
+    let (object, renamed) = with_known_names(object, known);
+    let unknown: Vec<&str> = unknown_names(&object, known).collect();
+    if strict && !unknown.is_empty() {
+        return Err(Box::new(refusal(&unknown, known).into()));
+    }
+    let given = |name: &str| object.0.iter().any(|entry| entry.meant.unwrap_or(&entry.name) == name);
+    let absent: Vec<&'static str> = known.iter().copied().filter(|name| !given(name)).collect();
+    let near_misses = warning::near_misses(Source::Field, unknown.iter().copied(), &absent);
+    let refusal = refusal(&unknown, known);
+    let value = match decoded {
+        Some(value) if !renamed => Ok(value),
+        _ => T::deserialize(object),
+    };
+    match value {
+        Ok(value) => Ok(Decoded { value, renamed, near_misses }),
+        Err(fault) if fault.flaw == Flaw::Unknown => Err(Box::new(refusal.into())),
+        Err(fault) => Err(Box::new(Refused { problem: explain(&fault), near_misses })),
+    }
+}
+
+fn unknown_names<'e>(object: &'e Object<'_>, known: &[&str]) -> impl Iterator<Item = &'e str> {
+    object.0.iter().filter(|entry| entry.meant.is_none()).map(|entry| &*entry.name).filter(|name| !known.contains(name))
+}
+
+/// Gives fields whose names differ from known ones only in case the known names: the last of
+/// several, and none if the known name itself is there. The others stay unknown. Returns whether
+/// there was one.
+fn with_known_names<'a>(mut object: Object<'a>, known: &'static [&'static str]) -> (Object<'a>, bool) {
+    // By known field: the entry that counts.
+    let mut chosen: Vec<Option<usize>> = vec![None; known.len()];
+    let mut exact = vec![false; known.len()];
+    for (at, entry) in object.0.iter().enumerate() {
+        if let Some(field) = known.iter().position(|name| *name == entry.name) {
+            exact[field] = true;
+        } else if let Some(field) = known.iter().position(|name| name.eq_ignore_ascii_case(&entry.name)) {
+            chosen[field] = Some(at);
+        }
+    }
+    let mut renamed = false;
+    for (field, at) in chosen.into_iter().enumerate().filter(|(field, _)| !exact[*field]) {
+        if let Some(at) = at {
+            object.0[at].meant = Some(known[field]);
+            renamed = true;
+        }
+    }
+    (object, renamed)
+}
+
+/// Returns the text of an object with the names of its fields as they are known.
+fn respelt(text: &str, known: &'static [&'static str]) -> Cow<'static, str> {
+    let Ok(object) = Object::parse(text) else { return text.to_owned().into() };
+    let (object, _) = with_known_names(object, known);
+    let mut out = Vec::with_capacity(text.len());
+    for (at, entry) in object.0.iter().enumerate() {
+        out.push(if at == 0 { b'{' } else { b',' });
+        json::write_string(&mut out, entry.meant.unwrap_or(&entry.name));
+        out.push(b':');
+        out.extend_from_slice(entry.value.get().as_bytes());
+    }
+    out.push(b'}');
+    String::from_utf8(out).unwrap_or_default().into()
+}
+
+/// Returns the error of a value in a body.
+pub fn explain(fault: &Fault) -> Problem {
+    Problem::new(code(fault), fault.to_string()).at(Place::Pointer(fault.pointer()))
+}
+
+/// Returns the code of an error: a value out of range is well-formed.
+pub fn code(fault: &Fault) -> Code {
+    if matches!(fault.flaw, Flaw::Value { .. }) { Code::INVALID_FIELD } else { Code::INVALID_REQUEST }
+}
+
+/// Returns the error of fields that are unknown where unknown fields are refused.
+fn refusal(unknown: &[&str], known: &[&'static str]) -> Problem {
+    let details: Vec<(&str, String)> =
+        unknown.iter().take(MAX_NAMED).map(|name| (*name, unknown_name("field", name, known))).collect();
+    let detail = details.iter().map(|(_, detail)| detail.as_str()).collect::<Vec<_>>().join(" ");
+    details.iter().fold(Problem::new(Code::INVALID_REQUEST, detail), |problem, (name, detail)| {
+        problem.at_with(Place::Pointer(format!("#{}", segment(name))), detail)
+    })
+}
+
+/// Says that a field or parameter is unknown, and which one may be meant.
+pub fn unknown_name(kind: &str, name: &str, known: &[&'static str]) -> String {
+    let (meant, name) = (warning::nearest(known, name), shortened(name));
+    match meant {
+        Some(meant) => format!("unknown {kind} `{name}`; did you mean `{meant}`?"),
+        None if known.is_empty() => format!("unknown {kind} `{name}`; this route takes none"),
+        None => {
+            let known = known.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(", ");
+            format!("unknown {kind} `{name}`; the {kind}s are {known}")
+        }
+    }
+}
+
+/// Returns the names of the fields of a struct; nothing for other types.
+pub fn fields<'a, T: Deserialize<'a>>() -> &'static [&'static str] {
+    let mut found: &'static [&'static str] = &[];
+    // Fails after it has seen the fields.
+    let _ = T::deserialize(Fields(&mut found));
+    found
+}
+
+/// A deserializer that only takes down which fields the type asks for.
+struct Fields<'a>(&'a mut &'static [&'static str]);
+
+impl<'de> Deserializer<'de> for Fields<'_> {
+    type Error = Probed;
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        _: V,
+    ) -> Result<V::Value, Probed> {
+        *self.0 = fields;
+        Err(Probed::custom("only the fields are wanted"))
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Probed> {
+        Err(Probed::custom("not a struct"))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! Requests that no route takes: a trailing slash leads to the route without it, and other paths
+//! name a route that is near.
+
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{HeaderValue, Method, Response, StatusCode, header},
+    response::IntoResponse,
+};
+
+use super::{code::Code, problem::Problem};
+
+/// Longest path that is compared with the routes, in bytes.
+const MAX_COMPARED: usize = 256;
+
+/// The paths of all routes, with parameters in braces.
+#[derive(Debug, Clone)]
+pub struct Routes(Vec<String>);
+
+impl Routes {
+    pub fn new(routes: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self(routes.into_iter().map(Into::into).collect())
+    }
+
+    /// Answers a request that no route takes.
+    pub fn answer(&self, request: &Request) -> Response<Body> {
+        let path = request.uri().path();
+        let trimmed = path.trim_end_matches('/');
+        if trimmed.len() < path.len() && self.0.iter().any(|route| matches(route, trimmed)) {
+            // The slash may belong to a key; then a redirect would delete another one.
+            if request.method() == Method::DELETE {
+                let detail = format!(
+                    "there is no route {path}; did you mean `{trimmed}`? A slash that belongs to a parameter is written %2F"
+                );
+                return Problem::new(Code::NOT_FOUND, detail).into_response();
+            }
+            if let Some(answer) = redirect(trimmed, request.uri().query()) {
+                return answer;
+            }
+        }
+        let near = self.near(trimmed).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+        Problem::new(Code::NOT_FOUND, format!("there is no route {path}{near}")).into_response()
+    }
+
+    /// Returns the route that is nearest to a path, if it is near enough for a typo.
+    fn near(&self, path: &str) -> Option<&str> {
+        if path.len() > MAX_COMPARED {
+            return None;
+        }
+        // With the path's own segments in place of parameters, only the words are compared.
+        let filled: Vec<String> = self.0.iter().map(|route| fill(route, path)).collect();
+        let nearest = postrider_config::nearest(filled.iter().map(String::as_str), path)?;
+        filled.iter().zip(&self.0).find(|(one, _)| *one == nearest).map(|(_, route)| route.as_str())
+    }
+}
+
+fn redirect(path: &str, query: Option<&str>) -> Option<Response<Body>> {
+    let location = match query {
+        Some(query) => HeaderValue::try_from(format!("{path}?{query}")),
+        None => HeaderValue::try_from(path),
+    };
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    response.headers_mut().insert(header::LOCATION, location.ok()?);
+    Some(response)
+}
+
+fn is_parameter(segment: &str) -> bool {
+    segment.starts_with('{')
+}
+
+fn matches(route: &str, path: &str) -> bool {
+    let (mut route, mut path) = (route.split('/'), path.split('/'));
+    loop {
+        match (route.next(), path.next()) {
+            (None, None) => return true,
+            (Some(one), Some(other)) if is_parameter(one) => {
+                if other.is_empty() {
+                    return false;
+                }
+            }
+            (one, other) if one == other => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Replaces the parameters of a route by the segments of a path.
+fn fill(route: &str, path: &str) -> String {
+    let mut path = path.split('/');
+    let segments = route.split('/').map(|segment| match path.next() {
+        Some(own) if is_parameter(segment) => own,
+        _ => segment,
+    });
+    segments.collect::<Vec<_>>().join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(method: &str, path: &str) -> (u16, String) {
+        let routes = Routes::new(["/push", "/pull/{key}", "/feeds/{user_id}", "/users/{user_id}/following"]);
+        let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        let mut response = routes.answer(&request);
+        let location = response.headers().get(header::LOCATION).map(|value| value.to_str().unwrap().to_owned());
+        let detail = response.extensions_mut().remove::<Problem>().map(|problem| problem.detail);
+        (response.status().as_u16(), location.or(detail).unwrap_or_default())
+    }
+
+    #[test]
+    fn a_trailing_slash_redirects_with_the_query_and_a_deletion_only_hints() {
+        assert_eq!(answer("POST", "/push/"), (308, "/push".to_owned()));
+        assert_eq!(answer("GET", "/pull/a%2Fb//?x=1&y"), (308, "/pull/a%2Fb?x=1&y".to_owned()));
+        let (status, detail) = answer("DELETE", "/pull/a/");
+        assert_eq!(status, 404);
+        assert!(detail.contains("did you mean `/pull/a`?"), "{detail}");
+        for path in ["/", "//", "/pull/", "//evil.example/", "/pull//a/", "/a/b/"] {
+            assert_eq!(answer("GET", path).0, 404, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_near_a_route_names_it() {
+        for (path, near) in [
+            ("/pusch", "/push"),
+            ("/feed/u1", "/feeds/{user_id}"),
+            ("/user/u1/folowing", "/users/{user_id}/following"),
+            ("/Push/", "/push"),
+        ] {
+            let (status, detail) = answer("GET", path);
+            assert_eq!((status, detail), (404, format!("there is no route {path}; did you mean `{near}`?")), "{path}");
+        }
+        for path in ["/", "/console/x/y/z"] {
+            assert!(!answer("GET", path).1.contains("did you mean"), "{path}");
+        }
+        assert!(!answer("GET", &format!("/push{}", "h".repeat(60_000))).1.contains("did you mean"));
+    }
+}
