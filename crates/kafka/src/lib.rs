@@ -15,6 +15,7 @@ pub mod dead_letter;
 mod delivery;
 pub mod event;
 pub mod lag;
+mod library_log;
 mod outgoing;
 mod partitioner;
 mod pending;
