@@ -31,9 +31,9 @@ pub enum Error {
     Postgres(#[from] postgres::Error),
     #[error(transparent)]
     TrustedProxies(#[from] NoNetwork),
-    /// The OpenAPI document cannot be written as JSON.
+    /// The OpenAPI document, or the settings, cannot be written as JSON.
     #[error(transparent)]
-    OpenApi(#[from] serde_json::Error),
+    Json(#[from] serde_json::Error),
     #[error(transparent)]
     Relay(#[from] relay::CheckError),
     #[error(transparent)]

@@ -1,10 +1,12 @@
-//! Serves probes and metrics at the management port.
+//! Serves probes, metrics and the configuration at the management port.
 
 use std::{
     io::{self, ErrorKind},
+    sync::Arc,
     time::Duration,
 };
 
+use axum::{extract::State, routing::get};
 use postrider_health as ops;
 use postrider_http::{Audience, client_address::Proxies, serve, shortcut::ShortCuts};
 use postrider_process::drain::{Draining, Ending, Tasks};
@@ -45,9 +47,16 @@ pub(super) struct Management {
     pub server: tokio::task::JoinHandle<()>,
 }
 
+/// Returns every key of the configuration with its value and source. Secrets are masked.
+async fn shown_settings(State(settings): State<Arc<str>>) -> ([(&'static str, &'static str); 1], String) {
+    ([("content-type", "application/json")], settings.to_string())
+}
+
 pub(super) fn serve(platform: &Platform, listeners: Vec<TcpListener>, tasks: &mut Tasks) -> Management {
     let config = platform.settings.http.clone();
-    let router = ops::router(platform.health.clone(), platform.metrics.clone());
+    let settings = platform.shown_settings.clone();
+    let router = ops::router(platform.health.clone(), platform.metrics.clone())
+        .route("/config", get(shown_settings).with_state(settings));
     let (stop, died) = (CancellationToken::new(), CancellationToken::new());
     tasks.watch("management port", died.clone());
     let guard = died.clone().drop_guard();
