@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::harness::{
-    App, World,
+    App, Stack, World,
     proxy::{Mode, Proxy},
     stack::off_runtime,
     wait::{seconds, until},
@@ -92,19 +92,26 @@ async fn produce_names_the_record_that_is_not_stored_and_fails() {
 }
 
 #[tokio::test]
-async fn produce_repeats_what_the_api_refuses_while_kafka_is_away() {
-    let proxy = Proxy::start().await;
-    let mut world = World::new().await;
+async fn produce_repeats_what_the_api_refuses_for_the_moment() {
+    let stack = Stack::own("produce", &["--only", "kafka"]).await;
+    let world = World::on(&stack).await;
     let topic = world.make_topic("made", 1).await;
     let app = world.app().role("api").start().await;
-    proxy.lead_to("127.0.0.1:1");
-    world.set("API_URL", &format!("http://{}", proxy.address));
-    // The first connection decides whether the URL is wrong; later ones are repeated.
-    let refused = run(&world, &["produce", &topic, "x"], "").await;
-    assert!(!refused.status.success(), "{}", out(&refused));
-    proxy.lead_to(app.api.trim_start_matches("http://"));
-    let stored = run(&world, &["produce", &topic, "x"], "").await;
-    assert_eq!(out(&stored), format!("{topic}/0@0\n"), "{}", err(&stored));
+    // The topic's limits are known from now on.
+    assert!(run(&world, &["produce", &topic, "--api", &app.api, "0"], "").await.status.success());
+    stack.ctl(&["kill", "kafka"]).await;
+    app.await_failing("kafka", seconds(30)).await;
+    let impatient = run(&world, &["produce", &topic, "--api", &app.api, "--timeout", "500ms", "lost"], "").await;
+    assert_eq!((impatient.status.code(), out(&impatient).as_str()), (Some(1), ""));
+    assert!(err(&impatient).contains("record 1 is not stored: kafka_unavailable"), "{}", err(&impatient));
+    let mut command = world.command();
+    command.args(["produce", &topic, "--api", &app.api, "--timeout", "2m", "1", "2"]);
+    let patient = tokio::spawn(async move { run_with(command, "").await });
+    stack.ctl(&["start", "kafka"]).await;
+    let stored = patient.await.unwrap();
+    assert_eq!(out(&stored), format!("{topic}/0@1\n{topic}/0@2\n"), "{}", err(&stored));
+    let values: Vec<String> = world.kafka.read(&topic).await.iter().map(|record| record.text().to_owned()).collect();
+    assert_eq!(values, ["0", "1", "2"]);
     app.stop().await;
 }
 

@@ -9,7 +9,6 @@ use axum::{
 use clap::Args;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::{
@@ -119,8 +118,12 @@ async fn stream(
         let Ok(frame) = frame else { break };
         events.push(frame.data_ref().map_or(&[], |data| &data[..]));
         while let Some(event) = events.next() {
-            let data = serde_json::from_str(&event.data).unwrap_or(Value::String(event.data));
-            let printed = lines.print_json(&json!({"id": events.id, "data": data}))?;
+            if event.kind != "message" {
+                note(&format!("{}: {}", event.kind, event.data));
+                continue;
+            }
+            let id_text = events.id.as_deref().unwrap_or_default();
+            let printed = lines.print(&format!(r#"{{"id":"{id_text}","data":{}}}"#, event.data))?;
             id.clone_from(&events.id);
             if printed.is_break() {
                 return Ok(printed);
