@@ -12,9 +12,6 @@ fn main() -> std::process::ExitCode {
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     match postrider::cli::main() {
         Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("postrider: {error}");
-            std::process::ExitCode::FAILURE
-        }
+        Err(error) => error.report(),
     }
 }

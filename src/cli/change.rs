@@ -12,6 +12,7 @@ pub struct Unconfirmed {
 }
 
 #[derive(Args)]
+#[command(next_help_heading = "Change")]
 pub struct Change {
     /// Print what would change without changing it
     #[arg(long)]

@@ -7,47 +7,46 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
+use postrider_config::Loaded;
 use postrider_dlq::{Bounds, Detail, Filter, Letters, Listing, Outcome, Progress, Query, Queue, Report, parse_since};
 use postrider_health::Health;
-use postrider_kafka::{Admin, Broker, Producer};
+use postrider_kafka::{Admin, Broker, Producer, reach::Unreachable};
 use postrider_time::clock;
 use rdkafka::error::KafkaError;
 
 use super::{
     block_on,
     change::{Change, Unconfirmed},
-    text::{self, Output, columns, tame},
+    kafka_wait::KafkaWait,
+    text::{self, Output, columns, note, tame},
 };
 use crate::roles::Settings;
 
 const LIST_EXAMPLES: &str = "\
 Examples:
-  postrider dlq list                                    newest 50 letters of both dead-letter topics
-  postrider dlq list --since 2h --error timeout         timeouts of the last two hours
-  postrider dlq list --topic messages --key user123     letters of one key
+  postrider dlq list                                  newest 50 letters
+  postrider dlq list --since 2h --error timeout       timeouts of two hours
+  postrider dlq list --topic messages --key user123   letters of one key
   postrider dlq list --output json | jq '.letters[].id'";
 
 const SHOW_EXAMPLES: &str = "\
 Example:
-  postrider dlq show 'messages/3@1234 postrider-kv'     pass an id that `list` printed";
+  postrider dlq show 'messages/3@1234 postrider-kv'   an id as `list` prints it";
 
 const REPLAY_EXAMPLES: &str = "\
-Writes each record to its topic again: same partition, key, value, headers and event id, in order.
-Deletes the letter once Kafka has stored the record. Replaying a letter twice is harmless if consumers
-drop duplicates by event id. In a compacted topic, a record that is no longer the newest of its key is
-skipped as superseded; its letter stays until you purge it.
+Writes each record to its topic again: same partition, key, value, headers and event id, in order. Deletes the letter once Kafka has stored the record. Replaying a letter twice is harmless if consumers drop duplicates by event id. In a compacted topic, a record that is no longer the newest of its key is skipped as superseded; its letter stays until you purge it.
 
 Examples:
-  postrider dlq replay --topic messages --dry-run       show what would be replayed
+  postrider dlq replay --topic messages --dry-run     what would be replayed
   postrider dlq replay --error transport --since 1h
   postrider dlq replay 'messages/3@1234 postrider-kv'
-  postrider dlq replay --yes                            replay every letter";
+  postrider dlq replay --yes                          replay every letter";
 
 const PURGE_EXAMPLES: &str = "\
 Examples:
-  postrider dlq purge --topic messages --dry-run        show what would be deleted
+  postrider dlq purge --topic messages --dry-run      what would be deleted
   postrider dlq purge 'messages/3@1234 postrider-kv'
-  postrider dlq purge --deliveries --yes                delete every failed delivery";
+  postrider dlq purge --deliveries --yes              every failed delivery";
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -57,10 +56,12 @@ pub enum Command {
         #[command(flatten)]
         selection: Selection,
         /// Maximum number of letters
-        #[arg(long, default_value_t = 50)]
+        #[arg(long, default_value_t = 50, help_heading = "Selection")]
         limit: usize,
         #[command(flatten)]
         output: Output,
+        #[command(flatten)]
+        wait: KafkaWait,
     },
     /// Show one dead letter with its record's value and headers
     #[command(after_help = SHOW_EXAMPLES)]
@@ -71,6 +72,8 @@ pub enum Command {
         letters: Which,
         #[command(flatten)]
         output: Output,
+        #[command(flatten)]
+        wait: KafkaWait,
     },
     /// Write the records of dead letters to their topics again and delete the letters
     #[command(after_help = REPLAY_EXAMPLES)]
@@ -81,6 +84,7 @@ pub enum Command {
 }
 
 #[derive(Args)]
+#[command(next_help_heading = "Selection")]
 #[group(multiple = false)]
 pub struct Which {
     /// Only records that postrider failed to process
@@ -95,6 +99,7 @@ pub struct Which {
 }
 
 #[derive(Args)]
+#[command(next_help_heading = "Selection")]
 pub struct Selection {
     /// Topic of the record, with or without `kafka.topic_prefix`
     #[arg(long)]
@@ -121,15 +126,28 @@ pub struct Choice {
     #[command(flatten)]
     selection: Selection,
     /// Maximum number of letters, in the order of their records
-    #[arg(long)]
+    #[arg(long, help_heading = "Selection")]
     limit: Option<usize>,
     #[command(flatten)]
     change: Change,
+    #[command(flatten)]
+    wait: KafkaWait,
+}
+
+impl Command {
+    fn wait(&self) -> &KafkaWait {
+        match self {
+            Self::List { wait, .. } | Self::Show { wait, .. } => wait,
+            Self::Replay(choice) | Self::Purge(choice) => &choice.wait,
+        }
+    }
 }
 
 /// The reason why a command about dead letters failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
     #[error("kafka: {0}")]
     Kafka(#[from] KafkaError),
     #[error("--since: {0}")]
@@ -149,23 +167,24 @@ pub enum Error {
 }
 
 /// Runs the command.
-pub fn run(command: Command, settings: &Settings) -> Result<(), super::Error> {
-    block_on(act(command, settings))
+pub fn run(command: Command, loaded: &Loaded<Settings>) -> Result<(), super::Error> {
+    block_on(act(command, loaded))
 }
 
-async fn act(command: Command, settings: &Settings) -> Result<(), Error> {
-    let kafka = &settings.kafka;
+async fn act(command: Command, loaded: &Loaded<Settings>) -> Result<(), Error> {
+    let kafka = &loaded.settings.kafka;
+    command.wait().check(loaded).await?;
     let broker = Broker::start(kafka, Health::default().check("kafka"))?;
     let producer = Producer::start_alone(kafka, broker.clone())?;
     let admin = Arc::new(Admin::new(kafka, broker.clone())?);
     let queue = Queue::new(kafka.clone(), producer, broker, admin);
     match command {
-        Command::List { selection, limit, output } => {
+        Command::List { selection, limit, output, .. } => {
             let query = selection.query(Vec::new(), limit)?;
             let listing = queue.list(query, bounds()).await?;
             Ok(output.print(&listing, table)?)
         }
-        Command::Show { id, letters, output } => {
+        Command::Show { id, letters, output, .. } => {
             let found = queue.show(letters.into(), id.clone(), bounds()).await?;
             Ok(output.print(&found.ok_or(Error::NoLetter(id))?, page)?)
         }
@@ -234,7 +253,7 @@ fn progress() -> Progress {
     Box::new(move |what, done, total| {
         if printed_at.get().elapsed() > Duration::from_secs(2) {
             printed_at.set(Instant::now());
-            eprintln!("{what}: {done} of {total}");
+            note(&format!("{what}: {done} of {total}"));
         }
     })
 }

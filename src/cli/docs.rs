@@ -5,6 +5,7 @@ use std::{fs, io};
 use postrider_config as config;
 use postrider_http::{Code, code};
 
+use super::text;
 use crate::roles::Settings;
 
 /// Every error code that an answer can have.
@@ -27,6 +28,8 @@ pub enum Error {
     NoMarker { file: &'static str, marker: &'static str },
     #[error("stale: {}; run `make docs`", .0.join(", "))]
     Stale(Vec<&'static str>),
+    #[error(transparent)]
+    Print(#[from] text::Error),
 }
 
 /// Returns each generated part: its file, its marker and its content.
@@ -55,7 +58,7 @@ pub fn write_or_check(check: bool) -> Result<(), Error> {
         (_, true) => Ok(()),
         (true, false) => Err(Error::Stale(stale)),
         (false, false) => {
-            println!("wrote {}", stale.join(", "));
+            text::print(&format!("wrote {}\n", stale.join(", ")))?;
             Ok(())
         }
     }

@@ -1,6 +1,6 @@
 //! Parses durations given on the command line.
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 /// Units of Go's `time.ParseDuration`, in seconds.
 const UNITS: [(&str, f64); 7] =
@@ -11,6 +11,18 @@ const UNITS: [(&str, f64); 7] =
 #[error("`{text}` is not a duration; write 30s, 500ms, 1m30s or a number of seconds")]
 pub struct Error {
     text: String,
+}
+
+/// A duration as an argument; see [`parse`].
+#[derive(Debug, Clone, Copy)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        parse(text).map(Self)
+    }
 }
 
 /// Parses Go's notation (`30s`, `500ms`, `1m30s`, `1.5h`) or a number of seconds (`30`, `0.5`).

@@ -1,13 +1,13 @@
 //! The error of the command line.
 
-use std::io;
+use std::{io, process::ExitCode};
 
 use postrider_config as config;
 use postrider_postgres as postgres;
 
 use crate::roles;
 
-use super::{dlq, docs, feed, lag, outbox, relay, roundtrip};
+use super::{dlq, docs, feed, lag, listen, outbox, produce, relay, roundtrip, running, text};
 
 /// The reason why a command failed, as a sentence for the user.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +29,9 @@ pub enum Error {
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
     #[error(transparent)]
-    Relay(#[from] relay::MissingFlag),
+    MissingFlag(#[from] relay::MissingFlag),
+    #[error(transparent)]
+    Relay(#[from] relay::RelayError),
     #[error(transparent)]
     Dlq(#[from] dlq::Error),
     #[error(transparent)]
@@ -42,4 +44,30 @@ pub enum Error {
     Roundtrip(#[from] roundtrip::Error),
     #[error(transparent)]
     Docs(#[from] docs::Error),
+    #[error(transparent)]
+    Produce(#[from] produce::Error),
+    #[error(transparent)]
+    Listen(#[from] listen::Error),
+    #[error(transparent)]
+    Running(#[from] running::Error),
+    #[error(transparent)]
+    Print(#[from] text::Error),
+    #[error("cannot write the pages: {0}")]
+    Pages(#[source] io::Error),
+}
+
+/// Exit code of a command that Ctrl-C ended, as shells report it: 128 and the signal's number.
+const INTERRUPTED: u8 = 130;
+
+impl Error {
+    /// Prints the error, and returns the exit code of the process.
+    pub fn report(&self) -> ExitCode {
+        match self {
+            Self::Listen(listen::Error::Interrupted) => ExitCode::from(INTERRUPTED),
+            error => {
+                text::note(&format!("postrider: {error}"));
+                ExitCode::FAILURE
+            }
+        }
+    }
 }

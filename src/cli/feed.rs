@@ -1,35 +1,31 @@
 //! Implements `postrider feed`: verifies and repairs feeds, generates test data and shows query
 //! plans. Needs Postgres; `verify` also compares timelines in Redis if Redis answers.
 
-use std::io::IsTerminal;
-
 use clap::{Args, Subcommand};
 use postrider_feed::{self as feed, Plan, Report, Shape, Verifier, Whose};
 use postrider_postgres as postgres;
 use postrider_redis::Redis;
-use postrider_telemetry::StatusLine;
 
 use super::{
     block_on,
-    text::{self, Output, tame},
+    progress::Progress,
+    text::{self, Output, note, tame},
 };
 use crate::roles::Settings;
 
 const VERIFY_EXAMPLES: &str = "\
-Compares the stored rows of feeds with posts and follows, and the timelines in Redis with the rows.
-Checks every difference again two seconds later, because a change may have been in progress. The
-exit code is 1 if differences remain that were not repaired.
+Compares the stored rows of feeds with posts and follows, and the timelines in Redis with the rows. Checks every difference again two seconds later, because a change may have been in progress. The exit code is 1 if differences remain that were not repaired.
 
 Examples:
-  postrider feed verify --sample 1000             verify 1000 random feeds
-  postrider feed verify --user bob --repair       verify and repair one feed
-  postrider feed verify --all --output json       verify every feed, print JSON";
+  postrider feed verify --sample 1000        1000 random feeds
+  postrider feed verify --user bob --repair  verify and repair one feed
+  postrider feed verify --all --output json  every feed, as JSON";
 
 const SEED_EXAMPLES: &str = "\
 Examples:
-  postrider feed seed                                        10,000 users and posts
-  postrider feed seed --users 100 --follows 5 --posts 1000   a small graph
-  postrider feed seed --shape even --prefix test-            evenly spread, user names begin with test-";
+  postrider feed seed                              10,000 users and posts
+  postrider feed seed --users 100 --posts 1000     a small graph
+  postrider feed seed --shape even --prefix test-  users test-0, test-1, …";
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -120,7 +116,7 @@ async fn verify(command: &Verify, settings: &Settings) -> Result<(), Error> {
     let pool = postgres::pool(&settings.postgres)?;
     let redis = Redis::connect(&settings.redis).await;
     if let Err(error) = &redis {
-        eprintln!("redis does not answer, comparing rows only: {error}");
+        note(&format!("redis does not answer, comparing rows only: {error}"));
     }
     let prefix = &settings.redis.key_prefix;
     let mut verifier = Verifier::new(pool, redis.ok(), prefix, command.repair);
@@ -129,10 +125,11 @@ async fn verify(command: &Verify, settings: &Settings) -> Result<(), Error> {
         Chosen { sample: Some(count), .. } => Whose::Sample(i64::from(*count)),
         Chosen { all: _, .. } => Whose::All,
     };
-    let line = StatusLine::on_terminal();
-    let progress = |users| show(line.as_ref(), &format!("{users} feeds verified"));
-    let report = verifier.run(&whose, progress).await.map_err(Error::Verify)?;
-    drop(line);
+    let progress = Progress::new();
+    progress.show("counting feeds");
+    let verified = |users, total| progress.show(&bar("feeds", users, total));
+    let report = verifier.run(&whose, verified).await.map_err(Error::Verify)?;
+    drop(progress);
     command.output.print(&report, |report| text(report, command.repair))?;
     if report.is_clean() || command.repair { Ok(()) } else { Err(Error::Differences) }
 }
@@ -163,22 +160,12 @@ async fn seed(command: Seed, settings: &Settings) -> Result<(), Error> {
     let pool = postgres::pool(&settings.postgres)?;
     let Seed { users, follows, posts, shape, prefix } = command;
     let plan = Plan { users: users.into(), follows: follows.into(), posts: posts.into(), shape, prefix };
-    let line = StatusLine::on_terminal();
-    let rows = feed::seed(&pool, &settings.feed, &plan, |what, done, total| {
-        show(line.as_ref(), &bar(what, done, total));
-    });
-    let rows = rows.await.map_err(postgres::Error::Database)?;
-    drop(line);
-    println!("created {users} users, {posts} posts, {rows} feed rows");
+    let progress = Progress::new();
+    let shown = |what: &str, done, total| progress.show(&bar(what, done, total));
+    let rows = feed::seed(&pool, &settings.feed, &plan, shown).await.map_err(postgres::Error::Database)?;
+    drop(progress);
+    text::print(&format!("created {users} users, {posts} posts, {rows} feed rows\n"))?;
     Ok(())
-}
-
-fn show(line: Option<&StatusLine>, text: &str) {
-    if let Some(line) = line
-        && std::io::stderr().is_terminal()
-    {
-        line.set(text);
-    }
 }
 
 /// Renders progress as a bar of 40 characters.

@@ -1,47 +1,53 @@
 //! Implements `postrider lag`: shows the lag of every partition and the record that blocks it.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use axum::body::Bytes;
+use axum::http::StatusCode;
 use clap::Args;
-use http_body_util::{BodyExt, Empty};
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use postrider_kafka::{Config, lag};
+use postrider_config::Loaded;
+use postrider_kafka::{Config, lag, reach::Unreachable};
 use postrider_time::clock;
 use rdkafka::error::KafkaError;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
+    api::Api,
     block_on,
-    text::{self, Output, columns},
+    kafka_wait::KafkaWait,
+    progress::Progress,
+    running::local_addresses,
+    text::{self, Output, columns, note},
 };
 use crate::roles::{ConsumerPlan, Settings};
 
 pub const EXAMPLES: &str = "\
-COMMITTED is the commit point: the lowest unfinished offset of the partition. KEY and AGE describe
-that record. HELD shows for how long its process has been working on it, how often it failed and
-why; this needs a process that answers at its management port.
+COMMITTED is the commit point: the lowest unfinished offset of the partition. KEY and AGE describe that record. HELD shows for how long its process has been working on it, how often it failed and why; this needs a process that answers at its management port.
 
 Examples:
-  postrider lag                                              every configured consumer
-  postrider lag --topic my-topic --group http-consumer       any other consumer group
-  postrider lag --management http://10.0.0.7:9090            fill HELD from this process
-  watch postrider lag                                        refresh every two seconds";
+  postrider lag                                    every configured consumer
+  postrider lag --topic my-topic --group my-group  any other consumer group
+  postrider lag --management http://10.0.0.7:9090  fill HELD from this process
+  watch postrider lag                              refresh every two seconds";
+
+/// Wait of a process for the answer of its management port.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Args)]
 pub struct Command {
     /// Show only this consumer group (full name); for a group outside this configuration, add --topic
-    #[arg(long)]
+    #[arg(long, help_heading = "Selection")]
     group: Option<String>,
     /// Show only this topic (full name)
-    #[arg(long)]
+    #[arg(long, help_heading = "Selection")]
     topic: Option<String>,
     /// Management address of a running process; repeatable [default: the configured port on 127.0.0.1]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, env = "MANAGEMENT_URL", value_name = "URL", value_delimiter = ',')]
     management: Vec<String>,
     #[command(flatten)]
     output: Output,
+    #[command(flatten)]
+    wait: KafkaWait,
 }
 
 /// The reason why the lag cannot be shown.
@@ -49,8 +55,12 @@ pub struct Command {
 pub enum Error {
     #[error("no configured consumer matches (groups: {groups}); pass --group and --topic")]
     NoConsumer { groups: String },
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
     #[error("kafka: {0}")]
     Kafka(#[from] KafkaError),
+    #[error("the lookup ended early")]
+    Ended,
     #[error(transparent)]
     Print(#[from] text::Error),
 }
@@ -74,14 +84,69 @@ struct Row {
 }
 
 /// Runs the command.
-pub fn run(command: &Command, settings: &Settings) -> Result<(), super::Error> {
+pub fn run(command: &Command, loaded: &Loaded<Settings>) -> Result<(), super::Error> {
+    block_on(show(command, loaded))
+}
+
+async fn show(command: &Command, loaded: &Loaded<Settings>) -> Result<(), Error> {
+    let settings = &loaded.settings;
     let consumers = command.consumers(settings)?;
-    let (holders, silent) = block_on(async { Ok::<_, Error>(ask_processes(&command.addresses(settings)).await) })?;
-    let mut rows = Vec::new();
-    for consumer in &consumers {
-        rows.extend(measure(&settings.kafka, consumer, &holders)?);
+    command.wait.check(loaded).await?;
+    let progress = Progress::new();
+    progress.show("asking running processes");
+    let (holders, silent) = ask_processes(&command.addresses(settings)).await;
+    let holders = Arc::new(holders);
+    let (mut rows, mut notes) = (Vec::new(), Notes { silent, ..Notes::default() });
+    for (number, consumer) in consumers.iter().enumerate() {
+        progress.show(&format!("measuring {} ({} of {})", consumer.group, number + 1, consumers.len()));
+        let (kafka, plan, holders) = (settings.kafka.clone(), consumer.clone(), holders.clone());
+        let found = tokio::task::spawn_blocking(move || measure(&kafka, &plan, &holders)).await;
+        let found = found.map_err(|_| Error::Ended)??;
+        if found.is_empty() {
+            notes.missing.push(consumer.clone());
+        } else if is_unused(consumer, settings) && found.iter().all(|row| row.committed.is_none()) {
+            notes.unused.push(consumer.group.clone());
+        } else {
+            rows.extend(found);
+        }
     }
-    Ok(command.output.print(&rows, |rows| table(rows, &consumers, &silent)).map_err(Error::Print)?)
+    drop(progress);
+    command.output.print(&rows, |rows| table(rows))?;
+    notes.print();
+    Ok(())
+}
+
+/// Returns whether processes with this configuration do not run the consumer.
+fn is_unused(consumer: &ConsumerPlan, settings: &Settings) -> bool {
+    consumer.needs_postgres && settings.postgres.url.is_empty()
+}
+
+/// What the rows do not show.
+#[derive(Default)]
+struct Notes {
+    /// Consumers of topics that do not exist.
+    missing: Vec<ConsumerPlan>,
+    /// Groups that need Postgres and have never committed, while it is not configured.
+    unused: Vec<String>,
+    /// Addresses at which no process answered.
+    silent: Vec<String>,
+}
+
+impl Notes {
+    fn print(&self) {
+        for ConsumerPlan { topic, group, .. } in &self.missing {
+            note(&format!("topic {topic} of group {group} does not exist"));
+        }
+        if !self.unused.is_empty() {
+            note(&format!(
+                "not shown: {}. These groups need Postgres, `postgres.url` is not set here, and they have committed nothing",
+                self.unused.join(", ")
+            ));
+        }
+        for address in &self.silent {
+            note(&format!("no process answers at {address}, HELD is incomplete; pass --management"));
+        }
+    }
 }
 
 impl Command {
@@ -95,7 +160,7 @@ impl Command {
         match (chosen.is_empty(), &self.group, &self.topic) {
             (false, ..) => Ok(chosen),
             (true, Some(group), Some(topic)) => {
-                Ok(vec![ConsumerPlan { name: "-", topic: topic.clone(), group: group.clone() }])
+                Ok(vec![ConsumerPlan { name: "-", topic: topic.clone(), group: group.clone(), needs_postgres: false }])
             }
             _ => {
                 let groups = ours.iter().map(|plan| plan.group.as_str()).collect::<Vec<_>>().join(", ");
@@ -105,11 +170,7 @@ impl Command {
     }
 
     fn addresses(&self, settings: &Settings) -> Vec<String> {
-        if !self.management.is_empty() {
-            return self.management.clone();
-        }
-        let local = |listen: &String| format!("http://127.0.0.1:{}", listen.rsplit(':').next().unwrap_or_default());
-        settings.management.listen.iter().map(local).collect()
+        if self.management.is_empty() { local_addresses(settings) } else { self.management.clone() }
     }
 }
 
@@ -136,15 +197,13 @@ async fn ask_processes(addresses: &[String]) -> (Holders, Vec<String>) {
 }
 
 async fn fetch(address: &str) -> Option<Value> {
-    let uri = format!("{}/consumers", address.trim_end_matches('/')).parse().ok()?;
-    let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-    let answer = async { client.get(uri).await.ok()?.into_body().collect().await.ok() };
-    let body = tokio::time::timeout(Duration::from_secs(2), answer).await.ok()??;
-    serde_json::from_slice(&body.to_bytes()).ok()
+    let api = Api::new(address).ok()?;
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, api.get("/consumers")).await.ok()?.ok()?;
+    Some(answer.expect(StatusCode::OK, "consumers").ok()?.json())
 }
 
 fn measure(kafka: &Config, consumer: &ConsumerPlan, holders: &Holders) -> Result<Vec<Row>, Error> {
-    let ConsumerPlan { name, topic, group } = consumer;
+    let ConsumerPlan { name, topic, group, .. } = consumer;
     let found = lag::of_group(kafka, topic, group)?;
     let row = |partition: lag::PartitionLag| {
         let said = holders.get(&(group.clone(), topic.clone(), i64::from(partition.partition)));
@@ -167,7 +226,7 @@ fn measure(kafka: &Config, consumer: &ConsumerPlan, holders: &Holders) -> Result
     Ok(found.unwrap_or_default().into_iter().map(row).collect())
 }
 
-fn table(rows: &[Row], consumers: &[ConsumerPlan], silent: &[String]) -> String {
+fn table(rows: &[Row]) -> String {
     let head = ["GROUP", "TOPIC", "PARTITION", "COMMITTED", "END", "LAG", "AGE", "KEY", "HELD"].map(str::to_owned);
     let cells = rows.iter().map(|row| {
         [
@@ -182,14 +241,7 @@ fn table(rows: &[Row], consumers: &[ConsumerPlan], silent: &[String]) -> String 
             held(row),
         ]
     });
-    let mut text = columns(std::iter::once(head).chain(cells).collect());
-    for consumer in consumers.iter().filter(|consumer| !rows.iter().any(|row| row.topic == consumer.topic)) {
-        text.push_str(&format!("topic {} of group {} does not exist\n", consumer.topic, consumer.group));
-    }
-    for address in silent {
-        text.push_str(&format!("no process answers at {address}, HELD is incomplete; pass --management\n"));
-    }
-    text
+    columns(std::iter::once(head).chain(cells).collect())
 }
 
 fn held(row: &Row) -> String {

@@ -1,15 +1,26 @@
 //! Parses the command line, loads the configuration and dispatches to a command.
 
+mod api;
 mod change;
 mod dlq;
 mod docs;
 mod duration;
 mod error;
 mod feed;
+mod header;
+#[cfg(test)]
+mod help_tests;
+mod kafka_wait;
 mod lag;
+mod listen;
 mod outbox;
+mod pages;
+mod produce;
+mod progress;
 mod relay;
 mod roundtrip;
+mod running;
+mod server;
 mod text;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -20,7 +31,7 @@ use postrider_postgres as postgres;
 
 pub use error::Error;
 
-use crate::roles::{self, RelayCommand, Role, Settings};
+use crate::roles::{self, Role, Settings};
 
 /// Accepts events over HTTP, stores them in Kafka and delivers them.
 ///
@@ -28,7 +39,7 @@ use crate::roles::{self, RelayCommand, Role, Settings};
 /// Redis and Postgres running, run `postrider migrate` and then `postrider run`. In the repository,
 /// `make run` starts the three servers and does both.
 #[derive(Parser)]
-#[command(version, after_long_help = EXAMPLES)]
+#[command(version, after_long_help = EXAMPLES, max_term_width = 120)]
 struct Cli {
     #[command(flatten)]
     sources: Sources,
@@ -37,19 +48,20 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "\
-Configuration sources, later ones win: defaults, postrider.yaml, POSTRIDER_* variables, flags.
-The key `kafka.brokers` is POSTRIDER_KAFKA__BROKERS in the environment. To read a secret from a
-file, append _FILE to its variable.
+Configuration sources, later ones win: defaults, postrider.yaml, POSTRIDER_* variables, flags. The key `kafka.brokers` is POSTRIDER_KAFKA__BROKERS in the environment. To read a secret from a file, append _FILE to its variable.
 
 Examples:
-  postrider config show                       show every value and its source
-  postrider run --role api                    serve HTTP only
-  postrider run --set http.listen=:8081       override one key
-  postrider dlq list --since 2h               list the dead letters of the last two hours
-  postrider lag                               show the lag of every consumer and what blocks it
-  POSTRIDER_ROLE=processor postrider run      set the role in the environment";
+  postrider config show                   every value and its source
+  postrider run --role api                serve HTTP only
+  postrider run --set http.listen=:8081   override one key
+  postrider produce my-topic hello        write a record through the API
+  postrider listen receiver bob           print messages as they arrive
+  postrider dlq list --since 2h           dead letters of the last two hours
+  postrider lag                           the lag of every consumer
+  POSTRIDER_ROLE=processor postrider run  set the role in the environment";
 
 #[derive(Args)]
+#[command(next_help_heading = "Configuration")]
 struct Sources {
     /// Read this file instead of ./postrider.yaml
     #[arg(long, global = true, env = "POSTRIDER_CONFIG", value_name = "FILE")]
@@ -74,6 +86,12 @@ enum Command {
     /// docs/relay.md.
     #[command(after_help = relay::EXAMPLES)]
     Relay(Box<relay::Relay>),
+    /// Write records to a topic, from arguments or stdin
+    #[command(after_help = produce::EXAMPLES)]
+    Produce(produce::Command),
+    /// Print records, messages, comments or posts as they arrive
+    #[command(subcommand, after_help = listen::EXAMPLES)]
+    Listen(listen::Command),
     /// Create or update the tables in Postgres; safe to repeat and while postrider is running
     Migrate,
     /// List, show, replay and purge dead letters: records that could not be processed or delivered
@@ -94,6 +112,12 @@ enum Command {
     /// Show, check or describe the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Print the completions of a shell
+    #[command(after_help = pages::COMPLETIONS_EXAMPLES)]
+    Completions(pages::Completions),
+    /// Print the manual page, or write the pages of all commands
+    #[command(after_help = pages::MAN_EXAMPLES)]
+    Man(pages::Man),
     /// Write the generated tables of the docs, or check that they are current
     #[command(hide = true)]
     Docs {
@@ -106,48 +130,67 @@ enum Command {
 #[derive(Subcommand)]
 enum ConfigCommand {
     /// Print the effective configuration with the source of every value; secrets are masked
-    Show,
+    #[command(after_help = SHOW_EXAMPLES)]
+    Show {
+        /// Ask a running process instead of loading the configuration here
+        #[arg(long)]
+        running: bool,
+        /// Management address of the process, with --running [default: the configured port on
+        /// 127.0.0.1]
+        #[arg(long, env = "MANAGEMENT_URL", value_name = "URL", requires = "running")]
+        management: Option<String>,
+    },
     /// Exit with an error when the configuration is invalid
     Check,
     /// Print the JSON schema of postrider.yaml
     Schema,
 }
 
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  postrider config show | grep -v default             what is set, and where
+  postrider config show --running                     what the process here uses
+  postrider config show --running --management http://10.0.0.7:9090";
+
 /// Parses the process's arguments and runs the command.
 pub fn main() -> Result<(), Error> {
     let cli = Cli::parse_from(relay::with_two_dashes(std::env::args_os()));
+    let sources = cli.sources;
+    let settings = || Ok::<_, Error>(load(&sources, None)?.settings);
     match cli.command {
-        Command::Run { role } => {
-            let settings = move || Ok(load_checked(&cli.sources, role)?.settings);
-            roles::run(Arc::new(settings)).map_err(Error::Role)
-        }
-        Command::Relay(relay) => {
-            let relay::Order { route, public_only, any_management_port, .. } = relay.order(&cli.sources)?;
-            let command = RelayCommand { route, public_only, any_management_port };
-            let load = Arc::new(move || Ok(relay.order(&cli.sources)?.settings));
-            roles::run_relay(command, load).map_err(Error::Role)
-        }
-        Command::Migrate => migrate(&load(&cli.sources, None)?.settings),
-        Command::Config(ConfigCommand::Show) => {
-            print!("{}", config::show(&load(&cli.sources, None)?));
-            Ok(())
-        }
-        Command::Config(ConfigCommand::Check) => {
-            let loaded = load_checked(&cli.sources, None)?;
-            println!("valid: {} keys set, role {}", loaded.sources.len(), loaded.settings.role);
-            Ok(())
-        }
-        Command::Config(ConfigCommand::Schema) => {
-            print!("{}", config::schema::<Settings>());
-            Ok(())
-        }
-        Command::Dlq(command) => dlq::run(command, &load(&cli.sources, None)?.settings),
-        Command::Outbox(command) => outbox::run(command, &load(&cli.sources, None)?.settings),
-        Command::Feed(command) => feed::run(command, &load(&cli.sources, None)?.settings),
-        Command::Lag(command) => lag::run(&command, &load(&cli.sources, None)?.settings),
+        Command::Run { role } => roles::run(Arc::new(move || Ok(load_checked(&sources, role)?))).map_err(Error::Role),
+        Command::Relay(relay) => relay::run(*relay, sources),
+        Command::Produce(command) => produce::run(command),
+        Command::Listen(command) => listen::run(command, || load(&sources, None)),
+        Command::Migrate => migrate(&settings()?),
+        Command::Config(command) => configure(command, &sources),
+        Command::Dlq(command) => dlq::run(command, &load(&sources, None)?),
+        Command::Outbox(command) => outbox::run(command, &settings()?),
+        Command::Feed(command) => feed::run(command, &settings()?),
+        Command::Lag(command) => lag::run(&command, &load(&sources, None)?),
         Command::Roundtrip(command) => roundtrip::run(&command),
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run(),
         Command::Docs { check } => Ok(docs::write_or_check(check)?),
     }
+}
+
+fn configure(command: ConfigCommand, sources: &Sources) -> Result<(), Error> {
+    let text = match command {
+        ConfigCommand::Show { running: true, management } => {
+            let local = || Ok::<_, Error>(running::local_addresses(&load(sources, None)?.settings));
+            let addresses = management.map_or_else(local, |address| Ok(vec![address]))?;
+            return running::show(addresses.first().map_or("", String::as_str));
+        }
+        ConfigCommand::Show { .. } => config::show(&load(sources, None)?),
+        ConfigCommand::Check => {
+            let loaded = load_checked(sources, None)?;
+            format!("valid: {} keys set, role {}\n", loaded.sources.len(), loaded.settings.role)
+        }
+        ConfigCommand::Schema => config::schema::<Settings>(),
+    };
+    text::print(&text)?;
+    Ok(())
 }
 
 fn load(sources: &Sources, role: Option<Role>) -> Result<Loaded<Settings>, Error> {
@@ -190,6 +233,6 @@ fn block_on<T, E: Into<Error>>(work: impl Future<Output = Result<T, E>>) -> Resu
 
 fn migrate(settings: &Settings) -> Result<(), Error> {
     let count = block_on(postgres::migrate(&settings.postgres))?;
-    println!("{count} migrations are applied in schema `{}`", settings.postgres.schema);
+    text::print(&format!("{count} migrations are applied in schema `{}`\n", settings.postgres.schema))?;
     Ok(())
 }

@@ -19,24 +19,20 @@ Examples:
   postrider outbox quarantine list --key ann --output json | jq '.rows[].reason'";
 
 const RELEASE_EXAMPLES: &str = "\
-Returns all rows of a key to the outbox, in order and before later rows of the key. If Kafka rejects
-a row again, that row and those after it return to quarantine. So first fix the reason (raise
-`kafka.producer.max_message_bytes`, create the topic) or drop the row.
+Returns all rows of a key to the outbox, in order and before later rows of the key. If Kafka rejects a row again, that row and those after it return to quarantine. So first fix the reason (raise `kafka.producer.max_message_bytes`, create the topic) or drop the row.
 
 Examples:
-  postrider outbox quarantine release --key ann --dry-run     show what would be released
+  postrider outbox quarantine release --key ann --dry-run
   postrider outbox quarantine release --key ann
-  postrider outbox quarantine release --yes                   release the rows of every key";
+  postrider outbox quarantine release --yes           rows of every key";
 
 const DROP_EXAMPLES: &str = "\
-Deletes rows without sending them, so consumers of the topic never receive these events. Afterwards
-run `postrider feed verify --repair` if the rows concern feeds. Other rows of the key stay in
-quarantine until they are released.
+Deletes rows without sending them, so consumers of the topic never receive these events. Afterwards run `postrider feed verify --repair` if the rows concern feeds. Other rows of the key stay in quarantine until they are released.
 
 Examples:
-  postrider outbox quarantine drop 17 --dry-run               show what would be deleted
+  postrider outbox quarantine drop 17 --dry-run       what would be deleted
   postrider outbox quarantine drop 17
-  postrider outbox quarantine drop --key ann                  delete every row of a key";
+  postrider outbox quarantine drop --key ann          every row of a key";
 
 #[derive(Subcommand)]
 pub enum Command {

@@ -1,22 +1,51 @@
 //! Defines the arguments of `postrider relay`, including the spellings of the Go program it
 //! replaces.
 
-use std::{convert::Infallible, ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    ffi::OsString,
+    ops::ControlFlow,
+    path::PathBuf,
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use clap::{Args, CommandFactory};
-use postrider_config::{Secret, SecretUrl, Secrets};
-use postrider_gateway::relay::Config;
+use postrider_config::{Loaded, Secret, SecretUrl, Secrets};
+use postrider_gateway::relay::{Access, Config, Failed, Preview, Problem, Route, Snapshot};
+use postrider_kafka::{
+    self as kafka,
+    batch::Batch,
+    committed,
+    reach::Unreachable,
+    scan::{self, ScanError, Scanner},
+};
 use postrider_time::backoff::{Growth, Jitter};
+use rdkafka::{Message, error::KafkaError, message::BorrowedMessage};
 
-use super::{Cli, Error, Sources, duration, load_with};
-use crate::roles::{Role, Settings};
+use super::{
+    Cli, Error, Sources, block_on,
+    duration::Span,
+    header,
+    kafka_wait::KafkaWait,
+    load_with,
+    text::{self, Stdout, note, tame},
+};
+use crate::roles::{self, RelayCommand, Role, Settings};
 
 pub const EXAMPLES: &str = "\
 Examples:
   postrider relay --topic my-topic --target-url https://example.com/hook
-  postrider relay --broker kafka:9092 --topic my-topic --target-url http://localhost:3000 --rate 0
-  postrider relay --topic my-topic --target-url https://example.com/hook --header 'authorization: Bearer abc'
-  TOPIC=my-topic TARGET_URL=https://example.com/hook postrider relay --retries 5 --backoff exponential";
+  postrider relay --topic my-topic --target-url https://example.com/hook \\
+    --header 'authorization: Bearer abc' --rate 0
+  postrider relay --broker kafka:9092 --topic my-topic \\
+    --target-url http://localhost:3000 --once
+  TOPIC=my-topic TARGET_URL=https://example.com/hook postrider relay --dry-run";
+
+/// Maximum duration of a dry run.
+const PREVIEW_TIMEOUT: Duration = Duration::from_secs(24 * 3_600);
+/// Time within which Kafka must say what a topic has.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Default of `--group`.
 const GROUP: &str = "http-consumer";
@@ -26,56 +55,65 @@ const GROUP: &str = "http-consumer";
 #[command(args_override_self = true)]
 pub struct Relay {
     /// Kafka bootstrap brokers, separated by commas [default: `kafka.brokers`]
-    #[arg(long, env = "BROKER", value_name = "HOST:PORT,…")]
+    #[arg(long, env = "BROKER", value_name = "HOST:PORT,…", help_heading = "Source")]
     broker: Option<Given<String>>,
     /// Topic to read
-    #[arg(long, env = "TOPIC")]
+    #[arg(long, env = "TOPIC", help_heading = "Source")]
     topic: Option<Given<String>>,
     /// URL that receives the records by POST
-    #[arg(long, env = "TARGET_URL", value_name = "URL", hide_env_values = true)]
+    #[arg(long, env = "TARGET_URL", value_name = "URL", hide_env_values = true, help_heading = "Target")]
     target_url: Option<Given<String>>,
     /// Consumer group [default: http-consumer]
-    #[arg(long, env = "CONSUMER_GROUP")]
+    #[arg(long, env = "CONSUMER_GROUP", help_heading = "Source")]
     group: Option<Given<String>>,
     /// Concurrent requests [default: 5]
-    #[arg(long, env = "WORKERS", value_name = "COUNT")]
+    #[arg(long, env = "WORKERS", value_name = "COUNT", help_heading = "Target")]
     workers: Option<Given<usize>>,
     /// Requests per second, 0 for no limit [default: 10]
-    #[arg(long, env = "RATE_LIMIT", value_name = "PER SECOND")]
+    #[arg(long, env = "RATE_LIMIT", value_name = "PER SECOND", help_heading = "Target")]
     rate: Option<Given<f64>>,
     /// Timeout of one request [default: 30s]
-    #[arg(long, env = "HTTP_TIMEOUT", value_name = "DURATION")]
+    #[arg(long, env = "HTTP_TIMEOUT", value_name = "DURATION", help_heading = "Target")]
     timeout: Option<Given<Span>>,
     /// Retries after the first attempt, before the record is dead-lettered [default: 3]
-    #[arg(long, env = "RETRY_ATTEMPTS", value_name = "COUNT")]
+    #[arg(long, env = "RETRY_ATTEMPTS", value_name = "COUNT", help_heading = "Retries")]
     retries: Option<Given<u32>>,
     /// Delay before the first retry [default: 1s]
-    #[arg(long, env = "RETRY_DELAY", value_name = "DURATION")]
+    #[arg(long, env = "RETRY_DELAY", value_name = "DURATION", help_heading = "Retries")]
     retry_delay: Option<Given<Span>>,
     /// Growth of the delay from retry to retry [default: fixed]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Retries")]
     backoff: Option<Growth>,
     /// Longest delay before a retry, including `Retry-After` [default: 5m]
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", help_heading = "Retries")]
     max_retry_delay: Option<Given<Span>>,
     /// Randomization of the delay [default: none]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Retries")]
     jitter: Option<Jitter>,
     /// Ignore `Retry-After` headers of the target
-    #[arg(long)]
+    #[arg(long, help_heading = "Retries")]
     ignore_retry_after: bool,
     /// Header to add to every request; repeatable
-    #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
+    #[arg(long, value_name = "NAME: VALUE", value_parser = header::parse, help_heading = "Target")]
     header: Vec<(String, String)>,
     /// PEM file with certificate authorities to trust in addition to the system's
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Target")]
     ca_file: Option<PathBuf>,
     /// Refuse a target that is not on the public internet
-    #[arg(long)]
+    #[arg(long, help_heading = "Target")]
     public_only: bool,
     /// Address of probes and metrics [default: `management.listen`, or the next free port]
     #[arg(long, value_name = "HOST:PORT")]
     management: Option<String>,
+    /// End at the records that the topic has now; the exit code is 1 if one of them failed
+    #[arg(long, conflicts_with = "dry_run", help_heading = "End")]
+    once: bool,
+    /// Print the requests for the records that the topic has now, and send and commit nothing
+    #[arg(long, help_heading = "End")]
+    dry_run: bool,
+    /// With --once or --dry-run: time that Kafka has to answer [default: 3s]
+    #[arg(long, value_name = "DURATION", help_heading = "End")]
+    wait: Option<Given<Span>>,
 }
 
 /// Value of an argument or variable. An empty one, as compose files set it, counts as not given.
@@ -90,23 +128,6 @@ impl<T: FromStr> FromStr for Given<T> {
     }
 }
 
-/// A duration in Go's notation or in seconds; see [`duration::parse`].
-#[derive(Debug, Clone, Copy)]
-struct Span(Duration);
-
-impl FromStr for Span {
-    type Err = duration::Error;
-
-    fn from_str(text: &str) -> Result<Self, duration::Error> {
-        duration::parse(text).map(Self)
-    }
-}
-
-fn header(text: &str) -> Result<(String, String), Infallible> {
-    let (name, value) = text.split_once(':').unwrap_or((text, ""));
-    Ok((name.trim().to_owned(), value.trim().to_owned()))
-}
-
 fn given_value<T: Clone>(given: &Option<Given<T>>) -> Option<T> {
     given.as_ref().and_then(|given| given.0.clone())
 }
@@ -119,13 +140,109 @@ pub struct MissingFlag {
     variable: &'static str,
 }
 
+/// The reason why the command failed, besides that of its process.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    #[error(transparent)]
+    Missing(#[from] MissingFlag),
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
+    #[error(transparent)]
+    Route(#[from] Problem),
+    #[error("kafka: {0}")]
+    Kafka(#[from] KafkaError),
+    #[error("kafka: {0}")]
+    Scan(#[from] ScanError),
+    #[error("topic `{0}` does not exist")]
+    NoTopic(String),
+    #[error("{0} records failed; they are dead letters")]
+    Failed(u64),
+    #[error("the lookup ended early")]
+    Ended,
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Print(#[from] text::Error),
+}
+
 /// Settings and route that the command line describes.
 pub struct Order {
-    pub settings: Settings,
+    pub loaded: Loaded<Settings>,
     pub route: Config,
     pub public_only: bool,
     /// True if another port may be used when the management port is taken.
     pub any_management_port: bool,
+}
+
+/// Runs the command.
+pub fn run(relay: Relay, sources: Sources) -> Result<(), Error> {
+    let Order { loaded, route, public_only, any_management_port } = relay.order(&sources)?;
+    let access = if public_only { Access::Public } else { Access::Any };
+    let until = match relay.once || relay.dry_run {
+        true => Some(block_on(relay.spans(&loaded, &route, access))?),
+        false => None,
+    };
+    if let (true, Some(spans)) = (relay.dry_run, until.clone()) {
+        return block_on(preview(loaded.settings.kafka, route, access, spans));
+    }
+    let (topic, once) = (route.topic.clone(), relay.once);
+    let started = Arc::default();
+    let command = RelayCommand { route, public_only, any_management_port, until, started: Arc::clone(&started) };
+    let load = Arc::new(move || Ok(relay.order(&sources)?.loaded));
+    let outcome = roles::run_relay(command, load).map_err(Error::Role);
+    let failed = started.get().map_or(Ok(0), |route| summarize(route, &topic))?;
+    outcome?;
+    if once && failed > 0 { Err(RelayError::Failed(failed).into()) } else { Ok(()) }
+}
+
+/// Prints what was delivered, and why the rest was not. Returns the number of dead letters.
+fn summarize(route: &Route, topic: &str) -> Result<u64, RelayError> {
+    let Snapshot { delivered, failed, given_up, .. } = route.snapshot();
+    let mut text = format!(
+        "delivered {delivered} records of {topic}; {failed} attempts failed, {given_up} records are dead letters\n"
+    );
+    for (class, failed) in route.given_up() {
+        let Failed { records, message, last } = failed;
+        text.push_str(&format!("  {records} {class}, the last one {last}: {}\n", tame(&message)));
+    }
+    if given_up > 0 {
+        text.push_str(&format!("  list them: postrider dlq list --deliveries --topic {topic}\n"));
+    }
+    text::print(&text)?;
+    Ok(given_up)
+}
+
+/// Prints the requests for the records of these spans.
+async fn preview(
+    kafka: kafka::Config,
+    route: Config,
+    access: Access,
+    spans: Vec<scan::Span>,
+) -> Result<(), RelayError> {
+    let printed = tokio::task::spawn_blocking(move || {
+        let preview = Preview::new(&route, access)?;
+        let left = committed::uncommitted(&kafka, &route.topic, &route.group(), &spans)?;
+        let (mut failed, mut count) = (None, 0);
+        let mut print = |message: &BorrowedMessage<'_>| {
+            let mut batch = Batch::default();
+            batch.push(message);
+            count += 1;
+            let line = preview.request(message.partition(), &batch.record(0))?;
+            Ok::<_, RelayError>(text::print(&(line + "\n"))?)
+        };
+        let deadline = Instant::now() + PREVIEW_TIMEOUT;
+        Scanner::connect(&kafka)?.read(&route.topic, &left, deadline, |message| match print(message) {
+            Ok(Stdout::Open) => ControlFlow::Continue(()),
+            Ok(Stdout::Closed) => ControlFlow::Break(()),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        })?;
+        note(&format!("{count} records would be sent; nothing was sent and nothing committed"));
+        failed.map_or(Ok(()), Err)
+    });
+    printed.await.unwrap_or(Err(RelayError::Ended))
 }
 
 impl Relay {
@@ -140,7 +257,26 @@ impl Relay {
         let loaded = load_with(sources, flags)?;
         let any_management_port = !loaded.sources.contains_key("management.listen");
         let route = self.route()?;
-        Ok(Order { settings: loaded.settings, route, public_only: self.public_only, any_management_port })
+        Ok(Order { loaded, route, public_only: self.public_only, any_management_port })
+    }
+
+    /// Returns the records that the topic has now. Fails if Kafka does not answer, the route is
+    /// invalid, or the topic does not exist.
+    async fn spans(
+        &self,
+        loaded: &Loaded<Settings>,
+        route: &Config,
+        access: Access,
+    ) -> Result<Vec<scan::Span>, RelayError> {
+        Route::check(route, access)?;
+        let wait = given_value(&self.wait).map_or(KafkaWait::default(), |span| KafkaWait::new(span.0));
+        wait.check(loaded).await?;
+        let (kafka, topic) = (loaded.settings.kafka.clone(), route.topic.clone());
+        let found = tokio::task::spawn_blocking(move || {
+            let deadline = Instant::now() + LOOKUP_TIMEOUT;
+            Scanner::connect(&kafka)?.spans(&topic, deadline)?.ok_or(RelayError::NoTopic(topic))
+        });
+        found.await.unwrap_or(Err(RelayError::Ended))
     }
 
     fn route(&self) -> Result<Config, MissingFlag> {
@@ -236,14 +372,6 @@ mod tests {
         assert_eq!((route.group.as_str(), route.workers, route.rate), ("http-consumer", 5, 10.0));
         assert_eq!((route.timeout_ms, route.retries, route.retry_delay_ms), (30_000, 3, 1_000));
         assert_eq!((route.backoff, route.jitter, route.honour_retry_after), (Growth::Fixed, Jitter::None, true));
-    }
-
-    #[test]
-    fn headers_are_split_at_their_first_colon() {
-        let relay =
-            parse(&["relay", "--topic", "t", "--target-url", "http://a", "--header", "X-A: b:c", "--header", "Y:"]);
-        let headers = relay.route().unwrap().headers;
-        assert_eq!((headers["X-A"].expose(), headers["Y"].expose()), ("b:c", ""));
     }
 
     #[test]

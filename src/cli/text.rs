@@ -21,6 +21,7 @@ pub enum Format {
 }
 
 #[derive(Args)]
+#[command(next_help_heading = "Output")]
 pub struct Output {
     /// Output format
     #[arg(long = "output", value_enum, default_value_t = Format::Table)]
@@ -33,17 +34,34 @@ impl Output {
         print(&match self.format {
             Format::Json => serde_json::to_string_pretty(found)? + "\n",
             Format::Table => table(found),
-        })
+        })?;
+        Ok(())
     }
 }
 
-/// Prints to stdout. A closed pipe, such as that of `head`, is not an error.
-fn print(text: &str) -> Result<(), Error> {
+/// State of stdout after printing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stdout {
+    Open,
+    /// The reader has closed the pipe, as `head` does. That is not an error: a command that would
+    /// print for ever ends.
+    Closed,
+}
+
+/// Prints to stdout.
+pub fn print(text: &str) -> Result<Stdout, Error> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Stdout(error)),
-        _ => Ok(()),
+        Ok(()) => Ok(Stdout::Open),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Stdout::Closed),
+        Err(error) => Err(Error::Stdout(error)),
     }
+}
+
+/// Prints a line for the user to stderr, where it does not disturb what a script reads. A closed
+/// stderr is not an error.
+pub fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Replaces control characters in foreign text, so that it cannot steer the terminal.

@@ -34,6 +34,9 @@ pub enum Error {
     TrustedProxies(#[from] NoNetwork),
     #[error(transparent)]
     OpenApi(#[from] openapi::Error),
+    /// The settings cannot be written as JSON.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
     #[error(transparent)]
     Relay(#[from] relay::CheckError),
     #[error(transparent)]

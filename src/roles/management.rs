@@ -1,17 +1,19 @@
-//! Serves probes and metrics at the management port.
+//! Serves probes, metrics and the configuration at the management port.
 
 use std::{
     io::{self, ErrorKind},
+    sync::Arc,
     time::Duration,
 };
 
+use axum::extract::State;
 use postrider_health as ops;
 use postrider_http::{Audience, client_address::Proxies, serve, shortcut::ShortCuts};
-use postrider_openapi as openapi;
+use postrider_openapi::{self as openapi, NoInput};
 use postrider_process::drain::{Draining, Ending, Tasks};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     error::Error,
@@ -52,11 +54,29 @@ pub(super) struct Management {
     pub server: tokio::task::JoinHandle<()>,
 }
 
+/// Show the configuration
+///
+/// Every key with its value and source. Secrets are masked.
+#[utoipa::path(
+    get,
+    path = "/config",
+    operation_id = "getConfiguration",
+    tag = "management",
+    responses(
+        (status = 200, description = "The keys", body = serde_json::Map<String, serde_json::Value>, content_type = "application/json"),
+        NoInput,
+    ),
+)]
+async fn shown_settings(State(settings): State<Arc<str>>) -> ([(&'static str, &'static str); 1], String) {
+    ([("content-type", "application/json")], settings.to_string())
+}
+
 pub(super) fn serve(platform: &Platform, listeners: Vec<TcpListener>, tasks: &mut Tasks) -> Result<Management, Error> {
     let config = platform.settings.http.clone();
     let head = OpenApiRouter::with_openapi(openapi::head("postrider management", ABOUT));
     let routes = head.merge(ops::routes(platform.health.clone(), platform.metrics.clone()));
-    let router = openapi::serve(routes, false)?;
+    let own = OpenApiRouter::new().routes(routes!(shown_settings)).with_state(platform.shown_settings.clone());
+    let router = openapi::serve(routes.merge(own), false)?;
     let (stop, died) = (CancellationToken::new(), CancellationToken::new());
     tasks.watch("management port", died.clone());
     let guard = died.clone().drop_guard();

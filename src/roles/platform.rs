@@ -1,11 +1,11 @@
 //! The clients and state that every role shares, and the mission of a process.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use postrider_gateway::relay::Config;
+use postrider_gateway::relay::{Config, Route};
 use postrider_health::Health;
-use postrider_kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady, consumer::Consumers};
+use postrider_kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady, consumer::Consumers, scan::Span};
 use postrider_outbox_backlog::Backlog;
 use postrider_process::drain::Ending;
 use postrider_redis::Redis;
@@ -17,6 +17,8 @@ use super::settings::Settings;
 /// Clients and state shared by every role.
 pub(super) struct Platform {
     pub settings: Arc<Settings>,
+    /// The settings with their sources, as JSON for operators. Secrets are masked.
+    pub shown_settings: Arc<str>,
     pub health: Health,
     pub metrics: PrometheusHandle,
     pub broker: Broker,
@@ -31,6 +33,8 @@ pub(super) struct Platform {
     pub backlog: Arc<Backlog>,
     /// Stops accepting work and ends loops.
     pub stop: CancellationToken,
+    /// Cancelled when there is nothing more to do, which ends the process.
+    pub finished: CancellationToken,
 }
 
 impl Platform {
@@ -56,13 +60,18 @@ pub(super) enum Mission {
 }
 
 /// Options of the command `relay`.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct RelayCommand {
     pub route: Config,
     /// Refuse targets that are not on the public internet.
     pub public_only: bool,
     /// True if another port may be used when the management port is taken.
     pub any_management_port: bool,
+    /// Offset ranges of the topic: the command ends once its group has committed all of them.
+    /// Without them it runs until a signal.
+    pub until: Option<Vec<Span>>,
+    /// The route, once it has started; its counters are the summary of the command.
+    pub started: Arc<OnceLock<Arc<Route>>>,
 }
 
 /// Redis connection shared by all capabilities; `None` until the background task has connected.

@@ -9,11 +9,12 @@ use std::{
 
 use postrider_dlq as dlq;
 use postrider_feed as feed;
-use postrider_gateway::relay::{Access, Config, Problem, Route};
+use postrider_gateway::relay::{self as gateway, Access, Problem, Route};
 use postrider_health::Check;
 use postrider_kafka::{
-    DeadLetters,
-    consumer::{Consumers, Keyed, Lag, Span, Subscription},
+    Config, DeadLetters, committed,
+    consumer::{self, Consumers, Keyed, Lag, Subscription},
+    scan::Span,
 };
 use postrider_outbox as outbox;
 use postrider_process::drain::Tasks;
@@ -25,11 +26,14 @@ use super::{
 };
 
 /// Limits how far a partition may read past a record that is being retried.
-const SPAN: Span = Span { records: 10_000, bytes: 16 << 20 };
+const SPAN: consumer::Span = consumer::Span { records: 10_000, bytes: 16 << 20 };
 
 /// Maximum wait for the dead-letter topic. If it cannot be created, delivery starts anyway: records
 /// that the target accepts flow, records that it rejects are held.
 const TOPICS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Interval between lookups of the group's commits by a command that ends.
+const COMMIT_LOOKUPS: Duration = Duration::from_millis(300);
 
 /// Problem that keeps a route from starting.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +59,7 @@ pub(super) fn start(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), C
     Ok(())
 }
 
-fn check_names(relays: &[Config]) -> Result<(), CheckError> {
+fn check_names(relays: &[gateway::Config]) -> Result<(), CheckError> {
     let (mut names, mut groups) = (HashSet::new(), HashSet::new());
     for config in relays {
         if !names.insert(config.name.as_str()) || !groups.insert(config.group()) {
@@ -66,7 +70,7 @@ fn check_names(relays: &[Config]) -> Result<(), CheckError> {
 }
 
 /// Returns the problem that would keep the configured routes from starting.
-pub(super) fn check(relays: &[Config]) -> Result<(), CheckError> {
+pub(super) fn check(relays: &[gateway::Config]) -> Result<(), CheckError> {
     check_names(relays)?;
     Ok(relays.iter().try_for_each(|config| Route::check(config, Access::Public))?)
 }
@@ -96,20 +100,45 @@ pub(super) fn start_command(
     let access = if command.public_only { Access::Public } else { Access::Any };
     // Takes the group name as given, without the configured prefix.
     let plan = ConsumerPlan::of_relay(&command.route, command.route.group());
+    let (topic, group) = (plan.topic.clone(), plan.group.clone());
     let (route, lag) = start_route(platform, &command.route, access, plan, tasks)?;
+    // Nobody else sets it.
+    let _ = command.started.set(route.clone());
     tasks.spawn_forever("progress", progress::show(route, lag));
+    if let Some(spans) = command.until.clone() {
+        let (kafka, finished) = (platform.settings.kafka.clone(), platform.finished.clone());
+        tasks.spawn_forever("end of the records", async move {
+            until_committed(kafka, topic, group, spans).await;
+            finished.cancel();
+            std::future::pending().await
+        });
+    }
     Ok(())
+}
+
+/// Waits until the group has committed every record of these spans.
+async fn until_committed(kafka: Config, topic: String, group: String, spans: Vec<Span>) {
+    loop {
+        let (kafka, topic, group, spans) = (kafka.clone(), topic.clone(), group.clone(), spans.clone());
+        let looked = tokio::task::spawn_blocking(move || committed::has_committed(&kafka, &topic, &group, &spans));
+        match looked.await {
+            Ok(Ok(true)) => return,
+            Ok(Err(error)) => tracing::debug!(error = %error, "looking up the group's commits failed"),
+            _ => {}
+        }
+        tokio::time::sleep(COMMIT_LOOKUPS).await;
+    }
 }
 
 fn start_route(
     platform: &Arc<Platform>,
-    config: &Config,
+    config: &gateway::Config,
     access: Access,
     plan: ConsumerPlan,
     tasks: &mut Tasks,
 ) -> Result<(Arc<Route>, Lag), CheckError> {
     let route = Arc::new(Route::new(config, access, platform.stop.clone())?);
-    let ConsumerPlan { name, topic, group } = plan;
+    let ConsumerPlan { name, topic, group, .. } = plan;
     let target = route.target();
     tracing::info!(route = config.name, topic, group, target, rate = config.rate, config.workers, "starting route");
     let letters = platform.settings.kafka.topic(dlq::DELIVERIES_TOPIC);
@@ -139,7 +168,7 @@ fn start_route(
 
 /// Raises the stall timeout to at least twice the sum of the request timeout and the interval of
 /// the rate limit, so that a slow target or a rate of one record an hour does not count as a stall.
-fn raise_stall_timeout(mut consumers: Consumers, config: &Config) -> Consumers {
+fn raise_stall_timeout(mut consumers: Consumers, config: &gateway::Config) -> Consumers {
     let slot_ms = if config.rate > 0.0 { (1_000.0 / config.rate) as u64 } else { 0 };
     let usual_ms = config.timeout_ms.saturating_add(slot_ms);
     let stall_ms = &mut consumers.config.consumer.stall_timeout_ms;

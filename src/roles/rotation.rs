@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ::redis::RedisError;
-use postrider_config::trial::Fault;
+use postrider_config::{Loaded, trial::Fault};
 use postrider_http::client_address::Proxies;
 use postrider_kafka as kafka;
 use postrider_postgres as postgres;
@@ -19,8 +19,8 @@ use super::{
     settings::{Role, Settings, TopicPlan},
 };
 
-/// Loads the configuration as at start.
-pub type Load = Arc<dyn Fn() -> Result<Settings, LoadError> + Send + Sync>;
+/// Loads the configuration as at start, with the sources of its values.
+pub type Load = Arc<dyn Fn() -> Result<Loaded<Settings>, LoadError> + Send + Sync>;
 
 /// Error of [`Load`]. The text is a sentence for the operator.
 pub type LoadError = BoxError;
@@ -91,7 +91,7 @@ impl RoleTrial<'_> {
         let (load, in_use) = (self.load.clone(), self.platform.settings.clone());
         let is_role = matches!(self.mission, Mission::Role);
         let loaded = tokio::task::spawn_blocking(move || {
-            let settings = load()?;
+            let settings = load()?.settings;
             if is_role {
                 check(&settings, &in_use)?;
             }

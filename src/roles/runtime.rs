@@ -44,6 +44,8 @@ const CLOSING: Duration = Duration::from_secs(11);
 /// Everything that a process needs to start.
 struct StartUp {
     settings: Settings,
+    /// The settings with their sources, as JSON for operators.
+    shown_settings: Arc<str>,
     mission: Mission,
     load: Load,
     /// Fingerprint of the watched files when `settings` were loaded; `None` if no files are
@@ -65,7 +67,8 @@ pub fn run(load: Load) -> Result<(), Error> {
     launch(load, Mission::Role)
 }
 
-/// Runs the command `relay` until a signal or a failure.
+/// Runs the command `relay` until a signal, a failure, or the end of the records that it is to
+/// deliver.
 pub fn run_relay(command: RelayCommand, load: Load) -> Result<(), Error> {
     command.route.check().map_err(CheckError::from)?;
     launch(load, Mission::Relay(Box::new(command)))
@@ -74,17 +77,19 @@ pub fn run_relay(command: RelayCommand, load: Load) -> Result<(), Error> {
 fn launch(load: Load, mission: Mission) -> Result<(), Error> {
     let inherited = Inherited::now();
     let signals = Signals::listen().map_err(Error::Signals)?;
-    let mut settings = load()?;
-    let files = match settings.rotation.files.is_empty() {
+    let mut loaded = load()?;
+    let files = match loaded.settings.rotation.files.is_empty() {
         true => None,
         false => {
-            let files = Fingerprint::read(&settings.rotation.files).ok();
+            let files = Fingerprint::read(&loaded.settings.rotation.files).ok();
             // Loads again after taking the fingerprint, so that a later change of a file is always
             // detected.
-            settings = load()?;
+            loaded = load()?;
             files
         }
     };
+    let shown_settings: Arc<str> = serde_json::to_string(&postrider_config::shown(&loaded))?.into();
+    let settings = loaded.settings;
     let workers = match settings.worker_threads {
         0 => std::thread::available_parallelism().map_or(2, usize::from),
         count => count,
@@ -96,7 +101,8 @@ fn launch(load: Load, mission: Mission) -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(Error::Runtime)?;
-    let outcome = runtime.block_on(run_process(StartUp { settings, mission, load, files, signals: signals.clone() }));
+    let start_up = StartUp { settings, shown_settings, mission, load, files, signals: signals.clone() };
+    let outcome = runtime.block_on(run_process(start_up));
     runtime.shutdown_timeout(Duration::from_secs(2));
     match outcome? {
         // A signal that arrives meanwhile ends the process instead of replacing it.
@@ -126,7 +132,7 @@ async fn run_process(start_up: StartUp) -> Result<End, Error> {
 }
 
 async fn serve_until_stopped(start_up: StartUp, metrics: PrometheusHandle) -> Result<End, Error> {
-    let StartUp { settings, mission, load, files, signals } = start_up;
+    let StartUp { settings, shown_settings, mission, load, files, signals } = start_up;
     let health = Health::default();
     // The management port answers probes before every check exists; this check keeps readiness
     // false.
@@ -151,6 +157,7 @@ async fn serve_until_stopped(start_up: StartUp, metrics: PrometheusHandle) -> Re
     let platform = Arc::new(Platform {
         backlog,
         settings: Arc::new(settings),
+        shown_settings,
         health: health.clone(),
         metrics: metrics.clone(),
         broker,
@@ -160,6 +167,7 @@ async fn serve_until_stopped(start_up: StartUp, metrics: PrometheusHandle) -> Re
         topics_ready: TopicsReady::default(),
         postgres,
         stop: CancellationToken::new(),
+        finished: CancellationToken::new(),
     });
     let mut tasks = Tasks::new(platform.stop.clone());
     let management = management::serve(&platform, management, &mut tasks)?;
@@ -244,8 +252,9 @@ async fn run_mission(
         Ok(()) => {
             start.pass();
             let ended = serve_on(platform, &mut signals, rotation, &mut tasks).await;
-            // Before a replacement, `serve_on` has already waited for the readiness delay.
-            let waited = matches!(ended, Ok(End::Replace));
+            // Before a replacement, `serve_on` has already waited for the readiness delay. A
+            // process without more to do has no traffic.
+            let waited = matches!(ended, Ok(End::Replace)) || platform.finished.is_cancelled();
             let delay = if waited { Duration::ZERO } else { settings.drain.readiness_delay() };
             (ended.map_err(Error::Tasks), delay)
         }
@@ -279,6 +288,7 @@ async fn serve_on(
         let name = tokio::select! {
             failure = tasks.failure() => return Err(failure),
             name = signals.first() => Some(name),
+            () = platform.finished.cancelled() => return Ok(End::Exit),
             () = rotation.until_due() => {
                 tracing::info!("draining to restart with rotated files");
                 platform.health.drain();

@@ -119,23 +119,21 @@ pub struct ConsumerPlan {
     pub name: &'static str,
     pub topic: String,
     pub group: String,
+    /// True if processes run the consumer only if `postgres.url` is set.
+    pub needs_postgres: bool,
 }
 
 impl ConsumerPlan {
     /// Returns every consumer group of this configuration, with full names.
     pub fn all(settings: &Settings) -> Vec<Self> {
-        let mut all = vec![Self::kv(settings)];
-        if !settings.postgres.url.is_empty() {
-            all.push(Self::comments(settings));
-            all.push(Self::messages(settings));
-            all.push(Self::feed(settings));
-        }
+        let mut all =
+            vec![Self::kv(settings), Self::comments(settings), Self::messages(settings), Self::feed(settings)];
         all.extend(settings.gateway.relays.iter().map(|relay| Self::relay(settings, relay)));
         all
     }
 
     pub fn kv(settings: &Settings) -> Self {
-        Self::new("kv", settings, kv::TOPIC, kv::GROUP, settings.kv.epoch)
+        Self { needs_postgres: false, ..Self::new("kv", settings, kv::TOPIC, kv::GROUP, settings.kv.epoch) }
     }
 
     pub fn comments(settings: &Settings) -> Self {
@@ -158,14 +156,16 @@ impl ConsumerPlan {
     /// Plans the consumer of a route with a full group name. Leaks the consumer's name, which lives
     /// as long as the process, as routes do.
     pub fn of_relay(relay: &gateway::relay::Config, group: String) -> Self {
-        Self { name: format!("relay-{}", relay.name).leak(), topic: relay.topic.clone(), group }
+        let name = format!("relay-{}", relay.name).leak();
+        Self { name, topic: relay.topic.clone(), group, needs_postgres: false }
     }
 
     /// Appends the epoch to the group name, because the positions of another epoch belong to
     /// another topic.
     fn new(name: &'static str, settings: &Settings, topic: &str, group: &str, epoch: u32) -> Self {
         let group = if epoch == 0 { group.to_owned() } else { format!("{group}-e{epoch}") };
-        Self { name, topic: settings.kafka.topic(topic), group: settings.kafka.group(&group) }
+        let (topic, group) = (settings.kafka.topic(topic), settings.kafka.group(&group));
+        Self { name, topic, group, needs_postgres: true }
     }
 }
 

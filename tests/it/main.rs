@@ -8,6 +8,7 @@
 
 mod batches;
 mod black_holes;
+mod cli;
 mod comments;
 mod comments_faults;
 mod comments_stream;
@@ -40,6 +41,7 @@ mod kv_loss;
 mod kv_order;
 mod kv_poison;
 mod lag;
+mod logs;
 mod memory;
 mod messages;
 mod messages_faults;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, process::Output};
 
 use crate::{
-    harness::{app::command, stack::off_runtime, wait::seconds},
+    harness::{app::command, stack::off_runtime, target::Act, wait::seconds},
     relay::{Scene, numbered},
 };
 
@@ -48,7 +48,7 @@ async fn single_dash_flags_work_and_no_other_server_than_kafka_is_needed() {
 #[tokio::test]
 async fn variables_work_and_flags_override_them() {
     let scene = Scene::new(1).await;
-    scene.target.script([crate::harness::target::Act::status(500), crate::harness::target::Act::status(500)]);
+    scene.target.script([Act::status(500), Act::status(500)]);
     scene.write(vec![numbered("a", 1)]).await;
     let brokers = scene.world.kafka.brokers.clone();
     let mut app = scene.world.app().relay(["--topic", &scene.topic]).unset("POSTRIDER_KAFKA__BROKERS");
@@ -105,6 +105,8 @@ async fn errors_name_the_wrong_argument_and_the_exit_code_is_not_zero() {
         (&["--rate=-1"], 1, "rate"),
         (&["--ca-file", "/nowhere.pem"], 1, "/nowhere.pem"),
         (&["--header", "a b: c"], 1, "a b"),
+        (&["--header", "nocolon"], 2, "colon"),
+        (&["--once", "--dry-run"], 2, "--dry-run"),
         (&["--set", "kafka.broker=x"], 1, "kafka.brokers"),
     ] {
         let output = run(&[&base, more].concat(), &[("POSTRIDER_MANAGEMENT__LISTEN", "127.0.0.1:0")]).await;
@@ -116,4 +118,59 @@ async fn errors_name_the_wrong_argument_and_the_exit_code_is_not_zero() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("TARGET_URL") && output.status.code() == Some(1));
     let output = run(&["relay", "--topic", "a b", "--target-url", "http://127.0.0.1:1"], &[]).await;
     assert!(String::from_utf8_lossy(&output.stderr).contains("topic") && output.status.code() == Some(1));
+}
+
+#[tokio::test]
+async fn once_delivers_what_the_topic_has_and_explains_what_failed() {
+    let scene = Scene::new(2).await;
+    let words = |more: &[&str]| [vec!["relay".to_owned()], scene.words(more), vec!["--once".to_owned()]].concat();
+    let relay = async |more: &[&str]| {
+        let mut command = scene.world.command();
+        command.args(words(more));
+        let output = off_runtime(move || command.output().unwrap()).await;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, summary, log) = relay(&[]).await;
+    assert_eq!(code, Some(0), "an empty topic has an end: {log}");
+    assert!(summary.starts_with("delivered 0 records"), "{summary}");
+    scene.write((0..5).map(|n| numbered(&format!("k{n}"), n)).collect()).await;
+    let (code, summary, log) = relay(&[]).await;
+    assert_eq!((code, scene.target.count()), (Some(0), 5), "{log}");
+    assert!(summary.contains("delivered 5 records") && summary.contains("0 records are dead letters"), "{summary}");
+    scene.write(vec![numbered("a", 6), numbered("b", 7)]).await;
+    scene.target.decide(|seen| Act::status(if seen.json()["key"] == "a" { 418 } else { 200 }));
+    let (code, summary, log) = relay(&["--retries", "1"]).await;
+    assert_eq!(code, Some(1), "{summary}{log}");
+    assert!(summary.contains("delivered 1 records") && summary.contains("2 attempts failed"), "{summary}");
+    assert!(summary.contains("1 http_418, the last one") && summary.contains("postrider dlq list"), "{summary}");
+    assert!(log.contains("1 records failed"), "{log}");
+    let words = ["relay", "--topic", "nowhere", "--target-url", "http://127.0.0.1:1", "--once"];
+    let missing = run(&words, &[("BROKER", &scene.world.kafka.brokers)]).await;
+    let error = String::from_utf8_lossy(&missing.stderr);
+    assert!(missing.status.code() == Some(1) && error.contains("topic `nowhere` does not exist"), "{error}");
+}
+
+#[tokio::test]
+async fn a_dry_run_prints_the_requests_and_neither_sends_nor_commits() {
+    let scene = Scene::new(1).await;
+    scene.write(vec![numbered("a", 1), numbered("b", 2)]).await;
+    let dry_run = async || {
+        let mut command = scene.world.command();
+        command.arg("relay").args(scene.words(&["--dry-run", "--header", "authorization: hidden"]));
+        let output = off_runtime(move || command.output().unwrap()).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let printed = dry_run().await;
+    let requests: Vec<serde_json::Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let numbers: Vec<&serde_json::Value> = requests.iter().map(|request| &request["body"]["value"]["n"]).collect();
+    assert_eq!(numbers, [1, 2]);
+    assert!(requests[0]["url"].as_str().unwrap().ends_with("/webhook") && !printed.contains("hidden"), "{printed}");
+    assert_eq!((dry_run().await, scene.target.count()), (printed, 0), "nothing was committed or sent");
+    let app = scene.relay(&[]).await;
+    scene.target.await_seen(2, seconds(20)).await;
+    app.stop().await;
+    // The commit of a finished record is awaited by the stop.
+    assert_eq!(dry_run().await, "");
 }

@@ -107,16 +107,16 @@ impl Project for Projector {
     }
 }
 
-/// Logs a comment that was just stored.
+/// Logs a comment that was just stored. Its text is personal, so only the level `debug` has it.
 fn display(row: &Row) {
-    let text = row.text.char_indices().nth(SHOWN_CHARS).map_or(&*row.text, |(end, _)| &row.text[..end]);
     tracing::info!(
         comment.id = row.event_id,
-        comment.text = text,
-        comment.author_id = row.author_id,
+        comment.characters = row.text.chars().count(),
         comment.post_id = row.post_id,
         kafka.partition = row.partition,
         kafka.offset = row.offset,
         "comment"
     );
+    let text = row.text.char_indices().nth(SHOWN_CHARS).map_or(&*row.text, |(end, _)| &row.text[..end]);
+    tracing::debug!(comment.id = row.event_id, comment.text = text, comment.author_id = row.author_id, "comment text");
 }

@@ -13,7 +13,7 @@ mod url;
 
 pub use keys::{Key, Kind, known_keys, nearest};
 pub use layers::{Loaded, Overrides, ValueError, load};
-pub use render::{markdown_table, schema, show};
+pub use render::{Shown, lines, markdown_table, schema, show, shown};
 pub use secret::{Properties, Secret, Secrets, is_telling};
 pub use url::{SecretUrl, masked};
 

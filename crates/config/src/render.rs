@@ -1,7 +1,7 @@
 //! Renders settings: the merged result, the schema, and the table in the docs.
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
@@ -9,16 +9,34 @@ use super::{
     layers::Loaded,
 };
 
+/// A key as it is shown to users: its value, masked if it is secret, and where the value came from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Shown {
+    pub key: String,
+    pub value: Value,
+    /// Name of the source, such as `POSTRIDER_KAFKA__BROKERS` or `postrider.yaml`.
+    pub source: String,
+}
+
+/// Returns every key of the merged settings. Secrets are masked.
+pub fn shown<T: JsonSchema + Serialize + Default>(loaded: &Loaded<T>) -> Vec<Shown> {
+    let values = serde_json::to_value(&loaded.settings).unwrap_or(Value::Null);
+    let one = |key: Key| {
+        let value = key.path.split('.').try_fold(&values, |node, part| node.get(part)).unwrap_or(&Value::Null).clone();
+        let source = loaded.sources.get(&key.path).map_or("default", String::as_str).to_owned();
+        Shown { key: key.path, value, source }
+    };
+    known_keys::<T>().into_iter().map(one).collect()
+}
+
+/// Returns one line per key, with the source of each value.
+pub fn lines(shown: &[Shown]) -> String {
+    shown.iter().map(|Shown { key, value, source }| format!("{key}: {}  # {source}\n", plain(value))).collect()
+}
+
 /// Returns the merged settings, one key per line, with the source of each. Secrets are masked.
 pub fn show<T: JsonSchema + Serialize + Default>(loaded: &Loaded<T>) -> String {
-    let values = serde_json::to_value(&loaded.settings).unwrap_or(Value::Null);
-    let mut lines = Vec::new();
-    for key in known_keys::<T>() {
-        let value = key.path.split('.').try_fold(&values, |node, part| node.get(part)).unwrap_or(&Value::Null);
-        let source = loaded.sources.get(&key.path).map_or("default", String::as_str);
-        lines.push(format!("{}: {}  # {source}", key.path, plain(value)));
-    }
-    lines.join("\n") + "\n"
+    lines(&shown(loaded))
 }
 
 /// Returns the JSON schema of the configuration file.

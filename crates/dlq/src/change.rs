@@ -234,7 +234,7 @@ impl Change<'_> {
             let mut newest: HashMap<&[u8], i64> =
                 letters.iter().filter_map(|letter| Some((letter.key.as_deref()?, -1))).collect();
             let from = letters.iter().map(|letter| letter.offset).min().unwrap_or(0);
-            let spans = self.search.scanner.spans(topic)?.unwrap_or_default();
+            let spans = self.search.scanner.spans(topic, self.search.bounds.deadline)?.unwrap_or_default();
             if let Some(span) = spans.into_iter().find(|span| span.partition == partition) {
                 let span = [Span { from: from.max(span.from), ..span }];
                 self.search.scan(topic, &span, &format!("looking for newer records in {topic}"), |message| {

@@ -153,7 +153,7 @@ impl Queue {
             let _turn = turn;
             let (scanner, topics) = (Scanner::connect(&inner.kafka)?, letters.topics(&inner.kafka));
             if let Letters::Topic(name) = &letters
-                && scanner.spans(name)?.is_none()
+                && scanner.spans(name, bounds.deadline)?.is_none()
             {
                 return Err(Error::UnknownTopic(name.clone()));
             }

@@ -84,7 +84,7 @@ impl Search<'_> {
     pub fn find(&self, filter: &Filter) -> Result<Found, Error> {
         let mut found = Found { entries: Vec::new(), truncated: false };
         for topic in self.topics {
-            let Some(spans) = self.scanner.spans(topic)? else { continue };
+            let Some(spans) = self.scanner.spans(topic, self.bounds.deadline)? else { continue };
             let letters: Arc<str> = topic.as_str().into();
             let mut index: HashMap<String, Entry> = HashMap::new();
             self.scan(topic, &spans, &format!("reading {topic}"), |message| {

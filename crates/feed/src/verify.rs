@@ -63,6 +63,11 @@ const USERS: &str = "
                          UNION SELECT user_id FROM feed_rows WHERE user_id > $1) AS known
     ORDER BY user_id LIMIT $2";
 
+/// Counts the users whom `USERS` lists.
+const COUNT: &str = "
+    SELECT count(*) FROM (SELECT follower_id AS user_id FROM follows
+                          UNION SELECT user_id FROM feed_rows) AS known";
+
 const SAMPLE: &str = "
     SELECT follower_id FROM (SELECT DISTINCT follower_id FROM follows) AS known ORDER BY random() LIMIT $1";
 
@@ -107,10 +112,15 @@ impl Verifier {
         Self { reads: Reads::new(pool.clone()), pool, redis, keys: Keys::new(key_prefix), repair }
     }
 
-    /// Compares feeds in chunks, and passes the number of users compared so far to `progress` after
-    /// each chunk.
-    pub async fn run(&mut self, whose: &Whose, progress: impl Fn(u64)) -> Result<Report, VerifyError> {
+    /// Compares feeds in chunks. After each chunk, passes the number of users compared so far and
+    /// the total to `progress`.
+    pub async fn run(&mut self, whose: &Whose, progress: impl Fn(i64, i64)) -> Result<Report, VerifyError> {
         let mut report = Report::default();
+        let total = match whose {
+            Whose::User(_) => 1,
+            Whose::Sample(count) => *count,
+            Whose::All => sqlx::query_scalar(COUNT).fetch_one(&self.pool).await?,
+        };
         let mut after = String::new();
         loop {
             let users = match whose {
@@ -120,7 +130,7 @@ impl Verifier {
             };
             for chunk in users.chunks(CHUNK) {
                 self.compare(chunk, &mut report).await?;
-                progress(report.users);
+                progress(report.users as i64, total);
             }
             match users.last() {
                 Some(last) if matches!(whose, Whose::All) => after.clone_from(last),

@@ -24,7 +24,7 @@ use rdkafka::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, client_watchdog::count_replacement};
+use super::{Config, client_watchdog::count_replacement, library_log};
 
 /// Probe interval while Kafka answers.
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
@@ -286,7 +286,7 @@ impl Inner {
                 let now = Instant::now();
                 answers.get_or_insert(Answers { first: now, last: now, follows_outage: !was_up }).last = now;
                 if !was_up {
-                    tracing::info!("kafka reachable again");
+                    tracing::info!(client_errors = library_log::take(), "kafka reachable again");
                 }
                 self.suspicious.store(false, Ordering::Relaxed);
                 listener.reason.store(None);

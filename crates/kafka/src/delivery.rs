@@ -9,6 +9,7 @@ use metrics::{Counter, Histogram, counter, histogram};
 use parking_lot::Mutex;
 use rdkafka::{
     ClientContext, Message, Statistics,
+    config::RDKafkaLogLevel,
     error::{KafkaError, RDKafkaErrorCode},
     message::{BorrowedHeaders, BorrowedMessage, DeliveryResult},
     producer::ProducerContext,
@@ -18,6 +19,7 @@ use tokio::sync::{Notify, mpsc};
 use super::{
     broker::Broker,
     client_watchdog::Connectivity,
+    library_log,
     outgoing::{Outgoing, Purpose, SendError, Stored},
     pending::{Pending, Waiting},
     stats,
@@ -174,6 +176,10 @@ impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
         self.connectivity.report(&statistics);
         stats::record(&statistics);
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        library_log::log("producer", level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

@@ -4,14 +4,16 @@ use std::time::{Duration, Instant};
 
 use rdkafka::{
     Message, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer, DefaultConsumerContext},
+    consumer::{BaseConsumer, Consumer},
     error::KafkaError,
 };
 
-use super::Config;
+use super::{Config, broker::ask, library_log::Plain, scan::retry};
 
 /// Timeout of one request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time for which lookups are repeated after errors that pass.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Lag of a group in one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +42,16 @@ pub struct Oldest {
 /// Returns the lag of every partition; `None` if the topic does not exist. Joins no group. Blocks,
 /// so it must be called off the runtime.
 pub fn of_group(config: &Config, topic: &str, group: &str) -> Result<Option<Vec<PartitionLag>>, KafkaError> {
-    let client = config.observer("lag", group, DefaultConsumerContext)?;
-    let metadata = client.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
+    let client = config.observer("lag", group, Plain("lag"))?;
+    let measured = retry(Instant::now() + RETRY_TIMEOUT, || measure(&client, topic))?;
+    let Some(mut lags) = measured else { return Ok(None) };
+    find_oldest(&client, topic, &mut lags)?;
+    Ok(Some(lags))
+}
+
+/// Returns the lag of every partition, without the oldest record.
+fn measure(client: &BaseConsumer<Plain>, topic: &str) -> Result<Option<Vec<PartitionLag>>, KafkaError> {
+    let metadata = ask(client, topic, ANSWER_TIMEOUT)?;
     let partitions =
         metadata.topics().iter().find(|found| found.name() == topic).map_or(0, |found| found.partitions().len());
     if partitions == 0 {
@@ -60,12 +70,11 @@ pub fn of_group(config: &Config, topic: &str, group: &str) -> Result<Option<Vec<
         let lag = (end - committed.unwrap_or(low).max(low)).max(0);
         lags.push(PartitionLag { partition: element.partition(), committed, end, lag, oldest: None });
     }
-    find_oldest(&client, topic, &mut lags)?;
     Ok(Some(lags))
 }
 
 /// Reads the first unfinished record of every partition that has one.
-fn find_oldest(client: &BaseConsumer, topic: &str, lags: &mut [PartitionLag]) -> Result<(), KafkaError> {
+fn find_oldest(client: &BaseConsumer<Plain>, topic: &str, lags: &mut [PartitionLag]) -> Result<(), KafkaError> {
     let mut wanted = TopicPartitionList::new();
     for behind in lags.iter().filter(|behind| behind.lag > 0) {
         let from = behind.committed.map_or(Offset::Beginning, Offset::Offset);

@@ -13,10 +13,14 @@ use rdkafka::{
     message::BorrowedMessage,
 };
 
-use super::Config;
+use super::{Config, broker::ask};
 
 /// Timeout of one request, and of waiting for the next record before the end is reached.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum time for which a lookup is repeated after errors that pass.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Wait before a lookup is repeated.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Offset range of one partition: `from` inclusive, `to` exclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,12 +41,12 @@ pub enum ScanError {
 
 /// Client that reads topics. Its calls block: use and drop it off the runtime.
 pub struct Scanner {
-    client: BaseConsumer<Quiet>,
+    pub(super) client: BaseConsumer<Quiet>,
 }
 
 /// Client context that logs at debug level only: `read` returns the errors that matter, and the end
 /// of a partition is not an error.
-struct Quiet;
+pub(super) struct Quiet;
 
 impl ClientContext for Quiet {
     fn error(&self, error: KafkaError, reason: &str) {
@@ -68,9 +72,16 @@ impl Scanner {
     }
 
     /// Returns the offset range that each partition has now; `None` if the topic does not exist.
-    pub fn spans(&self, topic: &str) -> Result<Option<Vec<Span>>, KafkaError> {
+    /// Repeats the lookup, with new metadata, after errors that pass, such as those of a broker that
+    /// has just started and does not lead its partitions yet.
+    pub fn spans(&self, topic: &str, deadline: Instant) -> Result<Option<Vec<Span>>, KafkaError> {
+        let deadline = deadline.min(Instant::now() + RETRY_TIMEOUT);
+        retry(deadline, || self.look_up(topic))
+    }
+
+    fn look_up(&self, topic: &str) -> Result<Option<Vec<Span>>, KafkaError> {
         use RDKafkaErrorCode as E;
-        let metadata = self.client.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
+        let metadata = ask(&self.client, topic, ANSWER_TIMEOUT)?;
         let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
         match found.error().map(E::from) {
             None => {}
@@ -83,6 +94,23 @@ impl Scanner {
             Ok(Span { partition, from, to })
         });
         spans.collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Moves the beginning of each span to its first record of this time or later.
+    pub(super) fn move_to_time(&self, topic: &str, spans: &mut [Span], time_ms: i64) -> Result<(), KafkaError> {
+        let mut wanted = TopicPartitionList::new();
+        for span in &*spans {
+            wanted.add_partition_offset(topic, span.partition, Offset::Offset(time_ms))?;
+        }
+        let found = self.client.offsets_for_times(wanted, ANSWER_TIMEOUT)?;
+        for span in spans {
+            // Without such a record the answer is the end.
+            span.from = match found.find_partition(topic, span.partition).map(|element| element.offset()) {
+                Some(Offset::Offset(offset)) => offset.clamp(span.from, span.to),
+                _ => span.to,
+            };
+        }
+        Ok(())
     }
 
     /// Passes every record of these spans to `visit`, in order within each partition, until it
@@ -132,5 +160,47 @@ impl Scanner {
         }
         self.client.unassign()?;
         Ok(())
+    }
+}
+
+/// Returns whether an error passes by itself: a broker is away or has just started, or a partition
+/// has no leader yet.
+pub(super) fn is_passing(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as E;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            E::NotLeaderForPartition
+                | E::LeaderNotAvailable
+                | E::PreferredLeaderNotAvailable
+                | E::ReplicaNotAvailable
+                | E::OffsetNotAvailable
+                | E::FencedLeaderEpoch
+                | E::UnknownLeaderEpoch
+                | E::CoordinatorLoadInProgress
+                | E::CoordinatorNotAvailable
+                | E::NotCoordinator
+                | E::BrokerNotAvailable
+                | E::BrokerTransportFailure
+                | E::AllBrokersDown
+                | E::WaitingForCoordinator
+                | E::KafkaStorageError
+                | E::NetworkException
+                | E::OperationTimedOut
+                | E::RequestTimedOut
+        )
+    )
+}
+
+/// Repeats a lookup until the deadline while its error is one that passes.
+pub(super) fn retry<T>(deadline: Instant, mut look_up: impl FnMut() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+    loop {
+        match look_up() {
+            Err(error) if is_passing(&error) && Instant::now() + RETRY_PAUSE < deadline => {
+                tracing::debug!(error = %error, "lookup failed, repeating it");
+                std::thread::sleep(RETRY_PAUSE);
+            }
+            outcome => return outcome,
+        }
     }
 }

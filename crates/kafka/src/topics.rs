@@ -12,13 +12,12 @@ use std::{
 use arc_swap::ArcSwap;
 use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
-    client::DefaultClientContext,
     error::{KafkaError, RDKafkaErrorCode},
 };
 
 use super::{
-    Config, broker::Broker, client_watchdog::count_replacement, replication::Replication, topic_limits,
-    topic_limits::TopicLimits,
+    Config, broker::Broker, client_watchdog::count_replacement, library_log::Plain, replication::Replication,
+    topic_limits, topic_limits::TopicLimits,
 };
 
 /// Time that brokers have to answer an admin request. A busy machine stands still for seconds now and then.
@@ -101,7 +100,10 @@ fn options() -> AdminOptions {
 fn connect(config: &Config) -> Result<Connected, KafkaError> {
     let mut properties = config.client("admin");
     properties.set("statistics.interval.ms", "0");
-    Ok(Connected { client: config.with_overrides(properties).create()?, since: Instant::now() })
+    Ok(Connected {
+        client: config.with_overrides(properties).create_with_context(Plain("admin"))?,
+        since: Instant::now(),
+    })
 }
 
 /// Admin client that creates topics and reads their settings.
@@ -112,7 +114,7 @@ pub struct Admin {
 }
 
 struct Connected {
-    client: AdminClient<DefaultClientContext>,
+    client: AdminClient<Plain>,
     since: Instant,
 }
 

@@ -2,9 +2,8 @@
 
 use std::{
     error::Error as StdError,
-    fs,
     path::PathBuf,
-    sync::{Arc, LazyLock},
+    sync::LazyLock,
     time::{Duration, SystemTime},
 };
 
@@ -16,7 +15,6 @@ use hyper_util::{
     client::legacy::{self, Client as Pool},
     rt::{TokioExecutor, TokioTimer},
 };
-use native_tls::{Certificate, Protocol, TlsConnector};
 use postrider_config::masked;
 use tokio::time::{Instant, timeout_at};
 
@@ -86,8 +84,7 @@ pub struct Client {
 
 impl Client {
     pub fn new(options: &Options) -> Result<Self, OptionsError> {
-        let connector =
-            Connector { guard: Arc::new(options.guard.clone()), tls: tls(options)?.into(), timeout: options.timeout };
+        let connector = Connector::new(options.guard.clone(), options.ca_file.as_deref(), options.timeout)?;
         // A request is sent again on another connection only if none of it was sent on the first.
         let pool = Pool::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
@@ -145,19 +142,6 @@ impl Failure {
     fn new(class: &'static str, message: impl Into<String>) -> Self {
         Self { class, message: message.into(), retry_after: None, gone: false }
     }
-}
-
-fn tls(options: &Options) -> Result<TlsConnector, OptionsError> {
-    let mut builder = TlsConnector::builder();
-    builder.min_protocol_version(Some(Protocol::Tlsv12));
-    if let Some(path) = &options.ca_file {
-        let unreadable = |source| OptionsError::Unreadable { path: path.display().to_string(), source };
-        let pem = fs::read(path).map_err(unreadable)?;
-        for authority in Certificate::stack_from_pem(&pem)? {
-            builder.add_root_certificate(authority);
-        }
-    }
-    Ok(builder.build()?)
 }
 
 /// Reads a body to its end, up to the size limit and the deadline, and returns its first bytes. If

@@ -1,9 +1,11 @@
 //! Connects to external hosts: resolves, checks, dials, and encrypts if asked.
 
 use std::{
+    fs,
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
+    path::Path,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -15,6 +17,7 @@ use hyper_util::{
     client::legacy::connect::{Connected, Connection},
     rt::TokioIo,
 };
+use native_tls::{Certificate, Protocol, TlsConnector};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -23,7 +26,7 @@ use tokio::{
 use tokio_native_tls::TlsStream;
 use tower::Service;
 
-use super::guard::Guard;
+use super::{client::OptionsError, guard::Guard};
 
 /// Reasons why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -53,15 +56,15 @@ impl ConnectError {
     }
 }
 
-/// Opens connections for the pool.
+/// Opens connections, for a pool of the HTTP client or for another protocol.
 #[derive(Clone)]
 pub struct Connector {
-    pub guard: Arc<Guard>,
-    pub tls: tokio_native_tls::TlsConnector,
+    guard: Arc<Guard>,
+    tls: tokio_native_tls::TlsConnector,
     /// Time limit for name, dial and handshake together. The pool may continue to connect for the
     /// next request after the request that asked has given up, so the limit must apply here as
     /// well.
-    pub timeout: Duration,
+    timeout: Duration,
 }
 
 impl Service<Uri> for Connector {
@@ -80,7 +83,23 @@ impl Service<Uri> for Connector {
 }
 
 impl Connector {
-    async fn connect(&self, uri: &Uri) -> Result<Stream, ConnectError> {
+    /// Creates a connector. `ca_file` names certificate authorities that are trusted in addition to
+    /// the system's.
+    pub fn new(guard: Guard, ca_file: Option<&Path>, timeout: Duration) -> Result<Self, OptionsError> {
+        let mut builder = TlsConnector::builder();
+        builder.min_protocol_version(Some(Protocol::Tlsv12));
+        if let Some(path) = ca_file {
+            let unreadable = |source| OptionsError::Unreadable { path: path.display().to_string(), source };
+            let pem = fs::read(path).map_err(unreadable)?;
+            for authority in Certificate::stack_from_pem(&pem)? {
+                builder.add_root_certificate(authority);
+            }
+        }
+        Ok(Self { guard: Arc::new(guard), tls: builder.build()?.into(), timeout })
+    }
+
+    /// Connects to the host and port of a URL, with TLS if its scheme is https.
+    pub async fn connect(&self, uri: &Uri) -> Result<Stream, ConnectError> {
         let deadline = Instant::now() + self.timeout;
         let encrypted = uri.scheme() == Some(&Scheme::HTTPS);
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');

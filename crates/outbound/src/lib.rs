@@ -11,5 +11,6 @@ mod guard;
 mod retry_after;
 
 pub use client::{Client, Failure, Options, OptionsError};
+pub use connect::{ConnectError, Connector, Stream};
 pub use endpoint::{Endpoint, EndpointError, HeaderError, parse_header};
 pub use guard::{Guard, is_public};

@@ -11,10 +11,7 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::{
-    LOOK_EVERY,
-    api::{self, Api},
-};
+use super::{super::api, LOOK_EVERY, visitor::Visitor};
 
 /// The reason why the round trip of a capability failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,11 +36,11 @@ pub enum Error {
     WrongFeed { what: &'static str, shown: Vec<u64>, wanted: Vec<u64> },
 }
 
-impl Api {
+impl Visitor {
     pub(super) async fn kv(&self) -> Result<(), Error> {
         let (key, value) = (format!("roundtrip-{}", self.mark), json!({"mark": self.mark}));
         let pushed = self.post("/push", &json!({"key": key, "value": value, "ttl_seconds": 3600})).await?;
-        let position = pushed.expect(StatusCode::ACCEPTED, "push")?.position;
+        let position = pushed.expect(StatusCode::ACCEPTED, "push")?.header("postrider-position").to_owned();
         let path = format!("/pull/{key}");
         until(|| async {
             // A pull fails while a partition's view is rebuilt or has just moved; try again.

@@ -13,8 +13,13 @@ use tokio::{
 };
 
 use super::{
+    super::{
+        api,
+        progress::Progress,
+        text::{self, print},
+    },
     LOOK_EVERY,
-    api::{self, Api},
+    visitor::Visitor,
 };
 
 /// Maximum number of requests in flight. If responses are slower, the rate is not reached.
@@ -24,6 +29,8 @@ const VISIBLE_WITHIN: Duration = Duration::from_secs(120);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval at which requests become due; each tick starts as many as the rate requires.
 const TICK: Duration = Duration::from_millis(5);
+/// Interval at which the progress is shown.
+const SHOW_EVERY: Duration = Duration::from_millis(500);
 
 /// The reason why the load test failed.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +39,8 @@ pub enum Error {
     Lost { count: usize, first: u64 },
     #[error("{0} requests failed")]
     Failed(usize),
+    #[error(transparent)]
+    Print(#[from] text::Error),
 }
 
 #[derive(Default)]
@@ -61,22 +70,25 @@ impl Tally {
 }
 
 /// Runs the load test and prints its results.
-pub async fn run(api: &Api, rate: u32, length: Duration, failures_allowed: bool) -> Result<(), Error> {
-    let begun = Instant::now();
-    let mut tally = push_for(api, rate, length).await;
+pub async fn run(api: &Visitor, rate: u32, length: Duration, failures_allowed: bool) -> Result<(), Error> {
+    let (begun, progress) = (Instant::now(), Progress::new());
+    let mut tally = push_for(api, rate, length, &progress).await;
     let (sent, failed) = (tally.accepted.len(), tally.failed.values().sum::<usize>());
-    println!("pushed     {sent} in {:.1} s, {failed} failed", begun.elapsed().as_secs_f64());
-    println!(
-        "latency    p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms",
+    let mut lines = format!(
+        "pushed     {sent} in {:.1} s, {failed} failed\nlatency    p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms\n",
+        begun.elapsed().as_secs_f64(),
         tally.quantile_ms(0.5),
         tally.quantile_ms(0.99),
         tally.quantile_ms(1.0)
     );
     for (error, count) in &tally.failed {
-        println!("failed     {count} times: {error}");
+        lines.push_str(&format!("failed     {count} times: {error}\n"));
     }
-    let lost = pull_all(api, std::mem::take(&mut tally.accepted)).await;
-    println!("pulled     {} of {sent}", sent - lost.len());
+    progress.hide();
+    print(&lines)?;
+    let lost = pull_all(api, std::mem::take(&mut tally.accepted), &progress).await;
+    progress.hide();
+    print(&format!("pulled     {} of {sent}\n", sent - lost.len()))?;
     match (failed, lost.first()) {
         (failed, None) if failed == 0 || failures_allowed => Ok(()),
         (_, Some(&first)) => Err(Error::Lost { count: lost.len(), first }),
@@ -84,9 +96,10 @@ pub async fn run(api: &Api, rate: u32, length: Duration, failures_allowed: bool)
     }
 }
 
-async fn push_for(api: &Api, rate: u32, length: Duration) -> Tally {
+async fn push_for(api: &Visitor, rate: u32, length: Duration, progress: &Progress) -> Tally {
     let (mut tally, mut tasks) = (Tally::default(), JoinSet::new());
     let begun = Instant::now();
+    let mut shown_at = begun;
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut number = 0;
@@ -106,6 +119,12 @@ async fn push_for(api: &Api, rate: u32, length: Duration) -> Tally {
         while let Some(Ok(outcome)) = tasks.try_join_next() {
             tally.add(outcome);
         }
+        if shown_at.elapsed() > SHOW_EVERY {
+            shown_at = Instant::now();
+            let (done, failed) = (tally.accepted.len(), tally.failed.values().sum::<usize>());
+            let seconds = begun.elapsed().as_secs();
+            progress.show(&format!("pushed {done}, {failed} failed, second {seconds} of {}", length.as_secs()));
+        }
     }
     while let Some(joined) = tasks.join_next().await {
         if let Ok(outcome) = joined {
@@ -115,22 +134,23 @@ async fn push_for(api: &Api, rate: u32, length: Duration) -> Tally {
     tally
 }
 
-fn key(api: &Api, number: u64) -> String {
+fn key(api: &Visitor, number: u64) -> String {
     format!("load-{}-{number}", api.mark)
 }
 
-async fn push(api: &Api, number: u64) -> (u64, Duration, Result<String, api::Error>) {
+async fn push(api: &Visitor, number: u64) -> (u64, Duration, Result<String, api::Error>) {
     let begun = Instant::now();
     let body = json!({"key": key(api, number), "value": number, "ttl_seconds": 3600});
     let answer = match timeout(REQUEST_TIMEOUT, api.post("/push", &body)).await {
         Ok(answer) => answer.and_then(|answer| answer.expect(StatusCode::ACCEPTED, "push")),
         Err(_) => Err(api::Error::TimedOut(REQUEST_TIMEOUT)),
     };
-    (number, begun.elapsed(), answer.map(|answer| answer.position))
+    (number, begun.elapsed(), answer.map(|answer| answer.header("postrider-position").to_owned()))
 }
 
 /// Pulls every value until it is visible. Returns the numbers still missing at the deadline.
-async fn pull_all(api: &Api, mut wanted: Vec<(u64, String)>) -> Vec<u64> {
+async fn pull_all(api: &Visitor, mut wanted: Vec<(u64, String)>, progress: &Progress) -> Vec<u64> {
+    let total = wanted.len();
     let deadline = Instant::now() + VISIBLE_WITHIN;
     loop {
         let mut missing = Vec::new();
@@ -138,6 +158,7 @@ async fn pull_all(api: &Api, mut wanted: Vec<(u64, String)>) -> Vec<u64> {
             let pulls: JoinSet<_> =
                 some.iter().cloned().map(|(number, position)| pull(api.clone(), number, position)).collect();
             missing.extend(pulls.join_all().await.into_iter().flatten());
+            progress.show(&format!("pulling {total} values, {} not visible yet", missing.len()));
         }
         if missing.is_empty() || Instant::now() > deadline {
             return missing.into_iter().map(|(number, _)| number).collect();
@@ -148,7 +169,7 @@ async fn pull_all(api: &Api, mut wanted: Vec<(u64, String)>) -> Vec<u64> {
 }
 
 /// Pulls one value. Returns its number and position if it is not visible yet.
-async fn pull(api: Api, number: u64, position: String) -> Option<(u64, String)> {
+async fn pull(api: Visitor, number: u64, position: String) -> Option<(u64, String)> {
     let path = format!("/pull/{}", key(&api, number));
     let headers = [("postrider-after", position.as_str())];
     let answer = timeout(REQUEST_TIMEOUT, api.call(Method::GET, &path, &headers, Bytes::new())).await;

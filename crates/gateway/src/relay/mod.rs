@@ -4,10 +4,12 @@
 
 mod config;
 mod envelope;
+mod preview;
 mod request;
 mod route;
 mod stats;
 
 pub use config::{Config, Problem};
+pub use preview::Preview;
 pub use route::{Access, Route};
-pub use stats::{Snapshot, Stats};
+pub use stats::{Failed, GivenUp, Snapshot, Stats};

@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Instant};
 
 use axum::http::HeaderMap;
 use postrider_kafka::{
+    Position,
     consumer::{Delivery, KeyedHandler, Outcome},
     dead_letter::Reason,
 };
@@ -16,7 +17,7 @@ use super::{
     Config, Problem,
     envelope::Envelope,
     request,
-    stats::{Snapshot, Stats},
+    stats::{GivenUp, Snapshot, Stats},
 };
 
 /// Addresses that a route may connect to.
@@ -41,7 +42,7 @@ pub struct Route {
     stop: CancellationToken,
 }
 
-fn connectors(config: &Config, access: Access) -> Result<(Client, Endpoint), Problem> {
+pub(super) fn connectors(config: &Config, access: Access) -> Result<(Client, Endpoint), Problem> {
     config.check()?;
     let mut headers = HeaderMap::from_iter(request::HEADERS);
     for (name, value) in config.headers.iter() {
@@ -87,6 +88,11 @@ impl Route {
         self.stats.snapshot()
     }
 
+    /// Returns why records were dead-lettered.
+    pub fn given_up(&self) -> GivenUp {
+        self.stats.given_up()
+    }
+
     /// Returns the target URL without secrets, for logs.
     pub fn target(&self) -> &str {
         self.endpoint.shown()
@@ -107,11 +113,12 @@ impl Route {
         answered.map(drop)
     }
 
-    /// Returns the outcome of a record whose attempt failed; `attempt` is 1 for the first.
-    fn after(&self, failure: Failure, attempt: u32) -> Outcome {
+    /// Returns the outcome of the record at this position, whose attempt failed; `attempt` is 1 for
+    /// the first.
+    fn after(&self, failure: Failure, attempt: u32, at: Position) -> Outcome {
         let reason = Reason { class: failure.class, message: failure.message };
         if attempt > self.retries {
-            self.stats.given_up();
+            self.stats.give_up(reason.class, &reason.message, at);
             return Outcome::DeadLetter(reason);
         }
         let wanted = failure.retry_after.filter(|_| self.honour_retry_after).unwrap_or_default();
@@ -129,7 +136,11 @@ impl KeyedHandler for Route {
         }
         match self.send(delivery).await {
             Ok(()) => Outcome::Done,
-            Err(failure) => self.after(failure, delivery.attempt()),
+            Err(failure) => {
+                let (topic, partition) = (delivery.topic().to_owned(), delivery.partition());
+                let at = Position { topic, partition, offset: delivery.record().offset(), epoch: 0 };
+                self.after(failure, delivery.attempt(), at)
+            }
         }
     }
 }
@@ -157,6 +168,10 @@ mod tests {
         Failure { class: "http_503", message: "no".to_owned(), retry_after, gone }
     }
 
+    fn at(offset: i64) -> Position {
+        Position { topic: "t".to_owned(), partition: 0, offset, epoch: 0 }
+    }
+
     fn pause(outcome: &Outcome) -> Option<Duration> {
         match outcome {
             Outcome::RetryAfter(pause, _) => Some(*pause),
@@ -168,22 +183,25 @@ mod tests {
     fn three_retries_are_four_attempts_a_second_apart_even_after_http_410() {
         let route = route(|_| {});
         for gone in [false, true] {
-            let outcomes = [1, 2, 3, 4].map(|attempt| route.after(failure(None, gone), attempt));
+            let outcomes = [1, 2, 3, 4].map(|attempt| route.after(failure(None, gone), attempt, at(attempt.into())));
             assert_eq!(outcomes.each_ref().map(pause)[..3], [Some(Duration::from_secs(1)); 3]);
             assert!(matches!(&outcomes[3], Outcome::DeadLetter(reason) if reason.class == "http_503"));
         }
         assert_eq!(route.snapshot().given_up, 2);
+        let given_up = route.given_up();
+        assert_eq!((given_up["http_503"].records, &given_up["http_503"].last), (2, &at(4)));
     }
 
     #[test]
     fn zero_retries_mean_one_attempt() {
         let route = route(|config| config.retries = 0);
-        assert!(matches!(route.after(failure(None, false), 1), Outcome::DeadLetter(_)));
+        assert!(matches!(route.after(failure(None, false), 1, at(0)), Outcome::DeadLetter(_)));
     }
 
     #[test]
     fn retry_after_can_lengthen_the_delay_but_not_shorten_it() {
-        let wait = |route: &Route, wanted| pause(&route.after(failure(Some(wanted), false), 1)).unwrap().as_secs();
+        let wait =
+            |route: &Route, wanted| pause(&route.after(failure(Some(wanted), false), 1, at(0))).unwrap().as_secs();
         assert_eq!(wait(&route(|_| {}), 7), 7);
         assert_eq!(wait(&route(|config| config.retry_delay_ms = 9_000), 7), 9);
         assert_eq!(wait(&route(|config| config.honour_retry_after = false), 7), 1);
@@ -192,7 +210,8 @@ mod tests {
     #[test]
     fn exponential_backoff_doubles_the_delay() {
         let route = route(|config| config.backoff = postrider_time::backoff::Growth::Exponential);
-        let pauses = [1, 2, 3].map(|attempt| pause(&route.after(failure(None, false), attempt)).unwrap().as_secs());
+        let pauses =
+            [1, 2, 3].map(|attempt| pause(&route.after(failure(None, false), attempt, at(0))).unwrap().as_secs());
         assert_eq!(pauses, [1, 2, 4]);
     }
 

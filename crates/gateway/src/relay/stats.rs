@@ -1,13 +1,14 @@
 //! Counters of a route, as metrics and for the progress line.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
+use postrider_kafka::Position;
 
 /// Totals since the process started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,6 +22,18 @@ pub struct Snapshot {
     pub in_flight: u64,
 }
 
+/// Why records were dead-lettered, by class of the last error.
+pub type GivenUp = BTreeMap<&'static str, Failed>;
+
+/// Records that were dead-lettered for the same class of error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    pub records: u64,
+    /// The error of the last of them, and its position.
+    pub message: String,
+    pub last: Position,
+}
+
 /// Counters of one route.
 pub struct Stats {
     route: String,
@@ -30,6 +43,7 @@ pub struct Stats {
     /// By failure class; created on first use.
     failed: RwLock<HashMap<&'static str, Counter>>,
     totals: [AtomicU64; 4],
+    given_up: Mutex<GivenUp>,
 }
 
 /// Indexes into `totals`.
@@ -50,6 +64,7 @@ impl Stats {
             in_flight: gauge!("postrider_relay_in_flight_requests", "route" => route.clone()),
             failed: RwLock::default(),
             totals: Default::default(),
+            given_up: Mutex::default(),
             route,
         }
     }
@@ -77,8 +92,17 @@ impl Stats {
         self.failed.write().insert(class, counter);
     }
 
-    pub fn given_up(&self) {
+    /// Counts a dead-lettered record at this position.
+    pub fn give_up(&self, class: &'static str, message: &str, last: Position) {
         self.totals[GIVEN_UP].fetch_add(1, Ordering::Relaxed);
+        let message = message.to_owned();
+        let mut given_up = self.given_up.lock();
+        let records = given_up.get(class).map_or(0, |failed| failed.records) + 1;
+        given_up.insert(class, Failed { records, message, last });
+    }
+
+    pub fn given_up(&self) -> GivenUp {
+        self.given_up.lock().clone()
     }
 
     pub fn snapshot(&self) -> Snapshot {

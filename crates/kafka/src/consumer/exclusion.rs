@@ -16,13 +16,13 @@ use std::{
 use postrider_time::backoff::Backoff;
 use rdkafka::{
     Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer, ConsumerContext, DefaultConsumerContext},
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::KafkaError,
     topic_partition_list::TopicPartitionListElem,
 };
 
 use super::{Subscription, membership::Client};
-use crate::{Config, off_runtime};
+use crate::{Config, library_log::Plain, off_runtime};
 
 /// Interval between two checks, before jitter of up to a half.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -162,7 +162,7 @@ async fn ask(
     let (topic, group, config) = (subscription.topic.clone(), subscription.group.clone(), config.clone());
     off_runtime(move || {
         look(&client, &topic, &group, classic, &own).or_else(|_| {
-            let client = config.observer("lag", &group, DefaultConsumerContext)?;
+            let client = config.observer("lag", &group, Plain("exclusion"))?;
             look(&client, &topic, &group, classic, &own)
         })
     })

@@ -12,13 +12,14 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 use rdkafka::{
     ClientContext, Statistics, TopicPartitionList,
+    config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance},
     error::{KafkaError, RDKafkaErrorCode},
     statistics::{ConsumerGroup, Partition},
 };
 
 use super::work::{PartitionWork, Shape};
-use crate::{client_watchdog::Connectivity, stats};
+use crate::{client_watchdog::Connectivity, library_log, stats};
 
 pub(super) type Client = BaseConsumer<Membership>;
 
@@ -238,6 +239,10 @@ impl ClientContext for Membership {
         }
         self.connectivity.report(&statistics);
         stats::record(&statistics);
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        library_log::log(self.name, level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

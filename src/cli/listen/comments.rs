@@ -1,0 +1,146 @@
+//! Prints comments from their event stream.
+
+use std::ops::ControlFlow;
+
+use axum::{
+    body::Bytes,
+    http::{Method, StatusCode},
+};
+use clap::Args;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::sleep;
+
+use super::{
+    super::{
+        api::{Api, Problem},
+        server::Server,
+        text::note,
+    },
+    End, Error, From, Lines, RECONNECT,
+    events::Events,
+};
+
+pub const EXAMPLES: &str = "\
+Each line is {\"id\":…,\"data\":{…}}. To continue later without gaps or duplicates, pass the last id with --after.
+
+Examples:
+  postrider listen comments
+  postrider listen comments --from beginning --for 2s  all that are stored
+  postrider listen comments --count 1";
+
+const PATH: &str = "/api/v1/comments/stream";
+
+#[derive(Args)]
+pub struct Comments {
+    /// Where to start
+    #[arg(long, value_enum, default_value_t = From::End)]
+    from: From,
+    /// Start after this id, the id of the last comment that was printed
+    #[arg(long, value_name = "ID", conflicts_with = "from")]
+    after: Option<String>,
+    #[command(flatten)]
+    pub end: End,
+    #[command(flatten)]
+    server: Server,
+}
+
+impl Comments {
+    pub async fn follow(&self, mut lines: Lines) -> Result<(), Error> {
+        let api = Api::new(&self.server.api)?;
+        let mut id = match self.from {
+            From::Beginning => beginning(&api).await?,
+            From::End => self.after.clone(),
+        };
+        let (mut connected, mut failures) = (false, 0);
+        loop {
+            match stream(&api, &mut id, &mut connected, &mut lines).await {
+                Ok(ControlFlow::Break(())) => return Ok(()),
+                // The server ends every stream after a while.
+                Ok(ControlFlow::Continue(())) => failures = 0,
+                Err(error) if !connected || error.is_final() => return Err(error),
+                Err(error) => {
+                    failures += 1;
+                    note(&format!("{error}; connecting again"));
+                }
+            }
+            sleep(RECONNECT.delay(failures, 0.0)).await;
+        }
+    }
+}
+
+/// Returns the id before the first comment: that of a new stream, with zeros for its offsets.
+async fn beginning(api: &Api) -> Result<Option<String>, Error> {
+    let mut body = open(api, None).await?;
+    let mut events = Events::default();
+    while events.id.is_none()
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        events.push(frame.data_ref().map_or(&[], |data| &data[..]));
+        while events.next().is_some() {}
+    }
+    Ok(events.id.as_deref().map(zeroed))
+}
+
+/// Replaces the offsets of an id such as `1.12-7-0`, which follow its epoch.
+fn zeroed(id: &str) -> String {
+    let (epoch, offsets) = id.split_once('.').unwrap_or(("0", id));
+    format!("{epoch}.{}", vec!["0"; offsets.split('-').count()].join("-"))
+}
+
+/// Opens the stream. The server sends the events after the id.
+async fn open(api: &Api, id: Option<&str>) -> Result<Incoming, Error> {
+    let headers: Vec<(&str, &str)> = id.map(|id| ("last-event-id", id)).into_iter().collect();
+    let (head, body) = api.send(Method::GET, PATH, &headers, Bytes::new()).await?.into_parts();
+    if head.status == StatusCode::OK {
+        return Ok(body);
+    }
+    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let problem: Problem = serde_json::from_slice(&body).unwrap_or_default();
+    let url = format!("{}{PATH}", api.shown());
+    Err(Error::Refused { url, status: head.status.as_u16(), detail: problem.detail })
+}
+
+/// Prints the events of one connection until it ends.
+async fn stream(
+    api: &Api,
+    id: &mut Option<String>,
+    connected: &mut bool,
+    lines: &mut Lines,
+) -> Result<ControlFlow<()>, Error> {
+    let resume = id.clone();
+    let mut body = open(api, resume.as_deref()).await?;
+    if !std::mem::replace(connected, true) {
+        note(&format!("listening to comments at {}", api.shown()));
+    }
+    let mut events = Events::after(resume);
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { break };
+        events.push(frame.data_ref().map_or(&[], |data| &data[..]));
+        while let Some(event) = events.next() {
+            if event.kind != "message" {
+                note(&format!("{}: {}", event.kind, event.data));
+                continue;
+            }
+            let id_text = events.id.as_deref().unwrap_or_default();
+            let printed = lines.print(&format!(r#"{{"id":"{id_text}","data":{}}}"#, event.data))?;
+            id.clone_from(&events.id);
+            if printed.is_break() {
+                return Ok(printed);
+            }
+        }
+        id.clone_from(&events.id);
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_beginning_has_the_epoch_and_partitions_of_the_stream() {
+        assert_eq!(zeroed("0.12-7-0"), "0.0-0-0");
+        assert_eq!(zeroed("3.4"), "3.0");
+    }
+}

@@ -1,0 +1,186 @@
+//! Prints the messages to a receiver from a WebSocket with the subprotocol `postrider.v1`.
+
+use std::{ops::ControlFlow, time::Duration};
+
+use axum::http::{HeaderValue, Uri, header};
+use clap::Args;
+use futures_util::{SinkExt, StreamExt};
+use postrider_outbound::Stream;
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{self, Message, client::IntoClientRequest},
+};
+
+use super::{
+    super::{
+        api::{Api, Problem, innermost},
+        server::Server,
+        text::note,
+    },
+    End, Error, Lines, RECONNECT,
+};
+
+pub const EXAMPLES: &str = "\
+Starts with the messages that the receiver does not have yet. Each line is {\"id\":…,\"type\":\"message\",\"data\":{…}}. A message is acknowledged once its line is written, so that it is not delivered again on the next connection; --no-ack leaves it undelivered.
+
+Examples:
+  postrider listen receiver bob
+  postrider listen receiver bob --no-ack --for 2s      only look
+  postrider listen receiver bob --count 1 | jq .data.content";
+
+/// Time within which the connection must be open.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const PATH: &str = "/api/v1/websocket/message";
+
+#[derive(Args)]
+pub struct Receiver {
+    /// Id of the receiver
+    #[arg(value_name = "ID")]
+    receiver: String,
+    /// Start after this id instead of after the last message that was received
+    #[arg(long, value_name = "ID")]
+    after: Option<String>,
+    /// Do not acknowledge messages
+    #[arg(long)]
+    no_ack: bool,
+    #[command(flatten)]
+    pub end: End,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// How a connection ended.
+enum Ended {
+    /// Enough was printed.
+    Enough,
+    /// The server or the network ended it. The server may ask for a wait.
+    Disconnected(Option<Duration>),
+}
+
+impl Receiver {
+    pub async fn follow(&self, mut lines: Lines) -> Result<(), Error> {
+        let api = Api::new(&self.server.api)?;
+        let mut after = self.after.clone();
+        let (mut connected, mut failures) = (false, 0);
+        loop {
+            let wait = match self.connect(&api, after.as_deref()).await {
+                Ok(socket) => {
+                    if !std::mem::replace(&mut connected, true) {
+                        note(&format!("listening to messages to {} at {}", self.receiver, api.shown()));
+                    }
+                    failures = 0;
+                    match self.receive(socket, &mut after, &mut lines).await? {
+                        Ended::Enough => return Ok(()),
+                        Ended::Disconnected(wait) => wait,
+                    }
+                }
+                Err(error) if !connected || error.is_final() => return Err(error),
+                Err(error) => {
+                    note(&format!("{error}; connecting again"));
+                    None
+                }
+            };
+            failures += 1;
+            sleep(wait.unwrap_or_else(|| RECONNECT.delay(failures, 0.0))).await;
+        }
+    }
+
+    async fn connect(&self, api: &Api, after: Option<&str>) -> Result<WebSocketStream<Stream>, Error> {
+        let failed = |detail: String| Error::Connect { url: format!("{}{PATH}", api.shown()), detail };
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.append_pair("receiverId", &self.receiver);
+        if let Some(after) = after {
+            query.append_pair("after", after);
+        }
+        let url = api.url_of(&format!("{PATH}?{}", query.finish()));
+        let uri: Uri = url.parse().map_err(|error| failed(format!("{error}")))?;
+        let mut request =
+            url.replacen("http", "ws", 1).into_client_request().map_err(|error| failed(error.to_string()))?;
+        request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("postrider.v1"));
+        let open = async {
+            let stream = api.connector().connect(&uri).await.map_err(|error| failed(innermost(&error)))?;
+            match client_async(request, stream).await {
+                Ok((socket, _)) => Ok(socket),
+                Err(tungstenite::Error::Http(answer)) => {
+                    let body = answer.body().as_deref().unwrap_or_default();
+                    let problem: Problem = serde_json::from_slice(body).unwrap_or_default();
+                    let url = format!("{}{PATH}", api.shown());
+                    Err(Error::Refused { url, status: answer.status().as_u16(), detail: problem.detail })
+                }
+                Err(error) => Err(failed(error.to_string())),
+            }
+        };
+        let late = |_| failed(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()));
+        timeout(CONNECT_TIMEOUT, open).await.map_err(late)?
+    }
+
+    /// Prints and acknowledges messages until the connection ends. `after` follows the messages
+    /// that were printed.
+    async fn receive(
+        &self,
+        mut socket: WebSocketStream<Stream>,
+        after: &mut Option<String>,
+        lines: &mut Lines,
+    ) -> Result<Ended, Error> {
+        while let Some(Ok(frame)) = socket.next().await {
+            let text = match frame {
+                Message::Text(text) => text,
+                Message::Close(frame) => {
+                    return Ok(Ended::Disconnected(frame.and_then(|frame| wait_of(&frame.reason))));
+                }
+                // The library answers pings.
+                _ => continue,
+            };
+            let frame: Value = serde_json::from_str(&text).unwrap_or_default();
+            if frame["type"] == "gap" {
+                note("some messages before the next one have been deleted");
+                continue;
+            }
+            let printed = lines.print(&text)?;
+            let id = frame["id"].as_str().map(str::to_owned);
+            if let Some(id) = id.as_ref().filter(|_| !self.no_ack)
+                && socket.send(Message::text(json!({"ack": id}).to_string())).await.is_err()
+            {
+                *after = Some(id.clone());
+                return Ok(Ended::Disconnected(None));
+            }
+            *after = id.or(after.take());
+            if printed == ControlFlow::Break(()) {
+                // Waits for the server's close frame: it has read the acknowledgement by then.
+                let _ = socket.close(None).await;
+                let _ = timeout(Duration::from_secs(2), async { while socket.next().await.is_some() {} }).await;
+                return Ok(Ended::Enough);
+            }
+        }
+        Ok(Ended::Disconnected(None))
+    }
+}
+
+/// Returns the wait of a close reason such as `retry_after_ms=250`.
+fn wait_of(reason: &str) -> Option<Duration> {
+    reason.strip_prefix("retry_after_ms=")?.parse().ok().map(Duration::from_millis)
+}
+
+impl Error {
+    /// Returns whether a repeated request would be refused as well.
+    pub(super) fn is_final(&self) -> bool {
+        match self {
+            Self::Refused { status, .. } => !matches!(status, 429 | 500..),
+            Self::Print(_) => true,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_may_ask_for_a_wait() {
+        assert_eq!(wait_of("retry_after_ms=250"), Some(Duration::from_millis(250)));
+        assert_eq!(wait_of("client too slow; resume after the last id"), None);
+    }
+}
