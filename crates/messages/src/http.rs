@@ -220,6 +220,7 @@ struct HistoryQuery {
 /// A message in a page.
 #[derive(Serialize, ToSchema)]
 #[schema(as = StoredMessage)]
+#[serde(rename_all = "camelCase")]
 struct Listed<'a> {
     /// Cursor after the message.
     id: String,
@@ -229,6 +230,10 @@ struct Listed<'a> {
     /// Time when Kafka received the message, as RFC 3339.
     #[schema(format = DateTime)]
     created_at: String,
+    /// Former name.
+    #[schema(ignore)]
+    #[serde(rename = "created_at")]
+    former_created_at: String,
     /// True if the receiver is known to have the message.
     delivered: bool,
 }
@@ -236,12 +241,17 @@ struct Listed<'a> {
 /// A page of messages.
 #[derive(Serialize, ToSchema)]
 #[schema(as = MessagePage)]
+#[serde(rename_all = "camelCase")]
 struct Page<'a> {
     /// Messages, oldest first.
     messages: Vec<Listed<'a>>,
     /// Cursor for the next page; null on the last one.
     #[schema(required = true)]
     next_cursor: Option<String>,
+    /// Former name.
+    #[schema(ignore)]
+    #[serde(rename = "next_cursor")]
+    former_next_cursor: Option<String>,
     /// True if messages between `after` and the first one have been deleted.
     gap: bool,
 }
@@ -255,7 +265,7 @@ struct Page<'a> {
     params(
         ("ReceiverId" = Option<String>, Header, nullable = false, description = "Id of the receiver; alternative to `receiverId`"),
         ("receiverId" = Option<String>, Query, description = "The same; the header wins"),
-        ("after" = Option<String>, Query, description = "`next_cursor` of the previous page, or the `id` of a message"),
+        ("after" = Option<String>, Query, description = "`nextCursor` of the previous page, or the `id` of a message"),
         ("limit" = Option<u16>, Query, minimum = 1, maximum = 100, description = "Maximum number of messages per page (default 20)"),
     ),
     responses(
@@ -294,10 +304,11 @@ async fn history(
         let delivered = offset <= delivered.seen(row.partition_id());
         let data = serde_json::from_str(value).map_err(|error| Problem::new(Code::INTERNAL, error.to_string()))?;
         let created_at = clock::rfc3339(row.created_ms.unwrap_or_default());
-        listed.push(Listed { id: cursor.to_string(), data, created_at, delivered });
+        listed.push(Listed { id: cursor.to_string(), data, former_created_at: created_at.clone(), created_at, delivered });
     }
     let more = last.partitions().any(|(partition_id, last)| cursor.seen(partition_id) < last) && !listed.is_empty();
-    let page = Page { messages: listed, next_cursor: more.then(|| cursor.to_string()), gap };
+    let next_cursor = more.then(|| cursor.to_string());
+    let page = Page { messages: listed, former_next_cursor: next_cursor.clone(), next_cursor, gap };
     Ok(axum::Json(page).into_response())
 }
 

@@ -37,7 +37,12 @@ pub fn routes() -> OpenApiRouter<Messages> {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = UnreadMessages)]
 struct Unread {
+    #[serde(rename = "receiverId")]
     receiver_id: String,
+    /// Former name.
+    #[schema(ignore)]
+    #[serde(rename = "receiver_id")]
+    former_receiver_id: String,
     /// Number of unread messages; at most 1,000.
     #[schema(minimum = 0, maximum = 1000)]
     unread: i64,
@@ -192,6 +197,7 @@ fn sum(partitions: &[store::Unread], receiver_id: String) -> Unread {
         .collect();
     let last: Cursor = partitions.iter().map(|partition_id| (partition_id.partition_id(), partition_id.last)).collect();
     Unread {
+        former_receiver_id: receiver_id.clone(),
         receiver_id,
         unread: unread.min(MAX_COUNTED),
         more: unread > MAX_COUNTED,

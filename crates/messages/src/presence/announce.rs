@@ -52,6 +52,9 @@ pub struct Change {
 
 #[derive(Serialize, Deserialize)]
 struct Value<'a> {
+    #[serde(rename = "receiverId", skip_deserializing)]
+    receiver: Cow<'a, str>,
+    /// Former name, which all versions write.
     receiver_id: Cow<'a, str>,
     state: Cow<'a, str>,
     connections: i64,
@@ -75,7 +78,7 @@ impl Change {
     /// Parses the value of a published event.
     pub fn parse_event(value: &[u8]) -> Result<Self, Unknown> {
         let unknown = || Unknown::new("presence event", String::from_utf8_lossy(value));
-        let Value { receiver_id, state, connections, at, version } =
+        let Value { receiver_id, state, connections, at, version, .. } =
             serde_json::from_slice(value).map_err(|_| unknown())?;
         let at_ms = clock::parse_rfc3339(&at).ok_or_else(unknown)?;
         Ok(Self { receiver: receiver_id.into(), connected: is_connected(&state)?, connections, at_ms, version })
@@ -89,7 +92,7 @@ impl Change {
         let Self { receiver, connections, at_ms, version, .. } = self;
         let (at, state) = (clock::rfc3339(*at_ms), self.state());
         let (receiver_id, state) = (Cow::Borrowed(&**receiver), Cow::Borrowed(state));
-        let value = Value { receiver_id, state, connections: *connections, at, version: *version };
+        let value = Value { receiver: receiver_id.clone(), receiver_id, state, connections: *connections, at, version: *version };
         serde_json::to_string(&value).unwrap_or_default()
     }
 
@@ -248,7 +251,7 @@ mod tests {
     #[test]
     fn a_change_is_parsed_from_a_due_event_and_keeps_its_id() {
         let change = Change::parse("1763731260000 connected 1763731260001 2 r \"1").unwrap();
-        let value = r#"{"receiver_id":"r \"1","state":"connected","connections":2,"at":"2025-11-21T13:21:00.001Z","version":1763731260000}"#;
+        let value = r#"{"receiverId":"r \"1","receiver_id":"r \"1","state":"connected","connections":2,"at":"2025-11-21T13:21:00.001Z","version":1763731260000}"#;
         assert_eq!(change.value(), value);
         assert_eq!(change.id(), change.clone().id());
         assert_ne!(change.id(), Change { version: 1, ..change.clone() }.id());

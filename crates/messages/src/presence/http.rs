@@ -29,8 +29,13 @@ enum StateBody {
 /// Presence of a receiver.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Presence)]
+#[serde(rename_all = "camelCase")]
 struct Body {
     receiver_id: String,
+    /// Former name.
+    #[schema(ignore)]
+    #[serde(rename = "receiver_id")]
+    former_receiver_id: String,
     /// Connected to any process; also for `messages.presence.linger_ms` after the last connection.
     state: StateBody,
     /// Open connections and event streams across all processes.
@@ -41,6 +46,10 @@ struct Body {
     /// Time when it was last connected, as RFC 3339; null while it is connected, or if unknown.
     #[schema(required = true, format = DateTime)]
     last_seen: Option<String>,
+    /// Former name.
+    #[schema(ignore)]
+    #[serde(rename = "last_seen")]
+    former_last_seen: Option<String>,
 }
 
 impl Body {
@@ -48,7 +57,8 @@ impl Body {
         let PresenceState { connected, connections, since_ms, last_seen_ms } = *state;
         let state = if connected { StateBody::Connected } else { StateBody::Disconnected };
         let (since, last_seen) = (since_ms.map(clock::rfc3339), last_seen_ms.map(clock::rfc3339));
-        Self { receiver_id, state, connections, since, last_seen }
+        let (former_receiver_id, former_last_seen) = (receiver_id.clone(), last_seen.clone());
+        Self { receiver_id, former_receiver_id, state, connections, since, last_seen, former_last_seen }
     }
 }
 

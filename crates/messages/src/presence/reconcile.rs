@@ -31,6 +31,8 @@ use super::{Shared, announce::Change, keys::Bucket, register::Trouble, script::C
 
 /// Maximum time for reading one partition of the topic.
 const READ_TIMEOUT: Duration = Duration::from_secs(600);
+/// Maximum time for finding the ends of the topic.
+const SPANS_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time after which another process may start if the one that reads the topic has died. Two at once
 /// are harmless.
 const CLAIM_MS: u64 = 5_000;
@@ -175,7 +177,8 @@ async fn apply(
 /// Returns the offset ranges of the topic; none if it does not exist.
 async fn spans(kafka: &kafka::Config, topic: &str) -> Result<Vec<Span>, ReconcileError> {
     let (kafka, topic) = (kafka.clone(), topic.to_owned());
-    let spans = move || Ok(Scanner::connect(&kafka)?.spans(&topic)?.unwrap_or_default());
+    let spans =
+        move || Ok(Scanner::connect(&kafka)?.spans(&topic, Instant::now() + SPANS_TIMEOUT)?.unwrap_or_default());
     tokio::task::spawn_blocking(spans).await.unwrap_or(Err(ReconcileError::Ending))
 }
 
