@@ -162,6 +162,9 @@ async fn an_error_in_a_body_points_to_the_field() {
     let form = [("content-type", "application/x-www-form-urlencoded")];
     let problem = app.request(Method::POST, comments, &form, "text=a&text=b").await.problem(400, "invalid_request");
     names(&problem, "pointer", "#/text", "`text` must be given only once");
+    let description = app.get("/openapi.json").await.expect(200).json();
+    let described = &description["components"]["schemas"]["ProblemItem"]["properties"]["pointer"];
+    assert_eq!(described["type"], "string", "the description has the member");
     // What is not JSON has no pointer, but a place.
     for path in ["/push", "/produce", comments, messages, "/posts", "/follow", "/api/v1/messages/ack"] {
         let problem = app.post(path, "{\n \"key\": }").await.problem(400, "invalid_json");

@@ -110,7 +110,8 @@ async fn invalid_requests_are_rejected_and_not_stored() {
         (json!({"key": "k"}), 400, "invalid_request"),
         (json!({"key": 1, "value": 1}), 400, "invalid_request"),
         (json!({"key": "k", "value": 1, "ttl_seconds": 0}), 422, "invalid_field"),
-        (json!({"key": "k", "value": 1, "ttl_seconds": -1}), 400, "invalid_request"),
+        (json!({"key": "k", "value": 1, "ttl_seconds": -1}), 422, "invalid_field"),
+        (json!({"key": "k", "value": 1, "ttl_seconds": "5"}), 400, "invalid_request"),
         (json!({"key": "x".repeat(40_000), "value": 1}), 422, "invalid_field"),
     ] {
         app.post_json("/push", &body).await.problem(status, code);

@@ -2,6 +2,7 @@
 //! partition and offset or its error. A success answer means that Kafka has stored the record on
 //! all in-sync replicas. Kafka to HTTP is in [`relay`].
 
+mod answer;
 pub mod codes;
 mod config;
 mod http;
