@@ -25,6 +25,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Gateway,
+    described::{BatchAnswer, ProduceAnswer, RecordStream},
     model::{NDJSON, ProduceRequest, Record, RecordNumber},
     simulator, stream,
 };
@@ -51,81 +52,6 @@ pub fn short_cuts(short_cuts: ShortCuts, gateway: &Gateway) -> ShortCuts {
         let query = request.uri().query().map(str::to_owned);
         produce(State(gateway.clone()), RawQuery(query), context, request)
     })
-}
-
-/// Records, one `ProduceRecord` per line.
-#[derive(ToSchema)]
-#[schema(value_type = String, format = Binary)]
-#[expect(dead_code, reason = "describes a body that is read as it arrives")]
-struct RecordStream(Vec<u8>);
-
-/// Response for one stored record.
-#[derive(Serialize, ToSchema)]
-#[schema(as = RecordProduced)]
-pub struct Produced {
-    /// Always true.
-    success: bool,
-    /// `Message delivered to topic …, partition …, offset …`
-    message: String,
-    topic: String,
-    partition: i32,
-    offset: i64,
-}
-
-/// Response for one record or a batch.
-#[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-#[expect(dead_code, reason = "describes the JSON, which is written directly")]
-#[schema(as = ProduceResponse)]
-enum ProduceAnswer {
-    Record(Produced),
-    Batch(BatchAnswer),
-}
-
-/// Response for a batch.
-#[derive(Serialize, ToSchema)]
-#[schema(as = BatchProduced)]
-struct BatchAnswer {
-    /// True if every record is stored.
-    success: bool,
-    /// One result per record, in order.
-    results: Vec<PartResult>,
-}
-
-/// Result of one record of a batch or stream.
-#[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-#[expect(dead_code, reason = "describes the JSON, which is written directly")]
-#[schema(as = RecordResult)]
-enum PartResult {
-    Stored(PartStored),
-    Failed(PartFailed),
-}
-
-/// Result of a stored record.
-#[derive(Serialize, ToSchema)]
-#[schema(as = RecordStored)]
-struct PartStored {
-    /// Always true.
-    success: bool,
-    topic: String,
-    partition: i32,
-    offset: i64,
-}
-
-/// Result of a record that is not known to be stored.
-#[derive(Serialize, ToSchema)]
-#[schema(as = RecordFailed)]
-struct PartFailed {
-    /// Always false.
-    success: bool,
-    /// The stable error code; see docs/errors.md.
-    code: String,
-    /// The HTTP status that the record would get alone.
-    #[schema(minimum = 400, maximum = 599)]
-    status: u16,
-    /// A sentence about this failure.
-    error: String,
 }
 
 /// Produce one record, a batch or a stream

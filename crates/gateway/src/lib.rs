@@ -4,6 +4,7 @@
 
 pub mod codes;
 mod config;
+mod described;
 mod http;
 mod model;
 pub mod relay;
