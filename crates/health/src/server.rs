@@ -68,7 +68,7 @@ async fn livez(State(health): State<Health>, RawQuery(query): RawQuery) -> Respo
 
 /// Check that the process can do its work
 ///
-/// Fails while a dependency is missing, and from the begin of a stop.
+/// Fails while a dependency is missing, and as soon as the process stops.
 #[utoipa::path(
     get,
     path = "/readyz",
