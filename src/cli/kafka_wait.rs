@@ -33,7 +33,11 @@ impl KafkaWait {
 
     /// Fails unless Kafka answers in time. The error names the brokers and where they were set.
     pub async fn check(&self, loaded: &Loaded<Settings>) -> Result<(), Unreachable> {
-        let origin = loaded.sources.get("kafka.brokers").map_or("the defaults", String::as_str);
-        reach::check(&loaded.settings.kafka, origin, self.wait.0).await
+        reach::check(&loaded.settings.kafka, &origin(loaded), self.wait.0).await
     }
+}
+
+/// Returns the source of the setting `kafka.brokers`.
+pub fn origin(loaded: &Loaded<Settings>) -> String {
+    loaded.sources.get("kafka.brokers").map_or_else(|| "the defaults".to_owned(), Clone::clone)
 }

@@ -27,7 +27,7 @@ use super::{
     Cli, Error, Sources, block_on,
     duration::Span,
     header,
-    kafka_wait::KafkaWait,
+    kafka_wait::{self, KafkaWait},
     load_with,
     text::{self, Stdout, note, tame},
 };
@@ -185,9 +185,10 @@ pub fn run(relay: Relay, sources: Sources) -> Result<(), Error> {
     if let (true, Some(spans)) = (relay.dry_run, until.clone()) {
         return block_on(preview(loaded.settings.kafka, route, access, spans));
     }
-    let (topic, once) = (route.topic.clone(), relay.once);
+    let (topic, once, brokers_origin) = (route.topic.clone(), relay.once, kafka_wait::origin(&loaded));
     let started = Arc::default();
-    let command = RelayCommand { route, public_only, any_management_port, until, started: Arc::clone(&started) };
+    let command =
+        RelayCommand { route, public_only, any_management_port, brokers_origin, until, started: Arc::clone(&started) };
     let load = Arc::new(move || Ok(relay.order(&sources)?.loaded));
     let outcome = roles::run_relay(command, load).map_err(Error::Role);
     let failed = started.get().map_or(Ok(0), |route| summarize(route, &topic))?;

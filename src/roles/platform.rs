@@ -67,6 +67,8 @@ pub struct RelayCommand {
     pub public_only: bool,
     /// True if another port may be used when the management port is taken.
     pub any_management_port: bool,
+    /// Source of the setting `kafka.brokers`, for an error.
+    pub brokers_origin: String,
     /// Offset ranges of the topic: the command ends once its group has committed all of them.
     /// Without them it runs until a signal.
     pub until: Option<Vec<Span>>,

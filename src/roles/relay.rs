@@ -14,6 +14,7 @@ use postrider_health::Check;
 use postrider_kafka::{
     Config, DeadLetters, committed,
     consumer::{self, Consumers, Keyed, Lag, Subscription},
+    reach,
     scan::Span,
 };
 use postrider_outbox as outbox;
@@ -31,6 +32,9 @@ const SPAN: consumer::Span = consumer::Span { records: 10_000, bytes: 16 << 20 }
 /// Maximum wait for the dead-letter topic. If it cannot be created, delivery starts anyway: records
 /// that the target accepts flow, records that it rejects are held.
 const TOPICS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time after which the command says that Kafka does not answer.
+const KAFKA_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Interval between lookups of the group's commits by a command that ends.
 const COMMIT_LOOKUPS: Duration = Duration::from_millis(300);
@@ -102,6 +106,13 @@ pub(super) fn start_command(
     let plan = ConsumerPlan::of_relay(&command.route, command.route.group());
     let (topic, group) = (plan.topic.clone(), plan.group.clone());
     let (route, lag) = start_route(platform, &command.route, access, plan, tasks)?;
+    let (kafka, origin) = (platform.settings.kafka.clone(), command.brokers_origin.clone());
+    tasks.spawn_forever("kafka check", async move {
+        if let Err(error) = reach::check(&kafka, &origin, KAFKA_TIMEOUT).await {
+            tracing::error!(%error, "waiting for kafka");
+        }
+        std::future::pending().await
+    });
     // Nobody else sets it.
     let _ = command.started.set(route.clone());
     tasks.spawn_forever("progress", progress::show(route, lag));

@@ -126,8 +126,8 @@ pub struct ConsumerPlan {
 impl ConsumerPlan {
     /// Returns every consumer group of this configuration, with full names.
     pub fn all(settings: &Settings) -> Vec<Self> {
-        let mut all =
-            vec![Self::kv(settings), Self::comments(settings), Self::messages(settings), Self::feed(settings)];
+        let mut all = vec![Self::kv(settings)];
+        all.extend([Self::comments(settings), Self::messages(settings), Self::feed(settings)]);
         all.extend(settings.gateway.relays.iter().map(|relay| Self::relay(settings, relay)));
         all
     }

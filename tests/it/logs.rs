@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     App, Stack, World,
+    stack::off_runtime,
     wait::{seconds, until},
 };
 
@@ -67,9 +68,12 @@ async fn the_log_has_nothing_that_people_wrote() {
         assert_eq!(app.post_json(path, &body).await.status, status, "{path}");
     }
     // Records that no projection accepts become dead letters.
-    let bad = format!("{{\"text\":7,\"{MARKER}\":1}}").into_bytes();
-    world.kafka.write(&world.topic("comments"), &[Some(bad)], &[]).await;
-    world.kafka.read_at_least(&world.topic("dead-letter-events"), 1).await;
+    let event = json!({"event_id": 1, "type": MARKER, "actor_id": "a", "payload": {}});
+    for (name, bad) in [("comments", json!(MARKER)), ("message", json!(MARKER)), ("post-events", event)] {
+        world.kafka.write(&world.topic(name), &[Some(bad.to_string().into_bytes())], &[]).await;
+    }
+    let letters = world.kafka.read_at_least(&world.topic("dead-letter-events"), 3).await;
+    assert!(letters.iter().any(|letter| letter.header("error").is_some_and(|error| error.contains(MARKER))));
     for path in ["/api/v1/messages?receiverId=bob", "/feeds/bob?expand=posts", "/pull/k"] {
         until(&format!("{path} has it"), seconds(20), || async {
             app.get(path).await.text().contains(MARKER).then_some(())
@@ -91,21 +95,24 @@ async fn the_log_has_nothing_that_people_wrote() {
 }
 
 #[tokio::test]
-async fn what_reads_kafka_waits_for_a_broker_that_has_just_started() {
+async fn what_reads_kafka_waits_for_a_broker_that_is_just_starting() {
     let stack = Stack::own("just-started", &["--only", "kafka"]).await;
     let world = World::on(&stack).await;
     let app = world.app().start().await;
-    for round in 0..2 {
-        stack.ctl(&["kill", "kafka"]).await;
-        stack.ctl(&["start", "kafka"]).await;
-        let answer = app.get("/admin/dlq").await;
-        assert_eq!(answer.status, 200, "round {round}: {}", answer.text());
-        for words in [&["dlq", "list"][..], &["lag", "--management", &app.management]] {
-            let mut command = world.command();
-            command.args(words);
-            let output = crate::harness::stack::off_runtime(move || command.output().unwrap()).await;
-            assert!(output.status.success(), "round {round}, {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-        }
+    stack.ctl(&["kill", "kafka"]).await;
+    // They ask from the first moment at which the broker answers.
+    let run = |words: &'static [&'static str], management: String| {
+        let mut command = world.command();
+        command.args(words).args(["--wait", "2m"]).env("MANAGEMENT_URL", management);
+        tokio::spawn(off_runtime(move || command.output().unwrap()))
+    };
+    let commands = [run(&["dlq", "list"], String::new()), run(&["lag"], app.management.clone())];
+    stack.ctl(&["start", "kafka"]).await;
+    let answer = app.get("/admin/dlq").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    for command in commands {
+        let output = command.await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
     app.stop().await;
 }

@@ -174,3 +174,14 @@ async fn a_dry_run_prints_the_requests_and_neither_sends_nor_commits() {
     // The commit of a finished record is awaited by the stop.
     assert_eq!(dry_run().await, "");
 }
+
+#[tokio::test]
+async fn a_relay_without_kafka_says_where_it_looks_for_it_and_waits() {
+    let scene = Scene::new(1).await;
+    let app = scene.world.app().relay(scene.words(&["--broker", "127.0.0.1:1"])).even_if_not_ready().start().await;
+    let line = app.await_log("waiting for kafka", seconds(20)).await;
+    let error = line["error"].as_str().unwrap();
+    assert!(error.contains("127.0.0.1:1 (`kafka.brokers`, from --broker) within 3 s: "), "{error}");
+    assert!(error.contains("Connection refused"), "{error}");
+    app.stop().await;
+}

@@ -186,8 +186,9 @@ impl DeadLetters {
         if let Some(unsaid) = self.log.admit(Instant::now()) {
             let Letter { attempts, reason, .. } = letter;
             let (dead_letter, topic) = (&id, &*self.topic);
-            let error = &reason.message;
-            tracing::warn!(dead_letter, topic, class, attempts, error, unsaid, "record dead-lettered");
+            tracing::warn!(dead_letter, topic, class, attempts, unsaid, "record dead-lettered");
+            // The error may quote the record, or what an endpoint answered to it.
+            tracing::debug!(dead_letter, error = reason.message, "error of the dead letter");
         }
         Ok(())
     }

@@ -204,3 +204,25 @@ pub(super) fn retry<T>(deadline: Instant, mut look_up: impl FnMut() -> Result<T,
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lookup_is_repeated_only_after_errors_that_pass_and_until_the_deadline() {
+        use RDKafkaErrorCode as E;
+        let attempts = |patience: Duration, errors: Vec<E>| {
+            let (mut errors, mut count) = (errors.into_iter(), 0);
+            let found = retry(Instant::now() + patience, || {
+                count += 1;
+                errors.next().map_or(Ok(count), |code| Err(KafkaError::MetadataFetch(code)))
+            });
+            (found.ok(), count)
+        };
+        let long = Duration::from_secs(60);
+        assert_eq!(attempts(long, vec![E::NotLeaderForPartition, E::LeaderNotAvailable]), (Some(3), 3));
+        assert_eq!(attempts(long, vec![E::NotCoordinator, E::TopicAuthorizationFailed]), (None, 2));
+        assert_eq!(attempts(Duration::ZERO, vec![E::NotLeaderForPartition]), (None, 1));
+    }
+}
