@@ -304,7 +304,13 @@ async fn history(
         let delivered = offset <= delivered.seen(row.partition_id());
         let data = serde_json::from_str(value).map_err(|error| Problem::new(Code::INTERNAL, error.to_string()))?;
         let created_at = clock::rfc3339(row.created_ms.unwrap_or_default());
-        listed.push(Listed { id: cursor.to_string(), data, former_created_at: created_at.clone(), created_at, delivered });
+        listed.push(Listed {
+            id: cursor.to_string(),
+            data,
+            former_created_at: created_at.clone(),
+            created_at,
+            delivered,
+        });
     }
     let more = last.partitions().any(|(partition_id, last)| cursor.seen(partition_id) < last) && !listed.is_empty();
     let next_cursor = more.then(|| cursor.to_string());

@@ -92,7 +92,14 @@ impl Change {
         let Self { receiver, connections, at_ms, version, .. } = self;
         let (at, state) = (clock::rfc3339(*at_ms), self.state());
         let (receiver_id, state) = (Cow::Borrowed(&**receiver), Cow::Borrowed(state));
-        let value = Value { receiver: receiver_id.clone(), receiver_id, state, connections: *connections, at, version: *version };
+        let value = Value {
+            receiver: receiver_id.clone(),
+            receiver_id,
+            state,
+            connections: *connections,
+            at,
+            version: *version,
+        };
         serde_json::to_string(&value).unwrap_or_default()
     }
 
