@@ -1,4 +1,4 @@
-// Serves browser.html, and leads all other requests to postrider, so that a page may use it.
+// Serves browser.html, and forwards all other requests to postrider.
 import { readFileSync } from "node:fs";
 import { createServer, request } from "node:http";
 

@@ -1,6 +1,9 @@
 //! Every program of `examples/`, in the languages that are installed.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::json;
 
@@ -12,7 +15,7 @@ use crate::harness::{
 
 /// Runs a command to its end and returns its output. `None` if its program is not installed.
 async fn run(app: &App, topic: &str, folder: &str, words: &[String]) -> Option<String> {
-    let mut command = Command::new(&words[0]);
+    let mut command = Command::new(program(&words[0]));
     command.args(&words[1..]).current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(folder));
     command.env("API_URL", &app.api).env("TOPIC", topic).env("GOFLAGS", "-mod=mod").env("GOTOOLCHAIN", "local");
     let what = format!("{command:?}");
@@ -25,6 +28,14 @@ async fn run(app: &App, topic: &str, folder: &str, words: &[String]) -> Option<S
     };
     assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
     Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// Returns where a program is: Node.js may be one that `dev/setup --test` has installed.
+fn program(name: &str) -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
+    let installed = cache.map(|cache| cache.join("postrider/clients").join(name));
+    installed.filter(|program| program.exists()).unwrap_or_else(|| name.into())
 }
 
 async fn started() -> (World, App, String) {
@@ -104,7 +115,7 @@ const BROWSE: &str = r#"
 async fn the_example_for_browsers_runs() {
     let (_world, app, _) = started().await;
     let profile = log_folder().join(format!("chromium-{}", std::process::id()));
-    let mut command = Command::new("node");
+    let mut command = Command::new(program("node"));
     command.args(["--input-type=module", "-e", BROWSE, profile.to_str().unwrap()]).env("API_URL", &app.api);
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/javascript"));
     let output = off_runtime(move || command.output()).await;

@@ -56,7 +56,7 @@ async fn states(app: &App, receiver: &str) -> (Vec<bool>, Vec<String>) {
 async fn every_way_to_acknowledge_marks_messages_as_read() {
     let world = World::new().await.with_postgres().await;
     let app = world.app().start().await;
-    let nothing = json!({"receiver_id": "r", "unread": 0, "more": false, "oldest": null, "cursor": "0", "last": "0"});
+    let nothing = json!({"receiverId": "r", "receiver_id": "r", "unread": 0, "more": false, "oldest": null, "cursor": "0", "last": "0"});
     assert_eq!(unread(&app, "r").await, nothing);
     send_more(&app, "r", 0, 5).await;
     send_more(&app, "q", 0, 1).await;
@@ -65,7 +65,7 @@ async fn every_way_to_acknowledge_marks_messages_as_read() {
     assert_eq!(delivered, [false; 5]);
     let first = app.get("/api/v1/messages?receiverId=r&limit=1").await.json();
     let expected = json!({
-        "receiver_id": "r", "unread": 5, "more": false, "oldest": first["messages"][0]["created_at"], "cursor": "0", "last": ids[4],
+        "receiverId": "r", "receiver_id": "r", "unread": 5, "more": false, "oldest": first["messages"][0]["created_at"], "cursor": "0", "last": ids[4],
     });
     assert_eq!(before, expected);
 

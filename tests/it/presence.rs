@@ -87,8 +87,7 @@ async fn a_receiver_is_connected_while_it_has_a_connection_anywhere() {
         let answer = two.get("/api/v1/presence/r").await;
         (answer.status == 200).then(|| answer.json())
     });
-    let disconnected =
-        json!({"receiver_id": "r", "state": "disconnected", "connections": 0, "since": null, "last_seen": null});
+    let disconnected = json!({"receiverId": "r", "receiver_id": "r", "state": "disconnected", "connections": 0, "since": null, "lastSeen": null, "last_seen": null});
     assert_eq!(never.await, disconnected);
 
     settled(&world).await;

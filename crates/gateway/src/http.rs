@@ -75,10 +75,10 @@ pub fn short_cuts(short_cuts: ShortCuts, gateway: &Gateway) -> ShortCuts {
     ),
     request_body(
         description = "One record or a batch as JSON, or a stream with one `ProduceRecord` per line",
-        content((ProduceRequest = "application/json"), (inline(RecordStream) = "application/x-ndjson"), (inline(RecordStream) = "application/jsonl")),
+        content((ProduceRequest = "application/json"), (inline(RecordStream) = "application/x-ndjson")),
     ),
     responses(
-        (status = 200, description = "Stored on all in-sync replicas; for a batch, every record; for a stream, one `RecordResult` per line", content((ProduceAnswer = "application/json"), (String = "application/x-ndjson"), (String = "application/jsonl"))),
+        (status = 200, description = "Stored on all in-sync replicas; for a batch, every record; for a stream, one `RecordResult` per line", content((ProduceAnswer = "application/json"), (String = "application/x-ndjson"))),
         (status = 207, description = "A batch of which some records failed", body = BatchAnswer),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 403, description = "Topic not allowed", body = ProblemBody, content_type = "application/problem+json"),

@@ -3,14 +3,21 @@ package internal
 
 import (
 	"bufio"
-	"cmp"
 	"log"
 	"os"
 	"strings"
 )
 
 // API is the address of postrider.
-var API = cmp.Or(os.Getenv("API_URL"), "http://127.0.0.1:8080")
+var API = Env("API_URL", "http://127.0.0.1:8080")
+
+// Env returns a variable of the environment, or a default.
+func Env(name, other string) string {
+	if value := os.Getenv(name); value != "" {
+		return value
+	}
+	return other
+}
 
 // Must returns a value, or ends the program with the error.
 func Must[T any](value T, err error) T {

@@ -2,19 +2,17 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"log"
 	"net/http"
-	"os"
 	"strings"
 
 	"examples/internal"
 )
 
 func main() {
-	topic := cmp.Or(os.Getenv("TOPIC"), "example")
+	topic := internal.Env("TOPIC", "example")
 	batch := fmt.Sprintf(`{"topic":%q,"records":[{"key":"a","payload":1},{"key":"b","payload":[2]}]}`, topic)
 	answer := internal.Must(http.Post(internal.API+"/produce", "application/json", strings.NewReader(batch)))
 	var stored struct {

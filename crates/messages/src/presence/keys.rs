@@ -49,7 +49,8 @@ impl Keys {
         format!("{}reconciler", self.prefix)
     }
 
-    /// Version of the oldest change that a process has yet to send, while there is one.
+    /// Version of the oldest change that a process has yet to send, or 0 while it registers its
+    /// receivers again; missing otherwise.
     pub fn unsent(&self, process: &str) -> String {
         format!("{}unsent:{process}", self.prefix)
     }

@@ -38,6 +38,9 @@ const SPANS_TIMEOUT: Duration = Duration::from_secs(20);
 const CLAIM_MS: u64 = 5_000;
 /// Interval at which the claim is renewed.
 const CLAIM_RENEWAL: Duration = Duration::from_secs(1);
+/// Maximum number of receivers of a partition in memory. If there are more, the partition is read
+/// several times, for a part of the buckets each time.
+const MAX_RECEIVERS: usize = 200_000;
 /// Maximum number of receivers per script.
 const CHUNK: usize = 100;
 
@@ -61,8 +64,12 @@ impl From<RedisError> for ReconcileError {
 }
 
 impl ReconcileError {
-    /// Returns true if this process may not read the topic.
-    fn is_missing_right(&self) -> bool {
+    /// Returns true if reading the topic again would fail again: this process may not read it, or it
+    /// is too large.
+    fn is_final(&self) -> bool {
+        if matches!(self, Self::Scan(ScanError::Deadline)) {
+            return true;
+        }
         let (Self::Kafka(error) | Self::Scan(ScanError::Kafka(error))) = self else { return false };
         error.rdkafka_error_code() == Some(RDKafkaErrorCode::TopicAuthorizationFailed)
     }
@@ -88,7 +95,8 @@ async fn check(shared: &Shared, kafka: &kafka::Config) -> Result<(), ReconcileEr
     let doubtful = shared.doubtful.lock().clone();
     let ready: Vec<_> = doubtful.into_iter().filter(|(_, born_ms)| now_ms - born_ms >= lease_ms).collect();
     let Some(last_born_ms) = ready.iter().map(|(_, born_ms)| *born_ms).max() else { return Ok(()) };
-    // What a live process has yet to send is newer than the topic.
+    // What a live process has yet to send is newer than the topic, and what it has yet to register is
+    // missing in Redis.
     let live = leases.iter().filter(|lease| !lease.leaving).map(|lease| lease.process.as_str());
     let oldest_unsent = calls.oldest_unsent(live).await?;
     if !shared.announcer.is_ready() || oldest_unsent.is_some_and(|version| version <= last_born_ms) {
@@ -104,10 +112,11 @@ async fn check(shared: &Shared, kafka: &kafka::Config) -> Result<(), ReconcileEr
     };
     calls.run::<()>(&["DEL", &claim]).await?;
     let changes = match reconciled {
-        Err(error) if error.is_missing_right() => {
+        Err(error) if error.is_final() => {
             tracing::warn!(
+                error = %error,
                 topic = shared.announcer.topic(),
-                "presence events may be missing: Redis has lost data, and this process has no right to read the topic"
+                "presence events may be missing: Redis has lost data, and the topic could not be read"
             );
             0
         }
@@ -143,18 +152,30 @@ async fn reconcile(
 ) -> Result<usize, ReconcileError> {
     let born_ms: HashMap<Bucket, i64> = buckets.iter().copied().collect();
     let topic = shared.announcer.topic();
-    let wanted = Arc::new(born_ms.keys().copied().collect::<Vec<_>>());
+    let all: Vec<Bucket> = born_ms.keys().copied().collect();
     let mut changes = 0;
     for span in spans(kafka, topic).await? {
-        let mut last: HashMap<Bucket, Vec<Change>> = HashMap::new();
-        for change in last_events(kafka, topic, span, wanted.clone()).await? {
-            last.entry(Bucket::of(&change.receiver)).or_default().push(change);
-        }
-        for (bucket, last) in last {
-            changes += apply(shared, calls, bucket, born_ms[&bucket], &last).await?;
+        let mut parts = vec![all.clone()];
+        while let Some(part) = parts.pop() {
+            let Some(last) = last_events(kafka, topic, span, part.clone()).await? else {
+                let (one, other) = part.split_at(part.len() / 2);
+                parts.extend([one.to_vec(), other.to_vec()]);
+                continue;
+            };
+            for (bucket, last) in by_bucket(last) {
+                changes += apply(shared, calls, bucket, born_ms[&bucket], &last).await?;
+            }
         }
     }
     Ok(changes)
+}
+
+fn by_bucket(changes: Vec<Change>) -> HashMap<Bucket, Vec<Change>> {
+    let mut parts: HashMap<Bucket, Vec<Change>> = HashMap::new();
+    for change in changes {
+        parts.entry(Bucket::of(&change.receiver)).or_default().push(change);
+    }
+    parts
 }
 
 async fn apply(
@@ -182,13 +203,14 @@ async fn spans(kafka: &kafka::Config, topic: &str) -> Result<Vec<Span>, Reconcil
     tokio::task::spawn_blocking(spans).await.unwrap_or(Err(ReconcileError::Ending))
 }
 
-/// Returns the last event of each receiver of these buckets in one partition.
+/// Returns the last event of each receiver of these buckets in one partition; `None` if they are too
+/// many for the memory and there are several buckets.
 async fn last_events(
     kafka: &kafka::Config,
     topic: &str,
     span: Span,
-    buckets: Arc<Vec<Bucket>>,
-) -> Result<Vec<Change>, ReconcileError> {
+    buckets: Vec<Bucket>,
+) -> Result<Option<Vec<Change>>, ReconcileError> {
     let (kafka, topic) = (kafka.clone(), topic.to_owned());
     let stop = StopOnDrop::default();
     let stopped = stop.0.clone();
@@ -203,9 +225,11 @@ async fn last_events(
             {
                 last.insert(change.receiver.clone(), change);
             }
-            if stopped.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            let is_full = last.len() > MAX_RECEIVERS && buckets.len() > 1;
+            if is_full || stopped.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        Ok(last.into_values().collect())
+        let is_full = last.len() > MAX_RECEIVERS && buckets.len() > 1;
+        Ok((!is_full).then(|| last.into_values().collect()))
     };
     let last = tokio::task::spawn_blocking(read).await.unwrap_or(Err(ReconcileError::Ending));
     drop(stop);

@@ -147,10 +147,10 @@ impl Register {
             }
         }
         *shared.doubtful.lock() = doubtful;
-        shared
-            .calls()?
-            .report_unsent(process, shared.announcer.oldest_unsent(), shared.config.whole_lease_ms())
-            .await?;
+        // Until everything is registered, the topic knows of receivers that Redis lacks.
+        let is_registering = self.former.is_some() || self.buckets.iter().any(|marker| marker.silent);
+        let oldest = if is_registering { Some(0) } else { shared.announcer.oldest_unsent() };
+        shared.calls()?.report_unsent(process, oldest, shared.config.whole_lease_ms()).await?;
         // An unavailable shard must not end the registrations on the others.
         if !shared.calls()?.beat(&self.process, shared.config.whole_lease_ms()).await? {
             return Err(Trouble::Lost);

@@ -405,7 +405,8 @@ impl Calls<'_> {
         self.scripts.reconciled.key(self.keys.head(bucket)).arg(born_ms).invoke_async(&mut self.redis).await
     }
 
-    /// Reports the oldest change that a process has yet to send. The report expires with its lease.
+    /// Reports the version of the oldest change that a process has yet to send, or 0 while it has yet
+    /// to register receivers. The report expires with its lease.
     pub async fn report_unsent(&mut self, process: &str, oldest: Option<i64>, lease_ms: u64) -> Result<(), RedisError> {
         let (key, lease_ms) = (self.keys.unsent(process), lease_ms.to_string());
         match oldest {
@@ -414,7 +415,7 @@ impl Calls<'_> {
         }
     }
 
-    /// Returns the oldest change that any of these processes has yet to send.
+    /// Returns the lowest version that any of these processes has reported.
     pub async fn oldest_unsent(&mut self, processes: impl Iterator<Item = &str>) -> Result<Option<i64>, RedisError> {
         let reads = processes.map(|process| redis::Cmd::get(self.keys.unsent(process))).collect();
         let mut oldest = None;
