@@ -295,17 +295,19 @@ async fn a_trailing_slash_redirects_and_a_misspelt_path_names_the_route() {
     for (method, path, location) in [
         (Method::POST, "/push/", "/push"),
         (Method::POST, "/produce/?topic=t&x=%2F", "/produce?topic=t&x=%2F"),
-        (Method::GET, "/pull/a%2Fb/", "/pull/a%2Fb"),
+        (Method::GET, "/users/a%2Fb/following/", "/users/a%2Fb/following"),
         (Method::GET, "/api/v1/comments/", "/api/v1/comments"),
         (Method::GET, "/metrics/", "/metrics"),
     ] {
         let answer = client.request(method, format!("{}{path}", app.api)).body("{}").send().await.unwrap();
         assert_eq!(answer.status(), 308, "{path}");
         assert_eq!(answer.headers()["location"], location);
+        assert_eq!(answer.headers()["cache-control"], "no-store");
     }
     // A client that follows redirects does not notice.
     app.post_json("/push/", &json!({"key": "k", "value": 1})).await.expect(202);
     for (method, path, hint) in [
+        (Method::GET, "/pull/dir/", "did you mean `/pull/dir`?"),
         (Method::DELETE, "/pull/k/", "did you mean `/pull/k`?"),
         (Method::POST, "/pusch", "did you mean `/push`?"),
         (Method::GET, "/feed/u1", "did you mean `/feeds/{user_id}`?"),

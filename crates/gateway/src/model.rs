@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, ops::Range, time::Instant};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use postrider_http::{
     Code, Problem,
-    decode::{self, Decoded, Refused},
+    decode::{self, Decoded, Refused, shortened},
     json,
 };
 use postrider_kafka::{Outgoing, TopicLimits, admission, batch_bytes, event::Event};
@@ -93,9 +93,7 @@ impl<'a> Record<'a> {
             refused
         })
     }
-}
 
-impl<'a> Record<'a> {
     /// Checks every field. `default_topic` applies to a record without a topic.
     pub fn check(self, default_topic: Option<&'a str>) -> Result<Checked<'a>, Problem> {
         let topic = match self.topic {
@@ -155,6 +153,7 @@ impl<'a> Record<'a> {
         }
         let reserved = |name: &str| name.is_empty() || name.starts_with("ce_") || name == "traceparent";
         if let Some(name) = self.headers.iter().flat_map(BTreeMap::keys).find(|name| reserved(name)) {
+            let name = shortened(name);
             let detail = format!("header `{name}` is empty or reserved; the gateway sets `ce_…` and `traceparent`");
             return Err(malformed("headers", detail));
         }
@@ -344,6 +343,12 @@ mod tests {
             assert_eq!(problem.code, Code::INVALID_REQUEST, "{body}");
             assert!(problem.detail.contains(word), "{body}: {}", problem.detail);
         }
+    }
+
+    #[test]
+    fn an_error_repeats_only_the_beginning_of_a_header_name() {
+        let body = format!(r#"{{"topic":"t","payload":1,"headers":{{"ce_{:1000}":"x"}}}}"#, "");
+        assert!(check(&body).unwrap_err().detail.len() < 300);
     }
 
     #[test]

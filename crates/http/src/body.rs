@@ -83,7 +83,7 @@ impl Deref for RequestBody {
 /// Returns the body of a request, to be read as a stream: decompressed if it has a
 /// `Content-Encoding`, of which those that are not supported are 415.
 pub fn stream(request: Request) -> Result<Body, Problem> {
-    encoding::plain(request)
+    encoding::plain(request, None)
 }
 
 /// Returns the error of a body that could not be read.
@@ -95,7 +95,7 @@ pub fn broken(error: axum::Error) -> Problem {
 /// 400 when the connection breaks or the body is not what its `Content-Encoding` says, 415 when that
 /// is not supported, 503 when there is no memory for it.
 pub async fn read(request: Request, limits: Limits) -> Result<RequestBody, Problem> {
-    let body = stream(request)?;
+    let body = encoding::plain(request, Some(limits.max_bytes))?;
     if body.size_hint().lower() > limits.max_bytes as u64 {
         return Err(too_large(limits.max_bytes));
     }

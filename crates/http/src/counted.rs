@@ -104,7 +104,7 @@ fn leaves_body(status: StatusCode) -> bool {
 
 /// Returns whether an answer with this status may be sent before its request was read to the end.
 fn is_cut_short(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 308 | 400 | 405 | 408 | 413 | 415 | 503)
+    matches!(status.as_u16(), 308 | 400 | 401 | 403 | 404 | 405 | 408 | 413 | 415 | 422 | 429 | 503)
 }
 
 /// Body of a streamed answer; the request counts as running until its end.

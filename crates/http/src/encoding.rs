@@ -6,6 +6,7 @@
 
 use std::{
     pin::Pin,
+    sync::OnceLock,
     task::{Context, Poll, ready},
 };
 
@@ -17,9 +18,14 @@ use axum::{
 use bytes::Bytes;
 use flate2::{Decompress, FlushDecompress, Status};
 use hyper::body::Frame;
+use postrider_limits::memory::{Budget, Lease, budgets};
 use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 
-use super::{body::Footprint, code::Code, problem::Problem};
+use super::{
+    body::{Footprint, too_large},
+    code::Code,
+    problem::Problem,
+};
 
 /// Encodings that are accepted, for the header `Accept-Encoding` of a refusal (RFC 7694).
 pub const ACCEPTED: &str = "gzip, deflate, zstd";
@@ -27,6 +33,16 @@ pub const ACCEPTED: &str = "gzip, deflate, zstd";
 const PIECE: usize = 16 << 10;
 /// Pieces of one compressed frame after which other tasks have their turn.
 const TURN: u32 = 64;
+/// Compressed bytes after which there must be content, such as after empty members or frames. A
+/// block of zstd has up to 128 KiB.
+const MAX_SILENT: usize = 256 << 10;
+/// Memory of a zstd decompressor besides its window, in bytes: its tables, one block compressed and
+/// one not.
+const ZSTD_BYTES: usize = 448 << 10;
+/// Part of the budget for bodies that decompressors may take together.
+const SHARE: usize = 4;
+/// Memory of a decompressor that is refused if the share is half used, in bytes.
+const LARGE: usize = 1 << 20;
 /// Largest window of a zstd frame, as a power of two: 8 MiB (RFC 9659).
 const ZSTD_WINDOW: u32 = 23;
 /// Memory of a decompressor of gzip or deflate, in bytes: zlib's window and tables.
@@ -46,7 +62,7 @@ impl Coding {
         let values = headers.get_all(header::CONTENT_ENCODING).iter();
         let names = values.flat_map(|value| value.as_bytes().split(|&byte| byte == b',')).map(<[u8]>::trim_ascii);
         let mut coding = None;
-        for name in names.filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case(b"identity")) {
+        for name in names.filter(|name| !is_plain(name)) {
             let one = match name.to_ascii_lowercase().as_slice() {
                 b"gzip" | b"x-gzip" => Self::Gzip,
                 b"deflate" => Self::Deflate,
@@ -74,20 +90,59 @@ impl Coding {
     }
 }
 
+/// Returns whether a name is of no encoding. Many clients send a charset or a media type by mistake.
+fn is_plain(name: &[u8]) -> bool {
+    let plain: [&[u8]; 5] = [b"", b"identity", b"none", b"utf-8", b"utf8"];
+    name.contains(&b'/') || plain.iter().any(|plain| name.eq_ignore_ascii_case(plain))
+}
+
 fn refused(detail: &str) -> Problem {
     Problem::new(Code::UNSUPPORTED_ENCODING, detail).at_header("Content-Encoding")
 }
 
+/// Leases of a decompressor: on the budget for bodies, and on the decompressors' own share of it, so
+/// that stalled ones leave memory for bodies without an encoding.
+#[derive(Default)]
+struct Leases {
+    footprint: Footprint,
+    share: Option<Lease>,
+}
+
+impl Leases {
+    /// Extends the leases to this many bytes, if they cover less. 503 when the share is used up.
+    fn cover(&mut self, bytes: usize) -> Result<(), Problem> {
+        static SHARED: OnceLock<Budget> = OnceLock::new();
+        let shared = SHARED.get_or_init(|| Budget::new("decompression", budgets().requests.bound() / SHARE));
+        let covered = match &mut self.share {
+            Some(lease) if lease.bytes() >= bytes => true,
+            _ if bytes > LARGE && shared.is_tight() => false,
+            Some(lease) => lease.grow(bytes - lease.bytes()),
+            none => {
+                *none = shared.lease(bytes);
+                none.is_some()
+            }
+        };
+        if !covered {
+            return Err(Problem::new(
+                Code::OVERLOADED,
+                "the memory budget for decompression is used up; retry later, or send the body uncompressed",
+            ));
+        }
+        self.footprint.cover(bytes)
+    }
+}
+
 /// Returns the body of a request, decompressed if it has an encoding. Errors of the body itself are
-/// [problems](Problem), see [`broken`].
-pub fn plain(request: Request) -> Result<Body, Problem> {
+/// [problems](Problem), see [`broken`]. `max_bytes` is the limit of a body that is read as a whole;
+/// its compressed bytes may be some more.
+pub fn plain(request: Request, max_bytes: Option<usize>) -> Result<Body, Problem> {
     if !request.headers().contains_key(header::CONTENT_ENCODING) {
         return Ok(request.into_body());
     }
     let Some(coding) = Coding::of(request.headers())? else { return Ok(request.into_body()) };
     let (decoder, bytes) = Decoder::new(coding)?;
-    let mut footprint = Footprint::default();
-    footprint.cover(bytes)?;
+    let mut leases = Leases::default();
+    leases.cover(bytes)?;
     Ok(Body::new(Decompressed {
         body: request.into_body(),
         coding,
@@ -97,7 +152,11 @@ pub fn plain(request: Request) -> Result<Body, Problem> {
         more: false,
         is_complete: true,
         turn: 0,
-        footprint,
+        taken: 0,
+        silent: 0,
+        made: 0,
+        max_bytes,
+        leases,
     }))
 }
 
@@ -179,9 +238,10 @@ impl Decoder {
         }
     }
 
-    /// Returns the bytes of memory that the decompressor takes now, if they change.
-    fn bytes(&self) -> usize {
-        if let Self::Zstd(context) = self { PIECE + context.sizeof() } else { 0 }
+    /// Returns the bytes of memory that the decompressor takes after it made this many, if they
+    /// change. The part of a window that was never written takes none.
+    fn bytes(&self, made: usize) -> usize {
+        if let Self::Zstd(context) = self { PIECE + context.sizeof().min(ZSTD_BYTES + made) } else { 0 }
     }
 }
 
@@ -199,7 +259,13 @@ struct Decompressed {
     is_complete: bool,
     /// Pieces since the last turn of other tasks.
     turn: u32,
-    footprint: Footprint,
+    /// Compressed bytes so far, and those since the last content.
+    taken: usize,
+    silent: usize,
+    /// Decompressed bytes so far.
+    made: usize,
+    max_bytes: Option<usize>,
+    leases: Leases,
 }
 
 impl Decompressed {
@@ -207,8 +273,8 @@ impl Decompressed {
     fn next_piece(&mut self) -> Result<Bytes, Problem> {
         while !self.input.is_empty() || self.more {
             let step = self.decoder.step(self.coding, &self.input, &mut self.piece)?;
-            self.footprint.cover(self.decoder.bytes())?;
             drop(self.input.split_to(step.taken));
+            self.count(&step)?;
             self.is_complete = step.is_complete;
             self.more = step.made == self.piece.len() && !step.is_complete;
             if step.made > 0 {
@@ -216,6 +282,20 @@ impl Decompressed {
             }
         }
         Ok(Bytes::new())
+    }
+
+    fn count(&mut self, step: &Step) -> Result<(), Problem> {
+        self.taken += step.taken;
+        self.made += step.made;
+        self.silent = if step.made > 0 { 0 } else { self.silent + step.taken };
+        if let Some(max_bytes) = self.max_bytes.filter(|max_bytes| self.taken > max_bytes + MAX_SILENT) {
+            return Err(too_large(max_bytes));
+        }
+        if self.silent > MAX_SILENT {
+            let detail = format!("the compressed body has more than {MAX_SILENT} bytes without content");
+            return Err(Problem::new(Code::BODY_TOO_LARGE, detail));
+        }
+        self.leases.cover(self.decoder.bytes(self.made))
     }
 }
 

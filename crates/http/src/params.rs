@@ -1,7 +1,11 @@
 //! Parameters in the query, in a form, and in the path. Their errors name the parameter, say what was
 //! found and what is wanted.
 
-use std::{borrow::Cow, cell::Cell, time::Duration};
+use std::{
+    borrow::Cow,
+    cell::{Cell, LazyCell},
+    time::Duration,
+};
 
 use axum::{
     extract::{FromRequest, FromRequestParts, Path, Request, rejection::PathRejection},
@@ -86,17 +90,20 @@ pub fn from_path(name: &str, path: Result<Path<String>, PathRejection>) -> Resul
     path.map(|Path(value)| value).map_err(refused)
 }
 
+/// Number of parameters up to which unknown ones are kept, to be named in a warning or an error.
+const MAX_UNKNOWN: usize = 32;
+/// Maximum number of values that are kept.
+const MAX_PAIRS: usize = 32 << 10;
+
 /// A parameter's name and value, decoded.
 type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
 
 fn parse<T: DeserializeOwned>(text: &[u8], source: Source) -> Result<T, Problem> {
-    let (mut unknown, known) = (Vec::new(), decode::fields::<T>);
-    let mut pairs = Vec::new();
-    for pair in text.split(|&byte| byte == b'&').filter(|pair| !pair.is_empty()) {
-        pairs.push(pair_of(pair, source)?);
-    }
+    let known = decode::fields::<T>;
+    let mut pairs = pairs(text, source, known)?;
     // Brings the values of a name together, in their order.
     pairs.sort_by(|one, other| one.0.cmp(&other.0));
+    let mut unknown = Vec::new();
     let fields = Fields { pairs: &pairs, value: None, unknown: &mut unknown };
     let decoded = T::deserialize(MapAccessDeserializer::new(fields));
     if !unknown.is_empty() {
@@ -107,20 +114,52 @@ fn parse<T: DeserializeOwned>(text: &[u8], source: Source) -> Result<T, Problem>
     decoded.map_err(|fault| explain(&fault, source, known()))
 }
 
-fn pair_of(pair: &[u8], source: Source) -> Result<Pair<'_>, Problem> {
-    let at = pair.iter().position(|&byte| byte == b'=');
-    let (name, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
-    let name = decoded(name).ok_or_else(|| {
-        let detail = format!("the names of {}s must be UTF-8 after percent-decoding", source.word());
-        Problem::new(Code::INVALID_REQUEST, detail)
-    })?;
-    match decoded(value) {
-        Some(value) => Ok((name, value)),
-        None => {
-            let detail = format!("`{}` must be UTF-8 after percent-decoding", shortened(&name));
-            Err(Problem::new(Code::INVALID_REQUEST, detail).at(place(source, &name)))
+/// Splits a query or form into names and values. Beyond a number of them, only those with known
+/// names are kept, because a table of all of them could take many times the memory of their text.
+fn pairs(text: &[u8], source: Source, known: fn() -> &'static [&'static str]) -> Result<Vec<Pair<'_>>, Problem> {
+    let known = LazyCell::new(known);
+    let mut pairs = Vec::new();
+    for pair in text.split(|&byte| byte == b'&').filter(|pair| !pair.is_empty()) {
+        let pair = pair_of(pair, source, &known)?;
+        if pairs.len() < MAX_UNKNOWN || known.iter().any(|name| name.eq_ignore_ascii_case(&pair.0)) {
+            pairs.push(pair);
+        }
+        if pairs.len() > MAX_PAIRS {
+            let detail = format!("there are more than {MAX_PAIRS} values of {}s", source.word());
+            return Err(Problem::new(Code::INVALID_REQUEST, detail));
         }
     }
+    if source == Source::Field {
+        name_as_known(&mut pairs, *known);
+    }
+    Ok(pairs)
+}
+
+/// Gives the fields of a form whose names differ from known ones only in case the known names, unless
+/// the known name itself is there.
+fn name_as_known(pairs: &mut [Pair<'_>], known: &'static [&'static str]) {
+    for &name in known {
+        if !pairs.iter().any(|(given, _)| given == name) {
+            for (given, _) in pairs.iter_mut().filter(|(given, _)| name.eq_ignore_ascii_case(given)) {
+                *given = Cow::Borrowed(name);
+            }
+        }
+    }
+}
+
+fn pair_of<'a>(pair: &'a [u8], source: Source, known: &LazyCell<&'static [&'static str]>) -> Result<Pair<'a>, Problem> {
+    let at = pair.iter().position(|&byte| byte == b'=');
+    let (name, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
+    // Only what is known must be UTF-8.
+    let name = decoded(name).unwrap_or_else(|| String::from_utf8_lossy(name).into_owned().into());
+    if let Some(value) = decoded(value) {
+        return Ok((name, value));
+    }
+    if !known.iter().any(|known| known.eq_ignore_ascii_case(&name)) {
+        return Ok((name, String::from_utf8_lossy(value)));
+    }
+    let detail = format!("`{}` must be UTF-8 after percent-decoding", shortened(&name));
+    Err(Problem::new(Code::INVALID_REQUEST, detail).at(place(source, &name)))
 }
 
 fn decoded(text: &[u8]) -> Option<Cow<'_, str>> {
@@ -134,7 +173,7 @@ fn decoded(text: &[u8]) -> Option<Cow<'_, str>> {
 
 fn place(source: Source, name: &str) -> Place {
     match source {
-        Source::Parameter => Place::Parameter(name.to_owned()),
+        Source::Parameter => Place::Parameter(shortened(name)),
         Source::Field => Place::Pointer(format!("#{}", decode::segment(name))),
     }
 }
@@ -276,102 +315,4 @@ impl<'de> Deserializer<'de> for Values<'_, '_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Bounded;
-
-    #[derive(Debug, Deserialize, PartialEq)]
-    #[serde(rename_all = "lowercase")]
-    enum Kind {
-        Events,
-        Deliveries,
-    }
-
-    #[derive(Debug, Default, Deserialize, PartialEq)]
-    #[serde(default)]
-    struct Query {
-        limit: Option<Bounded<1, 100>>,
-        offset: Option<i64>,
-        rate: Option<f64>,
-        verbose: bool,
-        kind: Option<Kind>,
-        cursor: Option<String>,
-        ids: Vec<String>,
-    }
-
-    fn refused(query: &str) -> (u16, String) {
-        let problem = from_query::<Query>(Some(query)).unwrap_err();
-        let errors = &problem.extensions["errors"];
-        assert_eq!(errors[0]["detail"], problem.detail, "{query}");
-        (problem.code.status.as_u16(), format!("{}: {}", errors[0]["parameter"].as_str().unwrap(), problem.detail))
-    }
-
-    #[test]
-    fn parameters_are_decoded_and_may_repeat_where_a_list_is_wanted() {
-        let query = "limit=100&ids=a%2Fb&offset=-1&rate=0.5&&ids=c+d&verbose=true&kind=events&cursor=%C3%A4&other=%20";
-        let query: Query = from_query(Some(query)).unwrap();
-        assert_eq!((query.limit.unwrap().get(), query.offset, query.rate), (100, Some(-1), Some(0.5)));
-        assert_eq!((query.verbose, query.kind, query.cursor.as_deref()), (true, Some(Kind::Events), Some("ä")));
-        assert_eq!(query.ids, ["a/b", "c d"]);
-        assert_eq!(from_query::<Query>(None).unwrap(), Query::default());
-        warning::take();
-    }
-
-    #[test]
-    fn an_error_names_the_parameter_what_was_found_and_what_is_wanted() {
-        for (query, status, expected) in [
-            ("limit=0", 422, "limit: `limit` must be a whole number from 1 to 100 (got `0`)"),
-            ("limit=-1", 422, "limit: `limit` must be a whole number from 1 to 100 (got `-1`)"),
-            (
-                "limit=99999999999999999999",
-                422,
-                "limit: `limit` must be a whole number from 1 to 100 (got `99999999999999999999`)",
-            ),
-            ("cursor=1&limit=ten", 400, "limit: `limit` must be a whole number from 1 to 100 (got `ten`)"),
-            ("limit=", 400, "limit: `limit` must be a whole number from 1 to 100 (got an empty value)"),
-            ("limit=1.5", 400, "limit: `limit` must be a whole number from 1 to 100 (got `1.5`)"),
-            ("limit=1&limit=2", 400, "limit: `limit` must be given only once"),
-            (
-                "offset=x",
-                400,
-                "offset: `offset` must be a whole number from -9223372036854775808 to 9223372036854775807 (got `x`)",
-            ),
-            ("rate=x", 400, "rate: `rate` must be a number (got `x`)"),
-            ("verbose=1", 400, "verbose: `verbose` must be `true` or `false` (got `1`)"),
-            ("kind=all", 400, "kind: `kind` must be `events` or `deliveries` (got `all`)"),
-            ("cursor=%ff", 400, "cursor: `cursor` must be UTF-8 after percent-decoding"),
-        ] {
-            assert_eq!(refused(query), (status, expected.to_owned()), "{query}");
-        }
-    }
-
-    #[test]
-    fn unknown_parameters_are_warned_of_or_refused() {
-        from_query::<Query>(Some("Limit=7&other=1")).unwrap();
-        let warnings: Vec<String> = warning::take().iter().map(ToString::to_string).collect();
-        assert_eq!(warnings, ["unknown parameter `Limit`; did you mean `limit`?"]);
-
-        #[derive(Debug, Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Strict {
-            #[serde(rename = "topic")]
-            _topic: Option<String>,
-        }
-        let problem = from_query::<Strict>(Some("topik=a")).unwrap_err();
-        assert_eq!(problem.detail, "unknown parameter `topik`; did you mean `topic`?");
-        assert_eq!(problem.extensions["errors"][0]["parameter"], "topik");
-    }
-
-    #[test]
-    fn many_parameters_take_no_more_than_linear_time() {
-        let query: String = (0..20_000).map(|number| format!("p{number}=1&ids={number}&")).collect();
-        assert_eq!(from_query::<Query>(Some(&query)).unwrap().ids.len(), 20_000);
-        warning::take();
-    }
-
-    #[test]
-    fn a_form_names_its_fields_by_pointer() {
-        let problem = from_form::<Query>(b"limit=0").unwrap_err();
-        assert_eq!(problem.extensions["errors"][0]["pointer"], "#/limit");
-    }
-}
+mod tests;

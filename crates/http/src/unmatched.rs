@@ -11,7 +11,7 @@ use axum::{
 use super::{code::Code, problem::Problem};
 
 /// Longest path that is compared with the routes, in bytes.
-const MAX_COMPARED: usize = 256;
+const MAX_COMPARED: usize = 64;
 
 /// The paths of all routes, with parameters in braces.
 #[derive(Debug, Clone)]
@@ -26,9 +26,12 @@ impl Routes {
     pub fn answer(&self, request: &Request) -> Response<Body> {
         let path = request.uri().path();
         let trimmed = path.trim_end_matches('/');
-        if trimmed.len() < path.len() && self.0.iter().any(|route| matches(route, trimmed)) {
-            // The slash may belong to a key; then a redirect would delete another one.
-            if request.method() == Method::DELETE {
+        if trimmed.len() < path.len()
+            && let Some(route) = self.0.iter().find(|route| matches(route, trimmed))
+        {
+            // The slash may belong to a parameter; then a redirect would lead to another value.
+            let is_part = route.rsplit('/').next().is_some_and(is_parameter);
+            if is_part || request.method() == Method::DELETE {
                 let detail = format!(
                     "there is no route {path}; did you mean `{trimmed}`? A slash that belongs to a parameter is written %2F"
                 );
@@ -48,9 +51,11 @@ impl Routes {
             return None;
         }
         // With the path's own segments in place of parameters, only the words are compared.
-        let filled: Vec<String> = self.0.iter().map(|route| fill(route, path)).collect();
+        let segments = path.split('/').count();
+        let routes = || self.0.iter().filter(|route| route.split('/').count() == segments);
+        let filled: Vec<String> = routes().map(|route| fill(route, path)).collect();
         let nearest = postrider_config::nearest(filled.iter().map(String::as_str), path)?;
-        filled.iter().zip(&self.0).find(|(one, _)| *one == nearest).map(|(_, route)| route.as_str())
+        filled.iter().zip(routes()).find(|(one, _)| *one == nearest).map(|(_, route)| route.as_str())
     }
 }
 
@@ -62,6 +67,7 @@ fn redirect(path: &str, query: Option<&str>) -> Option<Response<Body>> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
     response.headers_mut().insert(header::LOCATION, location.ok()?);
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Some(response)
 }
 
@@ -109,12 +115,16 @@ mod tests {
     }
 
     #[test]
-    fn a_trailing_slash_redirects_with_the_query_and_a_deletion_only_hints() {
+    fn a_trailing_slash_redirects_with_the_query_unless_it_may_belong_to_a_parameter() {
         assert_eq!(answer("POST", "/push/"), (308, "/push".to_owned()));
-        assert_eq!(answer("GET", "/pull/a%2Fb//?x=1&y"), (308, "/pull/a%2Fb?x=1&y".to_owned()));
-        let (status, detail) = answer("DELETE", "/pull/a/");
-        assert_eq!(status, 404);
-        assert!(detail.contains("did you mean `/pull/a`?"), "{detail}");
+        let following = "/users/a%2Fb/following";
+        assert_eq!(answer("GET", &format!("{following}//?x=1&y")), (308, format!("{following}?x=1&y")));
+        assert_eq!(redirect("/push", None).unwrap().headers()["cache-control"], "no-store");
+        for (method, path) in [("DELETE", "/pull/a"), ("GET", "/pull/a"), ("GET", "/feeds/u"), ("DELETE", "/push")] {
+            let (status, detail) = answer(method, &format!("{path}/"));
+            assert_eq!(status, 404);
+            assert!(detail.contains(&format!("did you mean `{path}`?")), "{detail}");
+        }
         for path in ["/", "//", "/pull/", "//evil.example/", "/pull//a/", "/a/b/"] {
             assert_eq!(answer("GET", path).0, 404, "{path}");
         }

@@ -7,6 +7,8 @@ use serde::de::{self, Expected, Unexpected};
 
 /// Maximum number of characters of a value or name from a request that an error repeats.
 const MAX_QUOTED: usize = 64;
+/// Length of a pointer or a path of names after which the remaining steps are left out, in bytes.
+const MAX_PATH: usize = 512;
 
 /// Characters that a fragment of a URI may contain (RFC 3986, section 3.5), besides letters and
 /// digits.
@@ -104,10 +106,14 @@ impl Fault {
         }
     }
 
-    /// Returns the JSON pointer as a fragment, such as `#/headers/a`.
+    /// Returns the JSON pointer as a fragment, such as `#/headers/a`. Long ones are cut.
     pub fn pointer(&self) -> String {
         let mut pointer = "#".to_owned();
         for step in self.steps.iter().rev() {
+            if pointer.len() > MAX_PATH {
+                pointer.push_str(&segment("…"));
+                break;
+            }
             match step {
                 Step::Field(name) => pointer.push_str(&segment(name)),
                 Step::Item(at) => pointer.push_str(&format!("/{at}")),
@@ -119,6 +125,10 @@ impl Fault {
     fn name(&self) -> String {
         let mut name = String::new();
         for step in self.steps.iter().rev() {
+            if name.len() > MAX_PATH {
+                name.push('…');
+                break;
+            }
             match step {
                 Step::Field(field) if name.is_empty() => name.push_str(&shortened(field)),
                 Step::Field(field) => name.push_str(&format!(".{}", shortened(field))),
@@ -129,16 +139,21 @@ impl Fault {
     }
 }
 
-/// Returns the segment of a JSON pointer, as part of a fragment.
+/// Returns the segment of a JSON pointer, as part of a fragment. A long name is cut.
 pub fn segment(name: &str) -> String {
-    let escaped = name.replace('~', "~0").replace('/', "~1");
+    let escaped = cut(name, |character| character).replace('~', "~0").replace('/', "~1");
     format!("/{}", utf8_percent_encode(&escaped, FRAGMENT))
 }
 
 /// Returns the beginning of a text from a request, without control characters.
 pub fn shortened(text: &str) -> String {
-    let mut characters = text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character });
-    let mut short: String = characters.by_ref().take(MAX_QUOTED).collect();
+    cut(text, |character| if character.is_control() { '\u{fffd}' } else { character })
+}
+
+/// Returns the beginning of a text, with each character replaced.
+fn cut(text: &str, replace: fn(char) -> char) -> String {
+    let mut characters = text.chars();
+    let mut short: String = characters.by_ref().take(MAX_QUOTED).map(replace).collect();
     if characters.next().is_some() {
         short.push('…');
     }
@@ -229,6 +244,19 @@ mod tests {
         assert_eq!(fault.pointer(), "#/%C3%A4%20%25%22/3/a~1b~0c");
         assert_eq!(fault.to_string(), "`ä %\"[3].a/b~c` is missing");
         assert_eq!(Fault::new(Flaw::Missing).pointer(), "#");
+    }
+
+    #[test]
+    fn a_pointer_stays_short_whatever_the_names_and_the_depth() {
+        let long = "\u{1}".repeat(1 << 20);
+        let fault = Fault::new(Flaw::Unknown).under(Step::Field(long.clone()));
+        assert_eq!(fault.pointer(), format!("#/{}%E2%80%A6", "%01".repeat(MAX_QUOTED)));
+        let deep =
+            (0..100_000).fold(Fault::new(Flaw::Missing), |fault, _| fault.under(Step::Field(long[..64].to_owned())));
+        let (pointer, text) = (deep.pointer(), deep.to_string());
+        assert!(pointer.len() < 2 * MAX_PATH && pointer.ends_with("/%E2%80%A6"), "{pointer}");
+        assert!(text.len() < 2 * MAX_PATH && text.ends_with("…` is missing"), "{text}");
+        assert_eq!(segment("a\tb"), "/a%09b", "a pointer names the field exactly");
     }
 
     #[test]

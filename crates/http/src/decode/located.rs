@@ -1,7 +1,7 @@
 //! A second decoder of JSON, for bodies that the first one refuses: its errors have the place of the
-//! value, and it takes the fields of an object under other names.
+//! value.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt::Display};
 
 use serde::{
     Deserialize, Deserializer,
@@ -15,111 +15,101 @@ use serde_json::value::RawValue;
 
 use super::fault::{Fault, Flaw, Step, one_of, shortened};
 
-/// The fields of an object in their order, with their values as written.
-pub struct Object<'a>(pub Vec<Entry<'a>>);
-
-/// A field as it was written.
-pub struct Entry<'a> {
-    pub name: Cow<'a, str>,
-    pub value: &'a RawValue,
-    /// Name under which the field is decoded, if it is another one.
-    pub meant: Option<&'static str>,
-}
-
-impl<'a> Object<'a> {
-    /// Splits an object into its fields.
-    pub fn parse(text: &'a str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(text)
-    }
-}
-
+/// A name or another string.
 #[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+pub struct Name<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Split;
-        impl<'de> Visitor<'de> for Split {
-            type Value = Vec<Entry<'de>>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-                let mut entries = Vec::new();
-                while let Some((Name(name), value)) = map.next_entry()? {
-                    entries.push(Entry { name, value, meant: None });
-                }
-                Ok(entries)
-            }
-        }
-        deserializer.deserialize_map(Split).map(Object)
+/// Hands a name on.
+pub fn key<'de, K: DeserializeSeed<'de>>(name: &Cow<'de, str>, seed: K) -> Result<K::Value, Fault> {
+    match name {
+        Cow::Borrowed(name) => seed.deserialize(BorrowedStrDeserializer::new(name)),
+        Cow::Owned(name) => seed.deserialize(StringDeserializer::new(name.clone())),
     }
 }
 
-/// Decodes the fields of an object.
-impl<'de> Deserializer<'de> for Object<'de> {
-    type Error = Fault;
+/// Decodes the value of a field or an item.
+pub fn value<'de, T: DeserializeSeed<'de>>(
+    value: &'de RawValue,
+    step: impl FnOnce() -> Step,
+    seed: T,
+) -> Result<T::Value, Fault> {
+    let decoded = seed.deserialize(Located(value));
+    // Untagged enums refuse a value after it was read.
+    decoded.map_err(|fault| fault.found(|| described(value)).under(step()))
+}
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-        visitor.visit_map(Fields { entries: self.0.into_iter(), value: None })
+/// Hands the fields of an object or the items of an array on while they are read, because a table
+/// of them could take many times the memory of their text.
+struct Inside<'o, V, T> {
+    visitor: V,
+    visited: &'o mut Option<Result<T, Fault>>,
+}
+
+impl<'de, V: Visitor<'de>> Visitor<'de> for Inside<'_, V, V::Value> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.visitor.expecting(f)
     }
 
-    forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
-        unit_struct newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
+    fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<(), M::Error> {
+        *self.visited = Some(self.visitor.visit_map(Fields { map, name: None }));
+        Ok(())
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, items: S) -> Result<(), S::Error> {
+        *self.visited = Some(self.visitor.visit_seq(Items { items, at: 0 }));
+        Ok(())
     }
 }
 
-struct Fields<'de> {
-    entries: std::vec::IntoIter<Entry<'de>>,
-    value: Option<(Cow<'de, str>, &'de RawValue)>,
+struct Fields<'de, M> {
+    map: M,
+    name: Option<Cow<'de, str>>,
 }
 
-impl<'de> MapAccess<'de> for Fields<'de> {
+impl<'de, M: MapAccess<'de>> MapAccess<'de> for Fields<'de, M> {
     type Error = Fault;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Fault> {
-        let Some(Entry { name, value, meant }) = self.entries.next() else { return Ok(None) };
-        let key = match (meant, &name) {
-            (Some(meant), _) => seed.deserialize(BorrowedStrDeserializer::new(meant)),
-            (None, Cow::Borrowed(name)) => seed.deserialize(BorrowedStrDeserializer::new(name)),
-            (None, Cow::Owned(name)) => seed.deserialize(StringDeserializer::new(name.clone())),
-        };
-        self.value = Some((name, value));
-        key.map(Some)
+        let Some(Name(name)) = self.map.next_key().map_err(broken)? else { return Ok(None) };
+        key(self.name.insert(name), seed).map(Some)
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Fault> {
-        let Some((name, value)) = self.value.take() else { return Err(Fault::new(Flaw::Missing)) };
-        let decoded = seed.deserialize(Located(value));
-        // Untagged enums refuse a value after it was read.
-        decoded.map_err(|fault| fault.found(|| described(value)).under(Step::Field(name.into_owned())))
+        let name = self.name.take().unwrap_or_default();
+        value(self.map.next_value().map_err(broken)?, || Step::Field(name.into_owned()), seed)
     }
 }
 
-struct Items<'de> {
-    items: std::vec::IntoIter<&'de RawValue>,
+struct Items<S> {
+    items: S,
     at: usize,
 }
 
-impl<'de> SeqAccess<'de> for Items<'de> {
+impl<'de, S: SeqAccess<'de>> SeqAccess<'de> for Items<S> {
     type Error = Fault;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Fault> {
-        let Some(item) = self.items.next() else { return Ok(None) };
+        let Some(item) = self.items.next_element().map_err(broken)? else { return Ok(None) };
         let at = self.at;
         self.at += 1;
-        let decoded = seed.deserialize(Located(item)).map(Some);
-        decoded.map_err(|fault| fault.found(|| described(item)).under(Step::Item(at)))
+        value(item, || Step::Item(at), seed).map(Some)
     }
 }
 
 /// A value as it was written.
-struct Located<'de>(&'de RawValue);
+pub struct Located<'de>(pub &'de RawValue);
 
 impl<'de> Located<'de> {
+    fn inside<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        let mut visited = None;
+        let read =
+            serde_json::Deserializer::from_str(self.0.get()).deserialize_any(Inside { visitor, visited: &mut visited });
+        // A fault in it ends the reading early, which is an error of the reader too.
+        visited.unwrap_or_else(|| Err(read.map_or_else(broken, |()| Fault::new(Flaw::Missing))))
+    }
+
     fn number<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         let text = self.0.get();
         if let Ok(number) = text.parse() {
@@ -159,7 +149,7 @@ fn described(value: &RawValue) -> String {
     }
 }
 
-fn broken(error: serde_json::Error) -> Fault {
+fn broken(error: impl Display) -> Fault {
     Fault::new(Flaw::Other(error.to_string()))
 }
 
@@ -181,11 +171,7 @@ impl<'de> Deserializer<'de> for Located<'de> {
                 Cow::Borrowed(text) => visitor.visit_borrowed_str(text),
                 Cow::Owned(text) => visitor.visit_string(text),
             },
-            Some(b'{') => Object::parse(text).map_err(broken)?.deserialize_any(visitor),
-            Some(b'[') => {
-                let items: Vec<&'de RawValue> = serde_json::from_str(text).map_err(broken)?;
-                visitor.visit_seq(Items { items: items.into_iter(), at: 0 })
-            }
+            Some(b'{' | b'[') => self.inside(visitor),
             Some(b't') => visitor.visit_bool(true),
             Some(b'f') => visitor.visit_bool(false),
             Some(b'n') => visitor.visit_unit(),
@@ -219,10 +205,15 @@ impl<'de> Deserializer<'de> for Located<'de> {
         visitor.visit_newtype_struct(self)
     }
 
+    /// Skips the value, whose grammar was checked before.
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        visitor.visit_unit()
+    }
+
     integers! { deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64 }
 
     forward_to_deserialize_any! {
         bool i128 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map struct
-        identifier ignored_any
+        identifier
     }
 }

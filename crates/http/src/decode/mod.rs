@@ -11,6 +11,7 @@
 
 mod fault;
 mod located;
+mod object;
 mod watch;
 
 use std::borrow::Cow;
@@ -25,7 +26,10 @@ pub use self::{
     fault::{Fault, Flaw, Step, one_of, segment, shortened},
     located::is_too_large,
 };
-use self::{located::Object, watch::Watch};
+use self::{
+    object::{Object, each_field},
+    watch::Watch,
+};
 use super::{
     code::Code,
     json,
@@ -123,66 +127,46 @@ fn look_again<'a, T: Deserialize<'a>>(
     decoded: Option<T>,
     strict: bool,
 ) -> Result<Decoded<T>, Box<Refused>> {
-    let object = Object::parse(text).map_err(|error| Box::new(json::malformed(&error).into()))?;
     let known = fields::<T>();
-    let (object, renamed) = with_known_names(object, known);
-    let unknown: Vec<&str> = unknown_names(&object, known).collect();
+    let object = Object::parse(text, known).map_err(|error| Box::new(json::malformed(&error).into()))?;
+    let renamed = object.is_renamed();
+    let unknown: Vec<Cow<'_, str>> = unknown_names(&object, known).cloned().collect();
     if strict && !unknown.is_empty() {
         return Err(Box::new(refusal(&unknown, known).into()));
     }
-    let given = |name: &str| object.0.iter().any(|entry| entry.meant.unwrap_or(&entry.name) == name);
+    let given = |name: &str| object.entries.iter().any(|entry| entry.meant.unwrap_or(&entry.name) == name);
     let absent: Vec<&'static str> = known.iter().copied().filter(|name| !given(name)).collect();
-    let near_misses = warning::near_misses(Source::Field, unknown.iter().copied(), &absent);
-    let refusal = refusal(&unknown, known);
+    let near_misses = warning::near_misses(Source::Field, unknown.iter().map(|name| &**name), &absent);
     let value = match decoded {
         Some(value) if !renamed => Ok(value),
         _ => T::deserialize(object),
     };
     match value {
         Ok(value) => Ok(Decoded { value, renamed, near_misses }),
-        Err(fault) if fault.flaw == Flaw::Unknown => Err(Box::new(refusal.into())),
+        Err(fault) if fault.flaw == Flaw::Unknown => Err(Box::new(refusal(&unknown, known).into())),
         Err(fault) => Err(Box::new(Refused { problem: explain(&fault), near_misses })),
     }
 }
 
-fn unknown_names<'e>(object: &'e Object<'_>, known: &[&str]) -> impl Iterator<Item = &'e str> {
-    object.0.iter().filter(|entry| entry.meant.is_none()).map(|entry| &*entry.name).filter(|name| !known.contains(name))
-}
-
-/// Gives fields whose names differ from known ones only in case the known names: the last of
-/// several, and none if the known name itself is there. The others stay unknown. Returns whether
-/// there was one.
-fn with_known_names<'a>(mut object: Object<'a>, known: &'static [&'static str]) -> (Object<'a>, bool) {
-    // By known field: the entry that counts.
-    let mut chosen: Vec<Option<usize>> = vec![None; known.len()];
-    let mut exact = vec![false; known.len()];
-    for (at, entry) in object.0.iter().enumerate() {
-        if let Some(field) = known.iter().position(|name| *name == entry.name) {
-            exact[field] = true;
-        } else if let Some(field) = known.iter().position(|name| name.eq_ignore_ascii_case(&entry.name)) {
-            chosen[field] = Some(at);
-        }
-    }
-    let mut renamed = false;
-    for (field, at) in chosen.into_iter().enumerate().filter(|(field, _)| !exact[*field]) {
-        if let Some(at) = at {
-            object.0[at].meant = Some(known[field]);
-            renamed = true;
-        }
-    }
-    (object, renamed)
+fn unknown_names<'e, 'a>(object: &'e Object<'a>, known: &[&str]) -> impl Iterator<Item = &'e Cow<'a, str>> {
+    let unnamed = object.entries.iter().filter(|entry| entry.meant.is_none()).map(|entry| &entry.name);
+    unnamed.filter(|name| !known.contains(&&***name))
 }
 
 /// Returns the text of an object with the names of its fields as they are known.
 fn respelt(text: &str, known: &'static [&'static str]) -> Cow<'static, str> {
-    let Ok(object) = Object::parse(text) else { return text.to_owned().into() };
-    let (object, _) = with_known_names(object, known);
     let mut out = Vec::with_capacity(text.len());
-    for (at, entry) in object.0.iter().enumerate() {
-        out.push(if at == 0 { b'{' } else { b',' });
-        json::write_string(&mut out, entry.meant.unwrap_or(&entry.name));
-        out.push(b':');
-        out.extend_from_slice(entry.value.get().as_bytes());
+    let written = Object::parse(text, known).and_then(|object| {
+        each_field(text, |name, value| {
+            let entry = object.entries.iter().find(|entry| std::ptr::eq(entry.value, value));
+            out.push(if out.is_empty() { b'{' } else { b',' });
+            json::write_string(&mut out, entry.and_then(|entry| entry.meant).unwrap_or(&name));
+            out.push(b':');
+            out.extend_from_slice(value.get().as_bytes());
+        })
+    });
+    if written.is_err() {
+        return text.to_owned().into();
     }
     out.push(b'}');
     String::from_utf8(out).unwrap_or_default().into()
@@ -199,9 +183,9 @@ pub fn code(fault: &Fault) -> Code {
 }
 
 /// Returns the error of fields that are unknown where unknown fields are refused.
-fn refusal(unknown: &[&str], known: &[&'static str]) -> Problem {
+fn refusal(unknown: &[Cow<'_, str>], known: &[&'static str]) -> Problem {
     let details: Vec<(&str, String)> =
-        unknown.iter().take(MAX_NAMED).map(|name| (*name, unknown_name("field", name, known))).collect();
+        unknown.iter().take(MAX_NAMED).map(|name| (&**name, unknown_name("field", name, known))).collect();
     let detail = details.iter().map(|(_, detail)| detail.as_str()).collect::<Vec<_>>().join(" ");
     details.iter().fold(Problem::new(Code::INVALID_REQUEST, detail), |problem, (name, detail)| {
         problem.at_with(Place::Pointer(format!("#{}", segment(name))), detail)

@@ -210,3 +210,61 @@ fn many_unknown_fields_are_looked_at_in_no_more_than_linear_time() {
     push(&format!(r#"{{"{}":1,"key":"k","value":1}}"#, "t".repeat(1 << 20)));
     assert_eq!(warnings(), [""; 0]);
 }
+
+#[test]
+fn only_some_of_many_fields_are_kept_and_the_known_ones_are_found() {
+    let many = format!(r#"{{{}"Key":"first",{0}"KEY":"last","value":1}}"#, r#""":0,"key_":0,"#.repeat(1_000));
+    let known = fields::<Push<'_>>();
+    let object = object::Object::parse(&many, known).unwrap();
+    assert!(object.entries.len() < 40, "{}", object.entries.len());
+    assert_eq!(push(&many).key, "last");
+    let twice = format!(r#"{{"key":"k","value":1{}}}"#, r#","key":"l""#.repeat(1_000));
+    assert_eq!(object::Object::parse(&twice, known).unwrap().entries.len(), 3);
+    assert_eq!(refused(&twice).1, "`key` must be given only once");
+    let spellings = format!(r#"{{{}"kEy":"last","value":1}}"#, r#""KEY":"k","#.repeat(1_000));
+    assert!(object::Object::parse(&spellings, known).unwrap().entries.len() < 40);
+    assert_eq!(push(&spellings).key, "last");
+    warnings();
+}
+
+#[test]
+fn a_map_keeps_every_field() {
+    let fields: String = (0..100).map(|number| format!("\"f{number}\":1,")).collect();
+    let problem = object::<BTreeMap<String, u16>>(format!(r#"{{{fields}"last":""}}"#).as_bytes()).unwrap_err();
+    assert_eq!(problem.extensions["errors"][0]["pointer"], "#/last");
+}
+
+#[test]
+fn an_ignored_value_is_not_taken_apart() {
+    struct Count<'c>(&'c mut usize);
+    impl<'de> Visitor<'de> for Count<'_> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("nothing")
+        }
+
+        fn visit_unit<E>(self) -> Result<(), E> {
+            *self.0 += 1;
+            Ok(())
+        }
+    }
+    let deep = format!("{}{}", "[".repeat(100), "]".repeat(100));
+    let value = serde_json::from_str::<&RawValue>(&deep).unwrap();
+    let mut visits = 0;
+    located::Located(value).deserialize_ignored_any(Count(&mut visits)).unwrap();
+    let fields = format!(r#"{{"a":{deep}}}"#);
+    object::Object::parse(&fields, &["b"]).unwrap().deserialize_ignored_any(Count(&mut visits)).unwrap();
+    assert_eq!(visits, 2);
+}
+
+#[test]
+fn an_error_has_no_long_name() {
+    let name = "\u{7f}".repeat(1 << 20);
+    for body in [format!(r#"{{"{name}":1}}"#), format!(r#"{{"topic":{{"{name}":1}}}}"#)] {
+        let problem = object::<Choice>(body.as_bytes()).unwrap_err();
+        assert!(problem.to_json(None).to_string().len() < 2_000, "{}", problem.detail);
+    }
+    let (_, detail, pointer) = refused(&format!(r#"{{"key":"k","value":1,"headers":{{"{name}":1}}}}"#));
+    assert!(detail.len() < 500 && pointer.to_string().len() < 500, "{detail}");
+}

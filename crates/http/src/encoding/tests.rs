@@ -4,7 +4,7 @@ use flate2::{
     Compression,
     write::{DeflateEncoder, GzEncoder, ZlibEncoder},
 };
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 
@@ -40,7 +40,7 @@ async fn read(encoding: &str, body: &[u8], frame: usize) -> Result<Vec<u8>, Prob
     let frames: Vec<_> = body.chunks(frame).map(|frame| Ok::<_, Problem>(Bytes::copy_from_slice(frame))).collect();
     let request =
         Request::builder().header("content-encoding", encoding).body(Body::from_stream(stream::iter(frames))).unwrap();
-    let collected = plain(request)?.collect().await.map_err(broken)?;
+    let collected = plain(request, None)?.collect().await.map_err(broken)?;
     Ok(collected.to_bytes().to_vec())
 }
 
@@ -56,6 +56,9 @@ async fn every_encoding_is_decompressed_however_it_arrives() {
         ("zstd", zstd(&data)),
         ("identity", data.clone()),
         ("", data.clone()),
+        ("UTF-8", data.clone()),
+        ("application/json", data.clone()),
+        ("utf-8, gzip", gzip(&data)),
     ] {
         for frame in [1, 100, body.len()] {
             assert!(read(encoding, &body, frame).await.unwrap() == data, "{encoding} in frames of {frame}");
@@ -96,7 +99,7 @@ async fn a_bomb_comes_in_small_pieces() {
     let bomb = vec![0; 64 << 20];
     for (encoding, body) in [("gzip", gzip(&bomb)), ("zstd", zstd(&bomb))] {
         let request = Request::builder().header("content-encoding", encoding).body(Body::from(body)).unwrap();
-        let mut body = plain(request).unwrap();
+        let mut body = plain(request, None).unwrap();
         let mut bytes = 0;
         while let Some(frame) = body.frame().await {
             let piece = frame.unwrap().into_data().unwrap();
@@ -105,6 +108,54 @@ async fn a_bomb_comes_in_small_pieces() {
         }
         assert_eq!(bytes, bomb.len());
     }
+}
+
+#[tokio::test]
+async fn compressed_bytes_without_content_are_bounded() {
+    let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 0xf8, 0x03, 0, 0][..], &[0; 0x3f8]].concat();
+    let mut named = vec![0x1f, 0x8b, 8, 8, 0, 0, 0, 0, 0, 3];
+    named.resize(1 << 20, b'a');
+    for (encoding, body) in [("gzip", gzip(b"").repeat(20_000)), ("zstd", skippable.repeat(400)), ("gzip", named)] {
+        let problem = read(encoding, &body, 1_000).await.unwrap_err();
+        assert_eq!(problem.code, Code::BODY_TOO_LARGE, "{encoding}: {}", problem.detail);
+    }
+}
+
+#[tokio::test]
+async fn a_whole_body_may_not_have_many_more_compressed_bytes_than_its_limit() {
+    let members = [gzip(b"").repeat(1_000), gzip(b"x")].concat().repeat(20);
+    let request = Request::builder().header("content-encoding", "gzip").body(Body::from(members.clone())).unwrap();
+    let error = plain(request, Some(1_000)).unwrap().collect().await.unwrap_err();
+    assert_eq!(broken(error).code, Code::BODY_TOO_LARGE);
+    assert_eq!(read("gzip", &members, 1_000).await.unwrap(), b"x".repeat(20), "a stream has no such limit");
+}
+
+/// Opens a body that starts with these bytes and stalls.
+async fn stalled(start: &'static [u8]) -> Result<Body, Problem> {
+    let frames = stream::iter([Ok::<_, Problem>(Bytes::from_static(start))]).chain(stream::pending());
+    let request = Request::builder().header("content-encoding", "zstd").body(Body::from_stream(frames)).unwrap();
+    let mut body = plain(request, None)?;
+    let polled = std::future::poll_fn(|cx| Poll::Ready(hyper::body::Body::poll_frame(Pin::new(&mut body), cx))).await;
+    match polled {
+        Poll::Ready(Some(Err(error))) => Err(broken(error)),
+        _ => Ok(body),
+    }
+}
+
+#[tokio::test]
+async fn stalled_bodies_leave_memory_for_bodies_without_an_encoding() {
+    // The head of a frame with a window of 8 MiB.
+    let start = &[0x28, 0xb5, 0x2f, 0xfd, 0, 0x68];
+    let mut open = Vec::new();
+    let refused = loop {
+        match stalled(start).await {
+            Ok(body) => open.push(body),
+            Err(problem) => break problem,
+        }
+    };
+    assert_eq!(refused.code, Code::OVERLOADED);
+    assert!(open.len() > 20, "an empty window takes no memory: {}", open.len());
+    Footprint::default().cover(budgets().requests.bound() / 2).unwrap();
 }
 
 proptest! {
