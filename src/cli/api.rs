@@ -17,6 +17,8 @@ use postrider_outbound::{Connector, Guard, OptionsError};
 use serde::Deserialize;
 use serde_json::Value;
 
+/// URL of an API on this machine.
+pub const LOCAL: &str = "http://127.0.0.1:8080";
 /// Time within which a connection must be open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Part of an unexpected answer that an error shows, in characters.
@@ -25,6 +27,8 @@ const SHOWN_CHARS: usize = 500;
 /// The reason why a request did not get the expected response.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("`{option}` must be a URL such as {example}")]
+    Url { option: &'static str, example: &'static str },
     #[error("{url}: {source}")]
     Invalid { url: String, source: axum::http::Error },
     #[error("{url}: {}", innermost(.source))]
@@ -51,6 +55,18 @@ pub fn innermost(error: &(dyn StdError + 'static)) -> String {
 pub struct Problem {
     pub code: String,
     pub detail: String,
+}
+
+/// Returns whether paths can be appended to this URL of an HTTP server.
+fn is_base(url: &str) -> bool {
+    let parsed = url::Url::parse(url);
+    url.split_once("://").is_some_and(|(_, rest)| !rest.starts_with('/'))
+        && parsed.is_ok_and(|url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.has_host()
+                && url.query().is_none()
+                && url.fragment().is_none()
+        })
 }
 
 /// Client of one server. Cheap to clone.
@@ -100,7 +116,20 @@ impl Answer {
 }
 
 impl Api {
-    pub fn new(url: &str) -> Result<Self, Error> {
+    /// Creates a client of the API at this URL, which this option gave.
+    pub fn new(url: &str, option: &'static str) -> Result<Self, Error> {
+        Self::at(url, option, LOCAL)
+    }
+
+    /// Creates a client of a management port at this URL, which `--management` gave.
+    pub fn of_management(url: &str) -> Result<Self, Error> {
+        Self::at(url, "--management", "http://127.0.0.1:9090")
+    }
+
+    fn at(url: &str, option: &'static str, example: &'static str) -> Result<Self, Error> {
+        if !is_base(url) {
+            return Err(Error::Url { option, example });
+        }
         let connector = Connector::new(Guard::open(), None, CONNECT_TIMEOUT)?;
         let client = Client::builder(TokioExecutor::new()).build(connector.clone());
         Ok(Self { client, connector, url: url.trim_end_matches('/').to_owned() })
@@ -158,5 +187,23 @@ impl Api {
         let request = request.map_err(|source| Error::Invalid { url: self.shown(), source })?;
         let failed = |source| Error::Send { url: format!("{}{path}", self.shown()), source };
         self.client.request(request).await.map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_url_of_an_http_server_is_taken() {
+        for url in ["http://127.0.0.1:8080", "https://u:p@example.com/prefix/", "http://[::1]:9090"] {
+            assert!(Api::new(url, "--api").is_ok(), "{url}");
+        }
+        for url in
+            ["", "127.0.0.1:8080", "localhost:8080", "ftp://h", "http://", "http:///x", "http://h/?a=b", "http://a b"]
+        {
+            let error = Api::new(url, "--api").err().map(|error| error.to_string());
+            assert_eq!(error.as_deref(), Some("`--api` must be a URL such as http://127.0.0.1:8080"), "{url}");
+        }
     }
 }

@@ -56,8 +56,9 @@ pub enum Error {
     Pages(#[source] io::Error),
 }
 
-/// Exit code of a command that Ctrl-C ended, as shells report it: 128 and the signal's number.
+/// Exit codes of a command that a signal ended, as shells report it: 128 and the signal's number.
 const INTERRUPTED: u8 = 130;
+const TERMINATED: u8 = 143;
 
 impl Error {
     /// Prints the error, and returns the exit code of the process.
@@ -66,7 +67,11 @@ impl Error {
             Self::Listen(listen::Error::Interrupted) => ExitCode::from(INTERRUPTED),
             error => {
                 text::note(&format!("postrider: {error}"));
-                ExitCode::FAILURE
+                match error {
+                    Self::Relay(relay::RelayError::Stopped("SIGINT")) => ExitCode::from(INTERRUPTED),
+                    Self::Relay(relay::RelayError::Stopped(_)) => ExitCode::from(TERMINATED),
+                    _ => ExitCode::FAILURE,
+                }
             }
         }
     }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    api::Api,
+    api::{self, Api},
     block_on,
     kafka_wait::KafkaWait,
     progress::Progress,
@@ -41,7 +41,7 @@ pub struct Command {
     /// Show only this topic (full name)
     #[arg(long, help_heading = "Selection")]
     topic: Option<String>,
-    /// Management address of a running process; repeatable [default: the configured port on 127.0.0.1]
+    /// Management address of a running process; repeatable [default: the configured address, on this machine]
     #[arg(long, env = "MANAGEMENT_URL", value_name = "URL", value_delimiter = ',')]
     management: Vec<String>,
     #[command(flatten)]
@@ -61,6 +61,8 @@ pub enum Error {
     Kafka(#[from] KafkaError),
     #[error("the lookup ended early")]
     Ended,
+    #[error(transparent)]
+    Api(#[from] api::Error),
     #[error(transparent)]
     Print(#[from] text::Error),
 }
@@ -94,7 +96,9 @@ async fn show(command: &Command, loaded: &Loaded<Settings>) -> Result<(), Error>
     command.wait.check(loaded).await?;
     let progress = Progress::new();
     progress.show("asking running processes");
-    let (holders, silent) = ask_processes(&command.addresses(settings)).await;
+    let processes: Vec<Api> =
+        command.addresses(settings).iter().map(|url| Api::of_management(url)).collect::<Result<_, _>>()?;
+    let (holders, silent) = ask_processes(&processes).await;
     let holders = Arc::new(holders);
     let (mut rows, mut notes) = (Vec::new(), Notes { silent, ..Notes::default() });
     for (number, consumer) in consumers.iter().enumerate() {
@@ -170,7 +174,8 @@ impl Command {
     }
 
     fn addresses(&self, settings: &Settings) -> Vec<String> {
-        if self.management.is_empty() { local_addresses(settings) } else { self.management.clone() }
+        let given: Vec<String> = self.management.iter().filter(|address| !address.is_empty()).cloned().collect();
+        if given.is_empty() { local_addresses(settings) } else { given }
     }
 }
 
@@ -178,11 +183,11 @@ impl Command {
 type Holders = HashMap<(String, String, i64), Value>;
 
 /// Queries every address. Returns the reports and the addresses that did not answer.
-async fn ask_processes(addresses: &[String]) -> (Holders, Vec<String>) {
+async fn ask_processes(processes: &[Api]) -> (Holders, Vec<String>) {
     let (mut holders, mut silent) = (Holders::new(), Vec::new());
-    for address in addresses {
-        let Some(consumers) = fetch(address).await else {
-            silent.push(address.clone());
+    for process in processes {
+        let Some(consumers) = fetch(process).await else {
+            silent.push(process.shown());
             continue;
         };
         for consumer in consumers.as_array().into_iter().flatten() {
@@ -196,8 +201,7 @@ async fn ask_processes(addresses: &[String]) -> (Holders, Vec<String>) {
     (holders, silent)
 }
 
-async fn fetch(address: &str) -> Option<Value> {
-    let api = Api::new(address).ok()?;
+async fn fetch(api: &Api) -> Option<Value> {
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, api.get("/consumers")).await.ok()?.ok()?;
     Some(answer.expect(StatusCode::OK, "consumers").ok()?.json())
 }

@@ -135,9 +135,9 @@ enum ConfigCommand {
         /// Ask a running process instead of loading the configuration here
         #[arg(long)]
         running: bool,
-        /// Management address of the process, with --running [default: the configured port on
-        /// 127.0.0.1]
-        #[arg(long, env = "MANAGEMENT_URL", value_name = "URL", requires = "running")]
+        /// Management address of the process, with --running [default: the configured
+        /// address, on this machine]
+        #[arg(long, env = "MANAGEMENT_URL", value_name = "URL")]
         management: Option<String>,
     },
     /// Exit with an error when the configuration is invalid
@@ -179,7 +179,9 @@ fn configure(command: ConfigCommand, sources: &Sources) -> Result<(), Error> {
     let text = match command {
         ConfigCommand::Show { running: true, management } => {
             let local = || Ok::<_, Error>(running::local_addresses(&load(sources, None)?.settings));
-            let addresses = management.map_or_else(local, |address| Ok(vec![address]))?;
+            // Compose files set a variable that is not given to the empty text.
+            let given = management.filter(|address| !address.is_empty());
+            let addresses = given.map_or_else(local, |address| Ok(vec![address]))?;
             return running::show(addresses.first().map_or("", String::as_str));
         }
         ConfigCommand::Show { .. } => config::show(&load(sources, None)?),

@@ -16,7 +16,7 @@ use postrider_gateway::relay::{Access, Config, Failed, Preview, Problem, Route, 
 use postrider_kafka::{
     self as kafka,
     batch::Batch,
-    committed,
+    committed::Commits,
     reach::Unreachable,
     scan::{self, ScanError, Scanner},
 };
@@ -94,7 +94,7 @@ pub struct Relay {
     #[arg(long, help_heading = "Retries")]
     ignore_retry_after: bool,
     /// Header to add to every request; repeatable
-    #[arg(long, value_name = "NAME: VALUE", value_parser = header::parse, help_heading = "Target")]
+    #[arg(long, value_name = "NAME: VALUE", value_parser = header::Parser, help_heading = "Target")]
     header: Vec<(String, String)>,
     /// PEM file with certificate authorities to trust in addition to the system's
     #[arg(long, value_name = "FILE", help_heading = "Target")]
@@ -157,6 +157,9 @@ pub enum RelayError {
     NoTopic(String),
     #[error("{0} records failed; they are dead letters")]
     Failed(u64),
+    /// A signal ended `--once`; it has this name.
+    #[error("stopped before the end")]
+    Stopped(&'static str),
     #[error("the lookup ended early")]
     Ended,
     #[error(transparent)]
@@ -186,31 +189,50 @@ pub fn run(relay: Relay, sources: Sources) -> Result<(), Error> {
         return block_on(preview(loaded.settings.kafka, route, access, spans));
     }
     let (topic, once, brokers_origin) = (route.topic.clone(), relay.once, kafka_wait::origin(&loaded));
+    let hint = list_command(&topic, &loaded, &sources);
     let started = Arc::default();
     let command =
         RelayCommand { route, public_only, any_management_port, brokers_origin, until, started: Arc::clone(&started) };
     let load = Arc::new(move || Ok(relay.order(&sources)?.loaded));
     let outcome = roles::run_relay(command, load).map_err(Error::Role);
-    let failed = started.get().map_or(Ok(0), |route| summarize(route, &topic))?;
-    outcome?;
-    if once && failed > 0 { Err(RelayError::Failed(failed).into()) } else { Ok(()) }
+    let summarized = started.get().map_or(Ok(0), |route| summarize(route, &topic, &hint));
+    // The error of the process comes first, also if the summary cannot be printed.
+    let (signal, failed) = (outcome?, summarized?);
+    match signal {
+        Some(signal) if once => Err(RelayError::Stopped(signal).into()),
+        _ if once && failed > 0 => Err(RelayError::Failed(failed).into()),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the command that lists the dead letters of a topic, with the arguments that lead to the
+/// same brokers.
+fn list_command(topic: &str, loaded: &Loaded<Settings>, sources: &Sources) -> String {
+    let mut command = format!("postrider dlq list --deliveries --topic {topic}");
+    if let Some(file) = &sources.config {
+        command.push_str(&format!(" --config {}", file.display()));
+    }
+    if kafka_wait::origin(loaded).starts_with("--") {
+        command.push_str(&format!(" --set kafka.brokers={}", loaded.settings.kafka.brokers.join(",")));
+    }
+    command
 }
 
 /// Prints what was delivered, and why the rest was not. Returns the number of dead letters.
-fn summarize(route: &Route, topic: &str) -> Result<u64, RelayError> {
-    let Snapshot { delivered, failed, given_up, .. } = route.snapshot();
+fn summarize(route: &Route, topic: &str, list_command: &str) -> Result<u64, RelayError> {
+    let Snapshot { delivered, failed, dead_letters, .. } = route.snapshot();
     let mut text = format!(
-        "delivered {delivered} records of {topic}; {failed} attempts failed, {given_up} records are dead letters\n"
+        "delivered {delivered} records of {topic}; {failed} attempts failed, {dead_letters} records are dead letters\n"
     );
-    for (class, failed) in route.given_up() {
+    for (class, failed) in route.dead_letters() {
         let Failed { records, message, last } = failed;
         text.push_str(&format!("  {records} {class}, the last one {last}: {}\n", tame(&message)));
     }
-    if given_up > 0 {
-        text.push_str(&format!("  list them: postrider dlq list --deliveries --topic {topic}\n"));
+    if dead_letters > 0 {
+        text.push_str(&format!("  list them: {list_command}\n"));
     }
     text::print(&text)?;
-    Ok(given_up)
+    Ok(dead_letters)
 }
 
 /// Prints the requests for the records of these spans.
@@ -222,25 +244,34 @@ async fn preview(
 ) -> Result<(), RelayError> {
     let printed = tokio::task::spawn_blocking(move || {
         let preview = Preview::new(&route, access)?;
-        let left = committed::uncommitted(&kafka, &route.topic, &route.group(), &spans)?;
-        let (mut failed, mut count) = (None, 0);
-        let mut print = |message: &BorrowedMessage<'_>| {
+        let left = Commits::connect(&kafka, &route.topic, &route.group())?.uncommitted(&spans)?;
+        let (mut failed, mut count, mut stdout) = (None, 0, Stdout::Open);
+        let print = |message: &BorrowedMessage<'_>| {
             let mut batch = Batch::default();
             batch.push(message);
-            count += 1;
             let line = preview.request(message.partition(), &batch.record(0))?;
             Ok::<_, RelayError>(text::print(&(line + "\n"))?)
         };
         let deadline = Instant::now() + PREVIEW_TIMEOUT;
         Scanner::connect(&kafka)?.read(&route.topic, &left, deadline, |message| match print(message) {
-            Ok(Stdout::Open) => ControlFlow::Continue(()),
-            Ok(Stdout::Closed) => ControlFlow::Break(()),
+            Ok(Stdout::Open) => {
+                count += 1;
+                ControlFlow::Continue(())
+            }
+            Ok(Stdout::Closed) => {
+                stdout = Stdout::Closed;
+                ControlFlow::Break(())
+            }
             Err(error) => {
                 failed = Some(error);
                 ControlFlow::Break(())
             }
         })?;
-        note(&format!("{count} records would be sent; nothing was sent and nothing committed"));
+        let what = match stdout {
+            Stdout::Open => format!("{count} records would be sent"),
+            Stdout::Closed => format!("stdout was closed after {count} of the records that would be sent"),
+        };
+        note(&format!("{what}; nothing was sent and nothing committed"));
         failed.map_or(Ok(()), Err)
     });
     printed.await.unwrap_or(Err(RelayError::Ended))
@@ -315,12 +346,12 @@ impl Relay {
 /// `-broker x`, `-target-url=x`. Arguments of other commands stay unchanged.
 pub fn with_two_dashes(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = arguments.collect();
-    let Some(command) = arguments.iter().position(|argument| argument == "relay") else { return arguments };
+    let Some(command) = command_at(&arguments).filter(|&at| arguments[at] == "relay") else { return arguments };
     let known: Vec<String> = Cli::command()
         .find_subcommand("relay")
         .map(|relay| relay.get_arguments().filter_map(|argument| argument.get_long().map(str::to_owned)).collect())
         .unwrap_or_default();
-    for argument in arguments.iter_mut().skip(command + 1) {
+    for argument in arguments.iter_mut().skip(command + 1).take_while(|argument| *argument != "--") {
         let Some(text) = argument.to_str() else { continue };
         let name = text.strip_prefix('-').map(|rest| rest.split('=').next().unwrap_or(rest));
         if name.is_some_and(|name| known.iter().any(|flag| flag == name)) {
@@ -328,6 +359,19 @@ pub fn with_two_dashes(arguments: impl Iterator<Item = OsString>) -> Vec<OsStrin
         }
     }
     arguments
+}
+
+/// Returns where the name of the command is: before it there are only flags of all commands.
+fn command_at(arguments: &[OsString]) -> Option<usize> {
+    let mut at = 1;
+    loop {
+        let text = arguments.get(at)?.to_str()?;
+        match text {
+            "--config" | "--set" => at += 2,
+            _ if text.starts_with('-') => at += 1,
+            _ => return Some(at),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -365,6 +409,11 @@ mod tests {
         };
         same(&["postrider", "run", "-topic", "x"]);
         same(&["postrider", "relay", "-h", "-x", "-topics", "---topic", "-"]);
+        same(&["postrider", "relay", "--", "-topic"]);
+        same(&["postrider", "produce", "relay", "-topic", "-rate"]);
+        same(&["postrider", "--set", "relay", "produce", "t", "-rate"]);
+        let after_flags = ["postrider", "--config", "f", "--set=a=b", "relay", "-topic", "t"].map(OsString::from);
+        assert_eq!(with_two_dashes(after_flags.into_iter())[5], "--topic");
     }
 
     #[test]

@@ -15,7 +15,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("no process answers: {0}; pass its management address with --management")]
-    Silent(#[from] api::Error),
+    Silent(#[source] api::Error),
+    #[error(transparent)]
+    Api(api::Error),
     #[error("{url} answered {}: is that the management port of this version of postrider?", .status.as_u16())]
     Answered { url: String, status: StatusCode },
     #[error("{url} is no configuration: {source}")]
@@ -26,17 +28,26 @@ pub enum Error {
 
 /// Returns the management addresses of processes on this machine with this configuration.
 pub fn local_addresses(settings: &Settings) -> Vec<String> {
-    let local = |listen: &String| format!("http://127.0.0.1:{}", listen.rsplit(':').next().unwrap_or_default());
-    settings.management.listen.iter().map(local).collect()
+    settings.management.listen.iter().map(|listen| format!("http://{}", reachable(listen))).collect()
+}
+
+/// Returns where a client on this machine reaches a server that listens at this address.
+fn reachable(listen: &str) -> String {
+    let (host, port) = listen.rsplit_once(':').unwrap_or(("", listen));
+    match host {
+        "" | "0.0.0.0" => format!("127.0.0.1:{port}"),
+        "[::]" => format!("[::1]:{port}"),
+        host => format!("{host}:{port}"),
+    }
 }
 
 /// Prints the configuration of the process with this management address.
 pub fn show(address: &str) -> Result<(), super::Error> {
     block_on(async {
-        let api = api::Api::new(address)?;
+        let api = api::Api::of_management(address).map_err(Error::Api)?;
         let url = format!("{}/config", api.shown());
         let answer = tokio::time::timeout(TIMEOUT, api.get("/config")).await;
-        let answer = answer.map_err(|_| api::Error::TimedOut(TIMEOUT))??;
+        let answer = answer.unwrap_or(Err(api::Error::TimedOut(TIMEOUT))).map_err(Error::Silent)?;
         if answer.status != StatusCode::OK {
             return Err(Error::Answered { url, status: answer.status });
         }
@@ -45,4 +56,22 @@ pub fn show(address: &str) -> Result<(), super::Error> {
         text::print(&config::lines(&shown))?;
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_here_is_reached_at_the_host_that_it_listens_on() {
+        for (listen, reached) in [
+            (":9090", "127.0.0.1:9090"),
+            ("0.0.0.0:9090", "127.0.0.1:9090"),
+            ("[::]:9090", "[::1]:9090"),
+            ("10.0.0.7:9090", "10.0.0.7:9090"),
+            ("[fd00::1]:9090", "[fd00::1]:9090"),
+        ] {
+            assert_eq!(reachable(listen), reached);
+        }
+    }
 }

@@ -13,6 +13,7 @@ use postrider_openapi::{self as openapi, NoInput};
 use postrider_process::drain::{Draining, Ending, Tasks};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
@@ -54,6 +55,20 @@ pub(super) struct Management {
     pub server: tokio::task::JoinHandle<()>,
 }
 
+/// A key of the configuration.
+///
+/// Describes what `postrider_config::Shown` is in JSON.
+#[derive(ToSchema)]
+#[schema(as = ConfigurationKey)]
+#[expect(dead_code, reason = "only describes the answer")]
+struct ShownKey {
+    key: String,
+    /// The value; a secret is masked.
+    value: serde_json::Value,
+    /// Where the value comes from: `default`, a file, a variable or a flag.
+    source: String,
+}
+
 /// Show the configuration
 ///
 /// Every key with its value and source. Secrets are masked.
@@ -63,7 +78,7 @@ pub(super) struct Management {
     operation_id = "getConfiguration",
     tag = "management",
     responses(
-        (status = 200, description = "The keys", body = serde_json::Map<String, serde_json::Value>, content_type = "application/json"),
+        (status = 200, description = "The keys", body = Vec<ShownKey>, content_type = "application/json"),
         NoInput,
     ),
 )]

@@ -35,7 +35,7 @@ pub(super) async fn show(route: Arc<Route>, lag: Lag) {
                 in_flight = now.in_flight,
                 delivered = now.delivered,
                 failed = now.failed,
-                dead_letters = now.given_up,
+                dead_letters = now.dead_letters,
                 "progress"
             ),
         }
@@ -45,8 +45,8 @@ pub(super) async fn show(route: Arc<Route>, lag: Lag) {
 
 fn text(now: &Snapshot, rate: f64, lag: Option<u64>) -> String {
     let lag = lag.map_or_else(|| "?".to_owned(), |lag| lag.to_string());
-    let Snapshot { delivered, failed, given_up, in_flight } = now;
+    let Snapshot { delivered, failed, dead_letters, in_flight } = now;
     format!(
-        "{rate:.1}/s  lag {lag}  in flight {in_flight}  delivered {delivered}  failed attempts {failed}  dead letters {given_up}"
+        "{rate:.1}/s  lag {lag}  in flight {in_flight}  delivered {delivered}  failed attempts {failed}  dead letters {dead_letters}"
     )
 }

@@ -12,13 +12,16 @@ use postrider_feed as feed;
 use postrider_gateway::relay::{self as gateway, Access, Problem, Route};
 use postrider_health::Check;
 use postrider_kafka::{
-    Config, DeadLetters, committed,
+    Config, DeadLetters,
+    committed::Commits,
     consumer::{self, Consumers, Keyed, Lag, Subscription},
     reach,
     scan::Span,
 };
 use postrider_outbox as outbox;
 use postrider_process::drain::Tasks;
+use postrider_time::backoff::Backoff;
+use tokio::sync::oneshot;
 
 use super::{
     platform::{Platform, RelayCommand},
@@ -36,8 +39,8 @@ const TOPICS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time after which the command says that Kafka does not answer.
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Interval between lookups of the group's commits by a command that ends.
-const COMMIT_LOOKUPS: Duration = Duration::from_millis(300);
+/// Wait between lookups of the group's commits by a command that ends. A long run looks less often.
+const COMMIT_LOOKUPS: Backoff = Backoff::doubling(Duration::from_millis(250), Duration::from_secs(2));
 
 /// Problem that keeps a route from starting.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +116,7 @@ pub(super) fn start_command(
         }
         std::future::pending().await
     });
-    // Nobody else sets it.
+    // Set only here, once per command.
     let _ = command.started.set(route.clone());
     tasks.spawn_forever("progress", progress::show(route, lag));
     if let Some(spans) = command.until.clone() {
@@ -129,15 +132,36 @@ pub(super) fn start_command(
 
 /// Waits until the group has committed every record of these spans.
 async fn until_committed(kafka: Config, topic: String, group: String, spans: Vec<Span>) {
-    loop {
-        let (kafka, topic, group, spans) = (kafka.clone(), topic.clone(), group.clone(), spans.clone());
-        let looked = tokio::task::spawn_blocking(move || committed::has_committed(&kafka, &topic, &group, &spans));
-        match looked.await {
-            Ok(Ok(true)) => return,
-            Ok(Err(error)) => tracing::debug!(error = %error, "looking up the group's commits failed"),
-            _ => {}
+    let (ended, end) = oneshot::channel();
+    // The client blocks, and a thread keeps it from look to look. It ends with the process.
+    std::thread::spawn(move || {
+        watch_commits(&kafka, &topic, &group, &spans, &ended);
+        let _ = ended.send(());
+    });
+    if end.await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// Looks at the commits until the group has passed these spans, or nobody waits for that.
+fn watch_commits(kafka: &Config, topic: &str, group: &str, spans: &[Span], ended: &oneshot::Sender<()>) {
+    let (mut commits, mut looks, mut warned) = (None, 0, false);
+    while !ended.is_closed() {
+        let looked = match commits.take().map_or_else(|| Commits::connect(kafka, topic, group), Ok) {
+            Ok(client) => commits.insert(client).have_passed(spans),
+            Err(error) => Err(error.into()),
+        };
+        match looked {
+            Ok(true) => return,
+            Ok(false) => warned = false,
+            Err(error) if warned => tracing::debug!(%error, "looking up the group's commits failed"),
+            Err(error) => {
+                tracing::warn!(%error, topic, group, "looking up the group's commits failed, repeating it");
+                warned = true;
+            }
         }
-        tokio::time::sleep(COMMIT_LOOKUPS).await;
+        looks += 1;
+        std::thread::sleep(COMMIT_LOOKUPS.delay(looks, 0.0));
     }
 }
 

@@ -57,24 +57,27 @@ struct StartUp {
 /// What follows after a clean shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    Exit,
+    /// There is nothing more to do.
+    Finished,
+    /// The signal with this name stopped the process.
+    Stopped(&'static str),
     /// Replace this process with a new one.
     Replace,
 }
 
 /// Runs the configured role until a signal or a failure.
 pub fn run(load: Load) -> Result<(), Error> {
-    launch(load, Mission::Role)
+    launch(load, Mission::Role).map(drop)
 }
 
 /// Runs the command `relay` until a signal, a failure, or the end of the records that it is to
-/// deliver.
-pub fn run_relay(command: RelayCommand, load: Load) -> Result<(), Error> {
+/// deliver. Returns the name of the signal that stopped it.
+pub fn run_relay(command: RelayCommand, load: Load) -> Result<Option<&'static str>, Error> {
     command.route.check().map_err(CheckError::from)?;
     launch(load, Mission::Relay(Box::new(command)))
 }
 
-fn launch(load: Load, mission: Mission) -> Result<(), Error> {
+fn launch(load: Load, mission: Mission) -> Result<Option<&'static str>, Error> {
     let inherited = Inherited::now();
     let signals = Signals::listen().map_err(Error::Signals)?;
     let mut loaded = load()?;
@@ -106,8 +109,12 @@ fn launch(load: Load, mission: Mission) -> Result<(), Error> {
     runtime.shutdown_timeout(Duration::from_secs(2));
     match outcome? {
         // A signal that arrives meanwhile ends the process instead of replacing it.
-        End::Replace => Ok(replace::replace(&inherited, &signals)?),
-        End::Exit => Ok(()),
+        End::Replace => {
+            replace::replace(&inherited, &signals)?;
+            Ok(None)
+        }
+        End::Stopped(signal) => Ok(Some(signal)),
+        End::Finished => Ok(None),
     }
 }
 
@@ -288,7 +295,7 @@ async fn serve_on(
         let name = tokio::select! {
             failure = tasks.failure() => return Err(failure),
             name = signals.first() => Some(name),
-            () = platform.finished.cancelled() => return Ok(End::Exit),
+            () = platform.finished.cancelled() => return Ok(End::Finished),
             () = rotation.until_due() => {
                 tracing::info!("draining to restart with rotated files");
                 platform.health.drain();
@@ -302,7 +309,7 @@ async fn serve_on(
         if let Some(name) = name {
             tracing::info!(signal = name, "draining");
             rotation.call_off().await;
-            return Ok(End::Exit);
+            return Ok(End::Stopped(name));
         }
         if rotation.is_still_due().await {
             return Ok(End::Replace);

@@ -9,6 +9,7 @@
 mod batches;
 mod black_holes;
 mod cli;
+mod cli_answers;
 mod comments;
 mod comments_faults;
 mod comments_stream;

@@ -158,8 +158,13 @@ impl Scanner {
                 });
             }
         }
-        self.client.unassign()?;
+        self.release()?;
         Ok(())
+    }
+
+    /// Ends reading; needed after `visit` broke only if the client is kept.
+    pub(super) fn release(&self) -> Result<(), KafkaError> {
+        self.client.unassign()
     }
 }
 

@@ -9,15 +9,15 @@ use axum::{
 use clap::Args;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
     super::{
-        api::{Api, Problem},
+        api::{self, Api, Problem},
         server::Server,
         text::note,
     },
-    End, Error, From, Lines, RECONNECT,
+    End, Error, From, Lines, OPEN_TIMEOUT, RECONNECT, SILENCE,
     events::Events,
 };
 
@@ -47,7 +47,7 @@ pub struct Comments {
 
 impl Comments {
     pub async fn follow(&self, mut lines: Lines) -> Result<(), Error> {
-        let api = Api::new(&self.server.api)?;
+        let api = self.server.client()?;
         let mut id = match self.from {
             From::Beginning => beginning(&api).await?,
             From::End => self.after.clone(),
@@ -74,7 +74,7 @@ async fn beginning(api: &Api) -> Result<Option<String>, Error> {
     let mut body = open(api, None).await?;
     let mut events = Events::default();
     while events.id.is_none()
-        && let Some(Ok(frame)) = body.frame().await
+        && let Ok(Some(Ok(frame))) = timeout(OPEN_TIMEOUT, body.frame()).await
     {
         events.push(frame.data_ref().map_or(&[], |data| &data[..]));
         while events.next().is_some() {}
@@ -91,11 +91,13 @@ fn zeroed(id: &str) -> String {
 /// Opens the stream. The server sends the events after the id.
 async fn open(api: &Api, id: Option<&str>) -> Result<Incoming, Error> {
     let headers: Vec<(&str, &str)> = id.map(|id| ("last-event-id", id)).into_iter().collect();
-    let (head, body) = api.send(Method::GET, PATH, &headers, Bytes::new()).await?.into_parts();
+    let opened = timeout(OPEN_TIMEOUT, api.send(Method::GET, PATH, &headers, Bytes::new())).await;
+    let (head, body) = opened.map_err(|_| api::Error::TimedOut(OPEN_TIMEOUT))??.into_parts();
     if head.status == StatusCode::OK {
         return Ok(body);
     }
-    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = timeout(OPEN_TIMEOUT, body.collect()).await;
+    let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
     let problem: Problem = serde_json::from_slice(&body).unwrap_or_default();
     let url = format!("{}{PATH}", api.shown());
     Err(Error::Refused { url, status: head.status.as_u16(), detail: problem.detail })
@@ -114,8 +116,8 @@ async fn stream(
         note(&format!("listening to comments at {}", api.shown()));
     }
     let mut events = Events::after(resume);
-    while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else { break };
+    // Heartbeats break the silence of a connection that works.
+    while let Ok(Some(Ok(frame))) = timeout(SILENCE, body.frame()).await {
         events.push(frame.data_ref().map_or(&[], |data| &data[..]));
         while let Some(event) = events.next() {
             if event.kind != "message" {

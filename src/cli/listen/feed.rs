@@ -5,11 +5,16 @@ use std::{collections::HashSet, ops::ControlFlow};
 use axum::http::StatusCode;
 use clap::Args;
 use serde_json::Value;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
-    super::{api::Api, duration::Span, server::Server, text::note},
-    End, Error, From, Lines, RECONNECT,
+    super::{
+        api::{self, Api},
+        duration::Span,
+        server::Server,
+        text::note,
+    },
+    End, Error, From, Lines, OPEN_TIMEOUT, RECONNECT,
 };
 
 pub const EXAMPLES: &str = "\
@@ -39,7 +44,7 @@ pub struct Feed {
 
 impl Feed {
     pub async fn follow(&self, mut lines: Lines) -> Result<(), Error> {
-        let api = Api::new(&self.server.api)?;
+        let api = self.server.client()?;
         let (mut seen, mut failures) = (None::<HashSet<i64>>, 0);
         loop {
             match self.unseen(&api, seen.as_ref()).await {
@@ -80,7 +85,8 @@ impl Feed {
             }
             let user: String = url::form_urlencoded::byte_serialize(self.user.as_bytes()).collect();
             let path = format!("/feeds/{}?{}", user.replace('+', "%20"), query.finish());
-            let answer = api.get(&path).await?;
+            let answer = timeout(OPEN_TIMEOUT, api.get(&path)).await;
+            let answer = answer.unwrap_or(Err(api::Error::TimedOut(OPEN_TIMEOUT)))?;
             if answer.status != StatusCode::OK {
                 let url = format!("{}/feeds/{}", api.shown(), self.user);
                 return Err(Error::Refused { url, status: answer.status.as_u16(), detail: answer.problem().detail });

@@ -34,6 +34,12 @@ Examples:
 /// Wait before the next attempt to connect.
 const RECONNECT: Backoff = Backoff::doubling(Duration::from_millis(250), Duration::from_secs(5));
 
+/// Time within which a stream must be open.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time without a byte after which a connection counts as broken: a server sends pings and
+/// heartbeats more often.
+const SILENCE: Duration = Duration::from_secs(60);
+
 #[derive(Subcommand)]
 pub enum Command {
     /// Print the records of a topic, read from Kafka without a consumer group
@@ -64,7 +70,7 @@ enum From {
 #[command(next_help_heading = "End")]
 pub struct End {
     /// End after this many lines
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// End after this time, with exit code 0
     #[arg(long = "for", value_name = "DURATION")]

@@ -2,7 +2,7 @@
 
 use std::{ops::ControlFlow, time::Duration};
 
-use axum::http::{HeaderValue, Uri, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use clap::Args;
 use futures_util::{SinkExt, StreamExt};
 use postrider_outbound::Stream;
@@ -19,7 +19,7 @@ use super::{
         server::Server,
         text::note,
     },
-    End, Error, Lines, RECONNECT,
+    End, Error, Lines, OPEN_TIMEOUT, RECONNECT, SILENCE,
 };
 
 pub const EXAMPLES: &str = "\
@@ -30,8 +30,6 @@ Examples:
   postrider listen receiver bob --no-ack --for 2s      only look
   postrider listen receiver bob --count 1 | jq .data.content";
 
-/// Time within which the connection must be open.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const PATH: &str = "/api/v1/websocket/message";
 
 #[derive(Args)]
@@ -61,7 +59,7 @@ enum Ended {
 
 impl Receiver {
     pub async fn follow(&self, mut lines: Lines) -> Result<(), Error> {
-        let api = Api::new(&self.server.api)?;
+        let api = self.server.client()?;
         let mut after = self.after.clone();
         let (mut connected, mut failures) = (false, 0);
         loop {
@@ -71,7 +69,7 @@ impl Receiver {
                         note(&format!("listening to messages to {} at {}", self.receiver, api.shown()));
                     }
                     failures = 0;
-                    match self.receive(socket, &mut after, &mut lines).await? {
+                    match self.receive(&api, socket, &mut after, &mut lines).await? {
                         Ended::Enough => return Ok(()),
                         Ended::Disconnected(wait) => wait,
                     }
@@ -112,19 +110,20 @@ impl Receiver {
                 Err(error) => Err(failed(error.to_string())),
             }
         };
-        let late = |_| failed(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()));
-        timeout(CONNECT_TIMEOUT, open).await.map_err(late)?
+        let late = |_| failed(format!("no connection within {} s", OPEN_TIMEOUT.as_secs()));
+        timeout(OPEN_TIMEOUT, open).await.map_err(late)?
     }
 
     /// Prints and acknowledges messages until the connection ends. `after` follows the messages
     /// that were printed.
     async fn receive(
         &self,
+        api: &Api,
         mut socket: WebSocketStream<Stream>,
         after: &mut Option<String>,
         lines: &mut Lines,
     ) -> Result<Ended, Error> {
-        while let Some(Ok(frame)) = socket.next().await {
+        while let Some(Ok(frame)) = next_frame(&mut socket).await {
             let text = match frame {
                 Message::Text(text) => text,
                 Message::Close(frame) => {
@@ -148,14 +147,38 @@ impl Receiver {
             }
             *after = id.or(after.take());
             if printed == ControlFlow::Break(()) {
-                // Waits for the server's close frame: it has read the acknowledgement by then.
-                let _ = socket.close(None).await;
-                let _ = timeout(Duration::from_secs(2), async { while socket.next().await.is_some() {} }).await;
+                let _ = timeout(Duration::from_secs(2), socket.close(None)).await;
+                if let Some(id) = after.as_ref().filter(|_| !self.no_ack) {
+                    self.confirm(api, id).await;
+                }
                 return Ok(Ended::Enough);
             }
         }
         Ok(Ended::Disconnected(None))
     }
+
+    /// Acknowledges what was printed, and waits until that is stored: what arrives by WebSocket is
+    /// stored a little later, and the next connection might get the messages again.
+    async fn confirm(&self, api: &Api, id: &str) {
+        let body = json!({"receiverId": self.receiver, "ack": id});
+        let answer = timeout(OPEN_TIMEOUT, api.post("/api/v1/messages/ack", &body)).await;
+        if !matches!(answer, Ok(Ok(answer)) if answer.status == StatusCode::OK) {
+            note("the server did not confirm the acknowledgement; the last messages may be delivered again");
+        }
+    }
+}
+
+/// Waits for a frame. A server that sends none for half of `SILENCE` is asked for one; `None` if it
+/// does not answer either, as when a router has lost the connection.
+async fn next_frame(socket: &mut WebSocketStream<Stream>) -> Option<Result<Message, tungstenite::Error>> {
+    if let Ok(frame) = timeout(SILENCE / 2, socket.next()).await {
+        return frame;
+    }
+    let answer = async {
+        socket.send(Message::Ping(Vec::new().into())).await.ok()?;
+        socket.next().await
+    };
+    timeout(SILENCE / 2, answer).await.ok().flatten()
 }
 
 /// Returns the wait of a close reason such as `retry_after_ms=250`.

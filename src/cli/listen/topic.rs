@@ -19,7 +19,7 @@ use super::{
 use crate::roles::Settings;
 
 pub const EXAMPLES: &str = "\
-Each line has topic, partition, offset, timestamp, headers, key (or key_base64) and value (or value_text if it is no JSON, value_base64 if it is no text; none for a tombstone). It joins no consumer group and commits nothing. The address and the security settings of Kafka come from the configuration (kafka.brokers, …).
+Each line has topic, partition, offset, timestamp, headers, key (or key_base64) and value (or value_text if it is no JSON, value_base64 if it is no text; none for a tombstone). It joins no consumer group and commits nothing. It reads the partitions that the topic has at the start; after partitions are added, start it again. The address and the security settings of Kafka come from the configuration (kafka.brokers, …).
 
 Examples:
   postrider listen topic my-topic                      new ones, until Ctrl-C
@@ -36,7 +36,7 @@ pub struct Topic {
     #[arg(long, default_value = "end", value_name = "POSITION")]
     from: String,
     /// Read only this partition
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..), allow_negative_numbers = true)]
     partition: Option<i32>,
     #[command(flatten)]
     pub end: End,

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, BufRead},
+    time::Duration,
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -11,7 +12,7 @@ use serde_json::{
     Deserializer, Value, json,
     value::{RawValue, to_raw_value},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use super::{Format, Record};
 
@@ -20,6 +21,8 @@ const MAX_RECORDS: usize = 500;
 const MAX_BYTES: usize = 512 << 10;
 /// Maximum number of records that are read ahead.
 const READ_AHEAD: usize = 1_000;
+/// Wait for a record that says that not all were sent.
+const MORE_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Number of a record in the input, 1 for the first.
 pub type Number = usize;
@@ -90,6 +93,12 @@ impl Input {
             self.read += 1;
             next = more;
         }
+    }
+
+    /// Returns whether there are records after the last batch. Of an input that stays open and
+    /// silent, none are known.
+    pub async fn has_more(&mut self) -> bool {
+        self.left.is_some() || matches!(timeout(MORE_TIMEOUT, self.receiver.recv()).await, Ok(Some(_)))
     }
 }
 

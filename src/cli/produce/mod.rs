@@ -14,10 +14,10 @@ use super::{
     text::{self, Stdout, note},
 };
 use input::{Batch, Input, Number};
-use send::{Outcome, Sender};
+use send::{Failure, Outcome, Sender};
 
 pub const EXAMPLES: &str = "\
-Records go to the API, as those of every other client do: that needs no access to Kafka, and the API checks topics, sizes and timestamps. Each record is printed as TOPIC/PARTITION@OFFSET once all in-sync replicas have it. Answers 429 and 503 are repeated after the wait that the API asks for, within --timeout. The exit code is 1 if a record is not stored; the error names it.
+Records go to the API, as those of every other client do: that needs no access to Kafka, and the API checks topics, sizes and timestamps. Each record is printed as TOPIC/PARTITION@OFFSET once all in-sync replicas have it. Answers 429 and 503 are repeated after the wait that the API asks for, within --timeout. A record that is refused alone is sent again after the others of its request, so it may follow later records of its key; a note says so. The exit code is 1 if a record is not stored or may not be; the error names it. Without a reader of stdout, as after `| head`, all records are sent all the same.
 
 Examples:
   postrider produce my-topic hello
@@ -56,10 +56,10 @@ pub struct Record {
     #[arg(long)]
     pub key: Option<String>,
     /// Header of each record; repeatable
-    #[arg(long, value_name = "NAME: VALUE", value_parser = header::parse)]
+    #[arg(long, value_name = "NAME: VALUE", value_parser = header::Parser)]
     pub header: Vec<(String, String)>,
     /// Partition of each record; without it the key decides
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..), allow_negative_numbers = true)]
     pub partition: Option<i32>,
     /// Timestamp of each record: milliseconds, or a time such as 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME")]
@@ -88,12 +88,27 @@ enum Output {
 pub enum Error {
     #[error("record {number} cannot be read: {source}")]
     Unreadable { number: Number, source: input::Error },
-    #[error("{failed} of {tried} records are not stored{}", if *.stopped { "; the records after them were not sent" } else { "" })]
-    NotStored { failed: usize, tried: usize, stopped: bool },
+    #[error("{}", failures(*.failed, *.unknown, *.tried, *.unsent))]
+    NotStored {
+        failed: usize,
+        /// Records that may be stored.
+        unknown: usize,
+        tried: usize,
+        /// True if records after these were not sent.
+        unsent: bool,
+    },
     #[error(transparent)]
     Api(#[from] api::Error),
     #[error(transparent)]
     Print(#[from] text::Error),
+}
+
+/// Returns the sentence about records that failed.
+fn failures(failed: usize, unknown: usize, tried: usize, unsent: bool) -> String {
+    let parts = [(failed, "are not stored"), (unknown, "may be stored")];
+    let parts = parts.iter().filter(|(count, _)| *count > 0);
+    let what: Vec<String> = parts.map(|(count, what)| format!("{count} of {tried} records {what}")).collect();
+    what.join(", ") + if unsent { "; the records after them were not sent" } else { "" }
 }
 
 /// Runs the command.
@@ -103,30 +118,35 @@ pub fn run(command: Command) -> Result<(), super::Error> {
 
 async fn send_all(command: Command) -> Result<(), Error> {
     let Command { topic, values, record, server, timeout, output } = command;
-    let mut sender = Sender::new(&server.api, &topic, timeout.0)?;
+    let mut sender = Sender::new(server.client()?, &topic, timeout.0);
     let mut input = Input::new(values, record);
-    let (mut tried, mut failed, mut stopped) = (0, 0, false);
+    let (mut tried, mut failed, mut unknown, mut stdout) = (0, 0, 0, Stdout::Open);
     while let Some(batch) = input.batch().await {
         let Batch { records, problem } = batch;
         tried += records.len();
         let outcomes = sender.send(&records).await?;
-        failed += outcomes.iter().filter(|(_, outcome)| !matches!(outcome, Outcome::Stored { .. })).count();
-        stopped = outcomes.iter().any(|(_, outcome)| outcome.concerns_all());
-        if print(&outcomes, output)? == Stdout::Closed {
-            return Ok(());
+        let failures: Vec<&Failure> = outcomes.iter().filter_map(|(_, outcome)| outcome.failure()).collect();
+        let maybe_stored = failures.iter().filter(|failure| failure.maybe_stored).count();
+        unknown += maybe_stored;
+        failed += failures.len() - maybe_stored;
+        let lines = report(&outcomes, output);
+        // Records are sent also if nobody reads their positions any more.
+        if stdout == Stdout::Open {
+            stdout = text::print(&lines)?;
         }
         if let Some(problem) = problem {
             return Err(problem);
         }
-        if stopped {
-            break;
+        if failures.iter().any(|failure| failure.concerns_all()) {
+            let unsent = input.has_more().await;
+            return Err(Error::NotStored { failed, unknown, tried, unsent });
         }
     }
-    if failed > 0 { Err(Error::NotStored { failed, tried, stopped }) } else { Ok(()) }
+    if failed + unknown > 0 { Err(Error::NotStored { failed, unknown, tried, unsent: false }) } else { Ok(()) }
 }
 
-/// Prints the position of each stored record, and names each other one.
-fn print(outcomes: &[(Number, Outcome)], output: Output) -> Result<Stdout, text::Error> {
+/// Names each record that is not stored on stderr. Returns the lines for stdout.
+fn report(outcomes: &[(Number, Outcome)], output: Output) -> String {
     let mut lines = String::new();
     for (number, outcome) in outcomes {
         if let Some(reason) = outcome.reason() {
@@ -137,10 +157,10 @@ fn print(outcomes: &[(Number, Outcome)], output: Output) -> Result<Stdout, text:
             (Output::Text, Outcome::Stored { topic, partition, offset }) => {
                 lines.push_str(&format!("{topic}/{partition}@{offset}\n"));
             }
-            (Output::Text, _) => {}
+            (Output::Text, Outcome::Failed(_)) => {}
         }
     }
-    text::print(&lines)
+    lines
 }
 
 fn as_json(number: Number, outcome: &Outcome) -> Value {
@@ -148,8 +168,8 @@ fn as_json(number: Number, outcome: &Outcome) -> Value {
         Outcome::Stored { topic, partition, offset } => {
             json!({"record": number, "success": true, "topic": topic, "partition": partition, "offset": offset})
         }
-        Outcome::Failed { code, detail, .. } => {
-            json!({"record": number, "success": false, "code": code, "error": detail})
+        Outcome::Failed(Failure { code, detail, maybe_stored, .. }) => {
+            json!({"record": number, "success": false, "maybe_stored": maybe_stored, "code": code, "error": detail})
         }
     }
 }

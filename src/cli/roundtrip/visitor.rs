@@ -4,7 +4,10 @@ use std::ops::Deref;
 
 use uuid::Uuid;
 
-use super::super::api::{Api, Error};
+use super::super::{
+    api::{Api, Error},
+    server,
+};
 
 /// Client of one installation. Cheap to clone.
 #[derive(Clone)]
@@ -16,7 +19,7 @@ pub struct Visitor {
 
 impl Visitor {
     pub fn new(url: &str) -> Result<Self, Error> {
-        Ok(Self { api: Api::new(url)?, mark: Uuid::now_v7().simple().to_string() })
+        Ok(Self { api: server::client(url, "--url")?, mark: Uuid::now_v7().simple().to_string() })
     }
 }
 

@@ -12,4 +12,4 @@ mod stats;
 pub use config::{Config, Problem};
 pub use preview::Preview;
 pub use route::{Access, Route};
-pub use stats::{Failed, GivenUp, Snapshot, Stats};
+pub use stats::{DeadLetters, Failed, Snapshot, Stats};

@@ -17,7 +17,7 @@ use super::{
     Config, Problem,
     envelope::Envelope,
     request,
-    stats::{GivenUp, Snapshot, Stats},
+    stats::{DeadLetters, Snapshot, Stats},
 };
 
 /// Addresses that a route may connect to.
@@ -89,8 +89,8 @@ impl Route {
     }
 
     /// Returns why records were dead-lettered.
-    pub fn given_up(&self) -> GivenUp {
-        self.stats.given_up()
+    pub fn dead_letters(&self) -> DeadLetters {
+        self.stats.dead_letters()
     }
 
     /// Returns the target URL without secrets, for logs.
@@ -113,12 +113,10 @@ impl Route {
         answered.map(drop)
     }
 
-    /// Returns the outcome of the record at this position, whose attempt failed; `attempt` is 1 for
-    /// the first.
-    fn after(&self, failure: Failure, attempt: u32, at: Position) -> Outcome {
+    /// Returns the outcome of a record whose attempt failed; `attempt` is 1 for the first.
+    fn after(&self, failure: Failure, attempt: u32) -> Outcome {
         let reason = Reason { class: failure.class, message: failure.message };
         if attempt > self.retries {
-            self.stats.give_up(reason.class, &reason.message, at);
             return Outcome::DeadLetter(reason);
         }
         let wanted = failure.retry_after.filter(|_| self.honour_retry_after).unwrap_or_default();
@@ -136,12 +134,14 @@ impl KeyedHandler for Route {
         }
         match self.send(delivery).await {
             Ok(()) => Outcome::Done,
-            Err(failure) => {
-                let (topic, partition) = (delivery.topic().to_owned(), delivery.partition());
-                let at = Position { topic, partition, offset: delivery.record().offset(), epoch: 0 };
-                self.after(failure, delivery.attempt(), at)
-            }
+            Err(failure) => self.after(failure, delivery.attempt()),
         }
+    }
+
+    fn dead_lettered(&self, delivery: &Delivery, reason: &Reason) {
+        let (topic, partition) = (delivery.topic().to_owned(), delivery.partition());
+        let at = Position { topic, partition, offset: delivery.record().offset(), epoch: 0 };
+        self.stats.dead_lettered(reason.class, &reason.message, at);
     }
 }
 
@@ -168,10 +168,6 @@ mod tests {
         Failure { class: "http_503", message: "no".to_owned(), retry_after, gone }
     }
 
-    fn at(offset: i64) -> Position {
-        Position { topic: "t".to_owned(), partition: 0, offset, epoch: 0 }
-    }
-
     fn pause(outcome: &Outcome) -> Option<Duration> {
         match outcome {
             Outcome::RetryAfter(pause, _) => Some(*pause),
@@ -183,25 +179,22 @@ mod tests {
     fn three_retries_are_four_attempts_a_second_apart_even_after_http_410() {
         let route = route(|_| {});
         for gone in [false, true] {
-            let outcomes = [1, 2, 3, 4].map(|attempt| route.after(failure(None, gone), attempt, at(attempt.into())));
+            let outcomes = [1, 2, 3, 4].map(|attempt| route.after(failure(None, gone), attempt));
             assert_eq!(outcomes.each_ref().map(pause)[..3], [Some(Duration::from_secs(1)); 3]);
             assert!(matches!(&outcomes[3], Outcome::DeadLetter(reason) if reason.class == "http_503"));
         }
-        assert_eq!(route.snapshot().given_up, 2);
-        let given_up = route.given_up();
-        assert_eq!((given_up["http_503"].records, &given_up["http_503"].last), (2, &at(4)));
+        assert_eq!(route.snapshot().dead_letters, 0, "they count once they are stored");
     }
 
     #[test]
     fn zero_retries_mean_one_attempt() {
         let route = route(|config| config.retries = 0);
-        assert!(matches!(route.after(failure(None, false), 1, at(0)), Outcome::DeadLetter(_)));
+        assert!(matches!(route.after(failure(None, false), 1), Outcome::DeadLetter(_)));
     }
 
     #[test]
     fn retry_after_can_lengthen_the_delay_but_not_shorten_it() {
-        let wait =
-            |route: &Route, wanted| pause(&route.after(failure(Some(wanted), false), 1, at(0))).unwrap().as_secs();
+        let wait = |route: &Route, wanted| pause(&route.after(failure(Some(wanted), false), 1)).unwrap().as_secs();
         assert_eq!(wait(&route(|_| {}), 7), 7);
         assert_eq!(wait(&route(|config| config.retry_delay_ms = 9_000), 7), 9);
         assert_eq!(wait(&route(|config| config.honour_retry_after = false), 7), 1);
@@ -210,8 +203,7 @@ mod tests {
     #[test]
     fn exponential_backoff_doubles_the_delay() {
         let route = route(|config| config.backoff = postrider_time::backoff::Growth::Exponential);
-        let pauses =
-            [1, 2, 3].map(|attempt| pause(&route.after(failure(None, false), attempt, at(0))).unwrap().as_secs());
+        let pauses = [1, 2, 3].map(|attempt| pause(&route.after(failure(None, false), attempt)).unwrap().as_secs());
         assert_eq!(pauses, [1, 2, 4]);
     }
 

@@ -17,13 +17,13 @@ pub struct Snapshot {
     /// Failed attempts, including those of records that a retry delivered.
     pub failed: u64,
     /// Dead-lettered records.
-    pub given_up: u64,
+    pub dead_letters: u64,
     /// Requests without a response yet.
     pub in_flight: u64,
 }
 
 /// Why records were dead-lettered, by class of the last error.
-pub type GivenUp = BTreeMap<&'static str, Failed>;
+pub type DeadLetters = BTreeMap<&'static str, Failed>;
 
 /// Records that were dead-lettered for the same class of error.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,13 +43,13 @@ pub struct Stats {
     /// By failure class; created on first use.
     failed: RwLock<HashMap<&'static str, Counter>>,
     totals: [AtomicU64; 4],
-    given_up: Mutex<GivenUp>,
+    dead_letters: Mutex<DeadLetters>,
 }
 
 /// Indexes into `totals`.
 const DELIVERED: usize = 0;
 const FAILED: usize = 1;
-const GIVEN_UP: usize = 2;
+const DEAD_LETTERS: usize = 2;
 const IN_FLIGHT: usize = 3;
 
 /// Counts a request in flight until dropped.
@@ -64,7 +64,7 @@ impl Stats {
             in_flight: gauge!("postrider_relay_in_flight_requests", "route" => route.clone()),
             failed: RwLock::default(),
             totals: Default::default(),
-            given_up: Mutex::default(),
+            dead_letters: Mutex::default(),
             route,
         }
     }
@@ -92,23 +92,23 @@ impl Stats {
         self.failed.write().insert(class, counter);
     }
 
-    /// Counts a dead-lettered record at this position.
-    pub fn give_up(&self, class: &'static str, message: &str, last: Position) {
-        self.totals[GIVEN_UP].fetch_add(1, Ordering::Relaxed);
+    /// Counts a record at this position whose dead letter is stored.
+    pub fn dead_lettered(&self, class: &'static str, message: &str, last: Position) {
+        self.totals[DEAD_LETTERS].fetch_add(1, Ordering::Relaxed);
         let message = message.to_owned();
-        let mut given_up = self.given_up.lock();
-        let records = given_up.get(class).map_or(0, |failed| failed.records) + 1;
-        given_up.insert(class, Failed { records, message, last });
+        let mut dead_letters = self.dead_letters.lock();
+        let records = dead_letters.get(class).map_or(0, |failed| failed.records) + 1;
+        dead_letters.insert(class, Failed { records, message, last });
     }
 
-    pub fn given_up(&self) -> GivenUp {
-        self.given_up.lock().clone()
+    pub fn dead_letters(&self) -> DeadLetters {
+        self.dead_letters.lock().clone()
     }
 
     pub fn snapshot(&self) -> Snapshot {
-        let [delivered, failed, given_up, in_flight] =
-            [DELIVERED, FAILED, GIVEN_UP, IN_FLIGHT].map(|at| self.totals[at].load(Ordering::Relaxed));
-        Snapshot { delivered, failed, given_up, in_flight }
+        let [delivered, failed, dead_letters, in_flight] =
+            [DELIVERED, FAILED, DEAD_LETTERS, IN_FLIGHT].map(|at| self.totals[at].load(Ordering::Relaxed));
+        Snapshot { delivered, failed, dead_letters, in_flight }
     }
 }
 
@@ -116,5 +116,22 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.totals[IN_FLIGHT].fetch_sub(1, Ordering::Relaxed);
         self.0.in_flight.decrement(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dead_letters_are_counted_by_class_with_the_last_one() {
+        let stats = Stats::new("r");
+        let at = |offset| Position { topic: "t".to_owned(), partition: 0, offset, epoch: 0 };
+        for (class, offset) in [("http_503", 1), ("gone", 2), ("http_503", 4)] {
+            stats.dead_lettered(class, "no", at(offset));
+        }
+        assert_eq!(stats.snapshot().dead_letters, 3);
+        let found = stats.dead_letters();
+        assert_eq!((found["http_503"].records, &found["http_503"].last), (2, &at(4)));
     }
 }

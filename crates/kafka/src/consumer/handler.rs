@@ -101,6 +101,9 @@ pub trait KeyedHandler: Send + Sync + 'static {
     /// rebalance.
     fn handle(&self, delivery: &Delivery) -> impl Future<Output = Outcome> + Send;
 
+    /// Called once the dead letter of a record is stored.
+    fn dead_lettered(&self, _delivery: &Delivery, _reason: &Reason) {}
+
     /// Called when the group has assigned partitions; see [`BatchHandler::joined`].
     fn joined(&self, _gained: &[i32]) {}
 

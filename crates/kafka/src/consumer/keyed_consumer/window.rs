@@ -67,7 +67,7 @@ pub(super) struct Trouble {
     pub last_failed_ms: i64,
     pub last_error: String,
     /// Reason for dead-lettering the record; set while its dead letter has yet to be stored.
-    pub given_up: Option<Reason>,
+    pub dead_letter: Option<Reason>,
 }
 
 impl Window {

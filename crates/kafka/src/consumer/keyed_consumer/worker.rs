@@ -39,7 +39,7 @@ enum Note {
     Failed(Reason),
     Held(String),
     /// The record is to be dead-lettered, but the dead letter could not be stored yet.
-    GivenUp {
+    Unstored {
         reason: Reason,
         problem: String,
     },
@@ -89,13 +89,13 @@ fn remember(trouble: &mut Trouble, note: Note) {
             trouble.holds = 0;
             trouble.last_error = reason.message;
         }
-        Note::GivenUp { reason, problem } => {
-            if trouble.given_up.is_none() {
+        Note::Unstored { reason, problem } => {
+            if trouble.dead_letter.is_none() {
                 count_failure(trouble);
             }
             trouble.holds += 1;
             trouble.last_error = problem;
-            trouble.given_up = Some(reason);
+            trouble.dead_letter = Some(reason);
         }
     }
 }
@@ -109,7 +109,7 @@ fn count_failure(trouble: &mut Trouble) {
 }
 
 async fn run_attempt<H: KeyedHandler>(pool: &Arc<Pool<H>>, mut job: Job) -> Verdict {
-    let given_up = job.trouble.as_mut().and_then(|trouble| trouble.given_up.take());
+    let dead_letter = job.trouble.as_mut().and_then(|trouble| trouble.dead_letter.take());
     let trouble = job.trouble.unwrap_or_default();
     let delivery = Delivery {
         batch: job.batch,
@@ -119,7 +119,7 @@ async fn run_attempt<H: KeyedHandler>(pool: &Arc<Pool<H>>, mut job: Job) -> Verd
         attempt: trouble.attempts + 1,
     };
     let attempt = async {
-        let outcome = match given_up {
+        let outcome = match dead_letter {
             Some(reason) => Outcome::DeadLetter(reason),
             None => handle(&*pool.handler, &delivery, pool.subscription.name).await,
         };
@@ -196,11 +196,14 @@ async fn store_dead_letter<H: KeyedHandler>(
         last_failed_ms: failed_ms,
     };
     match pool.subscription.dead_letters.store(&letter).await {
-        Ok(()) => Verdict::Finished,
+        Ok(()) => {
+            pool.handler.dead_lettered(delivery, &reason);
+            Verdict::Finished
+        }
         Err(error) => {
             let problem = format!("cannot store its dead letter: {error}");
             let due = Instant::now() + hold_pause(trouble.holds + 1);
-            Verdict::Delayed { due, note: Note::GivenUp { reason, problem } }
+            Verdict::Delayed { due, note: Note::Unstored { reason, problem } }
         }
     }
 }
