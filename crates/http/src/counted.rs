@@ -25,6 +25,7 @@ use super::{
     answer,
     client_address::{ClientAddress, Proxies},
     layer::Answering,
+    problem::LeavesBody,
     shortcut::{Answer, ShortCuts},
 };
 
@@ -81,7 +82,7 @@ impl Future for Counting {
         running.0.cut_short.store(is_cut_short(response.status()), Relaxed);
         // `Connection: close` makes the client send its next request elsewhere. Otherwise that
         // request may arrive just when the connection is closed.
-        let closes = running.0.draining.has_begun() || leaves_body(response.status());
+        let closes = running.0.draining.has_begun() || leaves_body(&response);
         if closes && !running.0.http2.load(Relaxed) && !is_upgrade(response.status()) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -96,10 +97,11 @@ fn is_upgrade(status: StatusCode) -> bool {
     status == StatusCode::SWITCHING_PROTOCOLS
 }
 
-/// Returns whether an answer with this status is sent while the rest of the request is still
-/// arriving. Nothing reads that rest, so the connection is closed.
-fn leaves_body(status: StatusCode) -> bool {
-    matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT)
+/// Returns whether an answer is sent while the rest of the request is still arriving. Nothing reads
+/// that rest, so the connection is closed.
+fn leaves_body(response: &Response<Body>) -> bool {
+    let of_status = matches!(response.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT);
+    of_status || response.extensions().get::<LeavesBody>().is_some()
 }
 
 /// Returns whether an answer with this status may be sent before its request was read to the end.

@@ -22,6 +22,10 @@ pub enum Place {
     Header(&'static str),
 }
 
+/// Marks an answer that is sent while the rest of the request may still be arriving.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LeavesBody;
+
 /// An error answer. The outer layer turns it into a response and fills in `instance`.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{}: {detail}", .code.word)]
@@ -131,6 +135,9 @@ impl Problem {
         }
         if self.code == Code::UNSUPPORTED_ENCODING {
             headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(encoding::ACCEPTED));
+        }
+        if matches!(self.code, Code::UNSUPPORTED_ENCODING | Code::INVALID_BODY) {
+            response.extensions_mut().insert(LeavesBody);
         }
         response
     }
