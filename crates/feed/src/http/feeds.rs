@@ -82,7 +82,7 @@ pub struct FeedPage<'a> {
     tag = "feed",
     params(
         ("user_id" = String, Path, min_length = 1, max_length = 255),
-        ("limit" = Option<i64>, Query, description = "Maximum number of posts, 1 to 100; default 20, also for values out of range"),
+        ("limit" = inline(Option<AnyWholeNumber>), Query, description = "Maximum number of posts, 1 to 100; default 20, also for values out of range"),
         ("offset" = Option<i64>, Query, maximum = 10000, description = "Number of newest posts to skip; a negative value counts as 0"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page; takes precedence over `offset`"),
         ("expand" = Option<String>, Query, pattern = "^posts$", description = "`posts` adds the posts to the page"),
@@ -117,6 +117,17 @@ pub async fn feed(
     response.headers_mut().insert(X_CACHE.clone(), cache);
     Ok(response)
 }
+
+/// A whole number of any size, for the API description.
+struct AnyWholeNumber;
+
+impl utoipa::PartialSchema for AnyWholeNumber {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        utoipa::openapi::Object::with_type(utoipa::openapi::Type::Integer).into()
+    }
+}
+
+impl ToSchema for AnyWholeNumber {}
 
 /// Returns the limit, or the default if it is missing or out of range, as existing clients expect.
 fn fitting(limit: Option<&str>) -> Result<usize, Problem> {
