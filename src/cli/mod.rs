@@ -21,6 +21,7 @@ mod relay;
 mod roundtrip;
 mod running;
 mod server;
+mod single_dash;
 mod text;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -154,7 +155,7 @@ Examples:
 
 /// Parses the process's arguments and runs the command.
 pub fn main() -> Result<(), Error> {
-    let cli = Cli::parse_from(relay::with_two_dashes(std::env::args_os()));
+    let cli = Cli::parse_from(single_dash::with_two_dashes(std::env::args_os()));
     let sources = cli.sources;
     let settings = || Ok::<_, Error>(load(&sources, None)?.settings);
     match cli.command {

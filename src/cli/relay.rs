@@ -2,7 +2,6 @@
 //! replaces.
 
 use std::{
-    ffi::OsString,
     ops::ControlFlow,
     path::PathBuf,
     str::FromStr,
@@ -10,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::{Args, CommandFactory};
+use clap::Args;
 use postrider_config::{Loaded, Secret, SecretUrl, Secrets};
 use postrider_gateway::relay::{Access, Config, Failed, Preview, Problem, Route, Snapshot};
 use postrider_kafka::{
@@ -24,7 +23,7 @@ use postrider_time::backoff::{Growth, Jitter};
 use rdkafka::{Message, error::KafkaError, message::BorrowedMessage};
 
 use super::{
-    Cli, Error, Sources, block_on,
+    Error, Sources, block_on,
     duration::Span,
     header,
     kafka_wait::{self, KafkaWait},
@@ -342,44 +341,14 @@ impl Relay {
     }
 }
 
-/// Adds the second dash to flags of `relay` that have only one, as Go programs accept them:
-/// `-broker x`, `-target-url=x`. Arguments of other commands stay unchanged.
-pub fn with_two_dashes(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = arguments.collect();
-    let Some(command) = command_at(&arguments).filter(|&at| arguments[at] == "relay") else { return arguments };
-    let known: Vec<String> = Cli::command()
-        .find_subcommand("relay")
-        .map(|relay| relay.get_arguments().filter_map(|argument| argument.get_long().map(str::to_owned)).collect())
-        .unwrap_or_default();
-    for argument in arguments.iter_mut().skip(command + 1).take_while(|argument| *argument != "--") {
-        let Some(text) = argument.to_str() else { continue };
-        let name = text.strip_prefix('-').map(|rest| rest.split('=').next().unwrap_or(rest));
-        if name.is_some_and(|name| known.iter().any(|flag| flag == name)) {
-            *argument = format!("-{text}").into();
-        }
-    }
-    arguments
-}
-
-/// Returns where the name of the command is: before it there are only flags of all commands.
-fn command_at(arguments: &[OsString]) -> Option<usize> {
-    let mut at = 1;
-    loop {
-        let text = arguments.get(at)?.to_str()?;
-        match text {
-            "--config" | "--set" => at += 2,
-            _ if text.starts_with('-') => at += 1,
-            _ => return Some(at),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use clap::Parser;
 
     use super::*;
-    use crate::cli::Command;
+    use crate::cli::{Cli, Command, single_dash::with_two_dashes};
 
     fn parse(arguments: &[&str]) -> Relay {
         let arguments = ["postrider"].iter().chain(arguments).map(|argument| OsString::from(*argument));
@@ -399,21 +368,6 @@ mod tests {
             assert_eq!((route.topic.as_str(), route.target_url.expose()), ("t", "http://a/-topic"));
             assert_eq!(route.retry_delay_ms, 500);
         }
-    }
-
-    #[test]
-    fn other_commands_and_unknown_flags_keep_their_dashes() {
-        let same = |arguments: &[&str]| {
-            let arguments: Vec<OsString> = arguments.iter().map(|argument| OsString::from(*argument)).collect();
-            assert_eq!(with_two_dashes(arguments.clone().into_iter()), arguments);
-        };
-        same(&["postrider", "run", "-topic", "x"]);
-        same(&["postrider", "relay", "-h", "-x", "-topics", "---topic", "-"]);
-        same(&["postrider", "relay", "--", "-topic"]);
-        same(&["postrider", "produce", "relay", "-topic", "-rate"]);
-        same(&["postrider", "--set", "relay", "produce", "t", "-rate"]);
-        let after_flags = ["postrider", "--config", "f", "--set=a=b", "relay", "-topic", "t"].map(OsString::from);
-        assert_eq!(with_two_dashes(after_flags.into_iter())[5], "--topic");
     }
 
     #[test]

@@ -57,6 +57,7 @@ mod outbox;
 mod outbox_quarantine;
 mod presence;
 mod presence_faults;
+mod presence_loss;
 mod regressions;
 mod relay;
 mod relay_command;

@@ -100,8 +100,7 @@ fn is_upgrade(status: StatusCode) -> bool {
 /// Returns whether an answer is sent while the rest of the request is still arriving. Nothing reads
 /// that rest, so the connection is closed.
 fn leaves_body(response: &Response<Body>) -> bool {
-    let of_status = matches!(response.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT);
-    of_status || response.extensions().get::<LeavesBody>().is_some()
+    response.extensions().get::<LeavesBody>().is_some()
 }
 
 /// Returns whether an answer with this status may be sent before its request was read to the end.

@@ -22,6 +22,10 @@ pub enum Place {
     Header(&'static str),
 }
 
+/// Codes of answers that are sent while the rest of the request may still be arriving.
+const LEAVE_BODY: [Code; 4] =
+    [Code::BODY_TOO_LARGE, Code::REQUEST_TIMEOUT, Code::UNSUPPORTED_ENCODING, Code::INVALID_BODY];
+
 /// Marks an answer that is sent while the rest of the request may still be arriving.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LeavesBody;
@@ -136,7 +140,7 @@ impl Problem {
         if self.code == Code::UNSUPPORTED_ENCODING {
             headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(encoding::ACCEPTED));
         }
-        if matches!(self.code, Code::UNSUPPORTED_ENCODING | Code::INVALID_BODY) {
+        if LEAVE_BODY.contains(&self.code) {
             response.extensions_mut().insert(LeavesBody);
         }
         response

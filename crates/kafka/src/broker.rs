@@ -230,6 +230,13 @@ pub(super) fn ask<C: ConsumerContext>(
     Ok(metadata)
 }
 
+/// Makes a client deliver its pending events, such as errors, to its context.
+pub(super) fn deliver_events<C: ConsumerContext>(client: &BaseConsumer<C>) {
+    for _ in 0..20 {
+        drop(client.poll(Duration::ZERO));
+    }
+}
+
 /// Second client that is probed while the first one gets no answers.
 struct Spare {
     client: Client,

@@ -12,7 +12,7 @@ use rdkafka::{
 
 use super::{
     Config,
-    broker::{METADATA_GROUP, ask, without_thread},
+    broker::{METADATA_GROUP, ask, deliver_events, without_thread},
 };
 
 /// Timeout of one request. After each, the client's events are delivered, which have the reason.
@@ -66,10 +66,7 @@ fn await_answer(config: &Config, deadline: Instant) -> Result<(), String> {
     let outcome = loop {
         let patience = REQUEST_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
         let answer = ask(&client, &config.topic("messages"), patience.max(Duration::from_millis(1)));
-        // Polling only makes the client deliver its pending events.
-        for _ in 0..20 {
-            drop(client.poll(Duration::ZERO));
-        }
+        deliver_events(&client);
         let Err(error) = answer else { break Ok(()) };
         if Instant::now() >= deadline {
             let reason = client.context().0.lock().clone();

@@ -13,7 +13,7 @@ use rdkafka::{
 
 use super::{
     Config,
-    broker::{METADATA_GROUP, ask, without_thread},
+    broker::{METADATA_GROUP, ask, deliver_events, without_thread},
 };
 
 /// Timeout for the first answer of a broker.
@@ -77,10 +77,7 @@ fn await_answer(client: &Client, topic: &str) -> Result<(), Fault> {
         if ask(client, topic, REQUEST_TIMEOUT).is_ok() {
             return Ok(());
         }
-        // Polling only makes the client deliver its pending events.
-        for _ in 0..20 {
-            drop(client.poll(Duration::ZERO));
-        }
+        deliver_events(client);
         if let Some(reason) = client.context().last().filter(|_| begun.elapsed() > REJECTION_DELAY) {
             return Err(Fault::Refused(reason));
         }

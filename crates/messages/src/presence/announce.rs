@@ -26,7 +26,8 @@ use uuid::Uuid;
 use super::{
     is_connected,
     keys::{Bucket, Keys},
-    script::{Calls, Outcome, Scripts},
+    script::{Calls, Outcome},
+    scripts::Scripts,
 };
 
 /// Maximum number of unsent changes in memory. Further changes are only in Redis, until a process

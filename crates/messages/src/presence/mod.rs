@@ -15,6 +15,7 @@ mod local_connections;
 mod reconcile;
 mod register;
 mod script;
+mod scripts;
 mod takeover;
 
 use std::{sync::Arc, time::Duration};
@@ -30,7 +31,8 @@ use self::{
     keys::{Bucket, Keys},
     local_connections::LocalConnections,
     register::{Register, Trouble},
-    script::{Calls, Scripts},
+    script::Calls,
+    scripts::Scripts,
     takeover::Watchman,
 };
 pub use self::{config::Config, http::routes};

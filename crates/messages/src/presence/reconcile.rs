@@ -215,7 +215,7 @@ async fn last_events(
     let stop = StopOnDrop::default();
     let stopped = stop.0.clone();
     let read = move || {
-        let mut last: HashMap<Arc<str>, Change> = HashMap::new();
+        let (mut last, mut is_full) = (HashMap::<Arc<str>, Change>::new(), false);
         let scanner = Scanner::connect(&kafka)?;
         scanner.read(&topic, &[span], Instant::now() + READ_TIMEOUT, |record| {
             // An unreadable event was counted; another version may have written it.
@@ -225,10 +225,9 @@ async fn last_events(
             {
                 last.insert(change.receiver.clone(), change);
             }
-            let is_full = last.len() > MAX_RECEIVERS && buckets.len() > 1;
+            is_full = last.len() > MAX_RECEIVERS && buckets.len() > 1;
             if is_full || stopped.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        let is_full = last.len() > MAX_RECEIVERS && buckets.len() > 1;
         Ok((!is_full).then(|| last.into_values().collect()))
     };
     let last = tokio::task::spawn_blocking(read).await.unwrap_or(Err(ReconcileError::Ending));
