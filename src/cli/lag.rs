@@ -125,7 +125,7 @@ fn is_unused(consumer: &ConsumerPlan, settings: &Settings) -> bool {
     consumer.needs_postgres && settings.postgres.url.is_empty()
 }
 
-/// What the rows do not show.
+/// Notes on groups that the rows do not show.
 #[derive(Default)]
 struct Notes {
     /// Consumers of topics that do not exist.

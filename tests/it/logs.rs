@@ -1,4 +1,4 @@
-//! What the log has, and what it does not have.
+//! Contents of the log: what must be in it, and what must not.
 
 use serde_json::{Value, json};
 

@@ -86,7 +86,7 @@ pub(super) struct PartFailed {
     status: u16,
     /// A sentence about this failure.
     error: String,
-    /// What in the record is wrong. Pointers of a batch lead into its body, those of a stream into
+    /// Parts of the record that are wrong. Pointers of a batch lead into its body, those of a stream into
     /// the line.
     #[schema(nullable = false)]
     errors: Option<Vec<ProblemItem>>,

@@ -69,7 +69,7 @@ struct Processed {
 #[expect(dead_code, reason = "describes the JSON, which is written directly")]
 struct Failed {
     error: String,
-    /// What is wrong with the body, if it is not a JSON object.
+    /// Fault of the body, if it is not a JSON object.
     #[schema(nullable = false)]
     details: Option<String>,
     /// Time that the target waited, in milliseconds.

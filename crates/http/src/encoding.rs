@@ -176,11 +176,11 @@ enum Decoder {
     Zstd(DCtx<'static>),
 }
 
-/// What one step took and made, in bytes.
+/// Input and output of one step, in bytes.
 struct Step {
     taken: usize,
     made: usize,
-    /// Whether the input may end here.
+    /// True if the input may end here.
     is_complete: bool,
 }
 
@@ -253,9 +253,9 @@ struct Decompressed {
     decoder: Decoder,
     /// Buffer for one piece.
     piece: Vec<u8>,
-    /// Whether the decompressor may have more for the input that it took.
+    /// True if the decompressor may have more for the input that it took.
     more: bool,
-    /// Whether the input may end here.
+    /// True if the input may end here.
     is_complete: bool,
     /// Pieces since the last turn of other tasks.
     turn: u32,

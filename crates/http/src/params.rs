@@ -189,7 +189,7 @@ fn explain(fault: &Fault, source: Source, known: &[&'static str]) -> Problem {
 
 /// Passes the values of each name on together.
 struct Fields<'u, 'p, 'a> {
-    /// What is left.
+    /// Remaining values.
     pairs: &'p [Pair<'a>],
     value: Option<&'p [Pair<'a>]>,
     unknown: &'u mut Vec<&'p str>,

@@ -196,12 +196,12 @@ pub struct ProblemBody {
     /// The same as `detail`, on `/produce`.
     #[schema(nullable = false)]
     pub error: Option<String>,
-    /// What in the request is wrong, if it is a field, a parameter or a header.
+    /// Part of the request that is wrong, if it is a field, a parameter or a header.
     #[schema(nullable = false)]
     pub errors: Option<Vec<ProblemItem>>,
 }
 
-/// What is wrong with one part of a request.
+/// Fault of one part of a request.
 #[derive(Serialize, ToSchema)]
 pub struct ProblemItem {
     /// JSON pointer of the value in the body, as a fragment, such as `#/headers/a`.
@@ -213,6 +213,6 @@ pub struct ProblemItem {
     /// Name of the header.
     #[schema(nullable = false)]
     pub header: Option<String>,
-    /// What is wrong: what was found, and what is wanted.
+    /// Description of the fault: the value that was found, and the one that is wanted.
     pub detail: String,
 }

@@ -21,7 +21,7 @@ const MAX_COMPARED: usize = 32;
 const MAX_BYTES: usize = 64;
 
 thread_local! {
-    /// Whether [`NOTED`] has something; cheaper to look at.
+    /// True if [`NOTED`] has something; cheaper to look at.
     static ANY: Cell<bool> = const { Cell::new(false) };
     static NOTED: RefCell<Vec<NearMiss>> = const { RefCell::new(Vec::new()) };
 }

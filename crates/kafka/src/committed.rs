@@ -29,7 +29,7 @@ pub struct Commits {
     client: BaseConsumer<Plain>,
     /// Client that looks for records; opened when it is needed.
     scanner: Option<Scanner>,
-    /// What was left at the last look.
+    /// Spans that were left at the last look.
     left: Vec<Span>,
 }
 

@@ -17,7 +17,7 @@ const STYLE: &str = ":root{color-scheme:light dark;font-family:system-ui,sans-se
     body{max-width:56rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}\
     td{padding:.1rem 1rem .1rem 0;vertical-align:top}";
 
-/// What a listener serves.
+/// Operations of a listener.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ServiceIndex)]
 pub struct Index {

@@ -1,4 +1,4 @@
-//! What a client accepts.
+//! Content types and encodings that a client accepts.
 
 use axum::http::{HeaderMap, HeaderName, header};
 

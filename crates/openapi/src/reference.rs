@@ -15,8 +15,8 @@ use axum::{
 
 use super::asset::Asset;
 
-/// What the browser may load for the page: only files of this listener, and the images in the style
-/// sheet.
+/// Policy of the browser for the page: it may load only files of this listener, and the images in
+/// the style sheet.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

@@ -49,7 +49,7 @@ pub struct Receiver {
     server: Server,
 }
 
-/// How a connection ended.
+/// Reason why a connection ended.
 enum Ended {
     /// Enough was printed.
     Enough,

@@ -45,7 +45,7 @@ pub struct Command {
     output: Output,
 }
 
-/// What all records of the command have in common.
+/// Properties of all records of the command.
 #[derive(Args)]
 #[command(next_help_heading = "Records")]
 pub struct Record {

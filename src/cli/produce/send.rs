@@ -25,7 +25,7 @@ const UNKNOWN: &str = "outcome_unknown";
 /// Wait before a request is repeated, if the answer asks for none.
 const WAIT: Backoff = Backoff::doubling(Duration::from_millis(500), Duration::from_secs(5));
 
-/// What became of a record.
+/// Outcome of a record.
 #[derive(Debug, Clone)]
 pub enum Outcome {
     Stored { topic: String, partition: i32, offset: i64 },

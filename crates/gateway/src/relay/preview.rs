@@ -8,7 +8,7 @@ use serde_json::{Map, Value, value::RawValue};
 use super::{Config, Problem, envelope::Envelope, request, route};
 use crate::relay::Access;
 
-/// What is shown of the value of a configured header, which may be a secret.
+/// Text shown in place of the value of a configured header, which may be a secret.
 const MASK: &str = "********";
 
 /// Renders the requests of one route.

@@ -43,7 +43,7 @@ const MAX_NAMED: usize = 3;
 /// A decoded body.
 pub struct Decoded<T> {
     pub value: T,
-    /// Whether a field was taken under another name than the one in the body.
+    /// True if a field was taken under another name than the one in the body.
     pub renamed: bool,
     pub near_misses: Vec<NearMiss>,
 }

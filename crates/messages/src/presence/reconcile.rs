@@ -1,10 +1,10 @@
 //! Reconciles presence in Redis with the topic `presence` after Redis has lost data.
 //!
-//! What only Redis knew is lost: that a receiver was announced whose process is suspended or dead.
-//! Once every live process has had time to register its connections again, one process reads the
-//! last event of each receiver from the topic. If Redis and the topic agree, the version of the
-//! event is restored. Otherwise the state in Redis is announced. Until then, receivers that no
-//! process knew are registered without an event.
+//! Then nobody knows which receivers of suspended or dead processes were announced. Once every live
+//! process has had time to register its connections again, one process reads the last event of each
+//! receiver from the topic. If Redis and the topic agree, the version of the event is restored.
+//! Otherwise the state in Redis is announced. Until then, receivers that no process knew are
+//! registered without an event.
 
 use std::{
     collections::HashMap,
@@ -95,8 +95,8 @@ async fn check(shared: &Shared, kafka: &kafka::Config) -> Result<(), ReconcileEr
     let doubtful = shared.doubtful.lock().clone();
     let ready: Vec<_> = doubtful.into_iter().filter(|(_, born_ms)| now_ms - born_ms >= lease_ms).collect();
     let Some(last_born_ms) = ready.iter().map(|(_, born_ms)| *born_ms).max() else { return Ok(()) };
-    // What a live process has yet to send is newer than the topic, and what it has yet to register is
-    // missing in Redis.
+    // Changes that a live process has yet to send are newer than the topic, and receivers that it has
+    // yet to register are missing in Redis.
     let live = leases.iter().filter(|lease| !lease.leaving).map(|lease| lease.process.as_str());
     let oldest_unsent = calls.oldest_unsent(live).await?;
     if !shared.announcer.is_ready() || oldest_unsent.is_some_and(|version| version <= last_born_ms) {
