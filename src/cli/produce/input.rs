@@ -49,6 +49,8 @@ pub struct Batch {
 pub struct Input {
     receiver: mpsc::Receiver<Result<Box<RawValue>, Error>>,
     read: Number,
+    /// True if the records come from stdin, which may pause; arguments are all there.
+    may_pause: bool,
     /// A record that did not fit into the last batch.
     left: Option<Box<RawValue>>,
 }
@@ -56,8 +58,9 @@ pub struct Input {
 impl Input {
     pub fn new(values: Vec<String>, common: Record) -> Self {
         let (sender, receiver) = mpsc::channel(READ_AHEAD);
+        let may_pause = values.is_empty();
         std::thread::spawn(move || read(values, &common, |record| sender.blocking_send(record).is_ok()));
-        Self { receiver, read: 0, left: None }
+        Self { receiver, read: 0, may_pause, left: None }
     }
 
     /// Returns the records that are there, at least one; `None` at the end.
@@ -89,7 +92,8 @@ impl Input {
             if batch.records.len() >= MAX_RECORDS {
                 return Some(batch);
             }
-            let Ok(more) = self.receiver.try_recv() else { return Some(batch) };
+            let more = if self.may_pause { self.receiver.try_recv().ok() } else { self.receiver.recv().await };
+            let Some(more) = more else { return Some(batch) };
             self.read += 1;
             next = more;
         }
@@ -225,6 +229,18 @@ mod tests {
             records(&[own], &common(Format::Ndjson)),
             [r#"{"headers":{},"key":"own","partition":0,"payload":{"b":1,"a":2},"timestamp":"2026-01-01T00:00:00Z"}"#]
         );
+    }
+
+    #[tokio::test]
+    async fn arguments_are_sent_together() {
+        for _ in 0..20 {
+            let values: Vec<String> = (0..MAX_RECORDS + 1).map(|number| number.to_string()).collect();
+            let mut input = Input::new(values, common(Format::Lines));
+            for expected in [MAX_RECORDS, 1] {
+                assert_eq!(input.batch().await.unwrap().records.len(), expected);
+            }
+            assert!(input.batch().await.is_none());
+        }
     }
 
     #[test]
