@@ -296,7 +296,9 @@ impl Consumers {
             // Half of the memory, because the library limits the response to a fetch by the same
             // number, or by its largest record.
             .set("queued.max.messages.kbytes", (memory >> 11).to_string())
-            .set("fetch.wait.max.ms", "500")
+            // A partition that is assigned or resumed while a fetch of the others waits is first read
+            // when that fetch ends.
+            .set("fetch.wait.max.ms", "200")
             .set("fetch.queue.backoff.ms", "5")
             .set("fetch.error.backoff.ms", "50");
         tracing::info!(
