@@ -18,7 +18,7 @@ use arc_swap::ArcSwap;
 use postrider_limits::memory::budgets;
 use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
-    producer::{BaseProducer, BaseRecord, Producer as _},
+    producer::{BaseProducer, BaseRecord, Producer as _, PurgeConfig},
 };
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,9 @@ use super::{
 /// Time that records in flight have to be confirmed after their client failed fatally. Records of a
 /// stuck client are not waited for.
 const FLUSH_AFTER_FATAL: Duration = Duration::from_secs(2);
+
+/// Time that a client has to report the records that it was told to give up.
+const REPORT_AFTER_PURGE: Duration = Duration::from_millis(500);
 
 /// Writes records through one librdkafka client. Cheap to clone; all clones share the client.
 #[derive(Clone)]
@@ -328,6 +331,11 @@ impl Shared {
             let (records, _) = self.admission.in_flight();
             tracing::warn!(error = %error, records, "outcome of the failed client's records is unknown");
         }
+        // A record that the old client kept could be stored after later ones of the same key.
+        old.purge(PurgeConfig::default().queue().inflight());
+        if let Err(error) = old.flush(REPORT_AFTER_PURGE) {
+            tracing::debug!(error = %error, "the failed client has not yet reported all its records");
+        }
         match self.connect() {
             Ok(client) => {
                 self.watchdog.replaced(self.purpose.client(), reason);
@@ -346,4 +354,30 @@ impl Shared {
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<Thread, KafkaError> {
     let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
     spawned.map(|handle| handle.thread().clone()).map_err(|error| KafkaError::ClientCreation(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postrider_health::Health;
+
+    #[tokio::test]
+    async fn a_replaced_client_keeps_no_record_that_it_could_send_later() {
+        // Nothing listens on this port.
+        let config = Config { brokers: vec!["127.0.0.1:1".to_owned()], ..Config::default() };
+        let producer =
+            Producer::start(&config, Broker::start(&config, Health::default().check("kafka")).unwrap()).unwrap();
+        let shared = producer.shared.clone();
+        let old = shared.client.load_full();
+        let (answer, outcome) = oneshot::channel();
+        let record = Outgoing { topic: "orders", payload: Some(b"1"), ..Outgoing::default() };
+        let permit = shared.admission.try_acquire(1).unwrap();
+        shared.hand_over(record, Pending::new(permit, Some(answer))).unwrap();
+        assert_eq!(old.in_flight_count(), 1);
+        shared.replace("test");
+        assert_eq!(old.in_flight_count(), 0);
+        assert!(matches!(outcome.await.unwrap(), Err(SendError::Unknown)));
+        assert_eq!(producer.in_flight(), (0, 0));
+        producer.close(Duration::ZERO);
+    }
 }
