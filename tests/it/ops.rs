@@ -187,7 +187,7 @@ async fn secrets_are_read_from_files_and_never_shown() {
 fn credentials(topic: &str) -> Vec<(&'static str, String)> {
     let token = file("token", "Bearer hunter2\n");
     let relays = json!([{
-        "name": "hook", "topic": topic, "target_url": "http://u:hunter2@127.0.0.1:1/hook?token=hunter2", "retries": 0,
+        "name": "hook", "topic": topic, "target_url": "http://u:hunter2@127.0.0.1:1/hook/hunter2?token=hunter2", "retries": 0,
         "allow": ["127.0.0.0/8"], "headers": {"authorization": {"file": token}, "x-api-key": "hunter2"},
     }]);
     let text = |text: &str| text.to_owned();
@@ -234,7 +234,7 @@ async fn no_credential_appears_in_output_logs_answers_or_metrics() {
     seen += &fs::read_to_string(log).unwrap();
     let leaks: Vec<&str> = seen.lines().filter(|line| line.contains("hunter2")).collect();
     assert!(leaks.is_empty(), "{}", leaks.join("\n"));
-    assert!(seen.contains("http://127.0.0.1:1/hook?token=********"), "the target is logged, without its secrets");
+    assert!(seen.contains("http://127.0.0.1:1/********?token=********"), "the target is logged, without its secrets");
 }
 
 #[tokio::test]

@@ -2,6 +2,12 @@
 
 use std::{collections::BTreeMap, process::Output};
 
+use rdkafka::{
+    ClientConfig, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer},
+};
+use rustix::process::Signal;
+
 use crate::{
     harness::{app::command, stack::off_runtime, target::Act, wait::seconds},
     relay::{Scene, numbered},
@@ -152,6 +158,45 @@ async fn once_delivers_what_the_topic_has_and_explains_what_failed() {
 }
 
 #[tokio::test]
+async fn a_signal_before_the_end_is_not_success() {
+    let scene = Scene::new(1).await;
+    scene.write(vec![numbered("a", 1), numbered("a", 2)]).await;
+    scene.target.decide(|seen| if seen.json()["value"]["n"] == 1 { Act::OK } else { Act::Hang });
+    let mut app = scene.relay(&["--once"]).await;
+    scene.target.await_seen(2, seconds(20)).await;
+    app.signal(Signal::TERM);
+    assert_eq!(app.exit(seconds(30)).await.code(), Some(143), "{}", app.log());
+    let mut app = scene.relay(&["--once"]).await;
+    scene.target.await_seen(3, seconds(20)).await;
+    app.signal(Signal::INT);
+    assert_eq!(app.exit(seconds(30)).await.code(), Some(130), "{}", app.log());
+    assert_eq!(scene.target.seen()[2].json()["value"]["n"], 2, "the first record was committed");
+}
+
+/// Commits an offset of partition 0 for the scene's group.
+fn commit(scene: &Scene, offset: i64) {
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", &scene.world.kafka.brokers).set("group.id", scene.group());
+    let client: BaseConsumer = client.create().unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&scene.topic, 0, Offset::Offset(offset)).unwrap();
+    client.commit(&list, CommitMode::Sync).unwrap();
+}
+
+#[tokio::test]
+async fn a_topic_that_ends_before_the_groups_commit_is_delivered_anew() {
+    let scene = Scene::new(1).await;
+    scene.write(vec![numbered("a", 1), numbered("b", 2)]).await;
+    commit(&scene, 9);
+    let mut command = scene.world.command();
+    command.arg("relay").args(scene.words(&["--once"]));
+    let output = off_runtime(move || command.output().unwrap()).await;
+    let (summary, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && summary.starts_with("delivered 2 records"), "{summary}{log}");
+    assert_eq!(scene.target.count(), 2);
+}
+
+#[tokio::test]
 async fn a_dry_run_prints_the_requests_and_neither_sends_nor_commits() {
     let scene = Scene::new(1).await;
     scene.write(vec![numbered("a", 1), numbered("b", 2)]).await;
@@ -166,7 +211,7 @@ async fn a_dry_run_prints_the_requests_and_neither_sends_nor_commits() {
     let requests: Vec<serde_json::Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let numbers: Vec<&serde_json::Value> = requests.iter().map(|request| &request["body"]["value"]["n"]).collect();
     assert_eq!(numbers, [1, 2]);
-    assert!(requests[0]["url"].as_str().unwrap().ends_with("/webhook") && !printed.contains("hidden"), "{printed}");
+    assert!(requests[0]["url"].as_str().unwrap().ends_with("/********") && !printed.contains("hidden"), "{printed}");
     assert_eq!((dry_run().await, scene.target.count()), (printed, 0), "nothing was committed or sent");
     let app = scene.relay(&[]).await;
     scene.target.await_seen(2, seconds(20)).await;

@@ -12,8 +12,8 @@ pub(super) const MASK: &str = "********";
 const MIN_SECRET_BYTES: usize = 4;
 
 /// A URL, or several separated by commas, whose user, password and query values must not be
-/// printed. `Display`, `Debug` and `Serialize` mask them; scheme, host and path stay visible,
-/// because they identify the server.
+/// printed. `Display`, `Debug` and `Serialize` mask them; scheme and host stay visible, because they
+/// identify the server. So does the path, but for HTTP, where it may be the secret of a webhook.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct SecretUrl(String);
@@ -40,7 +40,8 @@ impl SecretUrl {
             let values =
                 parts.query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('='));
             let password = parts.user.and_then(|user| user.split_once(':'));
-            let whole = [parts.user, parts.query].into_iter().flatten();
+            let path = parts.is_http().then(|| parts.host_and_path().1);
+            let whole = [parts.user, parts.query, path].into_iter().flatten();
             for secret in whole.chain(password.map(|(_, text)| text)).chain(values.map(|(_, text)| text)) {
                 // Shorter values are not secrets, and masking them would break up words.
                 if secret.len() >= MIN_SECRET_BYTES {
@@ -54,7 +55,7 @@ impl SecretUrl {
 
 impl fmt::Display for SecretUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&masked(&self.0))
+        f.write_str(&join(&self.0, |one| masked_one(one, Parts::of(one).is_http())))
     }
 }
 
@@ -89,7 +90,11 @@ impl JsonSchema for SecretUrl {
 /// and of a path without a host. Other text is masked as a whole, because it may be a misplaced
 /// secret.
 pub fn masked(text: &str) -> String {
-    split(text).map(masked_one).collect::<Vec<_>>().join(",")
+    join(text, |one| masked_one(one, false))
+}
+
+fn join(text: &str, mask: impl FnMut(&str) -> String) -> String {
+    split(text).map(str::trim).map(mask).collect::<Vec<_>>().join(",")
 }
 
 /// Splits a list of URLs. A password may contain a comma, so only a comma before another URL
@@ -137,6 +142,16 @@ impl<'a> Parts<'a> {
         Self { scheme, user, place, query, fragment }
     }
 
+    /// Returns whether this is an HTTP URL, or a path of one.
+    fn is_http(&self) -> bool {
+        ["", "http://", "https://"].iter().any(|scheme| self.scheme.eq_ignore_ascii_case(scheme))
+    }
+
+    /// Splits the place at the slash that begins the path.
+    fn host_and_path(&self) -> (&'a str, &'a str) {
+        self.place.split_at(self.place.find('/').unwrap_or(self.place.len()))
+    }
+
     /// Returns whether an `@` may belong to a query or to a password, so that the host cannot be
     /// determined.
     fn is_ambiguous(&self) -> bool {
@@ -144,8 +159,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-fn masked_one(text: &str) -> String {
-    let text = text.trim();
+fn masked_one(text: &str, hide_path: bool) -> String {
     let parts = Parts::of(text);
     match () {
         () if text.is_empty() => return String::new(),
@@ -157,7 +171,10 @@ fn masked_one(text: &str) -> String {
     if parts.user.is_some() {
         shown.extend([MASK, "@"]);
     }
-    shown.push_str(parts.place);
+    match parts.host_and_path() {
+        (host, path) if hide_path && path.len() > 1 => shown.extend([host, "/", MASK]),
+        _ => shown.push_str(parts.place),
+    }
     if let Some(query) = parts.query {
         let mask_pair = |pair: &str| pair.split_once('=').map_or(MASK.to_owned(), |(name, _)| format!("{name}={MASK}"));
         shown.push('?');
@@ -203,8 +220,19 @@ mod tests {
     fn nothing_that_prints_a_url_prints_its_secrets() {
         let url = SecretUrl::new("https://u:hunter2@example.com/a?token=hunter3");
         let printed = format!("{url} {url:?} {}", serde_json::to_string(&url).unwrap());
-        assert!(!printed.contains("hunter") && printed.contains("example.com/a"), "{printed}");
+        assert!(!printed.contains("hunter") && printed.contains("//********@example.com/********?"), "{printed}");
         assert_eq!(url.expose(), "https://u:hunter2@example.com/a?token=hunter3");
+        for (url, shown) in [
+            ("https://example.com", "https://example.com"),
+            ("HTTP://example.com:8080/", "HTTP://example.com:8080/"),
+            ("http://example.com/hooks/hunter2", "http://example.com/********"),
+            ("/hooks/hunter2?token=hunter3", "/********?token=********"),
+            ("postgres://u@h/orders", "postgres://********@h/orders"),
+        ] {
+            assert_eq!(SecretUrl::new(url).to_string(), shown);
+        }
+        let hook = SecretUrl::new("https://example.com/hooks/hunter2");
+        assert_eq!(hook.mask_in("POST /hooks/hunter2 failed"), "POST ******** failed");
         let error = url
             .mask_in("cannot reach https://u:hunter2@example.com/a?token=hunter3, nor /a?token=hunter3 as u:hunter2");
         assert!(!error.contains("hunter") && error.contains("example.com"), "{error}");

@@ -15,7 +15,7 @@ use hyper_util::{
     client::legacy::{self, Client as Pool},
     rt::{TokioExecutor, TokioTimer},
 };
-use postrider_config::masked;
+use postrider_config::SecretUrl;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -128,7 +128,8 @@ impl Client {
         let retry_after = headers.get(header::RETRY_AFTER).map(header::HeaderValue::as_bytes);
         let retry_after = retry_after.and_then(|at| retry_after::parse(at, SystemTime::now(), self.max_retry_after));
         let (class, message) = if status.is_redirection() {
-            let to = headers.get(header::LOCATION).map(|to| masked(&self::excerpt(to.as_bytes()))).unwrap_or_default();
+            let to = headers.get(header::LOCATION).map(|to| SecretUrl::new(self::excerpt(to.as_bytes())).to_string());
+            let to = to.unwrap_or_default();
             ("redirect", format!("answered {} to `{to}`; redirects are not followed", status.as_u16()))
         } else {
             let class = if status == StatusCode::GONE { "gone" } else { http_class(status) };

@@ -6,7 +6,7 @@ use axum::http::{
     uri,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
-use postrider_config::masked;
+use postrider_config::SecretUrl;
 use url::Url;
 
 /// Reasons why a URL cannot be called.
@@ -60,7 +60,7 @@ impl Endpoint {
         {
             headers.entry(header::HOST).or_insert(host);
         }
-        let shown = masked(url.as_str());
+        let shown = SecretUrl::new(url.as_str()).to_string();
         Ok(Self { uri, headers, shown })
     }
 
@@ -71,7 +71,7 @@ impl Endpoint {
         headers
     }
 
-    /// Returns the URL for logs, with credentials and the values of its query masked.
+    /// Returns the URL for logs, with credentials, path and the values of its query masked.
     pub fn shown(&self) -> &str {
         &self.shown
     }
@@ -111,7 +111,7 @@ mod tests {
         let endpoint = endpoint("https://Aladdin:open%20sesame@example.com/a/b?token=t#part");
         assert_eq!(endpoint.headers(0)[header::AUTHORIZATION], "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
         assert_eq!(endpoint.uri, "https://example.com/a/b?token=t");
-        assert_eq!(endpoint.shown(), "https://example.com/a/b?token=********");
+        assert_eq!(endpoint.shown(), "https://example.com/********?token=********");
     }
 
     #[test]

@@ -6,7 +6,11 @@ use metrics::counter;
 use postrider_time::backoff::Backoff;
 use rdkafka::{Offset, TopicPartitionList, consumer::Consumer, error::KafkaError};
 
-use super::{Subscription, membership::Client};
+use super::{
+    Subscription,
+    fetch_buffer::FetchBuffer,
+    membership::{Client, OwnedPartition},
+};
 
 /// Watches a partition that is being read until its first record or its end arrives.
 #[derive(Debug)]
@@ -81,6 +85,24 @@ impl FetchWatchdog {
     fn tried(&mut self, now: Instant) {
         self.tries += 1;
         self.due = now + Self::BACKOFF.delay(self.tries + 1, 0.0);
+    }
+}
+
+/// Restarts stalled fetches. The client library silently loses a start or a resume that crosses
+/// another one of its own (librdkafka #2190, #5591); without a restart the partition would not be
+/// read until it has another owner.
+pub(super) fn restart_stalled(buffers: &mut [FetchBuffer], client: &Client, subscription: &Subscription) {
+    let now = Instant::now();
+    for (partition, buffer) in (0..).zip(buffers) {
+        let should_be_read =
+            |held: &OwnedPartition| held.generation == buffer.generation && held.start != 0 && !held.paused;
+        let Some(fetch_watchdog) = buffer.fetch_watchdog.as_mut().filter(|fetch_watchdog| fetch_watchdog.is_due(now))
+        else {
+            continue;
+        };
+        if client.context().owned().partitions.get(&partition).is_some_and(should_be_read) {
+            fetch_watchdog.restart(client, subscription, partition, now);
+        }
     }
 }
 

@@ -18,7 +18,10 @@ use rdkafka::{
     statistics::{ConsumerGroup, Partition},
 };
 
-use super::work::{PartitionWork, Shape};
+use super::{
+    commit_reset,
+    work::{PartitionWork, Shape},
+};
 use crate::{client_watchdog::Connectivity, library_log, stats};
 
 pub(super) type Client = BaseConsumer<Membership>;
@@ -76,6 +79,8 @@ pub(super) struct OwnedPartition {
     pub committed: Option<i64>,
     /// The commit point at the last proof of ownership.
     pub proved: Option<i64>,
+    /// Whether the library's last statistics showed a commit beyond the end of the partition.
+    pub commit_is_beyond_end: bool,
 }
 
 impl Membership {
@@ -226,7 +231,12 @@ impl ClientContext for Membership {
         }
         let topic = statistics.topics.get(&self.topic);
         let partitions = || topic.into_iter().flat_map(|topic| topic.partitions.values());
-        let owned = self.owned();
+        let mut owned = self.owned();
+        for partition in partitions() {
+            if let Some(held) = owned.partitions.get_mut(&partition.partition) {
+                held.commit_is_beyond_end = commit_reset::is_beyond_end(partition);
+            }
+        }
         let is_read = |partition: &&Partition| {
             owned.partitions.get(&partition.partition).is_some_and(|held| held.start != 0 && !held.paused)
         };

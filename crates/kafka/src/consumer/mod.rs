@@ -66,6 +66,7 @@
 //! ```
 
 mod batch_consumer;
+mod commit_reset;
 mod exclusion;
 mod fetch_buffer;
 mod fetch_watchdog;

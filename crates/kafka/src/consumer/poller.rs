@@ -24,9 +24,9 @@ use rdkafka::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Subscription,
+    Subscription, commit_reset,
     fetch_buffer::FetchBuffer,
-    fetch_watchdog::FetchWatchdog,
+    fetch_watchdog::{self, FetchWatchdog},
     membership::{Client, Owned, OwnedPartition},
     ownership_proof,
     report::Report,
@@ -253,8 +253,16 @@ impl Poller {
             self.buffers[partition as usize] = FetchBuffer { generation, ..FetchBuffer::default() };
             let opening = Opening { partition, generation, starts: self.sender.clone() };
             let work = self.shape.open(opening);
-            let held =
-                OwnedPartition { work, generation, start: 0, paused: true, stored: -1, committed: None, proved: None };
+            let held = OwnedPartition {
+                work,
+                generation,
+                start: 0,
+                paused: true,
+                stored: -1,
+                committed: None,
+                proved: None,
+                commit_is_beyond_end: false,
+            };
             self.client.context().owned().partitions.insert(partition, held);
         }
     }
@@ -317,8 +325,10 @@ impl Poller {
             return;
         }
         self.last_upkeep = Instant::now();
-        self.restart_stalled_fetches();
         let client = self.client.clone();
+        if self.broker.is_up() {
+            fetch_watchdog::restart_stalled(&mut self.buffers, &client, &self.subscription);
+        }
         let mut owned = client.context().owned();
         self.report.update(
             owned
@@ -326,35 +336,13 @@ impl Poller {
                 .iter_mut()
                 .map(|(&partition, held)| (partition, held.stored, held.paused, held.work.span())),
         );
+        commit_reset::move_back(&client, &self.subscription.topic, &mut owned);
         if self.last_proof.elapsed() >= ownership_proof::PROOF_INTERVAL {
             self.last_proof = Instant::now();
             ownership_proof::prove(&client, &self.subscription.topic, &mut owned);
         }
         let partitions = owned.partitions.len();
         gauge!("postrider_consumer_partitions", "consumer" => self.subscription.name).set(partitions as f64);
-    }
-
-    /// Restarts stalled fetches. The client library silently loses a start or a resume that crosses
-    /// another one of its own (librdkafka #2190, #5591); without a restart the partition would not
-    /// be read until it has another owner.
-    fn restart_stalled_fetches(&mut self) {
-        if !self.broker.is_up() {
-            return;
-        }
-        let (now, client) = (Instant::now(), self.client.clone());
-        for (partition, buffer) in (0..).zip(&mut self.buffers) {
-            let should_be_read =
-                |held: &OwnedPartition| held.generation == buffer.generation && held.start != 0 && !held.paused;
-            let Some(fetch_watchdog) =
-                buffer.fetch_watchdog.as_mut().filter(|fetch_watchdog| fetch_watchdog.is_due(now))
-            else {
-                continue;
-            };
-            if !client.context().owned().partitions.get(&partition).is_some_and(should_be_read) {
-                continue;
-            }
-            fetch_watchdog.restart(&client, &self.subscription, partition, now);
-        }
     }
 
     /// Returns whether waiting work is being processed. Failing handlers count as alive, whatever
