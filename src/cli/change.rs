@@ -25,8 +25,8 @@ pub struct Change {
 }
 
 impl Change {
-    /// Refuses a change of everything (`chosen` is false) unless `--yes` or `--dry-run` is given. `would`
-    /// completes the error "this would …".
+    /// Refuses a change of everything (`chosen` is false) unless `--yes` or `--dry-run` is given.
+    /// `would` completes the error "this would …".
     pub fn confirm(&self, chosen: bool, would: &str) -> Result<(), Unconfirmed> {
         if chosen || self.yes || self.dry_run {
             return Ok(());

@@ -56,7 +56,7 @@ pub enum Command {
         #[command(flatten)]
         selection: Selection,
         /// Maximum number of letters
-        #[arg(long, default_value_t = 50, help_heading = "Selection")]
+        #[arg(long, default_value_t = 50, value_parser = limit, help_heading = "Selection")]
         limit: usize,
         #[command(flatten)]
         output: Output,
@@ -126,7 +126,7 @@ pub struct Choice {
     #[command(flatten)]
     selection: Selection,
     /// Maximum number of letters, in the order of their records
-    #[arg(long, help_heading = "Selection")]
+    #[arg(long, value_parser = limit, help_heading = "Selection")]
     limit: Option<usize>,
     #[command(flatten)]
     change: Change,
@@ -152,6 +152,8 @@ pub enum Error {
     Kafka(#[from] KafkaError),
     #[error("--since: {0}")]
     Since(#[source] postrider_dlq::SinceError),
+    #[error("--{0} is empty; leave it out to take every {0}")]
+    Empty(&'static str),
     #[error(transparent)]
     Unconfirmed(#[from] Unconfirmed),
     #[error(transparent)]
@@ -212,12 +214,24 @@ impl From<Which> for Letters {
     }
 }
 
+/// Parses the maximum number of letters.
+fn limit(text: &str) -> Result<usize, NoLimit> {
+    text.parse().ok().filter(|&limit| limit > 0).ok_or(NoLimit)
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("must be a whole number of letters, at least 1")]
+struct NoLimit;
+
 impl Selection {
     fn query(&self, ids: Vec<String>, limit: usize) -> Result<Query, Error> {
         let parse = |text| parse_since(text, clock::now_ms());
         let since_ms = self.since.as_deref().map(parse).transpose().map_err(Error::Since)?;
         let Self { topic, key, error, letters: Which { events, deliveries, letters }, .. } = self;
         let filter = Filter { ids, topic: topic.clone(), key: key.clone(), since_ms, error: error.clone() };
+        if let Some(name) = filter.empty_condition() {
+            return Err(Error::Empty(name));
+        }
         let which = Which { events: *events, deliveries: *deliveries, letters: letters.clone() };
         Ok(Query { letters: which.into(), filter, limit })
     }

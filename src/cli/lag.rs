@@ -35,13 +35,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Args)]
 pub struct Command {
-    /// Show only this consumer group (full name); for a group outside this configuration, add --topic
+    /// Show only this consumer group (full name); for a group outside this configuration, add
+    /// --topic
     #[arg(long, help_heading = "Selection")]
     group: Option<String>,
     /// Show only this topic (full name)
     #[arg(long, help_heading = "Selection")]
     topic: Option<String>,
-    /// Management address of a running process; repeatable [default: the configured address, on this machine]
+    /// Management address of a running process; repeatable [default: the configured address, on
+    /// this machine]
     #[arg(long, env = "MANAGEMENT_URL", value_name = "URL", value_delimiter = ',')]
     management: Vec<String>,
     #[command(flatten)]

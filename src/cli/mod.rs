@@ -82,8 +82,8 @@ enum Command {
     },
     /// POST the records of a topic to a URL; needs only Kafka
     ///
-    /// A flag overrides the environment variable shown beside it. Flags may be written with one dash
-    /// or two. Kafka's security settings come from the configuration (POSTRIDER_KAFKA__…). See
+    /// A flag overrides the environment variable shown beside it. Flags may be written with one
+    /// dash or two. Kafka's security settings come from the configuration (POSTRIDER_KAFKA__…). See
     /// docs/relay.md.
     #[command(after_help = relay::EXAMPLES)]
     Relay(Box<relay::Relay>),

@@ -18,8 +18,8 @@ impl Server {
     }
 }
 
-/// Returns the client of the API at this URL, which this option gave. An empty one, as compose files set a variable that is
-/// not given, is the default.
+/// Returns the client of the API at this URL, which this option gave. An empty one, as compose
+/// files set a variable that is not given, is the default.
 pub fn client(url: &str, option: &'static str) -> Result<Api, Error> {
     Api::new(if url.is_empty() { LOCAL } else { url }, option)
 }

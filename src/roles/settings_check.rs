@@ -1,7 +1,10 @@
 //! Rules of settings that their types and ranges do not express. `postrider config check` and
 //! `postrider run` apply them before anything starts.
 
+use postrider_http::client_address::{NoNetwork, Proxies};
 use postrider_postgres as postgres;
+use postrider_telemetry::{Otlp, OtlpProtocol};
+use rdkafka::error::KafkaError;
 
 use super::{
     Settings,
@@ -27,6 +30,18 @@ pub enum Rule {
     NotAnAddress(String),
     #[error("not a URL of Redis such as redis://127.0.0.1:6379")]
     NotARedisUrl,
+    #[error("`{0}`, which is neither a network such as `10.0.0.0/8` nor an address")]
+    NotANetwork(String),
+    #[error("`{0}`; names of Kafka have letters, digits, `.`, `_` and `-` only")]
+    NotAName(String),
+    #[error("not a URL such as http://collector:4317")]
+    NotACollector,
+    #[error("a URL with https, which needs `telemetry.otlp.protocol=http`")]
+    CollectorWithTls,
+    #[error("refused by the Kafka library: {0}")]
+    KafkaProperty(String),
+    #[error("{0}, which is above `gateway.simulator.max_delay_ms` ({1})")]
+    AboveMaximum(u64, u64),
     #[error("invalid: {0}")]
     Postgres(#[from] postgres::Error),
     #[error("invalid: {0}")]
@@ -48,6 +63,15 @@ impl Settings {
             return Err(Invalid { key: "kafka.brokers", problem: Rule::NoAddress });
         }
         check_addresses("kafka.brokers", brokers, is_broker)?;
+        self.check_kafka()?;
+        if let Err(NoNetwork(network)) = Proxies::new(&self.http) {
+            return Err(Invalid { key: "http.trusted_proxies", problem: Rule::NotANetwork(network) });
+        }
+        check_collector(&self.telemetry.otlp).map_err(|problem| Invalid { key: "telemetry.otlp.endpoint", problem })?;
+        let (least, most) = (self.gateway.simulator.min_delay_ms, self.gateway.simulator.max_delay_ms);
+        if self.gateway.simulator.enabled && least > most {
+            return Err(Invalid { key: "gateway.simulator.min_delay_ms", problem: Rule::AboveMaximum(least, most) });
+        }
         if !self.redis.is_valid() {
             return Err(Invalid { key: "redis.url", problem: Rule::NotARedisUrl });
         }
@@ -63,6 +87,40 @@ impl Settings {
             relays.map_err(|error| Invalid { key: "gateway.relays", problem: error.into() })?;
         }
         Ok(())
+    }
+
+    /// Checks names, and the properties of clients as the Kafka library does.
+    fn check_kafka(&self) -> Result<(), Invalid> {
+        let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if !self.kafka.topic_prefix.bytes().all(is_legal) {
+            let problem = Rule::NotAName(self.kafka.topic_prefix.clone());
+            return Err(Invalid { key: "kafka.topic_prefix", problem });
+        }
+        match self.kafka.check_properties() {
+            Ok(()) => Ok(()),
+            Err(KafkaError::ClientConfig(_, problem, name, _)) => {
+                let key = match name.as_str() {
+                    "compression.type" => "kafka.producer.compression",
+                    "sasl.mechanism" => "kafka.sasl.mechanism",
+                    _ => "kafka.properties",
+                };
+                Err(Invalid { key, problem: Rule::KafkaProperty(problem) })
+            }
+            Err(error) => Err(Invalid { key: "kafka.properties", problem: Rule::KafkaProperty(error.to_string()) }),
+        }
+    }
+}
+
+/// Checks the address that traces are sent to; an empty one turns them off.
+fn check_collector(otlp: &Otlp) -> Result<(), Rule> {
+    if otlp.endpoint.is_empty() {
+        return Ok(());
+    }
+    let url = url::Url::parse(otlp.endpoint.expose()).map_err(|_| Rule::NotACollector)?;
+    match (url.scheme(), otlp.protocol) {
+        ("http", _) | ("https", OtlpProtocol::Http) => Ok(()),
+        ("https", OtlpProtocol::Grpc) => Err(Rule::CollectorWithTls),
+        _ => Err(Rule::NotACollector),
     }
 }
 
@@ -139,6 +197,42 @@ mod tests {
         let mut settings = Settings::default();
         settings.kafka.brokers.clear();
         assert_eq!(checked(&settings), "kafka.brokers empty, but needs at least one address `host:port`");
+        for (key, value) in [("foo", "1"), ("socket.keepalive.enable", "maybe"), ("statistics.interval.ms", "-7")] {
+            let mut settings = Settings::default();
+            settings.kafka.properties = [(key.to_owned(), value.to_owned())].into_iter().collect();
+            let found = checked(&settings);
+            assert!(
+                found.starts_with("kafka.properties refused by the Kafka library: ") && found.contains(key),
+                "{found}"
+            );
+        }
+        let changed = |change: &dyn Fn(&mut Settings)| {
+            let mut settings = Settings::default();
+            change(&mut settings);
+            checked(&settings)
+        };
+        let found = changed(&|settings| settings.kafka.producer.compression = "brotli".to_owned());
+        assert!(found.starts_with("kafka.producer.compression refused by") && found.contains("brotli"), "{found}");
+        let found = changed(&|settings| settings.kafka.topic_prefix = "bad prefix/".to_owned());
+        assert!(found.starts_with("kafka.topic_prefix `bad prefix/`; names of Kafka"), "{found}");
+        let found = changed(&|settings| settings.http.trusted_proxies = vec!["10.0.0.0/99".to_owned()]);
+        assert!(found.starts_with("http.trusted_proxies `10.0.0.0/99`, which is neither"), "{found}");
+        let found = changed(&|settings| settings.telemetry.otlp.endpoint = postrider_config::SecretUrl::new("foo"));
+        assert!(found.starts_with("telemetry.otlp.endpoint not a URL such as"), "{found}");
+        let collector = postrider_config::SecretUrl::new("https://collector:4317");
+        let found = changed(&|settings| settings.telemetry.otlp.endpoint = collector.clone());
+        assert!(found.starts_with("telemetry.otlp.endpoint a URL with https"), "{found}");
+        let found = changed(&|settings| {
+            settings.telemetry.otlp.endpoint = collector.clone();
+            settings.telemetry.otlp.protocol = OtlpProtocol::Http;
+        });
+        assert_eq!(found, "valid");
+        let found = changed(&|settings| settings.postgres.url = postrider_config::SecretUrl::new("mysql://x"));
+        assert!(found.starts_with("postgres.url invalid: `postgres.url` is not a Postgres URL"), "{found}");
+        let found = changed(&|settings| {
+            (settings.gateway.simulator.enabled, settings.gateway.simulator.min_delay_ms) = (true, 5_000);
+        });
+        assert!(found.starts_with("gateway.simulator.min_delay_ms 5000, which is above"), "{found}");
         let mut settings = Settings::default();
         settings.redis.url = postrider_config::SecretUrl::new("foo");
         assert_eq!(checked(&settings), "redis.url not a URL of Redis such as redis://127.0.0.1:6379");

@@ -108,13 +108,13 @@ impl Post {
         Printed { ok: output.status.success(), out: text(&output.stdout), err: text(&output.stderr) }
     }
 
-    async fn listed(&self, words: &[&str]) -> Vec<String> {
+    pub async fn listed(&self, words: &[&str]) -> Vec<String> {
         let listing = self.dlq(&[&["list", "--output", "json"], words].concat()).await.json();
         let letters = listing["letters"].as_array().unwrap();
         letters.iter().map(|letter| letter["id"].as_str().unwrap().to_owned()).collect()
     }
 
-    async fn change(&self, words: &[&str]) -> Value {
+    pub async fn change(&self, words: &[&str]) -> Value {
         self.dlq(&[words, &["--output", "json"]].concat()).await.json()
     }
 
@@ -123,7 +123,7 @@ impl Post {
     }
 }
 
-fn message(
+pub fn message(
     topic: &str,
     partition: i32,
     offset: i64,
@@ -136,7 +136,7 @@ fn message(
 }
 
 /// Returns a record without its offset and timestamp, to compare it with a copy.
-fn content(record: &Stored) -> Stored {
+pub fn content(record: &Stored) -> Stored {
     Stored { offset: 0, timestamp_ms: 0, ..record.clone() }
 }
 
@@ -363,46 +363,4 @@ async fn a_purge_writes_a_tombstone_to_the_partition_of_the_letter() {
         assert!([&ids[0], &ids[2]].contains(&&tombstone.key().to_owned()));
     }
     assert_eq!(post.records(&topic).await.len(), 3, "the records themselves are not touched");
-}
-
-#[tokio::test]
-async fn each_group_has_its_own_letter_and_a_repeated_letter_replaces_the_first() {
-    let post = Post::new().await;
-    let topic = post.world.make_topic("orders", 1).await;
-    let record = post.produce(&topic, 0, Some(b"k"), Some(b"v")).await;
-    for group in ["one", "two", "one"] {
-        post.give_up(EVENTS_TOPIC, &record, group, "transport", NOW_MS).await;
-    }
-    let mut listed = post.listed(&[]).await;
-    listed.sort();
-    assert_eq!(listed, [format!("{topic}/0@0 one"), format!("{topic}/0@0 two")]);
-    // The record is written back once, because every group reads it.
-    assert_eq!(outcomes(&post.change(&["replay", "--yes"]).await), ["replayed", "replayed"]);
-    assert_eq!(post.records(&topic).await.len(), 2);
-    assert_eq!(post.listed(&[]).await, [""; 0]);
-}
-
-#[tokio::test]
-async fn a_record_at_the_limit_is_stored_whole_and_a_larger_one_without_its_value() {
-    let post = Post::new().await;
-    let topic = post.world.make_topic("orders", 1).await;
-    let noise = |bytes: usize| (0..bytes).map(|_| fastrand::u8(..)).collect::<Vec<u8>>();
-    let (whole, large) = (noise(1_040_000), noise(3 << 20));
-    let headers = || OwnedHeaders::new().insert(Header { key: "tenant", value: Some("acme") });
-    let whole = message(&topic, 0, 0, Some(b"whole"), Some(&whole), headers());
-    let large = message(&topic, 0, 1, Some(b"large"), Some(&large), headers());
-    let huge_header = OwnedHeaders::new().insert(Header { key: "huge", value: Some(&noise(3 << 20)) });
-    let huge = message(&topic, 0, 2, Some(b"huge"), Some(b"v"), huge_header);
-    let mut ids = Vec::new();
-    for record in [&whole, &large, &huge] {
-        ids.push(post.give_up(EVENTS_TOPIC, record, "kv", "transport", NOW_MS).await);
-    }
-    let letters = post.records(&post.world.topic(EVENTS_TOPIC)).await;
-    let letter = |id: &str| letters.iter().find(|letter| letter.key() == id).unwrap();
-    assert_eq!(letter(&ids[0]).value.as_ref().map(Vec::len), Some(1_040_000));
-    assert_eq!(letter(&ids[1]).header("value-omitted"), Some("3145728"));
-    assert_eq!((letter(&ids[1]).text(), letter(&ids[1]).header("tenant")), ("", Some("acme")));
-    assert_eq!((letter(&ids[2]).header("huge"), letter(&ids[2]).header("headers-omitted")), (None, Some("true")));
-    assert_eq!(outcomes(&post.change(&["replay", "--yes"]).await), ["replayed", "incomplete", "incomplete"]);
-    assert_eq!(post.records(&topic).await.len(), 1);
 }

@@ -11,7 +11,7 @@ use crate::{
 /// Names that no error may have: they belong to Rust.
 const INTERNAL: [&str; 10] = ["line ", "column", "struct", "u64", "u16", "i64", "usize", "Cow", "Option", "expected"];
 
-async fn api() -> (World, App) {
+pub async fn api() -> (World, App) {
     let world = World::new().await;
     let app = world.app().role("api").env("POSTRIDER_GATEWAY__SIMULATOR__ENABLED", "true").start().await;
     (world, app)

@@ -89,8 +89,8 @@ async fn the_examples_in_rust_run() {
     check("rust", |name| words(&[built.join(name).to_str().unwrap()])).await;
 }
 
-/// Serves the page, opens it in Chromium, and ends when the console has shown a value, a message and a
-/// comment. Ends with 77 if there is no Chromium.
+/// Serves the page, opens it in Chromium, and ends when the console has shown a value, a message
+/// and a comment. Ends with 77 if there is no Chromium.
 const BROWSE: &str = r#"
     import { spawn } from "node:child_process";
     import { createInterface } from "node:readline";

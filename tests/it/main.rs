@@ -1,7 +1,7 @@
 //! Integration tests that run one or several real processes against real Kafka, Redis and Postgres.
 //!
-//! Every test has its own [`harness::World`]: topics, groups, Redis keys and a Postgres schema under
-//! a prefix that no other test uses. So all tests can run in parallel.
+//! Every test has its own [`harness::World`]: topics, groups, Redis keys and a Postgres schema
+//! under a prefix that no other test uses. So all tests can run in parallel.
 
 // Test code may panic: the message names the failed expectation.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -19,6 +19,7 @@ mod dashboards;
 mod decoding;
 mod dlq;
 mod dlq_http;
+mod dlq_letters;
 mod dropped_packets;
 mod errors;
 mod examples;
@@ -26,6 +27,7 @@ mod expelled;
 mod feed;
 mod feed_events;
 mod feed_faults;
+mod feed_gone;
 mod feed_model;
 mod feed_plans;
 mod feed_retention;
@@ -45,6 +47,7 @@ mod lag;
 mod logs;
 mod memory;
 mod messages;
+mod messages_channels;
 mod messages_faults;
 mod messages_undelivered;
 mod messages_unread;
@@ -65,6 +68,7 @@ mod relay_faults;
 mod replay;
 mod replication;
 mod rotation;
+mod rotation_lease;
 mod roundtrip;
 mod shutdown;
 mod soak;
@@ -77,3 +81,4 @@ mod unknown_values;
 mod upkeep;
 mod websocket;
 mod websocket_hostile;
+mod wrong_types;

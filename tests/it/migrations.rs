@@ -1,5 +1,5 @@
-//! Database schemas of other versions: the previous version's schema, and schemas that are newer than
-//! the program.
+//! Database schemas of other versions: the previous version's schema, and schemas that are newer
+//! than the program.
 
 use serde_json::json;
 use sqlx::Row;
@@ -10,8 +10,8 @@ use crate::{
     messages::{history, send, stored},
 };
 
-/// The schema of 0.1 with a few rows, from `pg_dump --inserts`. Do not change it: the next version adds
-/// a file.
+/// The schema of 0.1 with a few rows, from `pg_dump --inserts`. Do not change it: the next version
+/// adds a file.
 const FROZEN: &str = include_str!("schemas/0.1.sql");
 
 /// Describes the columns, indexes and constraints of all tables but the daily partitions.

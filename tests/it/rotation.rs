@@ -26,7 +26,7 @@ use crate::{
 
 const REFUSED: &str = "postrider_rotation_refused";
 const WARNING: &str = "rotated secret does not work, keeping the secret in use";
-const DRAINING: &str = "draining to restart with rotated files";
+pub const DRAINING: &str = "draining to restart with rotated files";
 
 /// A secret that is mounted as a file.
 pub struct Secret(PathBuf);
@@ -94,7 +94,7 @@ pub async fn await_refused(app: &App, what: &str, refused: bool) {
 }
 
 /// Returns a metric of a process, or `None` while the process replaces itself.
-async fn metric(app: &App, name: &str) -> Option<f64> {
+pub async fn metric(app: &App, name: &str) -> Option<f64> {
     let text = app.client.get(format!("{}/metrics", app.management)).send().await.ok()?.text().await.ok()?;
     text.lines().find(|line| line.starts_with(name))?.rsplit(' ').next()?.parse().ok()
 }
@@ -115,14 +115,14 @@ pub async fn await_replaced(app: &mut App, before: f64) {
 }
 
 /// Returns the time of each log line with this message.
-fn times(app: &App, message: &str) -> Vec<String> {
+pub fn times(app: &App, message: &str) -> Vec<String> {
     let log = app.log();
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let lines = lines.filter(|line| line["message"] == message);
     lines.map(|line| line["timestamp"].as_str().unwrap().to_owned()).collect()
 }
 
-fn has_drained(app: &App) -> bool {
+pub fn has_drained(app: &App) -> bool {
     !times(app, DRAINING).is_empty()
 }
 
@@ -362,98 +362,6 @@ fn pipes(pid: u32) -> usize {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let targets = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
     targets.filter(|target| target.to_string_lossy().starts_with("pipe:")).count()
-}
-
-#[tokio::test]
-async fn the_lease_of_a_killed_process_is_taken_over_when_it_expires() {
-    let world = World::new().await;
-    let secret = Secret::new(&world, "redis", &world.redis_url);
-    let start = |delay_ms: &str| {
-        let app = with_redis(world.app().role("api"), &secret).env("POSTRIDER_ROTATION__LEASE_MS", "4000");
-        app.env("POSTRIDER_DRAIN__READINESS_DELAY_MS", delay_ms).start()
-    };
-    let (first, mut second) = (start("60000").await, start("0").await);
-    let before = started(&second).await;
-    // Give the first process the lease before the second one can see the change.
-    let lease = format!("{}:rotation:api", world.prefix);
-    let _: () = redis::run(&world.redis_url, &["SET", &lease, &holder(&first), "PX", "4000"]).await;
-    secret.set(&format!("{}/0", world.redis_url));
-    first.await_log(DRAINING, seconds(30)).await;
-    first.kill().await;
-    second.await_log("rotated files work, waiting for the rotation lease", seconds(30)).await;
-    await_replaced(&mut second, before).await;
-    second.await_log("rotation lease expired before its holder was ready again", seconds(1)).await;
-    second.stop().await;
-}
-
-/// Returns the value of the lease key when this process holds it.
-fn holder(app: &App) -> String {
-    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
-    format!("{}/{}", host.trim(), app.pid())
-}
-
-#[tokio::test]
-async fn a_process_reports_that_it_waits_for_the_lease_and_stops_waiting_when_the_old_content_returns() {
-    let world = World::new().await;
-    let secret = Secret::new(&world, "redis", &world.redis_url);
-    let app = with_redis(world.app().role("api"), &secret).start().await;
-    let lease = format!("{}:rotation:api", world.prefix);
-    let _: () = redis::run(&world.redis_url, &["SET", &lease, "another", "PX", "600000"]).await;
-    secret.set(&format!("{}/0", world.redis_url));
-    let waiting = |wanted: f64| {
-        let app = &app;
-        async move {
-            until("the metric reports whether the process waits", seconds(30), || async {
-                (metric(app, "postrider_rotation_waiting").await == Some(wanted)).then_some(())
-            })
-            .await;
-        }
-    };
-    waiting(1.0).await;
-    let line = app.await_log("rotated files work, waiting for the rotation lease", seconds(1)).await;
-    assert_eq!(line["holder"], "another");
-    secret.set(&world.redis_url);
-    waiting(0.0).await;
-    let _: i64 = redis::run(&world.redis_url, &["DEL", &lease]).await;
-    app.await_log("mounted files are those in use again", seconds(1)).await;
-    assert!(app.is_ready().await && !has_drained(&app));
-    app.stop().await;
-}
-
-#[tokio::test]
-async fn a_wrong_secret_that_arrives_during_the_drain_for_a_good_one_cancels_the_drain() {
-    let world = World::new().await;
-    let secret = Secret::new(&world, "redis", &world.redis_url);
-    let app = with_redis(world.app().role("api"), &secret).env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "3000");
-    let mut app = app.start().await;
-    let before = started(&app).await;
-    secret.set(&format!("{}/0", world.redis_url));
-    app.await_log(DRAINING, seconds(30)).await;
-    assert!(!app.is_ready().await);
-    secret.set("redis://127.0.0.1:1");
-    app.await_log("mounted files changed again, drain called off", seconds(30)).await;
-    await_refused(&app, "redis", true).await;
-    assert!(app.is_ready().await);
-    assert_eq!(started(&app).await, before);
-    let lease: i64 = redis::run(&world.redis_url, &["EXISTS", &format!("{}:rotation:api", world.prefix)]).await;
-    assert_eq!(lease, 0, "the lease was not released");
-    secret.set(&format!("{}/0", world.redis_url));
-    await_replaced(&mut app, before).await;
-    app.stop().await;
-}
-
-#[tokio::test]
-async fn a_signal_during_the_drain_for_a_rotation_stops_the_process() {
-    let world = World::new().await;
-    let secret = Secret::new(&world, "any", "old");
-    let app = watching(world.app().role("api"), &[secret.path()]);
-    let mut app = app.env("POSTRIDER_DRAIN__READINESS_DELAY_MS", "3000").start().await;
-    secret.set("new");
-    app.await_log(DRAINING, seconds(30)).await;
-    app.sigterm();
-    let status = app.exit(seconds(30)).await;
-    assert!(status.success(), "{status}\n{}", app.log());
-    assert_eq!(times(&app, "starting").len(), 1);
 }
 
 #[tokio::test]

@@ -141,10 +141,10 @@ struct StreamQuery {
 
 /// Stream comments as they are stored
 ///
-/// Sends server-sent events, each with a comment (`StoredComment`) as JSON in `data`. The `id` of an event is the
-/// position of the stream. A client that sends it as `Last-Event-ID`, as browsers do by themselves,
-/// continues after that event on any process, without gaps or duplicates. Without it the stream
-/// begins with the next comment. Comments on one post arrive in their order.
+/// Sends server-sent events, each with a comment (`StoredComment`) as JSON in `data`. The `id` of
+/// an event is the position of the stream. A client that sends it as `Last-Event-ID`, as browsers
+/// do by themselves, continues after that event on any process, without gaps or duplicates. Without
+/// it the stream begins with the next comment. Comments on one post arrive in their order.
 #[utoipa::path(
     get,
     path = "/api/v1/comments/stream",

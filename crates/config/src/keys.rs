@@ -193,5 +193,6 @@ fn description(node: &Value) -> Option<String> {
 pub fn nearest<'a>(known: impl IntoIterator<Item = &'a str>, wanted: &str) -> Option<&'a str> {
     let scores = known.into_iter().map(|name| (name, strsim::jaro_winkler(name, wanted)));
     let (best, score) = scores.max_by(|a, b| a.1.total_cmp(&b.1))?;
-    (score > 0.8).then_some(best)
+    // The measure is too strict for two letters that changed places in a short name.
+    (score > 0.8 || (wanted.len() > 2 && strsim::osa_distance(best, wanted) == 1)).then_some(best)
 }

@@ -12,8 +12,9 @@ pub(super) const MASK: &str = "********";
 const MIN_SECRET_BYTES: usize = 4;
 
 /// A URL, or several separated by commas, whose user, password and query values must not be
-/// printed. `Display`, `Debug` and `Serialize` mask them; scheme and host stay visible, because they
-/// identify the server. So does the path, but for HTTP, where it may be the secret of a webhook.
+/// printed. `Display`, `Debug` and `Serialize` mask them; scheme and host stay visible, because
+/// they identify the server. So does the path, but for HTTP, where it may be the secret of a
+/// webhook.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct SecretUrl(String);

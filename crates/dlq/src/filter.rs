@@ -51,6 +51,13 @@ impl Filter {
         ids.is_empty() && topic.is_none() && key.is_none() && since_ms.is_none() && error.is_none()
     }
 
+    /// Returns the name of a condition that is empty, as an unset variable of a script leaves it.
+    /// A key may be empty.
+    pub fn empty_condition(&self) -> Option<&'static str> {
+        let named = [("topic", &self.topic), ("error", &self.error)];
+        named.iter().find(|(_, text)| text.as_ref().is_some_and(String::is_empty)).map(|(name, _)| *name)
+    }
+
     /// Returns whether a letter meets all conditions. `prefix` is that of our own topics.
     pub fn matches(&self, letter: &Fields<'_>, prefix: &str) -> bool {
         let is_topic = |topic: &String| letter.topic == topic || letter.topic.strip_prefix(prefix) == Some(topic);
@@ -109,6 +116,14 @@ mod tests {
         for bad in ["", "h", "2", "2 h", "-2h", "2w", "yesterday", "2026-01-31", "99999999999d", "ä"] {
             assert!(parse_since(bad, now_ms).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_empty_text_is_no_condition() {
+        let empty = || Some(String::new());
+        assert_eq!(Filter { error: empty(), ..Filter::default() }.empty_condition(), Some("error"));
+        assert_eq!(Filter { topic: empty(), ..Filter::default() }.empty_condition(), Some("topic"));
+        assert_eq!(Filter { key: empty(), ..Filter::default() }.empty_condition(), None);
     }
 
     #[test]

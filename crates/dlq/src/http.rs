@@ -142,6 +142,9 @@ async fn list(State(desk): State<Desk>, Params(params): Params<ListParams>) -> R
     let ListParams { letters, topic, key, since, error, limit } = params;
     let since_ms = since_ms(since.as_deref()).map_err(|problem| problem.at_parameter("since"))?;
     let filter = Filter { ids: Vec::new(), topic, key, since_ms, error };
+    if let Some(name) = filter.empty_condition() {
+        return Err(empty(name).at_parameter(name));
+    }
     let query = Query { letters: of_kind(letters), filter, limit: limit.map_or(50, Bounded::as_usize) };
     Ok(Json(desk.queue.list(query, desk.bounds()).await?))
 }
@@ -244,6 +247,9 @@ impl Desk {
         let ChangeBody { ids, letters, topic, key, since, error, limit, dry_run, all } = decode::strict(&body)?;
         let since_ms = since_ms(since.as_deref()).map_err(|problem| problem.at_field("since"))?;
         let filter = Filter { ids, topic, key, since_ms, error };
+        if let Some(name) = filter.empty_condition() {
+            return Err(empty(name).at_field(name));
+        }
         if filter.is_empty() && !all {
             let detail = "choose letters with `ids`, `topic`, `key`, `since` or `error`, or set `all` to true; so does a dry run, which takes what the change would take";
             return Err(Problem::new(Code::INVALID_FIELD, detail).at_field("all"));
@@ -251,6 +257,10 @@ impl Desk {
         let limit = limit.map_or(1_000, Bounded::as_usize);
         Ok((Query { letters: of_kind(letters), filter, limit }, dry_run))
     }
+}
+
+fn empty(name: &str) -> Problem {
+    Problem::new(Code::INVALID_FIELD, format!("`{name}` must not be empty; leave it out to take every {name}"))
 }
 
 fn of_kind(kind: Option<Kind>) -> Letters {

@@ -1,12 +1,14 @@
 //! The number of an event, which the value of its record has as `event_id`.
 //!
-//! Existing consumers of the topic parse it as int64 and use it for one thing: to recognise an event that they have
-//! seen. It is the SHA-256 of the event's UUID, cut to 63 bits, so that a retry, which has the same UUID, has the same
-//! number. A consumer that remembers n events mistakes a new one for an old one with a probability of n / 2^63: 1e-11
-//! for a hundred million. No other layout of 63 bits does better. A prefix of time separates events of different
-//! milliseconds and crowds those of the same one, and the ids of writes with an idempotency key have no time.
+//! Existing consumers of the topic parse it as int64 and use it for one thing: to recognise an
+//! event that they have seen. It is the SHA-256 of the event's UUID, cut to 63 bits, so that a
+//! retry, which has the same UUID, has the same number. A consumer that remembers n events mistakes
+//! a new one for an old one with a probability of n / 2^63: 1e-11 for a hundred million. No other
+//! layout of 63 bits does better. A prefix of time separates events of different milliseconds and
+//! crowds those of the same one, and the ids of writes with an idempotency key have no time.
 //!
-//! The projection itself tells events apart by number and author: duplicates of an event have its key.
+//! The projection itself tells events apart by number and author: duplicates of an event have its
+//! key.
 
 use std::{borrow::Cow, fmt};
 
@@ -39,7 +41,8 @@ pub enum EventId {
 pub struct Identity {
     /// The same for all records of the event, in either format.
     pub id: Uuid,
-    /// The event's UUID, which former versions remembered; `None` where the record does not have it.
+    /// The event's UUID, which former versions remembered; `None` where the record does not have
+    /// it.
     pub former: Option<Uuid>,
 }
 
@@ -87,8 +90,8 @@ impl de::Visitor<'_> for Either {
     }
 }
 
-/// Returns the value of a row of the outbox with the event's number. Rows that a former version wrote have its UUID:
-/// at the start, or, where Postgres made the JSON, anywhere.
+/// Returns the value of a row of the outbox with the event's number. Rows that a former version
+/// wrote have its UUID: at the start, or, where Postgres made the JSON, anywhere.
 pub fn with_number(id: Uuid, value: &str) -> Cow<'_, str> {
     let at_start = format!(r#"{{"event_id":"{id}""#);
     if let Some(rest) = value.strip_prefix(&at_start) {

@@ -1,6 +1,6 @@
-//! Applies events to feeds: one transaction for several consecutive events of a partition, which also
-//! moves the partition's progress. Small changes are applied in the transaction; changes that may be large
-//! become jobs.
+//! Applies events to feeds: one transaction for several consecutive events of a partition, which
+//! also moves the partition's progress. Small changes are applied in the transaction; changes that
+//! may be large become jobs.
 
 use std::collections::{HashMap, HashSet};
 

@@ -12,19 +12,28 @@ use parking_lot::Mutex;
 use postrider_http::{Code, Problem};
 use postrider_redis::{Config as RedisConfig, Redis};
 use postrider_time::clock;
-use redis::Script;
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use redis::{RedisError, Script};
+use sqlx::PgPool;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit, watch},
+    time::Instant,
+};
 
 use super::{
     Config,
     reads::{Head, Reads},
     timeline::{Asking, Question, Sight, TimelineReader},
-    timeline::{BUILD_MS, Keys, List, MARK_SCORE, Mark, Owner, merge},
+    timeline::{BUILD_MS, Keys, List, MARK_SCORE, Mark, Owner, merge, raise_epoch},
 };
 use crate::codes;
 
 /// Maximum time that a read waits for a permit to read Postgres.
 const TURN: Duration = Duration::from_secs(3);
+
+/// Time within which what is gone is noted in Redis, before the epoch of all timelines is raised:
+/// a connection that broke is back by then.
+const NOTE_TIMEOUT: Duration = Duration::from_secs(1);
+const NOTE_RETRY: Duration = Duration::from_millis(20);
 
 /// Sets a builder's marker. KEYS: timeline. ARGV: marker, its score, TTL in ms. Returns 1 if there
 /// was no timeline, or only ids without a marker: an addition that arrives just after a timeline
@@ -113,6 +122,7 @@ pub struct Feeds {
 
 struct Inner {
     reads: Reads,
+    pool: PgPool,
     lookups: TimelineReader,
     keys: Keys,
     redis: watch::Receiver<Option<Redis>>,
@@ -140,15 +150,25 @@ impl Counters {
 impl Feeds {
     pub fn new(
         config: Config,
-        reads: Reads,
+        pool: PgPool,
         redis_config: &RedisConfig,
         redis: watch::Receiver<Option<Redis>>,
     ) -> (Self, Asking) {
         let keys = Keys::new(&redis_config.key_prefix);
-        let (lookups, asking) = TimelineReader::new(redis_config, redis.clone(), config.timelines_in_memory);
+        let (lookups, asking) =
+            TimelineReader::new(redis_config, redis.clone(), pool.clone(), config.timelines_in_memory);
         let turns = Semaphore::new(config.max_postgres_reads.clamp(1, 1_000));
-        let inner =
-            Inner { reads, lookups, keys, redis, turns, builds: Mutex::default(), counters: Counters::new(), config };
+        let inner = Inner {
+            reads: Reads::new(pool.clone()),
+            pool,
+            lookups,
+            keys,
+            redis,
+            turns,
+            builds: Mutex::default(),
+            counters: Counters::new(),
+            config,
+        };
         (Self { inner: Arc::new(inner) }, asking)
     }
 
@@ -243,23 +263,21 @@ impl Feeds {
         build.await.map_err(|detail| Problem::new(Code::POSTGRES_UNAVAILABLE, detail))
     }
 
-    /// Records deletions that timelines may not reflect yet, before the change is answered. If
-    /// Redis cannot be reached, readers cannot reach it either, and the projection repairs the
-    /// timelines later.
+    /// Records what timelines may not reflect yet, before the change is answered. If Redis cannot
+    /// be reached, the epoch in Postgres is raised, which readers compare after a failure of Redis.
     pub async fn note_gone(&self, members: impl IntoIterator<Item = String>) {
-        let connected = self.inner.redis.borrow().clone();
-        let Some(mut redis) = connected else { return };
-        let keys = &self.inner.keys;
-        let script = Script::new(NOTE);
-        let mut note = script.key(keys.gone());
-        // By then every timeline that was built before the change has expired.
-        let (now_ms, twice) = (clock::now_ms(), 2 * self.inner.config.timeline_ttl_ms);
-        note.key(keys.gone_version()).key(keys.gone_until()).arg(now_ms).arg(now_ms.saturating_add_unsigned(twice));
-        members.into_iter().for_each(|member| {
-            note.arg(member);
-        });
-        if let Err(error) = note.invoke_async::<()>(&mut redis).await {
-            tracing::warn!(error = %error, "deletion not recorded for timelines, the projection applies it later");
+        let members: Vec<String> = members.into_iter().collect();
+        let until = Instant::now() + NOTE_TIMEOUT;
+        let error = loop {
+            match self.inner.try_to_note_gone(&members).await {
+                Ok(()) => return,
+                Err(error) if Instant::now() >= until => break error,
+                Err(_) => tokio::time::sleep(NOTE_RETRY).await,
+            }
+        };
+        tracing::warn!(%error, "redis does not know what is gone, raising the epoch of timelines");
+        if let Err(error) = raise_epoch(&self.inner.pool).await {
+            tracing::warn!(%error, "epoch of timelines not raised, the projection updates them later");
         }
     }
 }
@@ -269,6 +287,18 @@ impl Inner {
     /// whether there are more.
     fn kept(&self) -> usize {
         self.config.timeline_ids + 1
+    }
+
+    async fn try_to_note_gone(&self, members: &[String]) -> Result<(), RedisError> {
+        let connected = self.redis.borrow().clone();
+        let mut redis = connected.ok_or_else(|| RedisError::from((redis::ErrorKind::Io, "Redis is not connected")))?;
+        let script = Script::new(NOTE);
+        let mut note = script.key(self.keys.gone());
+        // By then every timeline that was built before the change has expired.
+        let (now_ms, twice) = (clock::now_ms(), 2 * self.config.timeline_ttl_ms);
+        note.key(self.keys.gone_version()).key(self.keys.gone_until()).arg(now_ms);
+        note.arg(now_ms.saturating_add_unsigned(twice)).arg(members);
+        note.invoke_async::<()>(&mut redis).await
     }
 
     async fn turn(&self) -> Result<SemaphorePermit<'_>, Problem> {

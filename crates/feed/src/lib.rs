@@ -53,7 +53,6 @@ use tokio_util::sync::CancellationToken;
 use self::{
     feeds::Feeds,
     group::{Group, Grouping},
-    reads::Reads,
     timeline::Asking,
     writes::{Follows, Posts, Unfollows},
 };
@@ -149,7 +148,7 @@ impl Desk {
         let (posts, posts_grouping) = Group::new(Posts(pool.clone()), hint.clone(), rows, in_flight);
         let (follows, follows_grouping) = Group::new(Follows(pool.clone()), hint.clone(), rows, in_flight);
         let (unfollows, unfollows_grouping) = Group::new(Unfollows(pool.clone()), hint.clone(), rows, in_flight);
-        let (feeds, asking) = Feeds::new(config.clone(), Reads::new(pool.clone()), redis_config, redis);
+        let (feeds, asking) = Feeds::new(config.clone(), pool.clone(), redis_config, redis);
         let background =
             Background { posts: posts_grouping, follows: follows_grouping, unfollows: unfollows_grouping, asking };
         (Self { pool, backlog, posts, follows, unfollows, feeds, hint }, background)

@@ -86,8 +86,8 @@ pub(super) struct PartFailed {
     status: u16,
     /// A sentence about this failure.
     error: String,
-    /// Parts of the record that are wrong. Pointers of a batch lead into its body, those of a stream into
-    /// the line.
+    /// Parts of the record that are wrong. Pointers of a batch lead into its body, those of a
+    /// stream into the line.
     #[schema(nullable = false)]
     errors: Option<Vec<ProblemItem>>,
     /// Unknown fields of the record that are near a known one.

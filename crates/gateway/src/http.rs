@@ -62,8 +62,8 @@ pub fn short_cuts(short_cuts: ShortCuts, gateway: &Gateway) -> ShortCuts {
 /// Produce one record, a batch or a stream
 ///
 /// A JSON body is one record, or a batch in `records`. An `application/x-ndjson` or
-/// `application/jsonl` body is a stream of records, one per line. The response has one line per record, in order, and begins while the
-/// request is still being sent.
+/// `application/jsonl` body is a stream of records, one per line. The response has one line per
+/// record, in order, and begins while the request is still being sent.
 #[utoipa::path(
     post,
     path = "/produce",
@@ -86,6 +86,7 @@ pub fn short_cuts(short_cuts: ShortCuts, gateway: &Gateway) -> ShortCuts {
         (status = 408, description = "Body too slow", body = ProblemBody, content_type = "application/problem+json"),
         (status = 413, description = "Too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "Neither JSON nor NDJSON", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "The timestamp is one that the topic deletes, or looks like seconds", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Refused, or outcome unknown", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]

@@ -254,8 +254,8 @@ pub fn check_topic(topic: &str) -> Result<(), Problem> {
     }
 }
 
-/// One record to produce, or a batch of them in `records`. A single record needs a topic, here or in
-/// the query, and `payload` or `payload_base64`.
+/// One record to produce, or a batch of them in `records`. A single record needs a topic, here or
+/// in the query, and `payload` or `payload_base64`.
 #[derive(ToSchema)]
 #[schema(examples(
     json!({"topic": "my-topic", "key": "optional-key", "payload": {"message": "Hello Kafka!"}}),

@@ -68,7 +68,8 @@ pub fn respond(
     Ok(response)
 }
 
-/// Returns the name of NDJSON in the answer: the first one that `Accept` has, or that of the request.
+/// Returns the name of NDJSON in the answer: the first one that `Accept` has, or that of the
+/// request.
 fn content_type_of_answer(headers: &HeaderMap, content_type: &'static str) -> &'static str {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let mut names = accepted.flat_map(|value| value.split(',')).filter_map(|range| range.split(';').next());

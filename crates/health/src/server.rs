@@ -29,8 +29,8 @@ impl Default for Config {
     }
 }
 
-/// Returns the routes `/livez`, `/readyz`, `/startupz`, `/consumers` and `/metrics` with their OpenAPI
-/// descriptions.
+/// Returns the routes `/livez`, `/readyz`, `/startupz`, `/consumers` and `/metrics` with their
+/// OpenAPI descriptions.
 pub fn routes(health: Health, metrics: PrometheusHandle) -> OpenApiRouter {
     OpenApiRouter::with_openapi(tagged("management", "The state of this process, for its supervisor and operators."))
         .routes(routes!(livez))

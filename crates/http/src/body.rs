@@ -91,9 +91,9 @@ pub fn broken(error: axum::Error) -> Problem {
     encoding::broken(error)
 }
 
-/// Reads the whole body, decompressed. Errors: 413 when it is too large, 408 when it takes too long,
-/// 400 when the connection breaks or the body is not what its `Content-Encoding` says, 415 when that
-/// is not supported, 503 when there is no memory for it.
+/// Reads the whole body, decompressed. Errors: 413 when it is too large, 408 when it takes too
+/// long, 400 when the connection breaks or the body is not what its `Content-Encoding` says, 415
+/// when that is not supported, 503 when there is no memory for it.
 pub async fn read(request: Request, limits: Limits) -> Result<RequestBody, Problem> {
     let body = encoding::plain(request, Some(limits.max_bytes))?;
     if body.size_hint().lower() > limits.max_bytes as u64 {

@@ -7,8 +7,8 @@ use serde::{
     de::{Error, Unexpected, Visitor},
 };
 
-/// A whole number from `MIN` to `MAX`. Another number is an error that names the bounds, and has the
-/// status 422.
+/// A whole number from `MIN` to `MAX`. Another number is an error that names the bounds, and has
+/// the status 422.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Bounded<const MIN: u64, const MAX: u64>(u64);
 

@@ -23,7 +23,7 @@ pub struct ClientAddress(pub IpAddr);
 /// Entry of `http.trusted_proxies` that is not a network.
 #[derive(Debug, thiserror::Error)]
 #[error("`http.trusted_proxies`: `{0}` is neither a network such as `10.0.0.0/8` nor an address")]
-pub struct NoNetwork(String);
+pub struct NoNetwork(pub String);
 
 /// The trusted proxies, and the header that they write. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -167,7 +167,8 @@ mod tests {
     }
 
     proptest! {
-        /// However much a client writes before it, the address that a trusted proxy appended is the client's.
+        /// However much a client writes before it, the address that a trusted proxy appended is the
+        /// client's.
         #[test]
         fn nothing_that_a_client_writes_changes_its_address(forged in "[ -~]{0,60}") {
             let line = format!("{forged},203.0.113.9");

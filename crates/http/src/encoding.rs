@@ -90,7 +90,8 @@ impl Coding {
     }
 }
 
-/// Returns whether a name is of no encoding. Many clients send a charset or a media type by mistake.
+/// Returns whether a name is of no encoding. Many clients send a charset or a media type by
+/// mistake.
 fn is_plain(name: &[u8]) -> bool {
     let plain: [&[u8]; 5] = [b"", b"identity", b"none", b"utf-8", b"utf8"];
     name.contains(&b'/') || plain.iter().any(|plain| name.eq_ignore_ascii_case(plain))
@@ -100,8 +101,8 @@ fn refused(detail: &str) -> Problem {
     Problem::new(Code::UNSUPPORTED_ENCODING, detail).at_header("Content-Encoding")
 }
 
-/// Leases of a decompressor: on the budget for bodies, and on the decompressors' own share of it, so
-/// that stalled ones leave memory for bodies without an encoding.
+/// Leases of a decompressor: on the budget for bodies, and on the decompressors' own share of it,
+/// so that stalled ones leave memory for bodies without an encoding.
 #[derive(Default)]
 struct Leases {
     footprint: Footprint,

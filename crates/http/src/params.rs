@@ -1,5 +1,5 @@
-//! Parameters in the query, in a form, and in the path. Their errors name the parameter, say what was
-//! found and what is wanted.
+//! Parameters in the query, in a form, and in the path. Their errors name the parameter, say what
+//! was found and what is wanted.
 
 use std::{
     borrow::Cow,
@@ -43,7 +43,8 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Params<T> {
 }
 
 /// Extractor for routes that delete what the path names: they take neither parameters nor a body,
-/// since one that is ignored, such as that of a dry run, would delete what the caller wants to keep.
+/// since one that is ignored, such as that of a dry run, would delete what the caller wants to
+/// keep.
 pub struct Nothing;
 
 #[derive(Deserialize)]
@@ -135,8 +136,8 @@ fn pairs(text: &[u8], source: Source, known: fn() -> &'static [&'static str]) ->
     Ok(pairs)
 }
 
-/// Gives the fields of a form whose names differ from known ones only in case the known names, unless
-/// the known name itself is there.
+/// Gives the fields of a form whose names differ from known ones only in case the known names,
+/// unless the known name itself is there.
 fn name_as_known(pairs: &mut [Pair<'_>], known: &'static [&'static str]) {
     for &name in known {
         if !pairs.iter().any(|(given, _)| given == name) {

@@ -27,7 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// healthy clients reconnect within a second.
 const RECONNECT: Duration = Duration::from_secs(2);
 
-/// Patience after repeated replacements, for clusters that answer metadata requests and nothing else.
+/// Patience after repeated replacements, for clusters that answer metadata requests and nothing
+/// else.
 const BACKOFF: Backoff = Backoff::doubling(PATIENCE, Duration::from_secs(64));
 
 /// State of a client's connections in its last report. Shared by the library's callbacks and the

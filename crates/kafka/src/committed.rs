@@ -21,8 +21,8 @@ use super::{
 /// Timeout of one request, and of a scan for records.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Looks up how far a group is with the records of a topic. Its calls block: use and drop it off the
-/// runtime.
+/// Looks up how far a group is with the records of a topic. Its calls block: use and drop it off
+/// the runtime.
 pub struct Commits {
     config: Config,
     topic: String,

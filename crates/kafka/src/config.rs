@@ -338,6 +338,12 @@ impl Config {
         self.with_overrides(properties)
     }
 
+    /// Checks all properties as the library does when a client is created.
+    pub fn check_properties(&self) -> Result<(), KafkaError> {
+        self.with_overrides(self.client("check")).create_native_config()?;
+        self.producer_client(Purpose::Internal).create_native_config().map(drop)
+    }
+
     /// Returns the full name of one of postrider's own topics.
     pub fn topic(&self, name: &str) -> String {
         format!("{}{name}", self.topic_prefix)

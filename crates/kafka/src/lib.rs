@@ -1,7 +1,7 @@
 //! Kafka clients shared by all capabilities: producers with admission control, consumers that
 //! commit an offset only after the record's effect is stored, and the creation and checking of
-//! postrider's own topics. Also here: the probe that detects whether Kafka answers, dead letters, the
-//! lag of groups, and scans of topics.
+//! postrider's own topics. Also here: the probe that detects whether Kafka answers, dead letters,
+//! the lag of groups, and scans of topics.
 
 mod adaptive_linger;
 pub mod admission;

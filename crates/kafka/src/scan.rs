@@ -72,8 +72,8 @@ impl Scanner {
     }
 
     /// Returns the offset range that each partition has now; `None` if the topic does not exist.
-    /// Repeats the lookup, with new metadata, after errors that pass, such as those of a broker that
-    /// has just started and does not lead its partitions yet.
+    /// Repeats the lookup, with new metadata, after errors that pass, such as those of a broker
+    /// that has just started and does not lead its partitions yet.
     pub fn spans(&self, topic: &str, deadline: Instant) -> Result<Option<Vec<Span>>, KafkaError> {
         let deadline = deadline.min(Instant::now() + RETRY_TIMEOUT);
         retry(deadline, || self.look_up(topic))

@@ -20,7 +20,8 @@ use super::{
     topic_limits, topic_limits::TopicLimits,
 };
 
-/// Time that brokers have to answer an admin request. A busy machine stands still for seconds now and then.
+/// Time that brokers have to answer an admin request. A busy machine stands still for seconds now
+/// and then.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Required shape of one of postrider's own topics.
@@ -123,8 +124,8 @@ impl Admin {
         Ok(Self { client: ArcSwap::from_pointee(connect(config)?), broker, config: config.clone() })
     }
 
-    /// Returns the client; a new one after an outage, because the connections of the old one may have become silent without
-    /// being closed, which only a timeout would show.
+    /// Returns the client; a new one after an outage, because the connections of the old one may
+    /// have become silent without being closed, which only a timeout would show.
     fn client(&self) -> Arc<Connected> {
         if self.broker.recovered_at().is_some_and(|recovered| recovered >= self.client.load().since) {
             self.reconnect();

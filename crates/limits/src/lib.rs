@@ -1,5 +1,5 @@
-//! Limits: budgets of memory ([`memory`]), bounds on rows and keys in Postgres and Redis ([`bound`]),
-//! and an even rate ([`pace`]).
+//! Limits: budgets of memory ([`memory`]), bounds on rows and keys in Postgres and Redis
+//! ([`bound`]), and an even rate ([`pace`]).
 
 pub mod bound;
 pub mod memory;

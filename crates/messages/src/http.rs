@@ -213,6 +213,8 @@ async fn live(
 #[serde(rename_all = "camelCase")]
 struct HistoryQuery {
     receiver_id: Option<String>,
+    /// `cursor` is what other lists call it.
+    #[serde(alias = "cursor")]
     after: Option<String>,
     limit: Option<Bounded<1, MAX_LIMIT>>,
 }
@@ -265,7 +267,7 @@ struct Page<'a> {
     params(
         ("ReceiverId" = Option<String>, Header, nullable = false, description = "Id of the receiver; alternative to `receiverId`"),
         ("receiverId" = Option<String>, Query, description = "The same; the header wins"),
-        ("after" = Option<String>, Query, description = "`nextCursor` of the previous page, or the `id` of a message"),
+        ("after" = Option<String>, Query, description = "`nextCursor` of the previous page, or the `id` of a message; `cursor` is another name of it"),
         ("limit" = Option<u16>, Query, minimum = 1, maximum = 100, description = "Maximum number of messages per page (default 20)"),
     ),
     responses(

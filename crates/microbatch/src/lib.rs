@@ -1,5 +1,5 @@
-//! Micro-batching: requests that arrive while a batch is being answered wait in a queue and form the
-//! next batch. A request that arrives alone is answered at once.
+//! Micro-batching: requests that arrive while a batch is being answered wait in a queue and form
+//! the next batch. A request that arrives alone is answered at once.
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -88,8 +88,8 @@ impl<Q, A> Batches<Q, A> {
         self.next_weighed(batch, limit, |_| 1).await
     }
 
-    /// As [`Self::next`]; takes requests until their weights together reach `limit`, which the last one
-    /// may exceed.
+    /// As [`Self::next`]; takes requests until their weights together reach `limit`, which the last
+    /// one may exceed.
     pub async fn next_weighed(
         &mut self,
         batch: &mut Vec<Request<Q, A>>,

@@ -2,7 +2,8 @@
 
 use axum::http::{HeaderMap, HeaderName, header};
 
-/// Returns whether the client prefers HTML to JSON, as browsers do. Most other clients name neither.
+/// Returns whether the client prefers HTML to JSON, as browsers do. Most other clients name
+/// neither.
 pub fn prefers_html(headers: &HeaderMap) -> bool {
     let html = quality(headers, &header::ACCEPT, &["text/html", "text/*", "*/*"]);
     let json = quality(headers, &header::ACCEPT, &["application/json", "application/*", "*/*"]);

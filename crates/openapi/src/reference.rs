@@ -1,8 +1,8 @@
 //! The page at `/docs`: Swagger UI, from the files in `assets`, without a request to another host.
 //!
-//! Swagger UI is maintained, runs under a strict policy, shows OpenAPI 3.1 and can send requests. It
-//! has a quarter of the size of Scalar, which also loads fonts from elsewhere. Redoc shows a logo
-//! from elsewhere, and RapiDoc has had no release for two years.
+//! Swagger UI is maintained, runs under a strict policy, shows OpenAPI 3.1 and can send requests.
+//! It has a quarter of the size of Scalar, which also loads fonts from elsewhere. Redoc shows a
+//! logo from elsewhere, and RapiDoc has had no release for two years.
 
 use std::{io, sync::Arc};
 

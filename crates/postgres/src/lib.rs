@@ -174,6 +174,9 @@ const PARAMETERS: [&str; 18] = [
 fn connect_options(url: &SecretUrl) -> Result<PgConnectOptions, Error> {
     let invalid = |error: &dyn std::fmt::Display| Error::BadUrl(url.mask_in(&error.to_string()));
     let mut parsed = url::Url::parse(url.expose()).map_err(|error| invalid(&error))?;
+    if !["postgres", "postgresql"].contains(&parsed.scheme()) {
+        return Err(invalid(&"it must begin with postgres:// or postgresql://"));
+    }
     let pairs: Vec<(String, String)> = parsed.query_pairs().into_owned().collect();
     let is_known = |name: &str| PARAMETERS.contains(&name) || name.starts_with("options[");
     if let Some((name, _)) = pairs.iter().find(|(name, _)| !is_known(name)) {

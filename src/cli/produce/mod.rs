@@ -152,9 +152,12 @@ fn report(outcomes: &[(Number, Outcome)], output: Output) -> String {
         if let Some(reason) = outcome.reason() {
             note(&format!("record {number} {reason}"));
         }
+        if let Outcome::Stored { warnings, .. } = outcome {
+            warnings.iter().for_each(|warning| note(&format!("record {number} is stored, but: {warning}")));
+        }
         match (output, outcome) {
             (Output::Json, outcome) => lines.push_str(&format!("{}\n", as_json(*number, outcome))),
-            (Output::Text, Outcome::Stored { topic, partition, offset }) => {
+            (Output::Text, Outcome::Stored { topic, partition, offset, .. }) => {
                 lines.push_str(&format!("{topic}/{partition}@{offset}\n"));
             }
             (Output::Text, Outcome::Failed(_)) => {}
@@ -165,8 +168,13 @@ fn report(outcomes: &[(Number, Outcome)], output: Output) -> String {
 
 fn as_json(number: Number, outcome: &Outcome) -> Value {
     match outcome {
-        Outcome::Stored { topic, partition, offset } => {
-            json!({"record": number, "success": true, "topic": topic, "partition": partition, "offset": offset})
+        Outcome::Stored { topic, partition, offset, warnings } => {
+            let mut line =
+                json!({"record": number, "success": true, "topic": topic, "partition": partition, "offset": offset});
+            if !warnings.is_empty() {
+                line["warnings"] = json!(warnings);
+            }
+            line
         }
         Outcome::Failed(Failure { code, detail, maybe_stored, .. }) => {
             json!({"record": number, "success": false, "maybe_stored": maybe_stored, "code": code, "error": detail})

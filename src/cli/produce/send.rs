@@ -28,7 +28,13 @@ const WAIT: Backoff = Backoff::doubling(Duration::from_millis(500), Duration::fr
 /// Outcome of a record.
 #[derive(Debug, Clone)]
 pub enum Outcome {
-    Stored { topic: String, partition: i32, offset: i64 },
+    Stored {
+        topic: String,
+        partition: i32,
+        offset: i64,
+        /// What the API noticed in the record, such as a field with a misspelt name.
+        warnings: Vec<String>,
+    },
     Failed(Failure),
 }
 
@@ -102,8 +108,18 @@ struct Results {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Part {
-    Stored { topic: String, partition: i32, offset: i64 },
-    Failed { code: String, status: u16, error: String },
+    Stored {
+        topic: String,
+        partition: i32,
+        offset: i64,
+        #[serde(default)]
+        warnings: Vec<String>,
+    },
+    Failed {
+        code: String,
+        status: u16,
+        error: String,
+    },
 }
 
 /// The topic that a record of NDJSON names itself.
@@ -229,7 +245,9 @@ impl Attempt {
 impl Part {
     fn outcome(self, record: &RawValue) -> Outcome {
         match self {
-            Self::Stored { topic, partition, offset } => Outcome::Stored { topic, partition, offset },
+            Self::Stored { topic, partition, offset, warnings } => {
+                Outcome::Stored { topic, partition, offset, warnings }
+            }
             Self::Failed { code, status, error } => {
                 let own_topic = serde_json::from_str::<OwnTopic>(record.get()).is_ok_and(|own| own.topic.is_some());
                 let alone = own_topic && matches!(status, 403 | 404);

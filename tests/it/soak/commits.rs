@@ -18,8 +18,8 @@ use super::{
 use crate::harness::World;
 
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Time without an answer after which the client is replaced, because it may have forgotten all brokers
-/// (librdkafka 5301).
+/// Time without an answer after which the client is replaced, because it may have forgotten all
+/// brokers (librdkafka 5301).
 const STUCK: Duration = Duration::from_secs(10);
 
 pub struct Commits(Vec<Group>);

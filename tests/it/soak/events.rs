@@ -1,4 +1,5 @@
-//! Events of posts, presence and undelivered messages as the topics have them, and feeds as the API returns them.
+//! Events of posts, presence and undelivered messages as the topics have them, and feeds as the API
+//! returns them.
 
 use std::collections::BTreeMap;
 
@@ -65,7 +66,8 @@ pub struct Undelivered {
     pub at_ms: i64,
 }
 
-/// The progress of the search for undelivered messages, and the receivers' cursors right afterwards.
+/// The progress of the search for undelivered messages, and the receivers' cursors right
+/// afterwards.
 #[derive(Debug, Clone)]
 pub struct Searched {
     pub next: BTreeMap<i32, i64>,

@@ -1,4 +1,5 @@
-//! The rules for posts and feeds: which events `post-events` must have, and which posts feeds may show.
+//! The rules for posts and feeds: which events `post-events` must have, and which posts feeds may
+//! show.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -74,8 +75,8 @@ fn pair(write: &Write) -> Option<Pair<'_>> {
     matches!(write.kind, Kind::Follow | Kind::Unfollow).then(|| write.key.split_once(' '))?
 }
 
-/// Finds acknowledged writes without an event. A follow that changed nothing has no event, so for follows the
-/// resulting state is compared.
+/// Finds acknowledged writes without an event. A follow that changed nothing has no event, so for
+/// follows the resulting state is compared.
 pub fn lost(evidence: &Evidence) -> Vec<String> {
     let told = Told::of(evidence);
     let (mut faults, mut pairs): (Vec<String>, BTreeMap<Pair<'_>, Option<bool>>) = Default::default();
@@ -192,9 +193,9 @@ pub fn feeds(evidence: &Evidence) -> Vec<String> {
     faults
 }
 
-/// Finds pages with a post that no client wrote, a post twice or out of order, or a post of an author whom the reader
-/// never followed. Also finds pages with a post whose deletion, or whose author's unfollow, was acknowledged before the
-/// page was requested.
+/// Finds pages with a post that no client wrote, a post twice or out of order, or a post of an
+/// author whom the reader never followed. Also finds pages with a post whose deletion, or whose
+/// author's unfollow, was acknowledged before the page was requested.
 pub fn pages(evidence: &Evidence) -> Vec<String> {
     let told = Told::of(evidence);
     let mut posts: HashMap<i64, &str> = told.posts.iter().map(|(id, (author, _))| (*id, *author)).collect();

@@ -1,4 +1,5 @@
-//! The product's processes: kills, freezes and restarts them, and reports deaths that no fault caused.
+//! The product's processes: kills, freezes and restarts them, and reports deaths that no fault
+//! caused.
 
 use std::{
     fs,

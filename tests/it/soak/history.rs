@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::ledger::{Record, Sight};
 
-/// The states of one key in order. A place is twice an offset. The odd places in between are for values that
-/// expire without a record at that offset.
+/// The states of one key in order. A place is twice an offset. The odd places in between are for
+/// values that expire without a record at that offset.
 pub struct History {
     states: Vec<(i64, Option<u64>)>,
 }
 
 impl History {
-    /// Derives the states from a key's records in log order. A duplicate counts at the place of the first copy, and a
-    /// record of the projection at the place of its version.
+    /// Derives the states from a key's records in log order. A duplicate counts at the place of the
+    /// first copy, and a record of the projection at the place of its version.
     pub fn of<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
         let mut states = vec![(-1, None)];
         let mut ids = HashSet::new();

@@ -1,4 +1,5 @@
-//! Deliberate changes of the evidence, while it is collected or afterwards. The judge must find each of them.
+//! Deliberate changes of the evidence, while it is collected or afterwards. The judge must find
+//! each of them.
 
 use std::{
     collections::BTreeSet,
@@ -88,8 +89,8 @@ impl Injection {
     }
 }
 
-/// Tampers with a copy in each way; returns the ways that the judge did not notice. Leaves out rules that are already
-/// violated.
+/// Tampers with a copy in each way; returns the ways that the judge did not notice. Leaves out
+/// rules that are already violated.
 pub fn unnoticed(evidence: &Evidence) -> Vec<&'static str> {
     let violated: BTreeSet<&str> = check::in_the_end(evidence).iter().map(|finding| finding.rule).collect();
     let blind = |(what, rule, tamper): (&'static str, &'static str, Tamper)| {

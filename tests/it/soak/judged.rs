@@ -1,4 +1,5 @@
-//! Tests of the judge on artificial evidence: good evidence, and evidence tampered with in each way.
+//! Tests of the judge on artificial evidence: good evidence, and evidence tampered with in each
+//! way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -55,7 +56,8 @@ fn session(device: &str, style: Style, open_ms: u64, numbers: &[u64]) -> Session
     Session { device, receiver, style, asked_ms: open_ms, open_ms, got }
 }
 
-/// Adds messages: the first to one receiver, the others, with one duplicate, to another receiver with two devices.
+/// Adds messages: the first to one receiver, the others, with one duplicate, to another receiver
+/// with two devices.
 fn with_messages(mut evidence: Evidence) -> Evidence {
     let key = |number: u64| format!("{} s", named(number).receiver);
     let mut log: Vec<Record> = (1..=7).map(|n| record((0, n as i64), &key(n), Some(n))).collect();
@@ -138,8 +140,8 @@ fn good() -> Evidence {
     with_presence(with_posts(with_messages(evidence)))
 }
 
-/// Adds posts of two authors, one of whom a reader follows at the end. One post is deleted, one has a duplicate
-/// event, one is refused, and one is unknown.
+/// Adds posts of two authors, one of whom a reader follows at the end. One post is deleted, one has
+/// a duplicate event, one is refused, and one is unknown.
 fn with_posts(mut evidence: Evidence) -> Evidence {
     let (stored, mut sent_ms) = (Outcome::Acknowledged(None), 0);
     let mut write = |kind, key: &str, number, post, attempts: &[Outcome]| {

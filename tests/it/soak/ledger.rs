@@ -182,7 +182,8 @@ pub struct Record {
     pub number: Option<u64>,
     /// The event id.
     pub id: String,
-    /// The version header of a record that the projection wrote: the offset up to which the view had read.
+    /// The version header of a record that the projection wrote: the offset up to which the view
+    /// had read.
     pub version: Option<i64>,
     /// True if the value has a TTL.
     pub expires: bool,
@@ -219,7 +220,8 @@ pub struct Commit {
     pub topic: Topic,
     pub at_ms: u64,
     pub offsets: BTreeMap<i32, i64>,
-    /// Sampled right afterwards, for sinks that can be queried: the first offset that the sink lacks.
+    /// Sampled right afterwards, for sinks that can be queried: the first offset that the sink
+    /// lacks.
     pub reached: BTreeMap<i32, i64>,
     /// The number of deliveries seen right afterwards.
     pub deliveries: usize,
@@ -320,7 +322,8 @@ impl Ledger {
         evidence.writes.len() - 1
     }
 
-    /// Records an attempt that is about to be made; its outcome is unknown until [`Ledger::settle`].
+    /// Records an attempt that is about to be made; its outcome is unknown until
+    /// [`Ledger::settle`].
     pub fn attempt(&self, write: usize) {
         self.evidence().writes[write].attempts.push(Outcome::Unknown);
     }

@@ -1,5 +1,6 @@
-//! Runs the whole product under load with a fault every few seconds. A ledger records what clients send and
-//! see, and a judge checks it (docs/soak.md). `cargo test` runs one minute, `make soak` the time in `MINUTES`.
+//! Runs the whole product under load with a fault every few seconds. A ledger records what clients
+//! send and see, and a judge checks it (docs/soak.md). `cargo test` runs one minute, `make soak`
+//! the time in `MINUTES`.
 
 mod check;
 mod commits;
@@ -41,7 +42,7 @@ use self::{
     readers::Follower,
     report::Report,
     senders::{Clients, Sender, Style},
-    settle::Gauge,
+    settle::{Gauge, judge},
     tail::Tail,
     target::Target,
 };
@@ -106,7 +107,8 @@ async fn whatever_fails_what_must_hold_holds() {
     assert_eq!(unnoticed, Vec::<&str>::new(), "the judge did not notice these changes");
 }
 
-/// Everything that runs. The fields are dropped in this order: clients, then processes, then servers.
+/// Everything that runs. The fields are dropped in this order: clients, then processes, then
+/// servers.
 struct Run {
     clients: Clients,
     tasks: JoinSet<()>,
@@ -151,7 +153,8 @@ impl Run {
         run
     }
 
-    /// Starts everything that only reads: the topic reader, the readers, the devices and the samplers.
+    /// Starts everything that only reads: the topic reader, the readers, the devices and the
+    /// samplers.
     async fn watch(&mut self, seed: u64) {
         let ledger = self.site.ledger.clone();
         let partitions = partitions();
@@ -214,7 +217,7 @@ impl Run {
         let troubled = tokio::spawn(async move { site.trouble(rng, &ended).await });
         while tokio::time::Instant::now() < end {
             tokio::time::sleep_until(end.min(tokio::time::Instant::now() + PROGRESS)).await;
-            if !self.progress() {
+            if !self.progress().await {
                 break;
             }
         }
@@ -223,14 +226,14 @@ impl Run {
     }
 
     /// Prints a line of progress; returns whether no rule is violated.
-    fn progress(&self) -> bool {
-        let mut evidence = self.site.ledger.evidence();
-        evidence.sessions = self.notebook.sessions();
+    async fn progress(&self) -> bool {
+        self.site.ledger.evidence().sessions = self.notebook.sessions();
+        let found = judge(&self.site.ledger, check::at_any_time).await;
+        let evidence = self.site.ledger.evidence();
         let done = evidence.writes.iter().filter(|write| write.done_ms.is_some()).count();
         let (sent, seen, delivered) = (evidence.writes.len(), evidence.sights.len(), evidence.deliveries.len());
         let rss = evidence.peak_rss_kib.values().max().copied().unwrap_or(0) >> 10;
         let faults = evidence.faults.len();
-        let found = check::at_any_time(&evidence);
         drop(evidence);
         let at = self.site.ledger.now_ms() as f64 / 1e3;
         eprintln!(
@@ -241,7 +244,8 @@ impl Run {
     }
 }
 
-/// Starts dedicated servers. The broker advertises the proxy's address, so all its clients go through the proxy.
+/// Starts dedicated servers. The broker advertises the proxy's address, so all its clients go
+/// through the proxy.
 async fn stack(plan: &Plan, kafka: &Proxy) -> Stack {
     let advertised = format!("advertised.listeners=PLAINTEXT://{}", kafka.address);
     let mut options = vec!["--brokers", &plan.brokers];

@@ -1,7 +1,9 @@
-//! Clients that post, delete posts, and make readers follow and unfollow authors; and readers of feeds.
+//! Clients that post, delete posts, and make readers follow and unfollow authors; and readers of
+//! feeds.
 //!
-//! One client sends all writes about an author, one after the other, so their order is known. After a write with an
-//! unknown outcome, its pair of reader and author, or its post, gets no more writes, because it may take effect late.
+//! One client sends all writes about an author, one after the other, so their order is known. After
+//! a write with an unknown outcome, its pair of reader and author, or its post, gets no more
+//! writes, because it may take effect late.
 
 use std::time::Duration;
 

@@ -48,8 +48,9 @@ fn with_times(evidence: &Evidence, what: String) -> String {
     format!("{what}: {}", times.join(", "))
 }
 
-/// Returns the changes, with disconnections added that no process can know of: if a process dies and Redis loses its
-/// data before other processes have ended the connections, they have no event (docs/operations.md, "Presence").
+/// Returns the changes, with disconnections added that no process can know of: if a process dies
+/// and Redis loses its data before other processes have ended the connections, they have no event
+/// (docs/operations.md, "Presence").
 fn with_lost_ends(evidence: &Evidence, connected: &[&str]) -> Vec<Change> {
     let unknown = unknown_ends(evidence);
     let mut receivers: BTreeMap<&str, BTreeMap<i64, &Presence>> = BTreeMap::new();
@@ -131,8 +132,8 @@ pub fn undelivered(evidence: &Evidence) -> Vec<String> {
     faults
 }
 
-/// Finds messages without an event that the search passed while the receiver's cursor was before them, and
-/// partitions that the search has not finished.
+/// Finds messages without an event that the search passed while the receiver's cursor was before
+/// them, and partitions that the search has not finished.
 fn unannounced(evidence: &Evidence, log: &[Record], announced: &HashMap<&str, BTreeSet<&str>>) -> Vec<String> {
     let (mut faults, mut seen) = (Vec::new(), BTreeSet::new());
     for record in log.iter().filter(|record| seen.insert(record.id.as_str())) {

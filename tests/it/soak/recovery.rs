@@ -1,27 +1,31 @@
 //! The bounds of recovery times after faults, and their rule.
 //!
-//! The recovery time counts from the end of the fault to the first success after it, separately for each service.
-//! Faults that overlap count as one. A fault that begins while service is not yet back, and that breaks the same
-//! service, adds its own time.
+//! The recovery time counts from the end of the fault to the first success after it, separately for
+//! each service. Faults that overlap count as one. A fault that begins while service is not yet
+//! back, and that breaks the same service, adds its own time.
 
 use std::{collections::BTreeMap, fmt};
 
 use super::ledger::{Evidence, Fault, Topic};
 
-/// A client that sent a request just before the end of the fault waits for at most 8 s, and then pauses for at most
-/// half a second.
+/// A client that sent a request just before the end of the fault waits for at most 8 s, and then
+/// pauses for at most half a second.
 const CLIENT_MS: u64 = 8_000 + 500;
 /// Margin for a machine whose other core is busy.
 const MARGIN_MS: u64 = 3_000;
-/// A group considers a silent member dead after `group.consumer.session.timeout.ms`. A live member has 5 s to release
-/// partitions. Three heartbeats of 1 s report the change, the release and the assignment.
+/// A group considers a silent member dead after `group.consumer.session.timeout.ms`. A live member
+/// has 5 s to release partitions. Three heartbeats of 1 s report the change, the release and the
+/// assignment.
 const GROUP_MS: u64 = 6_000 + 5_000 + 3 * 1_000;
-/// A broker is fenced for `broker.session.timeout.ms`. Clients reconnect after `reconnect.backoff.max.ms`. The
-/// producer probes the broker every 3 s, and waits 2 s for the answer.
+/// A broker is fenced for `broker.session.timeout.ms`. Clients reconnect after
+/// `reconnect.backoff.max.ms`. The producer probes the broker every 3 s, and waits 2 s for the
+/// answer.
 const BROKER_MS: u64 = 3_000 + 1_000 + 3_000 + 2_000;
-/// `redis.response_timeout_ms`, `redis.connect_timeout_ms`, and the longest pause before another attempt.
+/// `redis.response_timeout_ms`, `redis.connect_timeout_ms`, and the longest pause before another
+/// attempt.
 const REDIS_MS: u64 = 2_000 + 1_000 + 1_000;
-/// Time for one query, `postgres.acquire_timeout_ms`, and the longest pause before a projection retries.
+/// Time for one query, `postgres.acquire_timeout_ms`, and the longest pause before a projection
+/// retries.
 const POSTGRES_MS: u64 = 5_000 + 3_000 + 2_000;
 /// `timeout_ms` of the relay's route, and `max_retry_delay_ms`.
 const TARGET_MS: u64 = 3_000 + 2_000;
@@ -120,8 +124,8 @@ const fn bound(kind: &'static str, breaks: &'static [Service], answered_ms: u64,
     Bound { kind, breaks, answered_ms, carried_ms }
 }
 
-/// Returns the bound of a service after a kind of fault, and whether the fault breaks the service. A service that it
-/// does not break has the bound of a client.
+/// Returns the bound of a service after a kind of fault, and whether the fault breaks the service.
+/// A service that it does not break has the bound of a client.
 pub fn bound_ms(kind: &str, service: Service) -> (u64, bool) {
     let bound = BOUNDS.iter().find(|bound| bound.kind == kind).filter(|bound| bound.breaks.contains(&service));
     match bound {
@@ -176,7 +180,8 @@ pub fn recoveries(evidence: &Evidence) -> Vec<Recovery> {
     successes(evidence).into_iter().flat_map(of_service).collect()
 }
 
-/// Computes one recovery. `faults` are all faults, ordered by start, and `times` the service's successes.
+/// Computes one recovery. `faults` are all faults, ordered by start, and `times` the service's
+/// successes.
 fn recovery(fault: &Fault, faults: &[&Fault], service: Service, times: &[u64]) -> Recovery {
     let back_after = |at_ms: u64| times.get(times.partition_point(|at| *at <= at_ms)).copied();
     let (bound_ms, _) = bound_ms(fault.kind, service);
@@ -204,8 +209,8 @@ fn recovery(fault: &Fault, faults: &[&Fault], service: Service, times: &[u64]) -
     Recovery { kind: fault.kind, service, ended_ms, bound_ms, due_ms, back_ms: back_after(ended_ms) }
 }
 
-/// Returns the services without a success after `since_ms`. During the run the evidence has no sessions, so `frame_ms`
-/// is the time of the last message at a device.
+/// Returns the services without a success after `since_ms`. During the run the evidence has no
+/// sessions, so `frame_ms` is the time of the last message at a device.
 pub fn missing(evidence: &Evidence, frame_ms: Option<u64>, since_ms: u64) -> Vec<Service> {
     let last = |(service, times): (Service, Vec<u64>)| {
         let last_ms = if service == Frame { frame_ms } else { times.last().copied() };
@@ -219,7 +224,8 @@ pub fn longest_ms(kind: &str) -> u64 {
     Service::ALL.into_iter().map(|service| bound_ms(kind, service).0).max().unwrap_or(0)
 }
 
-/// Finds services that were not back in time. Leaves out those that were due after the end of the load.
+/// Finds services that were not back in time. Leaves out those that were due after the end of the
+/// load.
 pub fn late(evidence: &Evidence) -> Vec<String> {
     let until_ms = evidence.load_ended_ms.unwrap_or(u64::MAX);
     let late = |recovery: &Recovery| match recovery.back_ms {

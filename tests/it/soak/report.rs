@@ -96,8 +96,8 @@ impl Report<'_> {
         writeln!(out)
     }
 
-    /// Prints for each kind of fault how often it occurred, and the longest time from its end, with faults that overlap
-    /// it, to the first success of each service.
+    /// Prints for each kind of fault how often it occurred, and the longest time from its end, with
+    /// faults that overlap it, to the first success of each service.
     fn faults(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut kinds: BTreeMap<&str, (usize, BTreeMap<Service, u64>)> = BTreeMap::new();
         for fault in &self.evidence.faults {

@@ -269,7 +269,8 @@ pub async fn answer(request: RequestBuilder) -> Result<Answer, reqwest::Error> {
     Answer::read(request.send().await?).await
 }
 
-/// Returns the outcome of a request without a response. A client that could not connect has sent nothing.
+/// Returns the outcome of a request without a response. A client that could not connect has sent
+/// nothing.
 pub fn broken(error: &reqwest::Error) -> Outcome {
     if error.is_connect() { Outcome::Refused } else { Outcome::Unknown }
 }

@@ -14,15 +14,15 @@ use super::{
     check::Finding,
     commits::Commits,
     events::Searched,
-    ledger::{Ledger, Topic},
+    ledger::{Evidence, Ledger, Topic},
     partitions, posters, readers, senders, visitors,
 };
 use crate::harness::{World, mailbox::Noted, stack::off_runtime};
 
 /// Time limit for everything to catch up, even on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// Waiting ends after this time without progress. It is longer than the two and a half minutes within which a
-/// partition that no member reads is noticed (docs/operations.md).
+/// Waiting ends after this time without progress. It is longer than the two and a half minutes
+/// within which a partition that no member reads is noticed (docs/operations.md).
 const STANDSTILL: Duration = Duration::from_secs(160);
 
 /// Samples the commits, and right afterwards the progress of the sinks.
@@ -37,7 +37,8 @@ pub struct Gauge {
 }
 
 impl Gauge {
-    /// Connects to Redis and Postgres directly. Kafka advertises its proxy, so it is reached through the proxy.
+    /// Connects to Redis and Postgres directly. Kafka advertises its proxy, so it is reached
+    /// through the proxy.
     pub fn new(world: &World) -> Self {
         Self {
             commits: std::sync::Arc::new(Commits::new(world, &GROUPS, &partitions())),
@@ -100,7 +101,8 @@ impl Gauge {
         Some(self.rows::<i32>(query).await?.into_iter().collect())
     }
 
-    /// Reads the receivers' cursors. Each receiver has one cursor, because all its messages are in one partition.
+    /// Reads the receivers' cursors. Each receiver has one cursor, because all its messages are in
+    /// one partition.
     async fn noted(&self) -> Option<BTreeMap<String, i64>> {
         let rows = self.rows::<String>("SELECT receiver_id, delivered FROM message_cursors".to_owned()).await?;
         Some(rows.into_iter().collect())
@@ -116,6 +118,13 @@ impl Gauge {
         };
         tokio::time::timeout(Duration::from_secs(2), read).await.ok()?
     }
+}
+
+/// Checks a copy of the evidence, which takes seconds, off the runtime: the proxies to the servers
+/// run in it.
+pub async fn judge(ledger: &Ledger, check: fn(&Evidence) -> Vec<Finding>) -> Vec<Finding> {
+    let evidence = ledger.evidence().clone();
+    off_runtime(move || check(&evidence)).await
 }
 
 impl Run {
@@ -147,7 +156,7 @@ impl Run {
         let (mut open, mut since) = (0, began);
         let findings = loop {
             self.look().await;
-            let findings = check::in_the_end(&ledger.evidence());
+            let findings = judge(&ledger, check::in_the_end).await;
             if findings.len() != open {
                 (open, since) = (findings.len(), Instant::now());
             }
@@ -160,11 +169,12 @@ impl Run {
         self.tasks.shutdown().await;
         self.tail = None;
         self.site.fleet.stop(&ledger).await;
-        let late = check::at_any_time(&ledger.evidence());
+        let late = judge(&ledger, check::at_any_time).await;
         if findings.is_empty() { late } else { findings }
     }
 
-    /// Records the current state of the sinks. A sink that does not answer counts as empty until the next attempt.
+    /// Records the current state of the sinks. A sink that does not answer counts as empty until
+    /// the next attempt.
     async fn look(&self) {
         let (ledger, client) = (&self.site.ledger, senders::client());
         let api = self.clients.fleet.api(&mut Rng::new());

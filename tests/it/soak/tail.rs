@@ -1,4 +1,5 @@
-//! The reader of the topics: reads all records into the ledger, from the first on and through all faults.
+//! The reader of the topics: reads all records into the ledger, from the first on and through all
+//! faults.
 
 use std::{
     collections::BTreeMap,
@@ -23,8 +24,8 @@ use super::{
 };
 use crate::harness::{World, sessions::Name};
 
-/// Time without a record from a partition that has more, after which the client is replaced. A client can forget all
-/// its brokers and never connect again (librdkafka 5301).
+/// Time without a record from a partition that has more, after which the client is replaced. A
+/// client can forget all its brokers and never connect again (librdkafka 5301).
 const STUCK: Duration = Duration::from_secs(5);
 /// Time limit for a query of one partition.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -120,7 +121,8 @@ impl Reader {
         consumer
     }
 
-    /// Returns whether a partition has more records but none arrived since the last check, or a query failed.
+    /// Returns whether a partition has more records but none arrived since the last check, or a
+    /// query failed.
     fn is_stuck(&mut self, consumer: &BaseConsumer) -> bool {
         let mut stuck = false;
         for ((name, partition), progress) in &mut self.places {

@@ -1,4 +1,5 @@
-//! Receivers that connect and disconnect, to exercise presence. At the end, some are connected and some are not.
+//! Receivers that connect and disconnect, to exercise presence. At the end, some are connected and
+//! some are not.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,8 +17,8 @@ use crate::harness::{socket::connect, wait::seconds};
 /// Receivers, and whether they are connected at the end.
 const VISITORS: [(&str, bool); 6] =
     [("v0", true), ("v1", false), ("v2", true), ("v3", false), ("v4", true), ("v5", false)];
-/// Time limit for a handshake, and for a connection without any frame, not even a ping. After it, the visitor
-/// connects to another process.
+/// Time limit for a handshake, and for a connection without any frame, not even a ping. After it,
+/// the visitor connects to another process.
 const PATIENCE: Duration = seconds(3);
 
 /// Returns the tasks of all visitors.
@@ -91,8 +92,8 @@ pub fn devices() -> BTreeMap<String, i64> {
     counts
 }
 
-/// Asks the API for the number of connections of each receiver, `None` if it is disconnected. Leaves out receivers
-/// for which the API returns an error.
+/// Asks the API for the number of connections of each receiver, `None` if it is disconnected.
+/// Leaves out receivers for which the API returns an error.
 pub async fn present(
     client: &Client,
     api: &str,

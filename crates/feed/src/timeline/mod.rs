@@ -12,4 +12,4 @@ mod writer;
 
 pub use protocol::{BUILD_MS, Keys, List, MARK_SCORE, Mark, Owner, ids, mark, members, merge, number};
 pub use reader::{Asking, Question, Sight, TimelineReader};
-pub use writer::TimelineWriter;
+pub use writer::{TimelineWriter, raise_epoch};

@@ -16,6 +16,7 @@ use postrider_microbatch::{Batches, Queue, Request, queue};
 use postrider_redis::{Config, Redis, tracking};
 use postrider_telemetry::unknown::Unknown;
 use redis::{Cmd, RedisError, Value};
+use sqlx::PgPool;
 use tokio::sync::watch;
 
 use super::{
@@ -32,6 +33,11 @@ const SPARE: usize = 8;
 /// Maximum number of attempts per question. An attempt fails if the epoch has changed, a cached
 /// timeline has changed, or the connection broke.
 const ATTEMPTS: usize = 4;
+/// Time for which timelines are doubted after a failure of Redis. In that time other processes may
+/// still fail to note what is gone; they raise the epoch in Postgres instead.
+const DOUBT: Duration = Duration::from_secs(5);
+/// Time that Postgres has to answer while timelines are doubted.
+const EPOCH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval at which the whole `gone` list is loaded, to drop expired members.
 const RELOAD: Duration = Duration::from_secs(30);
 
@@ -73,11 +79,26 @@ pub struct TimelineReader {
 impl TimelineReader {
     /// Creates a reader with a near cache of this number of timelines, and its task; run the task
     /// with [`Asking::until_closed`].
-    pub fn new(config: &Config, redis: watch::Receiver<Option<Redis>>, timelines: usize) -> (Self, Asking) {
+    pub fn new(
+        config: &Config,
+        redis: watch::Receiver<Option<Redis>>,
+        pool: PgPool,
+        timelines: usize,
+    ) -> (Self, Asking) {
         let keys = Keys::new(&config.key_prefix);
         let (sender, questions) = queue(QUEUE);
-        let near_cache = NearCache::new(config.clone(), keys.clone(), timelines);
-        (Self { questions: sender }, Asking { questions, keys, redis, near_cache, epoch: 0, gone: Gone::default() })
+        let asking = Asking {
+            questions,
+            redis,
+            pool,
+            near_cache: NearCache::new(config.clone(), keys.clone(), timelines),
+            had_own: false,
+            doubted_since: None,
+            keys,
+            epoch: 0,
+            gone: Gone::default(),
+        };
+        (Self { questions: sender }, asking)
     }
 
     /// Asks a question. The wait is bounded by the response timeout of Redis, for each attempt.
@@ -91,7 +112,12 @@ pub struct Asking {
     questions: Batches<Question, Sight>,
     keys: Keys,
     redis: watch::Receiver<Option<Redis>>,
+    pool: PgPool,
     near_cache: NearCache,
+    /// True if the last question went over the connection of the near cache.
+    had_own: bool,
+    /// Time of the last failure of Redis, while timelines are doubted.
+    doubted_since: Option<Instant>,
     epoch: i64,
     gone: Gone,
 }
@@ -122,12 +148,16 @@ impl Asking {
         for _ in 0..ATTEMPTS {
             let own = self.near_cache.connection();
             let is_own = own.is_some();
+            if std::mem::replace(&mut self.had_own, is_own) != is_own {
+                self.doubted_since = Some(Instant::now());
+            }
             let Some(mut redis) = own.or_else(|| self.redis.borrow().clone()) else { break };
             match self.try_to_answer(&mut redis, asked, &mut sights).await {
                 Ok(()) if sights.iter().all(Option::is_some) => break,
                 Ok(()) => {}
                 Err(error) => {
                     tracing::debug!(error = %error, "timeline read from redis failed");
+                    self.doubted_since = Some(Instant::now());
                     if is_own {
                         self.near_cache.disconnect();
                     }
@@ -168,6 +198,10 @@ impl Asking {
         if epoch != self.epoch {
             self.epoch = epoch;
             self.near_cache.forget_all();
+            return Ok(());
+        }
+        if !self.has_newest_epoch().await {
+            sights.fill(Some(Sight::Unusable));
             return Ok(());
         }
         let mut pages = Vec::with_capacity(open.len());
@@ -221,6 +255,20 @@ impl Asking {
                 Some(if distrusted { Sight::Unusable } else { part(timeline, question, epoch, &self.gone.posts) });
         }
         Ok(())
+    }
+
+    /// Returns whether the epoch that Redis has is that of Postgres. Asks Postgres only while
+    /// timelines are doubted. What was gone before the question is known then: it is in the `gone`
+    /// list, or whoever failed to put it there has raised the epoch.
+    async fn has_newest_epoch(&mut self) -> bool {
+        let Some(since) = self.doubted_since else { return true };
+        let newest = sqlx::query_scalar("SELECT epoch FROM feed_timelines").fetch_one(&self.pool);
+        let newest: Option<i64> = tokio::time::timeout(EPOCH_TIMEOUT, newest).await.ok().and_then(Result::ok);
+        let is_newest = newest.is_some_and(|newest| newest <= self.epoch);
+        if is_newest && since.elapsed() >= DOUBT {
+            self.doubted_since = None;
+        }
+        is_newest
     }
 
     fn add_commands(&self, commands: &mut Vec<Cmd>, question: &Question, source: Source, spare: usize) {

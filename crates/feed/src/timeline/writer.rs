@@ -81,6 +81,14 @@ enum CheckError {
     Redis(#[from] RedisError),
 }
 
+/// Makes all existing timelines obsolete: the projection passes the epoch on to Redis, and readers
+/// that may have missed that compare it with the one in Redis.
+pub async fn raise_epoch(pool: &PgPool) -> Result<(), Error> {
+    counter!("postrider_feed_epochs_raised_total").increment(1);
+    let raise = sqlx::query("UPDATE feed_timelines SET epoch = epoch + 1");
+    within(raise.execute(pool)).await.map(|_| ())
+}
+
 /// Changes timelines for the projection.
 pub struct TimelineWriter {
     pool: PgPool,
@@ -199,9 +207,7 @@ impl TimelineWriter {
     async fn settle_or_raise(&self, changed: Result<(), RedisError>) -> Result<(), Error> {
         let Err(error) = changed else { return Ok(()) };
         self.note_failure(&error);
-        let raise = sqlx::query("UPDATE feed_timelines SET epoch = epoch + 1");
-        counter!("postrider_feed_epochs_raised_total").increment(1);
-        within(raise.execute(&self.pool)).await.map(|_| ())
+        raise_epoch(&self.pool).await
     }
 
     fn note_failure(&self, error: &RedisError) {

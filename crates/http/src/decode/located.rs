@@ -1,5 +1,5 @@
-//! A second decoder of JSON, for bodies that the first one refuses: its errors have the place of the
-//! value.
+//! A second decoder of JSON, for bodies that the first one refuses: its errors have the place of
+//! the value.
 
 use std::{borrow::Cow, fmt::Display};
 

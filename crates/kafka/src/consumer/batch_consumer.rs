@@ -363,7 +363,8 @@ impl<H: BatchHandler> Worker<H> {
         self.hold(failures, &failure).await.ok_or(Stop::Revoked)
     }
 
-    /// Counts the failure and waits before the next attempt; `None` if the partition was revoked meanwhile.
+    /// Counts the failure and waits before the next attempt; `None` if the partition was revoked
+    /// meanwhile.
     async fn hold(&self, failures: &mut u32, failure: &Failure) -> Option<()> {
         let (consumer, partition) = (self.subscription.name, self.opening.partition);
         counter!("postrider_consumer_retries_total", "consumer" => consumer).increment(1);

@@ -1,11 +1,13 @@
 //! Detects partitions that no member of the group reads although records wait in them.
 //!
-//! That happens in two ways. A group can throw a member out that never gets back in, and of which the client library says
-//! the same as of a member for which no partition is left. And an assignment can get lost between the group and the
-//! library, after which the member reads only some of its partitions. So each member looks now and then at the partitions
-//! that it does not own, and rejoins the group when records wait in one and its commit stays as it is. Of a classic group
-//! it also asks who owns what; the library cannot ask that of a KIP-848 group, so there it takes more looks. Owners whose
-//! commit cannot move show that they are there: see [`super::ownership`].
+//! That happens in two ways. A group can throw a member out that never gets back in, and of which
+//! the client library says the same as of a member for which no partition is left. And an
+//! assignment can get lost between the group and the library, after which the member reads only
+//! some of its partitions. So each member looks now and then at the partitions that it does not
+//! own, and rejoins the group when records wait in one and its commit stays as it is. Of a classic
+//! group it also asks who owns what; the library cannot ask that of a KIP-848 group, so there it
+//! takes more looks. Owners whose commit cannot move show that they are there: see
+//! [`super::ownership_proof`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,8 +32,9 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const MAX_CALM: u32 = 1;
 /// Interval after replacements that have brought no partition.
 const BACKOFF: Backoff = Backoff::doubling(INTERVAL, Duration::from_secs(320));
-/// Checks that have to find the same where the group says that nobody owns the partition, or does not say who does. The
-/// latter take longer than brokers wait for a member that has died (45 s, unless they are told otherwise).
+/// Checks that have to find the same where the group says that nobody owns the partition, or does
+/// not say who does. The latter take longer than brokers wait for a member that has died (45 s,
+/// unless they are told otherwise).
 const CHECKS_CERTAIN: u32 = 2;
 const CHECKS_UNCERTAIN: u32 = 6;
 /// Timeout of one request.
@@ -41,7 +44,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Commit {
     pub offset: Option<i64>,
-    /// Changes while the partition has an owner: see [`super::ownership`].
+    /// Changes while the partition has an owner: see [`super::ownership_proof`].
     pub metadata: String,
 }
 

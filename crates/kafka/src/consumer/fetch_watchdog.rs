@@ -36,8 +36,8 @@ impl FetchWatchdog {
         now >= self.due
     }
 
-    /// Restarts a stalled fetch of a partition: in turns by a resume, which has no effect if none was
-    /// lost, and by a new assignment.
+    /// Restarts a stalled fetch of a partition: in turns by a resume, which has no effect if none
+    /// was lost, and by a new assignment.
     pub fn restart(&mut self, client: &Client, subscription: &Subscription, partition: i32, now: Instant) {
         if self.tries.is_multiple_of(2) {
             let mut list = TopicPartitionList::new();
@@ -48,8 +48,8 @@ impl FetchWatchdog {
         }
     }
 
-    /// Assigns a partition anew, to be read from the offset at which reading started. Returns whether
-    /// that succeeded.
+    /// Assigns a partition anew, to be read from the offset at which reading started. Returns
+    /// whether that succeeded.
     pub fn assign_again(&mut self, client: &Client, subscription: &Subscription, partition: i32, now: Instant) -> bool {
         let offset = self.offset.map_or(Offset::Stored, Offset::Offset);
         self.attempt(subscription.name, partition, now, || {

@@ -47,10 +47,11 @@ pub(super) struct Membership {
     pub tells_changes_only: bool,
     /// True once the shape was notified of its assignment.
     joined: AtomicBool,
-    /// Set when the polling thread has released all partitions for good. The library still calls back while the client is
-    /// closed, which a successor's partitions must not notice.
+    /// Set when the polling thread has released all partitions for good. The library still calls
+    /// back while the client is closed, which a successor's partitions must not notice.
     retired: AtomicBool,
-    /// Number of records that the client has not passed on of partitions that are read, by its last statistics.
+    /// Number of records that the client has not passed on of partitions that are read, by its last
+    /// statistics.
     pub unfetched: AtomicI64,
     /// Number of records past the commits, by its last statistics; -1 while that is unknown.
     pub lag: Arc<AtomicI64>,
@@ -112,7 +113,8 @@ impl Membership {
         opened.chain(owned.gained.iter().map(|&partition| (partition, 0))).collect()
     }
 
-    /// Notes what the group has committed of partitions that were owned before and after it was asked.
+    /// Notes what the group has committed of partitions that were owned before and after it was
+    /// asked.
     pub fn note_commits(&self, commits: &BTreeMap<i32, i64>) {
         let mut owned = self.owned();
         for (partition, commit) in commits {
@@ -216,8 +218,8 @@ impl Membership {
     }
 }
 
-/// Returns how many records of a partition the client has not passed on. The library's `consumer_lag` is no measure of
-/// that: it counts from the commit.
+/// Returns how many records of a partition the client has not passed on. The library's
+/// `consumer_lag` is no measure of that: it counts from the commit.
 fn unfetched(partition: &Partition) -> i64 {
     let not_fetched = if partition.next_offset >= 0 { partition.ls_offset - partition.next_offset } else { 0 };
     not_fetched.max(0) + partition.fetchq_cnt

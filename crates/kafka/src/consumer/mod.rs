@@ -1,5 +1,6 @@
 //! Consumer runtime. It processes records in order, commits offsets only after their effects, and
-//! keeps one partition from delaying another and, with a keyed handler, one key from delaying another.
+//! keeps one partition from delaying another and, with a keyed handler, one key from delaying
+//! another.
 //!
 //! It has two shapes. A [`BatchHandler`] gets the records of a partition in order, a batch at a
 //! time; it suits projections, whose effect is one set-based write. A [`KeyedHandler`] gets one
@@ -17,8 +18,8 @@
 //!   Records that can never be processed are dead-lettered, and count as finished once the dead
 //!   letter is stored.
 //! - When a partition is revoked, it has five seconds to finish the records being processed;
-//!   unfinished ones are abandoned, and the next owner processes them. Finished work is committed before the next owner begins, and
-//!   nothing is committed for the partition afterwards.
+//!   unfinished ones are abandoned, and the next owner processes them. Finished work is committed
+//!   before the next owner begins, and nothing is committed for the partition afterwards.
 //! - If records wait and no handler finishes an attempt, successful or not, for
 //!   `kafka.consumer.stall_timeout_ms`, the process fails its liveness probe.
 //!

@@ -1,8 +1,10 @@
-//! Proves to the other members of a group that a partition has an owner, although its commit does not move.
+//! Proves to the other members of a group that a partition has an owner, although its commit does
+//! not move.
 //!
-//! A partition whose records wait for a dependency looks to others like one that no member reads: its commit stays where
-//! it is. So the owner of such a partition commits the same offset again every few seconds, with the time as the
-//! commit's metadata. [`super::exclusion`] looks for partitions whose commit and metadata both stay as they are.
+//! A partition whose records wait for a dependency looks to others like one that no member reads:
+//! its commit stays where it is. So the owner of such a partition commits the same offset again
+//! every few seconds, with the time as the commit's metadata. [`super::exclusion`] looks for
+//! partitions whose commit and metadata both stay as they are.
 
 use std::sync::atomic::Ordering;
 
@@ -17,9 +19,9 @@ use super::membership::{Client, Owned, OwnedPartition};
 /// Time between two proofs.
 pub(super) const PROOF_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// Commits the commit points again that have not moved since the last call, where records wait. The polling thread calls
-/// this; it also stores commit points. The library may still send an older commit after a newer one when it repeats a
-/// request; the next commit corrects that.
+/// Commits the commit points again that have not moved since the last call, where records wait. The
+/// polling thread calls this; it also stores commit points. The library may still send an older
+/// commit after a newer one when it repeats a request; the next commit corrects that.
 pub(super) fn prove(client: &Client, topic: &str, owned: &mut Owned) {
     let lags = client.context().lag.load(Ordering::Relaxed) > 0;
     let mut list = TopicPartitionList::new();
@@ -44,7 +46,8 @@ pub(super) fn prove(client: &Client, topic: &str, owned: &mut Owned) {
     }
 }
 
-/// Returns the offset that the group has of a partition; `None` until it was looked up. A replay stores lower ones.
+/// Returns the offset that the group has of a partition; `None` until it was looked up. A replay
+/// stores lower ones.
 fn commit_of(held: &OwnedPartition) -> Option<i64> {
     held.committed.map(|committed| committed.max(held.stored))
 }

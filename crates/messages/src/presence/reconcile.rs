@@ -64,8 +64,8 @@ impl From<RedisError> for ReconcileError {
 }
 
 impl ReconcileError {
-    /// Returns true if reading the topic again would fail again: this process may not read it, or it
-    /// is too large.
+    /// Returns true if reading the topic again would fail again: this process may not read it, or
+    /// it is too large.
     fn is_final(&self) -> bool {
         if matches!(self, Self::Scan(ScanError::Deadline)) {
             return true;
@@ -203,8 +203,8 @@ async fn spans(kafka: &kafka::Config, topic: &str) -> Result<Vec<Span>, Reconcil
     tokio::task::spawn_blocking(spans).await.unwrap_or(Err(ReconcileError::Ending))
 }
 
-/// Returns the last event of each receiver of these buckets in one partition; `None` if they are too
-/// many for the memory and there are several buckets.
+/// Returns the last event of each receiver of these buckets in one partition; `None` if they are
+/// too many for the memory and there are several buckets.
 async fn last_events(
     kafka: &kafka::Config,
     topic: &str,

@@ -1,5 +1,5 @@
-//! Calls of the atomic Redis scripts of presence. Each works within one bucket or on the registry of
-//! processes.
+//! Calls of the atomic Redis scripts of presence. Each works within one bucket or on the registry
+//! of processes.
 
 use postrider_redis::Redis;
 use postrider_telemetry::unknown::Unknown;
@@ -200,8 +200,8 @@ impl Calls<'_> {
         self.scripts.reconciled.key(self.keys.head(bucket)).arg(born_ms).invoke_async(&mut self.redis).await
     }
 
-    /// Reports the version of the oldest change that a process has yet to send, or 0 while it has yet
-    /// to register receivers. The report expires with its lease.
+    /// Reports the version of the oldest change that a process has yet to send, or 0 while it has
+    /// yet to register receivers. The report expires with its lease.
     pub async fn report_unsent(&mut self, process: &str, oldest: Option<i64>, lease_ms: u64) -> Result<(), RedisError> {
         let (key, lease_ms) = (self.keys.unsent(process), lease_ms.to_string());
         match oldest {
@@ -232,7 +232,8 @@ impl Calls<'_> {
     }
 }
 
-/// Row of an update's answer: version, `since` in milliseconds, change, due event of a missed change.
+/// Row of an update's answer: version, `since` in milliseconds, change, due event of a missed
+/// change.
 type Row = (i64, i64, i64, String);
 
 fn outcome((version, since_ms, change, due): Row) -> Outcome {

@@ -11,7 +11,8 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 ";
 
-/// Records an event as due and returns it. With 10,000 due events only the last one of each receiver is kept.
+/// Records an event as due and returns it. With 10,000 due events only the last one of each
+/// receiver is kept.
 const RECORD_DUE: &str = "
 local function record_due(key, name, version, state, connections)
   local due = string.format('%d %s %d %d ', version, state, now, connections) .. name

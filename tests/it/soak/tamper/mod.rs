@@ -1,4 +1,5 @@
-//! Ways to tamper with good evidence so that it looks like the product's own fault. Each rule has at least one.
+//! Ways to tamper with good evidence so that it looks like the product's own fault. Each rule has
+//! at least one.
 
 mod feeds;
 mod receivers;

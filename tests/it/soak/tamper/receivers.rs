@@ -172,7 +172,8 @@ fn sure(evidence: &Evidence) -> Option<&Undelivered> {
     evidence.undelivered.iter().rfind(|event| last.get(&event.receiver).is_none_or(|cursor| *cursor < event.place.1))
 }
 
-/// Returns the time at which some messages of a receiver were known to be delivered, the receiver, and its cursor.
+/// Returns the time at which some messages of a receiver were known to be delivered, the receiver,
+/// and its cursor.
 fn noted(evidence: &Evidence) -> Option<(u64, String, i64)> {
     evidence.noted.iter().find_map(|noted| {
         let (receiver, offset) = noted.places.iter().find(|(_, offset)| **offset >= 0)?;
