@@ -64,12 +64,14 @@ impl Settings {
         }
         check_addresses("kafka.brokers", brokers, is_broker)?;
         self.check_kafka()?;
-        if let Err(NoNetwork(network)) = Proxies::new(&self.http) {
+        if self.role.serves_api()
+            && let Err(NoNetwork(network)) = Proxies::new(&self.http)
+        {
             return Err(Invalid { key: "http.trusted_proxies", problem: Rule::NotANetwork(network) });
         }
         check_collector(&self.telemetry.otlp).map_err(|problem| Invalid { key: "telemetry.otlp.endpoint", problem })?;
         let (least, most) = (self.gateway.simulator.min_delay_ms, self.gateway.simulator.max_delay_ms);
-        if self.gateway.simulator.enabled && least > most {
+        if self.role.serves_api() && self.gateway.simulator.enabled && least > most {
             return Err(Invalid { key: "gateway.simulator.min_delay_ms", problem: Rule::AboveMaximum(least, most) });
         }
         if !self.redis.is_valid() {
@@ -100,8 +102,12 @@ impl Settings {
             Ok(()) => Ok(()),
             Err(KafkaError::ClientConfig(_, problem, name, _)) => {
                 let key = match name.as_str() {
+                    name if self.kafka.properties.contains_key(name) => "kafka.properties",
                     "compression.type" => "kafka.producer.compression",
                     "sasl.mechanism" => "kafka.sasl.mechanism",
+                    "message.max.bytes" => "kafka.producer.max_message_bytes",
+                    "queue.buffering.max.messages" => "kafka.producer.max_in_flight_records",
+                    "queue.buffering.max.kbytes" => "kafka.producer.max_in_flight_bytes",
                     _ => "kafka.properties",
                 };
                 Err(Invalid { key, problem: Rule::KafkaProperty(problem) })
@@ -118,7 +124,7 @@ fn check_collector(otlp: &Otlp) -> Result<(), Rule> {
     }
     let url = url::Url::parse(otlp.endpoint.expose()).map_err(|_| Rule::NotACollector)?;
     match (url.scheme(), otlp.protocol) {
-        ("http", _) | ("https", OtlpProtocol::Http) => Ok(()),
+        ("http", _) | ("https", OtlpProtocol::Http) | ("unix", OtlpProtocol::Grpc) => Ok(()),
         ("https", OtlpProtocol::Grpc) => Err(Rule::CollectorWithTls),
         _ => Err(Rule::NotACollector),
     }

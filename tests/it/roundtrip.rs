@@ -31,10 +31,13 @@ async fn a_capability_that_times_out_is_named_and_the_exit_code_is_1() {
     let world = World::new().await;
     // Without a processor, the push never reaches the view.
     let app = world.app().role("api").start().await;
-    let output = roundtrip(&world, &app, &["--room", "kv", "--room", "gateway", "--timeout", "2"]).await;
+    let output = roundtrip(&world, &app, &["--room", "kv", "--timeout", "2s"]).await;
     let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert_eq!(output.status.code(), Some(1), "{stdout}");
     assert!(stderr.contains("these capabilities failed: kv"), "{stderr}");
-    assert!(stdout.contains("timed out after 2 s") && stdout.contains("gateway   skipped"), "{stdout}");
+    assert!(stdout.contains("timed out after 2 s"), "{stdout}");
+    let output = roundtrip(&world, &app, &["--room", "gateway"]).await;
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && stderr.contains("--room gateway needs --topic"), "{stderr}");
     app.stop().await;
 }

@@ -36,7 +36,7 @@ impl SecretUrl {
     /// Masks this URL, and its secret parts, in the text of an error.
     pub fn mask_in(&self, text: &str) -> String {
         let mut masked = text.replace(&self.0, &self.to_string());
-        for one in split(&self.0) {
+        for one in split(&self.0).map(str::trim) {
             let parts = Parts::of(one);
             let values =
                 parts.query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('='));
@@ -150,7 +150,7 @@ impl<'a> Parts<'a> {
 
     /// Splits the place at the slash that begins the path.
     fn host_and_path(&self) -> (&'a str, &'a str) {
-        self.place.split_at(self.place.find('/').unwrap_or(self.place.len()))
+        self.place.split_at(self.place.find(['/', '\\']).unwrap_or(self.place.len()))
     }
 
     /// Returns whether an `@` may belong to a query or to a password, so that the host cannot be

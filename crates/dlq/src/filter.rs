@@ -55,7 +55,7 @@ impl Filter {
     /// A key may be empty.
     pub fn empty_condition(&self) -> Option<&'static str> {
         let named = [("topic", &self.topic), ("error", &self.error)];
-        named.iter().find(|(_, text)| text.as_ref().is_some_and(String::is_empty)).map(|(name, _)| *name)
+        named.iter().find(|(_, text)| text.as_ref().is_some_and(|text| text.trim().is_empty())).map(|(name, _)| *name)
     }
 
     /// Returns whether a letter meets all conditions. `prefix` is that of our own topics.

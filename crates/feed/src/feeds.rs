@@ -23,7 +23,7 @@ use super::{
     Config,
     reads::{Head, Reads},
     timeline::{Asking, Question, Sight, TimelineReader},
-    timeline::{BUILD_MS, Keys, List, MARK_SCORE, Mark, Owner, merge, raise_epoch},
+    timeline::{BUILD_MS, Keys, List, MARK_SCORE, Mark, NewestEpoch, Owner, Raises, SEEN_AFTER, merge},
 };
 use crate::codes;
 
@@ -33,6 +33,8 @@ const TURN: Duration = Duration::from_secs(3);
 /// Time within which what is gone is noted in Redis, before the epoch of all timelines is raised:
 /// a connection that broke is back by then.
 const NOTE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time that one attempt may take.
+const NOTE_ATTEMPT: Duration = Duration::from_millis(500);
 const NOTE_RETRY: Duration = Duration::from_millis(20);
 
 /// Sets a builder's marker. KEYS: timeline. ARGV: marker, its score, TTL in ms. Returns 1 if there
@@ -123,6 +125,9 @@ pub struct Feeds {
 struct Inner {
     reads: Reads,
     pool: PgPool,
+    raises: Raises,
+    /// Time at which something that is gone was last not noted.
+    note_failed: Mutex<Option<Instant>>,
     lookups: TimelineReader,
     keys: Keys,
     redis: watch::Receiver<Option<Redis>>,
@@ -151,16 +156,18 @@ impl Feeds {
     pub fn new(
         config: Config,
         pool: PgPool,
+        newest: Arc<NewestEpoch>,
         redis_config: &RedisConfig,
         redis: watch::Receiver<Option<Redis>>,
     ) -> (Self, Asking) {
         let keys = Keys::new(&redis_config.key_prefix);
-        let (lookups, asking) =
-            TimelineReader::new(redis_config, redis.clone(), pool.clone(), config.timelines_in_memory);
+        let (lookups, asking) = TimelineReader::new(redis_config, redis.clone(), newest, config.timelines_in_memory);
         let turns = Semaphore::new(config.max_postgres_reads.clamp(1, 1_000));
         let inner = Inner {
             reads: Reads::new(pool.clone()),
             pool,
+            raises: Raises::default(),
+            note_failed: Mutex::default(),
             lookups,
             keys,
             redis,
@@ -264,20 +271,12 @@ impl Feeds {
     }
 
     /// Records what timelines may not reflect yet, before the change is answered. If Redis cannot
-    /// be reached, the epoch in Postgres is raised, which readers compare after a failure of Redis.
+    /// be reached, timelines become obsolete; see [`NewestEpoch`]. Continues if the client gives up.
     pub async fn note_gone(&self, members: impl IntoIterator<Item = String>) {
-        let members: Vec<String> = members.into_iter().collect();
-        let until = Instant::now() + NOTE_TIMEOUT;
-        let error = loop {
-            match self.inner.try_to_note_gone(&members).await {
-                Ok(()) => return,
-                Err(error) if Instant::now() >= until => break error,
-                Err(_) => tokio::time::sleep(NOTE_RETRY).await,
-            }
-        };
-        tracing::warn!(%error, "redis does not know what is gone, raising the epoch of timelines");
-        if let Err(error) = raise_epoch(&self.inner.pool).await {
-            tracing::warn!(%error, "epoch of timelines not raised, the projection updates them later");
+        let (inner, members) = (self.inner.clone(), members.into_iter().collect());
+        let noting = tokio::spawn(async move { inner.note_gone(members).await });
+        if noting.await.is_err() {
+            tracing::error!("noting what is gone failed");
         }
     }
 }
@@ -287,6 +286,29 @@ impl Inner {
     /// whether there are more.
     fn kept(&self) -> usize {
         self.config.timeline_ids + 1
+    }
+
+    async fn note_gone(&self, members: Vec<String>) {
+        let until = Instant::now() + NOTE_TIMEOUT;
+        let error = loop {
+            let failed_now = self.note_failed.lock().is_some_and(|failed| failed.elapsed() < NOTE_TIMEOUT);
+            let noted = tokio::time::timeout(NOTE_ATTEMPT, self.try_to_note_gone(&members)).await;
+            let error = match noted {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "Redis does not answer".to_owned(),
+            };
+            // While Redis is away, each request tries only once.
+            if failed_now || Instant::now() >= until {
+                break error;
+            }
+            tokio::time::sleep(NOTE_RETRY).await;
+        };
+        *self.note_failed.lock() = Some(Instant::now());
+        tracing::warn!(error, "redis does not know what is gone, raising the epoch of timelines");
+        if self.raises.raise(&self.pool).await {
+            tokio::time::sleep(SEEN_AFTER).await;
+        }
     }
 
     async fn try_to_note_gone(&self, members: &[String]) -> Result<(), RedisError> {

@@ -53,7 +53,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     feeds::Feeds,
     group::{Group, Grouping},
-    timeline::Asking,
+    timeline::{Asking, NewestEpoch},
     writes::{Follows, Posts, Unfollows},
 };
 
@@ -114,6 +114,8 @@ pub struct Background {
     follows: Grouping<Follows>,
     unfollows: Grouping<Unfollows>,
     asking: Asking,
+    /// The epoch of timelines to follow, and where it is.
+    epoch: (Arc<NewestEpoch>, PgPool),
 }
 
 impl Feed {
@@ -148,9 +150,15 @@ impl Desk {
         let (posts, posts_grouping) = Group::new(Posts(pool.clone()), hint.clone(), rows, in_flight);
         let (follows, follows_grouping) = Group::new(Follows(pool.clone()), hint.clone(), rows, in_flight);
         let (unfollows, unfollows_grouping) = Group::new(Unfollows(pool.clone()), hint.clone(), rows, in_flight);
-        let (feeds, asking) = Feeds::new(config.clone(), pool.clone(), redis_config, redis);
-        let background =
-            Background { posts: posts_grouping, follows: follows_grouping, unfollows: unfollows_grouping, asking };
+        let newest = Arc::<NewestEpoch>::default();
+        let (feeds, asking) = Feeds::new(config.clone(), pool.clone(), newest.clone(), redis_config, redis);
+        let background = Background {
+            posts: posts_grouping,
+            follows: follows_grouping,
+            unfollows: unfollows_grouping,
+            asking,
+            epoch: (newest, pool.clone()),
+        };
         (Self { pool, backlog, posts, follows, unfollows, feeds, hint }, background)
     }
 }
@@ -164,6 +172,10 @@ impl Background {
         tasks.spawn(self.follows.until_closed());
         tasks.spawn(self.unfollows.until_closed());
         tasks.spawn(self.asking.until_closed());
-        drain::until_done(tasks, stop, grace).await
+        let (newest, pool) = self.epoch;
+        tokio::select! {
+            ended = drain::until_done(tasks, stop, grace) => ended,
+            never = newest.follow(&pool) => match never {},
+        }
     }
 }

@@ -41,8 +41,26 @@ impl Routes {
                 return answer;
             }
         }
-        let near = self.near(trimmed).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+        let near = match (self.of_parameter(trimmed), self.near(trimmed)) {
+            (Some(route), _) if trimmed.matches('/').count() > route.matches('/').count() => {
+                format!("; did you mean `{route}`? A slash that belongs to a parameter is written %2F")
+            }
+            (Some(near), _) => format!("; did you mean `{near}`?"),
+            (None, Some(near)) => format!("; did you mean `{near}`?"),
+            (None, None) => String::new(),
+        };
         Problem::new(Code::NOT_FOUND, format!("there is no route {path}{near}")).into_response()
+    }
+
+    /// Returns the route that ends in a parameter and else begins like this path.
+    fn of_parameter(&self, path: &str) -> Option<&str> {
+        let begins = |route: &&String| {
+            let head = route.rsplit_once('/').filter(|(_, last)| is_parameter(last)).map(|(head, _)| head);
+            head.filter(|head| !head.is_empty())
+                .and_then(|head| path.strip_prefix(head))
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.0.iter().find(begins).map(String::as_str)
     }
 
     /// Returns the route that is nearest to a path, if it is near enough for a typo.
@@ -137,10 +155,15 @@ mod tests {
             ("/feed/u1", "/feeds/{user_id}"),
             ("/user/u1/folowing", "/users/{user_id}/following"),
             ("/Push/", "/push"),
+            ("/pull", "/pull/{key}"),
+            ("/pull/", "/pull/{key}"),
+            ("/feeds/", "/feeds/{user_id}"),
         ] {
             let (status, detail) = answer("GET", path);
             assert_eq!((status, detail), (404, format!("there is no route {path}; did you mean `{near}`?")), "{path}");
         }
+        let (status, detail) = answer("DELETE", "/pull/a/b");
+        assert!(status == 404 && detail.contains("`/pull/{key}`? A slash that belongs to a parameter"), "{detail}");
         for path in ["/", "/console/x/y/z"] {
             assert!(!answer("GET", path).1.contains("did you mean"), "{path}");
         }

@@ -13,6 +13,7 @@ use visitor::Visitor;
 
 use super::{
     api, block_on,
+    duration::Span,
     progress::Progress,
     text::{self, print},
 };
@@ -39,9 +40,9 @@ pub struct Command {
     /// Test only this capability; repeatable
     #[arg(long = "room", value_enum)]
     capabilities: Vec<Capability>,
-    /// Timeout of each capability, in seconds
-    #[arg(long, default_value_t = 30)]
-    timeout: u64,
+    /// Timeout of each capability
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    timeout: Span,
     /// Push this many values per second instead, then pull each of them; a failed request fails the
     /// command
     #[arg(long, help_heading = "Load")]
@@ -71,6 +72,8 @@ enum Capability {
 pub enum Error {
     #[error("these capabilities failed: {}", .0.join(", "))]
     Capabilities(Vec<String>),
+    #[error("--room gateway needs --topic, a topic that /produce may write to")]
+    NoTopic,
     #[error(transparent)]
     Load(#[from] load::Error),
     #[error(transparent)]
@@ -90,6 +93,9 @@ async fn every_capability(command: &Command) -> Result<(), Error> {
         let length = Duration::from_secs(command.seconds);
         return Ok(load::run(&visitor, rate, length, command.failures_allowed).await?);
     }
+    if command.topic.is_none() && command.capabilities.contains(&Capability::Gateway) {
+        return Err(Error::NoTopic);
+    }
     let chosen =
         |capability: &&Capability| command.capabilities.is_empty() || command.capabilities.contains(capability);
     let chosen: Vec<&Capability> = Capability::value_variants().iter().filter(chosen).collect();
@@ -98,7 +104,7 @@ async fn every_capability(command: &Command) -> Result<(), Error> {
         let name = capability.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
         progress.show(&format!("testing {name} ({} of {})", number + 1, chosen.len()));
         let begun = Instant::now();
-        let limit = Duration::from_secs(command.timeout);
+        let limit = command.timeout.0;
         let outcome = timeout(limit, capability.try_out(&visitor, command.topic.as_deref())).await;
         progress.hide();
         print(&match outcome.unwrap_or(Err(capabilities::Error::TimedOut(limit))) {

@@ -128,7 +128,7 @@ impl Run {
         let [kafka, redis, postgres] = [Proxy::start().await, Proxy::start().await, Proxy::start().await];
         let stack = stack(plan, &kafka).await;
         eprintln!("soak: servers up after {:?}", began.elapsed());
-        let world = Arc::new(world(&stack, &[&kafka, &redis, &postgres]).await);
+        let world = Arc::new(world(plan, &stack, &[&kafka, &redis, &postgres]).await);
         let target = Target::start(ledger.clone(), injection.clone()).await;
         let orders = world.make_topic(Topic::Orders.name(), PARTITIONS).await;
         let relays = json!([{
@@ -261,7 +261,7 @@ async fn stack(plan: &Plan, kafka: &Proxy) -> Stack {
 }
 
 /// Creates the run's own namespace on the servers, reached through the proxies.
-async fn world(stack: &Stack, proxies: &[&Proxy; 3]) -> World {
+async fn world(plan: &Plan, stack: &Stack, proxies: &[&Proxy; 3]) -> World {
     let mut world = World::on(stack).await.with_postgres().await;
     let [kafka, redis, postgres] = proxies;
     world.reach_through(redis, postgres);
@@ -278,7 +278,8 @@ async fn world(stack: &Stack, proxies: &[&Proxy; 3]) -> World {
         // So low that some authors' posts are fanned out inline, some by jobs, and some not at all.
         ("FEED__CELEBRITY_FOLLOWERS", "4".to_owned()),
         ("FEED__INLINE_FOLLOWERS", "1".to_owned()),
-        ("FEED__CHUNK_ROWS", "2".to_owned()),
+        // So low that jobs have many steps, whose number grows with the posts of an author.
+        ("FEED__CHUNK_ROWS", (plan.lasts.as_secs() / 30).max(2).to_string()),
         ("FEED__TIMELINE_IDS", "30".to_owned()),
         ("FEED__KEEP_ROWS", "0".to_owned()),
         // So short that all of these timeouts occur within a minute.

@@ -16,10 +16,10 @@ use postrider_microbatch::{Batches, Queue, Request, queue};
 use postrider_redis::{Config, Redis, tracking};
 use postrider_telemetry::unknown::Unknown;
 use redis::{Cmd, RedisError, Value};
-use sqlx::PgPool;
 use tokio::sync::watch;
 
 use super::{
+    epoch::NewestEpoch,
     near_cache::{NearCache, Source, Timeline},
     protocol::{Keys, List, Mark, Owner, ids, mark, members, number},
 };
@@ -33,11 +33,6 @@ const SPARE: usize = 8;
 /// Maximum number of attempts per question. An attempt fails if the epoch has changed, a cached
 /// timeline has changed, or the connection broke.
 const ATTEMPTS: usize = 4;
-/// Time for which timelines are doubted after a failure of Redis. In that time other processes may
-/// still fail to note what is gone; they raise the epoch in Postgres instead.
-const DOUBT: Duration = Duration::from_secs(5);
-/// Time that Postgres has to answer while timelines are doubted.
-const EPOCH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval at which the whole `gone` list is loaded, to drop expired members.
 const RELOAD: Duration = Duration::from_secs(30);
 
@@ -82,7 +77,7 @@ impl TimelineReader {
     pub fn new(
         config: &Config,
         redis: watch::Receiver<Option<Redis>>,
-        pool: PgPool,
+        newest: Arc<NewestEpoch>,
         timelines: usize,
     ) -> (Self, Asking) {
         let keys = Keys::new(&config.key_prefix);
@@ -90,10 +85,8 @@ impl TimelineReader {
         let asking = Asking {
             questions,
             redis,
-            pool,
+            newest,
             near_cache: NearCache::new(config.clone(), keys.clone(), timelines),
-            had_own: false,
-            doubted_since: None,
             keys,
             epoch: 0,
             gone: Gone::default(),
@@ -112,12 +105,8 @@ pub struct Asking {
     questions: Batches<Question, Sight>,
     keys: Keys,
     redis: watch::Receiver<Option<Redis>>,
-    pool: PgPool,
+    newest: Arc<NewestEpoch>,
     near_cache: NearCache,
-    /// True if the last question went over the connection of the near cache.
-    had_own: bool,
-    /// Time of the last failure of Redis, while timelines are doubted.
-    doubted_since: Option<Instant>,
     epoch: i64,
     gone: Gone,
 }
@@ -148,16 +137,12 @@ impl Asking {
         for _ in 0..ATTEMPTS {
             let own = self.near_cache.connection();
             let is_own = own.is_some();
-            if std::mem::replace(&mut self.had_own, is_own) != is_own {
-                self.doubted_since = Some(Instant::now());
-            }
             let Some(mut redis) = own.or_else(|| self.redis.borrow().clone()) else { break };
             match self.try_to_answer(&mut redis, asked, &mut sights).await {
                 Ok(()) if sights.iter().all(Option::is_some) => break,
                 Ok(()) => {}
                 Err(error) => {
                     tracing::debug!(error = %error, "timeline read from redis failed");
-                    self.doubted_since = Some(Instant::now());
                     if is_own {
                         self.near_cache.disconnect();
                     }
@@ -200,7 +185,7 @@ impl Asking {
             self.near_cache.forget_all();
             return Ok(());
         }
-        if !self.has_newest_epoch().await {
+        if !self.newest.is_reached_by(epoch) {
             sights.fill(Some(Sight::Unusable));
             return Ok(());
         }
@@ -255,20 +240,6 @@ impl Asking {
                 Some(if distrusted { Sight::Unusable } else { part(timeline, question, epoch, &self.gone.posts) });
         }
         Ok(())
-    }
-
-    /// Returns whether the epoch that Redis has is that of Postgres. Asks Postgres only while
-    /// timelines are doubted. What was gone before the question is known then: it is in the `gone`
-    /// list, or whoever failed to put it there has raised the epoch.
-    async fn has_newest_epoch(&mut self) -> bool {
-        let Some(since) = self.doubted_since else { return true };
-        let newest = sqlx::query_scalar("SELECT epoch FROM feed_timelines").fetch_one(&self.pool);
-        let newest: Option<i64> = tokio::time::timeout(EPOCH_TIMEOUT, newest).await.ok().and_then(Result::ok);
-        let is_newest = newest.is_some_and(|newest| newest <= self.epoch);
-        if is_newest && since.elapsed() >= DOUBT {
-            self.doubted_since = None;
-        }
-        is_newest
     }
 
     fn add_commands(&self, commands: &mut Vec<Cmd>, question: &Question, source: Source, spare: usize) {

@@ -22,6 +22,7 @@ use sqlx::PgPool;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::epoch;
 use super::protocol::{Keys, LINGER_MS, Mark, Owner, mark, members, number};
 
 /// Maximum number of timelines per round trip.
@@ -79,14 +80,6 @@ enum CheckError {
     Postgres(#[from] Error),
     #[error(transparent)]
     Redis(#[from] RedisError),
-}
-
-/// Makes all existing timelines obsolete: the projection passes the epoch on to Redis, and readers
-/// that may have missed that compare it with the one in Redis.
-pub async fn raise_epoch(pool: &PgPool) -> Result<(), Error> {
-    counter!("postrider_feed_epochs_raised_total").increment(1);
-    let raise = sqlx::query("UPDATE feed_timelines SET epoch = epoch + 1");
-    within(raise.execute(pool)).await.map(|_| ())
 }
 
 /// Changes timelines for the projection.
@@ -207,7 +200,7 @@ impl TimelineWriter {
     async fn settle_or_raise(&self, changed: Result<(), RedisError>) -> Result<(), Error> {
         let Err(error) = changed else { return Ok(()) };
         self.note_failure(&error);
-        raise_epoch(&self.pool).await
+        epoch::raise(&self.pool).await
     }
 
     fn note_failure(&self, error: &RedisError) {

@@ -13,12 +13,10 @@ use rdkafka::{
 use super::membership::{Client, Owned};
 
 /// Returns whether the commit that the library knows is beyond the end of the partition. The end is
-/// that of the last fetch, which may have been long ago: then the next record to read is beyond it
-/// as well.
-pub(super) fn is_beyond_end(partition: &Partition) -> bool {
-    partition.next_offset >= 0
-        && partition.next_offset <= partition.hi_offset
-        && partition.committed_offset > partition.hi_offset
+/// that of the last fetch, which may be of an earlier ownership: until something was read and
+/// stored in this one, it is not trusted.
+pub(super) fn is_beyond_end(partition: &Partition, stored: i64) -> bool {
+    (0..=partition.hi_offset).contains(&stored) && partition.committed_offset > partition.hi_offset
 }
 
 /// Commits the commit points of partitions whose commit is beyond their end. The polling thread
@@ -47,12 +45,12 @@ mod tests {
 
     #[test]
     fn only_a_commit_beyond_a_known_end_is_moved_back() {
-        let beyond = |committed_offset, next_offset, hi_offset| {
-            is_beyond_end(&Partition { committed_offset, next_offset, hi_offset, ..Partition::default() })
+        let beyond = |committed_offset, stored, hi_offset| {
+            is_beyond_end(&Partition { committed_offset, hi_offset, ..Partition::default() }, stored)
         };
         assert!(beyond(9, 2, 2) && beyond(9, 1, 2) && beyond(1, 0, 0));
         assert!(!beyond(2, 2, 2) && !beyond(0, 2, 2) && !beyond(-1001, 2, 2), "the commit is within the partition");
-        assert!(!beyond(9, -1001, -1001) && !beyond(9, -1001, 2), "nothing was fetched yet");
+        assert!(!beyond(9, -1, -1001) && !beyond(9, -1, 2), "nothing was read yet");
         assert!(!beyond(9, 9, 2), "the end is of an earlier ownership of the partition");
     }
 }

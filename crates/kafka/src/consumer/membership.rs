@@ -236,7 +236,7 @@ impl ClientContext for Membership {
         let mut owned = self.owned();
         for partition in partitions() {
             if let Some(held) = owned.partitions.get_mut(&partition.partition) {
-                held.commit_is_beyond_end = commit_reset::is_beyond_end(partition);
+                held.commit_is_beyond_end = commit_reset::is_beyond_end(partition, held.stored);
             }
         }
         let is_read = |partition: &&Partition| {
