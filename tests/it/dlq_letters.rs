@@ -1,4 +1,4 @@
-//! What a dead letter holds, and how many there are of a record.
+//! The content of dead letters, and how many there are of a record.
 
 use postrider_dlq::EVENTS_TOPIC;
 use rdkafka::message::{Header, OwnedHeaders};

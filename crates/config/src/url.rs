@@ -56,7 +56,7 @@ impl SecretUrl {
 
 impl fmt::Display for SecretUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&join(&self.0, |one| masked_one(one, Parts::of(one).is_http())))
+        f.write_str(&masked_list(&self.0, true))
     }
 }
 
@@ -91,11 +91,11 @@ impl JsonSchema for SecretUrl {
 /// and of a path without a host. Other text is masked as a whole, because it may be a misplaced
 /// secret.
 pub fn masked(text: &str) -> String {
-    join(text, |one| masked_one(one, false))
+    masked_list(text, false)
 }
 
-fn join(text: &str, mask: impl FnMut(&str) -> String) -> String {
-    split(text).map(str::trim).map(mask).collect::<Vec<_>>().join(",")
+fn masked_list(text: &str, hides_http_paths: bool) -> String {
+    split(text).map(|one| masked_one(one.trim(), hides_http_paths)).collect::<Vec<_>>().join(",")
 }
 
 /// Splits a list of URLs. A password may contain a comma, so only a comma before another URL
@@ -160,7 +160,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-fn masked_one(text: &str, hide_path: bool) -> String {
+fn masked_one(text: &str, hides_http_paths: bool) -> String {
     let parts = Parts::of(text);
     match () {
         () if text.is_empty() => return String::new(),
@@ -173,7 +173,7 @@ fn masked_one(text: &str, hide_path: bool) -> String {
         shown.extend([MASK, "@"]);
     }
     match parts.host_and_path() {
-        (host, path) if hide_path && path.len() > 1 => shown.extend([host, "/", MASK]),
+        (host, path) if hides_http_paths && parts.is_http() && path.len() > 1 => shown.extend([host, "/", MASK]),
         _ => shown.push_str(parts.place),
     }
     if let Some(query) = parts.query {

@@ -289,17 +289,17 @@ impl Inner {
     }
 
     async fn note_gone(&self, members: Vec<String>) {
-        let until = Instant::now() + NOTE_TIMEOUT;
+        // While Redis is away, each request tries only once.
+        let is_away = self.note_failed.lock().is_some_and(|failed| failed.elapsed() < NOTE_TIMEOUT);
+        let until = Instant::now() + if is_away { Duration::ZERO } else { NOTE_TIMEOUT };
         let error = loop {
-            let failed_now = self.note_failed.lock().is_some_and(|failed| failed.elapsed() < NOTE_TIMEOUT);
             let noted = tokio::time::timeout(NOTE_ATTEMPT, self.try_to_note_gone(&members)).await;
             let error = match noted {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "Redis does not answer".to_owned(),
             };
-            // While Redis is away, each request tries only once.
-            if failed_now || Instant::now() >= until {
+            if Instant::now() >= until {
                 break error;
             }
             tokio::time::sleep(NOTE_RETRY).await;

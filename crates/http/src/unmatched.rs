@@ -12,6 +12,7 @@ use super::{code::Code, problem::Problem};
 
 /// Longest path that is compared with the routes, in bytes.
 const MAX_COMPARED: usize = 64;
+const SLASH_HINT: &str = " A slash that belongs to a parameter is written %2F";
 
 /// The paths of all routes, with parameters in braces.
 #[derive(Debug, Clone)]
@@ -32,24 +33,18 @@ impl Routes {
             // The slash may belong to a parameter; then a redirect would lead to another value.
             let is_part = route.rsplit('/').next().is_some_and(is_parameter);
             if is_part || request.method() == Method::DELETE {
-                let detail = format!(
-                    "there is no route {path}; did you mean `{trimmed}`? A slash that belongs to a parameter is written %2F"
-                );
+                let detail = format!("there is no route {path}; did you mean `{trimmed}`?{SLASH_HINT}");
                 return Problem::new(Code::NOT_FOUND, detail).into_response();
             }
             if let Some(answer) = redirect(trimmed, request.uri().query()) {
                 return answer;
             }
         }
-        let near = match (self.of_parameter(trimmed), self.near(trimmed)) {
-            (Some(route), _) if trimmed.matches('/').count() > route.matches('/').count() => {
-                format!("; did you mean `{route}`? A slash that belongs to a parameter is written %2F")
-            }
-            (Some(near), _) => format!("; did you mean `{near}`?"),
-            (None, Some(near)) => format!("; did you mean `{near}`?"),
-            (None, None) => String::new(),
-        };
-        Problem::new(Code::NOT_FOUND, format!("there is no route {path}{near}")).into_response()
+        let hint = self.of_parameter(trimmed).or_else(|| self.near(trimmed)).map_or(String::new(), |route| {
+            let has_more = trimmed.matches('/').count() > route.matches('/').count();
+            format!("; did you mean `{route}`?{}", if has_more { SLASH_HINT } else { "" })
+        });
+        Problem::new(Code::NOT_FOUND, format!("there is no route {path}{hint}")).into_response()
     }
 
     /// Returns the route that ends in a parameter and else begins like this path.

@@ -340,7 +340,7 @@ impl Config {
 
     /// Checks all properties as the library does when a client is created.
     pub fn check_properties(&self) -> Result<(), KafkaError> {
-        self.with_overrides(self.client("check")).create_native_config()?;
+        // A producer has the properties of every client, too.
         self.producer_client(Purpose::Internal).create_native_config().map(drop)
     }
 

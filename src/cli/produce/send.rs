@@ -32,7 +32,7 @@ pub enum Outcome {
         topic: String,
         partition: i32,
         offset: i64,
-        /// What the API noticed in the record, such as a field with a misspelt name.
+        /// Warnings of the API about the record, such as a field with a misspelt name.
         warnings: Vec<String>,
     },
     Failed(Failure),

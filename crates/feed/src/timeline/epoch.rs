@@ -1,7 +1,7 @@
 //! The epoch of timelines in Postgres, as api processes see it.
 //!
-//! What is gone is noted in Redis before the change is answered. A process that cannot reach Redis
-//! raises the epoch in Postgres instead, and answers only after [`SEEN_AFTER`]: by then every api
+//! Deletions are noted in Redis before they are answered. A process that cannot reach Redis raises
+//! the epoch in Postgres instead, and answers only after [`SEEN_AFTER`]: by then every api
 //! process has read the new epoch, and uses no timeline until the projection has passed the epoch
 //! on to Redis. A process that cannot read Postgres meanwhile keeps the epoch that it knows.
 
@@ -63,7 +63,7 @@ impl NewestEpoch {
 pub struct Raises {
     /// Number of raises that have begun.
     begun: AtomicU64,
-    /// Whether the last one succeeded.
+    /// True if the last one succeeded.
     turn: Mutex<bool>,
 }
 

@@ -22,8 +22,10 @@ use sqlx::PgPool;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::epoch;
-use super::protocol::{Keys, LINGER_MS, Mark, Owner, mark, members, number};
+use super::{
+    epoch,
+    protocol::{Keys, LINGER_MS, Mark, Owner, mark, members, number},
+};
 
 /// Maximum number of timelines per round trip.
 const TOGETHER: usize = 1_000;

@@ -24,8 +24,7 @@ pub(super) fn is_beyond_end(partition: &Partition, stored: i64) -> bool {
 pub(super) fn move_back(client: &Client, topic: &str, owned: &mut Owned) {
     let mut list = TopicPartitionList::new();
     for (&partition, held) in &mut owned.partitions {
-        if held.commit_is_beyond_end && held.stored >= 0 {
-            held.commit_is_beyond_end = false;
+        if std::mem::take(&mut held.commit_is_beyond_end) {
             held.committed = Some(held.stored);
             if list.add_partition_offset(topic, partition, Offset::Offset(held.stored)).is_ok() {
                 tracing::info!(topic, partition, offset = held.stored, "moving back a commit that is beyond the end");

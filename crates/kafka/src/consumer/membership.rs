@@ -80,7 +80,7 @@ pub(super) struct OwnedPartition {
     pub committed: Option<i64>,
     /// The commit point at the last proof of ownership.
     pub proved: Option<i64>,
-    /// Whether the library's last statistics showed a commit beyond the end of the partition.
+    /// True if the library's last statistics showed a commit beyond the end of the partition.
     pub commit_is_beyond_end: bool,
 }
 
