@@ -4,7 +4,7 @@ use std::{error::Error as StdError, time::Duration};
 
 use axum::{
     body::Bytes,
-    http::{HeaderMap, Method, Request, Response, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header},
 };
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -19,6 +19,8 @@ use serde_json::Value;
 
 /// URL of an API on this machine.
 pub const LOCAL: &str = "http://127.0.0.1:8080";
+/// Variable with an API key or a token.
+const KEY_VARIABLE: &str = "API_KEY";
 /// Time within which a connection must be open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Part of an unexpected answer that an error shows, in characters.
@@ -29,6 +31,8 @@ const SHOWN_CHARS: usize = 500;
 pub enum Error {
     #[error("`{option}` must be a URL such as {example}")]
     Url { option: &'static str, example: &'static str },
+    #[error("the variable `{KEY_VARIABLE}` has characters that a header cannot have")]
+    Key,
     #[error("{url}: {source}")]
     Invalid { url: String, source: axum::http::Error },
     #[error("{url}: {}", innermost(.source))]
@@ -75,6 +79,7 @@ pub struct Api {
     client: Client<Connector, Full<Bytes>>,
     connector: Connector,
     url: String,
+    authorization: Option<HeaderValue>,
 }
 
 pub struct Answer {
@@ -116,9 +121,16 @@ impl Answer {
 }
 
 impl Api {
-    /// Creates a client of the API at this URL, which this option gave.
+    /// Creates a client of the API at this URL, which this option gave. It sends the credential in
+    /// the variable `API_KEY`, if there is one.
     pub fn new(url: &str, option: &'static str) -> Result<Self, Error> {
-        Self::at(url, option, LOCAL)
+        let mut api = Self::at(url, option, LOCAL)?;
+        if let Some(key) = std::env::var(KEY_VARIABLE).ok().filter(|key| !key.is_empty()) {
+            let mut value = HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| Error::Key)?;
+            value.set_sensitive(true);
+            api.authorization = Some(value);
+        }
+        Ok(api)
     }
 
     /// Creates a client of a management port at this URL, which `--management` gave.
@@ -132,7 +144,7 @@ impl Api {
         }
         let connector = Connector::new(Guard::open(), None, CONNECT_TIMEOUT)?;
         let client = Client::builder(TokioExecutor::new()).build(connector.clone());
-        Ok(Self { client, connector, url: url.trim_end_matches('/').to_owned() })
+        Ok(Self { client, connector, url: url.trim_end_matches('/').to_owned(), authorization: None })
     }
 
     /// Returns the URL without credentials.
@@ -148,6 +160,11 @@ impl Api {
     /// Returns the connector, for connections that are not plain HTTP requests.
     pub fn connector(&self) -> &Connector {
         &self.connector
+    }
+
+    /// Returns the header `Authorization` that every request has.
+    pub fn authorization(&self) -> Option<&HeaderValue> {
+        self.authorization.as_ref()
     }
 
     pub async fn get(&self, path: &str) -> Result<Answer, Error> {
@@ -182,6 +199,9 @@ impl Api {
         let mut request = Request::builder().method(method).uri(self.url_of(path));
         for (name, value) in headers {
             request = request.header(*name, *value);
+        }
+        if let Some(value) = &self.authorization {
+            request = request.header(header::AUTHORIZATION, value);
         }
         let request = request.body(Full::new(body));
         let request = request.map_err(|source| Error::Invalid { url: self.shown(), source })?;

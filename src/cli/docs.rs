@@ -11,6 +11,7 @@ use crate::roles::Settings;
 /// Every error code that an answer can have.
 const CODES: &[&[Code]] = &[
     Code::ALL,
+    postrider_auth::CODES,
     postrider_gateway::codes::ALL,
     postrider_kv::codes::ALL,
     postrider_messages::codes::ALL,

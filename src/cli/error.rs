@@ -7,7 +7,7 @@ use postrider_postgres as postgres;
 
 use crate::roles;
 
-use super::{dlq, docs, feed, lag, listen, outbox, produce, relay, roundtrip, running, text};
+use super::{dlq, docs, feed, keys, lag, listen, outbox, produce, relay, roundtrip, running, text};
 
 /// The reason why a command failed, as a sentence for the user.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,8 @@ pub enum Error {
     Relay(#[from] relay::RelayError),
     #[error(transparent)]
     Dlq(#[from] dlq::Error),
+    #[error(transparent)]
+    Keys(#[from] keys::Error),
     #[error(transparent)]
     Outbox(#[from] outbox::Error),
     #[error(transparent)]

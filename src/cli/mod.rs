@@ -11,6 +11,7 @@ mod header;
 #[cfg(test)]
 mod help_tests;
 mod kafka_wait;
+mod keys;
 mod lag;
 mod listen;
 mod outbox;
@@ -98,6 +99,9 @@ enum Command {
     /// List, show, replay and purge dead letters: records that could not be processed or delivered
     #[command(subcommand)]
     Dlq(dlq::Command),
+    /// Make, list and revoke API keys
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// List, release and drop quarantined outbox rows
     #[command(subcommand)]
     Outbox(outbox::Command),
@@ -166,6 +170,7 @@ pub fn main() -> Result<(), Error> {
         Command::Migrate => migrate(&settings()?),
         Command::Config(command) => configure(command, &sources),
         Command::Dlq(command) => dlq::run(command, &load(&sources, None)?),
+        Command::Keys(command) => keys::run(command, &settings()?),
         Command::Outbox(command) => outbox::run(command, &settings()?),
         Command::Feed(command) => feed::run(command, &settings()?),
         Command::Lag(command) => lag::run(&command, &load(&sources, None)?),

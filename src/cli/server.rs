@@ -7,7 +7,7 @@ use super::api::{Api, Error, LOCAL};
 #[derive(Args)]
 #[command(next_help_heading = "Server")]
 pub struct Server {
-    /// URL of the API
+    /// URL of the API. The variable API_KEY has the API key or token to send, if one is needed
     #[arg(long, env = "API_URL", value_name = "URL", default_value = LOCAL)]
     api: String,
 }

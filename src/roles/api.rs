@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::Request;
+use postrider_auth as auth_routes;
 use postrider_comments::{self as comments, Comments};
 use postrider_dlq::{self as dlq, Queue};
 use postrider_feed::{self as feed, Feed};
@@ -20,6 +21,8 @@ use postrider_redis as redis;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{
+    access,
+    auth::Auth,
     error::Error,
     platform::{Platform, SharedRedis},
     settings::TopicPlan,
@@ -32,6 +35,7 @@ pub(super) async fn start(
     platform: &Arc<Platform>,
     callers_producer: CallersProducer,
     redis: SharedRedis,
+    auth: &Auth,
     tasks: &mut Tasks,
 ) -> Result<(), Error> {
     let settings = &platform.settings;
@@ -56,31 +60,37 @@ pub(super) async fn start(
     let ids = kv.ids();
     tasks.spawn_forever("kv ids", async move { ids.watch().await });
     let feed = feed(platform, redis.clone(), tasks);
-    let short_cuts = kv::short_cuts(gateway::short_cuts(ShortCuts::default(), &gateway), &kv);
+    let rules = [access::API, access::ADMIN].concat();
+    let gate = auth.gate(&rules);
+    let short_cuts = kv::short_cuts(gateway::short_cuts(ShortCuts::new(gate.clone()), &gateway), &kv);
     let short_cuts = feed::short_cuts(short_cuts, &feed);
-    let dlq =
-        Queue::new(settings.kafka.clone(), callers_producer.alone(), platform.broker.clone(), platform.admin.clone());
     let presence = presence(platform, redis.clone());
     let (comments, messages) = (comments(platform, tasks), messages(platform, presence.clone(), tasks));
-    let routes = [
+    let mut routes = vec![
         kv::routes(kv),
         gateway::routes(gateway),
         comments::routes(comments),
         messages::routes(messages),
         messages::presence_routes(presence),
         feed::routes(feed),
-        dlq::routes(dlq, &settings.dlq, &settings.http),
-        metrics_routes(platform.metrics.clone()),
+        auth_routes::ticket_routes(auth.tickets.clone()),
     ];
+    if settings.http.expose_metrics {
+        routes.push(metrics_routes(platform.metrics.clone()));
+    }
+    if settings.http.expose_admin {
+        routes.push(admin_routes(platform, &callers_producer, auth));
+    }
     let head = OpenApiRouter::with_openapi(openapi::head("postrider", ABOUT));
     let described = routes.into_iter().fold(head, OpenApiRouter::merge);
+    access::check(described.get_openapi(), &rules)?;
     let pages = ["/openapi.json"].into_iter().chain(settings.http.docs.then_some("/docs"));
     let paths = described.get_openapi().paths.paths.keys().map(String::as_str);
     let unmatched = Routes::new(paths.chain(pages));
-    let router = openapi::serve(described, settings.http.docs)?;
+    let router = openapi::serve(described, settings.http.docs, |description| auth.describe(description, &rules))?;
     let router = router
         .fallback(move |request: Request| std::future::ready(unmatched.answer(&request)))
-        .layer(OuterLayer::default());
+        .layer(OuterLayer::new(gate));
     let proxies = Proxies::new(&settings.http)?;
     let listeners = serve::bind(&settings.http.listen).await.map_err(Error::Listener)?;
     for listener in &listeners {
@@ -93,6 +103,15 @@ pub(super) async fn start(
         serve::serve(Audience::Callers, listeners, router, short_cuts, &config, proxies, ending).await;
     });
     Ok(())
+}
+
+/// Builds the routes of operators.
+pub(super) fn admin_routes(platform: &Platform, callers_producer: &CallersProducer, auth: &Auth) -> OpenApiRouter {
+    let settings = &platform.settings;
+    let dlq =
+        Queue::new(settings.kafka.clone(), callers_producer.alone(), platform.broker.clone(), platform.admin.clone());
+    let dlq = dlq::routes(dlq, &settings.dlq, &settings.http);
+    dlq.merge(auth_routes::key_routes(auth.keys.clone(), settings.http.limits()))
 }
 
 /// Builds the comments capability and starts the tasks that follow its table.

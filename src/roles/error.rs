@@ -4,12 +4,13 @@ use std::io;
 
 use postrider_http::client_address::NoNetwork;
 use postrider_openapi as openapi;
+use postrider_outbound::OptionsError;
 use postrider_postgres as postgres;
 use postrider_process::{drain::TaskFailure, replace};
 use postrider_telemetry as telemetry;
 use rdkafka::error::KafkaError;
 
-use super::{relay, rotation::LoadError};
+use super::{access, relay, rotation::LoadError};
 
 /// Reason why a process did not start, or ended with a failure. The text is a sentence for the
 /// operator.
@@ -37,6 +38,11 @@ pub enum Error {
     /// The settings cannot be written as JSON.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
+    /// The client for the issuer's keys cannot be made.
+    #[error(transparent)]
+    Issuer(#[from] OptionsError),
+    #[error(transparent)]
+    Undeclared(#[from] access::Undeclared),
     #[error(transparent)]
     Relay(#[from] relay::CheckError),
     #[error(transparent)]

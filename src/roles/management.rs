@@ -6,17 +6,22 @@ use std::{
     time::Duration,
 };
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use postrider_health as ops;
-use postrider_http::{Audience, client_address::Proxies, serve, shortcut::ShortCuts};
+use postrider_http::{
+    Audience, client_address::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts, unmatched::Routes,
+};
 use postrider_openapi::{self as openapi, NoInput};
 use postrider_process::drain::{Draining, Ending, Tasks};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use utoipa::ToSchema;
+use utoipa::{ToSchema, openapi::OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
+    access,
+    api::admin_routes,
+    auth::Auth,
     error::Error,
     platform::{Mission, Platform},
 };
@@ -86,12 +91,30 @@ async fn shown_settings(State(settings): State<Arc<str>>) -> ([(&'static str, &'
     ([("content-type", "application/json")], settings.to_string())
 }
 
-pub(super) fn serve(platform: &Platform, listeners: Vec<TcpListener>, tasks: &mut Tasks) -> Result<Management, Error> {
+/// Serves the management port; with `auth`, that of an api process, the routes of operators too.
+pub(super) fn serve(
+    platform: &Platform,
+    listeners: Vec<TcpListener>,
+    auth: Option<&Auth>,
+    tasks: &mut Tasks,
+) -> Result<Management, Error> {
     let config = platform.settings.http.clone();
     let head = OpenApiRouter::with_openapi(openapi::head("postrider management", ABOUT));
     let routes = head.merge(ops::routes(platform.health.clone(), platform.metrics.clone()));
     let own = OpenApiRouter::new().routes(routes!(shown_settings)).with_state(platform.shown_settings.clone());
-    let router = openapi::serve(routes.merge(own), false)?;
+    let mut described = routes.merge(own);
+    if let (Some(auth), Some(callers_producer)) = (auth, &platform.callers_producer) {
+        described = described.merge(admin_routes(platform, callers_producer, auth));
+    }
+    let rules = [access::MANAGEMENT, access::ADMIN].concat();
+    access::check(described.get_openapi(), &rules)?;
+    let gate = auth.map(|auth| auth.gate(&rules)).unwrap_or_default();
+    let paths = described.get_openapi().paths.paths.keys().map(String::as_str);
+    let unmatched = Routes::new(paths.chain(["/openapi.json"]));
+    let describe = |description: &mut OpenApi| auth.into_iter().for_each(|auth| auth.describe(description, &rules));
+    let router = openapi::serve(described, false, describe)?
+        .fallback(move |request: Request| std::future::ready(unmatched.answer(&request)))
+        .layer(OuterLayer::new(gate));
     let (stop, died) = (CancellationToken::new(), CancellationToken::new());
     tasks.watch("management port", died.clone());
     let guard = died.clone().drop_guard();

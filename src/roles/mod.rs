@@ -1,6 +1,8 @@
 //! Roles: combine capabilities into processes. Only this module knows more than one capability.
 
+mod access;
 mod api;
+mod auth;
 mod error;
 mod management;
 mod platform;

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     api,
+    auth::Auth,
     error::Error,
     management,
     platform::{Mission, Platform, RelayCommand, SharedRedis},
@@ -177,11 +178,16 @@ async fn serve_until_stopped(start_up: StartUp, metrics: PrometheusHandle) -> Re
         finished: CancellationToken::new(),
     });
     let mut tasks = Tasks::new(platform.stop.clone());
-    let management = management::serve(&platform, management, &mut tasks)?;
+    let redis = lazy_redis(&platform, &mut tasks);
+    let auth = match &platform.callers_producer {
+        Some(_) => Some(Auth::start(&platform, redis.clone(), &mut tasks)?),
+        None => None,
+    };
+    let management = management::serve(&platform, management, auth.as_ref(), &mut tasks)?;
     watch_platform(&platform, &mut tasks);
     let trial = RoleTrial { platform: &platform, mission: &mission, load: &load };
     let rotation = rotation::Watch::new(platform.settings.rotation.clone(), files, trial, &health);
-    let outcome = run_mission(&platform, &mission, &start, signals, rotation, tasks).await;
+    let outcome = run_mission(&platform, &mission, Shared { redis, auth }, &start, signals, rotation, tasks).await;
     let (producer, callers_producer) = (platform.producer.clone(), platform.callers_producer.clone());
     let grace = platform.settings.drain.grace();
     let close = move || {
@@ -209,7 +215,15 @@ fn watch_platform(platform: &Platform, tasks: &mut Tasks) {
     }
 }
 
-async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), Error> {
+/// What the management port needs before the role starts.
+struct Shared {
+    redis: SharedRedis,
+    /// `None` if the role serves no API.
+    auth: Option<Auth>,
+}
+
+async fn start_role(platform: &Arc<Platform>, shared: Shared, tasks: &mut Tasks) -> Result<(), Error> {
+    let Shared { redis, auth } = shared;
     let settings = &platform.settings;
     if let Some(pool) = platform.postgres.clone() {
         tasks.spawn_forever("postgres watch", postgres::watch(pool.clone(), platform.health.check("postgres")));
@@ -218,9 +232,8 @@ async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), E
         }
     }
     topics::keep(platform, TopicPlan::specs(settings), tasks);
-    let redis = lazy_redis(platform, tasks);
-    if let Some(callers_producer) = platform.callers_producer.clone() {
-        api::start(platform, callers_producer, redis.clone(), tasks).await?;
+    if let (Some(callers_producer), Some(auth)) = (platform.callers_producer.clone(), auth) {
+        api::start(platform, callers_producer, redis.clone(), &auth, tasks).await?;
     }
     if settings.role.processes() {
         processor::start(platform, redis.clone(), tasks);
@@ -231,10 +244,15 @@ async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), E
     Ok(())
 }
 
-async fn start_mission(platform: &Arc<Platform>, mission: &Mission, tasks: &mut Tasks) -> Result<(), Error> {
+async fn start_mission(
+    platform: &Arc<Platform>,
+    mission: &Mission,
+    shared: Shared,
+    tasks: &mut Tasks,
+) -> Result<(), Error> {
     tasks.spawn_forever("metrics upkeep", telemetry::upkeep(platform.metrics.clone()));
     match mission {
-        Mission::Role => start_role(platform, tasks).await?,
+        Mission::Role => start_role(platform, shared, tasks).await?,
         Mission::Relay(command) => {
             topics::keep(platform, TopicPlan::deliveries(&platform.settings), tasks);
             relay::start_command(platform, command, tasks)?;
@@ -249,13 +267,14 @@ async fn start_mission(platform: &Arc<Platform>, mission: &Mission, tasks: &mut 
 async fn run_mission(
     platform: &Arc<Platform>,
     mission: &Mission,
+    shared: Shared,
     start: &Check,
     mut signals: Signals,
     rotation: rotation::Watch<RoleTrial<'_>>,
     mut tasks: Tasks,
 ) -> Result<End, Error> {
     let settings = &platform.settings;
-    let (ended, delay) = match start_mission(platform, mission, &mut tasks).await {
+    let (ended, delay) = match start_mission(platform, mission, shared, &mut tasks).await {
         Ok(()) => {
             start.pass();
             let ended = serve_on(platform, &mut signals, rotation, &mut tasks).await;

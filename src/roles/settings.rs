@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use postrider_auth as auth;
 use postrider_comments as comments;
 use postrider_dlq as dlq;
 use postrider_feed as feed;
@@ -71,6 +72,7 @@ pub struct Settings {
     #[schemars(range(max = 1_024))]
     pub worker_threads: usize,
     pub http: http::Config,
+    pub auth: auth::Config,
     pub management: ops::Config,
     pub drain: drain::Config,
     pub memory: memory::Config,
@@ -94,6 +96,7 @@ impl Default for Settings {
             role: Role::All,
             worker_threads: 0,
             http: http::Config::default(),
+            auth: auth::Config::default(),
             management: ops::Config::default(),
             drain: drain::Config::default(),
             memory: memory::Config::default(),

@@ -1,6 +1,9 @@
 //! Rules of settings that their types and ranges do not express. `postrider config check` and
 //! `postrider run` apply them before anything starts.
 
+use std::net::IpAddr;
+
+use postrider_auth::ConfigError;
 use postrider_http::client_address::{NoNetwork, Proxies};
 use postrider_postgres as postgres;
 use postrider_telemetry::{Otlp, OtlpProtocol};
@@ -42,6 +45,12 @@ pub enum Rule {
     KafkaProperty(String),
     #[error("{0}, which is above `gateway.simulator.max_delay_ms` ({1})")]
     AboveMaximum(u64, u64),
+    #[error(
+        "not set, but the process listens on `{0}`, which others can reach: set `auth.mode=required`, or `off` to let everybody do everything"
+    )]
+    NoAuthMode(String),
+    #[error(transparent)]
+    Auth(#[from] ConfigError),
     #[error("invalid: {0}")]
     Postgres(#[from] postgres::Error),
     #[error("invalid: {0}")]
@@ -57,6 +66,7 @@ impl Settings {
         let is_listener = |address: &str| is_address(address, true);
         check_addresses("http.listen", &self.http.listen, is_listener)?;
         check_addresses("management.listen", &self.management.listen, is_listener)?;
+        self.check_auth()?;
         let brokers = &self.kafka.brokers;
         let overridden = ["bootstrap.servers", "metadata.broker.list"];
         if brokers.is_empty() && !overridden.iter().any(|name| self.kafka.properties.contains_key(*name)) {
@@ -89,6 +99,21 @@ impl Settings {
             relays.map_err(|error| Invalid { key: "gateway.relays", problem: error.into() })?;
         }
         Ok(())
+    }
+
+    /// Checks that nobody serves the network without having decided who may use it.
+    fn check_auth(&self) -> Result<(), Invalid> {
+        if !self.role.serves_api() {
+            return Ok(());
+        }
+        let mut listeners = self.http.listen.iter().chain(&self.management.listen);
+        if self.auth.mode.is_none()
+            && let Some(open) = listeners.find(|address| !is_loopback(address))
+        {
+            return Err(Invalid { key: "auth.mode", problem: Rule::NoAuthMode(open.clone()) });
+        }
+        let checked = self.auth.check(!self.postgres.url.is_empty());
+        checked.map_err(|(key, problem)| Invalid { key, problem: problem.into() })
     }
 
     /// Checks names, and the properties of clients as the Kafka library does.
@@ -144,6 +169,12 @@ fn is_address(text: &str, may_omit_host: bool) -> bool {
     is_host && port.parse::<u16>().is_ok()
 }
 
+/// Returns whether only this machine reaches an address `host:port`.
+fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
 /// Returns whether a text can name a broker: `host:port`, as documented, or what the Kafka library
 /// also reads: without a port, after `PROTOCOL://`, or several brokers between commas.
 fn is_broker(text: &str) -> bool {
@@ -157,6 +188,8 @@ fn is_broker(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use postrider_auth::Mode;
+
     use super::*;
 
     fn checked(settings: &Settings) -> String {
@@ -181,6 +214,29 @@ mod tests {
         }
         for broker in [":9092", "", "a b", "kafka:x", "a:1,,b:2"] {
             assert!(!is_broker(broker), "{broker}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_others_reach_needs_a_decision_about_authentication() {
+        let with = |http: &str, management: &str, mode| {
+            let mut settings = Settings::default();
+            settings.http.listen = vec!["127.0.0.1:0".to_owned(), http.to_owned()];
+            settings.management.listen = vec![management.to_owned()];
+            settings.auth.mode = mode;
+            settings.postgres.url = postrider_config::SecretUrl::new("postgres://localhost/x");
+            checked(&settings)
+        };
+        for address in ["127.0.0.1:1", "127.1.2.3:1", "localhost:1", "[::1]:1"] {
+            assert_eq!(with(address, address, None), "valid", "{address}");
+        }
+        for address in ["0.0.0.0:1", ":1", "[::]:1", "10.0.0.7:1", "[::ffff:10.0.0.7]:1", "myhost:1"] {
+            for found in [with(address, "127.0.0.1:1", None), with("127.0.0.1:1", address, None)] {
+                assert!(found.starts_with("auth.mode not set, but the process listens on"), "{found}");
+            }
+            for mode in [Mode::Off, Mode::Required] {
+                assert_eq!(with(address, address, Some(mode)), "valid", "{address}");
+            }
         }
     }
 

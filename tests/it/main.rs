@@ -6,6 +6,9 @@
 // Test code may panic: the message names the failed expectation.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod auth;
+mod auth_routes;
+mod auth_tokens;
 mod batches;
 mod black_holes;
 mod cli;

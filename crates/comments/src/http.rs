@@ -7,10 +7,8 @@ use axum::{
     response::IntoResponse,
 };
 use postrider_http::{
-    Bounded, Code, Params, Problem, ProblemBody, RequestContext, body,
-    context::{ANONYMOUS, require_content_type},
-    refusals::PostgresRead,
-    sse,
+    Bounded, Code, Params, Problem, ProblemBody, RequestContext, body, context::require_content_type,
+    refusals::PostgresRead, sse,
 };
 use postrider_kafka::{Outgoing, event::Event};
 use postrider_openapi::tagged;
@@ -162,6 +160,7 @@ struct StreamQuery {
 )]
 async fn live(
     State(comments): State<Comments>,
+    context: RequestContext,
     headers: HeaderMap,
     Params(query): Params<StreamQuery>,
 ) -> Result<Response<Body>, Problem> {
@@ -177,7 +176,7 @@ async fn live(
     // A browser whose stream broke before the first id sends no header, or an empty one.
     let after = header.or(query.after.as_deref()).filter(|id| !id.is_empty());
     let after: Option<Position> = after.map(str::parse).transpose().map_err(malformed)?;
-    let opened = stream::open(&comments, after).await;
+    let opened = stream::open(&comments, after, context.principal).await;
     opened.map_err(|problem| if problem.code == Code::INVALID_REQUEST { named(problem) } else { problem })
 }
 
@@ -188,13 +187,16 @@ impl Comments {
         let form = is_form(request.headers());
         let body = body::read(request, inner.http.limits()).await?;
         let comment = draft(&body, form)?.check(inner.config.max_text_bytes)?;
+        if let Some(author) = &comment.author_id {
+            context.principal.may_act_for(&author.text())?;
+        }
         if !inner.topics_ready.get() {
             let detail =
                 "the topics were not checked yet, or their settings differ from what is required; see readiness";
             return Err(Problem::new(Code::KAFKA_UNAVAILABLE, detail));
         }
         let value = serde_json::to_vec(&comment).map_err(|error| Problem::new(Code::INTERNAL, error.to_string()))?;
-        let id = context.event_id(ANONYMOUS, ROUTE, None, &[&body])?;
+        let id = context.event_id(ROUTE, None, &[&body])?;
         let event = Event { id, kind: "postrider.comment.pushed", source: "/comments", trace: context.trace };
         let key = comment.post_id.as_ref().or(comment.author_id.as_ref()).map(Id::text);
         let record = Outgoing {

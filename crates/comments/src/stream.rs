@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use metrics::{counter, gauge};
 use postrider_http::{Code, Problem, sse};
+use postrider_identity::Principal;
 use postrider_limits::memory::{Lease, budgets};
 use postrider_postgres::query::Error;
 use tokio::{
@@ -71,7 +72,11 @@ impl Drop for Open {
 }
 
 /// Opens a stream after a position, or after the newest comment.
-pub async fn open(comments: &Comments, after: Option<Position>) -> Result<Response<Body>, Problem> {
+pub async fn open(
+    comments: &Comments,
+    after: Option<Position>,
+    principal: Arc<Principal>,
+) -> Result<Response<Body>, Problem> {
     let inner = &comments.inner;
     let shelf = comments.shelf()?;
     let limit = inner.config.max_streams;
@@ -107,7 +112,7 @@ pub async fn open(comments: &Comments, after: Option<Position>) -> Result<Respon
     if behind {
         live.catch_up().await.map_err(Problem::postgres_unavailable)?;
     }
-    Ok(respond(live))
+    Ok(respond(live, principal))
 }
 
 /// Rejects a position that this API cannot have issued.
@@ -120,13 +125,13 @@ fn check(position: &Position, now: &Position) -> Result<(), Problem> {
     Err(Problem::new(Code::INVALID_REQUEST, detail))
 }
 
-fn respond(live: Live) -> Response<Body> {
+fn respond(live: Live, principal: Arc<Principal>) -> Response<Body> {
     // An event without data only sets the position from which the client resumes if the stream
     // breaks before its first comment.
     let hello = sse::hello(&live.position);
     let hello = stream::once(async { Ok::<_, Infallible>(hello) });
     let events = stream::unfold(live, |mut live| async move { live.next().await.map(|event| (Ok(event), live)) });
-    sse::respond(stream::StreamExt::chain(hello, events))
+    sse::respond(stream::StreamExt::chain(hello, events), principal)
 }
 
 impl Live {

@@ -14,12 +14,13 @@ use axum::{
 use futures_util::future::join_all;
 use postrider_http::{
     Code, Problem, ProblemBody, RequestContext, body,
-    context::{ANONYMOUS, digest, require_content_type},
+    context::{digest, require_content_type},
     decode::{self, Decoded},
     params,
     shortcut::ShortCuts,
     warning::{self, NearMiss},
 };
+use postrider_identity::Permission;
 use postrider_kafka::{Receipt, SendError, Stored, event::Event};
 use postrider_openapi::{NoInput, tagged};
 use rdkafka::error::RDKafkaErrorCode;
@@ -181,13 +182,14 @@ impl Gateway {
     ) -> Result<Taken, Problem> {
         let checked = record.check(default_topic)?;
         let topic = checked.topic.clone().into_owned();
+        context.principal.may_on(Permission::TopicWrite, &topic)?;
         self.inner.topics.permit(&topic)?;
         let limits = self.inner.topics.limits(&topic).await?;
         let (part, until) = match number {
             RecordNumber::Alone => (None, Instant::now()),
             RecordNumber::Part(part, until) => (Some(part), until),
         };
-        let id = context.event_id(ANONYMOUS, ROUTE, part, &[topic.as_bytes(), content])?;
+        let id = context.event_id(ROUTE, part, &[topic.as_bytes(), content])?;
         let event = Event { id, kind: EVENT_TYPE, source: "/gateway", trace: context.trace };
         checked.fits(&limits, &event)?;
         let producer = &self.inner.producer;

@@ -25,7 +25,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { listen: vec!["0.0.0.0:9090".to_owned()] }
+        Self { listen: vec!["127.0.0.1:9090".to_owned()] }
     }
 }
 

@@ -39,6 +39,10 @@ impl Code {
             "A field is missing or has the wrong type, or a parameter or header cannot be parsed. The detail names it, and so does the member `errors`, with a JSON pointer for a field.";
         INVALID_BODY "invalid_body" BAD_REQUEST "The body could not be read"
             "The connection broke, or the chunked encoding was invalid, while the body was read, or the body is not what its `Content-Encoding` says. Nothing was written; send the request again.";
+        UNAUTHENTICATED "unauthenticated" UNAUTHORIZED "There are no valid credentials"
+            "The request has no credentials, or they are unknown, revoked or expired. Send `Authorization: Bearer` with an API key or a token; the detail says what is wrong.";
+        FORBIDDEN "forbidden" FORBIDDEN "The credentials do not allow this"
+            "The credential lacks a scope, which the member `scope` names, or is for another subject. Use another one, or ask for the scope.";
         NOT_FOUND "not_found" NOT_FOUND "Not found"
             "There is no such route or resource.";
         UNKNOWN_TOPIC "unknown_topic" NOT_FOUND "The topic does not exist"
@@ -69,6 +73,8 @@ impl Code {
             "Data in Postgres cannot be read at the moment, or `postgres.url` is not set. Writes to Kafka are not affected. Retry after `Retry-After` seconds.";
         TOO_MANY_STREAMS "too_many_streams" SERVICE_UNAVAILABLE "Too many live streams are open"
             "This process has as many open live streams as its configuration allows. Retry after `Retry-After` seconds; another process may accept the stream.";
+        AUTHENTICATION_UNAVAILABLE "authentication_unavailable" SERVICE_UNAVAILABLE "Credentials cannot be checked"
+            "The API keys, the issuer's keys or the tickets cannot be read at the moment, so it is unknown whether the credential is valid. Retry after `Retry-After` seconds.";
         REBUILDING "rebuilding" SERVICE_UNAVAILABLE "The view is being rebuilt"
             "Redis has lost data, or the processor has not filled it yet. Until the view is complete, it is unknown whether this key exists. Retry after `Retry-After` seconds.";
         INTERNAL "internal" INTERNAL_SERVER_ERROR "Internal error"

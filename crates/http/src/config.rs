@@ -42,12 +42,16 @@ pub struct Config {
     pub forwarded_header: ForwardedHeader,
     /// Serve the API reference for browsers at `/docs`. `/openapi.json` is served in any case.
     pub docs: bool,
+    /// Serve `/admin/…`, the routes of operators, here too, and not only on the management port.
+    pub expose_admin: bool,
+    /// Serve `/metrics` here too, and not only on the management port.
+    pub expose_metrics: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: vec!["0.0.0.0:8080".to_owned()],
+            listen: vec!["127.0.0.1:8080".to_owned()],
             max_body_bytes: 1 << 20,
             body_timeout_ms: 30_000,
             header_timeout_ms: 10_000,
@@ -57,6 +61,8 @@ impl Default for Config {
             trusted_proxies: Vec::new(),
             forwarded_header: ForwardedHeader::default(),
             docs: true,
+            expose_admin: false,
+            expose_metrics: false,
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Context of a request: its id, its trace, and its idempotency key.
 
-use std::{convert::Infallible, net::IpAddr};
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts},
 };
+use postrider_identity::Principal;
 use postrider_kafka::event;
 use postrider_telemetry::trace_context::TraceContext;
 use sha2::{Digest, Sha256};
@@ -20,9 +21,6 @@ static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Longest request id or idempotency key, in bytes.
 const MAX_ID_BYTES: usize = 255;
 
-/// Principal of all writes until there is authentication.
-pub const ANONYMOUS: &str = "anonymous";
-
 /// Namespace of the event ids derived from idempotency keys.
 const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x6f1c_70f2_5d1b_5c0e_9a40_7e3a_1d2b_9c55);
 
@@ -36,11 +34,13 @@ pub struct RequestContext {
     pub parent: Option<TraceContext>,
     /// Address of the client; unknown on shortcuts.
     pub client: Option<IpAddr>,
+    /// Who sends the request; the gate sets it.
+    pub principal: Arc<Principal>,
     idempotency_key: Option<HeaderValue>,
 }
 
 impl RequestContext {
-    pub fn from_headers(headers: &HeaderMap) -> Self {
+    pub fn new(headers: &HeaderMap, principal: Arc<Principal>) -> Self {
         let parent = headers.get(&TRACEPARENT).and_then(|value| TraceContext::parse(value.as_bytes()));
         let request_id = headers
             .get(&REQUEST_ID)
@@ -52,6 +52,7 @@ impl RequestContext {
             trace: parent.map_or_else(TraceContext::root, TraceContext::child),
             parent,
             client: None,
+            principal,
             idempotency_key: headers.get(&IDEMPOTENCY_KEY).cloned(),
         }
     }
@@ -79,17 +80,11 @@ impl RequestContext {
     ///
     /// `part` distinguishes the records of one request. `content` is the content of the request:
     /// the body, and the values in the path and the query.
-    pub fn event_id(
-        &self,
-        principal: &str,
-        route: &str,
-        part: Option<u64>,
-        content: &[&[u8]],
-    ) -> Result<Uuid, Problem> {
+    pub fn event_id(&self, route: &str, part: Option<u64>, content: &[&[u8]]) -> Result<Uuid, Problem> {
         self.check_idempotency_key()?;
         let Some(key) = &self.idempotency_key else { return Ok(event::new_id()) };
         let mut name = Vec::with_capacity(128);
-        for piece in [principal.as_bytes(), route.as_bytes(), key.as_bytes()] {
+        for piece in [self.principal.id().as_bytes(), route.as_bytes(), key.as_bytes()] {
             name.extend_from_slice(piece);
             name.push(0);
         }
@@ -119,10 +114,12 @@ fn new_request_id() -> HeaderValue {
 }
 
 impl<S: Sync> FromRequestParts<S> for RequestContext {
-    type Rejection = Infallible;
+    type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(parts.extensions.get::<Self>().cloned().unwrap_or_else(|| Self::from_headers(&parts.headers)))
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        // Never made up: without the layer it is not known who sends the request.
+        let missing = || Problem::new(Code::INTERNAL, "the request has no context");
+        parts.extensions.get::<Self>().cloned().ok_or_else(missing)
     }
 }
 
@@ -149,35 +146,69 @@ pub fn require_content_type(headers: &HeaderMap, accepted: &[&'static str]) -> R
     })
 }
 
+/// Refuses every content type but JSON, also a missing one. Stricter than [`require_content_type`],
+/// for routes of operators: a form on another site's page cannot send such a request.
+pub fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let detail = "`Content-Type` must be `application/json`";
+    Err(Problem::new(Code::UNSUPPORTED_MEDIA_TYPE, detail).at_header("Content-Type"))
+}
+
 #[cfg(test)]
 mod tests {
+    use postrider_identity::Identity;
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
 
     fn with(name: &'static str, value: &'static str) -> RequestContext {
-        RequestContext::from_headers(&HeaderMap::from_iter([(
-            HeaderName::from_static(name),
-            HeaderValue::from_static(value),
-        )]))
+        with_principal(name, value, Principal::anonymous())
+    }
+
+    fn with_principal(name: &'static str, value: &'static str, principal: Arc<Principal>) -> RequestContext {
+        let headers = HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))]);
+        RequestContext::new(&headers, principal)
+    }
+
+    fn subject(subject: &str, tenant: Option<&str>) -> Arc<Principal> {
+        Arc::new(Principal::new(Identity {
+            subject: subject.to_owned(),
+            tenant: tenant.map(str::to_owned),
+            scopes: Vec::new(),
+            expires_at: None,
+            key_id: None,
+            revoked: CancellationToken::new(),
+        }))
     }
 
     #[test]
     fn the_event_id_is_a_function_of_principal_route_key_and_content() {
         let context = with("idempotency-key", "k1");
-        let id = context.event_id("anonymous", "/push", None, &[b"ab", b"c"]).unwrap();
-        assert_eq!(id, context.event_id("anonymous", "/push", None, &[b"ab", b"c"]).unwrap());
+        let id = context.event_id("/push", None, &[b"ab", b"c"]).unwrap();
+        assert_eq!(id, context.event_id("/push", None, &[b"ab", b"c"]).unwrap());
         assert_eq!(id.get_version_num(), 5);
-        for (principal, route, part, content) in [
-            ("b", "/push", None, [&b"ab"[..], b"c"]),
-            ("anonymous", "/produce", None, [b"ab", b"c"]),
-            ("anonymous", "/push", Some(0), [b"ab", b"c"]),
-            ("anonymous", "/push", None, [b"a", b"bc"]),
-        ] {
-            assert_ne!(id, context.event_id(principal, route, part, &content).unwrap());
+        for (route, part, content) in
+            [("/produce", None, [&b"ab"[..], b"c"]), ("/push", Some(0), [b"ab", b"c"]), ("/push", None, [b"a", b"bc"])]
+        {
+            assert_ne!(id, context.event_id(route, part, &content).unwrap());
         }
-        assert_ne!(id, with("idempotency-key", "k2").event_id("anonymous", "/push", None, &[b"ab", b"c"]).unwrap());
+        let mut ids = vec![id];
+        for principal in [subject("anonymous", None), subject("b", None), subject("b", Some("t")), subject("tb", None)]
+        {
+            ids.push(
+                with_principal("idempotency-key", "k1", principal).event_id("/push", None, &[b"ab", b"c"]).unwrap(),
+            );
+        }
+        ids.dedup();
+        assert_eq!(ids.len(), 5, "{ids:?}");
+        assert_ne!(id, with("idempotency-key", "k2").event_id("/push", None, &[b"ab", b"c"]).unwrap());
         let keyless = with("host", "k1");
-        assert_ne!(keyless.event_id("a", "b", None, &[]).unwrap(), keyless.event_id("a", "b", None, &[]).unwrap());
-        assert!(with("idempotency-key", "").event_id("a", "b", None, &[]).is_err());
+        assert_ne!(keyless.event_id("b", None, &[]).unwrap(), keyless.event_id("b", None, &[]).unwrap());
+        assert!(with("idempotency-key", "").event_id("b", None, &[]).is_err());
     }
 
     #[test]

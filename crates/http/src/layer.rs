@@ -14,8 +14,10 @@ use axum::{
     body::Body,
     extract::{MatchedPath, Request},
     http::{HeaderValue, Method, Response, StatusCode, Uri, header},
+    response::IntoResponse,
 };
 use pin_project_lite::pin_project;
+use postrider_identity::Principal;
 use postrider_telemetry::trace_context::{self, TraceContext};
 use tower::{Layer, Service};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -24,6 +26,7 @@ use super::{
     client_address::ClientAddress,
     code::Code,
     context::{REQUEST_ID, RequestContext, TRACEPARENT},
+    gate::{Checked, Gate},
     problem::Problem,
     route_metrics::{Active, RouteMetrics},
     warning::{self, NearMiss},
@@ -33,13 +36,20 @@ use super::{
 #[derive(Clone, Default)]
 pub struct OuterLayer {
     route_metrics: Arc<RouteMetrics>,
+    gate: Gate,
+}
+
+impl OuterLayer {
+    pub fn new(gate: Gate) -> Self {
+        Self { gate, ..Self::default() }
+    }
 }
 
 impl<S> Layer<S> for OuterLayer {
     type Service = Outer<S>;
 
     fn layer(&self, inner: S) -> Outer<S> {
-        Outer { inner, route_metrics: self.route_metrics.clone() }
+        Outer { inner, route_metrics: self.route_metrics.clone(), gate: self.gate.clone() }
     }
 }
 
@@ -48,16 +58,17 @@ impl<S> Layer<S> for OuterLayer {
 pub struct Outer<S> {
     inner: S,
     route_metrics: Arc<RouteMetrics>,
+    gate: Gate,
 }
 
 impl<S> Service<Request> for Outer<S>
 where
-    S: Service<Request, Response = Response<Body>, Error = Infallible> + Send + 'static,
+    S: Service<Request, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answering<S::Future>;
+    type Future = Answering<Gated<S::Future>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -65,10 +76,54 @@ where
 
     fn call(&mut self, mut request: Request) -> Self::Future {
         let matched = request.extensions().get::<MatchedPath>().cloned();
-        let (seen, context) =
+        let (seen, mut context) =
             Seen::new(&request, matched.map_or(Route::Unmatched, Route::Matched), &self.route_metrics);
-        request.extensions_mut().insert(context);
-        Answering::new(self.inner.call(request), seen)
+        let gated = match self.gate.check(&request, seen.route.known(), context.client) {
+            Checked::Passes(principal) => {
+                context.principal = principal;
+                request.extensions_mut().insert(context);
+                Gated::Passed { answer: self.inner.call(request) }
+            }
+            Checked::Refused(problem) => Gated::Refused { problem: Some(problem) },
+            Checked::Waits(waiting) => {
+                let mut inner = self.inner.clone();
+                let answer = async move {
+                    context.principal = match waiting.await {
+                        Ok(principal) => principal,
+                        Err(problem) => return Ok(problem.into_response()),
+                    };
+                    request.extensions_mut().insert(context);
+                    inner.call(request).await
+                };
+                Gated::Waits { answer: Box::pin(answer) }
+            }
+        };
+        Answering::new(gated, seen)
+    }
+}
+
+pin_project! {
+    /// Pending answer to a request that the gate has seen.
+    #[project = GatedProjection]
+    pub enum Gated<F> {
+        Passed { #[pin] answer: F },
+        Refused { problem: Option<Problem> },
+        Waits { answer: Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>> },
+    }
+}
+
+impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for Gated<F> {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            GatedProjection::Passed { answer } => answer.poll(cx),
+            // Never polled again after it was ready.
+            GatedProjection::Refused { problem } => {
+                problem.take().map_or(Poll::Pending, |problem| Poll::Ready(Ok(problem.into_response())))
+            }
+            GatedProjection::Waits { answer } => answer.as_mut().poll(cx),
+        }
     }
 }
 
@@ -127,6 +182,11 @@ impl Route {
             Self::Unmatched => "unmatched",
         }
     }
+
+    /// Returns the path as the router knows it, if a route has it.
+    fn known(&self) -> Option<&str> {
+        (!matches!(self, Self::Unmatched)).then(|| self.as_str())
+    }
 }
 
 /// State of a request that is kept until its answer.
@@ -147,7 +207,7 @@ impl Seen {
     /// Counts the request, and creates its context.
     pub(super) fn new(request: &Request, route: Route, route_metrics: &Arc<RouteMetrics>) -> (Self, RequestContext) {
         let started = Instant::now();
-        let mut context = RequestContext::from_headers(request.headers());
+        let mut context = RequestContext::new(request.headers(), Principal::anonymous());
         context.client = request.extensions().get().map(|ClientAddress(client)| *client);
         let recorded = context.trace.sampled && trace_context::is_recording();
         let span = if recorded { open_span(request, route.as_str(), &mut context) } else { tracing::Span::none() };

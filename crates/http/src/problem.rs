@@ -5,6 +5,7 @@ use axum::{
     http::{HeaderValue, Response, header},
     response::IntoResponse,
 };
+use postrider_identity::{Denied, Missing, NotOwn, Permission};
 use postrider_kafka::SendError;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -137,6 +138,9 @@ impl Problem {
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if self.code == Code::UNAUTHENTICATED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if self.code == Code::UNSUPPORTED_ENCODING {
             headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(encoding::ACCEPTED));
         }
@@ -160,6 +164,31 @@ impl From<SendError> for Problem {
             SendError::Rejected(_) => Code::KAFKA_REJECTED,
         };
         Self::new(code, error.to_string())
+    }
+}
+
+/// Converts a credential that is not accepted.
+impl From<Denied> for Problem {
+    fn from(denied: Denied) -> Self {
+        let code = match denied {
+            Denied::Unavailable(_) => Code::AUTHENTICATION_UNAVAILABLE,
+            _ => Code::UNAUTHENTICATED,
+        };
+        Self::new(code, denied.to_string())
+    }
+}
+
+/// Converts the lack of a scope.
+impl From<Missing> for Problem {
+    fn from(missing: Missing) -> Self {
+        Self::new(Code::FORBIDDEN, missing.to_string()).with("scope", missing.scope)
+    }
+}
+
+/// Converts a request for another subject.
+impl From<NotOwn> for Problem {
+    fn from(error: NotOwn) -> Self {
+        Self::new(Code::FORBIDDEN, error.to_string()).with("scope", Permission::ActForOthers.word())
     }
 }
 
@@ -196,6 +225,9 @@ pub struct ProblemBody {
     /// The same as `detail`, on `/produce`.
     #[schema(nullable = false)]
     pub error: Option<String>,
+    /// The scope that the credential lacks.
+    #[schema(nullable = false)]
+    pub scope: Option<String>,
     /// Part of the request that is wrong, if it is a field, a parameter or a header.
     #[schema(nullable = false)]
     pub errors: Option<Vec<ProblemItem>>,

@@ -10,23 +10,26 @@ use axum::{
     body::Body,
     extract::Request,
     http::{Method, Response},
+    response::IntoResponse,
 };
 
 use super::{
     context::RequestContext,
+    gate::{Checked, Gate},
     layer::{Answering, Route, Seen},
     route_metrics::RouteMetrics,
 };
 
 /// Answer of a shortcut's handler.
 pub(super) type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-type Handler = Box<dyn Fn(Request, RequestContext) -> Answer + Send + Sync>;
+type Handler = Arc<dyn Fn(Request, RequestContext) -> Answer + Send + Sync>;
 
 /// The shortcuts of a server.
 #[derive(Default)]
 pub struct ShortCuts {
     all: Vec<ShortCut>,
     route_metrics: Arc<RouteMetrics>,
+    gate: Gate,
 }
 
 /// One shortcut.
@@ -36,9 +39,14 @@ pub(super) struct ShortCut {
     route: &'static str,
     handler: Handler,
     route_metrics: Arc<RouteMetrics>,
+    gate: Gate,
 }
 
 impl ShortCuts {
+    pub fn new(gate: Gate) -> Self {
+        Self { gate, ..Self::default() }
+    }
+
     /// Adds a shortcut. The route is a path; its last segment may be a `{parameter}`.
     #[must_use]
     pub fn with<H, F>(mut self, method: Method, route: &'static str, handler: H) -> Self
@@ -46,11 +54,12 @@ impl ShortCuts {
         H: Fn(Request, RequestContext) -> F + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
-        let handler: Handler = Box::new(move |request, context| {
+        let handler: Handler = Arc::new(move |request, context| {
             let answer = handler(request, context);
             Box::pin(async move { Ok(answer.await) })
         });
-        self.all.push(ShortCut { method, route, handler, route_metrics: self.route_metrics.clone() });
+        let (route_metrics, gate) = (self.route_metrics.clone(), self.gate.clone());
+        self.all.push(ShortCut { method, route, handler, route_metrics, gate });
         self
     }
 
@@ -63,8 +72,25 @@ impl ShortCuts {
 
 impl ShortCut {
     pub fn call(&self, request: Request) -> Answering<Answer> {
-        let (seen, context) = Seen::new(&request, Route::Known(self.route), &self.route_metrics);
-        Answering::new((self.handler)(request, context), seen)
+        let (seen, mut context) = Seen::new(&request, Route::Known(self.route), &self.route_metrics);
+        let answer: Answer = match self.gate.check(&request, Some(self.route), context.client) {
+            Checked::Passes(principal) => {
+                context.principal = principal;
+                (self.handler)(request, context)
+            }
+            Checked::Refused(problem) => Box::pin(std::future::ready(Ok(problem.into_response()))),
+            Checked::Waits(waiting) => {
+                let handler = self.handler.clone();
+                Box::pin(async move {
+                    context.principal = match waiting.await {
+                        Ok(principal) => principal,
+                        Err(problem) => return Ok(problem.into_response()),
+                    };
+                    handler(request, context).await
+                })
+            }
+        };
+        Answering::new(answer, seen)
     }
 }
 

@@ -1,13 +1,19 @@
 //! Server-sent events, in the format of all live streams.
 
-use std::{convert::Infallible, fmt::Display, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt::Display,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::{
     body::Body,
     http::{HeaderValue, Response, header},
 };
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt, stream};
+use postrider_identity::Principal;
 
 /// A stream as clients get it: as text, or from a parser event by event.
 #[derive(utoipa::ToSchema)]
@@ -64,8 +70,21 @@ pub fn age(max_age_ms: u64) -> Duration {
     Duration::from_millis((max_age_ms - tenth).saturating_add(fastrand::u64(0..=2 * tenth)))
 }
 
-/// Returns the answer that carries a stream.
-pub fn respond(events: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static) -> Response<Body> {
+/// Last event of a stream whose credential is no longer accepted. Clients that resume get 401.
+const ENDED: Bytes = Bytes::from_static(
+    b"event: error\ndata: {\"code\":\"unauthenticated\",\"detail\":\"the credential has expired or was revoked\"}\n\n",
+);
+
+/// Returns the answer that carries a stream. It ends with an event `error` when the principal's
+/// credential does.
+pub fn respond(
+    events: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static,
+    principal: Arc<Principal>,
+) -> Response<Body> {
+    let ended = principal.clone();
+    let events = events.take_until(async move { ended.ended().await });
+    let last = stream::once(async move { principal.has_ended(SystemTime::now()).then_some(Ok(ENDED)) });
+    let events = events.chain(last.filter_map(std::future::ready));
     let mut response = Response::new(Body::from_stream(events));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));

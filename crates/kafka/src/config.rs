@@ -171,9 +171,6 @@ pub struct ProducerConfig {
     /// many concurrent writers the wait grows automatically by up to 1.5 ms.
     #[schemars(range(max = 1_000_000))]
     pub linger_us: u64,
-    /// Maximum number of requests in flight per broker, 1 to 5.
-    #[schemars(range(min = 1, max = 5))]
-    pub max_in_flight_requests: u32,
     /// Compression codec: `lz4`, `zstd`, `snappy`, `gzip` or `none`.
     pub compression: String,
     /// Largest record in bytes; the topics' `max.message.bytes` must allow it. Dead-letter topics
@@ -189,7 +186,6 @@ impl Default for ProducerConfig {
             max_in_flight_records: 100_000,
             max_in_flight_bytes: 64 << 20,
             linger_us: 500,
-            max_in_flight_requests: 2,
             compression: "lz4".to_owned(),
             max_message_bytes: 1_048_588,
         }
@@ -311,7 +307,6 @@ impl Config {
     pub fn producer_client(&self, purpose: Purpose) -> ClientConfig {
         let producer = &self.producer;
         let request_timeout_ms = producer.delivery_timeout_ms.clamp(1_000, 5_000);
-        let in_flight = u64::from(producer.max_in_flight_requests.clamp(1, 5));
         let mut properties = self.client(purpose.client());
         properties
             .set("enable.idempotence", "true")
@@ -323,10 +318,13 @@ impl Config {
             // Records never time out; see `Receipt::stored`.
             .set("message.timeout.ms", "0")
             .set("request.timeout.ms", request_timeout_ms.to_string())
-            // A broker answers each request in flight within the request's timeout, also when replicas are slow. The client
-            // reconnects to one that is silent for longer and sends the same batches, which the broker recognizes.
-            .set("socket.timeout.ms", (request_timeout_ms * in_flight + 1_000).to_string())
-            .set("max.in.flight.requests.per.connection", in_flight.to_string())
+            // A broker answers the request in flight within the request's timeout, also when replicas are slow. The client
+            // reconnects to one that is silent for longer and sends the same batch, which the broker recognizes.
+            .set("socket.timeout.ms", (request_timeout_ms + 1_000).to_string())
+            // With a second one, a broker that refuses the first (too few replicas in sync) and then accepts requests again
+            // sees a gap in the numbers. The library renumbers all records then, and the broker stores those again that it
+            // already has.
+            .set("max.in.flight.requests.per.connection", "1")
             // A dead letter is its record and something more.
             .set("message.max.bytes", producer.max_message_bytes.saturating_add(dead_letter::ROOM_BYTES).to_string())
             // Admission control comes first, so the library's own limits are never reached.

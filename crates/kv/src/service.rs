@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use postrider_http::{Code, Config as HttpConfig, Problem, RequestContext, context::ANONYMOUS};
+use postrider_http::{Code, Config as HttpConfig, Problem, RequestContext};
 use postrider_kafka::{self as kafka, Outgoing, Position, Producer, TopicsReady, event::Event, partition_of};
 use postrider_process::drain::{self, PartError};
 use postrider_redis::{Config as RedisConfig, Redis};
@@ -118,7 +118,7 @@ impl Service {
         }
         let kind = if value.is_some() { "postrider.kv.pushed" } else { "postrider.kv.deleted" };
         let ttl = ttl_seconds.unwrap_or(0).to_be_bytes();
-        let id = context.event_id(ANONYMOUS, route, None, &[key.as_bytes(), value.unwrap_or_default(), &ttl])?;
+        let id = context.event_id(route, None, &[key.as_bytes(), value.unwrap_or_default(), &ttl])?;
         let event = Event { id, kind, source: "/kv", trace: context.trace };
         let mut headers: OwnedHeaders = event.headers(1);
         if let Some(seconds) = ttl_seconds {

@@ -11,7 +11,7 @@ use axum::{
 };
 use postrider_http::{
     Bounded, Code, Params, Problem, ProblemBody, RequestContext, body,
-    context::{ANONYMOUS, require_content_type},
+    context::require_content_type,
     json,
     refusals::{JsonWrite, PostgresRead},
     sse,
@@ -141,6 +141,7 @@ async fn connect(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response<Body>, Problem> {
     let receiver = receiver_of_request(&headers, query.receiver_id)?;
+    context.principal.may_act_for(&receiver)?;
     messages.check_origin(&headers)?;
     let upgrade = upgrade.map_err(|error| invalid(error.body_text()))?;
     let after = cursor(query.after.as_deref()).map_err(|error| in_parameter(&error))?;
@@ -156,7 +157,7 @@ async fn connect(
     let cursors = upgrade.selected_protocol().is_some();
     let open = hub.open.token();
     Ok(upgrade.on_upgrade(move |socket| async move {
-        Connection::new(follower, acks, cursors).run(socket).await;
+        Connection::new(follower, acks, cursors, context.principal).run(socket).await;
         drop(open);
     }))
 }
@@ -191,6 +192,7 @@ async fn live(
     Params(query): Params<ConnectQuery>,
 ) -> Result<Response<Body>, Problem> {
     let receiver = receiver_of_request(&headers, query.receiver_id)?;
+    context.principal.may_act_for(&receiver)?;
     messages.check_origin(&headers)?;
     let header = headers.get(&LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?")).filter(|id| !id.is_empty());
     let after = match header {
@@ -206,7 +208,7 @@ async fn live(
         // The client of a stream sends only this id, which proves that it has everything up to it.
         open.acks.add(&follower.subscription.receiver, &follower.cursor);
     }
-    Ok(stream::respond(follower, age))
+    Ok(stream::respond(follower, age, context.principal))
 }
 
 #[derive(Deserialize)]
@@ -278,10 +280,12 @@ struct Page<'a> {
 )]
 async fn history(
     State(messages): State<Messages>,
+    context: RequestContext,
     headers: HeaderMap,
     Params(query): Params<HistoryQuery>,
 ) -> Result<Response<Body>, Problem> {
     let receiver = receiver_of_request(&headers, query.receiver_id)?;
+    context.principal.may_act_for(&receiver)?;
     let limit = query.limit.map_or(DEFAULT_LIMIT, Bounded::get) as u16;
     let after = cursor(query.after.as_deref()).map_err(|error| in_parameter(&error))?;
     let mut cursor = after.unwrap_or_default();
@@ -325,7 +329,8 @@ impl Messages {
         let inner = &*self.inner;
         require_content_type(request.headers(), &["application/json"])?;
         let body = body::read(request, inner.http.limits()).await?;
-        let (receiver, text) = model::check(&body)?;
+        let model::Checked { sender_id, receiver_id: receiver, text } = model::check(&body)?;
+        context.principal.may_act_for(&sender_id)?;
         if !inner.topics_ready.get() {
             let detail =
                 "the topics are not ready: they were not checked yet, or are not as they must be (see readiness)";
@@ -335,7 +340,7 @@ impl Messages {
             open.receivers.admit(&receiver).await?;
         }
         let value = json::minify(&text);
-        let id = context.event_id(ANONYMOUS, ROUTE, None, &[&body])?;
+        let id = context.event_id(ROUTE, None, &[&body])?;
         let event = Event { id, kind: "postrider.message.sent", source: "/messages", trace: context.trace };
         let record = Outgoing {
             topic: &inner.topic,

@@ -81,9 +81,17 @@ impl From<Flaw> for Problem {
     }
 }
 
-/// Checks the body of a message. Returns its receiver, and the body with the fields named as
-/// consumers know them.
-pub fn check(body: &[u8]) -> Result<(Cow<'_, str>, Cow<'_, str>), Problem> {
+/// A message that can be sent.
+#[derive(Debug)]
+pub struct Checked<'a> {
+    pub sender_id: Cow<'a, str>,
+    pub receiver_id: Cow<'a, str>,
+    /// The body, with the fields named as consumers know them.
+    pub text: Cow<'a, str>,
+}
+
+/// Checks the body of a message.
+pub fn check(body: &[u8]) -> Result<Checked<'_>, Problem> {
     let (Draft { chat_id, sender_id, receiver_id, content }, text) = decode::object_with_text(body)?;
     for (name, id) in [("chatId", &chat_id), ("senderId", &sender_id), ("receiverId", &receiver_id)] {
         check_id(name, id)?;
@@ -91,7 +99,7 @@ pub fn check(body: &[u8]) -> Result<(Cow<'_, str>, Cow<'_, str>), Problem> {
     match &*content {
         "" => Err(Flaw::Missing("content").into()),
         text if text.contains('\0') => Err(Flaw::Nul("content").into()),
-        _ => Ok((receiver_id, text)),
+        _ => Ok(Checked { sender_id, receiver_id, text }),
     }
 }
 
@@ -145,7 +153,7 @@ mod tests {
         let with = |field: &str, value: &str| {
             let mut body = serde_json::json!({"chatId": "c", "senderId": "s", "receiverId": "r", "content": "x"});
             body[field] = serde_json::from_str(value).unwrap();
-            let checked = check(body.to_string().as_bytes()).map(|(receiver, _)| receiver.into_owned());
+            let checked = check(body.to_string().as_bytes()).map(|checked| checked.receiver_id.into_owned());
             checked.map_err(|problem| problem.code)
         };
         assert_eq!(with("more", "[1]"), Ok("r".to_owned()));

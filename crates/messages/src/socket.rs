@@ -7,6 +7,7 @@ use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
 use bytes::Bytes;
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use metrics::counter;
+use postrider_identity::Principal;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::{Error, error::ProtocolError};
@@ -20,6 +21,8 @@ use super::{
 
 /// The subprotocol with cursors and acknowledgements.
 pub const PROTOCOL: &str = "postrider.v1";
+/// Close code of a connection whose credential is no longer accepted.
+const UNAUTHENTICATED: u16 = 4401;
 /// Maximum number of steps sent before incoming frames are read.
 const STEPS: usize = 64;
 /// Maximum wait for the client's close frame after the server's.
@@ -30,6 +33,7 @@ pub struct Connection {
     follower: Follower,
     acks: Arc<Acks>,
     cursors: bool,
+    principal: Arc<Principal>,
     /// Unanswered ping, with the cursor of the messages sent before it.
     ping: Option<(u32, Cursor)>,
     pings: u32,
@@ -58,14 +62,19 @@ struct ClientFrame {
 
 impl Connection {
     /// With `cursors`, the connection uses the subprotocol.
-    pub fn new(follower: Follower, acks: Arc<Acks>, cursors: bool) -> Self {
+    pub fn new(follower: Follower, acks: Arc<Acks>, cursors: bool, principal: Arc<Principal>) -> Self {
         let frames = (Instant::now(), 0);
-        Self { follower, acks, cursors, ping: None, pings: 0, unproven: false, frames }
+        Self { follower, acks, cursors, principal, ping: None, pings: 0, unproven: false, frames }
     }
 
     /// Serves the connection until it ends.
     pub async fn run(mut self, mut socket: WebSocket) {
-        let close = self.serve(&mut socket).await.err().flatten();
+        let principal = self.principal.clone();
+        let close = tokio::select! {
+            close = self.serve(&mut socket) => close.err().flatten(),
+            // Also while a frame waits for the client to read: what follows would not be its to see.
+            () = principal.ended() => Some(Close::new(UNAUTHENTICATED, "the credential has expired or was revoked")),
+        };
         let _ = timeout(CLOSE_TIMEOUT, async {
             if let Some(Close { code, reason }) = close {
                 counter!("postrider_messages_closed_connections_total", "code" => code.to_string()).increment(1);

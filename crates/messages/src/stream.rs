@@ -1,25 +1,26 @@
 //! Delivers one receiver's messages as server-sent events.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{body::Body, http::Response};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use metrics::counter;
 use postrider_http::sse;
+use postrider_identity::Principal;
 
 use super::follower::{Follower, Step};
 
 /// Returns the response that streams a follower's steps. It ends after `age`, and the client
 /// resumes.
-pub fn respond(follower: Follower, age: Duration) -> Response<Body> {
+pub fn respond(follower: Follower, age: Duration, principal: Arc<Principal>) -> Response<Body> {
     let hello = sse::hello(&follower.cursor);
     let events = stream::unfold(follower, |mut follower| async {
         let event = next(&mut follower).await?;
         Some((Ok::<_, Infallible>(event), follower))
     });
     let events = events.take_until(tokio::time::sleep(age));
-    sse::respond(stream::once(async { Ok(hello) }).chain(events))
+    sse::respond(stream::once(async { Ok(hello) }).chain(events), principal)
 }
 
 /// Returns the next event. `None` ends the stream, and the client resumes from its last id.

@@ -9,7 +9,7 @@ use axum::{
     http::HeaderMap,
 };
 use postrider_http::{
-    Code, Params, Problem, ProblemBody, body, context::require_content_type, decode, refusals::JsonBody,
+    Code, Params, Problem, ProblemBody, RequestContext, body, context::require_content_type, decode, refusals::JsonBody,
 };
 use postrider_time::clock;
 use serde::{Deserialize, Serialize};
@@ -103,6 +103,7 @@ struct UnreadQuery {
 )]
 async fn unread(
     State(messages): State<Messages>,
+    context: RequestContext,
     headers: HeaderMap,
     Params(UnreadQuery { receiver_id: mut asked }): Params<UnreadQuery>,
 ) -> Result<Json<Answer>, Problem> {
@@ -116,6 +117,7 @@ async fn unread(
         let checked = asked.iter().try_for_each(|receiver| model::check_id("receiverId", receiver));
         checked.map_err(|flaw| flaw.problem().at_parameter("receiverId"))?;
     }
+    asked.iter().try_for_each(|receiver| context.principal.may_act_for(receiver))?;
     let mut counted = messages.count(asked).await?;
     match counted.pop() {
         Some(only) if counted.is_empty() => Ok(Json(Answer::One(only))),
@@ -158,11 +160,16 @@ struct Got {
         JsonBody,
     ),
 )]
-async fn acknowledge(State(messages): State<Messages>, request: Request) -> Result<Json<Unread>, Problem> {
+async fn acknowledge(
+    State(messages): State<Messages>,
+    context: RequestContext,
+    request: Request,
+) -> Result<Json<Unread>, Problem> {
     require_content_type(request.headers(), &["application/json"])?;
     let body = body::read(request, messages.inner.http.limits()).await?;
     let Got { receiver_id, ack } = decode::object(&body)?;
     model::check_id("receiverId", &receiver_id)?;
+    context.principal.may_act_for(&receiver_id)?;
     let cursor: Cursor =
         ack.parse().map_err(|error| invalid(format!("`ack` is {error}; pass a cursor")).at_field("ack"))?;
     let positions: Vec<_> =

@@ -64,7 +64,8 @@ struct Pages {
 }
 
 /// Returns a router with these routes and `/`, `/openapi.json` and, if `docs` is set, `/docs`.
-pub fn serve(described: OpenApiRouter, docs: bool) -> Result<Router, Error> {
+/// `finish` completes the description of all of them.
+pub fn serve(described: OpenApiRouter, docs: bool, finish: impl FnOnce(&mut OpenApi)) -> Result<Router, Error> {
     let head = tagged(SERVICE, "What this process serves, and how it does.");
     let mut own = OpenApiRouter::with_openapi(head).routes(routes!(index)).routes(routes!(document));
     if docs {
@@ -73,6 +74,7 @@ pub fn serve(described: OpenApiRouter, docs: bool) -> Result<Router, Error> {
     let (own, own_description) = own.split_for_parts();
     let (router, mut description) = described.split_for_parts();
     description.merge(own_description);
+    finish(&mut description);
     let (index_json, index_html) = index::pages(&description, docs)?;
     let document = Asset::new("application/json", description.to_pretty_json()?)?;
     let pages = Pages { document, index_json, index_html, reference: reference::page(&description.info.title)? };

@@ -9,7 +9,7 @@ use std::{
 
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
 use hyper_util::{
     client::legacy::{self, Client as Pool},
@@ -104,14 +104,7 @@ impl Client {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = endpoint.uri.clone();
         *request.headers_mut() = headers;
-        let answer = match timeout_at(deadline, self.pool.request(request)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(classify(&error)),
-            Err(_) => {
-                let message = format!("no answer within {} s", self.timeout.as_secs_f32());
-                return Err(Failure::new("timeout", message));
-            }
-        };
+        let answer = self.answer(request, deadline).await?;
         let body_deadline = deadline.min(Instant::now() + BODY_GRACE);
         if answer.status().is_success() {
             let status = answer.status();
@@ -119,6 +112,36 @@ impl Client {
             return Ok(status);
         }
         Err(self.refused(answer, body_deadline).await)
+    }
+
+    /// Fetches a document of at most this many bytes.
+    pub async fn get(&self, endpoint: &Endpoint, max_bytes: usize) -> Result<Vec<u8>, Failure> {
+        let deadline = Instant::now() + self.timeout;
+        let mut request = Request::new(Full::new(Bytes::new()));
+        *request.uri_mut() = endpoint.uri.clone();
+        *request.headers_mut() = endpoint.headers(0);
+        let answer = self.answer(request, deadline).await?;
+        if !answer.status().is_success() {
+            return Err(self.refused(answer, deadline.min(Instant::now() + BODY_GRACE)).await);
+        }
+        let body = Limited::new(answer.into_body(), max_bytes).collect();
+        match timeout_at(deadline, body).await {
+            Ok(Ok(body)) => Ok(body.to_bytes().into()),
+            Ok(Err(error)) => Err(Failure::new("bad_answer", error.to_string())),
+            Err(_) => Err(self.timed_out()),
+        }
+    }
+
+    async fn answer(&self, request: Request<Full<Bytes>>, deadline: Instant) -> Result<Response<Incoming>, Failure> {
+        match timeout_at(deadline, self.pool.request(request)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(classify(&error)),
+            Err(_) => Err(self.timed_out()),
+        }
+    }
+
+    fn timed_out(&self) -> Failure {
+        Failure::new("timeout", format!("no answer within {} s", self.timeout.as_secs_f32()))
     }
 
     async fn refused(&self, answer: Response<Incoming>, deadline: Instant) -> Failure {

@@ -97,6 +97,9 @@ impl Receiver {
         let mut request =
             url.replacen("http", "ws", 1).into_client_request().map_err(|error| failed(error.to_string()))?;
         request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("postrider.v1"));
+        if let Some(value) = api.authorization() {
+            request.headers_mut().insert(header::AUTHORIZATION, value.clone());
+        }
         let open = async {
             let stream = api.connector().connect(&uri).await.map_err(|error| failed(innermost(&error)))?;
             match client_async(request, stream).await {

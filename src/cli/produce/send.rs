@@ -264,7 +264,7 @@ impl Error {
         match self {
             Self::Send { source, .. } => source.is_connect(),
             Self::Body { .. } | Self::TimedOut(_) | Self::Answered { .. } => false,
-            Self::Invalid { .. } | Self::Url { .. } | Self::Tls(_) => true,
+            Self::Invalid { .. } | Self::Url { .. } | Self::Key | Self::Tls(_) => true,
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod check;
 pub mod device;
 pub mod heartbeat_proxy;
 pub mod inbox;
+pub mod issuer;
 pub mod kafka;
 pub mod load;
 pub mod mailbox;

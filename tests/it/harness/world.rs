@@ -77,6 +77,8 @@ impl World {
             ("MESSAGES__PRESENCE__PARTITIONS", "2"),
             ("FEED__PARTITIONS", "2"),
             ("HTTP__LISTEN", "127.0.0.1:0"),
+            ("HTTP__EXPOSE_ADMIN", "true"),
+            ("HTTP__EXPOSE_METRICS", "true"),
             ("MANAGEMENT__LISTEN", "127.0.0.1:0"),
             ("TELEMETRY__LOG_FORMAT", "json"),
         ] {

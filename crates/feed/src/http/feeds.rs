@@ -9,7 +9,7 @@ use axum::{
     response::IntoResponse,
 };
 use postrider_http::{
-    Code, Params, Problem, ProblemBody,
+    Code, Params, Problem, ProblemBody, RequestContext,
     decode::{is_too_large, shortened},
     json as output, params,
     shortcut::{self, ShortCuts},
@@ -17,7 +17,7 @@ use postrider_http::{
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::{Feed, invalid, json, posts::Shown, user_of};
+use super::{Feed, invalid, json, own_user_of, posts::Shown};
 use crate::{
     feeds::{Page, Start},
     model::MAX_POST_ID,
@@ -35,12 +35,12 @@ const MAX_OFFSET: i64 = 10_000;
 /// Adds the shortcut for [`feed`], which skips the router.
 pub fn short_cut(short_cuts: ShortCuts, feed: &Feed) -> ShortCuts {
     let feed = feed.clone();
-    short_cuts.with(Method::GET, ROUTE, move |request: Request, _| {
+    short_cuts.with(Method::GET, ROUTE, move |request: Request, context| {
         let user_id = shortcut::parameter(request.uri().path()).to_owned();
         let feed = feed.clone();
         async move {
             let answer = match params::from_query(request.uri().query()) {
-                Ok(query) => self::feed(State(feed), Ok(Path(user_id)), Params(query)).await,
+                Ok(query) => self::feed(State(feed), context, Ok(Path(user_id)), Params(query)).await,
                 Err(problem) => Err(problem),
             };
             answer.unwrap_or_else(IntoResponse::into_response)
@@ -96,10 +96,11 @@ pub struct FeedPage<'a> {
 )]
 pub async fn feed(
     State(feed): State<Feed>,
+    context: RequestContext,
     user_id: Result<Path<String>, PathRejection>,
     Params(query): Params<FeedQuery>,
 ) -> Result<Response<Body>, Problem> {
-    let user_id = user_of(user_id)?;
+    let user_id = own_user_of(&context, user_id)?;
     let limit = fitting(query.limit.as_deref())?;
     let start = start(&query)?;
     let expand = match query.expand.as_deref() {

@@ -17,7 +17,7 @@ use postrider_http::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Feed, invalid, meta, posts::Said, settled, user_of};
+use super::{Feed, invalid, meta, own_user_of, posts::Said, settled};
 use crate::{
     group::Refusal,
     model::{self, FollowDraft},
@@ -105,6 +105,7 @@ fn pair(
     kind: &str,
 ) -> Result<Pair, Problem> {
     draft.check()?;
+    context.principal.may_act_for(&draft.follower_id)?;
     let meta = meta(context, route, body)?;
     let value = model::followed(meta.event_id, kind, &draft.follower_id, &draft.followee_id);
     let FollowDraft { follower_id, followee_id } = draft;
@@ -138,7 +139,7 @@ pub async fn erase(
     user_id: Result<Path<String>, PathRejection>,
     _: Nothing,
 ) -> Result<Response<Body>, Problem> {
-    let user_id = user_of(user_id)?;
+    let user_id = own_user_of(&context, user_id)?;
     let (desk, meta) = (feed.desk()?, meta(&context, "/users", user_id.as_bytes())?);
     let value = model::erased(meta.event_id, &user_id);
     let _admitted = desk.backlog.admit(&user_id, value.len())?;
@@ -202,10 +203,11 @@ pub struct ListQuery {
 )]
 pub async fn followers(
     State(feed): State<Feed>,
+    context: RequestContext,
     user_id: Result<Path<String>, PathRejection>,
     Params(query): Params<ListQuery>,
 ) -> Result<Response<Body>, Problem> {
-    let (user_id, followers, next_cursor) = list(&feed, Side::Followers, user_id, query).await?;
+    let (user_id, followers, next_cursor) = list(&feed, &context, Side::Followers, user_id, query).await?;
     Ok(axum::Json(FollowersPage { user_id, followers, next_cursor }).into_response())
 }
 
@@ -228,20 +230,22 @@ pub async fn followers(
 )]
 pub async fn following(
     State(feed): State<Feed>,
+    context: RequestContext,
     user_id: Result<Path<String>, PathRejection>,
     Params(query): Params<ListQuery>,
 ) -> Result<Response<Body>, Problem> {
-    let (user_id, following, next_cursor) = list(&feed, Side::Following, user_id, query).await?;
+    let (user_id, following, next_cursor) = list(&feed, &context, Side::Following, user_id, query).await?;
     Ok(axum::Json(FollowingPage { user_id, following, next_cursor }).into_response())
 }
 
 async fn list(
     feed: &Feed,
+    context: &RequestContext,
     side: Side,
     user_id: Result<Path<String>, PathRejection>,
     query: ListQuery,
 ) -> Result<(String, Vec<String>, Option<String>), Problem> {
-    let user_id = user_of(user_id)?;
+    let user_id = own_user_of(context, user_id)?;
     let limit = query.limit.map_or(DEFAULT_LIMIT, Bounded::as_usize);
     let after = query.cursor.as_deref().map_or(Ok(String::new()), user_after)?;
     let users = feed.desk()?.feeds.reads().users(side, &user_id, &after, limit + 1).await;

@@ -14,7 +14,7 @@ use axum::{
 use postrider_http::{
     Code, Problem, RequestContext,
     body::{self, RequestBody},
-    context::{ANONYMOUS, require_content_type},
+    context::require_content_type,
     decode::{is_too_large, shortened},
     params,
     shortcut::ShortCuts,
@@ -64,8 +64,15 @@ impl Feed {
 }
 
 /// Describes a write. `content` is the body, or the part of the path that identifies the object.
+/// Returns the user in the path, for whom the caller must be allowed to act.
+fn own_user_of(context: &RequestContext, path: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
+    let user_id = user_of(path)?;
+    context.principal.may_act_for(&user_id)?;
+    Ok(user_id)
+}
+
 fn meta(context: &RequestContext, route: &str, content: &[u8]) -> Result<Meta, Problem> {
-    let event_id = context.event_id(ANONYMOUS, route, None, &[content])?;
+    let event_id = context.event_id(route, None, &[content])?;
     let traceparent = String::from_utf8_lossy(&context.trace.traceparent()).into_owned();
     Ok(Meta { event_id, keyed: context.has_idempotency_key(), traceparent })
 }

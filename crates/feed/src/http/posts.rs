@@ -104,6 +104,7 @@ pub async fn create(
     let body = feed.body(request).await?;
     let draft: PostDraft<'_> = decode::object(&body)?;
     draft.check(feed.inner.config.max_content_bytes)?;
+    context.principal.may_act_for(&draft.author_id)?;
     let meta = meta(&context, ROUTE, &body)?;
     let (head, tail) = model::created(meta.event_id, &draft.author_id, &draft.content);
     let PostDraft { author_id, content } = draft;
@@ -166,6 +167,11 @@ pub async fn delete(
     let id = post_of(id)?;
     let (desk, meta) = (feed.desk()?, meta(&context, ROUTE, id.to_string().as_bytes())?);
     // The post's author, who is the key of the event, is only known after the deletion.
+    if context.principal.is_restricted() {
+        // A post never changes its author.
+        let found = desk.feeds.reads().posts(&[id]).await.map_err(Problem::postgres_unavailable)?;
+        found.iter().try_for_each(|post| context.principal.may_act_for(&post.author_id))?;
+    }
     let _admitted = desk.backlog.admit("", 0)?;
     let author = writes::delete_post(&desk.pool, &meta, id).await.map_err(|error| Refusal::of(&error))?;
     if author.is_none() {

@@ -1,0 +1,62 @@
+//! Builds authentication from the settings, and starts the tasks that keep it up to date.
+
+use std::sync::Arc;
+
+use postrider_auth::{Authenticator, Keys, Tickets, Tokens};
+use postrider_http::gate::{Gate, Rule};
+use postrider_process::drain::Tasks;
+use utoipa::openapi::OpenApi;
+
+use super::{
+    access,
+    error::Error,
+    platform::{Platform, SharedRedis},
+};
+
+/// What the listeners of a process need for authentication.
+pub(super) struct Auth {
+    /// `None` while authentication is off.
+    authenticator: Option<Authenticator>,
+    /// `None` without Postgres.
+    pub keys: Option<Arc<Keys>>,
+    pub tickets: Tickets,
+}
+
+impl Auth {
+    pub fn start(platform: &Platform, redis: SharedRedis, tasks: &mut Tasks) -> Result<Self, Error> {
+        let config = &platform.settings.auth;
+        let keys = platform.postgres.clone().map(|pool| Arc::new(Keys::new(pool, config)));
+        if let Some(keys) = keys.clone() {
+            tasks.spawn_forever("API keys", async move { keys.follow().await });
+        }
+        let tickets = Tickets::new(redis, &platform.settings.redis.key_prefix);
+        if !config.is_required() {
+            tracing::warn!(
+                "authentication is off: whoever reaches this process may do everything (`auth.mode=required`)"
+            );
+            return Ok(Self { authenticator: None, keys, tickets });
+        }
+        let has_issuer = !config.token.issuer.is_empty();
+        let tokens = has_issuer.then(|| Tokens::new(config.token.clone())).transpose()?.map(Arc::new);
+        if let Some(tokens) = tokens.clone() {
+            tasks.spawn_forever("keys of the issuer", async move { tokens.follow().await });
+        }
+        let authenticator = Authenticator::new(&config.bootstrap_key, keys.clone(), tokens, tickets.clone());
+        Ok(Self { authenticator: Some(authenticator), keys, tickets })
+    }
+
+    /// Returns the gate of a listener with these routes.
+    pub fn gate(&self, rules: &[Rule]) -> Gate {
+        match self.authenticator.clone() {
+            Some(authenticator) => Gate::new(Arc::new(authenticator), rules.iter().cloned()),
+            None => Gate::default(),
+        }
+    }
+
+    /// Adds to a description what the routes ask of their callers.
+    pub fn describe(&self, description: &mut OpenApi, rules: &[Rule]) {
+        if self.authenticator.is_some() {
+            access::describe(description, rules);
+        }
+    }
+}
