@@ -10,7 +10,8 @@ use postrider_feed::{self as feed, Feed};
 use postrider_gateway::{self as gateway, Gateway};
 use postrider_health::metrics_routes;
 use postrider_http::{
-    Audience, client_address::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts, unmatched::Routes,
+    Audience, client_address::Proxies, layer::OuterLayer, origin::Origins, serve, shortcut::ShortCuts,
+    unmatched::Routes,
 };
 use postrider_kafka::CallersProducer;
 use postrider_kv::{self as kv, Service};
@@ -61,7 +62,8 @@ pub(super) async fn start(
     tasks.spawn_forever("kv ids", async move { ids.watch().await });
     let feed = feed(platform, redis.clone(), tasks);
     let rules = [access::API, access::ADMIN].concat();
-    let gate = auth.gate(&rules);
+    let origins = Origins::new(&settings.http.cors)?;
+    let gate = auth.gate(&rules).with_origins(origins.clone());
     let short_cuts = kv::short_cuts(gateway::short_cuts(ShortCuts::new(gate.clone()), &gateway), &kv);
     let short_cuts = feed::short_cuts(short_cuts, &feed);
     let presence = presence(platform, redis.clone());
@@ -91,6 +93,7 @@ pub(super) async fn start(
     let router = router
         .fallback(move |request: Request| std::future::ready(unmatched.answer(&request)))
         .layer(OuterLayer::new(gate));
+    let router = origins.layer().into_iter().fold(router, |router, layer| router.layer(layer));
     let proxies = Proxies::new(&settings.http)?;
     let listeners = serve::bind(&settings.http.listen).await.map_err(Error::Listener)?;
     for listener in &listeners {

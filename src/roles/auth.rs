@@ -47,9 +47,10 @@ impl Auth {
 
     /// Returns the gate of a listener with these routes.
     pub fn gate(&self, rules: &[Rule]) -> Gate {
+        let gate = Gate::default();
         match self.authenticator.clone() {
-            Some(authenticator) => Gate::new(Arc::new(authenticator), rules.iter().cloned()),
-            None => Gate::default(),
+            Some(authenticator) => gate.with_credentials(Arc::new(authenticator), rules.iter().cloned()),
+            None => gate,
         }
     }
 

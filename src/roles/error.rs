@@ -2,7 +2,7 @@
 
 use std::io;
 
-use postrider_http::client_address::NoNetwork;
+use postrider_http::{client_address::NoNetwork, origin::NotAnOrigin};
 use postrider_openapi as openapi;
 use postrider_outbound::OptionsError;
 use postrider_postgres as postgres;
@@ -33,6 +33,8 @@ pub enum Error {
     Postgres(#[from] postgres::Error),
     #[error(transparent)]
     TrustedProxies(#[from] NoNetwork),
+    #[error("`http.cors.origins`: {0}")]
+    Origins(#[from] NotAnOrigin),
     #[error(transparent)]
     OpenApi(#[from] openapi::Error),
     /// The settings cannot be written as JSON.

@@ -4,7 +4,10 @@
 use std::net::IpAddr;
 
 use postrider_auth::ConfigError;
-use postrider_http::client_address::{NoNetwork, Proxies};
+use postrider_http::{
+    client_address::{NoNetwork, Proxies},
+    origin::{NotAnOrigin, Origins},
+};
 use postrider_postgres as postgres;
 use postrider_telemetry::{Otlp, OtlpProtocol};
 use rdkafka::error::KafkaError;
@@ -51,6 +54,8 @@ pub enum Rule {
     NoAuthMode(String),
     #[error(transparent)]
     Auth(#[from] ConfigError),
+    #[error(transparent)]
+    Origins(#[from] NotAnOrigin),
     #[error("invalid: {0}")]
     Postgres(#[from] postgres::Error),
     #[error("invalid: {0}")]
@@ -67,6 +72,10 @@ impl Settings {
         check_addresses("http.listen", &self.http.listen, is_listener)?;
         check_addresses("management.listen", &self.management.listen, is_listener)?;
         self.check_auth()?;
+        if self.role.serves_api() {
+            let origins = Origins::new(&self.http.cors);
+            origins.map_err(|error| Invalid { key: "http.cors.origins", problem: error.into() })?;
+        }
         let brokers = &self.kafka.brokers;
         let overridden = ["bootstrap.servers", "metadata.broker.list"];
         if brokers.is_empty() && !overridden.iter().any(|name| self.kafka.properties.contains_key(*name)) {

@@ -43,7 +43,7 @@ async fn post(app: &App, key: &str, path: &str, body: &Value) -> Answer {
 }
 
 /// Makes a key, and returns its id and the key.
-async fn make(app: &App, grant: Value) -> (String, String) {
+pub async fn make(app: &App, grant: Value) -> (String, String) {
     let made = post(app, BOOTSTRAP, "/admin/keys", &grant).await.expect(201).json();
     let text = |name: &str| made[name].as_str().unwrap().to_owned();
     (text("id"), text("key"))

@@ -4,8 +4,12 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    auth::{BOOTSTRAP, get, locked_world, with},
-    harness::{App, World},
+    auth::{BOOTSTRAP, get, locked_world, make, with},
+    harness::{
+        App, World,
+        stack::off_runtime,
+        tools::{Tools, chromium},
+    },
 };
 
 /// The routes that a listener describes, with the scopes that each asks for; `None`: nothing at all.
@@ -132,5 +136,43 @@ async fn without_authentication_clients_work_as_before_also_behind_a_gateway_tha
     let app = world.app().role("api").start().await;
     app.post_json("/push", &json!({"key": "a", "value": 1})).await.problem(401, "unauthenticated");
     with(&app, BOOTSTRAP, Method::POST, "/push", &json!({"key": "a", "value": 1})).await.expect(202);
+    app.stop().await;
+}
+
+/// Skipped where Chromium is not installed.
+#[tokio::test]
+async fn browsers_let_pages_of_allowed_origins_use_the_api_and_no_others() {
+    let Some(browser) = chromium() else { return };
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let mut world = locked_world().await;
+    world.set("POSTRIDER_HTTP__CORS__ORIGINS", &format!("http://localhost:{port}"));
+    let app = world.app().start().await;
+    let scopes = json!(["kv:read", "kv:write", "messages:read", "messages:write"]);
+    let (_, key) = make(&app, json!({"scopes": scopes, "subject": "ann"})).await;
+    let (tools, address) = (Tools::new(&world), app.api.clone());
+    off_runtime(move || {
+        Tools::expect(tools.node("cross_origin.mjs", &[browser, &address, &port], &[("API_KEY", &key)]));
+    })
+    .await;
+    for key in ["form", "foreign"] {
+        get(&app, BOOTSTRAP, &format!("/pull/{key}")).await.problem(404, "key_not_found");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn without_origins_writes_of_other_pages_are_refused_also_without_authentication() {
+    let world = World::new().await;
+    let app = world.app().role("api").start().await;
+    let write = async |origin: &str| {
+        let headers = [("origin", origin), ("content-type", "application/json")];
+        app.request(Method::POST, "/push", &headers, r#"{"key":"a","value":1}"#).await
+    };
+    let refused = write("https://page.example").await.problem(403, "origin_forbidden");
+    assert_eq!(refused["errors"][0]["header"], "Origin");
+    write("null").await.problem(403, "origin_forbidden");
+    write(&app.api).await.expect(202);
+    let read = app.request(Method::GET, "/health", &[("origin", "https://page.example")], "").await.expect(200);
+    assert_eq!(read.header("access-control-allow-origin"), "");
     app.stop().await;
 }

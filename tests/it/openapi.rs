@@ -1,92 +1,21 @@
 //! The API descriptions, the tools that read them, and the pages that lead to them.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::collections::BTreeSet;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{App, World, app::target_folder, stack::off_runtime};
+use crate::harness::{
+    App, World,
+    stack::off_runtime,
+    tools::{Tools, chromium},
+};
 
 const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
-
-const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 
 /// Starts a process with every route.
 async fn complete(world: &World) -> App {
     world.app().env("POSTRIDER_GATEWAY__SIMULATOR__ENABLED", "true").start().await
-}
-
-/// The tools that `dev/setup --test` installs, and a folder for the files of one test.
-struct Tools {
-    installed: PathBuf,
-    folder: PathBuf,
-}
-
-impl Tools {
-    fn new(world: &World) -> Self {
-        let home = || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache");
-        let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from);
-        let installed = cache.join("postrider/clients");
-        assert!(installed.join("node_modules").exists(), "run dev/setup --test; it installs {}", installed.display());
-        let folder = target_folder().join("test-clients").join(&world.prefix);
-        fs::create_dir_all(&folder).unwrap();
-        symlink(installed.join("node_modules"), folder.join("node_modules")).unwrap();
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
-        for file in fs::read_dir(sources).unwrap().map(|entry| entry.unwrap().path()) {
-            fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
-        }
-        Self { installed, folder }
-    }
-
-    fn write(&self, name: &str, document: &Value) {
-        fs::write(self.folder.join(name), serde_json::to_vec_pretty(document).unwrap()).unwrap();
-    }
-
-    /// Runs a program of the virtual environment.
-    fn python(&self, program: &str, words: &[&str], env: &[(&str, &str)]) -> (bool, String) {
-        self.run(Command::new(self.installed.join("venv/bin").join(program)).args(words), env)
-    }
-
-    /// Runs a script of an npm package, or one of the folder.
-    fn node(&self, script: &str, words: &[&str], env: &[(&str, &str)]) -> (bool, String) {
-        self.run(Command::new(self.installed.join("node")).arg(script).args(words), env)
-    }
-
-    /// Returns whether the command succeeded, and its output.
-    fn run(&self, command: &mut Command, env: &[(&str, &str)]) -> (bool, String) {
-        let quiet = [("REDOCLY_TELEMETRY", "off"), ("REDOCLY_SUPPRESS_UPDATE_NOTICE", "true")];
-        let output = command.current_dir(&self.folder).envs(quiet).envs(env.iter().copied()).output().unwrap();
-        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-        (output.status.success(), text)
-    }
-
-    /// Returns what Redocly's recommended rules find, warnings included.
-    fn problems(&self, file: &str) -> Vec<Value> {
-        let lint = "node_modules/@redocly/cli/bin/cli.js";
-        let (_, text) = self.node(lint, &["lint", "--extends", "recommended", "--format", "json", file], &[]);
-        let report = text.find('{').and_then(|at| serde_json::Deserializer::from_str(&text[at..]).into_iter().next());
-        let report: Value = report.and_then(Result::ok).unwrap_or_else(|| panic!("no report: {text}"));
-        report["problems"].as_array().unwrap_or_else(|| panic!("{report}")).clone()
-    }
-
-    fn expect((success, text): (bool, String)) -> String {
-        assert!(success, "{text}");
-        text
-    }
-}
-
-impl Drop for Tools {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            let _ = fs::remove_dir_all(&self.folder);
-        }
-    }
 }
 
 #[tokio::test]
@@ -153,9 +82,7 @@ async fn generated_clients_do_the_tour() {
 /// Skipped where Chromium is not installed.
 #[tokio::test]
 async fn the_reference_and_the_index_work_in_a_browser_without_another_host() {
-    let is_there =
-        |name: &&str| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success());
-    let Some(browser) = BROWSERS.into_iter().find(is_there) else { return };
+    let Some(browser) = chromium() else { return };
     let world = World::new().await;
     let app = complete(&world).await;
     let (tools, address) = (Tools::new(&world), app.api.clone());

@@ -167,7 +167,7 @@ async fn connections_are_limited_per_receiver_and_in_total_and_other_origins_are
     let mut world = World::new().await.with_postgres().await;
     world.set("POSTRIDER_MESSAGES__MAX_CONNECTIONS", "3");
     world.set("POSTRIDER_MESSAGES__MAX_CONNECTIONS_PER_RECEIVER", "2");
-    world.set("POSTRIDER_MESSAGES__ALLOWED_ORIGINS", "https://a.example,https://b.example");
+    world.set("POSTRIDER_HTTP__CORS__ORIGINS", "https://a.example,https://b.example");
     let app = world.app().role("api").start().await;
     let (one, _two) = (Socket::plain(&app.api, "r").await, Socket::plain(&app.api, "r").await);
     let (status, problem) = refused(Socket::try_open(&app.api, "?receiverId=r", &[]).await);

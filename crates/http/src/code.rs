@@ -43,6 +43,8 @@ impl Code {
             "The request has no credentials, or they are unknown, revoked or expired. Send `Authorization: Bearer` with an API key or a token; the detail says what is wrong.";
         FORBIDDEN "forbidden" FORBIDDEN "The credentials do not allow this"
             "The credential lacks a scope, which the member `scope` names, or is for another subject. Use another one, or ask for the scope.";
+        ORIGIN_FORBIDDEN "origin_forbidden" FORBIDDEN "Pages of this origin may not do this"
+            "A page of another origin wants to write or to open a WebSocket, and its `Origin` is not in `http.cors.origins`.";
         NOT_FOUND "not_found" NOT_FOUND "Not found"
             "There is no such route or resource.";
         UNKNOWN_TOPIC "unknown_topic" NOT_FOUND "The topic does not exist"

@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::body::Limits;
+use super::{body::Limits, origin};
 
 /// The HTTP listener for clients.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -42,6 +42,7 @@ pub struct Config {
     pub forwarded_header: ForwardedHeader,
     /// Serve the API reference for browsers at `/docs`. `/openapi.json` is served in any case.
     pub docs: bool,
+    pub cors: origin::Config,
     /// Serve `/admin/…`, the routes of operators, here too, and not only on the management port.
     pub expose_admin: bool,
     /// Serve `/metrics` here too, and not only on the management port.
@@ -61,6 +62,7 @@ impl Default for Config {
             trusted_proxies: Vec::new(),
             forwarded_header: ForwardedHeader::default(),
             docs: true,
+            cors: origin::Config::default(),
             expose_admin: false,
             expose_metrics: false,
         }

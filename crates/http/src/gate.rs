@@ -10,7 +10,7 @@ use axum::{
 use metrics::counter;
 use postrider_identity::{Authenticate, Credential, Denied, Permission, Principal};
 
-use super::problem::Problem;
+use super::{origin::Origins, problem::Problem};
 
 /// What a route asks of its callers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,11 +29,16 @@ pub enum Access {
 /// Method, path and access of a route. The path is as the router knows it.
 pub type Rule = (Method, &'static str, Access);
 
-/// Checks the requests of a listener. The default lets everything pass, as the anonymous principal.
+/// Checks the requests of a listener. The default lets everything pass, as the anonymous principal,
+/// but writes of pages of other origins.
 #[derive(Clone, Default)]
-pub struct Gate(Option<Arc<Inner>>);
+pub struct Gate {
+    origins: Origins,
+    /// `None` while authentication is off.
+    credentials: Option<Arc<Credentials>>,
+}
 
-struct Inner {
+struct Credentials {
     authenticator: Arc<dyn Authenticate>,
     rules: HashMap<&'static str, Vec<(Method, Access)>>,
 }
@@ -49,19 +54,35 @@ pub(super) enum Checked {
 }
 
 impl Gate {
-    /// Returns a gate that asks for credentials. A route without a rule needs any credential.
-    pub fn new(authenticator: Arc<dyn Authenticate>, rules: impl IntoIterator<Item = Rule>) -> Self {
+    /// Makes the gate ask for credentials. A route without a rule needs any credential.
+    #[must_use]
+    pub fn with_credentials(
+        mut self,
+        authenticator: Arc<dyn Authenticate>,
+        rules: impl IntoIterator<Item = Rule>,
+    ) -> Self {
         let mut by_path: HashMap<_, Vec<_>> = HashMap::new();
         for (method, path, access) in rules {
             by_path.entry(path).or_default().push((method, access));
         }
-        Self(Some(Arc::new(Inner { authenticator, rules: by_path })))
+        self.credentials = Some(Arc::new(Credentials { authenticator, rules: by_path }));
+        self
+    }
+
+    /// Lets pages of these origins write.
+    #[must_use]
+    pub fn with_origins(mut self, origins: Origins) -> Self {
+        self.origins = origins;
+        self
     }
 
     /// Checks a request for a route; `None` is a path that no route has.
     pub(super) fn check(&self, request: &Request, route: Option<&str>, client: Option<IpAddr>) -> Checked {
-        let Some(inner) = &self.0 else { return Checked::Passes(Principal::anonymous()) };
-        let access = inner.access(request.method(), route);
+        if let Err(problem) = self.origins.check(request) {
+            return Checked::Refused(problem);
+        }
+        let Some(credentials) = &self.credentials else { return Checked::Passes(Principal::anonymous()) };
+        let access = credentials.access(request.method(), route);
         if access == Access::Public {
             return Checked::Passes(Principal::nobody());
         }
@@ -73,18 +94,18 @@ impl Gate {
             Ok(credential) => credential,
             Err(denied) => return Checked::Refused(refuse(denied, client)),
         };
-        match inner.authenticator.known(credential).map(decide) {
+        match credentials.authenticator.known(credential).map(decide) {
             Some(Ok(principal)) => Checked::Passes(principal),
             Some(Err(problem)) => Checked::Refused(problem),
             None => {
-                let verifying = inner.authenticator.verify(credential);
+                let verifying = credentials.authenticator.verify(credential);
                 Checked::Waits(Box::pin(async move { decide(verifying.await) }))
             }
         }
     }
 }
 
-impl Inner {
+impl Credentials {
     fn access(&self, method: &Method, route: Option<&str>) -> Access {
         let method = if method == Method::HEAD { &Method::GET } else { method };
         let rules = route.and_then(|route| self.rules.get(route)).into_iter().flatten();
@@ -186,7 +207,7 @@ mod tests {
             (Method::DELETE, "/pull/{key}", Access::Scope(Permission::KvWrite)),
             (Method::GET, "/stream", Access::Stream(Permission::MessagesRead)),
         ];
-        let gate = Gate::new(Arc::new(OneReader), rules);
+        let gate = Gate::default().with_credentials(Arc::new(OneReader), rules);
         let mut request = Request::builder().method(method).uri(target).body(Body::empty()).unwrap();
         for value in authorization {
             request.headers_mut().append(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());

@@ -17,6 +17,7 @@ pub mod gate;
 pub mod json;
 pub mod layer;
 mod linger;
+pub mod origin;
 pub mod params;
 pub mod problem;
 pub mod refusals;

@@ -1,8 +1,6 @@
 //! Error codes of messages.
 
 postrider_http::codes! {
-    ORIGIN_FORBIDDEN "origin_forbidden" FORBIDDEN "Pages of this origin may not connect"
-        "The request's `Origin` is not in `messages.allowed_origins`.";
     TOO_MANY_CONNECTIONS "too_many_connections" TOO_MANY_REQUESTS "This receiver or address has too many connections"
         "A receiver may have `messages.max_connections_per_receiver` open connections and streams in a process, and a client's address may have `messages.max_connections_per_address`; the detail says which limit is reached. Close a connection, or retry after `Retry-After` seconds.";
     TOO_MANY_RECEIVERS "too_many_receivers" SERVICE_UNAVAILABLE "Too many receivers have messages"

@@ -45,8 +45,6 @@ pub struct Config {
     /// Maximum number of open connections per client address (for IPv6, its /64) and process; 0
     /// means unlimited. Behind proxies, set `http.trusted_proxies`.
     pub max_connections_per_address: usize,
-    /// Origins that browsers may connect from, such as `https://example.com`; empty allows all.
-    pub allowed_origins: Vec<String>,
     /// Maximum size of a connection's send queue in bytes. Messages beyond it are read from
     /// Postgres instead.
     #[schemars(range(min = 1))]
@@ -97,7 +95,6 @@ impl Default for Config {
             max_connections: 20_000,
             max_connections_per_receiver: 64,
             max_connections_per_address: 0,
-            allowed_origins: Vec::new(),
             connection_buffer_bytes: 256 << 10,
             write_timeout_ms: 10_000,
             ping_interval_ms: 20_000,

@@ -6,7 +6,7 @@ use axum::{
         Request, State,
         ws::{WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
     },
-    http::{HeaderMap, HeaderName, Response, header},
+    http::{HeaderMap, HeaderName, Response},
     response::IntoResponse,
 };
 use postrider_http::{
@@ -33,7 +33,6 @@ use super::{
     store::Limits,
     stream, unread,
 };
-use crate::codes;
 
 const ROUTE: &str = "/api/v1/message/action";
 /// Key of every record, for compatibility with existing consumers.
@@ -142,7 +141,6 @@ async fn connect(
 ) -> Result<Response<Body>, Problem> {
     let receiver = receiver_of_request(&headers, query.receiver_id)?;
     context.principal.may_act_for(&receiver)?;
-    messages.check_origin(&headers)?;
     let upgrade = upgrade.map_err(|error| invalid(error.body_text()))?;
     let after = cursor(query.after.as_deref()).map_err(|error| in_parameter(&error))?;
     let Open { hub, acks, .. } = messages.connections()?.clone();
@@ -193,7 +191,6 @@ async fn live(
 ) -> Result<Response<Body>, Problem> {
     let receiver = receiver_of_request(&headers, query.receiver_id)?;
     context.principal.may_act_for(&receiver)?;
-    messages.check_origin(&headers)?;
     let header = headers.get(&LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?")).filter(|id| !id.is_empty());
     let after = match header {
         Some(id) => cursor(Some(id)).map_err(|error| {
@@ -360,20 +357,6 @@ impl Messages {
         let off =
             || Problem::new(Code::POSTGRES_UNAVAILABLE, "messages are disabled because `postgres.url` is not set");
         self.open().ok_or_else(off)
-    }
-
-    /// Checks the `Origin` header, which browsers send and other clients do not.
-    fn check_origin(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        let allowed = &self.inner.config.allowed_origins;
-        let Some(origin) = headers.get(header::ORIGIN).filter(|_| !allowed.is_empty()) else { return Ok(()) };
-        if allowed.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(origin.as_bytes())) {
-            return Ok(());
-        }
-        let detail = format!(
-            "origin `{}` is not allowed (`messages.allowed_origins`)",
-            String::from_utf8_lossy(origin.as_bytes())
-        );
-        Err(Problem::new(codes::ORIGIN_FORBIDDEN, detail))
     }
 }
 

@@ -24,6 +24,7 @@ pub mod socket;
 pub mod sse;
 pub mod stack;
 pub mod target;
+pub mod tools;
 pub mod variables;
 pub mod wait;
 pub mod world;
