@@ -10,7 +10,9 @@ use crate::{
         App, World,
         issuer::{SigningKey, base64url, jwks},
         socket::Socket,
+        stack::off_runtime,
         target::{Act, Target},
+        tools::Tools,
         until,
         wait::seconds,
     },
@@ -312,5 +314,29 @@ async fn a_connection_ends_when_its_token_expires() {
     let headers = [("authorization", authorization.as_str())];
     let socket = Socket::try_open(&app.api, "?receiverId=ann", &headers).await.unwrap();
     assert_eq!(socket.closed().await.0, 4401);
+    app.stop().await;
+}
+
+fn free_port() -> String {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
+}
+
+#[tokio::test]
+async fn tokens_of_an_oauth_server_are_accepted_through_its_rotation_and_while_it_is_away() {
+    let port = free_port();
+    let world = world(&[("ISSUER", &format!("http://localhost:{port}"))]).await;
+    let app = world.app().role("api").start().await;
+    let (tools, address) = (Tools::new(&world), app.api.clone());
+    off_runtime(move || Tools::expect(tools.node("issuer.mjs", &[&address, &port], &[]))).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_of_an_openid_provider_is_accepted() {
+    let port = free_port();
+    let world = world(&[("ISSUER", &format!("http://localhost:{port}"))]).await;
+    let app = world.app().role("api").start().await;
+    let (tools, address) = (Tools::new(&world), app.api.clone());
+    off_runtime(move || Tools::expect(tools.python("python", &["provider.py", &address, &port], &[]))).await;
     app.stop().await;
 }

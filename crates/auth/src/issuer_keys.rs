@@ -154,16 +154,18 @@ impl IssuerKeys {
         if !Arc::ptr_eq(&before, &self.keys.load_full()) {
             return;
         }
+        // Until there are keys, reads are repeated sooner, and do not count.
+        let (was_unread, interval) = if self.is_unread() { (true, RETRY) } else { (false, LEAST_INTERVAL) };
         let is_due = {
             let mut asked = self.asked.lock();
-            let is_due = asked.is_none_or(|asked| asked.elapsed() >= LEAST_INTERVAL);
+            let is_due = asked.is_none_or(|asked| asked.elapsed() >= interval);
             if is_due {
                 *asked = Some(Instant::now());
             }
             is_due
         };
-        if is_due {
-            let _ = self.read(config).await;
+        if is_due && self.read(config).await.is_ok() && was_unread {
+            *self.asked.lock() = None;
         }
     }
 
