@@ -19,6 +19,7 @@ use postrider_kafka::{
     reach::Unreachable,
     scan::{self, ScanError, Scanner},
 };
+use postrider_outbound::ConnectError;
 use postrider_time::backoff::{Growth, Jitter};
 use rdkafka::{Message, error::KafkaError, message::BorrowedMessage};
 
@@ -152,6 +153,9 @@ pub enum RelayError {
     Kafka(#[from] KafkaError),
     #[error("kafka: {0}")]
     Scan(#[from] ScanError),
+    /// The target may not be called, or cannot be checked.
+    #[error("--public-only: {0}")]
+    NotPublic(#[from] ConnectError),
     #[error("topic `{0}` does not exist")]
     NoTopic(String),
     #[error("{0} records failed; they are dead letters")]
@@ -241,8 +245,9 @@ async fn preview(
     access: Access,
     spans: Vec<scan::Span>,
 ) -> Result<(), RelayError> {
+    let preview = Preview::new(&route, access)?;
+    preview.check_target().await?;
     let printed = tokio::task::spawn_blocking(move || {
-        let preview = Preview::new(&route, access)?;
         let left = Commits::connect(&kafka, &route.topic, &route.group())?.uncommitted(&spans)?;
         let (mut failed, mut count, mut stdout) = (None, 0, Stdout::Open);
         let print = |message: &BorrowedMessage<'_>| {

@@ -221,6 +221,21 @@ async fn a_dry_run_prints_the_requests_and_neither_sends_nor_commits() {
 }
 
 #[tokio::test]
+async fn a_dry_run_refuses_a_target_that_a_delivery_would_refuse() {
+    let scene = Scene::new(1).await;
+    scene.write(vec![numbered("a", 1)]).await;
+    for (host, words) in [("127.0.0.1", "127.0.0.1, which may not"), ("localhost", "because it is a loopback address")] {
+        let url = format!("http://{host}:1/hook");
+        let mut command = scene.world.command();
+        command.args(["relay", "--topic", &scene.topic, "--target-url", &url, "--dry-run", "--public-only"]);
+        let output = off_runtime(move || command.output().unwrap()).await;
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{error}");
+        assert!(error.contains("--public-only: ") && error.contains(words), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_relay_without_kafka_says_where_it_looks_for_it_and_waits() {
     let scene = Scene::new(1).await;
     let app = scene.world.app().relay(scene.words(&["--broker", "127.0.0.1:1"])).even_if_not_ready().start().await;
