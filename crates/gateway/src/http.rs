@@ -281,7 +281,7 @@ impl Gateway {
 
     fn explain(&self, error: &SendError, topic: &str) -> Problem {
         // The cached limits of the topic may be out of date.
-        if matches!(error, SendError::UnknownTopic(_) | SendError::TooLarge | SendError::Rejected(_)) {
+        if matches!(error, SendError::UnknownTopic(_) | SendError::TooLarge { .. } | SendError::Rejected(_)) {
             self.inner.topics.forget(topic);
         }
         let code = match error {
@@ -289,7 +289,7 @@ impl Gateway {
             SendError::Unavailable => Code::KAFKA_UNAVAILABLE,
             SendError::UnknownTopic(_) => Code::UNKNOWN_TOPIC,
             SendError::UnknownPartition => Code::INVALID_REQUEST,
-            SendError::TooLarge => Code::BODY_TOO_LARGE,
+            SendError::TooLarge { .. } => Code::BODY_TOO_LARGE,
             SendError::Unknown => Code::OUTCOME_UNKNOWN,
             // A record without a key for a compacted topic, or a timestamp outside the topic's
             // range: a retry would not help.

@@ -161,7 +161,7 @@ impl Lines {
                 continue;
             }
             if line.len() > self.limits.max_bytes {
-                return Some(Err(body::too_large(self.limits.max_bytes)));
+                return Some(Err(body::too_large("record", Some(line.len() as u64), self.limits.max_bytes)));
             }
             if !line.trim_ascii().is_empty() {
                 return Some(Ok(line.freeze()));
@@ -182,6 +182,6 @@ impl Lines {
         self.skipping = true;
         self.buffer.clear();
         self.searched = 0;
-        Some(Err(body::too_large(self.limits.max_bytes)))
+        Some(Err(body::too_large("record", None, self.limits.max_bytes)))
     }
 }
