@@ -18,6 +18,7 @@ use super::{
     block_on,
     change::{Change, Unconfirmed},
     kafka_wait::KafkaWait,
+    number,
     text::{self, Output, columns, note, tame},
 };
 use crate::roles::Settings;
@@ -56,7 +57,7 @@ pub enum Command {
         #[command(flatten)]
         selection: Selection,
         /// Maximum number of letters
-        #[arg(long, default_value_t = 50, value_parser = limit, help_heading = "Selection")]
+        #[arg(long, default_value_t = 50, value_parser = number::count::<usize>, help_heading = "Selection")]
         limit: usize,
         #[command(flatten)]
         output: Output,
@@ -126,7 +127,7 @@ pub struct Choice {
     #[command(flatten)]
     selection: Selection,
     /// Maximum number of letters, in the order of their records
-    #[arg(long, value_parser = limit, help_heading = "Selection")]
+    #[arg(long, value_parser = number::count::<usize>, help_heading = "Selection")]
     limit: Option<usize>,
     #[command(flatten)]
     change: Change,
@@ -213,15 +214,6 @@ impl From<Which> for Letters {
         }
     }
 }
-
-/// Parses the maximum number of letters.
-fn limit(text: &str) -> Result<usize, NoLimit> {
-    text.parse().ok().filter(|&limit| limit > 0).ok_or(NoLimit)
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("must be a whole number of letters, at least 1")]
-struct NoLimit;
 
 impl Selection {
     fn query(&self, ids: Vec<String>, limit: usize) -> Result<Query, Error> {

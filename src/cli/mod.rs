@@ -7,12 +7,14 @@ mod docs;
 mod duration;
 mod error;
 mod feed;
+mod given;
 mod header;
 #[cfg(test)]
 mod help_tests;
 mod kafka_wait;
 mod lag;
 mod listen;
+mod number;
 mod outbox;
 mod pages;
 mod produce;

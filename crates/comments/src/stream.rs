@@ -11,7 +11,7 @@ use axum::{body::Body, http::Response};
 use bytes::Bytes;
 use futures_util::stream;
 use metrics::{counter, gauge};
-use postrider_http::{Code, Problem, sse};
+use postrider_http::{Code, Problem, decode::quoted, sse};
 use postrider_limits::memory::{Lease, budgets};
 use postrider_postgres::query::Error;
 use tokio::{
@@ -116,7 +116,8 @@ fn check(position: &Position, now: &Position) -> Result<(), Problem> {
     if position.topic_epoch <= now.topic_epoch && fits && position.partitions() <= 10_000 {
         return Ok(());
     }
-    let detail = format!("`{position}` is not a position in this stream; pass the `id` of one of its events");
+    let found = quoted(&position.to_string());
+    let detail = format!("{found} is not a position in this stream; pass the `id` of one of its events");
     Err(Problem::new(Code::INVALID_REQUEST, detail))
 }
 

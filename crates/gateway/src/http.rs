@@ -158,7 +158,7 @@ impl Gateway {
             return stream::respond(self.clone(), topic.map(Cow::into_owned), context.clone(), content_type, request);
         }
         let body = body::read(request, self.inner.http.limits()).await?;
-        let mut record = decode::noted(Record::parse(&body))?.value;
+        let mut record = decode::noted(Record::parse(&body, "body"))?.value;
         if let Some(records) = record.records.take() {
             let topic = record.topic.as_deref().or(topic.as_deref());
             return self.produce_batch(&records, &body, topic, context).await;
@@ -257,7 +257,7 @@ impl Gateway {
         context: &RequestContext,
         number: RecordNumber,
     ) -> Part {
-        match Record::parse(record) {
+        match Record::parse(record, "record") {
             Ok(Decoded { value, near_misses, .. }) => {
                 Part { taken: self.hand_over(value, content, topic, context, number).await, near_misses }
             }

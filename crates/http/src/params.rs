@@ -25,7 +25,7 @@ use serde::{
 use super::{
     body::{self, Limits},
     code::Code,
-    decode::{self, Fault, Flaw, Step, is_too_large, shortened},
+    decode::{self, Fault, Flaw, Step, is_too_large, quoted, shortened},
     problem::{Place, Problem},
     warning::{self, Source},
 };
@@ -233,11 +233,6 @@ impl Values<'_, '_> {
     }
 }
 
-/// Describes a value in an error.
-fn described(value: &str) -> String {
-    if value.is_empty() { "an empty value".to_owned() } else { format!("`{}`", shortened(value)) }
-}
-
 macro_rules! integers {
     ($($method:ident)+) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
@@ -248,7 +243,7 @@ macro_rules! integers {
                 _ if is_too_large(text) => Err(Fault::of_value(&visitor)),
                 _ => Err(Fault::of_type(&visitor)),
             };
-            visited.map_err(|fault: Fault| fault.found(|| described(text)))
+            visited.map_err(|fault: Fault| fault.found(|| quoted(text)))
         }
     )+};
 }
@@ -258,7 +253,7 @@ impl<'de> Deserializer<'de> for Values<'_, '_> {
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         let text = self.only()?;
-        visitor.visit_str(text).map_err(|fault: Fault| fault.found(|| described(text)))
+        visitor.visit_str(text).map_err(|fault: Fault| fault.found(|| quoted(text)))
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
@@ -270,7 +265,7 @@ impl<'de> Deserializer<'de> for Values<'_, '_> {
         let text = self.only()?;
         match text.parse() {
             Ok(value) => visitor.visit_bool(value),
-            Err(_) => Err(Fault::of_type(&visitor).found(|| described(text))),
+            Err(_) => Err(Fault::of_type(&visitor).found(|| quoted(text))),
         }
     }
 
@@ -278,7 +273,7 @@ impl<'de> Deserializer<'de> for Values<'_, '_> {
         let text = self.only()?;
         match text.parse() {
             Ok(value) => visitor.visit_f64(value),
-            Err(_) => Err(Fault::of_type(&visitor).found(|| described(text))),
+            Err(_) => Err(Fault::of_type(&visitor).found(|| quoted(text))),
         }
     }
 
@@ -302,7 +297,7 @@ impl<'de> Deserializer<'de> for Values<'_, '_> {
         visitor: V,
     ) -> Result<V::Value, Fault> {
         let text = self.only()?;
-        visitor.visit_enum(text.into_deserializer()).map_err(|fault: Fault| fault.found(|| described(text)))
+        visitor.visit_enum(text.into_deserializer()).map_err(|fault: Fault| fault.found(|| quoted(text)))
     }
 
     integers! {

@@ -11,7 +11,8 @@ use axum::{
 use postrider_http::{
     Bounded, Code, Problem, ProblemBody, RequestContext, body,
     context::require_content_type,
-    decode, json,
+    decode::{self, quoted},
+    json,
     params::{self, Nothing},
     refusals::JsonWrite,
     shortcut::{self, ShortCuts},
@@ -217,8 +218,9 @@ fn accepted(position: &Position) -> Response<Body> {
 fn parse_position(header: &HeaderValue) -> Result<Position, Problem> {
     let parsed = header.to_str().ok().and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| {
-        Problem::new(Code::INVALID_REQUEST, "`Postrider-After` must be a position such as `messages/3@1234`")
-            .at_header("Postrider-After")
+        let found = quoted(&String::from_utf8_lossy(header.as_bytes()));
+        let detail = format!("`Postrider-After` must be a position such as `messages/3@1234` (got {found})");
+        Problem::new(Code::INVALID_REQUEST, detail).at_header("Postrider-After")
     })
 }
 

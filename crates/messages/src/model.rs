@@ -3,7 +3,12 @@
 use std::borrow::Cow;
 
 use axum::http::{HeaderMap, HeaderName};
-use postrider_http::{Code, Problem, decode, json, problem::Place};
+use postrider_http::{
+    Code, Problem,
+    decode::{self, quoted},
+    json,
+    problem::Place,
+};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -129,6 +134,11 @@ pub fn receiver_of_request(headers: &HeaderMap, query: Option<String>) -> Result
 fn missing_receiver() -> Problem {
     let detail = "`receiverId` is missing: send the header `ReceiverId`, or the parameter `receiverId`";
     invalid("Missing data").at_with(Place::Parameter("receiverId".to_owned()), detail)
+}
+
+/// Returns the problem of a text in place of a cursor, without its place.
+pub fn not_a_cursor(name: &str, text: &str) -> Problem {
+    invalid(format!("`{name}` must be the `id` of a message or the `nextCursor` of a page (got {})", quoted(text)))
 }
 
 /// Returns the problem of a malformed request.
