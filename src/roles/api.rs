@@ -17,6 +17,7 @@ use postrider_messages::{self as messages, Messages, Presence};
 use postrider_openapi as openapi;
 use postrider_process::drain::Tasks;
 use postrider_redis as redis;
+use tokio::net::TcpListener;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{
@@ -28,9 +29,10 @@ use super::{
 const ABOUT: &str = "Accepts events over HTTP, stores them in Kafka and delivers them.";
 
 /// Builds the capabilities and starts serving HTTP.
-pub(super) async fn start(
+pub(super) fn start(
     platform: &Arc<Platform>,
     callers_producer: CallersProducer,
+    listeners: Vec<TcpListener>,
     redis: SharedRedis,
     tasks: &mut Tasks,
 ) -> Result<(), Error> {
@@ -82,7 +84,6 @@ pub(super) async fn start(
         .fallback(move |request: Request| std::future::ready(unmatched.answer(&request)))
         .layer(OuterLayer::default());
     let proxies = Proxies::new(&settings.http)?;
-    let listeners = serve::bind(&settings.http.listen).await.map_err(Error::Listener)?;
     for listener in &listeners {
         let address = listener.local_addr().map_err(Error::Listener)?;
         tracing::info!(%address, "serving HTTP");

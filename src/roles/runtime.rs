@@ -7,6 +7,7 @@ use std::{
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use postrider_health::{Check, Health};
+use postrider_http::serve;
 use postrider_kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady};
 use postrider_limits::memory;
 use postrider_outbox_backlog::Backlog;
@@ -20,6 +21,7 @@ use postrider_rotation::{self as rotation, Fingerprint};
 use postrider_telemetry as telemetry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sqlx::PgPool;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -144,7 +146,16 @@ async fn serve_until_stopped(start_up: StartUp, metrics: PrometheusHandle) -> Re
     // The management port answers probes before every check exists; this check keeps readiness
     // false.
     let start = health.check("start");
-    let management = management::bind(&settings.management.listen, &mission).await.map_err(Error::Listener)?;
+    // Binds every address before anything else starts, so that a port in use is the only error.
+    let refused = |setting| move |source| Error::Bind { setting, source };
+    let management =
+        management::bind(&settings.management.listen, &mission).await.map_err(refused("management.listen"))?;
+    let http = match &mission {
+        Mission::Role if settings.role.serves_api() => {
+            serve::bind(&settings.http.listen).await.map_err(refused("http.listen"))?
+        }
+        _ => Vec::new(),
+    };
     for listener in &management {
         let address = listener.local_addr().map_err(Error::Listener)?;
         tracing::info!(%address, "serving probes and metrics");
@@ -181,7 +192,7 @@ async fn serve_until_stopped(start_up: StartUp, metrics: PrometheusHandle) -> Re
     watch_platform(&platform, &mut tasks);
     let trial = RoleTrial { platform: &platform, mission: &mission, load: &load };
     let rotation = rotation::Watch::new(platform.settings.rotation.clone(), files, trial, &health);
-    let outcome = run_mission(&platform, &mission, &start, signals, rotation, tasks).await;
+    let outcome = run_mission(&platform, &mission, http, &start, signals, rotation, tasks).await;
     let (producer, callers_producer) = (platform.producer.clone(), platform.callers_producer.clone());
     let grace = platform.settings.drain.grace();
     let close = move || {
@@ -209,7 +220,7 @@ fn watch_platform(platform: &Platform, tasks: &mut Tasks) {
     }
 }
 
-async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), Error> {
+fn start_role(platform: &Arc<Platform>, http: Vec<TcpListener>, tasks: &mut Tasks) -> Result<(), Error> {
     let settings = &platform.settings;
     if let Some(pool) = platform.postgres.clone() {
         tasks.spawn_forever("postgres watch", postgres::watch(pool.clone(), platform.health.check("postgres")));
@@ -220,7 +231,7 @@ async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), E
     topics::keep(platform, TopicPlan::specs(settings), tasks);
     let redis = lazy_redis(platform, tasks);
     if let Some(callers_producer) = platform.callers_producer.clone() {
-        api::start(platform, callers_producer, redis.clone(), tasks).await?;
+        api::start(platform, callers_producer, http, redis.clone(), tasks)?;
     }
     if settings.role.processes() {
         processor::start(platform, redis.clone(), tasks);
@@ -231,10 +242,15 @@ async fn start_role(platform: &Arc<Platform>, tasks: &mut Tasks) -> Result<(), E
     Ok(())
 }
 
-async fn start_mission(platform: &Arc<Platform>, mission: &Mission, tasks: &mut Tasks) -> Result<(), Error> {
+fn start_mission(
+    platform: &Arc<Platform>,
+    mission: &Mission,
+    http: Vec<TcpListener>,
+    tasks: &mut Tasks,
+) -> Result<(), Error> {
     tasks.spawn_forever("metrics upkeep", telemetry::upkeep(platform.metrics.clone()));
     match mission {
-        Mission::Role => start_role(platform, tasks).await?,
+        Mission::Role => start_role(platform, http, tasks)?,
         Mission::Relay(command) => {
             topics::keep(platform, TopicPlan::deliveries(&platform.settings), tasks);
             relay::start_command(platform, command, tasks)?;
@@ -249,13 +265,14 @@ async fn start_mission(platform: &Arc<Platform>, mission: &Mission, tasks: &mut 
 async fn run_mission(
     platform: &Arc<Platform>,
     mission: &Mission,
+    http: Vec<TcpListener>,
     start: &Check,
     mut signals: Signals,
     rotation: rotation::Watch<RoleTrial<'_>>,
     mut tasks: Tasks,
 ) -> Result<End, Error> {
     let settings = &platform.settings;
-    let (ended, delay) = match start_mission(platform, mission, &mut tasks).await {
+    let (ended, delay) = match start_mission(platform, mission, http, &mut tasks) {
         Ok(()) => {
             start.pass();
             let ended = serve_on(platform, &mut signals, rotation, &mut tasks).await;

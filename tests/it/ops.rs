@@ -270,8 +270,10 @@ async fn a_port_in_use_ends_the_process_with_an_error_that_names_the_address() {
     let world = World::new().await;
     let first = world.app().role("api").start().await;
     let taken = first.api.trim_start_matches("http://").to_owned();
-    for variable in ["POSTRIDER_HTTP__LISTEN", "POSTRIDER_MANAGEMENT__LISTEN"] {
-        let (good, _, stderr) = run(
+    for (variable, setting) in
+        [("POSTRIDER_HTTP__LISTEN", "http.listen"), ("POSTRIDER_MANAGEMENT__LISTEN", "management.listen")]
+    {
+        let (good, log, stderr) = run(
             &["run", "--role", "api"],
             &[
                 ("POSTRIDER_KAFKA__BROKERS", &world.kafka.brokers),
@@ -283,7 +285,11 @@ async fn a_port_in_use_ends_the_process_with_an_error_that_names_the_address() {
             ],
         )
         .await;
-        assert!(!good && stderr.contains(&format!("cannot listen on {taken}")), "{variable}: {stderr}");
+        let error = format!("postrider: cannot listen on {taken}: Address already in use (os error 98) (`{setting}`)\n");
+        assert!(!good && stderr.ends_with(&error), "{variable}: {stderr}");
+        let log = log + &stderr;
+        let started = ["serving", "draining", "kafka", "redis"].iter().find(|word| log.contains(**word));
+        assert_eq!(started, None, "nothing else has begun: {log}");
     }
 }
 
