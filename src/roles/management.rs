@@ -6,11 +6,18 @@ use std::{
     time::Duration,
 };
 
-use axum::extract::State;
+use axum::{
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::Response,
+};
 use postrider_health as ops;
-use postrider_http::{Audience, client_address::Proxies, serve, shortcut::ShortCuts};
+use postrider_http::{
+    Audience, client_address::Proxies, params, render, serve, shortcut::ShortCuts, unmatched::Routes,
+};
 use postrider_openapi::{self as openapi, NoInput};
 use postrider_process::drain::{Draining, Ending, Tasks};
+use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
@@ -86,12 +93,35 @@ async fn shown_settings(State(settings): State<Arc<str>>) -> ([(&'static str, &'
     ([("content-type", "application/json")], settings.to_string())
 }
 
+/// Parameters of the probes.
+#[derive(Deserialize)]
+struct ProbeParams {
+    #[serde(rename = "verbose")]
+    _verbose: Option<String>,
+}
+
+/// Paths of the probes.
+const PROBES: [&str; 3] = ["/livez", "/readyz", "/startupz"];
+
+/// Notes parameters of probes that are nearly `verbose`. A probe is answered whatever its query is.
+async fn warn_of_parameters(request: Request, next: Next) -> Response {
+    if request.uri().query().is_some() && PROBES.contains(&request.uri().path()) {
+        let _ = params::from_query::<ProbeParams>(request.uri().query());
+    }
+    next.run(request).await
+}
+
 pub(super) fn serve(platform: &Platform, listeners: Vec<TcpListener>, tasks: &mut Tasks) -> Result<Management, Error> {
     let config = platform.settings.http.clone();
     let head = OpenApiRouter::with_openapi(openapi::head("postrider management", ABOUT));
     let routes = head.merge(ops::routes(platform.health.clone(), platform.metrics.clone()));
     let own = OpenApiRouter::new().routes(routes!(shown_settings)).with_state(platform.shown_settings.clone());
-    let router = openapi::serve(routes.merge(own), false)?;
+    let described = routes.merge(own);
+    let unmatched = Routes::new(described.get_openapi().paths.paths.keys().map(String::as_str).chain(["/openapi.json"]));
+    let router = openapi::serve(described, false)?
+        .fallback(move |request: Request| std::future::ready(unmatched.answer(&request)))
+        .layer(middleware::from_fn(warn_of_parameters))
+        .layer(middleware::from_fn(render::plainly));
     let (stop, died) = (CancellationToken::new(), CancellationToken::new());
     tasks.watch("management port", died.clone());
     let guard = died.clone().drop_guard();

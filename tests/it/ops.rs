@@ -56,6 +56,29 @@ async fn probes_answer_in_every_role_and_name_each_check() {
 }
 
 #[tokio::test]
+async fn the_management_port_explains_what_it_refuses() {
+    let world = World::new().await;
+    let app = world.app().role("relay").start().await;
+    let problem = app.manage("/ready").await.problem(404, "not_found");
+    assert_eq!(
+        (&problem["detail"], &problem["instance"]),
+        (&json!("there is no route /ready; did you mean `/readyz`?"), &json!("/ready"))
+    );
+    app.manage("/no/such/route").await.problem(404, "not_found");
+    let client = reqwest::Client::new();
+    let refused = client.post(format!("{}/livez", app.management)).send().await.unwrap();
+    let (status, allow) = (refused.status().as_u16(), refused.headers()["allow"].clone());
+    let problem: Value = serde_json::from_slice(&refused.bytes().await.unwrap()).unwrap();
+    assert_eq!((status, &problem["code"]), (405, &json!("method_not_allowed")), "{problem}");
+    assert!(allow.to_str().unwrap().contains("GET"), "{allow:?}");
+    let answer = app.manage("/readyz?verbos").await;
+    assert_eq!((answer.status, answer.text()), (200, "ok".to_owned()));
+    assert_eq!(answer.header("postrider-warning"), "unknown parameter `verbos`; did you mean `verbose`?");
+    assert!(!app.manage("/readyz?verbose&exclude=kafka").await.headers.contains_key("postrider-warning"));
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn metrics_report_what_happened() {
     let world = World::new().await;
     let app = running(&world).await;

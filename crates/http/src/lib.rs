@@ -19,6 +19,7 @@ mod linger;
 pub mod params;
 pub mod problem;
 pub mod refusals;
+pub mod render;
 mod route_metrics;
 pub mod serve;
 pub mod shortcut;
