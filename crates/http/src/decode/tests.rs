@@ -173,6 +173,8 @@ fn a_near_miss_is_warned_of_once_and_other_unknown_fields_are_not() {
     assert_eq!(warnings(), [""; 0], "`key` is there, so `keys` is another field");
     push(r#"{"key":"k","value":1,"ttlSeconds":5}"#);
     assert_eq!(warnings(), ["unknown field `ttlSeconds`; did you mean `ttl_seconds`?"]);
+    let record = decode::<Push<'_>>(br#"{"key":"k","value":1,"ttlSeconds":5}"#, "value").ok().unwrap();
+    assert_eq!((record.near_misses.len(), warnings().len()), (1, 0), "a record is part of no request");
     refused(r#"{"key":"k","valeu":1}"#);
     assert_eq!(warnings(), ["unknown field `valeu`; did you mean `value`?"]);
 }
