@@ -19,7 +19,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Bounds, Config, Detail, Error, Filter, Letters, Listing, Query, Queue, Report, filter::parse_since};
+use super::{
+    Bounds, Config, Detail, Error, Filter, Letters, Listing, Query, Queue, Report,
+    filter::{parse_key, parse_since},
+};
 use crate::codes;
 
 /// Maximum number of letters that one request keeps track of, about 200 bytes each.
@@ -75,6 +78,8 @@ struct ListParams {
     topic: Option<String>,
     /// The record's key.
     key: Option<String>,
+    /// The record's key in Base64, for keys that are not UTF-8; instead of `key`.
+    key_base64: Option<String>,
     /// The last failure was at this RFC 3339 time or later, or within this age: `90s`, `15m`, `2h`,
     /// `7d`.
     since: Option<String>,
@@ -99,6 +104,9 @@ struct ChangeBody {
     topic: Option<String>,
     /// The record's key.
     key: Option<String>,
+    /// The record's key in Base64, for keys that are not UTF-8; instead of `key`.
+    #[schema(content_encoding = "base64")]
+    key_base64: Option<String>,
     /// The last failure was at this RFC 3339 time or later, or within this age: `90s`, `15m`, `2h`,
     /// `7d`.
     since: Option<String>,
@@ -139,7 +147,8 @@ refusals! {
     ),
 )]
 async fn list(State(desk): State<Desk>, Params(params): Params<ListParams>) -> Result<Json<Listing>, Problem> {
-    let ListParams { letters, topic, key, since, error, limit } = params;
+    let ListParams { letters, topic, key, key_base64, since, error, limit } = params;
+    let key = key_of(key, key_base64.as_deref()).map_err(|problem| problem.at_parameter("key_base64"))?;
     let since_ms = since_ms(since.as_deref()).map_err(|problem| problem.at_parameter("since"))?;
     let filter = Filter { ids: Vec::new(), topic, key, since_ms, error };
     if let Some(name) = filter.empty_condition() {
@@ -244,14 +253,16 @@ impl Desk {
             return Err(Problem::new(Code::INVALID_REQUEST, detail));
         }
         let body = body::read(request, self.limits).await?;
-        let ChangeBody { ids, letters, topic, key, since, error, limit, dry_run, all } = decode::strict(&body)?;
+        let ChangeBody { ids, letters, topic, key, key_base64, since, error, limit, dry_run, all } =
+            decode::strict(&body)?;
+        let key = key_of(key, key_base64.as_deref()).map_err(|problem| problem.at_field("key_base64"))?;
         let since_ms = since_ms(since.as_deref()).map_err(|problem| problem.at_field("since"))?;
         let filter = Filter { ids, topic, key, since_ms, error };
         if let Some(name) = filter.empty_condition() {
             return Err(empty(name).at_field(name));
         }
         if filter.is_empty() && !all {
-            let detail = "choose letters with `ids`, `topic`, `key`, `since` or `error`, or set `all` to true; so does a dry run, which takes what the change would take";
+            let detail = "choose letters with `ids`, `topic`, `key`, `key_base64`, `since` or `error`, or set `all` to true; so does a dry run, which takes what the change would take";
             return Err(Problem::new(Code::INVALID_FIELD, detail).at_field("all"));
         }
         let limit = limit.map_or(1_000, Bounded::as_usize);
@@ -261,6 +272,18 @@ impl Desk {
 
 fn empty(name: &str) -> Problem {
     Problem::new(Code::INVALID_FIELD, format!("`{name}` must not be empty; leave it out to take every {name}"))
+}
+
+/// Returns the key to look for, which is given as text or in base64.
+fn key_of(text: Option<String>, base64: Option<&str>) -> Result<Option<Vec<u8>>, Problem> {
+    let invalid = |detail| Problem::new(Code::INVALID_REQUEST, detail);
+    match (text, base64) {
+        (Some(_), Some(_)) => {
+            Err(invalid("`key_base64` must not be set beside `key`; send one of them".to_owned()))
+        }
+        (text, None) => Ok(text.map(String::into_bytes)),
+        (None, Some(key)) => parse_key(key).map(Some).map_err(|error| invalid(format!("`key_base64` {error}"))),
+    }
 }
 
 fn of_kind(kind: Option<Kind>) -> Letters {
