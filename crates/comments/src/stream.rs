@@ -202,7 +202,12 @@ impl Live {
         let limit = if queues.is_tight() { 1 } else { page_rows(partitions).min(16) };
         let most = limit * partitions * self.max_text_bytes;
         let Some(mut lease) = queues.lease_within(most, MEMORY_PATIENCE).await else { return Ok(false) };
-        let (rows, complete) = self.store.after(&self.position, limit).await?;
+        // One comment of each partition is too few to sort them by time: nearly all would be read
+        // again.
+        let (rows, complete) = match limit {
+            1 => self.store.after(&self.position, limit).await?,
+            _ => self.store.replay(&self.position, limit).await?,
+        };
         self.missed.extend(rows.iter().map(Item::from));
         lease.shrink_to(self.missed.iter().map(|item| item.data.len()).sum());
         self.lease = Some(lease);
