@@ -9,7 +9,7 @@ use postrider_feed::{self as feed, Feed};
 use postrider_gateway::{self as gateway, Gateway};
 use postrider_health::metrics_routes;
 use postrider_http::{
-    Audience, client_address::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts, unmatched::Routes,
+    Audience, client_address::Proxies, escapes::EscapesLayer, layer::OuterLayer, serve, shortcut::ShortCuts, unmatched::Routes,
 };
 use postrider_kafka::CallersProducer;
 use postrider_kv::{self as kv, Service};
@@ -82,7 +82,7 @@ pub(super) fn start(
     let router = openapi::serve(described, settings.http.docs)?;
     let router = router
         .fallback(move |request: Request| std::future::ready(unmatched.answer(&request)))
-        .layer(OuterLayer::default());
+        .layer((OuterLayer::default(), EscapesLayer));
     let proxies = Proxies::new(&settings.http)?;
     for listener in &listeners {
         let address = listener.local_addr().map_err(Error::Listener)?;

@@ -210,10 +210,16 @@ async fn an_error_in_a_query_a_path_or_a_header_names_the_one_that_is_wrong() {
     let limit = "`limit` must be a whole number from 1 to 100 (got `";
     let cases: Vec<(&str, String, u16, &str, &str)> = vec![
         ("GET", "/api/v1/comments?limit=0".into(), 422, "limit", limit),
-        ("GET", "/api/v1/comments?limit=101&cursor=%".into(), 422, "limit", limit),
+        ("GET", "/api/v1/comments?limit=101&cursor=x".into(), 422, "limit", limit),
         ("GET", "/api/v1/comments?limit=99999999999999999999".into(), 422, "limit", limit),
         ("GET", "/api/v1/comments?limit=ten".into(), 400, "limit", limit),
-        ("GET", "/api/v1/comments?limit=1&cursor=%".into(), 400, "cursor", "`cursor` must be the"),
+        ("GET", "/api/v1/comments?limit=1&cursor=x".into(), 400, "cursor", "`cursor` must be the"),
+        ("GET", "/api/v1/comments?limit=1&cursor=%".into(), 400, "cursor", "`cursor` has the broken percent-encoding `%`"),
+        ("GET", "/pull/100%".into(), 400, "key", "`key` has the broken percent-encoding `%`; write a `%` itself as `%25`"),
+        ("DELETE", "/pull/a%2".into(), 400, "key", "`key` has the broken percent-encoding `%2`"),
+        ("GET", "/users/a%zzb/following".into(), 400, "user_id", "`user_id` has the broken percent-encoding `%zz`"),
+        ("GET", "/feeds/u%?limit=1".into(), 400, "user_id", "`user_id` has the broken percent-encoding `%`"),
+        ("GET", "/api/v1/messages?receiverId=%".into(), 400, "receiverId", "`receiverId` has the broken"),
         ("GET", "/api/v1/comments?limit=1&limit=2".into(), 400, "limit", "`limit` must be given only once"),
         ("GET", "/api/v1/comments?post_id=%00".into(), 400, "post_id", "`post_id` must not contain a null"),
         ("GET", "/api/v1/comments/stream?after=x".into(), 400, "after", "`after` must be the `id` of an event"),
@@ -284,6 +290,8 @@ async fn an_error_in_a_query_a_path_or_a_header_names_the_one_that_is_wrong() {
     names(&answer.problem(422, "invalid_field"), "header", "ReceiverId", "`receiverId` must have at most 255 bytes");
     let answer = app.post_with("/push", &[("idempotency-key", "")], &json!({"key": "k", "value": 1})).await;
     names(&answer.problem(400, "invalid_request"), "header", "Idempotency-Key", "`Idempotency-Key` must have 1 to 255");
+    let problem = app.get("/no/route/%").await.problem(400, "invalid_request");
+    assert!(problem["detail"].as_str().unwrap().starts_with("the path has the broken percent-encoding"), "{problem}");
     // The range of this limit is an older contract: out of it, the default applies. Without
     // Postgres, the feed cannot be read.
     for limit in ["0", "-1", "101", "99999999999999999999"] {

@@ -13,6 +13,7 @@ pub mod context;
 mod counted;
 pub mod decode;
 mod encoding;
+pub mod escapes;
 pub mod json;
 pub mod layer;
 mod linger;

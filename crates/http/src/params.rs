@@ -26,6 +26,7 @@ use super::{
     body::{self, Limits},
     code::Code,
     decode::{self, Fault, Flaw, Step, is_too_large, quoted, shortened},
+    escapes::{self, broken_escape},
     problem::{Place, Problem},
     warning::{self, Source},
 };
@@ -153,13 +154,16 @@ fn pair_of<'a>(pair: &'a [u8], source: Source, known: &LazyCell<&'static [&'stat
     let (name, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
     // Only what is known must be UTF-8.
     let name = decoded(name).unwrap_or_else(|| String::from_utf8_lossy(name).into_owned().into());
-    if let Some(value) = decoded(value) {
+    // Clients send forms with a bare `%`, as browsers read them.
+    let broken = if source == Source::Parameter { broken_escape(value) } else { None };
+    if let (None, Some(value)) = (broken, decoded(value)) {
         return Ok((name, value));
     }
     if !known.iter().any(|known| known.eq_ignore_ascii_case(&name)) {
         return Ok((name, String::from_utf8_lossy(value)));
     }
-    let detail = format!("`{}` must be UTF-8 after percent-decoding", shortened(&name));
+    let rule = broken.map_or_else(|| "must be UTF-8 after percent-decoding".to_owned(), escapes::explain);
+    let detail = format!("`{}` {rule}", shortened(&name));
     Err(Problem::new(Code::INVALID_REQUEST, detail).at(place(source, &name)))
 }
 
