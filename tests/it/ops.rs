@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     harness::{
-        World,
+        Stack, World,
         app::command,
         stack::off_runtime,
         wait::{seconds, until},
@@ -53,6 +53,17 @@ async fn probes_answer_in_every_role_and_name_each_check() {
         assert_eq!(app.api.is_empty(), matches!(role, "processor" | "relay"));
         app.stop().await;
     }
+}
+
+#[tokio::test]
+async fn the_local_stack_says_what_it_starts() {
+    let stack = Stack::own("progress", &["--only", "redis"]).await;
+    stack.ctl(&["stop", "redis"]).await;
+    let messages = stack.ctl(&["start", "redis"]).await;
+    let lines: Vec<&str> = messages.lines().collect();
+    assert!(lines[0] == "starting redis" && lines[1].starts_with("redis     responds on 127.0.0.1:"), "{messages}");
+    let again = stack.ctl(&["start", "redis"]).await;
+    assert!(again.starts_with("redis     responds on"), "{again}");
 }
 
 #[tokio::test]
