@@ -221,7 +221,7 @@ async fn listening_ends_after_its_time_with_exit_code_0() {
     ] {
         let began = Instant::now();
         let output = run(&world, &[words, &["--for", "700ms"]].concat(), "").await;
-        assert!(output.status.success() && err(&output).contains("listening to"), "{words:?}: {}", err(&output));
+        assert!(output.status.success(), "{words:?}: {}", err(&output));
         assert!(began.elapsed() >= Duration::from_millis(700), "{words:?}");
     }
     app.stop().await;

@@ -290,6 +290,23 @@ async fn an_error_in_a_query_a_path_or_a_header_names_the_one_that_is_wrong() {
     names(&answer.problem(422, "invalid_field"), "header", "ReceiverId", "`receiverId` must have at most 255 bytes");
     let answer = app.post_with("/push", &[("idempotency-key", "")], &json!({"key": "k", "value": 1})).await;
     names(&answer.problem(400, "invalid_request"), "header", "Idempotency-Key", "`Idempotency-Key` must have 1 to 255");
+    for (method, path, name) in [
+        (Method::POST, "/push", "Idempotency-Key"),
+        (Method::POST, "/produce", "Idempotency-Key"),
+        (Method::POST, "/api/v1/comments", "Idempotency-Key"),
+        (Method::DELETE, "/pull/k", "Idempotency-Key"),
+        (Method::GET, "/pull/k", "Postrider-After"),
+        (Method::GET, "/api/v1/messages", "ReceiverId"),
+        (Method::GET, "/api/v1/messages/unread", "ReceiverId"),
+        (Method::GET, "/api/v1/messages/stream?receiverId=r", "Last-Event-ID"),
+        (Method::GET, "/api/v1/comments/stream", "Last-Event-ID"),
+    ] {
+        let body = r#"{"topic":"t","payload":1,"key":"k","value":1,"text":"x"}"#;
+        let body = if method == Method::POST { body } else { "" };
+        let headers = [("content-type", "application/json"), (name, "0.1.2"), (name, "0.1.2")];
+        let problem = app.request(method, path, &headers, body).await.problem(400, "invalid_request");
+        names(&problem, "header", name, &format!("`{name}` must be given only once"));
+    }
     let problem = app.get("/no/route/%").await.problem(400, "invalid_request");
     assert!(problem["detail"].as_str().unwrap().starts_with("the path has the broken percent-encoding"), "{problem}");
     // The range of this limit is an older contract: out of it, the default applies. Without

@@ -8,7 +8,7 @@ use axum::{
 };
 use postrider_http::{
     Bounded, Code, Params, Problem, ProblemBody, RequestContext, body,
-    context::{ANONYMOUS, require_content_type},
+    context::{ANONYMOUS, require_content_type, single},
     decode::quoted,
     refusals::PostgresRead,
     sse,
@@ -167,7 +167,7 @@ async fn live(
     headers: HeaderMap,
     Params(query): Params<StreamQuery>,
 ) -> Result<Response<Body>, Problem> {
-    let header = headers.get(&LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
+    let header = single(&headers, &LAST_EVENT_ID, "Last-Event-ID")?.map(|value| value.to_str().unwrap_or("?"));
     let named = |problem: Problem| match header {
         Some(_) => problem.at_header("Last-Event-ID"),
         None => problem.at_parameter("after"),

@@ -152,6 +152,7 @@ impl Gateway {
         context: &RequestContext,
         request: Request,
     ) -> Result<Response<Body>, Problem> {
+        context.check_idempotency_key()?;
         let topic = default_topic(query)?;
         let content_type = require_content_type(request.headers(), &ACCEPTED)?;
         if content_type != JSON {
@@ -220,7 +221,6 @@ impl Gateway {
         topic: Option<&str>,
         context: &RequestContext,
     ) -> Result<Response<Body>, Problem> {
-        context.check_idempotency_key()?;
         let limit = self.inner.config.max_batch_records;
         if records.len() > limit {
             return Err(Problem::new(

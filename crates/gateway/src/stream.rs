@@ -36,7 +36,6 @@ pub fn respond(
     content_type: &'static str,
     request: Request,
 ) -> Result<Response<Body>, Problem> {
-    context.check_idempotency_key()?;
     let window = gateway.inner.config.stream_window.max(1);
     let content_type = content_type_of_answer(request.headers(), content_type);
     let lines = Lines::new(body::stream(request)?, &gateway);

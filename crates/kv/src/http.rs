@@ -10,7 +10,7 @@ use axum::{
 };
 use postrider_http::{
     Bounded, Code, Problem, ProblemBody, RequestContext, body,
-    context::require_content_type,
+    context::{require_content_type, single},
     decode::{self, quoted},
     json,
     params::{self, Nothing},
@@ -151,7 +151,7 @@ async fn pull(
     key: Result<Path<String>, PathRejection>,
 ) -> Result<Response<Body>, Problem> {
     let key = service.path_key(key)?;
-    if let Some(after) = headers.get(&AFTER) {
+    if let Some(after) = single(&headers, &AFTER, "Postrider-After")? {
         service.await_visible(&parse_position(after)?).await?;
     }
     let found = match service.look_up(&key).await? {

@@ -11,7 +11,7 @@ use axum::{
 };
 use postrider_http::{
     Bounded, Code, Params, Problem, ProblemBody, RequestContext, body,
-    context::{ANONYMOUS, require_content_type},
+    context::{ANONYMOUS, require_content_type, single},
     json,
     refusals::{JsonWrite, PostgresRead},
     sse,
@@ -192,7 +192,8 @@ async fn live(
 ) -> Result<Response<Body>, Problem> {
     let receiver = receiver_of_request(&headers, query.receiver_id)?;
     messages.check_origin(&headers)?;
-    let header = headers.get(&LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?")).filter(|id| !id.is_empty());
+    let header = single(&headers, &LAST_EVENT_ID, "Last-Event-ID")?.map(|value| value.to_str().unwrap_or("?"));
+    let header = header.filter(|id| !id.is_empty());
     let after = match header {
         Some(id) => cursor("Last-Event-ID", Some(id)).map_err(|problem| problem.at_header("Last-Event-ID"))?,
         None => cursor_parameter("after", query.after.as_deref())?,

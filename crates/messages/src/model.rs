@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use axum::http::{HeaderMap, HeaderName};
 use postrider_http::{
     Code, Problem,
+    context::single,
     decode::{self, quoted},
     json,
     problem::Place,
@@ -119,7 +120,7 @@ pub fn check_id(name: &'static str, id: &str) -> Result<(), Flaw> {
 
 /// Returns the receiver's id from the header or the query.
 pub fn receiver_of_request(headers: &HeaderMap, query: Option<String>) -> Result<String, Problem> {
-    let header = headers.get(&RECEIVER_ID).map(|value| String::from_utf8(value.as_bytes().to_vec()));
+    let header = single(headers, &RECEIVER_ID, "ReceiverId")?.map(|value| String::from_utf8(value.as_bytes().to_vec()));
     let header = header.transpose().map_err(|_| invalid("`ReceiverId` is not UTF-8").at_header("ReceiverId"))?;
     let in_header = header.is_some();
     let receiver = header.or(query).filter(|id| !id.is_empty()).ok_or_else(missing_receiver)?;
