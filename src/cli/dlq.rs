@@ -248,7 +248,8 @@ impl Selection {
 impl Choice {
     fn query(&self, word: &str) -> Result<Query, Error> {
         let query = self.selection.query(self.ids.clone(), self.limit.unwrap_or(usize::MAX))?;
-        let would = format!("{word} every letter (choose letters by id, --topic, --key, --key-base64, --since or --error)");
+        let would =
+            format!("{word} every letter (choose letters by id, --topic, --key, --key-base64, --since or --error)");
         self.change.confirm(!query.filter.is_empty(), &would)?;
         Ok(query)
     }

@@ -9,7 +9,8 @@ use postrider_feed::{self as feed, Feed};
 use postrider_gateway::{self as gateway, Gateway};
 use postrider_health::metrics_routes;
 use postrider_http::{
-    Audience, client_address::Proxies, escapes::EscapesLayer, layer::OuterLayer, serve, shortcut::ShortCuts, unmatched::Routes,
+    Audience, client_address::Proxies, escapes::EscapesLayer, layer::OuterLayer, serve, shortcut::ShortCuts,
+    unmatched::Routes,
 };
 use postrider_kafka::CallersProducer;
 use postrider_kv::{self as kv, Service};

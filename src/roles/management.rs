@@ -117,7 +117,8 @@ pub(super) fn serve(platform: &Platform, listeners: Vec<TcpListener>, tasks: &mu
     let routes = head.merge(ops::routes(platform.health.clone(), platform.metrics.clone()));
     let own = OpenApiRouter::new().routes(routes!(shown_settings)).with_state(platform.shown_settings.clone());
     let described = routes.merge(own);
-    let unmatched = Routes::new(described.get_openapi().paths.paths.keys().map(String::as_str).chain(["/openapi.json"]));
+    let unmatched =
+        Routes::new(described.get_openapi().paths.paths.keys().map(String::as_str).chain(["/openapi.json"]));
     let router = openapi::serve(described, false)?
         .fallback(move |request: Request| std::future::ready(unmatched.answer(&request)))
         .layer(middleware::from_fn(warn_of_parameters))

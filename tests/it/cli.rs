@@ -233,7 +233,7 @@ async fn listening_to_a_server_that_does_not_answer_fails_in_time() {
     // The system accepts connections, and nobody answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let api = format!("http://{}", silent.local_addr().unwrap());
-    let listen = async |words: &[&str]| run(&world, &[&["listen"], words, &["--api", &api]].concat(), "").await;
+    let listen = async |words: &[&str]| run(&world, &[&["listen"][..], words, &["--api", &api]].concat(), "").await;
     let outputs = tokio::join!(listen(&["receiver", "bob"]), listen(&["comments"]), listen(&["feed", "bea"]));
     for output in [outputs.0, outputs.1, outputs.2] {
         assert_eq!(output.status.code(), Some(1), "{}", err(&output));

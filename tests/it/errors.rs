@@ -214,8 +214,20 @@ async fn an_error_in_a_query_a_path_or_a_header_names_the_one_that_is_wrong() {
         ("GET", "/api/v1/comments?limit=99999999999999999999".into(), 422, "limit", limit),
         ("GET", "/api/v1/comments?limit=ten".into(), 400, "limit", limit),
         ("GET", "/api/v1/comments?limit=1&cursor=x".into(), 400, "cursor", "`cursor` must be the"),
-        ("GET", "/api/v1/comments?limit=1&cursor=%".into(), 400, "cursor", "`cursor` has the broken percent-encoding `%`"),
-        ("GET", "/pull/100%".into(), 400, "key", "`key` has the broken percent-encoding `%`; write a `%` itself as `%25`"),
+        (
+            "GET",
+            "/api/v1/comments?limit=1&cursor=%".into(),
+            400,
+            "cursor",
+            "`cursor` has the broken percent-encoding `%`",
+        ),
+        (
+            "GET",
+            "/pull/100%".into(),
+            400,
+            "key",
+            "`key` has the broken percent-encoding `%`; write a `%` itself as `%25`",
+        ),
         ("DELETE", "/pull/a%2".into(), 400, "key", "`key` has the broken percent-encoding `%2`"),
         ("GET", "/users/a%zzb/following".into(), 400, "user_id", "`user_id` has the broken percent-encoding `%zz`"),
         ("GET", "/feeds/u%?limit=1".into(), 400, "user_id", "`user_id` has the broken percent-encoding `%`"),
@@ -245,7 +257,13 @@ async fn an_error_in_a_query_a_path_or_a_header_names_the_one_that_is_wrong() {
         ("GET", "/api/v1/presence/%ff".into(), 400, "id", "`id` must be UTF-8"),
         ("GET", "/feeds/u?limit=ten".into(), 400, "limit", "`limit` must be a whole number (got `ten`)"),
         ("GET", "/feeds/u?offset=10001".into(), 422, "offset", "`offset` must be at most 10000"),
-        ("GET", "/feeds/u?cursor=x&limit=5".into(), 400, "cursor", "`cursor` must be the `next_cursor` of a page (got `x`)"),
+        (
+            "GET",
+            "/feeds/u?cursor=x&limit=5".into(),
+            400,
+            "cursor",
+            "`cursor` must be the `next_cursor` of a page (got `x`)",
+        ),
         ("GET", "/feeds/u?expand=authors".into(), 400, "expand", "`expand` must be `posts`"),
         ("GET", format!("/feeds/{long}"), 422, "user_id", "`user_id` must have at most 255 bytes"),
         ("GET", "/users/u/followers?limit=0".into(), 422, "limit", limit),
@@ -330,7 +348,10 @@ async fn records_of_a_batch_and_of_a_stream_have_errors_and_warnings_of_their_ow
     assert_eq!(results[2]["warnings"], json!(["unknown field `header`; did you mean `headers`?"]));
     let wrong = app.post_json("/produce", &json!({"topic": topic, "records": [[1]]})).await.expect(207).json();
     let error = &wrong["results"][0]["errors"][0];
-    assert_eq!((&error["pointer"], &error["detail"]), (&json!("#/records/0"), &json!("the record must be a JSON object (got an array)")));
+    assert_eq!(
+        (&error["pointer"], &error["detail"]),
+        (&json!("#/records/0"), &json!("the record must be a JSON object (got an array)"))
+    );
     let lines = records.as_array().unwrap().iter().map(|record| format!("{record}\n")).collect::<String>();
     let headers = [("content-type", "application/jsonl")];
     let answer = app.request(Method::POST, &format!("/produce?topic={topic}"), &headers, lines).await.expect(200);

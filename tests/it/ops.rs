@@ -319,7 +319,8 @@ async fn a_port_in_use_ends_the_process_with_an_error_that_names_the_address() {
             ],
         )
         .await;
-        let error = format!("postrider: cannot listen on {taken}: Address already in use (os error 98) (`{setting}`)\n");
+        let error =
+            format!("postrider: cannot listen on {taken}: Address already in use (os error 98) (`{setting}`)\n");
         assert!(!good && stderr.ends_with(&error), "{variable}: {stderr}");
         let log = log + &stderr;
         let started = ["serving", "draining", "kafka", "redis"].iter().find(|word| log.contains(**word));

@@ -227,7 +227,8 @@ async fn a_dry_run_prints_the_requests_and_neither_sends_nor_commits() {
 async fn a_dry_run_refuses_a_target_that_a_delivery_would_refuse() {
     let scene = Scene::new(1).await;
     scene.write(vec![numbered("a", 1)]).await;
-    for (host, words) in [("127.0.0.1", "127.0.0.1, which may not"), ("localhost", "because it is a loopback address")] {
+    for (host, words) in [("127.0.0.1", "127.0.0.1, which may not"), ("localhost", "because it is a loopback address")]
+    {
         let url = format!("http://{host}:1/hook");
         let mut command = scene.world.command();
         command.args(["relay", "--topic", &scene.topic, "--target-url", &url, "--dry-run", "--public-only"]);

@@ -120,8 +120,8 @@ struct ListQuery {
 async fn list(State(comments): State<Comments>, Params(query): Params<ListQuery>) -> Result<Response<Body>, Problem> {
     let limit = query.limit.map_or(DEFAULT_LIMIT, Bounded::get) as u16;
     let cursor = query.cursor.as_deref().map_or(Ok(Cursor::NEWEST), |text| {
-        let wanted = |_| invalid(format!("`cursor` must be the `next_cursor` of a page (got {})", quoted(text)));
-        text.parse().map_err(|error: Malformed| wanted(error).at_parameter("cursor"))
+        let detail = || format!("`cursor` must be the `next_cursor` of a page (got {})", quoted(text));
+        text.parse().map_err(|_: Malformed| invalid(detail()).at_parameter("cursor"))
     })?;
     let post_id = query.post_id.as_deref().filter(|id| !id.is_empty());
     check_field("post_id", post_id.unwrap_or_default(), usize::MAX)

@@ -278,9 +278,7 @@ fn empty(name: &str) -> Problem {
 fn key_of(text: Option<String>, base64: Option<&str>) -> Result<Option<Vec<u8>>, Problem> {
     let invalid = |detail| Problem::new(Code::INVALID_REQUEST, detail);
     match (text, base64) {
-        (Some(_), Some(_)) => {
-            Err(invalid("`key_base64` must not be set beside `key`; send one of them".to_owned()))
-        }
+        (Some(_), Some(_)) => Err(invalid("`key_base64` must not be set beside `key`; send one of them".to_owned())),
         (text, None) => Ok(text.map(String::into_bytes)),
         (None, Some(key)) => parse_key(key).map(Some).map_err(|error| invalid(format!("`key_base64` {error}"))),
     }

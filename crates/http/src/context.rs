@@ -214,7 +214,10 @@ mod tests {
         let problem = single(&headers, &IDEMPOTENCY_KEY, "Idempotency-Key").unwrap_err();
         assert_eq!(problem.extensions["errors"][0]["header"], "Idempotency-Key");
         let same = RequestContext::from_headers(&headers).check_idempotency_key().unwrap_err();
-        assert_eq!((same.detail, problem.detail.as_str()), (problem.detail.clone(), "`Idempotency-Key` must be given only once"));
+        assert_eq!(
+            (same.detail, problem.detail.as_str()),
+            (problem.detail.clone(), "`Idempotency-Key` must be given only once")
+        );
     }
 
     #[test]

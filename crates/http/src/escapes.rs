@@ -81,9 +81,7 @@ fn refusal(request: &Request, escape: &[u8]) -> Problem {
     let within = segments.find(|(_, segment)| broken_escape(segment.as_bytes()).is_some());
     let parameter = within.and_then(|(name, _)| name.strip_prefix('{')?.strip_suffix('}'));
     match parameter {
-        Some(name) => {
-            Problem::new(Code::INVALID_REQUEST, format!("`{name}` {}", explain(escape))).at_parameter(name)
-        }
+        Some(name) => Problem::new(Code::INVALID_REQUEST, format!("`{name}` {}", explain(escape))).at_parameter(name),
         None => Problem::new(Code::INVALID_REQUEST, format!("the path {}", explain(escape))),
     }
 }

@@ -4,7 +4,7 @@ use std::{future::poll_fn, pin::pin};
 
 use axum::{
     body::Body,
-    extract::Request,
+    extract::{MatchedPath, Request},
     http::{Method, Response, StatusCode, header},
     middleware::Next,
 };
@@ -15,6 +15,7 @@ use super::{code::Code, problem::Problem, warning};
 /// renders problems and names near misses, as [`OuterLayer`](crate::layer::OuterLayer) does.
 pub async fn plainly(request: Request, next: Next) -> Response<Body> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let mut near_misses = Vec::new();
     let mut answering = pin!(next.run(request));
     let mut response = poll_fn(|cx| {
@@ -26,6 +27,7 @@ pub async fn plainly(request: Request, next: Next) -> Response<Body> {
     if let Some(problem) = problem_of(&mut response, &method, &path) {
         response = rendered(&problem, &response, &path);
     }
+    warning::count(route.as_ref().map_or("unmatched", MatchedPath::as_str), &near_misses);
     warning::name(response.headers_mut(), &near_misses);
     response
 }

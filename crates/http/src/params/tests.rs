@@ -66,11 +66,7 @@ fn an_error_names_the_parameter_what_was_found_and_what_is_wanted() {
             400,
             "cursor: `cursor` has the broken percent-encoding `%`; write a `%` itself as `%25`",
         ),
-        (
-            "ids=a&ids=%2gb",
-            400,
-            "ids: `ids` has the broken percent-encoding `%2g`; write a `%` itself as `%25`",
-        ),
+        ("ids=a&ids=%2gb", 400, "ids: `ids` has the broken percent-encoding `%2g`; write a `%` itself as `%25`"),
     ] {
         assert_eq!(refused(query), (status, expected.to_owned()), "{query}");
     }
