@@ -31,7 +31,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     Gateway,
     answer::{BatchAnswer, ProduceAnswer, RecordStream, json_response, part_result, produced},
-    model::{ACCEPTED, JSON, ProduceRequest, Record, RecordNumber, check_topic},
+    described::ProduceRequest,
+    model::{ACCEPTED, JSON, Record, RecordNumber, check_topic},
     simulator, stream,
 };
 
