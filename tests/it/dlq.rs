@@ -193,7 +193,7 @@ async fn show_prints_every_part_of_the_record_of_a_letter() {
     let of_text = post.give_up(EVENTS_TOPIC, &text, "kv", "transport", NOW_MS).await;
     assert_eq!(post.listed(&["--key", "AP8="]).await, [of_text]);
     for key in ["AP8=", "AP8"] {
-        assert_eq!(post.listed(&["--key-base64", key]).await, [id.clone()]);
+        assert_eq!(post.listed(&["--key-base64", key]).await, [id.as_str()]);
     }
     let table = post.dlq(&["list"]).await.out;
     let words: Vec<&str> = table.split_whitespace().collect();

@@ -59,10 +59,10 @@ async fn probes_answer_in_every_role_and_name_each_check() {
 async fn the_local_stack_says_what_it_starts() {
     let stack = Stack::own("progress", &["--only", "redis"]).await;
     stack.ctl(&["stop", "redis"]).await;
-    let messages = stack.ctl(&["start", "redis"]).await;
+    let messages = stack.messages_of(&["start", "redis"]).await;
     let lines: Vec<&str> = messages.lines().collect();
     assert!(lines[0] == "starting redis" && lines[1].starts_with("redis     responds on 127.0.0.1:"), "{messages}");
-    let again = stack.ctl(&["start", "redis"]).await;
+    let again = stack.messages_of(&["start", "redis"]).await;
     assert!(again.starts_with("redis     responds on"), "{again}");
 }
 

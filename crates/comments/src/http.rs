@@ -172,7 +172,7 @@ async fn live(
         Some(_) => problem.at_header("Last-Event-ID"),
         None => problem.at_parameter("after"),
     };
-    let malformed = |text| {
+    let malformed = |text: &str| {
         let name = if header.is_some() { "Last-Event-ID" } else { "after" };
         named(invalid(format!("`{name}` must be the `id` of an event of this stream (got {})", quoted(text))))
     };

@@ -223,6 +223,7 @@ mod tests {
         let Words { receiver } = Words::parse_from(["listen", "bob", "--api", &url]);
         let accept = async {
             let stream = listener.accept().await.unwrap().0;
+            #[expect(clippy::result_large_err, reason = "the type is the library's")]
             let agree = |_: &server::Request, mut answer: server::Response| {
                 answer.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static("postrider.v1"));
                 Ok(answer)

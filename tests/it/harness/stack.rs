@@ -90,7 +90,12 @@ impl Stack {
 
     /// Runs `dev/stack COMMAND SERVICE…` on this stack. Fails if a server comes back on another
     /// address: a test that waits for it would wait for ever.
-    pub async fn ctl(&self, words: &[&str]) -> String {
+    pub async fn ctl(&self, words: &[&str]) {
+        self.messages_of(words).await;
+    }
+
+    /// Like [`Self::ctl`], and returns what the command writes to stderr.
+    pub async fn messages_of(&self, words: &[&str]) -> String {
         let state = self.state.clone();
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         let env = off_runtime(move || {
