@@ -146,7 +146,10 @@ async fn stream(
 mod tests {
     use std::time::Instant;
 
-    use tokio::{io::AsyncWriteExt, net::TcpListener};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
 
     use super::*;
 
@@ -156,6 +159,10 @@ mod tests {
         let api = Api::new(&format!("http://{}", listener.local_addr().unwrap()), "--api").unwrap();
         let answer = async {
             let mut stream = listener.accept().await.unwrap().0;
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
+            }
             let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
             stream.write_all(format!("{head}7\r\nid: 1\n\n\r\n").as_bytes()).await.unwrap();
             stream
