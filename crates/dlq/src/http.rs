@@ -276,7 +276,7 @@ fn empty(name: &str) -> Problem {
 
 /// Returns the key to look for, which is given as text or in base64.
 fn key_of(text: Option<String>, base64: Option<&str>) -> Result<Option<Vec<u8>>, Problem> {
-    let invalid = |detail| Problem::new(Code::INVALID_REQUEST, detail);
+    let invalid = |detail| Problem::new(Code::INVALID_FIELD, detail);
     match (text, base64) {
         (Some(_), Some(_)) => Err(invalid("`key_base64` must not be set beside `key`; send one of them".to_owned())),
         (text, None) => Ok(text.map(String::into_bytes)),
