@@ -27,6 +27,8 @@ lock() {
   mkdir -p "$(dirname "$1")"
   local fd
   exec {fd}>>"$1"
+  flock -n "$fd" && return
+  say "waiting for another process that has locked $1"
   flock -w "$2" "$fd" || die "another process has locked $1 for $2 s"
 }
 
@@ -168,11 +170,12 @@ tail_log() {
   say "---"
 }
 
-# await_ready SERVICE SECONDS PROBE...: like await, but ends the script with the service's log if the service has ended
-# or does not respond in time.
+# await_ready SERVICE SECONDS PROBE...: like await, but reports every two seconds that it waits, and ends the script with
+# the service's log if the service has ended or does not respond in time.
 await_ready() {
-  local service=$1 seconds=$2 until
-  until=$(($(now_ms) + $2 * 1000))
+  local service=$1 seconds=$2 until t0 report=2000
+  t0=$(now_ms)
+  until=$((t0 + $2 * 1000))
   shift 2
   while ! "$@"; do
     if ! running "$service"; then
@@ -182,6 +185,10 @@ await_ready() {
     if (($(now_ms) > until)); then
       tail_log "$service"
       die "$service did not respond within $seconds s"
+    fi
+    if (($(now_ms) - t0 > report)); then
+      report=$((report + 2000))
+      say "waiting for $service: no response after $(seconds_since "$t0") s (log: $STATE/logs/$service.log)"
     fi
     sleep 0.03
   done

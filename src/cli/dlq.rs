@@ -6,9 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::{Args, Subcommand};
 use postrider_config::Loaded;
-use postrider_dlq::{Bounds, Detail, Filter, Letters, Listing, Outcome, Progress, Query, Queue, Report, parse_since};
+use postrider_dlq::{
+    Bounds, Detail, Filter, Letters, Listing, Outcome, Progress, Query, Queue, Report, Summary, parse_key, parse_since,
+};
 use postrider_health::Health;
 use postrider_kafka::{Admin, Broker, Producer, reach::Unreachable};
 use postrider_time::clock;
@@ -18,6 +21,7 @@ use super::{
     block_on,
     change::{Change, Unconfirmed},
     kafka_wait::KafkaWait,
+    number,
     text::{self, Output, columns, note, tame},
 };
 use crate::roles::Settings;
@@ -27,6 +31,7 @@ Examples:
   postrider dlq list                                  newest 50 letters
   postrider dlq list --since 2h --error timeout       timeouts of two hours
   postrider dlq list --topic messages --key user123   letters of one key
+  postrider dlq list --key-base64 AP8=                letters of a binary key
   postrider dlq list --output json | jq '.letters[].id'";
 
 const SHOW_EXAMPLES: &str = "\
@@ -48,6 +53,9 @@ Examples:
   postrider dlq purge 'messages/3@1234 postrider-kv'
   postrider dlq purge --deliveries --yes              every failed delivery";
 
+/// What precedes a key in base64 in a list.
+const BASE64_MARK: &str = "base64:";
+
 #[derive(Subcommand)]
 pub enum Command {
     /// List dead letters, newest first
@@ -56,7 +64,7 @@ pub enum Command {
         #[command(flatten)]
         selection: Selection,
         /// Maximum number of letters
-        #[arg(long, default_value_t = 50, value_parser = limit, help_heading = "Selection")]
+        #[arg(long, default_value_t = 50, value_parser = number::count::<usize>, help_heading = "Selection")]
         limit: usize,
         #[command(flatten)]
         output: Output,
@@ -107,6 +115,9 @@ pub struct Selection {
     /// Key of the record
     #[arg(long)]
     key: Option<String>,
+    /// Key of the record in Base64, as `list` shows it after `base64:`
+    #[arg(long, value_name = "BASE64", conflicts_with = "key")]
+    key_base64: Option<String>,
     /// Only letters whose last failure is at or after this time (2026-01-31T12:00:00Z) or within
     /// this age (90s, 15m, 2h, 7d)
     #[arg(long, value_name = "TIME|AGE")]
@@ -126,7 +137,7 @@ pub struct Choice {
     #[command(flatten)]
     selection: Selection,
     /// Maximum number of letters, in the order of their records
-    #[arg(long, value_parser = limit, help_heading = "Selection")]
+    #[arg(long, value_parser = number::count::<usize>, help_heading = "Selection")]
     limit: Option<usize>,
     #[command(flatten)]
     change: Change,
@@ -152,8 +163,12 @@ pub enum Error {
     Kafka(#[from] KafkaError),
     #[error("--since: {0}")]
     Since(#[source] postrider_dlq::SinceError),
+    #[error("--key-base64 {0}")]
+    Key(#[source] postrider_dlq::KeyError),
     #[error("--{0} is empty; leave it out to take every {0}")]
     Empty(&'static str),
+    #[error("--letters is empty; leave it out to read the dead-letter topics of postrider")]
+    EmptyLetters,
     #[error(transparent)]
     Unconfirmed(#[from] Unconfirmed),
     #[error(transparent)]
@@ -187,7 +202,7 @@ async fn act(command: Command, loaded: &Loaded<Settings>) -> Result<(), Error> {
             Ok(output.print(&listing, table)?)
         }
         Command::Show { id, letters, output, .. } => {
-            let found = queue.show(letters.into(), id.clone(), bounds()).await?;
+            let found = queue.show(letters.topics()?, id.clone(), bounds()).await?;
             Ok(output.print(&found.ok_or(Error::NoLetter(id))?, page)?)
         }
         Command::Replay(choice) => {
@@ -203,44 +218,38 @@ async fn act(command: Command, loaded: &Loaded<Settings>) -> Result<(), Error> {
     }
 }
 
-impl From<Which> for Letters {
-    fn from(which: Which) -> Self {
-        match which {
-            Which { letters: Some(topic), .. } => Self::Topic(topic),
-            Which { events: true, .. } => Self::Events,
-            Which { deliveries: true, .. } => Self::Deliveries,
-            _ => Self::All,
+impl Which {
+    fn topics(&self) -> Result<Letters, Error> {
+        match self {
+            Self { letters: Some(topic), .. } if topic.trim().is_empty() => Err(Error::EmptyLetters),
+            Self { letters: Some(topic), .. } => Ok(Letters::Topic(topic.clone())),
+            Self { events: true, .. } => Ok(Letters::Events),
+            Self { deliveries: true, .. } => Ok(Letters::Deliveries),
+            _ => Ok(Letters::All),
         }
     }
 }
-
-/// Parses the maximum number of letters.
-fn limit(text: &str) -> Result<usize, NoLimit> {
-    text.parse().ok().filter(|&limit| limit > 0).ok_or(NoLimit)
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("must be a whole number of letters, at least 1")]
-struct NoLimit;
 
 impl Selection {
     fn query(&self, ids: Vec<String>, limit: usize) -> Result<Query, Error> {
         let parse = |text| parse_since(text, clock::now_ms());
         let since_ms = self.since.as_deref().map(parse).transpose().map_err(Error::Since)?;
-        let Self { topic, key, error, letters: Which { events, deliveries, letters }, .. } = self;
-        let filter = Filter { ids, topic: topic.clone(), key: key.clone(), since_ms, error: error.clone() };
+        let text = self.key.as_ref().map(|key| key.clone().into_bytes());
+        let binary = self.key_base64.as_deref().map(parse_key).transpose().map_err(Error::Key)?;
+        let Self { topic, error, letters, .. } = self;
+        let filter = Filter { ids, topic: topic.clone(), key: text.or(binary), since_ms, error: error.clone() };
         if let Some(name) = filter.empty_condition() {
             return Err(Error::Empty(name));
         }
-        let which = Which { events: *events, deliveries: *deliveries, letters: letters.clone() };
-        Ok(Query { letters: which.into(), filter, limit })
+        Ok(Query { letters: letters.topics()?, filter, limit })
     }
 }
 
 impl Choice {
     fn query(&self, word: &str) -> Result<Query, Error> {
         let query = self.selection.query(self.ids.clone(), self.limit.unwrap_or(usize::MAX))?;
-        let would = format!("{word} every letter (choose letters by id, --topic, --key, --since or --error)");
+        let would =
+            format!("{word} every letter (choose letters by id, --topic, --key, --key-base64, --since or --error)");
         self.change.confirm(!query.filter.is_empty(), &would)?;
         Ok(query)
     }
@@ -278,10 +287,9 @@ fn table(listing: &Listing) -> String {
     }
     let head = ["FAILED AT", "CLASS", "TRIES", "KEY", "ID", "ERROR"].map(str::to_owned);
     let rows = listing.letters.iter().map(|letter| {
-        let key = letter.key.as_deref().or(letter.key_base64.as_deref()).unwrap_or("-");
-        let cells =
-            [&letter.failed_at, &letter.error_class, &letter.attempts.to_string(), key, &letter.id, &letter.error];
-        cells.map(str::to_owned)
+        let (attempts, key) = (letter.attempts.to_string(), shown_key(letter));
+        let cells = [&letter.failed_at, &letter.error_class, &attempts, &key, &letter.id, &letter.error];
+        cells.map(String::clone)
     });
     let mut text = columns(std::iter::once(head).chain(rows).collect());
     let (shown, matched) = (listing.letters.len(), listing.matched);
@@ -290,6 +298,19 @@ fn table(listing: &Listing) -> String {
         text.push_str(&format!("showing the newest {shown} of{more} {matched}; raise --limit to see more\n"));
     }
     text
+}
+
+/// Returns the key of a letter for people: `-` if it has none. Keys that are not text, or look like
+/// something else, are in base64 after [`BASE64_MARK`].
+fn shown_key(letter: &Summary) -> String {
+    match (&letter.key, &letter.key_base64) {
+        (None, None) => "-".to_owned(),
+        (_, Some(base64)) => format!("{BASE64_MARK}{base64}"),
+        (Some(text), None) if matches!(&**text, "" | "-") || text.starts_with(BASE64_MARK) => {
+            format!("{BASE64_MARK}{}", BASE64_STANDARD.encode(text))
+        }
+        (Some(text), None) => text.clone(),
+    }
 }
 
 fn page(detail: &Detail) -> String {

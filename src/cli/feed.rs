@@ -7,7 +7,7 @@ use postrider_postgres as postgres;
 use postrider_redis::Redis;
 
 use super::{
-    block_on,
+    block_on, number,
     progress::Progress,
     text::{self, Output, note, tame},
 };
@@ -60,7 +60,7 @@ struct Chosen {
     #[arg(long)]
     user: Option<String>,
     /// Verify this many random feeds
-    #[arg(long)]
+    #[arg(long, value_parser = number::natural::<u32>)]
     sample: Option<u32>,
     /// Verify every feed
     #[arg(long)]
@@ -70,13 +70,13 @@ struct Chosen {
 #[derive(Args)]
 pub struct Seed {
     /// Number of users
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, value_parser = number::natural::<u32>)]
     users: u32,
     /// Average number of users that each user follows
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = number::natural::<u32>)]
     follows: u32,
     /// Number of posts in total
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, value_parser = number::natural::<u32>)]
     posts: u32,
     /// Distribution of follows and posts over users
     #[arg(long, value_enum, default_value_t = Shape::Zipf)]

@@ -7,6 +7,7 @@ mod docs;
 mod duration;
 mod error;
 mod feed;
+mod given;
 mod header;
 #[cfg(test)]
 mod help_tests;
@@ -14,6 +15,7 @@ mod kafka_wait;
 mod keys;
 mod lag;
 mod listen;
+mod number;
 mod outbox;
 mod pages;
 mod produce;

@@ -7,6 +7,7 @@ use postrider_postgres::{self as postgres, query};
 use super::{
     block_on,
     change::{Change, Unconfirmed},
+    number,
     text::{self, Output, columns},
 };
 use crate::roles::Settings;
@@ -50,7 +51,7 @@ pub enum Action {
         #[arg(long)]
         key: Option<String>,
         /// Maximum number of rows
-        #[arg(long, default_value_t = 50)]
+        #[arg(long, default_value_t = 50, value_parser = number::natural::<u32>)]
         limit: u32,
         #[command(flatten)]
         output: Output,

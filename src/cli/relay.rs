@@ -4,7 +4,6 @@
 use std::{
     ops::ControlFlow,
     path::PathBuf,
-    str::FromStr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,15 +18,17 @@ use postrider_kafka::{
     reach::Unreachable,
     scan::{self, ScanError, Scanner},
 };
+use postrider_outbound::ConnectError;
 use postrider_time::backoff::{Growth, Jitter};
 use rdkafka::{Message, error::KafkaError, message::BorrowedMessage};
 
 use super::{
     Error, Sources, block_on,
     duration::Span,
+    given::{Given, given_value, or_empty},
     header,
     kafka_wait::{self, KafkaWait},
-    load_with,
+    load_with, number,
     text::{self, Stdout, note, tame},
 };
 use crate::roles::{self, RelayCommand, Role, Settings};
@@ -66,16 +67,19 @@ pub struct Relay {
     #[arg(long, env = "CONSUMER_GROUP", help_heading = "Source")]
     group: Option<Given<String>>,
     /// Concurrent requests [default: 5]
-    #[arg(long, env = "WORKERS", value_name = "COUNT", help_heading = "Target")]
+    #[arg(long, env = "WORKERS", value_name = "COUNT", value_parser = or_empty(number::count::<usize>))]
+    #[arg(allow_negative_numbers = true, help_heading = "Target")]
     workers: Option<Given<usize>>,
     /// Requests per second, 0 for no limit [default: 10]
-    #[arg(long, env = "RATE_LIMIT", value_name = "PER SECOND", help_heading = "Target")]
+    #[arg(long, env = "RATE_LIMIT", value_name = "PER SECOND", value_parser = or_empty(number::rate))]
+    #[arg(allow_negative_numbers = true, help_heading = "Target")]
     rate: Option<Given<f64>>,
     /// Timeout of one request [default: 30s]
     #[arg(long, env = "HTTP_TIMEOUT", value_name = "DURATION", help_heading = "Target")]
     timeout: Option<Given<Span>>,
     /// Retries after the first attempt, before the record is dead-lettered [default: 3]
-    #[arg(long, env = "RETRY_ATTEMPTS", value_name = "COUNT", help_heading = "Retries")]
+    #[arg(long, env = "RETRY_ATTEMPTS", value_name = "COUNT", value_parser = or_empty(number::natural::<u32>))]
+    #[arg(allow_negative_numbers = true, help_heading = "Retries")]
     retries: Option<Given<u32>>,
     /// Delay before the first retry [default: 1s]
     #[arg(long, env = "RETRY_DELAY", value_name = "DURATION", help_heading = "Retries")]
@@ -115,22 +119,6 @@ pub struct Relay {
     wait: Option<Given<Span>>,
 }
 
-/// Value of an argument or variable. An empty one, as compose files set it, counts as not given.
-#[derive(Debug, Clone)]
-struct Given<T>(Option<T>);
-
-impl<T: FromStr> FromStr for Given<T> {
-    type Err = T::Err;
-
-    fn from_str(text: &str) -> Result<Self, T::Err> {
-        if text.is_empty() { Ok(Self(None)) } else { text.parse().map(|value| Self(Some(value))) }
-    }
-}
-
-fn given_value<T: Clone>(given: &Option<Given<T>>) -> Option<T> {
-    given.as_ref().and_then(|given| given.0.clone())
-}
-
 /// The error of a flag that has no default and is not given.
 #[derive(Debug, thiserror::Error)]
 #[error("{flag} is missing; pass it or set the variable {variable}")]
@@ -152,6 +140,9 @@ pub enum RelayError {
     Kafka(#[from] KafkaError),
     #[error("kafka: {0}")]
     Scan(#[from] ScanError),
+    /// The target may not be called, or cannot be checked.
+    #[error("--public-only: {0}")]
+    NotPublic(#[from] ConnectError),
     #[error("topic `{0}` does not exist")]
     NoTopic(String),
     #[error("{0} records failed; they are dead letters")]
@@ -241,8 +232,9 @@ async fn preview(
     access: Access,
     spans: Vec<scan::Span>,
 ) -> Result<(), RelayError> {
+    let preview = Preview::new(&route, access)?;
+    preview.check_target().await?;
     let printed = tokio::task::spawn_blocking(move || {
-        let preview = Preview::new(&route, access)?;
         let left = Commits::connect(&kafka, &route.topic, &route.group())?.uncommitted(&spans)?;
         let (mut failed, mut count, mut stdout) = (None, 0, Stdout::Open);
         let print = |message: &BorrowedMessage<'_>| {

@@ -10,8 +10,8 @@ use postrider_feed::{self as feed, Feed};
 use postrider_gateway::{self as gateway, Gateway};
 use postrider_health::metrics_routes;
 use postrider_http::{
-    Audience, client_address::Proxies, layer::OuterLayer, origin::Origins, serve, shortcut::ShortCuts,
-    unmatched::Routes,
+    Audience, client_address::Proxies, escapes::EscapesLayer, layer::OuterLayer, origin::Origins, serve,
+    shortcut::ShortCuts, unmatched::Routes,
 };
 use postrider_kafka::CallersProducer;
 use postrider_kv::{self as kv, Service};
@@ -19,6 +19,7 @@ use postrider_messages::{self as messages, Messages, Presence};
 use postrider_openapi as openapi;
 use postrider_process::drain::Tasks;
 use postrider_redis as redis;
+use tokio::net::TcpListener;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{
@@ -32,9 +33,10 @@ use super::{
 const ABOUT: &str = "Accepts events over HTTP, stores them in Kafka and delivers them.";
 
 /// Builds the capabilities and starts serving HTTP.
-pub(super) async fn start(
+pub(super) fn start(
     platform: &Arc<Platform>,
     callers_producer: CallersProducer,
+    listeners: Vec<TcpListener>,
     redis: SharedRedis,
     auth: &Auth,
     tasks: &mut Tasks,
@@ -92,10 +94,9 @@ pub(super) async fn start(
     let router = openapi::serve(described, settings.http.docs, |description| auth.describe(description, &rules))?;
     let router = router
         .fallback(move |request: Request| std::future::ready(unmatched.answer(&request)))
-        .layer(OuterLayer::new(gate));
+        .layer((OuterLayer::new(gate), EscapesLayer));
     let router = origins.layer().into_iter().fold(router, |router, layer| router.layer(layer));
     let proxies = Proxies::new(&settings.http)?;
-    let listeners = serve::bind(&settings.http.listen).await.map_err(Error::Listener)?;
     for listener in &listeners {
         let address = listener.local_addr().map_err(Error::Listener)?;
         tracing::info!(%address, "serving HTTP");

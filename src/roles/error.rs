@@ -24,7 +24,10 @@ pub enum Error {
     Runtime(#[source] io::Error),
     #[error(transparent)]
     Telemetry(#[from] telemetry::Error),
-    /// An address for HTTP, or for probes and metrics, cannot be used.
+    /// An address of this setting cannot be used, because it is taken, for example.
+    #[error("{source} (`{setting}`)")]
+    Bind { setting: &'static str, source: io::Error },
+    /// The address of a bound listener is not known.
     #[error(transparent)]
     Listener(io::Error),
     #[error("kafka: {0}")]

@@ -6,13 +6,18 @@ use std::{
     time::Duration,
 };
 
-use axum::extract::{Request, State};
+use axum::{
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::Response,
+};
 use postrider_health as ops;
 use postrider_http::{
-    Audience, client_address::Proxies, layer::OuterLayer, serve, shortcut::ShortCuts, unmatched::Routes,
+    Audience, client_address::Proxies, layer::OuterLayer, params, render, serve, shortcut::ShortCuts, unmatched::Routes,
 };
 use postrider_openapi::{self as openapi, NoInput};
 use postrider_process::drain::{Draining, Ending, Tasks};
+use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use utoipa::{ToSchema, openapi::OpenApi};
@@ -91,6 +96,24 @@ async fn shown_settings(State(settings): State<Arc<str>>) -> ([(&'static str, &'
     ([("content-type", "application/json")], settings.to_string())
 }
 
+/// Parameters of the probes.
+#[derive(Deserialize)]
+struct ProbeParams {
+    #[serde(rename = "verbose")]
+    _verbose: Option<String>,
+}
+
+/// Paths of the probes.
+const PROBES: [&str; 3] = ["/livez", "/readyz", "/startupz"];
+
+/// Notes parameters of probes that are nearly `verbose`. A probe is answered whatever its query is.
+async fn warn_of_parameters(request: Request, next: Next) -> Response {
+    if request.uri().query().is_some() && PROBES.contains(&request.uri().path()) {
+        let _ = params::from_query::<ProbeParams>(request.uri().query());
+    }
+    next.run(request).await
+}
+
 /// Serves the management port; with `auth`, that of an api process, the routes of operators too.
 pub(super) fn serve(
     platform: &Platform,
@@ -104,17 +127,19 @@ pub(super) fn serve(
     let own = OpenApiRouter::new().routes(routes!(shown_settings)).with_state(platform.shown_settings.clone());
     let mut described = routes.merge(own);
     if let (Some(auth), Some(callers_producer)) = (auth, &platform.callers_producer) {
-        described = described.merge(admin_routes(platform, callers_producer, auth));
+        // Only these routes ask for credentials, and are counted among the requests of callers.
+        let admin = admin_routes(platform, callers_producer, auth);
+        described = described.merge(admin.layer(OuterLayer::new(auth.gate(access::ADMIN))));
     }
     let rules = [access::MANAGEMENT, access::ADMIN].concat();
     access::check(described.get_openapi(), &rules)?;
-    let gate = auth.map(|auth| auth.gate(&rules)).unwrap_or_default();
     let paths = described.get_openapi().paths.paths.keys().map(String::as_str);
     let unmatched = Routes::new(paths.chain(["/openapi.json"]));
     let describe = |description: &mut OpenApi| auth.into_iter().for_each(|auth| auth.describe(description, &rules));
     let router = openapi::serve(described, false, describe)?
         .fallback(move |request: Request| std::future::ready(unmatched.answer(&request)))
-        .layer(OuterLayer::new(gate));
+        .layer(middleware::from_fn(warn_of_parameters))
+        .layer(middleware::from_fn(render::plainly));
     let (stop, died) = (CancellationToken::new(), CancellationToken::new());
     tasks.watch("management port", died.clone());
     let guard = died.clone().drop_guard();

@@ -7,6 +7,7 @@ use std::{
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use postrider_health::{Check, Health};
+use postrider_http::serve;
 use postrider_kafka::{Admin, Broker, CallersProducer, Producer, TopicsReady};
 use postrider_limits::memory;
 use postrider_outbox_backlog::Backlog;
@@ -20,6 +21,7 @@ use postrider_rotation::{self as rotation, Fingerprint};
 use postrider_telemetry as telemetry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sqlx::PgPool;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -145,7 +147,16 @@ async fn serve_until_stopped(start_up: StartUp, metrics: PrometheusHandle) -> Re
     // The management port answers probes before every check exists; this check keeps readiness
     // false.
     let start = health.check("start");
-    let management = management::bind(&settings.management.listen, &mission).await.map_err(Error::Listener)?;
+    // Binds every address before anything else starts, so that a port in use is the only error.
+    let refused = |setting| move |source| Error::Bind { setting, source };
+    let management =
+        management::bind(&settings.management.listen, &mission).await.map_err(refused("management.listen"))?;
+    let http = match &mission {
+        Mission::Role if settings.role.serves_api() => {
+            serve::bind(&settings.http.listen).await.map_err(refused("http.listen"))?
+        }
+        _ => Vec::new(),
+    };
     for listener in &management {
         let address = listener.local_addr().map_err(Error::Listener)?;
         tracing::info!(%address, "serving probes and metrics");
@@ -187,7 +198,8 @@ async fn serve_until_stopped(start_up: StartUp, metrics: PrometheusHandle) -> Re
     watch_platform(&platform, &mut tasks);
     let trial = RoleTrial { platform: &platform, mission: &mission, load: &load };
     let rotation = rotation::Watch::new(platform.settings.rotation.clone(), files, trial, &health);
-    let outcome = run_mission(&platform, &mission, Shared { redis, auth }, &start, signals, rotation, tasks).await;
+    let shared = Shared { redis, auth, http };
+    let outcome = run_mission(&platform, &mission, shared, &start, signals, rotation, tasks).await;
     let (producer, callers_producer) = (platform.producer.clone(), platform.callers_producer.clone());
     let grace = platform.settings.drain.grace();
     let close = move || {
@@ -215,15 +227,17 @@ fn watch_platform(platform: &Platform, tasks: &mut Tasks) {
     }
 }
 
-/// What the management port needs before the role starts.
+/// What is made before the role starts.
 struct Shared {
     redis: SharedRedis,
     /// `None` if the role serves no API.
     auth: Option<Auth>,
+    /// The bound addresses of the API.
+    http: Vec<TcpListener>,
 }
 
-async fn start_role(platform: &Arc<Platform>, shared: Shared, tasks: &mut Tasks) -> Result<(), Error> {
-    let Shared { redis, auth } = shared;
+fn start_role(platform: &Arc<Platform>, shared: Shared, tasks: &mut Tasks) -> Result<(), Error> {
+    let Shared { redis, auth, http } = shared;
     let settings = &platform.settings;
     if let Some(pool) = platform.postgres.clone() {
         tasks.spawn_forever("postgres watch", postgres::watch(pool.clone(), platform.health.check("postgres")));
@@ -233,7 +247,7 @@ async fn start_role(platform: &Arc<Platform>, shared: Shared, tasks: &mut Tasks)
     }
     topics::keep(platform, TopicPlan::specs(settings), tasks);
     if let (Some(callers_producer), Some(auth)) = (platform.callers_producer.clone(), auth) {
-        api::start(platform, callers_producer, redis.clone(), &auth, tasks).await?;
+        api::start(platform, callers_producer, http, redis.clone(), &auth, tasks)?;
     }
     if settings.role.processes() {
         processor::start(platform, redis.clone(), tasks);
@@ -244,15 +258,10 @@ async fn start_role(platform: &Arc<Platform>, shared: Shared, tasks: &mut Tasks)
     Ok(())
 }
 
-async fn start_mission(
-    platform: &Arc<Platform>,
-    mission: &Mission,
-    shared: Shared,
-    tasks: &mut Tasks,
-) -> Result<(), Error> {
+fn start_mission(platform: &Arc<Platform>, mission: &Mission, shared: Shared, tasks: &mut Tasks) -> Result<(), Error> {
     tasks.spawn_forever("metrics upkeep", telemetry::upkeep(platform.metrics.clone()));
     match mission {
-        Mission::Role => start_role(platform, shared, tasks).await?,
+        Mission::Role => start_role(platform, shared, tasks)?,
         Mission::Relay(command) => {
             topics::keep(platform, TopicPlan::deliveries(&platform.settings), tasks);
             relay::start_command(platform, command, tasks)?;
@@ -274,7 +283,7 @@ async fn run_mission(
     mut tasks: Tasks,
 ) -> Result<End, Error> {
     let settings = &platform.settings;
-    let (ended, delay) = match start_mission(platform, mission, shared, &mut tasks).await {
+    let (ended, delay) = match start_mission(platform, mission, shared, &mut tasks) {
         Ok(()) => {
             start.pass();
             let ended = serve_on(platform, &mut signals, rotation, &mut tasks).await;

@@ -3,6 +3,7 @@
 use std::{
     io::Write,
     process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -204,6 +205,40 @@ async fn listen_comments_and_feed_print_what_is_new() {
     let contents: Vec<&str> = posts.iter().map(|post| post["content"].as_str().unwrap()).collect();
     assert_eq!(contents, ["first", "second"]);
     app.stop().await;
+}
+
+#[tokio::test]
+async fn listening_ends_after_its_time_with_exit_code_0() {
+    let world = World::new().await.with_postgres().await;
+    let topic = world.make_topic("heard", 1).await;
+    let app = world.app().start().await;
+    send(&app, "bob", "1").await;
+    for words in [
+        &["listen", "topic", &topic][..],
+        &["listen", "receiver", "bob", "--no-ack", "--api", &app.api],
+        &["listen", "comments", "--api", &app.api],
+        &["listen", "feed", "bea", "--api", &app.api],
+    ] {
+        let began = Instant::now();
+        let output = run(&world, &[words, &["--for", "700ms"]].concat(), "").await;
+        assert!(output.status.success(), "{words:?}: {}", err(&output));
+        assert!(began.elapsed() >= Duration::from_millis(700), "{words:?}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn listening_to_a_server_that_does_not_answer_fails_in_time() {
+    let world = World::new().await;
+    // The system accepts connections, and nobody answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let api = format!("http://{}", silent.local_addr().unwrap());
+    let listen = async |words: &[&str]| run(&world, &[&["listen"][..], words, &["--api", &api]].concat(), "").await;
+    let outputs = tokio::join!(listen(&["receiver", "bob"]), listen(&["comments"]), listen(&["feed", "bea"]));
+    for output in [outputs.0, outputs.1, outputs.2] {
+        assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+        assert!(err(&output).contains(" within 10 s"), "{}", err(&output));
+    }
 }
 
 #[tokio::test]

@@ -98,7 +98,12 @@ async fn wrong_addresses_headers_and_partitions_are_named_without_secrets() {
     let produce = |more: &[&'static str]| [&["produce", "t", "x"], more].concat();
     for (words, env, code, word) in [
         (produce(&["--api", "localhost:8080"]), ("", ""), 1, "`--api` must be a URL such as http://127.0.0.1:8080"),
-        (produce(&["--partition", "-1"]), ("", ""), 2, "--partition"),
+        (produce(&["--partition", "-1"]), ("", ""), 2, "it must be the number of a partition, 0 or more"),
+        (produce(&["--partition", "x"]), ("", ""), 2, "invalid value 'x' for '--partition"),
+        (vec!["listen", "topic", "t", "--partition", "x"], ("", ""), 2, "it must be the number of a partition"),
+        (vec!["listen", "comments", "--count", "0"], ("", ""), 2, "it must be a whole number, 1 or more"),
+        (vec!["dlq", "list", "--limit", "none"], ("", ""), 2, "it must be a whole number, 1 or more"),
+        (vec!["migrate"], ("", ""), 1, "`postgres.url` is not set; set it, or the variable POSTRIDER_POSTGRES__URL,"),
         (produce(&["--header", "hunter2"]), ("", ""), 2, "colon"),
         (vec!["config", "show", "--running"], ("MANAGEMENT_URL", "h:1"), 1, "`--management` must be a URL"),
     ] {

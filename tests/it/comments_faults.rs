@@ -179,6 +179,9 @@ async fn records_of_older_producers_are_stored_and_invalid_records_are_dead_lett
         let of_class = letters.values().filter(|letter| letter.header("error-class") == Some(class));
         assert_eq!(of_class.count(), count, "{class}");
     }
+    for reason in ["`text` must be a string (got 7)", "the value must be a JSON object (got an array)"] {
+        assert!(letters.values().any(|letter| letter.header("error") == Some(reason)), "{reason}: {letters:?}");
+    }
     comment(&app, "p", "still going").await;
     listed(&app, 32).await;
     app.kill().await;

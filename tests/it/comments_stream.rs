@@ -99,6 +99,30 @@ async fn a_stream_delivers_comments_at_once_and_another_process_resumes_it() {
 }
 
 #[tokio::test]
+async fn a_replay_has_the_comments_of_all_partitions_by_time() {
+    let world = World::new().await.with_postgres().await;
+    let app = world.app().start().await;
+    let stream = Stream::open(&app, STREAM, "").await;
+    let start = until("the stream sends its start", seconds(5), || async {
+        Some(stream.seen().last_id).filter(|id| !id.is_empty())
+    })
+    .await;
+    drop(stream);
+    let mut written = Vec::new();
+    // Far more in one partition than a page takes of it.
+    for (partition, count) in [(0, 100), (1, 5), (0, 40), (1, 30)] {
+        let texts: Vec<String> = (0..count).map(|n| format!("{} {partition}", written.len() + n)).collect();
+        let values: Vec<Vec<u8>> = texts.iter().map(|text| json!({"text": text}).to_string().into_bytes()).collect();
+        world.kafka.write_in(&world.topic("comments"), partition, &values).await;
+        written.extend(texts);
+        listed(&app, written.len()).await;
+    }
+    let replayed = Stream::open(&app, STREAM, &start).await;
+    assert_eq!(events(&replayed, written.len()).await.texts(), written);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn clients_see_every_comment_once_and_in_order_while_processes_crash_and_restart() {
     let world = World::new().await.with_postgres().await;
     let start_api = || world.app().role("api").start();

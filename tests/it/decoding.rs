@@ -85,6 +85,7 @@ async fn a_compressed_stream_has_the_limit_per_record() {
     let refused: Vec<&Value> = results.iter().filter(|result| result["success"] != true).collect();
     assert_eq!(refused.len(), 1);
     assert_eq!(refused[0]["code"], "body_too_large");
+    assert!(refused[0]["error"].as_str().unwrap().starts_with("the record has "), "{}", refused[0]);
     assert_eq!(world.kafka.read(&topic).await.len(), 20_001);
     let cut = gzip(lines.as_bytes());
     let cut = cut[..cut.len() / 2].to_vec();

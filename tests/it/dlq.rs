@@ -175,6 +175,8 @@ async fn letters_are_listed_newest_first_and_by_every_filter() {
     ] {
         assert_eq!(post.listed(words).await.iter().collect::<Vec<_>>(), expected, "{words:?}");
     }
+    let empty = post.dlq(&["list", "--letters", ""]).await;
+    assert!(!empty.ok && empty.err.contains("--letters is empty; leave it out"), "{}", empty.err);
     // An error message must not send escape sequences to the terminal.
     let table = post.dlq(&["list", "--limit", "2"]).await.out;
     assert!(table.contains("FAILED AT") && table.contains(&b) && table.contains("Not Today (status)"), "{table}");
@@ -187,6 +189,17 @@ async fn show_prints_every_part_of_the_record_of_a_letter() {
     let topic = post.world.make_topic("orders", 1).await;
     let record = post.produce(&topic, 0, Some(&[0, 255]), Some(br#"{"n":1}"#)).await;
     let id = post.give_up(EVENTS_TOPIC, &record, "kv", "transport", NOW_MS).await;
+    let text = post.produce(&topic, 0, Some(b"AP8="), Some(b"1")).await;
+    let of_text = post.give_up(EVENTS_TOPIC, &text, "kv", "transport", NOW_MS).await;
+    assert_eq!(post.listed(&["--key", "AP8="]).await, [of_text]);
+    for key in ["AP8=", "AP8"] {
+        assert_eq!(post.listed(&["--key-base64", key]).await, [id.as_str()]);
+    }
+    let table = post.dlq(&["list"]).await.out;
+    let words: Vec<&str> = table.split_whitespace().collect();
+    assert!(words.contains(&"base64:AP8=") && words.contains(&"AP8="), "{table}");
+    let wrong = post.dlq(&["list", "--key-base64", "?"]).await;
+    assert!(!wrong.ok && wrong.err.contains("--key-base64 must be base64 (got `?`)"), "{}", wrong.err);
     let detail = post.dlq(&["show", &id, "--output", "json"]).await.json();
     for (member, expected) in [
         ("id", json!(id)),

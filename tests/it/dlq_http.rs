@@ -26,6 +26,16 @@ async fn operators_list_show_replay_and_purge_over_http() {
     let detail = app.get(&path).await.expect(200).json();
     assert_eq!((&detail["key"], &detail["value"]), (&json!("a"), &json!({"n": 1})));
     app.get("/admin/dlq/nothing").await.problem(404, "not_found");
+    let chosen = app.get("/admin/dlq?key_base64=YQ%3D%3D").await.expect(200).json();
+    assert_eq!((&chosen["matched"], &chosen["letters"][0]["key"]), (&json!(1), &json!("a")));
+    let wrong = app.get("/admin/dlq?key_base64=%3F").await.problem(422, "invalid_field");
+    assert_eq!(wrong["errors"][0]["detail"], "`key_base64` must be base64 (got `?`)");
+    let both = json!({"key": "a", "key_base64": "YQ", "dry_run": true});
+    let both = app.post_json("/admin/dlq/purge", &both).await.problem(422, "invalid_field");
+    assert_eq!(both["errors"][0]["pointer"], "#/key_base64");
+    let binary = json!({"key_base64": "YQ", "dry_run": true});
+    let binary = app.post_json("/admin/dlq/purge", &binary).await.expect(200).json();
+    assert_eq!(outcomes(&binary), ["would_purge"]);
     app.get("/admin/dlq?limit=0").await.problem(422, "invalid_field");
     app.get("/admin/dlq?limit=x").await.problem(400, "invalid_request");
     app.get("/admin/dlq?since=soon").await.problem(422, "invalid_field");

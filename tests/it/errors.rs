@@ -118,7 +118,27 @@ async fn an_error_in_a_body_points_to_the_field() {
         (messages, message("chatId", r#""""#), 400, "#/chatId", "`chatId` is missing or empty"),
         (messages, message("content", "null"), 400, "#/content", "`content` must be a string (got null)"),
         ("/api/v1/messages/ack", r#"{"receiverId":"r"}"#.into(), 400, "#/ack", "`ack` is missing"),
-        ("/api/v1/messages/ack", r#"{"receiverId":"r","ack":"?"}"#.into(), 400, "#/ack", "`ack` is not a valid cursor"),
+        (
+            "/api/v1/messages/ack",
+            r#"{"receiverId":"r","ack":"?"}"#.into(),
+            400,
+            "#/ack",
+            "`ack` must be the `id` of a message or the `nextCursor` of a page (got `?`)",
+        ),
+        (
+            "/produce",
+            r#"{"topic":"t","payload":1,"timestamp":"noon"}"#.into(),
+            400,
+            "#/timestamp",
+            "`timestamp` must be milliseconds or an RFC 3339 time such as 2026-01-31T12:00:00Z, not before 1970 (got `noon`)",
+        ),
+        (
+            "/produce",
+            r#"{"topic":"t","payload":1,"headers":{"ce_id":"x"}}"#.into(),
+            400,
+            "#/headers/ce_id",
+            "`headers` must not have `ce_id`",
+        ),
         ("/posts", r#"{"content":"c"}"#.into(), 400, "#/author_id", "`author_id` must not be missing or empty"),
         ("/posts", r#"{"author_id":"a","content":[]}"#.into(), 400, "#/content", "`content` must be a string (got an"),
         ("/follow", r#"{"follower_id":"a","followee_id":"a"}"#.into(), 400, "#/followee_id", "`follower_id` and"),
@@ -170,10 +190,15 @@ async fn an_error_in_a_body_points_to_the_field() {
         let problem = app.post(path, "{\n \"key\": }").await.problem(400, "invalid_json");
         assert_eq!(
             (&problem["detail"], &problem["errors"]),
-            (&json!("expected value at line 2 column 9"), &Value::Null)
+            (&json!("the body is not valid JSON: expected value at line 2 column 9"), &Value::Null)
         );
         let problem = app.post(path, "[1]").await.problem(400, "invalid_request");
-        assert_eq!(problem["detail"], "the body must be a JSON object", "{path}");
+        names(&problem, "pointer", "#", "the body must be a JSON object (got an array)");
+        let problem = app.post(path, "hello").await.problem(400, "invalid_json");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.starts_with("the body must be a JSON object (got `hello`); it is not valid JSON"), "{detail}");
+        let problem = app.post(path, "").await.problem(400, "invalid_json");
+        assert_eq!(problem["detail"], "the body is empty; it must be JSON", "{path}");
     }
     app.stop().await;
 }
@@ -185,21 +210,41 @@ async fn an_error_in_a_query_a_path_or_a_header_names_the_one_that_is_wrong() {
     let limit = "`limit` must be a whole number from 1 to 100 (got `";
     let cases: Vec<(&str, String, u16, &str, &str)> = vec![
         ("GET", "/api/v1/comments?limit=0".into(), 422, "limit", limit),
-        ("GET", "/api/v1/comments?limit=101&cursor=%".into(), 422, "limit", limit),
+        ("GET", "/api/v1/comments?limit=101&cursor=x".into(), 422, "limit", limit),
         ("GET", "/api/v1/comments?limit=99999999999999999999".into(), 422, "limit", limit),
         ("GET", "/api/v1/comments?limit=ten".into(), 400, "limit", limit),
-        ("GET", "/api/v1/comments?limit=1&cursor=%".into(), 400, "cursor", "`cursor` is not a cursor"),
+        ("GET", "/api/v1/comments?limit=1&cursor=x".into(), 400, "cursor", "`cursor` must be the"),
+        (
+            "GET",
+            "/api/v1/comments?limit=1&cursor=%".into(),
+            400,
+            "cursor",
+            "`cursor` has the broken percent-encoding `%`",
+        ),
+        (
+            "GET",
+            "/pull/100%".into(),
+            400,
+            "key",
+            "`key` has the broken percent-encoding `%`; write a `%` itself as `%25`",
+        ),
+        ("DELETE", "/pull/a%2".into(), 400, "key", "`key` has the broken percent-encoding `%2`"),
+        ("GET", "/users/a%zzb/following".into(), 400, "user_id", "`user_id` has the broken percent-encoding `%zz`"),
+        ("GET", "/feeds/u%?limit=1".into(), 400, "user_id", "`user_id` has the broken percent-encoding `%`"),
+        ("GET", "/api/v1/messages?receiverId=%".into(), 400, "receiverId", "`receiverId` has the broken"),
         ("GET", "/api/v1/comments?limit=1&limit=2".into(), 400, "limit", "`limit` must be given only once"),
         ("GET", "/api/v1/comments?post_id=%00".into(), 400, "post_id", "`post_id` must not contain a null"),
-        ("GET", "/api/v1/comments/stream?after=x".into(), 400, "after", "`after` is not a cursor"),
+        ("GET", "/api/v1/comments/stream?after=x".into(), 400, "after", "`after` must be the `id` of an event"),
         ("GET", "/api/v1/messages?receiverId=r&limit=0".into(), 422, "limit", limit),
         ("GET", "/api/v1/messages?receiverId=r&limit=x".into(), 400, "limit", limit),
-        ("GET", "/api/v1/messages?receiverId=r&after=x".into(), 400, "after", "`after` is not"),
+        ("GET", "/api/v1/messages?receiverId=r&after=x".into(), 400, "after", "`after` must be the `id` of a message"),
+        ("GET", "/api/v1/messages?receiverId=r&cursor=x".into(), 400, "cursor", "`cursor` must be the `id` of a"),
+        ("GET", "/api/v1/messages?receiverId=r&cursor=0&after=0".into(), 400, "cursor", "`cursor` is another name"),
         ("GET", format!("/api/v1/messages?receiverId={long}"), 422, "receiverId", "`receiverId` must have at most 255"),
         ("GET", "/api/v1/messages".into(), 400, "receiverId", "`receiverId` is missing: send the header `ReceiverId`"),
         ("GET", "/api/v1/messages/unread".into(), 400, "receiverId", "`receiverId` is missing"),
         ("GET", "/api/v1/messages/stream?after=0".into(), 400, "receiverId", "`receiverId` is missing"),
-        ("GET", "/api/v1/messages/stream?receiverId=r&after=x".into(), 400, "after", "`after` is not"),
+        ("GET", "/api/v1/messages/stream?receiverId=r&after=x".into(), 400, "after", "`after` must be the `id`"),
         ("GET", "/api/v1/websocket/message".into(), 400, "receiverId", "`receiverId` is missing"),
         (
             "GET",
@@ -212,7 +257,13 @@ async fn an_error_in_a_query_a_path_or_a_header_names_the_one_that_is_wrong() {
         ("GET", "/api/v1/presence/%ff".into(), 400, "id", "`id` must be UTF-8"),
         ("GET", "/feeds/u?limit=ten".into(), 400, "limit", "`limit` must be a whole number (got `ten`)"),
         ("GET", "/feeds/u?offset=10001".into(), 422, "offset", "`offset` must be at most 10000"),
-        ("GET", "/feeds/u?cursor=x&limit=5".into(), 400, "cursor", "`cursor` must be the `next_cursor`"),
+        (
+            "GET",
+            "/feeds/u?cursor=x&limit=5".into(),
+            400,
+            "cursor",
+            "`cursor` must be the `next_cursor` of a page (got `x`)",
+        ),
         ("GET", "/feeds/u?expand=authors".into(), 400, "expand", "`expand` must be `posts`"),
         ("GET", format!("/feeds/{long}"), 422, "user_id", "`user_id` must have at most 255 bytes"),
         ("GET", "/users/u/followers?limit=0".into(), 422, "limit", limit),
@@ -246,9 +297,9 @@ async fn an_error_in_a_query_a_path_or_a_header_names_the_one_that_is_wrong() {
         }
     }
     for (path, name, value, detail) in [
-        ("/api/v1/comments/stream?after=0.0-0-0", "Last-Event-ID", "x", "`Last-Event-ID` is not a cursor"),
-        ("/api/v1/messages/stream?receiverId=r", "Last-Event-ID", "x", "`Last-Event-ID` is not"),
-        ("/pull/k", "Postrider-After", "x", "`Postrider-After` must be a position"),
+        ("/api/v1/comments/stream?after=0.0-0-0", "Last-Event-ID", "x", "`Last-Event-ID` must be the `id` of an"),
+        ("/api/v1/messages/stream?receiverId=r", "Last-Event-ID", "x", "`Last-Event-ID` must be the `id` of a message"),
+        ("/pull/k", "Postrider-After", "x", "`Postrider-After` must be a position such as `messages/3@1234` (got `x`)"),
     ] {
         let answer = app.request(Method::GET, path, &[(name, value)], "").await;
         names(&answer.problem(400, "invalid_request"), "header", name, detail);
@@ -257,6 +308,25 @@ async fn an_error_in_a_query_a_path_or_a_header_names_the_one_that_is_wrong() {
     names(&answer.problem(422, "invalid_field"), "header", "ReceiverId", "`receiverId` must have at most 255 bytes");
     let answer = app.post_with("/push", &[("idempotency-key", "")], &json!({"key": "k", "value": 1})).await;
     names(&answer.problem(400, "invalid_request"), "header", "Idempotency-Key", "`Idempotency-Key` must have 1 to 255");
+    for (method, path, name) in [
+        (Method::POST, "/push", "Idempotency-Key"),
+        (Method::POST, "/produce", "Idempotency-Key"),
+        (Method::POST, "/api/v1/comments", "Idempotency-Key"),
+        (Method::DELETE, "/pull/k", "Idempotency-Key"),
+        (Method::GET, "/pull/k", "Postrider-After"),
+        (Method::GET, "/api/v1/messages", "ReceiverId"),
+        (Method::GET, "/api/v1/messages/unread", "ReceiverId"),
+        (Method::GET, "/api/v1/messages/stream?receiverId=r", "Last-Event-ID"),
+        (Method::GET, "/api/v1/comments/stream", "Last-Event-ID"),
+    ] {
+        let body = r#"{"topic":"t","payload":1,"key":"k","value":1,"text":"x"}"#;
+        let body = if method == Method::POST { body } else { "" };
+        let headers = [("content-type", "application/json"), (name, "0.1.2"), (name, "0.1.2")];
+        let problem = app.request(method, path, &headers, body).await.problem(400, "invalid_request");
+        names(&problem, "header", name, &format!("`{name}` must be given only once"));
+    }
+    let problem = app.get("/no/route/%").await.problem(400, "invalid_request");
+    assert!(problem["detail"].as_str().unwrap().starts_with("the path has the broken percent-encoding"), "{problem}");
     // The range of this limit is an older contract: out of it, the default applies. Without
     // Postgres, the feed cannot be read.
     for limit in ["0", "-1", "101", "99999999999999999999"] {
@@ -276,6 +346,12 @@ async fn records_of_a_batch_and_of_a_stream_have_errors_and_warnings_of_their_ow
     assert_eq!(error["pointer"], "#/records/1/partition", "{results}");
     assert!(error["detail"].as_str().unwrap().ends_with("(got the string \"0\")"), "{results}");
     assert_eq!(results[2]["warnings"], json!(["unknown field `header`; did you mean `headers`?"]));
+    let wrong = app.post_json("/produce", &json!({"topic": topic, "records": [[1]]})).await.expect(207).json();
+    let error = &wrong["results"][0]["errors"][0];
+    assert_eq!(
+        (&error["pointer"], &error["detail"]),
+        (&json!("#/records/0"), &json!("the record must be a JSON object (got an array)"))
+    );
     let lines = records.as_array().unwrap().iter().map(|record| format!("{record}\n")).collect::<String>();
     let headers = [("content-type", "application/jsonl")];
     let answer = app.request(Method::POST, &format!("/produce?topic={topic}"), &headers, lines).await.expect(200);

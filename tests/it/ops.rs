@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     harness::{
-        World,
+        Stack, World,
         app::command,
         stack::off_runtime,
         wait::{seconds, until},
@@ -53,6 +53,40 @@ async fn probes_answer_in_every_role_and_name_each_check() {
         assert_eq!(app.api.is_empty(), matches!(role, "processor" | "relay"));
         app.stop().await;
     }
+}
+
+#[tokio::test]
+async fn the_local_stack_says_what_it_starts() {
+    let stack = Stack::own("progress", &["--only", "redis"]).await;
+    stack.ctl(&["stop", "redis"]).await;
+    let messages = stack.messages_of(&["start", "redis"]).await;
+    let lines: Vec<&str> = messages.lines().collect();
+    assert!(lines[0] == "starting redis" && lines[1].starts_with("redis     responds on 127.0.0.1:"), "{messages}");
+    let again = stack.messages_of(&["start", "redis"]).await;
+    assert!(again.starts_with("redis     responds on"), "{again}");
+}
+
+#[tokio::test]
+async fn the_management_port_explains_what_it_refuses() {
+    let world = World::new().await;
+    let app = world.app().role("relay").start().await;
+    let problem = app.manage("/ready").await.problem(404, "not_found");
+    assert_eq!(
+        (&problem["detail"], &problem["instance"]),
+        (&json!("there is no route /ready; did you mean `/readyz`?"), &json!("/ready"))
+    );
+    app.manage("/no/such/route").await.problem(404, "not_found");
+    let client = reqwest::Client::new();
+    let refused = client.post(format!("{}/livez", app.management)).send().await.unwrap();
+    let (status, allow) = (refused.status().as_u16(), refused.headers()["allow"].clone());
+    let problem: Value = serde_json::from_slice(&refused.bytes().await.unwrap()).unwrap();
+    assert_eq!((status, &problem["code"]), (405, &json!("method_not_allowed")), "{problem}");
+    assert!(allow.to_str().unwrap().contains("GET"), "{allow:?}");
+    let answer = app.manage("/readyz?verbos").await;
+    assert_eq!((answer.status, answer.text()), (200, "ok".to_owned()));
+    assert_eq!(answer.header("postrider-warning"), "unknown parameter `verbos`; did you mean `verbose`?");
+    assert!(!app.manage("/readyz?verbose&exclude=kafka").await.headers.contains_key("postrider-warning"));
+    app.stop().await;
 }
 
 #[tokio::test]
@@ -270,8 +304,10 @@ async fn a_port_in_use_ends_the_process_with_an_error_that_names_the_address() {
     let world = World::new().await;
     let first = world.app().role("api").start().await;
     let taken = first.api.trim_start_matches("http://").to_owned();
-    for variable in ["POSTRIDER_HTTP__LISTEN", "POSTRIDER_MANAGEMENT__LISTEN"] {
-        let (good, _, stderr) = run(
+    for (variable, setting) in
+        [("POSTRIDER_HTTP__LISTEN", "http.listen"), ("POSTRIDER_MANAGEMENT__LISTEN", "management.listen")]
+    {
+        let (good, log, stderr) = run(
             &["run", "--role", "api"],
             &[
                 ("POSTRIDER_KAFKA__BROKERS", &world.kafka.brokers),
@@ -283,7 +319,12 @@ async fn a_port_in_use_ends_the_process_with_an_error_that_names_the_address() {
             ],
         )
         .await;
-        assert!(!good && stderr.contains(&format!("cannot listen on {taken}")), "{variable}: {stderr}");
+        let error =
+            format!("postrider: cannot listen on {taken}: Address already in use (os error 98) (`{setting}`)\n");
+        assert!(!good && stderr.ends_with(&error), "{variable}: {stderr}");
+        let log = log + &stderr;
+        let started = ["serving", "draining", "kafka", "redis"].iter().find(|word| log.contains(**word));
+        assert_eq!(started, None, "nothing else has begun: {log}");
     }
 }
 

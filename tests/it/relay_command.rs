@@ -107,8 +107,11 @@ async fn errors_name_the_wrong_argument_and_the_exit_code_is_not_zero() {
         (&["--timeout", "soon"], 2, "30s"),
         (&["--backoff", "linear"], 2, "exponential"),
         (&["--nonsense"], 2, "--nonsense"),
-        (&["--workers", "0"], 1, "workers"),
-        (&["--rate=-1"], 1, "rate"),
+        (&["--rate", "fast"], 2, "it must be a number of requests per second, 0 or more"),
+        (&["--rate", "-1"], 2, "it must be a number of requests per second, 0 or more"),
+        (&["--rate=-1"], 2, "it must be a number of requests per second, 0 or more"),
+        (&["--workers", "0"], 2, "it must be a whole number, 1 or more"),
+        (&["--retries", "-1"], 2, "it must be a whole number, 0 or more"),
         (&["--ca-file", "/nowhere.pem"], 1, "/nowhere.pem"),
         (&["--header", "a b: c"], 1, "a b"),
         (&["--header", "nocolon"], 2, "colon"),
@@ -218,6 +221,22 @@ async fn a_dry_run_prints_the_requests_and_neither_sends_nor_commits() {
     app.stop().await;
     // The commit of a finished record is awaited by the stop.
     assert_eq!(dry_run().await, "");
+}
+
+#[tokio::test]
+async fn a_dry_run_refuses_a_target_that_a_delivery_would_refuse() {
+    let scene = Scene::new(1).await;
+    scene.write(vec![numbered("a", 1)]).await;
+    for (host, words) in [("127.0.0.1", "127.0.0.1, which may not"), ("localhost", "because it is a loopback address")]
+    {
+        let url = format!("http://{host}:1/hook");
+        let mut command = scene.world.command();
+        command.args(["relay", "--topic", &scene.topic, "--target-url", &url, "--dry-run", "--public-only"]);
+        let output = off_runtime(move || command.output().unwrap()).await;
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{error}");
+        assert!(error.contains("--public-only: ") && error.contains(words), "{error}");
+    }
 }
 
 #[tokio::test]

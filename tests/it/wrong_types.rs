@@ -80,6 +80,11 @@ fn bodies() -> Vec<(&'static str, Value, Fields)> {
         ("/posts", json!({"author_id": "a", "content": "c"}), strings(&["author_id", "content"])),
         ("/follow", follow.clone(), strings(&["follower_id", "followee_id"])),
         ("/unfollow", follow, strings(&["follower_id", "followee_id"])),
+        (
+            "/admin/dlq/purge",
+            json!({"key_base64": "aw==", "dry_run": true}),
+            vec![("key_base64", text), ("dry_run", "boolean")],
+        ),
         ("/admin/dlq/purge", letters.clone(), selection.clone()),
         ("/admin/dlq/replay", letters, selection),
     ]

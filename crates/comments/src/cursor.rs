@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
 /// The text is not a cursor or position in the format of this module.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a cursor issued by this API")]
+#[error("not a cursor")]
 pub struct Malformed;
 
 /// The last comment of a page; the next page holds older comments.

@@ -7,8 +7,11 @@ use axum::{
     response::IntoResponse,
 };
 use postrider_http::{
-    Bounded, Code, Params, Problem, ProblemBody, RequestContext, body, context::require_content_type,
-    refusals::PostgresRead, sse,
+    Bounded, Code, Params, Problem, ProblemBody, RequestContext, body,
+    context::{require_content_type, single},
+    decode::quoted,
+    refusals::PostgresRead,
+    sse,
 };
 use postrider_kafka::{Outgoing, event::Event};
 use postrider_openapi::tagged;
@@ -18,7 +21,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Comments, Shelf,
-    cursor::{Cursor, Position},
+    cursor::{Cursor, Malformed, Position},
     model::{Comment, Draft, Id, Listed, check_field},
     store::Row,
     stream,
@@ -116,9 +119,10 @@ struct ListQuery {
 )]
 async fn list(State(comments): State<Comments>, Params(query): Params<ListQuery>) -> Result<Response<Body>, Problem> {
     let limit = query.limit.map_or(DEFAULT_LIMIT, Bounded::get) as u16;
-    let cursor = query.cursor.as_deref().map_or(Ok(Cursor::NEWEST), str::parse);
-    let malformed = |error| invalid(format!("`cursor` is {error}; pass the previous `next_cursor`"));
-    let cursor = cursor.map_err(|error| malformed(error).at_parameter("cursor"))?;
+    let cursor = query.cursor.as_deref().map_or(Ok(Cursor::NEWEST), |text| {
+        let detail = || format!("`cursor` must be the `next_cursor` of a page (got {})", quoted(text));
+        text.parse().map_err(|_: Malformed| invalid(detail()).at_parameter("cursor"))
+    })?;
     let post_id = query.post_id.as_deref().filter(|id| !id.is_empty());
     check_field("post_id", post_id.unwrap_or_default(), usize::MAX)
         .map_err(|flaw| flaw.problem().at_parameter("post_id"))?;
@@ -164,18 +168,19 @@ async fn live(
     headers: HeaderMap,
     Params(query): Params<StreamQuery>,
 ) -> Result<Response<Body>, Problem> {
-    let header = headers.get(&LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
+    let header = single(&headers, &LAST_EVENT_ID, "Last-Event-ID")?.map(|value| value.to_str().unwrap_or("?"));
     let named = |problem: Problem| match header {
         Some(_) => problem.at_header("Last-Event-ID"),
         None => problem.at_parameter("after"),
     };
-    let malformed = |error| {
+    let malformed = |text: &str| {
         let name = if header.is_some() { "Last-Event-ID" } else { "after" };
-        named(invalid(format!("`{name}` is {error}; pass the `id` of an event from this stream")))
+        named(invalid(format!("`{name}` must be the `id` of an event of this stream (got {})", quoted(text))))
     };
     // A browser whose stream broke before the first id sends no header, or an empty one.
     let after = header.or(query.after.as_deref()).filter(|id| !id.is_empty());
-    let after: Option<Position> = after.map(str::parse).transpose().map_err(malformed)?;
+    let parse = |text: &str| text.parse::<Position>().map_err(|_| malformed(text));
+    let after = after.map(parse).transpose()?;
     let opened = stream::open(&comments, after, context.principal).await;
     opened.map_err(|problem| if problem.code == Code::INVALID_REQUEST { named(problem) } else { problem })
 }

@@ -114,6 +114,11 @@ impl Draft {
         decode::object(body)
     }
 
+    /// Reads the value of a record of any producer. Unknown fields are ignored.
+    pub fn from_record(value: &[u8]) -> Result<Self, Problem> {
+        decode::decode(value, "value").map(|decoded| decoded.value).map_err(|refused| refused.problem)
+    }
+
     /// Validates the draft. An empty id, as forms send it, counts as none.
     pub fn check(self, max_text_bytes: usize) -> Result<Comment, Flaw> {
         let text = self.text.filter(|text| !text.trim().is_empty()).ok_or(Flaw::NoText)?;

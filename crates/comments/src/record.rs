@@ -18,7 +18,7 @@ pub fn row(record: &Record<'_>, topic_epoch: u32, partition: i32, max_text_bytes
     let Some(value) = record.value() else {
         return Err(Reason { class: "no_value", message: "the record has no value".to_owned() });
     };
-    let comment = Draft::from_json(value).map_err(|problem| {
+    let comment = Draft::from_record(value).map_err(|problem| {
         let class = if problem.code == Code::INVALID_JSON { "not_json" } else { "wrong_type" };
         Reason { class, message: problem.detail }
     })?;

@@ -164,8 +164,21 @@ impl Store {
 
     /// Returns up to `limit` comments of each partition after a position, and whether there are no
     /// more. The comments of one partition are in the order of their offsets; partitions are merged
-    /// approximately by time.
+    /// approximately by time, each call for itself.
     pub async fn after(&self, position: &Position, limit: usize) -> Result<(Vec<Row>, bool), Error> {
+        let (timed, complete) = self.read(position, limit).await?;
+        Ok((timed.into_iter().map(|(_, row)| row).collect(), complete))
+    }
+
+    /// Like [`Self::after`], but leaves comments to the next call that may be newer than one that was
+    /// not read, so that the calls together return the comments of all partitions by time.
+    pub async fn replay(&self, position: &Position, limit: usize) -> Result<(Vec<Row>, bool), Error> {
+        let (timed, complete) = self.read(position, limit).await?;
+        Ok((up_to_horizon(timed, limit), complete))
+    }
+
+    /// Reads the comments of [`Self::after`], each with its time in the order of its partition.
+    async fn read(&self, position: &Position, limit: usize) -> Result<(Vec<(i64, Row)>, bool), Error> {
         let (partitions, next): (Vec<i32>, Vec<i64>) = position.places().unzip();
         let query = sqlx::query_as(AFTER)
             .bind(i64::from(position.topic_epoch))
@@ -195,8 +208,8 @@ fn column<'a, T>(rows: &'a [Row], field: impl Fn(&'a Row) -> T) -> Vec<T> {
 }
 
 /// Sorts rows by time as far as this keeps the order within each partition, where times may go
-/// back.
-fn merge(mut rows: Vec<Row>) -> Vec<Row> {
+/// back. Returns each with the time by which it is sorted.
+fn merge(mut rows: Vec<Row>) -> Vec<(i64, Row)> {
     rows.sort_by_key(|row| (row.partition, row.offset));
     let mut latest: BTreeMap<i32, i64> = BTreeMap::new();
     let mut timed: Vec<(i64, Row)> = Vec::with_capacity(rows.len());
@@ -206,7 +219,19 @@ fn merge(mut rows: Vec<Row>) -> Vec<Row> {
         timed.push((*latest, row));
     }
     timed.sort_by_key(|(time, _)| *time);
-    timed.into_iter().map(|(_, row)| row).collect()
+    timed
+}
+
+/// Returns the merged rows up to the time from which a partition may have more than the `limit` that
+/// was read of it: at least the rows of one such partition.
+fn up_to_horizon(timed: Vec<(i64, Row)>, limit: usize) -> Vec<Row> {
+    let mut partitions: BTreeMap<i32, (usize, i64)> = BTreeMap::new();
+    for (time, row) in &timed {
+        let (count, last) = partitions.entry(row.partition).or_default();
+        (*count, *last) = (*count + 1, *time);
+    }
+    let cut = partitions.values().filter(|(count, _)| *count >= limit).map(|(_, last)| *last).min();
+    timed.into_iter().take_while(|(time, _)| cut.is_none_or(|cut| *time <= cut)).map(|(_, row)| row).collect()
 }
 
 #[cfg(test)]
@@ -226,7 +251,12 @@ mod tests {
             created_ms,
         };
         let rows = [(1, 0, 15), (0, 2, 30), (0, 0, 20), (0, 1, 10), (1, 1, 25)].map(row);
-        let merged: Vec<_> = merge(rows.to_vec()).iter().map(|row| (row.partition, row.offset)).collect();
-        assert_eq!(merged, [(1, 0), (0, 0), (0, 1), (1, 1), (0, 2)]);
+        let positions = |rows: &[Row]| rows.iter().map(|row| (row.partition, row.offset)).collect::<Vec<_>>();
+        let merged = merge(rows.to_vec());
+        let all: Vec<Row> = merged.iter().map(|(_, row)| row.clone()).collect();
+        assert_eq!(positions(&all), [(1, 0), (0, 0), (0, 1), (1, 1), (0, 2)]);
+        // With a limit of two, partition 1 may have more comments after its second one.
+        assert_eq!(positions(&up_to_horizon(merged.clone(), 2)), [(1, 0), (0, 0), (0, 1), (1, 1)]);
+        assert_eq!(up_to_horizon(merged, 4).len(), 5, "no partition has more");
     }
 }

@@ -11,7 +11,7 @@ use axum::{body::Body, http::Response};
 use bytes::Bytes;
 use futures_util::stream;
 use metrics::{counter, gauge};
-use postrider_http::{Code, Problem, sse};
+use postrider_http::{Code, Problem, decode::quoted, sse};
 use postrider_identity::Principal;
 use postrider_limits::memory::{Lease, budgets};
 use postrider_postgres::query::Error;
@@ -121,7 +121,8 @@ fn check(position: &Position, now: &Position) -> Result<(), Problem> {
     if position.topic_epoch <= now.topic_epoch && fits && position.partitions() <= 10_000 {
         return Ok(());
     }
-    let detail = format!("`{position}` is not a position in this stream; pass the `id` of one of its events");
+    let found = quoted(&position.to_string());
+    let detail = format!("{found} is not a position in this stream; pass the `id` of one of its events");
     Err(Problem::new(Code::INVALID_REQUEST, detail))
 }
 
@@ -206,7 +207,12 @@ impl Live {
         let limit = if queues.is_tight() { 1 } else { page_rows(partitions).min(16) };
         let most = limit * partitions * self.max_text_bytes;
         let Some(mut lease) = queues.lease_within(most, MEMORY_PATIENCE).await else { return Ok(false) };
-        let (rows, complete) = self.store.after(&self.position, limit).await?;
+        // One comment of each partition is too few to sort them by time: nearly all would be read
+        // again.
+        let (rows, complete) = match limit {
+            1 => self.store.after(&self.position, limit).await?,
+            _ => self.store.replay(&self.position, limit).await?,
+        };
         self.missed.extend(rows.iter().map(Item::from));
         lease.shrink_to(self.missed.iter().map(|item| item.data.len()).sum());
         self.lease = Some(lease);

@@ -1,5 +1,10 @@
 //! Filters that choose dead letters.
 
+use base64::{
+    Engine, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use postrider_http::decode::quoted;
 use postrider_kafka as kafka;
 use postrider_time::clock;
 
@@ -37,7 +42,7 @@ pub struct Filter {
     /// The record's topic, with or without the prefix of our topics.
     pub topic: Option<String>,
     /// The record's key.
-    pub key: Option<String>,
+    pub key: Option<Vec<u8>>,
     /// The last failure was at this time or later, in milliseconds since the epoch.
     pub since_ms: Option<i64>,
     /// The class of the error, or a part of its message, ignoring case.
@@ -65,10 +70,27 @@ impl Filter {
             |error: &String| letter.class == error || letter.error.to_lowercase().contains(&error.to_lowercase());
         (self.ids.is_empty() || self.ids.iter().any(|id| id == letter.id))
             && self.topic.as_ref().is_none_or(is_topic)
-            && self.key.as_ref().is_none_or(|key| letter.key == Some(key.as_bytes()))
+            && self.key.as_deref().is_none_or(|key| letter.key == Some(key))
             && self.since_ms.is_none_or(|since_ms| letter.failed_ms() >= since_ms)
             && self.error.as_ref().is_none_or(is_error)
     }
+}
+
+/// Base64 with or without padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Error of a key that is not base64. The text continues a sentence that begins with its name.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be base64 (got {})", quoted(.0))]
+pub struct KeyError(String);
+
+/// Parses a key in base64, of the standard alphabet or that of URLs.
+pub fn parse_key(text: &str) -> Result<Vec<u8>, KeyError> {
+    let standard = text.replace('-', "+").replace('_', "/");
+    BASE64.decode(standard).map_err(|_| KeyError(text.to_owned()))
 }
 
 /// Error of a text that is neither a time nor an age.
@@ -123,7 +145,19 @@ mod tests {
         let empty = || Some(String::new());
         assert_eq!(Filter { error: empty(), ..Filter::default() }.empty_condition(), Some("error"));
         assert_eq!(Filter { topic: empty(), ..Filter::default() }.empty_condition(), Some("topic"));
-        assert_eq!(Filter { key: empty(), ..Filter::default() }.empty_condition(), None);
+        assert_eq!(Filter { key: Some(Vec::new()), ..Filter::default() }.empty_condition(), None);
+    }
+
+    #[test]
+    fn a_binary_key_is_given_in_base64_of_either_alphabet() {
+        for text in ["+/8=", "-_8=", "-_8"] {
+            assert_eq!(parse_key(text), Ok(vec![0xfb, 0xff]), "{text}");
+        }
+        assert_eq!(parse_key(""), Ok(Vec::new()));
+        assert_eq!(parse_key("?").unwrap_err().to_string(), "must be base64 (got `?`)");
+        let letter = Fields { id: "t/0@7 g", topic: "t", key: Some(&[0, 255]), ..Fields::default() };
+        let filter = |key: &str| Filter { key: Some(parse_key(key).unwrap()), ..Filter::default() };
+        assert!(filter("AP8=").matches(&letter, "") && !filter("AP4=").matches(&letter, ""));
     }
 
     #[test]
@@ -146,7 +180,8 @@ mod tests {
             (Filter { error: some("transport"), ..any() }, true),
             (Filter { error: some("connection ref"), ..any() }, true),
             (Filter { error: some("trans"), ..any() }, false),
-            (Filter { key: some("k"), topic: some("other"), ..any() }, false),
+            (Filter { key: Some(b"k".to_vec()), ..any() }, true),
+            (Filter { key: Some(b"k".to_vec()), topic: some("other"), ..any() }, false),
             (Filter { ids: vec!["x".to_owned(), letter.id.to_owned()], ..any() }, true),
             (Filter { ids: vec!["x".to_owned()], ..any() }, false),
             (Filter { since_ms: Some(1), ..any() }, false),

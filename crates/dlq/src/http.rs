@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use axum::{
     Json,
     extract::{Path, Request, State, rejection::PathRejection},
-    http::header,
 };
 use postrider_http::{
     Bounded, Code, Config as HttpConfig, Params, Problem, ProblemBody,
     body::{self, Limits},
+    context::require_json,
     decode, params,
     refusals::{JsonBody, refusals},
 };
@@ -19,7 +19,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Bounds, Config, Detail, Error, Filter, Letters, Listing, Query, Queue, Report, filter::parse_since};
+use super::{
+    Bounds, Config, Detail, Error, Filter, Letters, Listing, Query, Queue, Report,
+    filter::{parse_key, parse_since},
+};
 use crate::codes;
 
 /// Maximum number of letters that one request keeps track of, about 200 bytes each.
@@ -75,6 +78,8 @@ struct ListParams {
     topic: Option<String>,
     /// The record's key.
     key: Option<String>,
+    /// The record's key in Base64, for keys that are not UTF-8; instead of `key`.
+    key_base64: Option<String>,
     /// The last failure was at this RFC 3339 time or later, or within this age: `90s`, `15m`, `2h`,
     /// `7d`.
     since: Option<String>,
@@ -99,6 +104,9 @@ struct ChangeBody {
     topic: Option<String>,
     /// The record's key.
     key: Option<String>,
+    /// The record's key in Base64, for keys that are not UTF-8; instead of `key`.
+    #[schema(content_encoding = "base64")]
+    key_base64: Option<String>,
     /// The last failure was at this RFC 3339 time or later, or within this age: `90s`, `15m`, `2h`,
     /// `7d`.
     since: Option<String>,
@@ -122,8 +130,7 @@ refusals! {
 
 /// List dead letters
 ///
-/// Lists the newest first. Reads the dead-letter topics, one request at a time. There is no
-/// authentication yet (scope `admin`): any client that reaches this port can use the route.
+/// Lists the newest first. Reads the dead-letter topics, one request at a time.
 /// `dlq.admin` turns it off.
 #[utoipa::path(
     get,
@@ -139,7 +146,8 @@ refusals! {
     ),
 )]
 async fn list(State(desk): State<Desk>, Params(params): Params<ListParams>) -> Result<Json<Listing>, Problem> {
-    let ListParams { letters, topic, key, since, error, limit } = params;
+    let ListParams { letters, topic, key, key_base64, since, error, limit } = params;
+    let key = key_of(key, key_base64.as_deref()).map_err(|problem| problem.at_parameter("key_base64"))?;
     let since_ms = since_ms(since.as_deref()).map_err(|problem| problem.at_parameter("since"))?;
     let filter = Filter { ids: Vec::new(), topic, key, since_ms, error };
     if let Some(name) = filter.empty_condition() {
@@ -152,8 +160,7 @@ async fn list(State(desk): State<Desk>, Params(params): Params<ListParams>) -> R
 /// Show one dead letter
 ///
 /// Returns the letter with the value and headers of its record. The id is percent-encoded:
-/// `messages%2F3%401234%20postrider-kv`. There is no authentication yet (scope `admin`): any client
-/// that reaches this port can use the route.
+/// `messages%2F3%401234%20postrider-kv`.
 #[utoipa::path(
     get,
     path = "/admin/dlq/{id}",
@@ -178,8 +185,7 @@ async fn show(State(desk): State<Desk>, id: Result<Path<String>, PathRejection>)
 /// Writes the records to their topics again, to the same partition and in order, with their
 /// original key, value, headers and event id. A letter is deleted once Kafka has its record.
 /// Replaying a letter twice is harmless if consumers deduplicate by event id. A record that a newer
-/// one with the same key has superseded in a compacted topic is left out. There is no
-/// authentication yet (scope `admin`): any client that reaches this port can use the route.
+/// one with the same key has superseded in a compacted topic is left out.
 #[utoipa::path(
     post,
     path = "/admin/dlq/replay",
@@ -200,8 +206,7 @@ async fn replay(State(desk): State<Desk>, request: Request) -> Result<Json<Repor
 
 /// Purge dead letters
 ///
-/// Deletes letters by writing tombstones. There is no authentication yet (scope `admin`): any
-/// client that reaches this port can use the route.
+/// Deletes letters by writing tombstones.
 #[utoipa::path(
     post,
     path = "/admin/dlq/purge",
@@ -231,27 +236,22 @@ impl Desk {
     }
 
     async fn read_change(&self, request: Request) -> Result<(Query, bool), Problem> {
-        // Stricter than other routes, so that a form on another site's page cannot send this
-        // request.
-        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
-        if !essence.eq_ignore_ascii_case("application/json") {
-            return Err(Problem::new(Code::UNSUPPORTED_MEDIA_TYPE, "`Content-Type` must be `application/json`")
-                .at_header("Content-Type"));
-        }
+        require_json(request.headers())?;
         if request.uri().query().is_some_and(|query| !query.is_empty()) {
             let detail = "this route takes no parameters; send the conditions and `dry_run` in the body";
             return Err(Problem::new(Code::INVALID_REQUEST, detail));
         }
         let body = body::read(request, self.limits).await?;
-        let ChangeBody { ids, letters, topic, key, since, error, limit, dry_run, all } = decode::strict(&body)?;
+        let ChangeBody { ids, letters, topic, key, key_base64, since, error, limit, dry_run, all } =
+            decode::strict(&body)?;
+        let key = key_of(key, key_base64.as_deref()).map_err(|problem| problem.at_field("key_base64"))?;
         let since_ms = since_ms(since.as_deref()).map_err(|problem| problem.at_field("since"))?;
         let filter = Filter { ids, topic, key, since_ms, error };
         if let Some(name) = filter.empty_condition() {
             return Err(empty(name).at_field(name));
         }
         if filter.is_empty() && !all {
-            let detail = "choose letters with `ids`, `topic`, `key`, `since` or `error`, or set `all` to true; so does a dry run, which takes what the change would take";
+            let detail = "choose letters with `ids`, `topic`, `key`, `key_base64`, `since` or `error`, or set `all` to true; so does a dry run, which takes what the change would take";
             return Err(Problem::new(Code::INVALID_FIELD, detail).at_field("all"));
         }
         let limit = limit.map_or(1_000, Bounded::as_usize);
@@ -261,6 +261,16 @@ impl Desk {
 
 fn empty(name: &str) -> Problem {
     Problem::new(Code::INVALID_FIELD, format!("`{name}` must not be empty; leave it out to take every {name}"))
+}
+
+/// Returns the key to look for, which is given as text or in base64.
+fn key_of(text: Option<String>, base64: Option<&str>) -> Result<Option<Vec<u8>>, Problem> {
+    let invalid = |detail| Problem::new(Code::INVALID_FIELD, detail);
+    match (text, base64) {
+        (Some(_), Some(_)) => Err(invalid("`key_base64` must not be set beside `key`; send one of them".to_owned())),
+        (text, None) => Ok(text.map(String::into_bytes)),
+        (None, Some(key)) => parse_key(key).map(Some).map_err(|error| invalid(format!("`key_base64` {error}"))),
+    }
 }
 
 fn of_kind(kind: Option<Kind>) -> Letters {

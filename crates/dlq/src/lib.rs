@@ -14,7 +14,7 @@ mod search;
 
 pub use change::{Item, Outcome, Report};
 pub use config::Config;
-pub use filter::{Filter, Letters, SinceError, parse_since};
+pub use filter::{Filter, KeyError, Letters, SinceError, parse_key, parse_since};
 pub use http::routes;
 pub use letter::{Detail, HeaderValue, Summary};
 pub use queue::{Listing, Query, Queue};

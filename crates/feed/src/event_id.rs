@@ -74,7 +74,7 @@ impl de::Visitor<'_> for Either {
     type Value = EventId;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "an `event_id`, which is an integer from 1 to {MAX}, or a UUID in old records")
+        write!(formatter, "a whole number from 1 to {MAX}, or a UUID as in old records")
     }
 
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<EventId, E> {

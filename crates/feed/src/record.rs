@@ -2,11 +2,14 @@
 
 use std::borrow::Cow;
 
-use postrider_http::{Code, json};
+use postrider_http::{Code, decode::quoted, json};
 use postrider_kafka::{batch::Record, dead_letter::Reason, event};
 use serde::Deserialize;
 
-use super::event_id::{EventId, Identity};
+use super::{
+    event_id::{EventId, Identity},
+    model::{Flaw, MAX_ID_BYTES, check_field},
+};
 
 /// The fields of an event that the projection uses.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,9 +57,10 @@ pub fn read(record: &Record<'_>) -> Result<Event, Reason> {
         Reason { class, message: problem.detail }
     })?;
     let missing = |what| Reason { class: "wrong_type", message: format!("`payload.{what}` is missing") };
-    let actor = check(actor_id)?;
+    let actor = check("actor_id", actor_id)?;
     let post_id = payload.post_id.ok_or_else(|| missing("post_id"));
-    let followee = payload.followee_id.ok_or_else(|| missing("followee_id")).and_then(check);
+    let followee = payload.followee_id.ok_or_else(|| missing("followee_id"));
+    let followee = followee.and_then(|id| check("payload.followee_id", id));
     let change = match &*r#type {
         "POST_CREATED" => Change::Created { post_id: post_id?, author: actor },
         "POST_DELETED" => Change::Deleted { post_id: post_id?, author: actor },
@@ -64,7 +68,8 @@ pub fn read(record: &Record<'_>) -> Result<Event, Reason> {
         "USER_UNFOLLOWED" => Change::Unfollowed { follower: actor, followee: followee? },
         "USER_ERASED" => Change::Erased { user: actor },
         other => {
-            let message = format!("`{other:.40}` is not an event type of feeds");
+            let known = "`POST_CREATED`, `POST_DELETED`, `USER_FOLLOWED`, `USER_UNFOLLOWED` or `USER_ERASED`";
+            let message = format!("`type` must be {known} (got {})", quoted(other));
             return Err(Reason { class: "unknown_type", message });
         }
     };
@@ -72,14 +77,9 @@ pub fn read(record: &Record<'_>) -> Result<Event, Reason> {
     Ok(Event { offset: record.offset(), identity, change })
 }
 
-fn check(id: Cow<'_, str>) -> Result<String, Reason> {
-    let bad = |message: &str| Reason { class: "bad_id", message: message.to_owned() };
-    match id.len() {
-        0 => Err(bad("an id is empty")),
-        _ if id.contains('\0') => Err(bad("an id has a null character")),
-        bytes if bytes > super::model::MAX_ID_BYTES => Err(bad("an id is too long")),
-        _ => Ok(id.into_owned()),
-    }
+fn check(name: &'static str, id: Cow<'_, str>) -> Result<String, Reason> {
+    let bad = |flaw: Flaw| Reason { class: "bad_id", message: flaw.to_string() };
+    check_field(name, &id, MAX_ID_BYTES).map(|()| id.into_owned()).map_err(bad)
 }
 
 impl Change {
@@ -102,13 +102,36 @@ mod tests {
     use crate::model;
     use postrider_kafka::batch::Batch;
 
-    fn read(value: &str) -> Result<Change, &'static str> {
+    fn event(value: &str) -> Result<Event, Reason> {
         let mut batch = Batch::default();
         let time = Timestamp::CreateTime(0);
         batch.push(&OwnedMessage::new(Some(value.into()), None, "t".to_owned(), time, 0, 7, None));
-        let event = super::read(&batch.record(0)).map_err(|reason| reason.class)?;
+        super::read(&batch.record(0))
+    }
+
+    fn read(value: &str) -> Result<Change, &'static str> {
+        let event = event(value).map_err(|reason| reason.class)?;
         assert_eq!(event.offset, 7);
         Ok(event.change)
+    }
+
+    #[test]
+    fn the_reason_of_an_invalid_record_names_the_field_what_was_found_and_what_is_wanted() {
+        for (value, reason) in [
+            ("7", "the value must be a JSON object (got 7)"),
+            (
+                r#"{"event_id":0,"type":"USER_ERASED","actor_id":"a"}"#,
+                "`event_id` must be a whole number from 1 to 9223372036854775807, or a UUID as in old records (got 0)",
+            ),
+            (r#"{"event_id":1,"type":"USER_ERASED","actor_id":5}"#, "`actor_id` must be a string (got 5)"),
+            (
+                r#"{"event_id":1,"type":"POST_CREATED","actor_id":"a","payload":{"post_id":"1"}}"#,
+                r#"`payload.post_id` must be a whole number from -9223372036854775808 to 9223372036854775807 (got the string "1")"#,
+            ),
+            (r#"{"event_id":1,"type":"USER_ERASED","actor_id":""}"#, "`actor_id` must not be missing or empty"),
+        ] {
+            assert_eq!(event(value).unwrap_err().message, reason);
+        }
     }
 
     #[test]

@@ -32,7 +32,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     Gateway,
     answer::{BatchAnswer, ProduceAnswer, RecordStream, json_response, part_result, produced},
-    model::{ACCEPTED, JSON, ProduceRequest, Record, RecordNumber, check_topic},
+    described::ProduceRequest,
+    model::{ACCEPTED, JSON, Record, RecordNumber, check_topic},
     simulator, stream,
 };
 
@@ -153,13 +154,14 @@ impl Gateway {
         context: &RequestContext,
         request: Request,
     ) -> Result<Response<Body>, Problem> {
+        context.check_idempotency_key()?;
         let topic = default_topic(query)?;
         let content_type = require_content_type(request.headers(), &ACCEPTED)?;
         if content_type != JSON {
             return stream::respond(self.clone(), topic.map(Cow::into_owned), context.clone(), content_type, request);
         }
         let body = body::read(request, self.inner.http.limits()).await?;
-        let mut record = decode::noted(Record::parse(&body))?.value;
+        let mut record = decode::noted(Record::parse(&body, "body"))?.value;
         if let Some(records) = record.records.take() {
             let topic = record.topic.as_deref().or(topic.as_deref());
             return self.produce_batch(&records, &body, topic, context).await;
@@ -222,7 +224,6 @@ impl Gateway {
         topic: Option<&str>,
         context: &RequestContext,
     ) -> Result<Response<Body>, Problem> {
-        context.check_idempotency_key()?;
         let limit = self.inner.config.max_batch_records;
         if records.len() > limit {
             return Err(Problem::new(
@@ -259,7 +260,7 @@ impl Gateway {
         context: &RequestContext,
         number: RecordNumber,
     ) -> Part {
-        match Record::parse(record) {
+        match Record::parse(record, "record") {
             Ok(Decoded { value, near_misses, .. }) => {
                 Part { taken: self.hand_over(value, content, topic, context, number).await, near_misses }
             }
@@ -283,7 +284,7 @@ impl Gateway {
 
     fn explain(&self, error: &SendError, topic: &str) -> Problem {
         // The cached limits of the topic may be out of date.
-        if matches!(error, SendError::UnknownTopic(_) | SendError::TooLarge | SendError::Rejected(_)) {
+        if matches!(error, SendError::UnknownTopic(_) | SendError::TooLarge { .. } | SendError::Rejected(_)) {
             self.inner.topics.forget(topic);
         }
         let code = match error {
@@ -291,7 +292,7 @@ impl Gateway {
             SendError::Unavailable => Code::KAFKA_UNAVAILABLE,
             SendError::UnknownTopic(_) => Code::UNKNOWN_TOPIC,
             SendError::UnknownPartition => Code::INVALID_REQUEST,
-            SendError::TooLarge => Code::BODY_TOO_LARGE,
+            SendError::TooLarge { .. } => Code::BODY_TOO_LARGE,
             SendError::Unknown => Code::OUTCOME_UNKNOWN,
             // A record without a key for a compacted topic, or a timestamp outside the topic's
             // range: a retry would not help.

@@ -5,6 +5,7 @@
 mod answer;
 pub mod codes;
 mod config;
+mod described;
 mod http;
 mod model;
 pub mod relay;

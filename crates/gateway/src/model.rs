@@ -5,15 +5,15 @@ use std::{borrow::Cow, collections::BTreeMap, ops::Range, time::Instant};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use postrider_http::{
     Code, Problem,
-    decode::{self, Decoded, Refused, shortened},
+    decode::{self, Decoded, Refused, quoted, segment, shortened},
     json,
+    problem::Place,
 };
 use postrider_kafka::{Outgoing, TopicLimits, admission, batch_bytes, event::Event};
 use postrider_time::clock;
 use rdkafka::message::{Header, OwnedHeaders};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use utoipa::ToSchema;
 
 pub(super) const JSON: &str = "application/json";
 /// Content types of bodies. All but the first are names of NDJSON.
@@ -84,9 +84,9 @@ fn malformed(field: &str, detail: impl Into<String>) -> Problem {
 }
 
 impl<'a> Record<'a> {
-    /// Decodes a record. A number out of range is malformed too.
-    pub fn parse(body: &'a [u8]) -> Result<Decoded<Self>, Box<Refused>> {
-        decode::decode(body).map_err(|mut refused| {
+    /// Decodes a record. A number out of range is malformed too. Errors call the text by `what`.
+    pub fn parse(text: &'a [u8], what: &str) -> Result<Decoded<Self>, Box<Refused>> {
+        decode::decode(text, what).map_err(|mut refused| {
             if refused.problem.code == Code::INVALID_FIELD {
                 refused.problem.code = Code::INVALID_REQUEST;
             }
@@ -139,23 +139,19 @@ impl<'a> Record<'a> {
                 return Err(Problem::new(Code::INVALID_FIELD, detail).at_field("timestamp"));
             }
             Some(Timestamp::Milliseconds(ms)) if ms >= 0 => Some(ms),
-            Some(Timestamp::Milliseconds(_)) => {
-                return Err(malformed("timestamp", "`timestamp` must not be before 1970"));
+            Some(Timestamp::Milliseconds(ms)) => {
+                return Err(malformed("timestamp", format!("`timestamp` must not be before 1970 (got {ms})")));
             }
             Some(Timestamp::Rfc3339(text)) => {
-                Some(clock::parse_rfc3339(&text).filter(|&ms| ms >= 0).ok_or_else(|| {
-                    malformed("timestamp", "`timestamp` must be milliseconds or an RFC 3339 time, not before 1970")
-                })?)
+                Some(clock::parse_rfc3339(&text).filter(|&ms| ms >= 0).ok_or_else(|| bad_timestamp(&text))?)
             }
         };
-        if self.partition.is_some_and(|partition| partition < 0) {
-            return Err(malformed("partition", "`partition` must be 0 or more"));
+        if let Some(partition) = self.partition.filter(|&partition| partition < 0) {
+            return Err(malformed("partition", format!("`partition` must be 0 or more (got {partition})")));
         }
         let reserved = |name: &str| name.is_empty() || name.starts_with("ce_") || name == "traceparent";
         if let Some(name) = self.headers.iter().flat_map(BTreeMap::keys).find(|name| reserved(name)) {
-            let name = shortened(name);
-            let detail = format!("header `{name}` is empty or reserved; the gateway sets `ce_…` and `traceparent`");
-            return Err(malformed("headers", detail));
+            return Err(bad_header(name));
         }
         Ok(Checked {
             topic,
@@ -237,8 +233,25 @@ fn check_timestamp(ms: i64, now_ms: i64, topic: &str, limits: &TopicLimits) -> R
     .at_field("timestamp"))
 }
 
+fn bad_timestamp(text: &str) -> Problem {
+    let wanted = "`timestamp` must be milliseconds or an RFC 3339 time such as 2026-01-31T12:00:00Z, not before 1970";
+    malformed("timestamp", format!("{wanted} (got {})", quoted(text)))
+}
+
+fn bad_header(name: &str) -> Problem {
+    let detail = match name {
+        "" => "`headers` must not have an empty name".to_owned(),
+        _ => {
+            let name = shortened(name);
+            format!("`headers` must not have `{name}`; postrider sets `traceparent` and names that begin with `ce_`")
+        }
+    };
+    Problem::new(Code::INVALID_REQUEST, detail).at(Place::Pointer(format!("#/headers{}", segment(name))))
+}
+
 fn decode(text: &str, field: &str) -> Result<Vec<u8>, Problem> {
-    BASE64_STANDARD.decode(text).map_err(|error| malformed(field, format!("`{field}` is not base64: {error}")))
+    let wanted = || malformed(field, format!("`{field}` must be base64 with padding (got {})", quoted(text)));
+    BASE64_STANDARD.decode(text).map_err(|_| wanted())
 }
 
 /// Checks a topic name by Kafka's rules.
@@ -246,52 +259,15 @@ pub fn check_topic(topic: &str) -> Result<(), Problem> {
     let malformed = |detail| Err(Problem::new(Code::INVALID_REQUEST, detail));
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     match topic {
-        "" => malformed("`topic` is required"),
-        "." | ".." => malformed("`topic` must not be `.` or `..`"),
-        _ if topic.len() > 249 => malformed("`topic` must have at most 249 characters"),
-        _ if !topic.bytes().all(legal) => malformed("`topic` may contain only letters, digits, `.`, `_` and `-`"),
+        "" => malformed("`topic` is required".to_owned()),
+        "." | ".." => malformed(format!("`topic` must not be `{topic}`")),
+        _ if topic.len() > 249 => malformed(format!("`topic` must have at most 249 bytes (got {})", topic.len())),
+        _ if !topic.bytes().all(legal) => {
+            let found = quoted(topic);
+            malformed(format!("`topic` may contain only letters, digits, `.`, `_` and `-` (got {found})"))
+        }
         _ => Ok(()),
     }
-}
-
-/// One record to produce, or a batch of them in `records`. A single record needs a topic, here or
-/// in the query, and `payload` or `payload_base64`.
-#[derive(ToSchema)]
-#[schema(examples(
-    json!({"topic": "my-topic", "key": "optional-key", "payload": {"message": "Hello Kafka!"}}),
-    json!({"topic": "my-topic", "records": [{"key": "a", "payload": 1}, {"key": "a", "payload": 2}]}),
-))]
-#[expect(dead_code, reason = "describes the JSON; the handler reads a borrowed twin")]
-pub struct ProduceRequest {
-    #[serde(flatten)]
-    record: ProduceRecord,
-    /// A batch: these records instead of a single one.
-    #[schema(nullable = false)]
-    records: Option<Vec<ProduceRecord>>,
-}
-
-/// One record to produce. It needs `payload` or `payload_base64`.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "describes the JSON; the handler reads a borrowed twin")]
-struct ProduceRecord {
-    /// Topic; required unless `?topic=` or the batch names one.
-    topic: Option<String>,
-    /// Determines the partition; records with the same key stay in order.
-    key: Option<String>,
-    /// Binary key, instead of `key`.
-    #[schema(content_encoding = "base64")]
-    key_base64: Option<String>,
-    /// Any JSON value; stored minified, otherwise unchanged.
-    payload: Option<serde_json::Value>,
-    /// Binary payload, instead of `payload`.
-    #[schema(content_encoding = "base64")]
-    payload_base64: Option<String>,
-    /// Record headers; `ce_…` and `traceparent` are reserved.
-    headers: Option<BTreeMap<String, String>>,
-    /// Partition, from 0; overrides the partition that the key hashes to.
-    partition: Option<i32>,
-    /// Milliseconds since the Unix epoch, or an RFC 3339 time.
-    timestamp: Option<serde_json::Value>,
 }
 
 #[cfg(test)]
@@ -302,7 +278,7 @@ mod tests {
     type Parts = (String, Option<Vec<u8>>, Vec<u8>);
 
     fn check(text: &str) -> Result<Parts, Problem> {
-        let record = Record::parse(text.as_bytes()).map_err(|refused| refused.problem)?.value;
+        let record = Record::parse(text.as_bytes(), "body").map_err(|refused| refused.problem)?.value;
         let checked = record.check(None)?;
         Ok((checked.topic.into_owned(), checked.key.map(Cow::into_owned), checked.payload.into_owned()))
     }
@@ -337,7 +313,13 @@ mod tests {
             (r#"{"topic":"t","payload_base64":"?"}"#, "payload_base64"),
             (r#"{"topic":"t","payload":1,"partition":-1}"#, "partition"),
             (r#"{"topic":"t","payload":1,"timestamp":"soon"}"#, "timestamp"),
-            (r#"{"topic":"t","payload":1,"headers":{"ce_id":"x"}}"#, "ce_id"),
+            (r#"{"topic":"t","payload":1,"headers":{"ce_id":"x"}}"#, "`headers` must not have `ce_id`"),
+            (r#"{"topic":"t","payload":1,"headers":{"":"x"}}"#, "an empty name"),
+            (r#"{"topic":"t","payload":1,"timestamp":-5}"#, "before 1970 (got -5)"),
+            (r#"{"topic":"t","payload":1,"timestamp":""}"#, "(got an empty value)"),
+            (r#"{"topic":"t","payload":1,"partition":-1}"#, "0 or more (got -1)"),
+            (r#"{"topic":"a b","payload":1}"#, "(got `a b`)"),
+            (r#"{"topic":"t","key_base64":"?","payload":1}"#, "`key_base64` must be base64 with padding (got `?`)"),
         ] {
             let problem = check(body).unwrap_err();
             assert_eq!(problem.code, Code::INVALID_REQUEST, "{body}");

@@ -36,7 +36,6 @@ pub fn respond(
     content_type: &'static str,
     request: Request,
 ) -> Result<Response<Body>, Problem> {
-    context.check_idempotency_key()?;
     let window = gateway.inner.config.stream_window.max(1);
     let content_type = content_type_of_answer(request.headers(), content_type);
     let lines = Lines::new(body::stream(request)?, &gateway);
@@ -161,7 +160,7 @@ impl Lines {
                 continue;
             }
             if line.len() > self.limits.max_bytes {
-                return Some(Err(body::too_large(self.limits.max_bytes)));
+                return Some(Err(body::too_large("record", Some(line.len() as u64), self.limits.max_bytes)));
             }
             if !line.trim_ascii().is_empty() {
                 return Some(Ok(line.freeze()));
@@ -182,6 +181,6 @@ impl Lines {
         self.skipping = true;
         self.buffer.clear();
         self.searched = 0;
-        Some(Err(body::too_large(self.limits.max_bytes)))
+        Some(Err(body::too_large("record", None, self.limits.max_bytes)))
     }
 }

@@ -96,8 +96,9 @@ pub fn broken(error: axum::Error) -> Problem {
 /// when that is not supported, 503 when there is no memory for it.
 pub async fn read(request: Request, limits: Limits) -> Result<RequestBody, Problem> {
     let body = encoding::plain(request, Some(limits.max_bytes))?;
-    if body.size_hint().lower() > limits.max_bytes as u64 {
-        return Err(too_large(limits.max_bytes));
+    let declared = body.size_hint().lower();
+    if declared > limits.max_bytes as u64 {
+        return Err(too_large("body", Some(declared), limits.max_bytes));
     }
     let mut reading = pin!(collect(body, limits.max_bytes));
     if let Some(read) = read_buffered(reading.as_mut()).await {
@@ -134,7 +135,7 @@ async fn collect(mut body: Body, max_bytes: usize) -> Result<RequestBody, Proble
         let Ok(data) = frame.into_data() else { continue };
         let so_far = joined.len() + first.as_ref().map_or(0, Bytes::len);
         if so_far + data.len() > max_bytes {
-            return Err(too_large(max_bytes));
+            return Err(too_large("body", None, max_bytes));
         }
         match first.take() {
             None if joined.is_empty() => {
@@ -162,10 +163,12 @@ async fn collect(mut body: Body, max_bytes: usize) -> Result<RequestBody, Proble
     Ok(RequestBody { bytes, _footprint: footprint })
 }
 
-/// Returns the error for a body, or a record of a stream, over the limit.
-pub fn too_large(max_bytes: usize) -> Problem {
-    Problem::new(
-        Code::BODY_TOO_LARGE,
-        format!("the body or record is larger than {max_bytes} bytes; send a smaller one"),
-    )
+/// Returns the error for a body, or a record of a stream, over the limit. `bytes` is its size, if it
+/// is known.
+pub fn too_large(what: &str, bytes: Option<u64>, max_bytes: usize) -> Problem {
+    let detail = match bytes {
+        Some(bytes) => format!("the {what} has {bytes} bytes; at most {max_bytes} are accepted"),
+        None => format!("the {what} has more than {max_bytes} bytes, which is the limit"),
+    };
+    Problem::new(Code::BODY_TOO_LARGE, detail)
 }

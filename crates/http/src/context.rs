@@ -37,10 +37,13 @@ pub struct RequestContext {
     /// Who sends the request; the gate sets it.
     pub principal: Arc<Principal>,
     idempotency_key: Option<HeaderValue>,
+    /// True if there is more than one idempotency key.
+    has_several_keys: bool,
 }
 
 impl RequestContext {
     pub fn new(headers: &HeaderMap, principal: Arc<Principal>) -> Self {
+        let mut keys = headers.get_all(&IDEMPOTENCY_KEY).iter();
         let parent = headers.get(&TRACEPARENT).and_then(|value| TraceContext::parse(value.as_bytes()));
         let request_id = headers
             .get(&REQUEST_ID)
@@ -53,7 +56,8 @@ impl RequestContext {
             parent,
             client: None,
             principal,
-            idempotency_key: headers.get(&IDEMPOTENCY_KEY).cloned(),
+            idempotency_key: keys.next().cloned(),
+            has_several_keys: keys.next().is_some(),
         }
     }
 
@@ -61,6 +65,7 @@ impl RequestContext {
     /// written.
     pub fn check_idempotency_key(&self) -> Result<(), Problem> {
         match &self.idempotency_key {
+            Some(_) if self.has_several_keys => Err(repeated("Idempotency-Key")),
             Some(key) if key.is_empty() || key.len() > MAX_ID_BYTES => {
                 let detail = format!("`Idempotency-Key` must have 1 to {MAX_ID_BYTES} bytes (got {})", key.len());
                 Err(Problem::new(Code::INVALID_REQUEST, detail).at_header("Idempotency-Key"))
@@ -121,6 +126,25 @@ impl<S: Sync> FromRequestParts<S> for RequestContext {
         let missing = || Problem::new(Code::INTERNAL, "the request has no context");
         parts.extensions.get::<Self>().cloned().ok_or_else(missing)
     }
+}
+
+/// Returns the value of a header that may be given once; 400 if it is given more often. `name` is
+/// its name as documented.
+pub fn single<'h>(
+    headers: &'h HeaderMap,
+    header: &HeaderName,
+    name: &'static str,
+) -> Result<Option<&'h HeaderValue>, Problem> {
+    let mut values = headers.get_all(header).iter();
+    match (values.next(), values.next()) {
+        (_, Some(_)) => Err(repeated(name)),
+        (value, None) => Ok(value),
+    }
+}
+
+#[cold]
+fn repeated(name: &'static str) -> Problem {
+    Problem::new(Code::INVALID_REQUEST, format!("`{name}` must be given only once")).at_header(name)
 }
 
 /// Content type that HTTP clients, such as curl with `-d`, send if the caller gives none. The
@@ -209,6 +233,22 @@ mod tests {
         let keyless = with("host", "k1");
         assert_ne!(keyless.event_id("b", None, &[]).unwrap(), keyless.event_id("b", None, &[]).unwrap());
         assert!(with("idempotency-key", "").event_id("b", None, &[]).is_err());
+    }
+
+    #[test]
+    fn a_header_that_is_given_twice_is_refused() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(single(&headers, &IDEMPOTENCY_KEY, "Idempotency-Key").unwrap(), None);
+        for value in ["a", "a"] {
+            headers.append(&IDEMPOTENCY_KEY, HeaderValue::from_static(value));
+        }
+        let problem = single(&headers, &IDEMPOTENCY_KEY, "Idempotency-Key").unwrap_err();
+        assert_eq!(problem.extensions["errors"][0]["header"], "Idempotency-Key");
+        let same = RequestContext::new(&headers, Principal::anonymous()).check_idempotency_key().unwrap_err();
+        assert_eq!(
+            (same.detail, problem.detail.as_str()),
+            (problem.detail.clone(), "`Idempotency-Key` must be given only once")
+        );
     }
 
     #[test]

@@ -290,7 +290,7 @@ impl Decompressed {
         self.made += step.made;
         self.silent = if step.made > 0 { 0 } else { self.silent + step.taken };
         if let Some(max_bytes) = self.max_bytes.filter(|max_bytes| self.taken > max_bytes + MAX_SILENT) {
-            return Err(too_large(max_bytes));
+            return Err(too_large("compressed body", Some(self.taken as u64), max_bytes));
         }
         if self.silent > MAX_SILENT {
             let detail = format!("the compressed body has more than {MAX_SILENT} bytes without content");

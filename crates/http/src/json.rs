@@ -5,21 +5,22 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 
-use super::{code::Code, problem::Problem};
+use super::{code::Code, decode, problem::Problem};
 
 /// Maximum number of levels of nesting (contracts.md).
 pub const MAX_DEPTH: usize = 128;
 
-/// Reasons to refuse a body before it is parsed.
+/// Reasons to refuse a body before it is parsed. The texts continue a sentence that begins with
+/// what it is.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    #[error("the body is empty")]
+    #[error("is empty; it must be JSON")]
     Empty,
-    #[error("the body is not UTF-8 at byte {0}")]
+    #[error("is not UTF-8 at byte {0}")]
     NotUtf8(usize),
-    #[error("lone surrogate in the string at byte {0}")]
+    #[error("has a lone surrogate in the string at byte {0}")]
     LoneSurrogate(usize),
-    #[error("more than {MAX_DEPTH} levels at byte {0}")]
+    #[error("has more than {MAX_DEPTH} levels at byte {0}")]
     TooDeep(usize),
 }
 
@@ -76,33 +77,36 @@ fn code_unit(body: &[u8], at: usize) -> Option<u32> {
     u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// Validates and deserializes the value of a record in one step, borrowing from it. For the bodies
-/// of requests there is [`decode`](crate::decode), whose errors name the field.
-pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
-    let text = check(body).map_err(refused)?;
-    serde_json::from_str(text).map_err(|error| {
-        let code = if error.is_data() { Code::INVALID_REQUEST } else { Code::INVALID_JSON };
-        Problem::new(code, error.to_string())
+/// What errors call the value of a record.
+const VALUE: &str = "value";
+
+/// Validates and deserializes the value of a record in one step, borrowing from it. Unlike
+/// [`decode`](crate::decode), it takes field names only as they are, and warns of nothing.
+pub fn parse<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, Problem> {
+    let text = check(value).map_err(|fault| refused(&fault, VALUE))?;
+    serde_json::from_str(text).map_err(|error| match error.is_data() {
+        true => decode::of_value::<T>(text).unwrap_or_else(|| Problem::new(Code::INVALID_REQUEST, error.to_string())),
+        false => malformed(&error, VALUE),
     })
 }
 
-pub(super) fn refused(fault: Fault) -> Problem {
-    Problem::new(Code::INVALID_JSON, fault.to_string())
+pub(super) fn refused(fault: &Fault, what: &str) -> Problem {
+    Problem::new(Code::INVALID_JSON, format!("the {what} {fault}"))
 }
 
 /// Returns the error of a text that is not JSON, which says where.
-pub(super) fn malformed(error: &serde_json::Error) -> Problem {
-    Problem::new(Code::INVALID_JSON, error.to_string())
+pub(super) fn malformed(error: &serde_json::Error, what: &str) -> Problem {
+    Problem::new(Code::INVALID_JSON, format!("the {what} is not valid JSON: {error}"))
 }
 
 /// Like [`parse`], for a value that must be an object: serde also accepts an array for a struct,
 /// with its elements as the fields in order.
-pub fn parse_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
-    match body.trim_ascii_start().first() {
-        None | Some(b'{') => parse(body),
+pub fn parse_object<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, Problem> {
+    match value.trim_ascii_start().first() {
+        None | Some(b'{') => parse(value),
         Some(_) => {
-            parse::<serde::de::IgnoredAny>(body)?;
-            Err(Problem::new(Code::INVALID_REQUEST, "the body must be a JSON object"))
+            let text = check(value).map_err(|fault| refused(&fault, VALUE))?;
+            Err(decode::not_an_object(text, VALUE))
         }
     }
 }
@@ -214,6 +218,24 @@ mod tests {
             (b"{", Code::INVALID_JSON),
         ] {
             assert_eq!(parse_object::<Pair>(body).unwrap_err().code, code, "{body:?}");
+        }
+    }
+
+    #[test]
+    fn the_error_of_a_value_names_the_field_what_was_found_and_what_is_wanted() {
+        #[derive(Debug, Deserialize)]
+        struct Outer {
+            #[serde(rename = "payload")]
+            _payload: std::collections::BTreeMap<String, u8>,
+        }
+        for (value, detail) in [
+            (r#"{"payload":{"a":"x"}}"#, r#"`payload.a` must be a whole number from 0 to 255 (got the string "x")"#),
+            (r#"{"Payload":{}}"#, "`payload` is missing"),
+            (r#"[{}]"#, "the value must be a JSON object (got an array)"),
+            (r#"{"payload""#, "the value is not valid JSON: EOF while parsing an object at line 1 column 10"),
+            ("", "the value is empty; it must be JSON"),
+        ] {
+            assert_eq!(parse_object::<Outer>(value.as_bytes()).unwrap_err().detail, detail);
         }
     }
 

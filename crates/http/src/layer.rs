@@ -13,7 +13,7 @@ use std::{
 use axum::{
     body::Body,
     extract::{MatchedPath, Request},
-    http::{HeaderValue, Method, Response, StatusCode, Uri, header},
+    http::{HeaderValue, Method, Response, StatusCode, Uri},
     response::IntoResponse,
 };
 use pin_project_lite::pin_project;
@@ -28,6 +28,7 @@ use super::{
     context::{REQUEST_ID, RequestContext, TRACEPARENT},
     gate::{Checked, Gate},
     problem::Problem,
+    render,
     route_metrics::{Active, RouteMetrics},
     warning::{self, NearMiss},
 };
@@ -290,15 +291,7 @@ fn open_span(request: &Request, route: &str, context: &mut RequestContext) -> tr
 
 fn render_problem(mut response: Response<Body>, status: StatusCode, seen: &Seen) -> Response<Body> {
     let path = seen.uri.path();
-    let problem = match response.extensions_mut().remove::<Problem>() {
-        Some(problem) => problem,
-        None if response.headers().contains_key(header::CONTENT_TYPE) => return response,
-        None if status == StatusCode::METHOD_NOT_ALLOWED => {
-            Problem::new(Code::METHOD_NOT_ALLOWED, format!("method {} is not allowed for {path}", seen.method))
-        }
-        None if status == StatusCode::NOT_FOUND => Problem::new(Code::NOT_FOUND, format!("there is no route {path}")),
-        None => return response,
-    };
+    let Some(problem) = render::problem_of(&mut response, &seen.method, path) else { return response };
     if status.is_server_error() {
         let request_id = seen.request_id.to_str().unwrap_or_default();
         let (code, client) = (problem.code.word, seen.client.map(tracing::field::display));
@@ -310,10 +303,5 @@ fn render_problem(mut response: Response<Body>, status: StatusCode, seen: &Seen)
             problem.detail
         );
     }
-    let mut rendered = problem.respond(Some(path));
-    for (name, value) in response.headers() {
-        rendered.headers_mut().entry(name).or_insert_with(|| value.clone());
-    }
-    rendered.headers_mut().remove(header::CONTENT_LENGTH);
-    rendered
+    render::rendered(&problem, &response, path)
 }

@@ -25,7 +25,8 @@ use serde::{
 use super::{
     body::{self, Limits},
     code::Code,
-    decode::{self, Fault, Flaw, Step, is_too_large, shortened},
+    decode::{self, Fault, Flaw, Step, is_too_large, quoted, shortened},
+    escapes::{self, broken_escape},
     problem::{Place, Problem},
     warning::{self, Source},
 };
@@ -153,13 +154,16 @@ fn pair_of<'a>(pair: &'a [u8], source: Source, known: &LazyCell<&'static [&'stat
     let (name, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
     // Only what is known must be UTF-8.
     let name = decoded(name).unwrap_or_else(|| String::from_utf8_lossy(name).into_owned().into());
-    if let Some(value) = decoded(value) {
+    // Clients send forms with a bare `%`, as browsers read them.
+    let broken = if source == Source::Parameter { broken_escape(value) } else { None };
+    if let (None, Some(value)) = (broken, decoded(value)) {
         return Ok((name, value));
     }
     if !known.iter().any(|known| known.eq_ignore_ascii_case(&name)) {
         return Ok((name, String::from_utf8_lossy(value)));
     }
-    let detail = format!("`{}` must be UTF-8 after percent-decoding", shortened(&name));
+    let rule = broken.map_or_else(|| "must be UTF-8 after percent-decoding".to_owned(), escapes::explain);
+    let detail = format!("`{}` {rule}", shortened(&name));
     Err(Problem::new(Code::INVALID_REQUEST, detail).at(place(source, &name)))
 }
 
@@ -233,11 +237,6 @@ impl Values<'_, '_> {
     }
 }
 
-/// Describes a value in an error.
-fn described(value: &str) -> String {
-    if value.is_empty() { "an empty value".to_owned() } else { format!("`{}`", shortened(value)) }
-}
-
 macro_rules! integers {
     ($($method:ident)+) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
@@ -248,7 +247,7 @@ macro_rules! integers {
                 _ if is_too_large(text) => Err(Fault::of_value(&visitor)),
                 _ => Err(Fault::of_type(&visitor)),
             };
-            visited.map_err(|fault: Fault| fault.found(|| described(text)))
+            visited.map_err(|fault: Fault| fault.found(|| quoted(text)))
         }
     )+};
 }
@@ -258,7 +257,7 @@ impl<'de> Deserializer<'de> for Values<'_, '_> {
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         let text = self.only()?;
-        visitor.visit_str(text).map_err(|fault: Fault| fault.found(|| described(text)))
+        visitor.visit_str(text).map_err(|fault: Fault| fault.found(|| quoted(text)))
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
@@ -270,7 +269,7 @@ impl<'de> Deserializer<'de> for Values<'_, '_> {
         let text = self.only()?;
         match text.parse() {
             Ok(value) => visitor.visit_bool(value),
-            Err(_) => Err(Fault::of_type(&visitor).found(|| described(text))),
+            Err(_) => Err(Fault::of_type(&visitor).found(|| quoted(text))),
         }
     }
 
@@ -278,7 +277,7 @@ impl<'de> Deserializer<'de> for Values<'_, '_> {
         let text = self.only()?;
         match text.parse() {
             Ok(value) => visitor.visit_f64(value),
-            Err(_) => Err(Fault::of_type(&visitor).found(|| described(text))),
+            Err(_) => Err(Fault::of_type(&visitor).found(|| quoted(text))),
         }
     }
 
@@ -302,7 +301,7 @@ impl<'de> Deserializer<'de> for Values<'_, '_> {
         visitor: V,
     ) -> Result<V::Value, Fault> {
         let text = self.only()?;
-        visitor.visit_enum(text.into_deserializer()).map_err(|fault: Fault| fault.found(|| described(text)))
+        visitor.visit_enum(text.into_deserializer()).map_err(|fault: Fault| fault.found(|| quoted(text)))
     }
 
     integers! {

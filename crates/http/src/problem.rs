@@ -159,7 +159,7 @@ impl From<SendError> for Problem {
             SendError::Unavailable | SendError::UnknownTopic(_) | SendError::UnknownPartition => {
                 Code::KAFKA_UNAVAILABLE
             }
-            SendError::TooLarge => Code::BODY_TOO_LARGE,
+            SendError::TooLarge { .. } => Code::BODY_TOO_LARGE,
             SendError::Unknown => Code::OUTCOME_UNKNOWN,
             SendError::Rejected(_) => Code::KAFKA_REJECTED,
         };

@@ -176,7 +176,7 @@ impl DeadLetters {
         let id = letter.id();
         let mut stored = self.producer.store(letter.outgoing(&self.topic, &id, Keep::Everything)).await;
         for keep in [Keep::Headers, Keep::Position] {
-            if matches!(stored, Err(SendError::TooLarge)) {
+            if matches!(stored, Err(SendError::TooLarge { .. })) {
                 stored = self.producer.store(letter.outgoing(&self.topic, &id, keep)).await;
             }
         }

@@ -22,20 +22,21 @@ use super::{
     library_log,
     outgoing::{Outgoing, Purpose, SendError, Stored},
     pending::{Pending, Waiting},
+    record_size::batch_bytes_of,
     stats,
 };
 
 /// Channel for the records of rejected batches. Bounded by admission: each record holds a permit.
 pub(super) type Resend = mpsc::UnboundedSender<Waiting>;
 
-/// Maps a broker's error code to the error that the writer gets.
-pub(super) fn classify(code: RDKafkaErrorCode, topic: &str) -> SendError {
+/// Maps a broker's error code to the error that the writer gets. `bytes` returns the record's size.
+pub(super) fn classify(code: RDKafkaErrorCode, topic: &str, bytes: impl FnOnce() -> usize) -> SendError {
     use RDKafkaErrorCode as E;
     match code {
         E::QueueFull => SendError::Full,
         E::UnknownTopicOrPartition | E::UnknownTopic => SendError::UnknownTopic(topic.to_owned()),
         E::UnknownPartition => SendError::UnknownPartition,
-        E::MessageSizeTooLarge | E::InvalidMessageSize => SendError::TooLarge,
+        E::MessageSizeTooLarge | E::InvalidMessageSize => SendError::too_large(bytes(), None),
         // The library does not know whether the record was stored.
         E::MessageTimedOut
         | E::PurgeInflight
@@ -207,7 +208,8 @@ impl ProducerContext for Context {
                 if code == RDKafkaErrorCode::Fatal {
                     self.fatal.store(true, Ordering::Relaxed);
                 }
-                (pending, Err(classify(code, message.topic())))
+                let bytes = || batch_bytes_of(message.key(), message.payload(), message.headers());
+                (pending, Err(classify(code, message.topic(), bytes)))
             }
         };
         self.metrics.latency.record(pending.accepted.elapsed());

@@ -63,12 +63,29 @@ pub enum SendError {
     UnknownTopic(String),
     #[error("the topic does not have this partition")]
     UnknownPartition,
-    #[error("the record is larger than the topic allows")]
-    TooLarge,
+    /// Sizes in bytes, each as a batch of one record. The limit is unknown if the broker has refused
+    /// the record.
+    #[error("the record has {bytes} bytes; {}", accepted(*.limit))]
+    TooLarge { bytes: u32, limit: Option<u32> },
     #[error("the record was sent but not confirmed within the delivery timeout, so it may or may not be stored")]
     Unknown,
     #[error("{0}")]
     Rejected(RDKafkaErrorCode),
+}
+
+impl SendError {
+    /// Returns the error of a record of this size.
+    pub(super) fn too_large(bytes: usize, limit: Option<usize>) -> Self {
+        let size = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Self::TooLarge { bytes: size(bytes), limit: limit.map(size) }
+    }
+}
+
+fn accepted(limit: Option<u32>) -> String {
+    match limit {
+        Some(limit) => format!("at most {limit} are accepted (`kafka.producer.max_message_bytes`)"),
+        None => "its topic accepts less (`max.message.bytes`)".to_owned(),
+    }
 }
 
 /// Pending outcome of an accepted record.
@@ -99,4 +116,22 @@ fn publish_span(topic: &str) -> Span {
         messaging.system = "kafka",
         messaging.destination.name = topic,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_of_a_record_that_is_too_large_has_its_sizes() {
+        assert_eq!(
+            SendError::too_large(3_000, Some(2_999)).to_string(),
+            "the record has 3000 bytes; at most 2999 are accepted (`kafka.producer.max_message_bytes`)"
+        );
+        assert_eq!(
+            SendError::too_large(3_000, None).to_string(),
+            "the record has 3000 bytes; its topic accepts less (`max.message.bytes`)"
+        );
+        assert_eq!(size_of::<SendError>(), size_of::<String>(), "it is part of every answer of the producer");
+    }
 }

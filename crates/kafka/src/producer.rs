@@ -27,12 +27,12 @@ use super::{
     Config,
     adaptive_linger::{AdaptiveLinger, wait_for},
     admission::{self, Admission, Permit},
-    batch_bytes,
     broker::Broker,
     client_watchdog::{ClientWatchdog, Connectivity, Stuck},
     delivery::{Context, Metrics, Outcomes, Resend, classify},
     outgoing::{Outgoing, Purpose, Receipt, SendError, Stored},
     pending::{Answer, Pending, Waiting},
+    record_size::{batch_bytes, batch_bytes_of},
 };
 
 /// Time that records in flight have to be confirmed after their client failed fatally. Records of a
@@ -178,8 +178,9 @@ impl Producer {
         let limit = shared.config.producer.max_message_bytes as usize + record.extra_bytes;
         // The size is exact only where it matters: a record that the broker rejects delays the
         // others in its batch, but most records are far below the limit.
-        let admitted = if bytes > limit / 2 && batch_bytes(record) > limit {
-            Err(SendError::TooLarge)
+        let batch = if bytes > limit / 2 { batch_bytes(record) } else { 0 };
+        let admitted = if batch > limit {
+            Err(SendError::too_large(batch, Some(limit)))
         } else if !self.is_up() {
             Err(SendError::Unavailable)
         } else {
@@ -270,7 +271,8 @@ impl Shared {
         self.client.load().send(message).map_err(|(error, message)| {
             self.metrics.refused.increment(1);
             let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-            let refusal = classify(code, record.topic);
+            let bytes = || batch_bytes_of(message.key, message.payload, message.headers.as_ref());
+            let refusal = classify(code, record.topic, bytes);
             self.outcomes.report(message.delivery_opaque, Err(refusal.clone()));
             refusal
         })

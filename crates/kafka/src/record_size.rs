@@ -14,12 +14,17 @@ const FIXED: usize = 3;
 
 /// Returns the size of a batch that contains only this record, before compression.
 pub fn batch_bytes(record: &Outgoing<'_>) -> usize {
-    let (count, headers) = record.headers.as_ref().map_or((0, 0), |headers| {
+    batch_bytes_of(record.key, record.payload, record.headers.as_ref())
+}
+
+/// Like [`batch_bytes`], for the parts of a record.
+pub fn batch_bytes_of(key: Option<&[u8]>, payload: Option<&[u8]>, headers: Option<&impl Headers>) -> usize {
+    let (count, headers) = headers.map_or((0, 0), |headers| {
         let field = |bytes: usize| varint(bytes as i64) + bytes;
         let header = |(name, value): (&str, Option<&[u8]>)| field(name.len()) + optional(value);
         (headers.count(), headers.iter().map(|found| header((found.key, found.value))).sum())
     });
-    let body = FIXED + optional(record.key) + optional(record.payload) + varint(count as i64) + headers;
+    let body = FIXED + optional(key) + optional(payload) + varint(count as i64) + headers;
     BATCH_HEADER + varint(body as i64) + body
 }
 

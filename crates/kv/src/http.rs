@@ -10,8 +10,9 @@ use axum::{
 };
 use postrider_http::{
     Bounded, Code, Problem, ProblemBody, RequestContext, body,
-    context::require_content_type,
-    decode, json,
+    context::{require_content_type, single},
+    decode::{self, quoted},
+    json,
     params::{self, Nothing},
     refusals::JsonWrite,
     shortcut::{self, ShortCuts},
@@ -150,7 +151,7 @@ async fn pull(
     key: Result<Path<String>, PathRejection>,
 ) -> Result<Response<Body>, Problem> {
     let key = service.path_key(key)?;
-    if let Some(after) = headers.get(&AFTER) {
+    if let Some(after) = single(&headers, &AFTER, "Postrider-After")? {
         service.await_visible(&parse_position(after)?).await?;
     }
     let found = match service.look_up(&key).await? {
@@ -217,8 +218,9 @@ fn accepted(position: &Position) -> Response<Body> {
 fn parse_position(header: &HeaderValue) -> Result<Position, Problem> {
     let parsed = header.to_str().ok().and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| {
-        Problem::new(Code::INVALID_REQUEST, "`Postrider-After` must be a position such as `messages/3@1234`")
-            .at_header("Postrider-After")
+        let found = quoted(&String::from_utf8_lossy(header.as_bytes()));
+        let detail = format!("`Postrider-After` must be a position such as `messages/3@1234` (got {found})");
+        Problem::new(Code::INVALID_REQUEST, detail).at_header("Postrider-After")
     })
 }
 

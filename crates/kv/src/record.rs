@@ -68,7 +68,7 @@ pub fn judge<'r>(location: &ViewLocation<'_>, record: &Record<'r>) -> Result<&'r
         number(record, header)?;
     }
     match record.value().map(json::parse::<&RawValue>) {
-        Some(Err(error)) => Err(unfit("not_json", &format!("the value is not JSON: {error}"))),
+        Some(Err(error)) => Err(unfit("not_json", &error.detail)),
         None | Some(Ok(_)) => Ok(key),
     }
 }

@@ -12,7 +12,7 @@ const MAX_TEXT_BYTES: usize = 4_096;
 
 /// Error of a text that is not a cursor.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a valid cursor")]
+#[error("not a cursor")]
 pub struct Malformed;
 
 /// Offsets sorted by partition, each partition once.

@@ -11,7 +11,7 @@ use axum::{
 };
 use postrider_http::{
     Bounded, Code, Params, Problem, ProblemBody, RequestContext, body,
-    context::require_content_type,
+    context::{require_content_type, single},
     json,
     refusals::{JsonWrite, PostgresRead},
     sse,
@@ -28,7 +28,7 @@ use super::{
     Messages, Open,
     cursor::{Cursor, Malformed},
     follower::Follower,
-    model::{self, Draft, invalid, receiver_of_request},
+    model::{self, Draft, invalid, not_a_cursor, receiver_of_request},
     socket::{Connection, PROTOCOL},
     store::Limits,
     stream, unread,
@@ -142,7 +142,7 @@ async fn connect(
     let receiver = receiver_of_request(&headers, query.receiver_id)?;
     context.principal.may_act_for(&receiver)?;
     let upgrade = upgrade.map_err(|error| invalid(error.body_text()))?;
-    let after = cursor(query.after.as_deref()).map_err(|error| in_parameter(&error))?;
+    let after = cursor_parameter("after", query.after.as_deref())?;
     let Open { hub, acks, .. } = messages.connections()?.clone();
     let follower = Follower::open(&hub, &receiver, context.client, after).await?;
     let max_bytes = messages.inner.config.max_incoming_bytes;
@@ -191,12 +191,11 @@ async fn live(
 ) -> Result<Response<Body>, Problem> {
     let receiver = receiver_of_request(&headers, query.receiver_id)?;
     context.principal.may_act_for(&receiver)?;
-    let header = headers.get(&LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?")).filter(|id| !id.is_empty());
+    let header = single(&headers, &LAST_EVENT_ID, "Last-Event-ID")?.map(|value| value.to_str().unwrap_or("?"));
+    let header = header.filter(|id| !id.is_empty());
     let after = match header {
-        Some(id) => cursor(Some(id)).map_err(|error| {
-            invalid(format!("`Last-Event-ID` is {error}; pass the `id` of an event")).at_header("Last-Event-ID")
-        })?,
-        None => cursor(query.after.as_deref()).map_err(|error| in_parameter(&error))?,
+        Some(id) => cursor("Last-Event-ID", Some(id)).map_err(|problem| problem.at_header("Last-Event-ID"))?,
+        None => cursor_parameter("after", query.after.as_deref())?,
     };
     let open = messages.connections()?;
     let age = sse::age(messages.inner.config.stream_max_age_ms);
@@ -212,9 +211,9 @@ async fn live(
 #[serde(rename_all = "camelCase")]
 struct HistoryQuery {
     receiver_id: Option<String>,
-    /// `cursor` is what other lists call it.
-    #[serde(alias = "cursor")]
     after: Option<String>,
+    /// What other lists call `after`.
+    cursor: Option<String>,
     limit: Option<Bounded<1, MAX_LIMIT>>,
 }
 
@@ -284,7 +283,13 @@ async fn history(
     let receiver = receiver_of_request(&headers, query.receiver_id)?;
     context.principal.may_act_for(&receiver)?;
     let limit = query.limit.map_or(DEFAULT_LIMIT, Bounded::get) as u16;
-    let after = cursor(query.after.as_deref()).map_err(|error| in_parameter(&error))?;
+    let after = match (&query.after, &query.cursor) {
+        (Some(_), Some(_)) => {
+            return Err(invalid("`cursor` is another name of `after`; send one of them").at_parameter("cursor"));
+        }
+        (None, Some(cursor)) => cursor_parameter("cursor", Some(cursor))?,
+        (after, None) => cursor_parameter("after", after.as_deref())?,
+    };
     let mut cursor = after.unwrap_or_default();
     let store = &messages.connections()?.hub.store;
     let limits = Limits { rows: limit, bytes: PAGE_BYTES };
@@ -360,10 +365,12 @@ impl Messages {
     }
 }
 
-fn cursor(text: Option<&str>) -> Result<Option<Cursor>, Malformed> {
-    text.filter(|text| !text.is_empty()).map(str::parse).transpose()
+/// Parses a cursor, which may be empty. The error has no place.
+fn cursor(name: &str, text: Option<&str>) -> Result<Option<Cursor>, Problem> {
+    let parse = |text: &str| text.parse().map_err(|_: Malformed| not_a_cursor(name, text));
+    text.filter(|text| !text.is_empty()).map(parse).transpose()
 }
 
-fn in_parameter(error: &Malformed) -> Problem {
-    invalid(format!("`after` is {error}; pass the `id` of a message")).at_parameter("after")
+fn cursor_parameter(name: &str, text: Option<&str>) -> Result<Option<Cursor>, Problem> {
+    cursor(name, text).map_err(|problem| problem.at_parameter(name))
 }

@@ -3,7 +3,13 @@
 use std::borrow::Cow;
 
 use axum::http::{HeaderMap, HeaderName};
-use postrider_http::{Code, Problem, decode, json, problem::Place};
+use postrider_http::{
+    Code, Problem,
+    context::single,
+    decode::{self, quoted},
+    json,
+    problem::Place,
+};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -122,7 +128,7 @@ pub fn check_id(name: &'static str, id: &str) -> Result<(), Flaw> {
 
 /// Returns the receiver's id from the header or the query.
 pub fn receiver_of_request(headers: &HeaderMap, query: Option<String>) -> Result<String, Problem> {
-    let header = headers.get(&RECEIVER_ID).map(|value| String::from_utf8(value.as_bytes().to_vec()));
+    let header = single(headers, &RECEIVER_ID, "ReceiverId")?.map(|value| String::from_utf8(value.as_bytes().to_vec()));
     let header = header.transpose().map_err(|_| invalid("`ReceiverId` is not UTF-8").at_header("ReceiverId"))?;
     let in_header = header.is_some();
     let receiver = header.or(query).filter(|id| !id.is_empty()).ok_or_else(missing_receiver)?;
@@ -137,6 +143,11 @@ pub fn receiver_of_request(headers: &HeaderMap, query: Option<String>) -> Result
 fn missing_receiver() -> Problem {
     let detail = "`receiverId` is missing: send the header `ReceiverId`, or the parameter `receiverId`";
     invalid("Missing data").at_with(Place::Parameter("receiverId".to_owned()), detail)
+}
+
+/// Returns the problem of a text in place of a cursor, without its place.
+pub fn not_a_cursor(name: &str, text: &str) -> Problem {
+    invalid(format!("`{name}` must be the `id` of a message or the `nextCursor` of a page (got {})", quoted(text)))
 }
 
 /// Returns the problem of a malformed request.

@@ -18,8 +18,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Messages,
-    cursor::Cursor,
-    model::{self, invalid, receiver_of_request},
+    cursor::{Cursor, Malformed},
+    model::{self, invalid, not_a_cursor, receiver_of_request},
     store,
 };
 
@@ -170,8 +170,8 @@ async fn acknowledge(
     let Got { receiver_id, ack } = decode::object(&body)?;
     model::check_id("receiverId", &receiver_id)?;
     context.principal.may_act_for(&receiver_id)?;
-    let cursor: Cursor =
-        ack.parse().map_err(|error| invalid(format!("`ack` is {error}; pass a cursor")).at_field("ack"))?;
+    let malformed = |_: Malformed| not_a_cursor("ack", &ack).at_field("ack");
+    let cursor: Cursor = ack.parse().map_err(malformed)?;
     let positions: Vec<_> =
         cursor.partitions().map(|(partition_id, offset)| (receiver_id.as_str(), partition_id, offset)).collect();
     messages.connections()?.hub.store.acknowledge(&positions).await.map_err(Problem::postgres_unavailable)?;

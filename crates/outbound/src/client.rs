@@ -77,6 +77,7 @@ pub enum OptionsError {
 /// HTTP client that keeps connections and reuses them. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
+    connector: Connector,
     pool: Pool<Connector, Full<Bytes>>,
     timeout: Duration,
     max_retry_after: Duration,
@@ -92,8 +93,14 @@ impl Client {
             .pool_max_idle_per_host(options.max_idle)
             .http1_max_buf_size(MAX_HEAD_BYTES)
             .retry_canceled_requests(true)
-            .build(connector);
-        Ok(Self { pool, timeout: options.timeout, max_retry_after: options.max_retry_after })
+            .build(connector.clone());
+        Ok(Self { connector, pool, timeout: options.timeout, max_retry_after: options.max_retry_after })
+    }
+
+    /// Returns the error of an endpoint that [`Self::post`] refuses or cannot resolve, without a
+    /// connection.
+    pub async fn check(&self, endpoint: &Endpoint) -> Result<(), ConnectError> {
+        self.connector.check(&endpoint.uri).await
     }
 
     /// Sends `body` with `headers`, which extend those of [`Endpoint::headers`]. Any 2xx is

@@ -33,8 +33,8 @@ use super::{client::OptionsError, guard::Guard};
 pub enum ConnectError {
     #[error("{host} cannot be resolved: {source}")]
     Dns { host: String, source: io::Error },
-    #[error("{host} is {address}, which may not be dialled")]
-    Refused { host: String, address: IpAddr },
+    #[error("{host} is {address}, which may not be dialled because it is {kind}")]
+    Refused { host: String, address: IpAddr, kind: &'static str },
     #[error("{address}: {source}")]
     Tcp { address: SocketAddr, source: io::Error },
     #[error("TLS with {host}: {source}")]
@@ -101,9 +101,7 @@ impl Connector {
     /// Connects to the host and port of a URL, with TLS if its scheme is https.
     pub async fn connect(&self, uri: &Uri) -> Result<Stream, ConnectError> {
         let deadline = Instant::now() + self.timeout;
-        let encrypted = uri.scheme() == Some(&Scheme::HTTPS);
-        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-        let port = uri.port_u16().unwrap_or(if encrypted { 443 } else { 80 });
+        let (encrypted, host, port) = target_of(uri);
         let late = || ConnectError::TimedOut { host: host.to_owned(), after: self.timeout };
         let addresses = timeout_at(deadline, self.resolve(host, port)).await.map_err(|_| late())??;
         let stream = dial(&addresses, deadline).await?.ok_or_else(late)?;
@@ -118,6 +116,17 @@ impl Connector {
         Ok(Stream::Tls(Box::new(stream)))
     }
 
+    /// Returns the error that [`Self::connect`] has if it may dial no address of the URL's host,
+    /// without dialling one. Asks no name server if every address is permitted.
+    pub async fn check(&self, uri: &Uri) -> Result<(), ConnectError> {
+        if self.guard.is_open() {
+            return Ok(());
+        }
+        let (_, host, port) = target_of(uri);
+        let late = |_| ConnectError::TimedOut { host: host.to_owned(), after: self.timeout };
+        tokio::time::timeout(self.timeout, self.resolve(host, port)).await.map_err(late)?.map(drop)
+    }
+
     /// Returns the addresses of a host that may be dialled; never empty.
     async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
         let found: Vec<SocketAddr> = match host.parse::<IpAddr>() {
@@ -129,12 +138,23 @@ impl Connector {
         };
         let permitted: Vec<SocketAddr> =
             found.iter().copied().filter(|address| self.guard.permits(address.ip())).collect();
-        match (permitted.is_empty(), found.first()) {
-            (false, _) => Ok(permitted),
-            (true, Some(first)) => Err(ConnectError::Refused { host: host.to_owned(), address: first.ip() }),
-            (true, None) => Err(ConnectError::Dns { host: host.to_owned(), source: io::ErrorKind::NotFound.into() }),
+        if !permitted.is_empty() {
+            return Ok(permitted);
         }
+        let host = host.to_owned();
+        let refused = found.iter().find_map(|address| Some((address.ip(), self.guard.refuses(address.ip())?)));
+        Err(match refused {
+            Some((address, kind)) => ConnectError::Refused { host, address, kind },
+            None => ConnectError::Dns { host, source: io::ErrorKind::NotFound.into() },
+        })
     }
+}
+
+/// Returns whether the URL asks for TLS, its host, and its port.
+fn target_of(uri: &Uri) -> (bool, &str, u16) {
+    let encrypted = uri.scheme() == Some(&Scheme::HTTPS);
+    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    (encrypted, host, uri.port_u16().unwrap_or(if encrypted { 443 } else { 80 }))
 }
 
 /// Connects to the first address that answers; each gets an even share of the remaining time.

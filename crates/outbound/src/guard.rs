@@ -24,22 +24,22 @@ const fn v6(segments: [u16; 4], length: u8) -> Ipv6Net {
 /// Addresses that are not hosts on the public internet: IANA's special-purpose registry for IPv4
 /// (RFC 6890 and its updates), with multicast and the reserved rest. Metadata services of clouds
 /// are in the link-local block.
-const SPECIAL_V4: [Ipv4Net; 15] = [
-    v4(0, 0, 0, 0, 8),       // this network
-    v4(10, 0, 0, 0, 8),      // private
-    v4(100, 64, 0, 0, 10),   // carrier-grade NAT
-    v4(127, 0, 0, 0, 8),     // loopback
-    v4(169, 254, 0, 0, 16),  // link-local
-    v4(172, 16, 0, 0, 12),   // private
-    v4(192, 0, 0, 0, 24),    // protocol assignments
-    v4(192, 0, 2, 0, 24),    // documentation
-    v4(192, 88, 99, 0, 24),  // 6to4 relays
-    v4(192, 168, 0, 0, 16),  // private
-    v4(198, 18, 0, 0, 15),   // benchmarks
-    v4(198, 51, 100, 0, 24), // documentation
-    v4(203, 0, 113, 0, 24),  // documentation
-    v4(224, 0, 0, 0, 4),     // multicast
-    v4(240, 0, 0, 0, 4),     // reserved, and broadcast
+const SPECIAL_V4: [(Ipv4Net, &str); 15] = [
+    (v4(0, 0, 0, 0, 8), "an address of this network"),
+    (v4(10, 0, 0, 0, 8), "a private address"),
+    (v4(100, 64, 0, 0, 10), "an address of carrier-grade NAT"),
+    (v4(127, 0, 0, 0, 8), "a loopback address"),
+    (v4(169, 254, 0, 0, 16), "a link-local address"),
+    (v4(172, 16, 0, 0, 12), "a private address"),
+    (v4(192, 0, 0, 0, 24), "an address for protocol assignments"),
+    (v4(192, 0, 2, 0, 24), "an address for documentation"),
+    (v4(192, 88, 99, 0, 24), "an address of 6to4 relays"),
+    (v4(192, 168, 0, 0, 16), "a private address"),
+    (v4(198, 18, 0, 0, 15), "an address for benchmarks"),
+    (v4(198, 51, 100, 0, 24), "an address for documentation"),
+    (v4(203, 0, 113, 0, 24), "an address for documentation"),
+    (v4(224, 0, 0, 0, 4), "a multicast address"),
+    (v4(240, 0, 0, 0, 4), "a reserved address"),
 ];
 
 /// The only block assigned to hosts; unique-local, link-local and multicast addresses are outside
@@ -69,29 +69,46 @@ impl Guard {
 
     /// Returns whether this address may be dialled.
     pub fn permits(&self, address: IpAddr) -> bool {
+        self.refuses(address).is_none()
+    }
+
+    /// Returns the reason why this address may not be dialled, such as `a loopback address`.
+    pub fn refuses(&self, address: IpAddr) -> Option<&'static str> {
         let listed = |address: IpAddr| self.allow.iter().any(|net| net.contains(&address));
         let embedded = match address {
             IpAddr::V4(_) => None,
             IpAddr::V6(address) => embedded_v4(address).map(IpAddr::V4),
         };
-        self.open || listed(address) || embedded.is_some_and(listed) || is_public(address)
+        if self.open || listed(address) || embedded.is_some_and(listed) { None } else { special(address) }
+    }
+
+    /// Returns whether every address may be dialled.
+    pub fn is_open(&self) -> bool {
+        self.open
     }
 }
 
 /// Returns whether an address is a host on the public internet. An address that embeds an IPv4
 /// address is judged by the latter, because packets go there.
 pub fn is_public(address: IpAddr) -> bool {
+    special(address).is_none()
+}
+
+/// Returns what an address is that is not a host on the public internet.
+fn special(address: IpAddr) -> Option<&'static str> {
     match address {
-        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V4(address) => special_v4(address),
+        IpAddr::V6(Ipv6Addr::LOCALHOST) => Some("a loopback address"),
         IpAddr::V6(address) => match embedded_v4(address) {
-            Some(address) => is_public_v4(address),
-            None => GLOBAL_V6.contains(&address) && !SPECIAL_V6.iter().any(|net| net.contains(&address)),
+            Some(address) => special_v4(address),
+            None if GLOBAL_V6.contains(&address) && !SPECIAL_V6.iter().any(|net| net.contains(&address)) => None,
+            None => Some("not a public address"),
         },
     }
 }
 
-fn is_public_v4(address: Ipv4Addr) -> bool {
-    !SPECIAL_V4.iter().any(|net| net.contains(&address))
+fn special_v4(address: Ipv4Addr) -> Option<&'static str> {
+    SPECIAL_V4.iter().find(|(net, _)| net.contains(&address)).map(|(_, kind)| *kind)
 }
 
 /// Returns the IPv4 address inside a mapped, compatible, NAT64 or 6to4 address.
@@ -204,6 +221,19 @@ mod tests {
         }
         for address in ["10.2.0.1", "fd00:2::7", "127.0.0.2", "::1"] {
             assert!(!guard.permits(address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_the_address_is() {
+        for (address, kind) in [
+            ("127.0.0.1", "a loopback address"),
+            ("::1", "a loopback address"),
+            ("::ffff:10.0.0.1", "a private address"),
+            ("169.254.169.254", "a link-local address"),
+            ("fd00::1", "not a public address"),
+        ] {
+            assert_eq!(strict().refuses(address.parse().unwrap()), Some(kind), "{address}");
         }
     }
 

@@ -149,7 +149,7 @@ impl Sender {
 
 fn fate(error: SendError) -> Fate {
     match error {
-        SendError::TooLarge
+        SendError::TooLarge { .. }
         | SendError::Rejected(RDKafkaErrorCode::InvalidRecord | RDKafkaErrorCode::InvalidMessage) => {
             Fate::Bad(error.to_string())
         }

@@ -51,6 +51,10 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     migrations
 });
 
+/// Variable that sets `postgres.url`, and an example of its value.
+const URL_VARIABLE: &str = "POSTRIDER_POSTGRES__URL";
+const URL_EXAMPLE: &str = "postgres://user:password@host:5432/database";
+
 /// Connection to Postgres.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -88,7 +92,7 @@ impl Default for Config {
 /// Errors before any query.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("`postgres.url` is not set")]
+    #[error("`postgres.url` is not set; set it, or the variable {URL_VARIABLE}, to a URL such as {URL_EXAMPLE}")]
     NoUrl,
     #[error("`postgres.schema` may only contain letters, digits and `_`")]
     BadSchema,

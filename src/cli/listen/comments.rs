@@ -1,6 +1,6 @@
 //! Prints comments from their event stream.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, time::Duration};
 
 use axum::{
     body::Bytes,
@@ -103,6 +103,13 @@ async fn open(api: &Api, id: Option<&str>) -> Result<Incoming, Error> {
     Err(Error::Refused { url, status: head.status.as_u16(), detail: problem.detail })
 }
 
+/// Returns the next part of the stream; `None` when it ends, or if nothing arrives for the longest
+/// silence, which heartbeats break on a connection that works.
+async fn next_bytes(body: &mut Incoming, silence: Duration) -> Option<Bytes> {
+    let frame = timeout(silence, body.frame()).await.ok()??.ok()?;
+    Some(frame.into_data().unwrap_or_default())
+}
+
 /// Prints the events of one connection until it ends.
 async fn stream(
     api: &Api,
@@ -116,9 +123,8 @@ async fn stream(
         note(&format!("listening to comments at {}", api.shown()));
     }
     let mut events = Events::after(resume);
-    // Heartbeats break the silence of a connection that works.
-    while let Ok(Some(Ok(frame))) = timeout(SILENCE, body.frame()).await {
-        events.push(frame.data_ref().map_or(&[], |data| &data[..]));
+    while let Some(bytes) = next_bytes(&mut body, SILENCE).await {
+        events.push(&bytes);
         while let Some(event) = events.next() {
             if event.kind != "message" {
                 note(&format!("{}: {}", event.kind, event.data));
@@ -138,7 +144,36 @@ async fn stream(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_stream_that_stays_silent_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let api = Api::new(&format!("http://{}", listener.local_addr().unwrap()), "--api").unwrap();
+        let answer = async {
+            let mut stream = listener.accept().await.unwrap().0;
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
+            }
+            let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+            stream.write_all(format!("{head}7\r\nid: 1\n\n\r\n").as_bytes()).await.unwrap();
+            stream
+        };
+        let (body, _connection) = tokio::join!(open(&api, None), answer);
+        let mut body = body.unwrap();
+        let (silence, began) = (Duration::from_millis(200), Instant::now());
+        assert_eq!(next_bytes(&mut body, silence).await.unwrap(), "id: 1\n\n");
+        assert_eq!(next_bytes(&mut body, silence).await, None);
+        assert!(began.elapsed() >= silence, "{:?}", began.elapsed());
+    }
 
     #[test]
     fn the_beginning_has_the_epoch_and_partitions_of_the_stream() {

@@ -18,6 +18,7 @@ use serde_json::Value;
 use super::{
     api, block_on,
     duration::Span,
+    number,
     text::{self, Stdout},
 };
 use crate::roles::Settings;
@@ -70,7 +71,7 @@ enum From {
 #[command(next_help_heading = "End")]
 pub struct End {
     /// End after this many lines
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_parser = number::count::<u64>, allow_negative_numbers = true)]
     count: Option<u64>,
     /// End after this time, with exit code 0
     #[arg(long = "for", value_name = "DURATION")]

@@ -126,7 +126,7 @@ impl Receiver {
         after: &mut Option<String>,
         lines: &mut Lines,
     ) -> Result<Ended, Error> {
-        while let Some(Ok(frame)) = next_frame(&mut socket).await {
+        while let Some(Ok(frame)) = next_frame(&mut socket, SILENCE).await {
             let text = match frame {
                 Message::Text(text) => text,
                 Message::Close(frame) => {
@@ -171,17 +171,20 @@ impl Receiver {
     }
 }
 
-/// Waits for a frame. A server that sends none for half of `SILENCE` is asked for one; `None` if it
-/// does not answer either, as when a router has lost the connection.
-async fn next_frame(socket: &mut WebSocketStream<Stream>) -> Option<Result<Message, tungstenite::Error>> {
-    if let Ok(frame) = timeout(SILENCE / 2, socket.next()).await {
+/// Waits for a frame. A server that sends none for half of the longest silence is asked for one;
+/// `None` if it does not answer either, as when a router has lost the connection.
+async fn next_frame(
+    socket: &mut WebSocketStream<Stream>,
+    silence: Duration,
+) -> Option<Result<Message, tungstenite::Error>> {
+    if let Ok(frame) = timeout(silence / 2, socket.next()).await {
         return frame;
     }
     let answer = async {
         socket.send(Message::Ping(Vec::new().into())).await.ok()?;
         socket.next().await
     };
-    timeout(SILENCE / 2, answer).await.ok().flatten()
+    timeout(silence / 2, answer).await.ok().flatten()
 }
 
 /// Returns the wait of a close reason such as `retry_after_ms=250`.
@@ -202,7 +205,57 @@ impl Error {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use clap::Parser;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_tungstenite::{accept_hdr_async, tungstenite::handshake::server};
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Words {
+        #[command(flatten)]
+        receiver: Receiver,
+    }
+
+    /// Connects a receiver. Returns both ends of its connection.
+    async fn connected() -> (WebSocketStream<Stream>, WebSocketStream<TcpStream>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let Words { receiver } = Words::parse_from(["listen", "bob", "--api", &url]);
+        let accept = async {
+            let stream = listener.accept().await.unwrap().0;
+            #[expect(clippy::result_large_err, reason = "the type is the library's")]
+            let agree = |_: &server::Request, mut answer: server::Response| {
+                answer.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static("postrider.v1"));
+                Ok(answer)
+            };
+            accept_hdr_async(stream, agree).await.unwrap()
+        };
+        let api = receiver.server.client().unwrap();
+        let (client, server) = tokio::join!(receiver.connect(&api, None), accept);
+        (client.unwrap(), server)
+    }
+
+    #[tokio::test]
+    async fn a_server_that_stays_silent_is_given_up_after_it_was_asked() {
+        // The server reads nothing, and so does not answer the ping.
+        let (mut client, mut server) = connected().await;
+        let (silence, began) = (Duration::from_millis(200), Instant::now());
+        assert!(next_frame(&mut client, silence).await.is_none());
+        assert!(began.elapsed() >= silence, "{:?}", began.elapsed());
+        assert!(matches!(server.next().await, Some(Ok(Message::Ping(_)))));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_answers_a_ping_is_not_given_up() {
+        let (mut client, mut server) = connected().await;
+        let answering = tokio::spawn(async move { server.next().await.is_some() && server.flush().await.is_ok() });
+        let frame = next_frame(&mut client, Duration::from_secs(2)).await;
+        assert!(matches!(frame, Some(Ok(Message::Pong(_)))), "{frame:?}");
+        assert!(answering.await.unwrap());
+    }
 
     #[test]
     fn the_server_may_ask_for_a_wait() {

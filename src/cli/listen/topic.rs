@@ -12,7 +12,7 @@ use postrider_time::clock;
 use tokio::sync::mpsc;
 
 use super::{
-    super::{kafka_wait::KafkaWait, text::note},
+    super::{kafka_wait::KafkaWait, number, text::note},
     End, Error, Lines,
     record::as_json,
 };
@@ -36,7 +36,7 @@ pub struct Topic {
     #[arg(long, default_value = "end", value_name = "POSITION")]
     from: String,
     /// Read only this partition
-    #[arg(long, value_parser = clap::value_parser!(i32).range(0..), allow_negative_numbers = true)]
+    #[arg(long, value_parser = number::partition, allow_negative_numbers = true)]
     partition: Option<i32>,
     #[command(flatten)]
     pub end: End,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{
     api, block_on,
     duration::Span,
-    header,
+    header, number,
     server::Server,
     text::{self, Stdout, note},
 };
@@ -59,7 +59,7 @@ pub struct Record {
     #[arg(long, value_name = "NAME: VALUE", value_parser = header::Parser)]
     pub header: Vec<(String, String)>,
     /// Partition of each record; without it the key decides
-    #[arg(long, value_parser = clap::value_parser!(i32).range(0..), allow_negative_numbers = true)]
+    #[arg(long, value_parser = number::partition, allow_negative_numbers = true)]
     pub partition: Option<i32>,
     /// Timestamp of each record: milliseconds, or a time such as 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME")]

@@ -14,6 +14,7 @@ use visitor::Visitor;
 use super::{
     api, block_on,
     duration::Span,
+    number,
     progress::Progress,
     text::{self, print},
 };
@@ -45,14 +46,14 @@ pub struct Command {
     timeout: Span,
     /// Push this many values per second instead, then pull each of them; a failed request fails the
     /// command
-    #[arg(long, help_heading = "Load")]
+    #[arg(long, value_parser = number::natural::<u32>, help_heading = "Load")]
     rate: Option<u32>,
     /// With --rate, tolerate failed requests, as when a process is killed; every accepted value
     /// must still be readable
     #[arg(long, help_heading = "Load")]
     failures_allowed: bool,
     /// Duration of the load in seconds, with --rate
-    #[arg(long, default_value_t = 30, help_heading = "Load")]
+    #[arg(long, default_value_t = 30, value_parser = number::natural::<u64>, help_heading = "Load")]
     seconds: u64,
 }
 

@@ -91,13 +91,20 @@ impl Stack {
     /// Runs `dev/stack COMMAND SERVICE…` on this stack. Fails if a server comes back on another
     /// address: a test that waits for it would wait for ever.
     pub async fn ctl(&self, words: &[&str]) {
+        self.messages_of(words).await;
+    }
+
+    /// Like [`Self::ctl`], and returns what the command writes to stderr.
+    pub async fn messages_of(&self, words: &[&str]) -> String {
         let state = self.state.clone();
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         let env = off_runtime(move || {
-            run(&state, &words.iter().map(String::as_str).collect::<Vec<_>>());
-            environment(&state)
+            let (_, messages) = run(&state, &words.iter().map(String::as_str).collect::<Vec<_>>());
+            (environment(&state), messages)
         });
-        assert_eq!(env.await, self.env, "another port than before");
+        let (env, messages) = env.await;
+        assert_eq!(env, self.env, "another port than before");
+        messages
     }
 }
 
@@ -127,16 +134,17 @@ fn command(state: &Path, words: &[&str]) -> Command {
     command
 }
 
-fn run(state: &Path, words: &[&str]) -> String {
+/// Returns stdout and stderr.
+fn run(state: &Path, words: &[&str]) -> (String, String) {
     let output = command(state, words).output().expect("dev/stack cannot be run");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "dev/stack {words:?} failed:\n{out}{err}");
-    out.into_owned()
+    (out.into_owned(), err.into_owned())
 }
 
 /// Parses lines such as `export KAFKA_BROKERS=127.0.0.1:9092`.
 fn environment(state: &Path) -> BTreeMap<String, String> {
-    let text = run(state, &["env"]);
+    let (text, _) = run(state, &["env"]);
     let pairs = text.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }

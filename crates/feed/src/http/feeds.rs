@@ -10,14 +10,14 @@ use axum::{
 };
 use postrider_http::{
     Code, Params, Problem, ProblemBody, RequestContext,
-    decode::{is_too_large, shortened},
+    decode::{is_too_large, quoted},
     json as output, params,
     shortcut::{self, ShortCuts},
 };
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::{Feed, invalid, json, own_user_of, posts::Shown};
+use super::{Feed, bad_cursor, invalid, json, own_user_of, posts::Shown};
 use crate::{
     feeds::{Page, Start},
     model::MAX_POST_ID,
@@ -106,7 +106,10 @@ pub async fn feed(
     let expand = match query.expand.as_deref() {
         None => false,
         Some("posts") => true,
-        Some(_) => return Err(invalid("`expand` must be `posts` if set").at_parameter("expand")),
+        Some(other) => {
+            let detail = format!("`expand` must be `posts` if set (got {})", quoted(other));
+            return Err(invalid(detail).at_parameter("expand"));
+        }
     };
     let feeds = &feed.desk()?.feeds;
     let mut page = feeds.page(&user_id, start, limit).await?;
@@ -136,7 +139,7 @@ fn fitting(limit: Option<&str>) -> Result<usize, Problem> {
     match text.parse::<i64>() {
         Ok(limit) if (1..=MAX_LIMIT).contains(&limit) => Ok(limit as usize),
         Err(_) if !is_too_large(text) => {
-            let detail = format!("`limit` must be a whole number (got `{}`)", shortened(text));
+            let detail = format!("`limit` must be a whole number (got {})", quoted(text));
             Err(invalid(detail).at_parameter("limit"))
         }
         _ => Ok(DEFAULT_LIMIT),
@@ -147,8 +150,7 @@ fn start(query: &FeedQuery) -> Result<Start, Problem> {
     if let Some(cursor) = query.cursor.as_deref() {
         let digits = Some(cursor).filter(|cursor| cursor.bytes().all(|byte| byte.is_ascii_digit()));
         let before = digits.and_then(|digits| digits.parse().ok()).filter(|id| (1..=MAX_POST_ID).contains(id));
-        let malformed = || invalid("`cursor` must be the `next_cursor` of a page").at_parameter("cursor");
-        return before.map(Start::Before).ok_or_else(malformed);
+        return before.map(Start::Before).ok_or_else(|| bad_cursor(cursor));
     }
     match query.offset.unwrap_or(0) {
         offset if offset > MAX_OFFSET => {

@@ -17,7 +17,7 @@ use postrider_http::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Feed, invalid, meta, own_user_of, posts::Said, settled};
+use super::{Feed, bad_cursor, meta, own_user_of, posts::Said, settled};
 use crate::{
     group::Refusal,
     model::{self, FollowDraft},
@@ -257,7 +257,6 @@ async fn list(
 }
 
 fn user_after(cursor: &str) -> Result<String, Problem> {
-    let malformed = || invalid("`cursor` must be the `next_cursor` of a page").at_parameter("cursor");
     let text = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    text.filter(|text| !text.contains('\0')).ok_or_else(malformed)
+    text.filter(|text| !text.contains('\0')).ok_or_else(|| bad_cursor(cursor))
 }

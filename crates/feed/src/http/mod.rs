@@ -15,7 +15,7 @@ use postrider_http::{
     Code, Problem, RequestContext,
     body::{self, RequestBody},
     context::require_content_type,
-    decode::{is_too_large, shortened},
+    decode::{is_too_large, quoted},
     params,
     shortcut::ShortCuts,
 };
@@ -99,11 +99,15 @@ fn post_of(path: Result<Path<String>, PathRejection>) -> Result<i64, Problem> {
     match text.parse() {
         Ok(id) if (1..=MAX_POST_ID).contains(&id) => Ok(id),
         Err(_) if !is_too_large(&text) => {
-            let detail = format!("`id` must be a whole number (got `{}`)", shortened(&text));
+            let detail = format!("`id` must be a whole number (got {})", quoted(&text));
             Err(invalid(detail).at_parameter("id"))
         }
         _ => Err(not_found(&text)),
     }
+}
+
+fn bad_cursor(text: &str) -> Problem {
+    invalid(format!("`cursor` must be the `next_cursor` of a page (got {})", quoted(text))).at_parameter("cursor")
 }
 
 fn not_found(id: impl Display) -> Problem {

@@ -96,12 +96,13 @@ impl Config {
     pub fn check(&self) -> Result<(), Problem> {
         check_topic(&self.topic).map_err(|problem| self.problem(problem.detail))?;
         let wrong = |problem: &str| Err(self.problem(problem));
+        let out_of_range = |problem: &str, found: f64| Err(self.problem(format!("{problem} (got {found})")));
         match () {
             () if !self.is_name() => wrong("`name` must have 1 to 100 letters, digits, `.`, `_` or `-`"),
             () if self.target_url.is_empty() => wrong("`target_url` is missing"),
-            () if self.workers == 0 => wrong("`workers` must be at least 1"),
-            () if !self.rate.is_finite() || self.rate < 0.0 => wrong("`rate` must be 0 or more"),
-            () if self.timeout_ms == 0 => wrong("`timeout_ms` must be at least 1"),
+            () if self.workers == 0 => wrong("`workers` must be at least 1 (got 0)"),
+            () if !self.rate.is_finite() || self.rate < 0.0 => out_of_range("`rate` must be 0 or more", self.rate),
+            () if self.timeout_ms == 0 => wrong("`timeout_ms` must be at least 1 (got 0)"),
             () => self.allowed().map(drop),
         }
     }

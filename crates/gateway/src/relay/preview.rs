@@ -2,6 +2,7 @@
 
 use axum::http::HeaderMap;
 use postrider_kafka::batch::Record;
+use postrider_outbound::{Client, ConnectError, Endpoint};
 use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
 
@@ -14,8 +15,8 @@ const MASK: &str = "********";
 /// Renders the requests of one route.
 pub struct Preview {
     topic: String,
-    /// The URL without secrets.
-    target: String,
+    client: Client,
+    endpoint: Endpoint,
     /// Headers of every request. Configured ones are masked.
     headers: HeaderMap,
     envelope: Envelope,
@@ -32,7 +33,7 @@ struct Shown<'a> {
 impl Preview {
     /// Returns the error of a configuration that [`super::Route::new`] would refuse.
     pub fn new(config: &Config, access: Access) -> Result<Self, Problem> {
-        let (_, endpoint) = route::connectors(config, access)?;
+        let (client, endpoint) = route::connectors(config, access)?;
         let mut headers = endpoint.headers(request::MORE_HEADERS);
         let defaults = HeaderMap::from_iter(request::HEADERS);
         for (name, value) in &mut headers {
@@ -40,8 +41,14 @@ impl Preview {
                 *value = axum::http::HeaderValue::from_static(MASK);
             }
         }
-        let (topic, target) = (config.topic.clone(), endpoint.shown().to_owned());
-        Ok(Self { envelope: Envelope::new(&topic), topic, target, headers })
+        let topic = config.topic.clone();
+        Ok(Self { envelope: Envelope::new(&topic), topic, client, endpoint, headers })
+    }
+
+    /// Returns the error of a target that no request would reach because its address is refused, or
+    /// its name cannot be resolved. If all addresses are permitted, it is not looked up.
+    pub async fn check_target(&self) -> Result<(), ConnectError> {
+        self.client.check(&self.endpoint).await
     }
 
     /// Returns the request of a record as JSON: method, URL, headers and body.
@@ -52,7 +59,7 @@ impl Preview {
         let headers = headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value).into())).collect();
         let body = request::body(&self.envelope, partition, record);
         let body: &RawValue = serde_json::from_slice(&body)?;
-        serde_json::to_string(&Shown { method: "POST", url: &self.target, headers, body })
+        serde_json::to_string(&Shown { method: "POST", url: self.endpoint.shown(), headers, body })
     }
 }
 

@@ -150,6 +150,11 @@ pub fn shortened(text: &str) -> String {
     cut(text, |character| if character.is_control() { '\u{fffd}' } else { character })
 }
 
+/// Describes a text in an error: its beginning in quotes, or that it is empty.
+pub fn quoted(text: &str) -> String {
+    if text.is_empty() { "an empty value".to_owned() } else { format!("`{}`", shortened(text)) }
+}
+
 /// Returns the beginning of a text, with each character replaced.
 fn cut(text: &str, replace: fn(char) -> char) -> String {
     let mut characters = text.chars();
@@ -162,13 +167,16 @@ fn cut(text: &str, replace: fn(char) -> char) -> String {
 
 impl Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.name();
+        let name = match self.steps.is_empty() {
+            true => "the value".to_owned(),
+            false => format!("`{}`", self.name()),
+        };
         match &self.flaw {
-            Flaw::Type { wanted } | Flaw::Value { wanted } => write!(f, "`{name}` must be {wanted}")?,
-            Flaw::Missing => write!(f, "`{name}` is missing")?,
-            Flaw::Duplicate => write!(f, "`{name}` must be given only once")?,
-            Flaw::Unknown => write!(f, "unknown field `{name}`")?,
-            Flaw::Other(rule) => write!(f, "`{name}` {rule}")?,
+            Flaw::Type { wanted } | Flaw::Value { wanted } => write!(f, "{name} must be {wanted}")?,
+            Flaw::Missing => write!(f, "{name} is missing")?,
+            Flaw::Duplicate => write!(f, "{name} must be given only once")?,
+            Flaw::Unknown => write!(f, "unknown field {name}")?,
+            Flaw::Other(rule) => write!(f, "{name} {rule}")?,
         }
         self.found.as_ref().map_or(Ok(()), |found| write!(f, " (got {found})"))
     }

@@ -140,7 +140,11 @@ pub fn is_too_large(text: &str) -> bool {
 
 /// Describes a value in an error.
 fn described(value: &RawValue) -> String {
-    let text = value.get();
+    described_text(value.get())
+}
+
+/// Describes the value of a text, which need not be valid JSON, in an error.
+pub fn described_text(text: &str) -> String {
     match text.as_bytes().first() {
         Some(b'"') => format!("the string {}", shortened(text)),
         Some(b'[') => "an array".to_owned(),

@@ -23,10 +23,11 @@ use serde::{
 };
 
 pub use self::{
-    fault::{Fault, Flaw, Step, one_of, segment, shortened},
+    fault::{Fault, Flaw, Step, one_of, quoted, segment, shortened},
     located::is_too_large,
 };
 use self::{
+    located::{Located, described_text},
     object::{Object, each_field},
     watch::Watch,
 };
@@ -51,12 +52,12 @@ pub struct Decoded<T> {
 /// Validates a body that must be an object, and decodes it, borrowing from it. Warns of near misses
 /// in the answer to the current request.
 pub fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
-    noted(decode(body)).map(|decoded| decoded.value)
+    noted(decode(body, "body")).map(|decoded| decoded.value)
 }
 
 /// Like [`object`], and returns also the body with the fields named as `T` names them.
 pub fn object_with_text<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<(T, Cow<'a, str>), Problem> {
-    let decoded = noted(decode::<T>(body))?;
+    let decoded = noted(decode::<T>(body, "body"))?;
     let text = std::str::from_utf8(body).map_err(|error| Problem::new(Code::INVALID_JSON, error.to_string()))?;
     let text = if decoded.renamed { respelt(text, fields::<T>()) } else { text.into() };
     Ok((decoded.value, text))
@@ -64,7 +65,7 @@ pub fn object_with_text<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<(T, Co
 
 /// Like [`object`], but refuses unknown fields whatever `T` says.
 pub fn strict<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
-    noted(decode_with(body, true)).map(|decoded| decoded.value)
+    noted(decode_with(body, "body", true)).map(|decoded| decoded.value)
 }
 
 /// A refused body, and what may have been meant.
@@ -93,31 +94,46 @@ pub fn noted<T>(decoded: Result<Decoded<T>, Box<Refused>>) -> Result<Decoded<T>,
     }
 }
 
-/// Like [`object`], but returns the near misses, for records that have results of their own.
-pub fn decode<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<Decoded<T>, Box<Refused>> {
-    decode_with(body, false)
+/// Like [`object`], but returns the near misses, for records that have results of their own. Errors
+/// call it by `what`, such as `record`.
+pub fn decode<'a, T: Deserialize<'a>>(body: &'a [u8], what: &str) -> Result<Decoded<T>, Box<Refused>> {
+    decode_with(body, what, false)
 }
 
-fn decode_with<'a, T: Deserialize<'a>>(body: &'a [u8], strict: bool) -> Result<Decoded<T>, Box<Refused>> {
-    let text = json::check(body).map_err(|fault| Box::new(json::refused(fault).into()))?;
+fn decode_with<'a, T: Deserialize<'a>>(body: &'a [u8], what: &str, strict: bool) -> Result<Decoded<T>, Box<Refused>> {
+    let text = json::check(body).map_err(|fault| Box::new(json::refused(&fault, what).into()))?;
     if !text.trim_ascii_start().starts_with('{') {
-        return Err(Box::new(not_an_object(text).into()));
+        return Err(Box::new(not_an_object(text, what).into()));
     }
     let mut unknown = 0;
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let decoded = T::deserialize(Watch { inner: &mut deserializer, unknown: &mut unknown });
     match decoded.ok().filter(|_| deserializer.end().is_ok()) {
         Some(value) if unknown == 0 => Ok(Decoded { value, renamed: false, near_misses: Vec::new() }),
-        value => look_again(text, value, strict),
+        value => look_again(text, value, what, strict),
     }
 }
 
-/// Returns the error of a body that is not an object.
-fn not_an_object(text: &str) -> Problem {
+/// Returns the error of a text that is not an object.
+pub(super) fn not_an_object(text: &str, what: &str) -> Problem {
+    let (wanted, found) = (format!("the {what} must be a JSON object"), text.trim_ascii());
     match serde_json::from_str::<IgnoredAny>(text) {
-        Err(error) => json::malformed(&error),
-        Ok(_) => Problem::new(Code::INVALID_REQUEST, "the body must be a JSON object"),
+        Err(error) => {
+            let detail = format!("{wanted} (got {}); it is not valid JSON: {error}", quoted(found));
+            Problem::new(Code::INVALID_JSON, detail)
+        }
+        Ok(_) => {
+            let detail = format!("{wanted} (got {})", described_text(found));
+            Problem::new(Code::INVALID_REQUEST, detail).at(Place::Pointer("#".to_owned()))
+        }
     }
+}
+
+/// Returns the error of a value that is valid JSON and that `T` refuses; `None` if it does not.
+#[cold]
+pub(super) fn of_value<'a, T: Deserialize<'a>>(text: &'a str) -> Option<Problem> {
+    let value = serde_json::from_str(text).ok()?;
+    T::deserialize(Located(value)).err().map(|fault| explain(&fault))
 }
 
 /// Decodes a body again that has unknown fields, or was refused.
@@ -125,10 +141,11 @@ fn not_an_object(text: &str) -> Problem {
 fn look_again<'a, T: Deserialize<'a>>(
     text: &'a str,
     decoded: Option<T>,
+    what: &str,
     strict: bool,
 ) -> Result<Decoded<T>, Box<Refused>> {
     let known = fields::<T>();
-    let object = Object::parse(text, known).map_err(|error| Box::new(json::malformed(&error).into()))?;
+    let object = Object::parse(text, known).map_err(|error| Box::new(json::malformed(&error, what).into()))?;
     let renamed = object.is_renamed();
     let unknown: Vec<Cow<'_, str>> = unknown_names(&object, known).cloned().collect();
     if strict && !unknown.is_empty() {

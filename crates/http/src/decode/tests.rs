@@ -103,10 +103,29 @@ fn an_error_has_a_pointer_what_was_found_and_what_is_wanted() {
             json!("#/ids/1"),
         ),
         (r#"{"key":"k","value":1,"ids":true}"#, 400, "`ids` must be an array (got true)", json!("#/ids")),
-        ("[1]", 400, "the body must be a JSON object", json!(null)),
-        (r#"{"key":"k","value":1,}"#, 400, "trailing comma at line 1 column 22", json!(null)),
-        (r#"{"key":5,"value":}"#, 400, "expected value at line 1 column 18", json!(null)),
-        (r#"{"key":"k","value":1} x"#, 400, "trailing characters at line 1 column 23", json!(null)),
+        ("[1]", 400, "the body must be a JSON object (got an array)", json!("#")),
+        (" 7 ", 400, "the body must be a JSON object (got 7)", json!("#")),
+        (r#""a""#, 400, r#"the body must be a JSON object (got the string "a")"#, json!("#")),
+        ("", 400, "the body is empty; it must be JSON", json!(null)),
+        (
+            "hello",
+            400,
+            "the body must be a JSON object (got `hello`); it is not valid JSON: expected value at line 1 column 1",
+            json!(null),
+        ),
+        (
+            r#"{"key":"k","value":1,}"#,
+            400,
+            "the body is not valid JSON: trailing comma at line 1 column 22",
+            json!(null),
+        ),
+        (r#"{"key":5,"value":}"#, 400, "the body is not valid JSON: expected value at line 1 column 18", json!(null)),
+        (
+            r#"{"key":"k","value":1} x"#,
+            400,
+            "the body is not valid JSON: trailing characters at line 1 column 23",
+            json!(null),
+        ),
     ] {
         assert_eq!(refused(body), (status, detail.to_owned(), pointer), "{body}");
     }
@@ -154,6 +173,8 @@ fn a_near_miss_is_warned_of_once_and_other_unknown_fields_are_not() {
     assert_eq!(warnings(), [""; 0], "`key` is there, so `keys` is another field");
     push(r#"{"key":"k","value":1,"ttlSeconds":5}"#);
     assert_eq!(warnings(), ["unknown field `ttlSeconds`; did you mean `ttl_seconds`?"]);
+    let record = decode::<Push<'_>>(br#"{"key":"k","value":1,"ttlSeconds":5}"#, "value").ok().unwrap();
+    assert_eq!((record.near_misses.len(), warnings().len()), (1, 0), "a record is part of no request");
     refused(r#"{"key":"k","valeu":1}"#);
     assert_eq!(warnings(), ["unknown field `valeu`; did you mean `value`?"]);
 }

@@ -61,6 +61,12 @@ fn an_error_names_the_parameter_what_was_found_and_what_is_wanted() {
         ("verbose=1", 400, "verbose: `verbose` must be `true` or `false` (got `1`)"),
         ("kind=all", 400, "kind: `kind` must be `events` or `deliveries` (got `all`)"),
         ("cursor=%ff", 400, "cursor: `cursor` must be UTF-8 after percent-decoding"),
+        (
+            "limit=1&cursor=10%",
+            400,
+            "cursor: `cursor` has the broken percent-encoding `%`; write a `%` itself as `%25`",
+        ),
+        ("ids=a&ids=%2gb", 400, "ids: `ids` has the broken percent-encoding `%2g`; write a `%` itself as `%25`"),
     ] {
         assert_eq!(refused(query), (status, expected.to_owned()), "{query}");
     }
@@ -92,7 +98,7 @@ fn many_parameters_take_no_more_than_linear_time() {
 
 #[test]
 fn an_unknown_parameter_may_have_any_bytes() {
-    let query = from_query::<Query>(Some("cursor=a&utm=%E4&%ff=1&x=+%ff")).unwrap();
+    let query = from_query::<Query>(Some("cursor=a&utm=%E4&%ff=1&x=+%ff&y=%&z%=%zz")).unwrap();
     assert_eq!(query.cursor.as_deref(), Some("a"));
     warning::take();
 }
@@ -100,6 +106,7 @@ fn an_unknown_parameter_may_have_any_bytes() {
 #[test]
 fn field_names_of_a_form_differ_in_case_and_an_exact_one_wins() {
     let form = |text: &str| from_form::<Query>(text.as_bytes());
+    assert_eq!(form("cursor=100%").unwrap().cursor.as_deref(), Some("100%"), "as browsers read it");
     assert_eq!(form("Cursor=a&IDS=1&ids_=2&Ids=3").unwrap().ids, ["1", "3"]);
     assert_eq!(form("Cursor=a&cursor=b&CURSOR=c").unwrap().cursor.as_deref(), Some("b"));
     assert_eq!(form("Cursor=a&CURSOR=c").unwrap_err().detail, "`cursor` must be given only once");

@@ -196,7 +196,7 @@ impl Undelivered {
         let mut receipts = Vec::with_capacity(rows.len());
         for row in rows {
             let receipt = self.send(row, true);
-            let refused = matches!(&receipt, Err(error) if !matches!(error, SendError::TooLarge));
+            let refused = matches!(&receipt, Err(error) if !matches!(error, SendError::TooLarge { .. }));
             receipts.push(receipt);
             if refused {
                 break;
@@ -207,7 +207,7 @@ impl Undelivered {
             // An event may be too large within a batch, even alone, or because of its data: retries
             // alone, then without data.
             for with_data in [true, false] {
-                if matches!(stored, Err(SendError::TooLarge)) {
+                if matches!(stored, Err(SendError::TooLarge { .. })) {
                     stored = self.stored(self.send(row, with_data)).await;
                 }
             }
