@@ -74,7 +74,9 @@ COPY --from=rootfs /rootfs /
 ENV PATH=/usr/local/bin SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 # The user is a number, so that Kubernetes can check runAsNonRoot. The program writes nothing to the file system.
 USER 65532:65532
-# 8080: API. 9090: probes and metrics.
+# 8080: API. 9090: probes, metrics and /admin. By default postrider listens on 127.0.0.1 only, which nothing outside the
+# container reaches: set POSTRIDER_HTTP__LISTEN=0.0.0.0:8080, POSTRIDER_MANAGEMENT__LISTEN=0.0.0.0:9090 and
+# POSTRIDER_AUTH__MODE. They are not set here, because variables override a mounted postrider.yaml.
 EXPOSE 8080 9090
 STOPSIGNAL SIGTERM
 # The program runs as process 1, so it receives signals directly. `docker run postrider migrate` replaces the command.

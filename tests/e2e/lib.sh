@@ -103,12 +103,13 @@ pods() {
     jq -r '.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name' | sort
 }
 
-# job NAME NAMESPACE ARGUMENT...: runs postrider in a pod that the network policies allow.
+# job NAME NAMESPACE ARGUMENT...: runs postrider in a pod that the network policies allow, with the API key of the secret
+# KEY_SECRET if that is set.
 job() {
   local name=$1 namespace=$2
   shift 2
   kubectl --namespace "$namespace" delete job "$name" --ignore-not-found --wait >/dev/null
-  jq -n --arg name "$name" --arg access "${ACCESS:-yes}" --arg alias "${HOST_ALIAS:-}" --args '{
+  jq -n --arg name "$name" --arg access "${ACCESS:-yes}" --arg alias "${HOST_ALIAS:-}" --arg secret "${KEY_SECRET:-}" --args '{
     apiVersion: "batch/v1", kind: "Job", metadata: {name: $name},
     spec: {backoffLimit: 0, template: {
       metadata: {labels: {"postrider-client": $access}},
@@ -116,6 +117,7 @@ job() {
         hostAliases: ($alias | split(" ") | if . == [] then [] else [{ip: .[0], hostnames: .[1:]}] end),
         securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: "RuntimeDefault"}},
         containers: [{name: "client", image: "postrider:dev", imagePullPolicy: "IfNotPresent", args: $ARGS.positional,
+          env: (if $secret == "" then [] else [{name: "API_KEY", valueFrom: {secretKeyRef: {name: $secret, key: "key"}}}] end),
           securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: ["ALL"]}}}]}}}}' \
     -- "$@" | kubectl --namespace "$namespace" create --filename - >/dev/null
 }
@@ -162,6 +164,17 @@ records_reach_the_relay() {
       grep -q '^postrider_relay_requests_total{.*outcome="delivered"} [1-9]'
   }
   await_cluster 120 delivered || die "no record of the topic reached the relay's target"
+}
+
+admin_is_on_the_management_port() {
+  kubectl get --raw "/api/v1/namespaces/$ONE/pods/$(pods "$ONE" api | head -1):9090/proxy/admin/dlq?limit=1" |
+    jq -e '.letters | type == "array"' >/dev/null || die "the management port of the api does not list dead letters"
+}
+
+credentials_are_required() {
+  job stranger "$1" roundtrip --url http://postrider:8080 --room kv
+  if job_end stranger "$1" 60 >"$work/stranger"; then die "a request without a credential was accepted"; fi
+  grep -q 'answered 401' "$work/stranger" || { cat "$work/stranger" >&2; die "the job did not fail with 401, as expected"; }
 }
 
 stranger_is_shut_out() {
@@ -286,7 +299,7 @@ SECOND=()
 second_release() {
   SECOND=(--set "redis.url=redis://redis.$ONE.svc:6379" --set "postgres.url=postgres://postrider:postrider@postgres.$ONE.svc:5432/postrider"
     --set config.kafka.topic_prefix=two. --set config.kafka.group_prefix=two. --set config.redis.key_prefix=two:
-    --set config.postgres.schema=two --set-json 'config.gateway.relays=[]' --set-json 'config.gateway.topics.allow=["two.roundtrip"]' --set tests.topic=two.roundtrip --set image.tag=dev)
+    --set config.postgres.schema=two --set auth.mode=required --set-json 'config.gateway.relays=[]' --set-json 'config.gateway.topics.allow=["two.roundtrip"]' --set tests.topic=two.roundtrip --set image.tag=dev)
   make_namespace "$TWO"
   if has_strimzi; then
     operator_cluster "$TWO"
@@ -311,11 +324,15 @@ second() {
 second_works() {
   local role
   for role in api processor relay; do ready "$TWO" "$role"; done
-  TOPIC=two.roundtrip roundtrip "$TWO" postrider
+  KEY_SECRET=postrider-bootstrap TOPIC=two.roundtrip roundtrip "$TWO" postrider
 }
+bootstrap_key() { kubectl --namespace "$TWO" get secret postrider-bootstrap -o 'jsonpath={.data.key}'; }
 
 client_certificates() {
+  local key
+  key=$(bootstrap_key)
   second upgrade --set "kafka.brokers={events-kafka-bootstrap.$ONE.svc:9094}" --set kafka.securityProtocol=ssl --set kafka.strimzi.user.authentication=tls
+  [[ $(bootstrap_key) == "$key" ]] || die "the upgrade replaced the bootstrap key"
   operator_users "$TWO"
   second_works
 }

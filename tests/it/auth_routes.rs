@@ -92,7 +92,9 @@ async fn every_route_asks_for_what_it_declares() {
             (Method::TRACE, "/admin/dlq"),
         ] {
             let (status, _) = ask(&app, base, &method, path, None).await;
-            assert_eq!(status, 401, "{method} {path}");
+            // On the management port, only the routes of operators ask for credentials.
+            let is_closed = status == 401 || (base == &app.management && [404, 405].contains(&status));
+            assert!(is_closed, "{method} {path}: {status}");
         }
     }
     app.stop().await;

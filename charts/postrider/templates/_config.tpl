@@ -6,6 +6,10 @@
 {{- $known := include "postrider.knownConfig" . | fromYaml -}}
 {{- $merged := mergeOverwrite $known (deepCopy $root.Values.config) (deepCopy $role.config) -}}
 {{- include "postrider.filesForSecrets" $merged -}}
+{{- if ne (index . 1) "api" -}}
+{{- /* Only the api asks for credentials, and only its pods mount the secrets. */ -}}
+{{- $merged = omit $merged "auth" -}}
+{{- end -}}
 {{- if and (ne (index . 1) "relay") (hasKey $merged "gateway") -}}
 {{- /* Only the relay gets the routes, so that a new route does not restart other roles. */ -}}
 {{- $_ := set $merged "gateway" (omit $merged.gateway "relays") -}}
@@ -17,6 +21,30 @@
 {{- $ := index . 0 -}}
 {{- $secrets := "/etc/postrider/secrets" -}}
 role: {{ index . 1 }}
+{{- if eq (index . 1) "api" }}
+http:
+  listen: ["0.0.0.0:8080"]
+{{- with $.Values.auth }}
+auth:
+  mode: {{ include "postrider.authMode" $ | quote }}
+  {{- if include "postrider.bootstrapSecret" $ }}
+  bootstrap_key_file: {{ $secrets }}/bootstrap-key/key
+  {{- end }}
+  {{- if .issuer }}
+  token:
+    issuer: {{ .issuer | quote }}
+    audiences: {{ toJson .audiences }}
+    {{- with .algorithms }}
+    algorithms: {{ toJson . }}
+    {{- end }}
+    {{- with .jwksUrl }}
+    jwks_url: {{ quote . }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+{{- end }}
+management:
+  listen: ["0.0.0.0:9090"]
 drain:
   readiness_delay_ms: {{ mul 1000 $.Values.drain.readinessDelaySeconds }}
   grace_ms: {{ mul 1000 $.Values.drain.graceSeconds }}

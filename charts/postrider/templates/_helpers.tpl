@@ -69,6 +69,27 @@ app.kubernetes.io/part-of: postrider
 {{- if or .Values.postgres.url .Values.postgres.existingSecret }}true{{ end -}}
 {{- end }}
 
+{{/* The mode of authentication in effect. YAML reads an unquoted `off` as false. */}}
+{{- define "postrider.authMode" -}}
+{{- $role := include "postrider.role" (list . "api") | fromYaml -}}
+{{- $mode := dig "auth" "mode" .Values.auth.mode (mergeOverwrite (deepCopy .Values.config) (deepCopy $role.config)) -}}
+{{- ternary "off" (default "" $mode) (eq (toString $mode) "false") -}}
+{{- end }}
+
+{{/* The issuer whose tokens the api accepts; empty if there is none. */}}
+{{- define "postrider.issuer" -}}
+{{- if eq (include "postrider.authMode" .) "required" -}}
+{{- dig "auth" "token" "issuer" "" (include "postrider.config" (list . "api") | fromYaml) -}}
+{{- end -}}
+{{- end }}
+
+{{/* Secret with the bootstrap key; empty if there is none. */}}
+{{- define "postrider.bootstrapSecret" -}}
+{{- if and .Values.roles.api.enabled .Values.auth.bootstrapKey.enabled (eq (include "postrider.authMode" .) "required") -}}
+{{- .Values.auth.bootstrapKey.existingSecret | default (printf "%s-bootstrap" (include "postrider.fullname" .)) -}}
+{{- end -}}
+{{- end }}
+
 {{- define "postrider.usesTls" -}}
 {{- if has .Values.kafka.securityProtocol (list "ssl" "sasl_ssl") }}true{{ end -}}
 {{- end }}
@@ -153,6 +174,11 @@ kafka.strimzi.io/v1
 {{- with index . 0 -}}
 {{- $ := . -}}
 {{- include "postrider.referenced" $arguments }}
+{{- if eq $name "api" }}
+{{- with include "postrider.bootstrapSecret" . }}
+bootstrap-key: {secret: {{ . }}, keys: {key: {{ $.Values.auth.bootstrapKey.key }}}}
+{{- end }}
+{{- end }}
 {{- if include "postrider.usesSasl" . }}
 kafka-password: {secret: {{ include "postrider.saslSecret" $arguments }}, keys: {password: {{ .Values.kafka.sasl.passwordKey }}}}
 {{- end }}

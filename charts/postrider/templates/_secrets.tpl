@@ -1,5 +1,5 @@
-{{/* Credentials in the configuration. A reference `{secretKeyRef: {name: …, key: …}}` may replace a relay's target_url
-  or a header value. It becomes a file that is mounted from the secret. */}}
+{{/* Credentials in the configuration. A reference `{secretKeyRef: {name: …, key: …}}` may replace a relay's target_url,
+  a header value, or the URL or secret that verifies tokens. It becomes a file that is mounted from the secret. */}}
 
 {{/* Lists the references in a role's configuration by name and key. Takes (list $ "relay"). */}}
 {{- define "postrider.references" -}}
@@ -11,6 +11,9 @@
 {{- range dig "gateway" "relays" list $config -}}
 {{- $found = concat $found (list .target_url) (values (.headers | default dict)) -}}
 {{- end -}}
+{{- end -}}
+{{- if eq (index . 1) "api" -}}
+{{- $found = concat $found (values (pick (dig "auth" "token" dict $config) "jwks_url" "secret")) -}}
 {{- end -}}
 {{- $otlp := dig "telemetry" "otlp" dict $config -}}
 {{- $found = concat $found (list $otlp.endpoint) (values ($otlp.headers | default dict)) -}}
@@ -53,6 +56,9 @@
 {{- with dig "telemetry" "otlp" nil . -}}
 {{- $holders = append $holders (dict "section" . "url" "endpoint") -}}
 {{- end -}}
+{{- with dig "auth" "token" nil . -}}
+{{- $holders = concat $holders (list (dict "section" . "url" "jwks_url") (dict "section" . "url" "secret")) -}}
+{{- end -}}
 {{- range $holder := $holders -}}
 {{- $section := $holder.section -}}
 {{- $url := get $section $holder.url -}}
@@ -77,6 +83,12 @@
 {{- end -}}
 {{- with dig "telemetry" "otlp" nil . -}}
 {{- $sections = append $sections (dict "path" "telemetry.otlp" "url" (.endpoint | default "") "key" "endpoint" "headers" (.headers | default dict)) -}}
+{{- end -}}
+{{- with dig "auth" "token" nil . -}}
+{{- $sections = append $sections (dict "path" "auth" "url" (.jwks_url | default "") "key" "the URL of the issuer's keys" "headers" dict) -}}
+{{- if and .secret (kindIs "string" .secret) }}
+- "config.auth.token.secret is a secret and would be in a config map: write {secretKeyRef: {name: SECRET, key: KEY}} in its place"
+{{- end -}}
 {{- end -}}
 {{- range $section := $sections -}}
 {{- range $name, $value := $section.headers -}}

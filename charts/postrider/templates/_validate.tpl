@@ -66,25 +66,28 @@
 {{- range include "postrider.plainCredentials" (mergeOverwrite (deepCopy $.Values.config) (deepCopy $role.config)) | fromYamlArray -}}
 {{- $problems = append $problems . -}}
 {{- end -}}
-{{- range $path := list "redis.url" "postgres.url" "kafka.sasl.password" "kafka.tls.key_password" -}}
+{{- range $path := list "redis.url" "postgres.url" "kafka.sasl.password" "kafka.tls.key_password" "auth.bootstrap_key" -}}
 {{- range $config := list $.Values.config $role.config -}}
 {{- $found := $config -}}
 {{- range splitList "." $path -}}
 {{- $found = ternary (index (ternary $found dict (kindIs "map" $found)) .) "" (kindIs "map" $found) -}}
 {{- end -}}
 {{- if $found -}}
-{{- $problems = append $problems (printf "config.%s is a secret and would be in a config map: use the chart's values redis, postgres and kafka" $path) -}}
+{{- $problems = append $problems (printf "config.%s is a secret and would be in a config map: use the chart's values redis, postgres, kafka and auth" $path) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- range include "postrider.plainCredentials" (dict "telemetry" .Values.telemetry) | fromYamlArray -}}
+{{- range include "postrider.plainCredentials" (dict "telemetry" .Values.telemetry "auth" (dict "token" (dict "jwks_url" .Values.auth.jwksUrl))) | fromYamlArray -}}
 {{- $problems = append $problems . -}}
 {{- end -}}
 {{- if .Values.roles.api.enabled -}}
 {{- $role := include "postrider.role" (list $ "api") | fromYaml -}}
 {{- if not (dig "gateway" "topics" "allow" list (mergeOverwrite (deepCopy .Values.config) (deepCopy $role.config))) -}}
 {{- $problems = append $problems "config.gateway.topics.allow is not set: list the topics that /produce may write to, such as [\"orders\", \"app.*\"], or [\"*\"] for all except postrider's own" -}}
+{{- end -}}
+{{- range include "postrider.authProblems" . | fromYamlArray -}}
+{{- $problems = append $problems . -}}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.roles.api.enabled (include "postrider.postgresOn" .) (not .Values.roles.relay.enabled) -}}
@@ -105,4 +108,26 @@
 {{- if $problems -}}
 {{- fail (printf "\n\nThese values cannot be installed:\n  - %s\n" (join "\n  - " (uniq $problems))) -}}
 {{- end -}}
+{{- end }}
+
+{{/* Lists what is wrong with authentication, one sentence per line. */}}
+{{- define "postrider.authProblems" -}}
+{{- $mode := include "postrider.authMode" . -}}
+{{- $config := include "postrider.config" (list . "api") | fromYaml -}}
+{{- $token := dig "auth" "token" dict $config -}}
+{{- if not $mode }}
+- "auth.mode is not set: write `required` to ask every request for a credential, or `\"off\"` to let everybody who reaches the pods read and write everything"
+{{- end }}
+{{- if and (eq $mode "required") (not (or (include "postrider.bootstrapSecret" .) $token.issuer (include "postrider.postgresOn" .))) }}
+- "auth.mode is required, but no credential could be accepted: set auth.bootstrapKey.enabled, auth.issuer, or Postgres, which stores API keys"
+{{- end }}
+{{- if and $token.issuer (not $token.audiences) }}
+- "auth.audiences is empty: list the audiences, of which a token's claim `aud` must have one"
+{{- end }}
+{{- if and (or .Values.auth.audiences .Values.auth.jwksUrl .Values.auth.algorithms) (not .Values.auth.issuer) }}
+- "auth.audiences, auth.jwksUrl and auth.algorithms are for tokens: set auth.issuer"
+{{- end }}
+{{- if and (has "HS256" ($token.algorithms | default list)) (not (or $token.secret $token.secret_file)) }}
+- "auth.algorithms has HS256: set config.auth.token.secret to {secretKeyRef: {name: SECRET, key: KEY}}, the secret that the issuer signs with"
+{{- end }}
 {{- end }}
