@@ -17,6 +17,7 @@ mod http;
 mod issuer_keys;
 mod key;
 mod keys;
+mod signature;
 mod store;
 mod ticket;
 mod token;

@@ -17,6 +17,7 @@ use super::{
     config::TokenConfig,
     issuer_keys::IssuerKeys,
     key::{self, Hash},
+    signature,
 };
 
 /// Longest token, in bytes.
@@ -39,6 +40,7 @@ struct Head {
 
 impl Tokens {
     pub fn new(config: TokenConfig) -> Result<Self, OptionsError> {
+        signature::install();
         Ok(Self { keys: IssuerKeys::new(&config)?, verified: Cache::new(REMEMBERED), config })
     }
 
