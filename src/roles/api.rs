@@ -11,7 +11,7 @@ use postrider_gateway::{self as gateway, Gateway};
 use postrider_health::metrics_routes;
 use postrider_http::{
     Audience, client_address::Proxies, escapes::EscapesLayer, layer::OuterLayer, origin::Origins, serve,
-    shortcut::ShortCuts, unmatched::Routes,
+    shortcut::ShortCuts, tls::Tls, unmatched::Routes,
 };
 use postrider_kafka::CallersProducer;
 use postrider_kv::{self as kv, Service};
@@ -101,6 +101,11 @@ pub(super) fn start(
         let address = listener.local_addr().map_err(Error::Listener)?;
         tracing::info!(%address, "serving HTTP");
     }
+    let tls = Tls::open(&settings.http.tls)?;
+    if let Some(tls) = tls.clone() {
+        tasks.spawn_forever("certificate", tls.follow());
+    }
+    let listeners = serve::Listeners { bound: listeners, tls };
     let (config, ending) = (settings.http.clone(), platform.ending());
     tasks.watch("http listeners", ending.died.clone());
     tasks.spawn_infallible("http", async move {

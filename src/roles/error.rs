@@ -2,7 +2,7 @@
 
 use std::io;
 
-use postrider_http::{client_address::NoNetwork, origin::NotAnOrigin};
+use postrider_http::{client_address::NoNetwork, origin::NotAnOrigin, tls::TlsError};
 use postrider_openapi as openapi;
 use postrider_outbound::OptionsError;
 use postrider_postgres as postgres;
@@ -38,6 +38,8 @@ pub enum Error {
     TrustedProxies(#[from] NoNetwork),
     #[error("`http.cors.origins`: {0}")]
     Origins(#[from] NotAnOrigin),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error(transparent)]
     OpenApi(#[from] openapi::Error),
     /// The settings cannot be written as JSON.

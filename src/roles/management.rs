@@ -146,6 +146,7 @@ pub(super) fn serve(
     let ending = Ending { draining: Draining::default(), died, stop: stop.clone(), grace: Duration::from_secs(1) };
     let server = tokio::spawn(async move {
         let _guard = guard;
+        let listeners = serve::Listeners { bound: listeners, tls: None };
         serve::serve(Audience::Operators, listeners, router, ShortCuts::default(), &config, Proxies::default(), ending)
             .await;
     });

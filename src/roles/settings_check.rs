@@ -7,6 +7,7 @@ use postrider_auth::ConfigError;
 use postrider_http::{
     client_address::{NoNetwork, Proxies},
     origin::{NotAnOrigin, Origins},
+    tls::{Tls, TlsError},
 };
 use postrider_postgres as postgres;
 use postrider_telemetry::{Otlp, OtlpProtocol};
@@ -56,6 +57,8 @@ pub enum Rule {
     Auth(#[from] ConfigError),
     #[error(transparent)]
     Origins(#[from] NotAnOrigin),
+    #[error("unusable: {0}")]
+    Tls(#[from] TlsError),
     #[error("invalid: {0}")]
     Postgres(#[from] postgres::Error),
     #[error("invalid: {0}")]
@@ -75,6 +78,7 @@ impl Settings {
         if self.role.serves_api() {
             let origins = Origins::new(&self.http.cors);
             origins.map_err(|error| Invalid { key: "http.cors.origins", problem: error.into() })?;
+            Tls::open(&self.http.tls).map_err(|error| Invalid { key: "http.tls", problem: error.into() })?;
         }
         let brokers = &self.kafka.brokers;
         let overridden = ["bootstrap.servers", "metadata.broker.list"];

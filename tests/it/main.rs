@@ -40,6 +40,7 @@ mod growth;
 mod harness;
 mod hostile;
 mod http;
+mod http_tls;
 mod isolation;
 mod kv;
 mod kv_cluster;

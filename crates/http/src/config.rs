@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{body::Limits, origin};
+use super::{body::Limits, origin, tls};
 
 /// The HTTP listener for clients.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -43,6 +43,7 @@ pub struct Config {
     /// Serve the API reference for browsers at `/docs`. `/openapi.json` is served in any case.
     pub docs: bool,
     pub cors: origin::Config,
+    pub tls: tls::Config,
     /// Serve `/admin/…`, the routes of operators, here too, and not only on the management port.
     pub expose_admin: bool,
     /// Serve `/metrics` here too, and not only on the management port.
@@ -63,6 +64,7 @@ impl Default for Config {
             forwarded_header: ForwardedHeader::default(),
             docs: true,
             cors: origin::Config::default(),
+            tls: tls::Config::default(),
             expose_admin: false,
             expose_metrics: false,
         }

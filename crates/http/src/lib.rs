@@ -27,6 +27,7 @@ mod route_metrics;
 pub mod serve;
 pub mod shortcut;
 pub mod sse;
+pub mod tls;
 pub mod unmatched;
 pub mod warning;
 

@@ -26,13 +26,14 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    activity::{Activity, Audience, Metered},
+    activity::{Activity, Audience, Metered, Wire},
     answer::StreamExecutor,
     client_address::Proxies,
     config::Config,
     connection_watch::{Order, Timeouts, Watch},
     counted::Counted,
     shortcut::ShortCuts,
+    tls::Tls,
 };
 
 /// Binds every address, so that a port in use is an error before anything starts.
@@ -52,11 +53,17 @@ fn with_host(address: &str) -> Cow<'_, str> {
     if address.starts_with(':') { format!("0.0.0.0{address}").into() } else { address.into() }
 }
 
+/// Bound addresses, and the certificate that they serve; `None`: without TLS.
+pub struct Listeners {
+    pub bound: Vec<TcpListener>,
+    pub tls: Option<Arc<Tls>>,
+}
+
 /// Serves the router, and the shortcuts past it, until the stop. Connections then have the grace
 /// period to finish the requests in flight.
 pub async fn serve(
     audience: Audience,
-    listeners: Vec<TcpListener>,
+    Listeners { bound: listeners, tls }: Listeners,
     router: Router,
     short_cuts: ShortCuts,
     config: &Config,
@@ -66,6 +73,8 @@ pub async fn serve(
     let Ending { draining, died, stop, grace } = ending;
     let server = Arc::new(Server {
         audience,
+        tls,
+        handshake_timeout: Duration::from_millis(config.header_timeout_ms),
         router,
         short_cuts: Arc::new(short_cuts),
         proxies,
@@ -114,6 +123,8 @@ fn cut_stuck_clients(listener: &TcpListener, after: Duration) {
 
 struct Server {
     audience: Audience,
+    tls: Option<Arc<Tls>>,
+    handshake_timeout: Duration,
     router: Router,
     short_cuts: Arc<ShortCuts>,
     proxies: Proxies,
@@ -180,6 +191,7 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(error = %error, "cannot set TCP_NODELAY");
         }
+        let Some(stream) = self.encrypt(stream).await else { return };
         let activity = Arc::new(Activity::new(self.draining.clone(), self.audience));
         let (router, short_cuts) = (self.router.clone(), self.short_cuts.clone());
         let (peer_address, proxies) = (peer.ip(), self.proxies.clone());
@@ -207,6 +219,26 @@ impl Server {
         .await;
         if let Err(error) = ended {
             tracing::debug!(error = %error, client.address = %peer, "connection ended early");
+        }
+    }
+}
+
+impl Server {
+    /// Performs the handshake if the listener has TLS. Returns `None` if it failed, took too long,
+    /// or the server stops.
+    async fn encrypt(&self, stream: TcpStream) -> Option<Wire> {
+        let Some(tls) = &self.tls else { return Some(Wire::Plain(stream)) };
+        let handshake = tokio::time::timeout(self.handshake_timeout, tls.accept(stream));
+        tokio::select! {
+            () = self.stop.cancelled() => None,
+            accepted = handshake => match accepted {
+                Ok(Ok(stream)) => Some(Wire::Tls(Box::new(stream))),
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "no TLS with a client");
+                    None
+                }
+                Err(_) => None,
+            },
         }
     }
 }
