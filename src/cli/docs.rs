@@ -12,6 +12,7 @@ use crate::roles::Settings;
 const CODES: &[&[Code]] = &[
     Code::ALL,
     postrider_auth::CODES,
+    postrider_rate_limit::CODES,
     postrider_gateway::codes::ALL,
     postrider_kv::codes::ALL,
     postrider_messages::codes::ALL,

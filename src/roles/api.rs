@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::Request;
+use axum::{extract::Request, middleware::from_fn_with_state};
 use postrider_auth as auth_routes;
 use postrider_comments::{self as comments, Comments};
 use postrider_dlq::{self as dlq, Queue};
@@ -18,6 +18,7 @@ use postrider_kv::{self as kv, Service};
 use postrider_messages::{self as messages, Messages, Presence};
 use postrider_openapi as openapi;
 use postrider_process::drain::Tasks;
+use postrider_rate_limit::Limiter;
 use postrider_redis as redis;
 use tokio::net::TcpListener;
 use utoipa_axum::router::OpenApiRouter;
@@ -66,7 +67,10 @@ pub(super) fn start(
     let rules = [access::API, access::ADMIN].concat();
     let origins = Origins::new(&settings.http.cors)?;
     let gate = auth.gate(&rules).with_origins(origins.clone());
-    let short_cuts = kv::short_cuts(gateway::short_cuts(ShortCuts::new(gate.clone()), &gateway), &kv);
+    let short_cuts = kv::short_cuts(
+        gateway::short_cuts(ShortCuts::new(gate.clone()).off_if(settings.limits.is_on()), &gateway),
+        &kv,
+    );
     let short_cuts = feed::short_cuts(short_cuts, &feed);
     let presence = presence(platform, redis.clone());
     let (comments, messages) = (comments(platform, tasks), messages(platform, presence.clone(), tasks));
@@ -92,9 +96,17 @@ pub(super) fn start(
     let paths = described.get_openapi().paths.paths.keys().map(String::as_str);
     let unmatched = Routes::new(paths.chain(pages));
     let router = openapi::serve(described, settings.http.docs, |description| auth.describe(description, &rules))?;
-    let router = router
-        .fallback(move |request: Request| std::future::ready(unmatched.answer(&request)))
-        .layer((OuterLayer::new(gate), EscapesLayer));
+    let router =
+        router.fallback(move |request: Request| std::future::ready(unmatched.answer(&request))).layer(EscapesLayer);
+    let limiter = settings
+        .limits
+        .is_on()
+        .then(|| Arc::new(Limiter::new(settings.limits.clone(), redis.clone(), &settings.redis.key_prefix)));
+    let router = match limiter {
+        Some(limiter) => router.layer(from_fn_with_state(limiter, postrider_rate_limit::limit)),
+        None => router,
+    };
+    let router = router.layer(OuterLayer::new(gate));
     let router = origins.layer().into_iter().fold(router, |router, layer| router.layer(layer));
     let proxies = Proxies::new(&settings.http)?;
     for listener in &listeners {

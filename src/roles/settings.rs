@@ -16,6 +16,7 @@ use postrider_messages as messages;
 use postrider_outbox_backlog as outbox;
 use postrider_postgres as postgres;
 use postrider_process::drain;
+use postrider_rate_limit as rate_limit;
 use postrider_redis as redis;
 use postrider_rotation as rotation;
 use postrider_telemetry as telemetry;
@@ -73,6 +74,7 @@ pub struct Settings {
     pub worker_threads: usize,
     pub http: http::Config,
     pub auth: auth::Config,
+    pub limits: rate_limit::Config,
     pub management: ops::Config,
     pub drain: drain::Config,
     pub memory: memory::Config,
@@ -97,6 +99,7 @@ impl Default for Settings {
             worker_threads: 0,
             http: http::Config::default(),
             auth: auth::Config::default(),
+            limits: rate_limit::Config::default(),
             management: ops::Config::default(),
             drain: drain::Config::default(),
             memory: memory::Config::default(),

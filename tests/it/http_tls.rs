@@ -13,13 +13,7 @@ use openssl::{
 use serde_json::json;
 use tokio_tungstenite::{client_async, tungstenite::Message};
 
-use crate::harness::{
-    App, World,
-    app::log_folder,
-    stack::off_runtime,
-    until,
-    wait::seconds,
-};
+use crate::harness::{App, World, app::log_folder, stack::off_runtime, until, wait::seconds};
 
 /// Writes a new key and a certificate for `localhost` that it signed itself.
 fn issue(folder: &Path) {

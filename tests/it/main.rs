@@ -65,6 +65,7 @@ mod outbox_quarantine;
 mod presence;
 mod presence_faults;
 mod presence_loss;
+mod rate_limits;
 mod regressions;
 mod relay;
 mod relay_command;

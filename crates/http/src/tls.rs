@@ -1,12 +1,6 @@
 //! TLS on a listener. The certificate and its key are read again when their files change.
 
-use std::{
-    fs,
-    io,
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, io, pin::Pin, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use metrics::{counter, gauge};
