@@ -66,7 +66,7 @@ pub(super) fn start(
     let feed = feed(platform, redis.clone(), tasks);
     let rules = [access::API, access::ADMIN].concat();
     let origins = Origins::new(&settings.http.cors)?;
-    let gate = auth.gate(&rules).with_origins(origins.clone());
+    let gate = auth.gate(&rules, origins.clone());
     let short_cuts = kv::short_cuts(
         gateway::short_cuts(ShortCuts::new(gate.clone()).off_if(settings.limits.is_on()), &gateway),
         &kv,

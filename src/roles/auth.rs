@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use postrider_auth::{Authenticator, Keys, Tickets, Tokens};
-use postrider_http::gate::{Gate, Rule};
+use postrider_http::{
+    gate::{Gate, Rule},
+    origin::Origins,
+};
 use postrider_process::drain::Tasks;
 use utoipa::openapi::OpenApi;
 
@@ -17,6 +20,9 @@ use super::{
 pub(super) struct Auth {
     /// `None` while authentication is off.
     authenticator: Option<Authenticator>,
+    /// True if authentication is off because nobody has decided about it; then the process listens
+    /// on loopback addresses only.
+    is_undecided: bool,
     /// `None` without Postgres.
     pub keys: Option<Arc<Keys>>,
     pub tickets: Tickets,
@@ -34,7 +40,7 @@ impl Auth {
             tracing::warn!(
                 "authentication is off: whoever reaches this process may do everything (`auth.mode=required`)"
             );
-            return Ok(Self { authenticator: None, keys, tickets });
+            return Ok(Self { authenticator: None, is_undecided: config.mode.is_none(), keys, tickets });
         }
         let has_issuer = !config.token.issuer.is_empty();
         let tokens = has_issuer.then(|| Tokens::new(config.token.clone())).transpose()?.map(Arc::new);
@@ -42,12 +48,12 @@ impl Auth {
             tasks.spawn_forever("keys of the issuer", async move { tokens.follow().await });
         }
         let authenticator = Authenticator::new(&config.bootstrap_key, keys.clone(), tokens, tickets.clone());
-        Ok(Self { authenticator: Some(authenticator), keys, tickets })
+        Ok(Self { authenticator: Some(authenticator), is_undecided: false, keys, tickets })
     }
 
     /// Returns the gate of a listener with these routes.
-    pub fn gate(&self, rules: &[Rule]) -> Gate {
-        let gate = Gate::default();
+    pub fn gate(&self, rules: &[Rule], origins: Origins) -> Gate {
+        let gate = Gate::default().with_origins(origins.with_local_names_only(self.is_undecided));
         match self.authenticator.clone() {
             Some(authenticator) => gate.with_credentials(Arc::new(authenticator), rules.iter().cloned()),
             None => gate,

@@ -13,7 +13,8 @@ use axum::{
 };
 use postrider_health as ops;
 use postrider_http::{
-    Audience, client_address::Proxies, layer::OuterLayer, params, render, serve, shortcut::ShortCuts, unmatched::Routes,
+    Audience, client_address::Proxies, layer::OuterLayer, origin::Origins, params, render, serve, shortcut::ShortCuts,
+    unmatched::Routes,
 };
 use postrider_openapi::{self as openapi, NoInput};
 use postrider_process::drain::{Draining, Ending, Tasks};
@@ -129,7 +130,7 @@ pub(super) fn serve(
     if let (Some(auth), Some(callers_producer)) = (auth, &platform.callers_producer) {
         // Only these routes ask for credentials, and are counted among the requests of callers.
         let admin = admin_routes(platform, callers_producer, auth);
-        described = described.merge(admin.layer(OuterLayer::new(auth.gate(access::ADMIN))));
+        described = described.merge(admin.layer(OuterLayer::new(auth.gate(access::ADMIN, Origins::default()))));
     }
     let rules = [access::MANAGEMENT, access::ADMIN].concat();
     access::check(described.get_openapi(), &rules)?;

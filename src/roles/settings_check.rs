@@ -53,6 +53,10 @@ pub enum Rule {
         "not set, but the process listens on `{0}`, which others can reach: set `auth.mode=required`, or `off` to let everybody do everything"
     )]
     NoAuthMode(String),
+    #[error(
+        "not set, but `auth.bootstrap_key` or `auth.token.issuer` is: set `auth.mode=required` to ask for credentials, or `off`"
+    )]
+    UnusedCredentials,
     #[error(transparent)]
     Auth(#[from] ConfigError),
     #[error(transparent)]
@@ -118,6 +122,10 @@ impl Settings {
     fn check_auth(&self) -> Result<(), Invalid> {
         if !self.role.serves_api() {
             return Ok(());
+        }
+        let is_set = !self.auth.bootstrap_key.is_empty() || !self.auth.token.issuer.is_empty();
+        if self.auth.mode.is_none() && is_set {
+            return Err(Invalid { key: "auth.mode", problem: Rule::UnusedCredentials });
         }
         let mut listeners = self.http.listen.iter().chain(&self.management.listen);
         if self.auth.mode.is_none()
@@ -251,6 +259,19 @@ mod tests {
                 assert_eq!(with(address, address, Some(mode)), "valid", "{address}");
             }
         }
+    }
+
+    #[test]
+    fn credentials_that_nobody_asks_for_are_refused() {
+        let mut settings = Settings::default();
+        settings.auth.bootstrap_key = postrider_config::Secret::new("b".repeat(40));
+        assert!(
+            checked(&settings).starts_with("auth.mode not set, but `auth.bootstrap_key`"),
+            "{}",
+            checked(&settings)
+        );
+        settings.auth.mode = Some(Mode::Off);
+        assert_eq!(checked(&settings), "valid");
     }
 
     #[test]

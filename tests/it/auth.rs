@@ -148,6 +148,14 @@ async fn a_revoked_key_is_refused_by_every_process_and_its_connections_end() {
         .await;
         assert!(ended.contains("the credential has expired or was revoked"), "{ended}");
     }
+    // A change by hand counts too.
+    let (id, key) = make(&app, json!({"scopes": ["messages:read"], "subject": "r"})).await;
+    get(&other, &key, "/api/v1/messages?receiverId=r").await.expect(200);
+    world.sql(&format!("UPDATE api_keys SET revoked_at = now() WHERE id = '{id}'")).await;
+    until("the key is refused", seconds(5), || async {
+        (get(&other, &key, "/api/v1/messages?receiverId=r").await.status == 401).then_some(())
+    })
+    .await;
     with(&app, BOOTSTRAP, Method::DELETE, &format!("/admin/keys/{id}"), &Value::Null).await.expect(200);
     with(&app, BOOTSTRAP, Method::DELETE, "/admin/keys/nothing", &Value::Null).await.problem(404, "key_unknown");
     app.stop().await;
@@ -297,5 +305,48 @@ async fn the_commands_send_the_key_in_the_variable() {
     assert!(!success && stderr.contains("send `Authorization: Bearer`"), "{stderr}");
     let (success, stderr) = run(Some(BOOTSTRAP));
     assert!(success, "{stderr}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_of_records_ends_with_its_key() {
+    let world = locked_world().await;
+    let topic = world.make_topic("orders", 1).await;
+    let app = world.app().role("api").start().await;
+    let (id, key) = make(&app, json!({"scopes": ["topic:write:*"]})).await;
+    let (lines, mut sent) = tokio::sync::mpsc::channel::<Result<String, std::io::Error>>(1);
+    let body = reqwest::Body::wrap_stream(futures_util::stream::poll_fn(move |cx| sent.poll_recv(cx)));
+    let request = app.client.post(format!("{}/produce?topic={topic}", app.api)).body(body);
+    let request = request.header("content-type", "application/x-ndjson").bearer_auth(&key);
+    lines.send(Ok("{\"payload\":1}\n".to_owned())).await.unwrap();
+    let mut answer = request.send().await.unwrap();
+    let mut text = String::new();
+    while !text.ends_with('\n') {
+        text.push_str(std::str::from_utf8(&answer.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    assert!(text.contains(r#""success":true"#), "{text}");
+    with(&app, BOOTSTRAP, Method::DELETE, &format!("/admin/keys/{id}"), &Value::Null).await.expect(200);
+    // It ends although the client goes on.
+    let rest = answer.text().await.unwrap();
+    let last: Value = serde_json::from_str(rest.trim()).unwrap();
+    assert_eq!([&last["success"], &last["code"]], [&json!(false), &json!("unauthenticated")]);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_field_in_two_spellings_does_not_hide_another_sender() {
+    let world = locked_world().await;
+    let app = world.app().role("api").start().await;
+    let (_, key) = make(&app, json!({"scopes": ["messages:write"], "subject": "ann"})).await;
+    let message = json!({"chatId": "c", "senderId": "ann", "receiverId": "r", "content": "hello"});
+    post(&app, &key, "/api/v1/message/action", &message).await.expect(200);
+    for name in ["SENDERID", "senderid", "\u{17f}enderId"] {
+        let mut message = message.clone();
+        message[name] = json!("bob");
+        let problem = post(&app, &key, "/api/v1/message/action", &message).await.problem(400, "invalid_request");
+        assert_eq!(problem["errors"][0]["pointer"], "#/senderId", "{name}: {problem}");
+        message.as_object_mut().unwrap().remove("senderId");
+        post(&app, &key, "/api/v1/message/action", &message).await.problem(403, "forbidden");
+    }
     app.stop().await;
 }

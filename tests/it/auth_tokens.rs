@@ -93,6 +93,7 @@ async fn tokens_are_accepted_as_their_claims_and_the_issuers_keys_say() {
         ("scopes as a list", changed("scope", json!(["messages:read"]))),
         ("past its end, within the leeway", changed("exp", json!(now() - 30))),
         ("before its beginning, within the leeway", changed("nbf", json!(now() + 30))),
+        ("the largest number as its end", changed("exp", json!(i64::MAX))),
         ("a fraction of a second", changed("exp", json!(now() as f64 + 100.5))),
     ] {
         assert_eq!(status(&app, &rsa.sign(&claims)).await, 200, "{what}");
@@ -260,6 +261,20 @@ async fn keys_that_cannot_be_read_yet_are_no_reason_to_refuse_a_token_for_good()
 }
 
 #[tokio::test]
+async fn requests_do_not_queue_behind_an_issuer_that_hangs() {
+    let key = SigningKey::ed25519("k");
+    let issuer = Target::start().await;
+    issuer.decide(|_| Act::Hang);
+    let world = world(&[("JWKS_URL", &issuer.url("/keys"))]).await;
+    let app = world.app().role("api").start().await;
+    let tokens: Vec<String> = (0..30).map(|number| key.sign(&changed("jti", json!(number)))).collect();
+    // One after the other they would take longer than the client waits.
+    let answers = futures_util::future::join_all(tokens.iter().map(|token| get(&app, token, MESSAGES))).await;
+    answers.iter().for_each(|answer| drop(answer.problem(503, "authentication_unavailable")));
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_file_and_a_shared_secret_are_keys_too() {
     let (first, second) = (SigningKey::rsa("1"), SigningKey::rsa("2"));
     let folder = tempfile(&jwks(&[&first]));
@@ -267,7 +282,8 @@ async fn a_file_and_a_shared_secret_are_keys_too() {
     let settings = [("JWKS_FILE", folder.as_str()), ("ALGORITHMS", algorithms), ("SECRET", SECRET)];
     let world = world(&settings).await;
     let app = world.app().role("api").start().await;
-    accepted(&app, &first.sign(&claims())).await;
+    let old = first.sign(&claims());
+    accepted(&app, &old).await;
     let shared = SigningKey::hmac(SECRET.as_bytes());
     assert_eq!(status(&app, &shared.sign_with_head(&json!({"alg": "HS256"}), &claims())).await, 200);
     let wrong = SigningKey::hmac(b"another-secret-of-at-least-32-bytes");
@@ -278,6 +294,7 @@ async fn a_file_and_a_shared_secret_are_keys_too() {
     accepted(&app, &second.sign(&claims())).await;
     let removed = first.sign(&changed("jti", json!("new")));
     assert_eq!(status(&app, &removed).await, 401, "a key that the file no longer has");
+    assert_eq!(status(&app, &old).await, 401, "a token of that key that was accepted before");
     app.stop().await;
     std::fs::remove_file(&folder).unwrap();
 }

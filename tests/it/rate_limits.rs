@@ -180,6 +180,6 @@ async fn limits_are_off_unless_they_are_configured() {
     let app = world.app().role("api").start().await;
     let answer = get(&app, BOOTSTRAP, "/").await.expect(200);
     assert_eq!([answer.header("ratelimit"), answer.header("ratelimit-policy")], ["", ""]);
-    assert_eq!(answer.json()["title"], Value::from("postrider"));
+    assert_eq!(answer.json()["name"], Value::from("postrider"));
     app.stop().await;
 }

@@ -37,6 +37,7 @@ impl Authenticator {
                 tenant: None,
                 scopes: Scope::all(),
                 expires_at: None,
+                closes_at: None,
                 key_id: None,
                 revoked: CancellationToken::new(),
             };

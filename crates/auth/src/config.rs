@@ -108,7 +108,7 @@ pub enum ConfigError {
     ShortBootstrapKey,
     #[error("a secret without printable ASCII characters only, which no client can send as a token")]
     UnsendableBootstrapKey,
-    #[error("empty, but `auth.token.issuer` needs at least one audience")]
+    #[error("without an audience, or with an empty one, but `auth.token.issuer` needs at least one")]
     NoAudience,
     #[error("empty, but `auth.token.issuer` needs at least one algorithm")]
     NoAlgorithm,
@@ -162,7 +162,7 @@ impl TokenConfig {
         if self.issuer.is_empty() {
             return Ok(());
         }
-        if self.audiences.iter().all(String::is_empty) {
+        if self.audiences.is_empty() || self.audiences.iter().any(String::is_empty) {
             return Err(("auth.token.audiences", ConfigError::NoAudience));
         }
         if self.algorithms.is_empty() {

@@ -10,6 +10,8 @@ use super::store::time_of;
 /// Longest note, in bytes.
 const MAX_NOTE_BYTES: usize = 1_000;
 const MAX_SCOPES: usize = 100;
+/// Last expiry: the end of the year 9999, the last that RFC 3339 can write.
+const MAX_EXPIRY_MS: i64 = 253_402_300_799_999;
 
 /// What a key is made for.
 #[derive(Debug, Clone, Default)]
@@ -75,6 +77,7 @@ impl Grant {
 pub fn parse_expiry(text: &str, now_ms: i64) -> Result<SystemTime, GrantError> {
     let at = clock::parse_rfc3339(text).or_else(|| now_ms.checked_add(span_ms(text)?));
     match at {
+        Some(at) if at > MAX_EXPIRY_MS => Err(GrantError::Expires(text.to_owned())),
         Some(at) if at > now_ms => Ok(time_of(at)),
         Some(_) => Err(GrantError::Past(text.to_owned())),
         None => Err(GrantError::Expires(text.chars().take(100).collect())),
@@ -104,7 +107,7 @@ mod tests {
         for (text, ms) in [("90m", 5_400_000), ("30d", 30 * 86_400_000), ("2001-09-09T01:46:41Z", 1_000)] {
             assert_eq!(parse_expiry(text, now).unwrap(), time_of(now + ms), "{text}");
         }
-        for text in ["", "d", "30", "-1d", "1.5h", "soon", "30 d", "99999999999d", "ä"] {
+        for text in ["", "d", "30", "-1d", "1.5h", "soon", "30 d", "99999999999d", "4000000d", "ä"] {
             assert!(matches!(parse_expiry(text, now), Err(GrantError::Expires(_))), "{text}");
         }
         for text in ["0d", "2001-09-09T01:46:40Z", "1999-01-01T00:00:00Z"] {

@@ -180,17 +180,16 @@ struct NewApiKey {
     #[schema(min_items = 1, max_items = 100)]
     scopes: Vec<String>,
     /// For whom its requests act; the key's id by default.
-    #[schema(min_length = 1, max_length = 255, nullable = false)]
+    #[schema(min_length = 1, max_length = 255)]
     subject: Option<String>,
     /// Fills in `{tenant}` in its scopes.
-    #[schema(min_length = 1, max_length = 255, nullable = false)]
+    #[schema(min_length = 1, max_length = 255)]
     tenant: Option<String>,
     /// A text for operators.
     #[serde(default)]
     #[schema(max_length = 1000)]
     note: String,
     /// An RFC 3339 time, or a span such as `12h` or `30d`. Without it the key does not expire.
-    #[schema(nullable = false)]
     expires: Option<String>,
 }
 
@@ -287,7 +286,7 @@ async fn revoke(
         return Err(unknown(&id));
     }
     tracing::info!(key.id = id, by = by(&context.principal), "API key revoked");
-    // This process at least does not accept it after the answer.
+    // This process does not accept it after the answer, unless it cannot read the keys.
     keys.look_again().await;
     let row = keys.store().find(&id).await.map_err(Problem::postgres_unavailable)?;
     row.map(|row| Json(row.into())).ok_or_else(|| unknown(&id))

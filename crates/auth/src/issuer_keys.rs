@@ -1,7 +1,10 @@
 //! The keys of the issuer of tokens: from its JWKS, from a file, or a shared secret.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -15,9 +18,13 @@ use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use postrider_outbound::{Client, Endpoint, EndpointError, Guard, Options, OptionsError};
 use serde::Deserialize;
-use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
-use super::config::{Algorithm, TokenConfig};
+use super::{
+    config::{Algorithm, TokenConfig},
+    key::{Hash, hash},
+};
 
 /// Shortest time between two reads that tokens with unknown keys cause.
 const LEAST_INTERVAL: Duration = Duration::from_secs(30);
@@ -30,10 +37,23 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_BYTES: usize = 256 << 10;
 
 /// A key with the algorithm that its signatures must have.
+#[derive(Clone)]
 pub struct IssuerKey {
     pub id: Option<String>,
     pub algorithm: Name,
     pub key: DecodingKey,
+    /// Distinguishes the key from others.
+    fingerprint: Hash,
+    /// Cancelled when the issuer no longer has the key.
+    pub revoked: CancellationToken,
+}
+
+/// A read that a token caused.
+#[derive(Clone, Copy)]
+struct Asked {
+    at: Instant,
+    /// Number of reads that have ended when it has.
+    until: u64,
 }
 
 /// The keys of the issuer that this process knows.
@@ -42,10 +62,12 @@ pub struct IssuerKeys {
     refresh: Duration,
     accepted: Vec<Name>,
     keys: ArcSwap<Vec<IssuerKey>>,
-    /// Time of the last read that a token caused.
-    asked: Mutex<Option<Instant>>,
-    reading: AsyncMutex<()>,
-    read: Notify,
+    /// The last read that a token caused.
+    asked: Mutex<Option<Asked>>,
+    reading: AtomicBool,
+    wanted: Notify,
+    /// Number of reads that have ended.
+    reads: watch::Sender<u64>,
 }
 
 enum Source {
@@ -70,6 +92,8 @@ pub enum ReadError {
     Json(#[from] serde_json::Error),
     #[error("the JWKS has no key for an accepted algorithm")]
     NoKeys,
+    #[error("the discovery document came over https and names a JWKS without it")]
+    Downgrade,
     #[error("the issuer calls itself `{0}`")]
     OtherIssuer(String),
 }
@@ -108,8 +132,9 @@ impl IssuerKeys {
             accepted: config.algorithms.iter().map(|algorithm| algorithm.name()).collect(),
             keys: ArcSwap::from_pointee(keys),
             asked: Mutex::new(None),
-            reading: AsyncMutex::new(()),
-            read: Notify::new(),
+            reading: AtomicBool::new(false),
+            wanted: Notify::new(),
+            reads: watch::Sender::new(0),
         })
     }
 
@@ -123,50 +148,57 @@ impl IssuerKeys {
         !matches!(self.source, Source::Secret) && self.keys.load().iter().all(|key| key.algorithm == Name::HS256)
     }
 
-    /// Reads the keys again and again. While that fails, the known ones stay.
+    /// Reads the keys again and again, and for tokens with unknown keys. While that fails, the known
+    /// ones stay.
     pub async fn follow(&self, config: &TokenConfig) {
         if matches!(self.source, Source::Secret) {
             return std::future::pending().await;
         }
         loop {
-            let outcome = {
-                let _reading = self.reading.lock().await;
-                self.read(config).await
-            };
+            self.reading.store(true, Ordering::SeqCst);
+            let outcome = self.read(config).await;
+            self.reading.store(false, Ordering::SeqCst);
+            self.reads.send_modify(|reads| *reads += 1);
             let wait = match (&outcome, &self.source) {
                 (_, Source::File(_)) => FILE_LOOK,
                 (Ok(()), _) => self.refresh,
                 (Err(_), _) if self.is_unread() => RETRY,
                 (Err(_), _) => self.refresh.min(LEAST_INTERVAL),
             };
-            let _ = tokio::time::timeout(wait, self.read.notified()).await;
+            let _ = tokio::time::timeout(wait, self.wanted.notified()).await;
         }
     }
 
-    /// Reads the keys because a token has an unknown one, unless that happened within the last 30 s.
-    pub async fn read_for_unknown(&self, config: &TokenConfig) {
+    /// Waits until the keys have been read because a token has an unknown one, unless that happened
+    /// within the last 30 s. The read goes on if the caller does not wait for it.
+    pub async fn read_for_unknown(&self) {
         if matches!(self.source, Source::Secret) {
             return;
         }
-        let before = self.keys.load_full();
-        let _reading = self.reading.lock().await;
-        // Another request has read them meanwhile.
-        if !Arc::ptr_eq(&before, &self.keys.load_full()) {
-            return;
-        }
-        // Until there are keys, reads are repeated sooner, and do not count.
-        let (was_unread, interval) = if self.is_unread() { (true, RETRY) } else { (false, LEAST_INTERVAL) };
-        let is_due = {
+        let mut reads = self.reads.subscribe();
+        let until = {
             let mut asked = self.asked.lock();
-            let is_due = asked.is_none_or(|asked| asked.elapsed() >= interval);
-            if is_due {
-                *asked = Some(Instant::now());
+            let ended = *reads.borrow_and_update();
+            // Until there are keys, reads are repeated sooner.
+            let interval = if self.is_unread() { RETRY } else { LEAST_INTERVAL };
+            match *asked {
+                Some(Asked { at, until }) if at.elapsed() < interval => {
+                    // Others wait for that read too, while it lasts.
+                    if ended >= until {
+                        return;
+                    }
+                    until
+                }
+                _ => {
+                    // A read that has begun may have missed the key.
+                    let until = ended + 1 + u64::from(self.reading.load(Ordering::SeqCst));
+                    *asked = Some(Asked { at: Instant::now(), until });
+                    self.wanted.notify_one();
+                    until
+                }
             }
-            is_due
         };
-        if is_due && self.read(config).await.is_ok() && was_unread {
-            *self.asked.lock() = None;
-        }
+        let _ = tokio::time::timeout(TIMEOUT, reads.wait_for(|reads| *reads >= until)).await;
     }
 
     async fn read(&self, config: &TokenConfig) -> Result<(), ReadError> {
@@ -174,12 +206,8 @@ impl IssuerKeys {
         counter!("postrider_auth_issuer_reads_total", "outcome" => if outcome.is_ok() { "ok" } else { "failed" })
             .increment(1);
         match outcome {
-            Ok(mut keys) => {
-                if !config.secret.is_empty() {
-                    keys.push(shared(config));
-                }
-                gauge!("postrider_auth_issuer_keys").set(keys.len() as f64);
-                self.keys.store(Arc::new(keys));
+            Ok(keys) => {
+                self.replace(keys);
                 Ok(())
             }
             Err(error) => {
@@ -191,6 +219,27 @@ impl IssuerKeys {
         }
     }
 
+    /// Uses these keys. Tokens of those that are gone are no longer accepted.
+    fn replace(&self, mut keys: Vec<IssuerKey>) {
+        let before = self.keys.load_full();
+        for key in &mut keys {
+            if let Some(same) = before.iter().find(|known| known.fingerprint == key.fingerprint) {
+                key.revoked = same.revoked.clone();
+            }
+        }
+        keys.extend(before.iter().filter(|key| key.algorithm == Name::HS256).cloned());
+        gauge!("postrider_auth_issuer_keys").set(keys.len() as f64);
+        let gone = before.iter().filter(|key| keys.iter().all(|kept| kept.fingerprint != key.fingerprint));
+        let gone: Vec<CancellationToken> = gone.map(|key| key.revoked.clone()).collect();
+        let is_first = self.is_unread();
+        self.keys.store(Arc::new(keys));
+        if is_first {
+            // Reads before the first that succeeds do not count.
+            *self.asked.lock() = None;
+        }
+        gone.iter().for_each(CancellationToken::cancel);
+    }
+
     async fn fetch(&self, config: &TokenConfig) -> Result<Vec<u8>, ReadError> {
         match &self.source {
             Source::Secret => Ok(br#"{"keys":[]}"#.to_vec()),
@@ -200,6 +249,9 @@ impl IssuerKeys {
                 let found: Discovered = serde_json::from_slice(&get(client, url).await?)?;
                 if found.issuer != config.issuer {
                     return Err(ReadError::OtherIssuer(found.issuer));
+                }
+                if url.starts_with("https:") && !found.jwks_uri.starts_with("https:") {
+                    return Err(ReadError::Downgrade);
                 }
                 get(client, &found.jwks_uri).await
             }
@@ -232,13 +284,16 @@ impl IssuerKeys {
         if !fits || !self.accepted.contains(&algorithm) {
             return None;
         }
-        Some(IssuerKey { id: jwk.common.key_id.clone(), algorithm, key: DecodingKey::from_jwk(jwk).ok()? })
+        let fingerprint = hash(&serde_json::to_string(jwk).ok()?);
+        let (id, key) = (jwk.common.key_id.clone(), DecodingKey::from_jwk(jwk).ok()?);
+        Some(IssuerKey { id, algorithm, key, fingerprint, revoked: CancellationToken::new() })
     }
 }
 
 fn shared(config: &TokenConfig) -> IssuerKey {
     let key = DecodingKey::from_secret(config.secret.expose().as_bytes());
-    IssuerKey { id: None, algorithm: Name::HS256, key }
+    let (fingerprint, revoked) = (hash("shared secret"), CancellationToken::new());
+    IssuerKey { id: None, algorithm: Name::HS256, key, fingerprint, revoked }
 }
 
 fn client() -> Result<Client, OptionsError> {

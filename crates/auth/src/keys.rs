@@ -27,6 +27,8 @@ use super::{
 const LOOK: Duration = Duration::from_secs(1);
 /// Shortest time between two looks, however many unknown keys are tried.
 const LEAST_LOOK: Duration = Duration::from_millis(100);
+/// Interval at which all keys are read whatever the count says, as after a restored backup.
+const READ_ALL: Duration = Duration::from_secs(60);
 /// Maximum wait of a request with an unknown key for a look.
 const UNKNOWN_WAIT: Duration = Duration::from_secs(2);
 
@@ -39,8 +41,14 @@ pub struct Keys {
     /// Milliseconds after the start when Postgres last answered.
     reached_ms: AtomicU64,
     wanted: Notify,
-    /// Number of looks that have ended.
-    looks: watch::Sender<u64>,
+    /// Numbers of looks that have ended, and of those that succeeded.
+    looks: watch::Sender<Looks>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Looks {
+    ended: u64,
+    succeeded: u64,
 }
 
 struct Known {
@@ -63,7 +71,7 @@ impl Keys {
             started: Instant::now(),
             reached_ms: AtomicU64::new(0),
             wanted: Notify::new(),
-            looks: watch::Sender::new(0),
+            looks: watch::Sender::new(Looks::default()),
         }
     }
 
@@ -73,22 +81,33 @@ impl Keys {
 
     /// Looks for changed keys, again and again.
     pub async fn follow(&self) {
+        let mut read_all = Instant::now();
         loop {
-            if let Err(error) = self.look().await {
-                counter!("postrider_auth_key_reads_failed_total").increment(1);
-                tracing::debug!(%error, "API keys not read, retrying");
+            let anew = read_all.elapsed() >= READ_ALL;
+            let looked = self.look(anew).await;
+            match &looked {
+                Ok(()) if anew => read_all = Instant::now(),
+                Ok(()) => {}
+                Err(error) => {
+                    counter!("postrider_auth_key_reads_failed_total").increment(1);
+                    tracing::debug!(%error, "API keys not read, retrying");
+                }
             }
-            self.looks.send_modify(|looks| *looks += 1);
+            self.looks.send_modify(|looks| {
+                looks.ended += 1;
+                looks.succeeded += u64::from(looked.is_ok());
+            });
             tokio::time::sleep(LEAST_LOOK).await;
             let _ = tokio::time::timeout(LOOK - LEAST_LOOK, self.wanted.notified()).await;
         }
     }
 
-    async fn look(&self) -> Result<(), Error> {
+    /// Reads the keys if they have changed, or `anew`.
+    async fn look(&self, anew: bool) -> Result<(), Error> {
         let asked = self.started.elapsed();
         let changes = self.store.changes().await?;
         let known = self.known.load_full();
-        if known.as_ref().is_none_or(|known| known.changes != changes) {
+        if anew || known.as_ref().is_none_or(|known| known.changes != changes) {
             // Read after the count: they have all changes that are counted, and maybe more.
             let live = self.store.live().await?;
             self.replace(known.as_deref(), changes, live);
@@ -128,40 +147,43 @@ impl Keys {
 
     /// Like [`Self::known`], after another look for changes.
     pub async fn verify(&self, id: &str, secret: &str) -> Result<Arc<Principal>, Denied> {
-        self.look_again().await;
+        let looked = self.look_again().await;
         match self.known(id, secret) {
             Some(found) => found,
-            None if self.known.load().is_none() || self.is_stale() => Err(unavailable()),
+            // The key may be newer than what this process knows.
+            None if !looked => Err(unavailable()),
             None => Err(Denied::UnknownKey),
         }
     }
 
     /// Returns the principal of a key by its id alone, for what was made with the key.
-    pub async fn of_id(&self, id: &str) -> Option<Arc<Principal>> {
+    pub async fn of_id(&self, id: &str) -> Result<Arc<Principal>, Denied> {
         let find = || self.known.load().as_ref()?.by_id.get(id).map(|key| key.principal.clone());
         if let Some(found) = find() {
-            return Some(found);
+            return if self.is_stale() { Err(unavailable()) } else { Ok(found) };
         }
         // The key may be newer than the last look.
-        self.look_again().await;
-        find()
+        let looked = self.look_again().await;
+        find().ok_or_else(|| if looked { Denied::UnknownKey } else { unavailable() })
     }
 
-    /// Waits until a look that begins after this call has ended.
-    pub async fn look_again(&self) {
+    /// Waits until a look that begins after this call has ended. Returns whether one succeeded.
+    pub async fn look_again(&self) -> bool {
         let mut looks = self.looks.subscribe();
-        // The next look may have begun before.
-        let until = *looks.borrow_and_update() + 2;
+        let before = *looks.borrow_and_update();
+        // The next look may have begun before this call.
+        let (ended, succeeded) = (before.ended + 2, before.succeeded + 2);
         let waiting = async {
             loop {
                 self.wanted.notify_one();
-                let wait = looks.wait_for(|looks| *looks >= until);
+                let wait = looks.wait_for(|looks| looks.ended >= ended);
                 if tokio::time::timeout(LEAST_LOOK * 2, wait).await.is_ok() {
                     return;
                 }
             }
         };
         let _ = tokio::time::timeout(UNKNOWN_WAIT, waiting).await;
+        self.looks.borrow().succeeded >= succeeded
     }
 
     fn is_stale(&self) -> bool {
@@ -181,6 +203,7 @@ fn principal(row: super::store::KeyRow) -> Principal {
         tenant: row.tenant,
         scopes: row.scopes.iter().filter_map(|scope| scope.parse().ok()).collect(),
         expires_at: row.expires_ms.map(time_of),
+        closes_at: row.expires_ms.map(time_of),
         key_id: Some(row.id),
         revoked: CancellationToken::new(),
     })

@@ -35,14 +35,11 @@ const COLUMNS: &str = "
     id, subject, tenant, scopes, note, (extract(epoch FROM created_at) * 1000)::bigint,
     (extract(epoch FROM expires_at) * 1000)::bigint, (extract(epoch FROM revoked_at) * 1000)::bigint, secret_hash";
 
-/// The change is counted in the same statement, so whoever reads the count sees the key.
+/// A trigger counts the change in the same transaction, so whoever reads the count sees the key.
 const INSERT: &str = "
-    WITH changed AS (UPDATE api_key_changes SET count = count + 1)
     INSERT INTO api_keys (id, secret_hash, subject, tenant, scopes, note, expires_at)
     VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7::double precision / 1000))";
-const REVOKE: &str = "
-    WITH changed AS (UPDATE api_key_changes SET count = count + 1)
-    UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1";
+const REVOKE: &str = "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1";
 
 /// The table of keys.
 #[derive(Clone)]

@@ -42,6 +42,7 @@ struct Stored {
     tenant: Option<String>,
     scopes: Vec<String>,
     expires_ms: Option<i64>,
+    closes_ms: Option<i64>,
     key_id: Option<String>,
 }
 
@@ -82,6 +83,7 @@ impl Tickets {
             tenant: identity.tenant.clone(),
             scopes: identity.scopes.iter().map(ToString::to_string).collect(),
             expires_ms: identity.expires_at.map(milliseconds),
+            closes_ms: identity.closes_at.map(milliseconds),
             key_id: identity.key_id.clone(),
         });
         let holder = serde_json::to_string(&Holder { identity })?;
@@ -93,7 +95,14 @@ impl Tickets {
 
     /// Takes a ticket, which is thereby used up, and returns its holder.
     pub async fn redeem(&self, ticket: &str, keys: Option<&Keys>) -> Result<Arc<Principal>, Denied> {
-        let unavailable = |error: TicketError| Denied::Unavailable(error.to_string());
+        let is_ticket = ticket.len() == 2 * TICKET_BYTES && ticket.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !is_ticket {
+            return Err(Denied::Ticket);
+        }
+        let unavailable = |error: TicketError| {
+            tracing::debug!(%error, "ticket not read");
+            Denied::Unavailable("Redis, which has the tickets, cannot be reached".to_owned())
+        };
         let mut take = redis::cmd("GETDEL");
         take.arg(self.key(ticket));
         let found = take.query_async::<Option<String>>(&mut self.redis().map_err(unavailable)?).await;
@@ -105,7 +114,7 @@ impl Tickets {
         let revoked = match (&stored.key_id, keys) {
             (None, _) => CancellationToken::new(),
             (Some(id), Some(keys)) => {
-                let of_key = keys.of_id(id).await.ok_or(Denied::UnknownKey)?;
+                let of_key = keys.of_id(id).await?;
                 of_key.identity().map(|identity| identity.revoked.clone()).unwrap_or_default()
             }
             (Some(_), None) => return Err(Denied::UnknownKey),
@@ -115,6 +124,7 @@ impl Tickets {
             tenant: stored.tenant,
             scopes: stored.scopes.iter().filter_map(|scope| scope.parse().ok()).collect(),
             expires_at: stored.expires_ms.map(time_of),
+            closes_at: stored.closes_ms.map(time_of),
             key_id: stored.key_id,
             revoked,
         });

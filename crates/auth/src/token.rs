@@ -24,6 +24,10 @@ use super::{
 const MAX_BYTES: usize = 16 << 10;
 /// Number of verified tokens that are remembered, each with about a kibibyte.
 const REMEMBERED: usize = 10_000;
+/// Number of scopes of a token that count.
+const MAX_SCOPES: usize = 100;
+/// Longest lifetime of a token that counts: about a hundred years.
+const MAX_LIFETIME: Duration = Duration::from_secs(1 << 32);
 
 /// Checks tokens of the issuer.
 pub struct Tokens {
@@ -72,7 +76,7 @@ impl Tokens {
 
     /// Like [`Self::known`], after another read of the issuer's keys.
     pub async fn verify(&self, token: &str) -> Result<Arc<Principal>, Denied> {
-        self.keys.read_for_unknown(&self.config).await;
+        self.keys.read_for_unknown().await;
         let unread = || Denied::Unavailable("the issuer's keys have not been read yet".to_owned());
         let unknown = || if self.keys.is_unread() { unread() } else { Denied::Token("its key is unknown") };
         self.known(token).unwrap_or_else(|| Err(unknown()))
@@ -115,7 +119,10 @@ impl Tokens {
         let validation = self.validation(head.algorithm);
         for key in &mut fitting {
             match decode::<Map<String, Value>>(token, &key.key, &validation) {
-                Ok(decoded) => return Some(self.principal(&decoded.claims).map(Arc::new)),
+                Ok(decoded) => {
+                    let principal = self.principal(&decoded.claims, key.revoked.clone());
+                    return Some(principal.map(Arc::new));
+                }
                 Err(error) => outcome = Some(Err(denied(error.kind()))),
             }
         }
@@ -132,7 +139,7 @@ impl Tokens {
         validation
     }
 
-    fn principal(&self, claims: &Map<String, Value>) -> Result<Principal, Denied> {
+    fn principal(&self, claims: &Map<String, Value>, revoked: CancellationToken) -> Result<Principal, Denied> {
         let text = |name: &str| claims.get(name).and_then(Value::as_str);
         let subject = text("sub").filter(|subject| check_name(subject).is_ok());
         let subject = subject.ok_or(Denied::Token("its `sub` is not 1 to 255 bytes of text"))?;
@@ -142,13 +149,15 @@ impl Tokens {
             Some(_) => return Err(Denied::Token("its tenant is not 1 to 255 bytes of text")),
         };
         let expires = claims.get("exp").and_then(Value::as_f64).ok_or(Denied::Token("its `exp` is not a number"))?;
+        let (closes_at, expires_at) = ends(expires, self.config.leeway_seconds);
         Ok(Principal::new(Identity {
             subject: subject.to_owned(),
             tenant,
             scopes: self.scopes(claims),
-            expires_at: Some(end(expires, self.config.leeway_seconds)),
+            expires_at: Some(expires_at),
+            closes_at: Some(closes_at),
             key_id: None,
-            revoked: CancellationToken::new(),
+            revoked,
         }))
     }
 
@@ -159,14 +168,25 @@ impl Tokens {
             Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).collect(),
             _ => Vec::new(),
         };
-        words.into_iter().filter_map(|word| word.parse().ok()).collect()
+        let mut scopes: Vec<Scope> = Vec::new();
+        for scope in words.into_iter().filter_map(|word| word.parse().ok()) {
+            if scopes.len() < MAX_SCOPES && !scopes.contains(&scope) {
+                scopes.push(scope);
+            }
+        }
+        scopes
     }
 }
 
-/// Returns when a token ends: at `exp`, or after the leeway for one that was past it when it came.
-fn end(expires: f64, leeway_seconds: u64) -> SystemTime {
-    let at = UNIX_EPOCH + Duration::try_from_secs_f64(expires.max(0.0)).unwrap_or(Duration::from_secs(1 << 40));
-    if at > SystemTime::now() { at } else { at + Duration::from_secs(leeway_seconds) }
+/// Returns when connections of a token end, and when it is no longer accepted. Connections end at
+/// `exp`; those of a token that was past it when it came end with it.
+fn ends(expires: f64, leeway_seconds: u64) -> (SystemTime, SystemTime) {
+    let now = SystemTime::now();
+    let latest = now + MAX_LIFETIME;
+    let since = Duration::try_from_secs_f64(expires.max(0.0)).unwrap_or(Duration::MAX);
+    let at = UNIX_EPOCH.checked_add(since).unwrap_or(latest).min(latest);
+    let expires_at = at + Duration::from_secs(leeway_seconds);
+    (if at > now { at } else { expires_at }, expires_at)
 }
 
 fn denied(kind: &ErrorKind) -> Denied {

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use axum::{
@@ -20,7 +20,7 @@ use postrider_http::{
     shortcut::ShortCuts,
     warning::{self, NearMiss},
 };
-use postrider_identity::Permission;
+use postrider_identity::{Denied, Permission};
 use postrider_kafka::{Receipt, SendError, Stored, event::Event};
 use postrider_openapi::{NoInput, tagged};
 use rdkafka::error::RDKafkaErrorCode;
@@ -184,6 +184,10 @@ impl Gateway {
     ) -> Result<Taken, Problem> {
         let checked = record.check(default_topic)?;
         let topic = checked.topic.clone().into_owned();
+        if context.principal.has_ended(SystemTime::now()) {
+            // A stream may be open for longer than its credential is accepted.
+            return Err(Denied::Expired.into());
+        }
         context.principal.may_on(Permission::TopicWrite, &topic)?;
         self.inner.topics.permit(&topic)?;
         let limits = self.inner.topics.limits(&topic).await?;

@@ -18,6 +18,7 @@ use postrider_http::{
     Code, Problem, RequestContext,
     body::{self, Footprint},
 };
+use postrider_identity::{Denied, Principal};
 
 use super::{
     Gateway,
@@ -40,7 +41,12 @@ pub fn respond(
     let content_type = content_type_of_answer(request.headers(), content_type);
     let lines = Lines::new(body::stream(request)?, &gateway);
     let settler = gateway.clone();
-    let results = stream::unfold(lines, |mut lines| async move { lines.next().await.map(|line| (line, lines)) })
+    let principal = context.principal.clone();
+    let next = move |mut lines: Lines| {
+        let principal = principal.clone();
+        async move { lines.next(&principal).await.map(|line| (line, lines)) }
+    };
+    let results = stream::unfold(lines, next)
         .enumerate()
         .then(move |(number, line)| {
             let (gateway, topic, context) = (gateway.clone(), topic.clone(), context.clone());
@@ -103,7 +109,7 @@ impl Lines {
         }
     }
 
-    async fn next(&mut self) -> Option<Line> {
+    async fn next(&mut self, principal: &Principal) -> Option<Line> {
         loop {
             if let Some(line) = self.take_line() {
                 return Some(line);
@@ -111,7 +117,11 @@ impl Lines {
             if self.ended {
                 return None;
             }
-            match tokio::time::timeout(self.limits.timeout, self.body.frame()).await {
+            let frame = tokio::select! {
+                frame = tokio::time::timeout(self.limits.timeout, self.body.frame()) => frame,
+                () = principal.ended() => return self.end(Denied::Expired.into()),
+            };
+            match frame {
                 Ok(Some(Ok(frame))) => {
                     let Ok(data) = frame.into_data() else { continue };
                     if let Err(problem) = self.footprint.cover(self.buffer.len() + data.len()) {

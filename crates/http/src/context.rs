@@ -32,7 +32,7 @@ pub struct RequestContext {
     pub trace: TraceContext,
     /// Parent of `trace`, if the caller sent one.
     pub parent: Option<TraceContext>,
-    /// Address of the client; unknown on shortcuts.
+    /// Address of the client.
     pub client: Option<IpAddr>,
     /// Who sends the request; the gate sets it.
     pub principal: Arc<Principal>,
@@ -204,6 +204,7 @@ mod tests {
             tenant: tenant.map(str::to_owned),
             scopes: Vec::new(),
             expires_at: None,
+            closes_at: None,
             key_id: None,
             revoked: CancellationToken::new(),
         }))

@@ -47,10 +47,10 @@ impl hyper::service::Service<Request<Incoming>> for Counted {
     fn call(&self, request: Request<Incoming>) -> Counting {
         let running = Some(Running::start(&self.activity));
         let mut request = request.map(Body::new);
+        let client = self.proxies.client(self.peer, request.headers());
         let answer = match self.short_cuts.find(&request) {
-            Some(short_cut) => Either::Left(short_cut.call(request)),
+            Some(short_cut) => Either::Left(short_cut.call(request, client)),
             None => {
-                let client = self.proxies.client(self.peer, request.headers());
                 request.extensions_mut().insert(ClientAddress(client));
                 Either::Right(self.router.clone().call(request))
             }

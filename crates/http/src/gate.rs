@@ -1,16 +1,20 @@
 //! Who may use a route: finds the principal of a request, and checks that it has the route's scope.
 //! Handlers check what depends on the request's content, such as its topic or its subject.
 
-use std::{collections::HashMap, net::IpAddr, pin::Pin, sync::Arc};
+use std::{collections::HashMap, net::IpAddr, pin::Pin, sync::Arc, time::Instant};
 
 use axum::{
     extract::Request,
     http::{HeaderMap, Method, header},
 };
 use metrics::counter;
+use parking_lot::Mutex;
 use postrider_identity::{Authenticate, Credential, Denied, Permission, Principal};
 
 use super::{origin::Origins, problem::Problem};
+
+/// Maximum number of refused credentials that are logged in a second.
+const LINES_PER_SECOND: u32 = 100;
 
 /// What a route asks of its callers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,11 +157,21 @@ fn ticket(query: Option<&str>) -> Option<&str> {
     query?.split('&').find_map(|pair| pair.strip_prefix("ticket=")).filter(|ticket| !ticket.is_empty())
 }
 
+/// Returns whether another refusal is logged. Of more than a hundred in a second, the others are
+/// counted only.
+fn is_logged() -> bool {
+    static SECOND: Mutex<Option<(Instant, u32)>> = Mutex::new(None);
+    let mut second = SECOND.lock();
+    let (began, lines) = second.filter(|(began, _)| began.elapsed().as_secs() < 1).unwrap_or((Instant::now(), 0));
+    *second = Some((began, lines + 1));
+    lines < LINES_PER_SECOND
+}
+
 /// Counts and logs a refused credential; nothing of it is logged.
 fn refuse(denied: Denied, client: Option<IpAddr>) -> Problem {
     let reason = denied.reason();
     counter!("postrider_auth_refused_total", "reason" => reason).increment(1);
-    if denied != Denied::NoCredentials {
+    if denied != Denied::NoCredentials && is_logged() {
         let client = client.map(tracing::field::display);
         tracing::info!(reason, client.address = client, "credential refused: {denied}");
     }
@@ -185,8 +199,8 @@ mod tests {
                 Credential::Bearer("reader") | Credential::Ticket("t") => {
                     let scopes = ["kv:read", "messages:read"].map(|scope| scope.parse().unwrap()).into();
                     let (subject, revoked) = ("ann".to_owned(), CancellationToken::new());
-                    let (tenant, expires_at, key_id) = (None, None, None);
-                    let identity = Identity { subject, tenant, scopes, expires_at, key_id, revoked };
+                    let (tenant, expires_at, closes_at, key_id) = (None, None, None, None);
+                    let identity = Identity { subject, tenant, scopes, expires_at, closes_at, key_id, revoked };
                     Some(Ok(Arc::new(Principal::new(identity))))
                 }
                 Credential::Bearer("later") => None,

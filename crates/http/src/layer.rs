@@ -208,7 +208,7 @@ impl Seen {
     /// Counts the request, and creates its context.
     pub(super) fn new(request: &Request, route: Route, route_metrics: &Arc<RouteMetrics>) -> (Self, RequestContext) {
         let started = Instant::now();
-        let mut context = RequestContext::new(request.headers(), Principal::anonymous());
+        let mut context = RequestContext::new(request.headers(), Principal::nobody());
         context.client = request.extensions().get().map(|ClientAddress(client)| *client);
         let recorded = context.trace.sampled && trace_context::is_recording();
         let span = if recorded { open_span(request, route.as_str(), &mut context) } else { tracing::Span::none() };

@@ -1,6 +1,6 @@
 //! Pages of other origins: which may use the API, and how browsers are told.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     extract::Request,
@@ -46,6 +46,8 @@ pub struct NotAnOrigin(String);
 pub struct Origins {
     any: bool,
     exact: Arc<[HeaderValue]>,
+    /// True if only addresses and `localhost` are this API's own names.
+    only_local_names: bool,
 }
 
 impl Origins {
@@ -53,7 +55,16 @@ impl Origins {
         let any = config.origins.iter().any(|origin| origin == "*");
         let others = config.origins.iter().filter(|origin| *origin != "*");
         let exact = others.map(|origin| parse(origin)).collect::<Result<_, _>>()?;
-        Ok(Self { any, exact })
+        Ok(Self { any, exact, only_local_names: false })
+    }
+
+    /// Makes other names than addresses and `localhost` count as other origins. A page of any site
+    /// can make its own name lead to this machine (DNS rebinding), where nobody asks for
+    /// credentials.
+    #[must_use]
+    pub fn with_local_names_only(mut self, only: bool) -> Self {
+        self.only_local_names = only;
+        self
     }
 
     /// Refuses writes and WebSockets of pages of other origins. Browsers send the header `Origin`
@@ -62,12 +73,22 @@ impl Origins {
         let Some(origin) = request.headers().get(header::ORIGIN) else { return Ok(()) };
         let only_reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS)
             && !request.headers().contains_key(header::UPGRADE);
-        if only_reads || self.allows(origin) || is_own(origin, request) {
+        if only_reads || self.allows(origin) || self.is_own(origin, request) {
             return Ok(());
         }
         let shown: String = String::from_utf8_lossy(origin.as_bytes()).chars().take(200).collect();
         let detail = format!("pages of the origin `{shown}` may not do this (`http.cors.origins`)");
         Err(Problem::new(Code::ORIGIN_FORBIDDEN, detail).at_header("Origin"))
+    }
+
+    /// Returns whether the origin is that of this API: its host and port are those that the client
+    /// asks.
+    fn is_own(&self, origin: &HeaderValue, request: &Request) -> bool {
+        let asked = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        let asked = asked.or_else(|| request.uri().authority().map(|authority| authority.as_str()));
+        let own = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+        own.is_some_and(|own| asked.is_some_and(|asked| own.eq_ignore_ascii_case(asked)))
+            && (!self.only_local_names || own.is_some_and(is_local_name))
     }
 
     fn allows(&self, origin: &HeaderValue) -> bool {
@@ -104,12 +125,13 @@ fn parse(origin: &str) -> Result<HeaderValue, NotAnOrigin> {
     HeaderValue::from_str(origin).map_err(|_| wrong())
 }
 
-/// Returns whether the origin is that of this API: its host and port are those that the client asks.
-fn is_own(origin: &HeaderValue, request: &Request) -> bool {
-    let asked = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    let asked = asked.or_else(|| request.uri().authority().map(|authority| authority.as_str()));
-    let own = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
-    own.is_some_and(|own| asked.is_some_and(|asked| own.eq_ignore_ascii_case(asked)))
+/// Returns whether a host, maybe with a port, is an address or `localhost`.
+fn is_local_name(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    name.eq_ignore_ascii_case("localhost") || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
 }
 
 #[cfg(test)]
@@ -154,6 +176,23 @@ mod tests {
         let similar = ["http://page.example", "https://page.example:444", "https://page.example.evil"];
         for foreign in similar {
             assert!(!checked(&["https://page.example"], "POST", &origin(foreign)), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_leads_here_is_not_this_machine_without_credentials() {
+        let origins = Origins::default().with_local_names_only(true);
+        for (host, own) in [
+            ("127.0.0.1:8080", true),
+            ("localhost:8080", true),
+            ("[::1]:8080", true),
+            ("localhost", true),
+            ("evil.example:8080", false),
+            ("127.0.0.1.evil.example", false),
+            ("localhost.evil.example:80", false),
+        ] {
+            let request = Request::post("/push").header("host", host).header("origin", format!("http://{host}"));
+            assert_eq!(origins.check(&request.body(Body::empty()).unwrap()).is_ok(), own, "{host}");
         }
     }
 

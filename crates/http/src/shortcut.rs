@@ -4,7 +4,7 @@
 //! the same handler under the same layer. It takes plain requests only: other methods, and paths
 //! that need decoding, go through the router.
 
-use std::{convert::Infallible, pin::Pin, sync::Arc};
+use std::{convert::Infallible, net::IpAddr, pin::Pin, sync::Arc};
 
 use axum::{
     body::Body,
@@ -84,8 +84,9 @@ impl ShortCuts {
 }
 
 impl ShortCut {
-    pub fn call(&self, request: Request) -> Answering<Answer> {
+    pub fn call(&self, request: Request, client: IpAddr) -> Answering<Answer> {
         let (seen, mut context) = Seen::new(&request, Route::Known(self.route), &self.route_metrics);
+        context.client = Some(client);
         let answer: Answer = match self.gate.check(&request, Some(self.route), context.client) {
             Checked::Passes(principal) => {
                 context.principal = principal;

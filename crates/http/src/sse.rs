@@ -83,7 +83,7 @@ pub fn respond(
 ) -> Response<Body> {
     let ended = principal.clone();
     let events = events.take_until(async move { ended.ended().await });
-    let last = stream::once(async move { principal.has_ended(SystemTime::now()).then_some(Ok(ENDED)) });
+    let last = stream::once(async move { principal.must_close(SystemTime::now()).then_some(Ok(ENDED)) });
     let events = events.chain(last.filter_map(std::future::ready));
     let mut response = Response::new(Body::from_stream(events));
     let headers = response.headers_mut();

@@ -32,6 +32,8 @@ pub struct Identity {
     pub scopes: Vec<Scope>,
     /// Time after which the credential is not accepted.
     pub expires_at: Option<SystemTime>,
+    /// Time at which open connections end: `expires_at` without the tolerance for clocks.
+    pub closes_at: Option<SystemTime>,
     /// Id of the API key that the credential is, or comes from.
     pub key_id: Option<String>,
     /// Cancelled when the credential is revoked.
@@ -78,6 +80,7 @@ impl Principal {
                 tenant: None,
                 scopes: Vec::new(),
                 expires_at: None,
+                closes_at: None,
                 key_id: None,
                 revoked: CancellationToken::new(),
             }))
@@ -142,12 +145,19 @@ impl Principal {
         identity.revoked.is_cancelled() || identity.expires_at.is_some_and(|at| at <= now)
     }
 
-    /// Waits until the credential expires or is revoked; forever while authentication is off.
+    /// Returns whether open connections have to end.
+    pub fn must_close(&self, now: SystemTime) -> bool {
+        let Some(identity) = &self.identity else { return false };
+        identity.revoked.is_cancelled() || identity.closes_at.is_some_and(|at| at <= now)
+    }
+
+    /// Waits until open connections have to end, because the credential expires or is revoked;
+    /// forever while authentication is off.
     pub async fn ended(&self) {
-        let Some(Identity { expires_at, revoked, .. }) = &self.identity else { return std::future::pending().await };
+        let Some(Identity { closes_at, revoked, .. }) = &self.identity else { return std::future::pending().await };
         tokio::select! {
             () = revoked.cancelled() => {}
-            () = until(*expires_at) => {}
+            () = until(*closes_at) => {}
         }
     }
 }
@@ -173,6 +183,7 @@ mod tests {
             tenant: Some("acme".to_owned()),
             scopes: scopes.iter().map(|scope| scope.parse().unwrap()).collect(),
             expires_at: None,
+            closes_at: None,
             key_id: None,
             revoked: CancellationToken::new(),
         })
@@ -215,10 +226,12 @@ mod tests {
     #[tokio::test]
     async fn it_ends_when_it_expires_or_is_revoked() {
         let Some(mut identity) = with(&[]).identity else { panic!("it has an identity") };
-        identity.expires_at = Some(SystemTime::now());
+        identity.closes_at = Some(SystemTime::now());
         Principal::new(identity.clone()).ended().await;
+        assert!(!Principal::new(identity.clone()).has_ended(SystemTime::now()));
+        identity.expires_at = Some(SystemTime::now());
         assert!(Principal::new(identity.clone()).has_ended(SystemTime::now()));
-        identity.expires_at = None;
+        (identity.expires_at, identity.closes_at) = (None, None);
         let principal = Principal::new(identity.clone());
         assert!(!principal.has_ended(SystemTime::now()));
         identity.revoked.cancel();

@@ -46,6 +46,8 @@ pub struct Decoded<T> {
     pub value: T,
     /// True if a field was taken under another name than the one in the body.
     pub renamed: bool,
+    /// A field that was given in two spellings; its own name counts.
+    pub doubled: Option<&'static str>,
     pub near_misses: Vec<NearMiss>,
 }
 
@@ -58,6 +60,11 @@ pub fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
 /// Like [`object`], and returns also the body with the fields named as `T` names them.
 pub fn object_with_text<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<(T, Cow<'a, str>), Problem> {
     let decoded = noted(decode::<T>(body, "body"))?;
+    if let Some(name) = decoded.doubled {
+        // Consumers that do not heed case would take the other one.
+        let detail = format!("`{name}` is given twice, in different spellings");
+        return Err(Problem::new(Code::INVALID_REQUEST, detail).at_field(name));
+    }
     let text = std::str::from_utf8(body).map_err(|error| Problem::new(Code::INVALID_JSON, error.to_string()))?;
     let text = if decoded.renamed { respelt(text, fields::<T>()) } else { text.into() };
     Ok((decoded.value, text))
@@ -109,7 +116,7 @@ fn decode_with<'a, T: Deserialize<'a>>(body: &'a [u8], what: &str, strict: bool)
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let decoded = T::deserialize(Watch { inner: &mut deserializer, unknown: &mut unknown });
     match decoded.ok().filter(|_| deserializer.end().is_ok()) {
-        Some(value) if unknown == 0 => Ok(Decoded { value, renamed: false, near_misses: Vec::new() }),
+        Some(value) if unknown == 0 => Ok(Decoded { value, renamed: false, doubled: None, near_misses: Vec::new() }),
         value => look_again(text, value, what, strict),
     }
 }
@@ -146,7 +153,7 @@ fn look_again<'a, T: Deserialize<'a>>(
 ) -> Result<Decoded<T>, Box<Refused>> {
     let known = fields::<T>();
     let object = Object::parse(text, known).map_err(|error| Box::new(json::malformed(&error, what).into()))?;
-    let renamed = object.is_renamed();
+    let (renamed, doubled) = (object.is_renamed(), object.doubled);
     let unknown: Vec<Cow<'_, str>> = unknown_names(&object, known).cloned().collect();
     if strict && !unknown.is_empty() {
         return Err(Box::new(refusal(&unknown, known).into()));
@@ -159,7 +166,7 @@ fn look_again<'a, T: Deserialize<'a>>(
         _ => T::deserialize(object),
     };
     match value {
-        Ok(value) => Ok(Decoded { value, renamed, near_misses }),
+        Ok(value) => Ok(Decoded { value, renamed, doubled, near_misses }),
         Err(fault) if fault.flaw == Flaw::Unknown => Err(Box::new(refusal(&unknown, known).into())),
         Err(fault) => Err(Box::new(Refused { problem: explain(&fault), near_misses })),
     }

@@ -24,6 +24,8 @@ pub struct Object<'a> {
     pub entries: Vec<Entry<'a>>,
     /// Number of unknown fields that were kept.
     unknown: usize,
+    /// A known field that was given by its own name and by one that differs in case.
+    pub doubled: Option<&'static str>,
 }
 
 /// A field as it was written.
@@ -52,8 +54,10 @@ impl<'a> Object<'a> {
         let mut found = vec![Found::default(); known.len()];
         each_field(text, |name, value| object.add(Entry { name, value, meant: None }, known, &mut found))?;
         for (name, found) in known.iter().zip(found) {
-            if let (0, Some(at)) = (found.exact, found.other) {
-                object.entries[at].meant = Some(name);
+            match (found.exact, found.other) {
+                (0, Some(at)) => object.entries[at].meant = Some(name),
+                (_, Some(_)) => object.doubled = Some(name),
+                (_, None) => {}
             }
         }
         Ok(object)
@@ -69,7 +73,7 @@ impl<'a> Object<'a> {
             return;
         }
         let is_full = self.unknown >= MAX_UNKNOWN && !known.is_empty();
-        let Some(field) = known.iter().position(|name| name.eq_ignore_ascii_case(&entry.name)) else {
+        let Some(field) = known.iter().position(|name| is_same(name, &entry.name)) else {
             if !is_full {
                 self.unknown += 1;
                 self.entries.push(entry);
@@ -90,6 +94,20 @@ impl<'a> Object<'a> {
     pub fn is_renamed(&self) -> bool {
         self.entries.iter().any(|entry| entry.meant.is_some())
     }
+}
+
+/// Returns whether names differ at most in case, as the former services' decoder compared them: two
+/// letters beyond ASCII are the same as ASCII ones in another case.
+fn is_same(known: &str, name: &str) -> bool {
+    if name.is_ascii() {
+        return known.eq_ignore_ascii_case(name);
+    }
+    let folded = name.chars().map(|letter| match letter {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        letter => letter.to_ascii_lowercase(),
+    });
+    folded.eq(known.chars().map(|letter| letter.to_ascii_lowercase()))
 }
 
 /// Passes on each field of an object, in their order.

@@ -192,8 +192,12 @@ fn a_text_is_respelt_only_if_a_name_differs() {
         assert_eq!(message.receiver_id, "r");
         text
     };
-    let plain = r#"{ "receiverId":"r", "ReceiverId":2 }"#;
+    let plain = r#"{ "receiverId":"r", "sender":2 }"#;
     assert!(matches!(text(plain), Cow::Borrowed(same) if same == plain));
+    for twice in [r#"{"receiverId":"r","ReceiverId":2}"#, r#"{"RECEIVERID":"x","receiverId":"r"}"#] {
+        let problem = object_with_text::<Message<'_>>(twice.as_bytes()).err().unwrap();
+        assert_eq!(problem.detail, "`receiverId` is given twice, in different spellings");
+    }
     assert_eq!(text(r#"{ "More\n" : [1, 2.50], "RECEIVERID":"r" }"#), r#"{"More\n":[1, 2.50],"receiverId":"r"}"#);
     warnings();
 }
