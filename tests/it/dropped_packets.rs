@@ -42,6 +42,7 @@ async fn in_a_network_of_its_own() {
     world.kafka.brokers = kafka.address.to_string();
     world.reach_through(&redis, &postgres);
     world.set("POSTRIDER_KAFKA__BROKERS", &kafka.address.to_string());
+    world.set("POSTRIDER_AUTH__MODE", "off");
     for name in ["POSTRIDER_HTTP__LISTEN", "POSTRIDER_MANAGEMENT__LISTEN"] {
         world.set(name, &format!("{}:0", CALLERS.there));
     }
