@@ -24,6 +24,23 @@ role: {{ index . 1 }}
 {{- if eq (index . 1) "api" }}
 http:
   listen: ["0.0.0.0:8080"]
+  {{- if $.Values.tls.existingSecret }}
+  tls:
+    certificate_file: {{ $secrets }}/tls/tls.crt
+    key_file: {{ $secrets }}/tls/tls.key
+  {{- end }}
+  {{- with $.Values.cors.origins }}
+  cors:
+    origins: {{ toJson . }}
+  {{- end }}
+{{- with $.Values.limits }}
+{{- if or .requestsPerSecond .bytesPerSecond }}
+limits:
+  requests_per_second: {{ int64 .requestsPerSecond }}
+  bytes_per_second: {{ int64 .bytesPerSecond }}
+  burst_seconds: {{ int64 .burstSeconds }}
+{{- end }}
+{{- end }}
 {{- with $.Values.auth }}
 auth:
   mode: {{ include "postrider.authMode" $ | quote }}
@@ -52,7 +69,8 @@ drain:
 rotation:
   files:
     {{- /* The relay uses Redis only to order restarts, and reads the mounted secret when it does so. */ -}}
-    {{- $unwatched := ternary (list "redis") list (eq (index . 1) "relay") }}
+    {{- /* The api uses a changed certificate without a restart. */ -}}
+    {{- $unwatched := ternary (list "redis") (list "tls") (eq (index . 1) "relay") }}
     {{- range $name, $_ := include "postrider.mounts" . | fromYaml }}
     {{- if not (has $name $unwatched) }}
     - {{ $secrets }}/{{ $name }}

@@ -83,6 +83,21 @@ app.kubernetes.io/part-of: postrider
 {{- end -}}
 {{- end }}
 
+{{/* Scheme of the API port: `https` if the configuration in effect names a certificate. */}}
+{{- define "postrider.scheme" -}}
+{{- $config := include "postrider.config" (list . "api") | fromYaml -}}
+{{- ternary "https" "http" (not (empty (dig "http" "tls" "certificate_file" "" $config))) -}}
+{{- end }}
+
+{{/* URL of the API for `helm test`. With TLS, it has the name that certificates for a service usually have. */}}
+{{- define "postrider.testUrl" -}}
+{{- $host := include "postrider.fullname" . -}}
+{{- if eq (include "postrider.scheme" .) "https" -}}
+{{- $host = printf "%s.%s.svc" $host .Release.Namespace -}}
+{{- end -}}
+{{- .Values.tests.url | default (printf "%s://%s:%v" (include "postrider.scheme" .) $host .Values.service.port) -}}
+{{- end }}
+
 {{/* Secret with the bootstrap key; empty if there is none. */}}
 {{- define "postrider.bootstrapSecret" -}}
 {{- if and .Values.roles.api.enabled .Values.auth.bootstrapKey.enabled (eq (include "postrider.authMode" .) "required") -}}
@@ -177,6 +192,11 @@ kafka.strimzi.io/v1
 {{- if eq $name "api" }}
 {{- with include "postrider.bootstrapSecret" . }}
 bootstrap-key: {secret: {{ . }}, keys: {key: {{ $.Values.auth.bootstrapKey.key }}}}
+{{- end }}
+{{- with .Values.tls }}
+{{- if .existingSecret }}
+tls: {secret: {{ .existingSecret }}, keys: {tls.crt: {{ .certificateKey }}, tls.key: {{ .keyKey }}}}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- if include "postrider.usesSasl" . }}

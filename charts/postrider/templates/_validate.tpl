@@ -86,7 +86,7 @@
 {{- if not (dig "gateway" "topics" "allow" list (mergeOverwrite (deepCopy .Values.config) (deepCopy $role.config))) -}}
 {{- $problems = append $problems "config.gateway.topics.allow is not set: list the topics that /produce may write to, such as [\"orders\", \"app.*\"], or [\"*\"] for all except postrider's own" -}}
 {{- end -}}
-{{- range include "postrider.authProblems" . | fromYamlArray -}}
+{{- range concat (include "postrider.authProblems" . | fromYamlArray) (include "postrider.callerProblems" . | fromYamlArray) -}}
 {{- $problems = append $problems . -}}
 {{- end -}}
 {{- end -}}
@@ -129,5 +129,19 @@
 {{- end }}
 {{- if and (has "HS256" ($token.algorithms | default list)) (not (or $token.secret $token.secret_file)) }}
 - "auth.algorithms has HS256: set config.auth.token.secret to {secretKeyRef: {name: SECRET, key: KEY}}, the secret that the issuer signs with"
+{{- end }}
+{{- end }}
+
+{{/* Lists what is wrong with how callers reach the api and are told apart, one sentence per line. */}}
+{{- define "postrider.callerProblems" -}}
+{{- $config := include "postrider.config" (list . "api") | fromYaml -}}
+{{- $limits := dig "limits" dict $config -}}
+{{- $proxied := or .Values.ingress.enabled .Values.httpRoute.enabled -}}
+{{- if and (or $limits.requests_per_second $limits.bytes_per_second) (eq (include "postrider.authMode" .) "off") $proxied (not (dig "http" "trusted_proxies" list $config)) }}
+- "limits are per address while auth.mode is off, and every client has the address of the proxy in front (ingress, httpRoute): list the proxies' networks in config.http.trusted_proxies"
+{{- end }}
+{{- $tls := dig "http" "tls" dict $config -}}
+{{- if ne (empty $tls.certificate_file) (empty $tls.key_file) }}
+- "config.http.tls needs both certificate_file and key_file"
 {{- end }}
 {{- end }}
