@@ -26,9 +26,8 @@ for i = 4, #KEYS do
       redis.call('HINCRBY', KEYS[3], string.format('%d', math.floor((now / 1000 + ARGV[2]) / 86400)), 1)
     end
     made[#made + 1] = record_due(KEYS[2], name, version, state, connections)
-  elseif known and version <= published and is[1] then
-    -- Not older than the bucket, so that the next change is announced at once.
-    redis.call('HSET', key, 'version', math.max(published, tonumber(head[1])))
+  elseif known and version < published and is[1] then
+    redis.call('HSET', key, 'version', published)
   end
 end
 return made

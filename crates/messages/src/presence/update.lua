@@ -73,13 +73,7 @@ for i = 5, #KEYS do
     if state == 'connected' then
       if others <= 0 then
         state = 'disconnected'
-        if young and version < tonumber(head[1]) then
-          -- Another process may have announced it after this version, and Redis lost that. The comparison with the
-          -- topic announces it if it has to be.
-          version = 0
-        elseif version > 0 then
-          version, change = math.max(version + 1, now), 2
-        end
+        if version > 0 then version, change = math.max(version + 1, now), 2 end
         if seen == 0 then seen = now end
       end
       redis.call('HSET', key, 'state', state, 'version', version, 'since', since, 'seen', seen)
