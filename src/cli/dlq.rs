@@ -53,7 +53,7 @@ Examples:
   postrider dlq purge 'messages/3@1234 postrider-kv'
   postrider dlq purge --deliveries --yes              every failed delivery";
 
-/// What precedes a key in base64 in a list.
+/// Prefix of a key in base64 in a list.
 const BASE64_MARK: &str = "base64:";
 
 #[derive(Subcommand)]

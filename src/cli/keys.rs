@@ -1,7 +1,7 @@
 //! Implements `postrider keys`: makes, lists and revokes API keys. Needs only Postgres.
 
 use clap::Subcommand;
-use postrider_auth::{Grant, GrantError, KeyRow, NewKey, NoRandomness, Store, parse_expiry};
+use postrider_auth::{ApiKey, Grant, GrantError, KeyRow, NewKey, NoRandomness, Store, parse_expiry};
 use postrider_identity::Permission;
 use postrider_postgres::{self as postgres, query};
 use postrider_time::clock;
@@ -37,10 +37,10 @@ pub enum Command {
     /// Make an API key and print it
     #[command(after_help = CREATE_EXAMPLES)]
     Create {
-        /// What the key allows; repeatable
+        /// Scope of the key; repeatable
         #[arg(long = "scope", value_name = "SCOPE", required = true, help = scope_help())]
         scopes: Vec<String>,
-        /// For whom its requests act [default: the key's id]
+        /// Subject for whom its requests act [default: the key's id]
         #[arg(long)]
         subject: Option<String>,
         /// Tenant that `{tenant}` in a scope stands for
@@ -74,9 +74,7 @@ pub enum Command {
 }
 
 fn scope_help() -> String {
-    let word = |one: &Permission| if one.takes_pattern() { format!("{one}:PATTERN") } else { one.to_string() };
-    let words: Vec<_> = Permission::ALL.iter().map(word).collect();
-    format!("What the key allows; repeatable: {}", words.join(", "))
+    format!("What the key allows; repeatable: {}", Permission::forms())
 }
 
 /// The reason why a command about keys failed.
@@ -104,38 +102,10 @@ impl From<query::Error> for Error {
     }
 }
 
-/// A key, as `--output json` prints it.
-#[derive(Serialize)]
-struct Shown {
-    id: String,
-    subject: String,
-    tenant: Option<String>,
-    scopes: Vec<String>,
-    note: String,
-    created_at: String,
-    expires_at: Option<String>,
-    revoked_at: Option<String>,
-}
-
 #[derive(Serialize)]
 struct Created {
     id: String,
     key: String,
-}
-
-impl From<KeyRow> for Shown {
-    fn from(row: KeyRow) -> Self {
-        Self {
-            id: row.id,
-            subject: row.subject,
-            tenant: row.tenant,
-            scopes: row.scopes,
-            note: row.note,
-            created_at: clock::rfc3339(row.created_ms),
-            expires_at: row.expires_ms.map(clock::rfc3339),
-            revoked_at: row.revoked_ms.map(clock::rfc3339),
-        }
-    }
 }
 
 /// Runs the command.
@@ -160,7 +130,7 @@ async fn act(command: Command, settings: &Settings) -> Result<(), Error> {
             let is_live = |row: &KeyRow| row.revoked_ms.is_none() && row.expires_ms.is_none_or(|at| at > now_ms);
             let mut keys = every(&store).await?;
             keys.retain(|row| all || is_live(row));
-            let keys: Vec<Shown> = keys.into_iter().map(Shown::from).collect();
+            let keys: Vec<ApiKey> = keys.into_iter().map(ApiKey::from).collect();
             output.print(&keys, |keys| table(keys))?;
         }
         Command::Revoke { ids } => {
@@ -185,7 +155,7 @@ async fn every(store: &Store) -> Result<Vec<KeyRow>, Error> {
     }
 }
 
-fn table(keys: &[Shown]) -> String {
+fn table(keys: &[ApiKey]) -> String {
     if keys.is_empty() {
         return "no API keys\n".to_owned();
     }

@@ -1,13 +1,13 @@
-//! What every route asks of its callers while authentication is required: the one table of it.
+//! The one table of what every route asks of its callers while authentication is required.
 //!
 //! A route that is not in the table cannot be served: [`check`] refuses to start.
 
 use axum::http::Method;
 use postrider_http::gate::{Access, Rule};
 use postrider_identity::Permission;
+use postrider_openapi::{operations, operations_mut};
 use utoipa::openapi::{
-    OpenApi, PathItem,
-    path::Operation,
+    OpenApi,
     security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
 };
 
@@ -87,11 +87,16 @@ pub const MANAGEMENT: &[Rule] = &[
     (GET, "/config", Public),
 ];
 
+/// Returns the paths of the API listener that ask for nothing.
+pub fn public() -> impl Iterator<Item = &'static str> {
+    API.iter().filter(|(_, _, access)| *access == Public).map(|(_, path, _)| *path)
+}
+
 /// Error of a route without a rule.
 #[derive(Debug, thiserror::Error)]
 #[error("the route {method} {path} declares no scope (src/roles/access.rs)")]
 pub struct Undeclared {
-    method: Method,
+    method: &'static str,
     path: String,
 }
 
@@ -99,7 +104,7 @@ pub struct Undeclared {
 pub fn check(described: &OpenApi, rules: &[Rule]) -> Result<(), Undeclared> {
     for (path, item) in &described.paths.paths {
         for (method, _) in operations(item) {
-            if access(rules, &method, path).is_none() {
+            if access(rules, method, path).is_none() {
                 return Err(Undeclared { method, path: path.clone() });
             }
         }
@@ -115,7 +120,7 @@ pub fn describe(described: &mut OpenApi, rules: &[Rule]) {
     components.security_schemes.insert("bearer".to_owned(), SecurityScheme::Http(scheme).into());
     for (path, item) in &mut described.paths.paths {
         for (method, operation) in operations_mut(item) {
-            let needed: Vec<&str> = match access(rules, &method, path) {
+            let needed: Vec<&str> = match access(rules, method, path) {
                 None | Some(Public) => continue,
                 Some(Credential) => Vec::new(),
                 Some(Scope(permission) | Stream(permission)) => vec![permission.word()],
@@ -125,41 +130,13 @@ pub fn describe(described: &mut OpenApi, rules: &[Rule]) {
     }
 }
 
-fn access(rules: &[Rule], method: &Method, path: &str) -> Option<Access> {
+fn access(rules: &[Rule], method: &str, path: &str) -> Option<Access> {
     rules.iter().find(|(known, route, _)| known == method && *route == path).map(|(_, _, access)| *access)
-}
-
-fn operations(item: &PathItem) -> impl Iterator<Item = (Method, &Operation)> {
-    let all = [
-        (Method::GET, &item.get),
-        (Method::PUT, &item.put),
-        (Method::POST, &item.post),
-        (Method::DELETE, &item.delete),
-        (Method::OPTIONS, &item.options),
-        (Method::HEAD, &item.head),
-        (Method::PATCH, &item.patch),
-        (Method::TRACE, &item.trace),
-    ];
-    all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_ref()?)))
-}
-
-fn operations_mut(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
-    let all = [
-        (Method::GET, &mut item.get),
-        (Method::PUT, &mut item.put),
-        (Method::POST, &mut item.post),
-        (Method::DELETE, &mut item.delete),
-        (Method::OPTIONS, &mut item.options),
-        (Method::HEAD, &mut item.head),
-        (Method::PATCH, &mut item.patch),
-        (Method::TRACE, &mut item.trace),
-    ];
-    all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
 #[cfg(test)]
 mod tests {
-    use utoipa::openapi::{HttpMethod, OpenApiBuilder, PathsBuilder, path::OperationBuilder};
+    use utoipa::openapi::{HttpMethod, OpenApiBuilder, PathItem, PathsBuilder, path::OperationBuilder};
 
     use super::*;
 
@@ -183,8 +160,7 @@ mod tests {
                 assert_eq!(rules.iter().position(same), Some(place), "{method} {path}");
             }
         }
-        let public = API.iter().filter(|(_, _, access)| *access == Public).map(|(_, path, _)| *path);
-        assert_eq!(public.collect::<Vec<_>>(), ["/openapi.json", "/health", "/api/v1/websocket/health"]);
+        assert_eq!(public().collect::<Vec<_>>(), ["/openapi.json", "/health", "/api/v1/websocket/health"]);
         assert!(ADMIN.iter().all(|(_, _, access)| *access == Scope(Admin)));
     }
 }

@@ -28,7 +28,7 @@ use super::{
     auth::Auth,
     error::Error,
     platform::{Platform, SharedRedis},
-    settings::TopicPlan,
+    settings::{Settings, TopicPlan},
 };
 
 const ABOUT: &str = "Accepts events over HTTP, stores them in Kafka and delivers them.";
@@ -98,13 +98,9 @@ pub(super) fn start(
     let router = openapi::serve(described, settings.http.docs, |description| auth.describe(description, &rules))?;
     let router =
         router.fallback(move |request: Request| std::future::ready(unmatched.answer(&request))).layer(EscapesLayer);
-    let limiter = settings
-        .limits
-        .is_on()
-        .then(|| Arc::new(Limiter::new(settings.limits.clone(), redis.clone(), &settings.redis.key_prefix)));
-    let router = match limiter {
-        Some(limiter) => router.layer(from_fn_with_state(limiter, postrider_rate_limit::limit)),
-        None => router,
+    let router = match settings.limits.is_on() {
+        true => router.layer(from_fn_with_state(limiter(settings, redis), postrider_rate_limit::limit)),
+        false => router,
     };
     let router = router.layer(OuterLayer::new(gate));
     let router = origins.layer().into_iter().fold(router, |router, layer| router.layer(layer));
@@ -124,6 +120,12 @@ pub(super) fn start(
         serve::serve(Audience::Callers, listeners, router, short_cuts, &config, proxies, ending).await;
     });
     Ok(())
+}
+
+/// Builds the limits per caller. What needs no credential is not limited either.
+fn limiter(settings: &Settings, redis: SharedRedis) -> Arc<Limiter> {
+    let free = access::public().collect();
+    Arc::new(Limiter::new(settings.limits.clone(), redis, &settings.redis.key_prefix, free))
 }
 
 /// Builds the routes of operators.

@@ -16,7 +16,7 @@ use super::{
     platform::{Platform, SharedRedis},
 };
 
-/// What the listeners of a process need for authentication.
+/// Parts of authentication that the listeners of a process need.
 pub(super) struct Auth {
     /// `None` while authentication is off.
     authenticator: Option<Authenticator>,

@@ -227,7 +227,7 @@ fn watch_platform(platform: &Platform, tasks: &mut Tasks) {
     }
 }
 
-/// What is made before the role starts.
+/// Parts that are made before the role starts.
 struct Shared {
     redis: SharedRedis,
     /// `None` if the role serves no API.

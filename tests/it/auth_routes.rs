@@ -1,4 +1,4 @@
-//! What each route asks of its callers, and where the routes of operators are served.
+//! The demands of each route on its callers, and the listeners of the routes of operators.
 
 use reqwest::Method;
 use serde_json::{Value, json};

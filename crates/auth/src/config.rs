@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Shortest shared secret, in bytes, as RFC 7518 asks for HS256.
 pub const MIN_SECRET_BYTES: usize = 32;
 
-/// Whether requests need credentials.
+/// Need of credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {

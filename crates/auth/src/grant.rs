@@ -1,4 +1,4 @@
-//! What a key is made for, as operators give it.
+//! Grants: the purpose of a key, as operators give it.
 
 use std::time::SystemTime;
 
@@ -13,7 +13,7 @@ const MAX_SCOPES: usize = 100;
 /// Last expiry: the end of the year 9999, the last that RFC 3339 can write.
 const MAX_EXPIRY_MS: i64 = 253_402_300_799_999;
 
-/// What a key is made for.
+/// Purpose of a key.
 #[derive(Debug, Clone, Default)]
 pub struct Grant {
     /// For whom its requests act; its id by default.
@@ -75,26 +75,13 @@ impl Grant {
 
 /// Parses an RFC 3339 time, or a span after `now_ms` such as `90m`, `12h` or `30d`.
 pub fn parse_expiry(text: &str, now_ms: i64) -> Result<SystemTime, GrantError> {
-    let at = clock::parse_rfc3339(text).or_else(|| now_ms.checked_add(span_ms(text)?));
+    let at = clock::parse_rfc3339(text).or_else(|| now_ms.checked_add(clock::parse_span_ms(text)?));
     match at {
         Some(at) if at > MAX_EXPIRY_MS => Err(GrantError::Expires(text.to_owned())),
         Some(at) if at > now_ms => Ok(time_of(at)),
         Some(_) => Err(GrantError::Past(text.to_owned())),
         None => Err(GrantError::Expires(text.chars().take(100).collect())),
     }
-}
-
-fn span_ms(text: &str) -> Option<i64> {
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let unit_ms = match unit {
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return None,
-    };
-    let number: u32 = number.parse().ok()?;
-    i64::from(number).checked_mul(unit_ms)
 }
 
 #[cfg(test)]

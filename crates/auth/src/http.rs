@@ -87,23 +87,23 @@ pub fn key_routes(keys: Option<Arc<Keys>>, limits: Limits) -> OpenApiRouter {
 }
 
 /// An API key, without its secret.
-#[derive(Serialize, ToSchema)]
-struct ApiKey {
-    id: String,
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ApiKey {
+    pub id: String,
     /// For whom its requests act.
-    subject: String,
+    pub subject: String,
     #[schema(required = true)]
-    tenant: Option<String>,
-    scopes: Vec<String>,
-    note: String,
+    pub tenant: Option<String>,
+    pub scopes: Vec<String>,
+    pub note: String,
     #[schema(format = DateTime)]
-    created_at: String,
+    pub created_at: String,
     /// Null: it does not expire.
     #[schema(required = true, format = DateTime)]
-    expires_at: Option<String>,
+    pub expires_at: Option<String>,
     /// Null: it is not revoked.
     #[schema(required = true, format = DateTime)]
-    revoked_at: Option<String>,
+    pub revoked_at: Option<String>,
 }
 
 impl From<KeyRow> for ApiKey {
@@ -176,7 +176,7 @@ async fn list(State(desk): State<Desk>, Params(params): Params<ListParams>) -> R
 #[serde(deny_unknown_fields)]
 #[schema(examples(json!({"scopes": ["kv:read", "topic:write:orders.*"], "note": "checkout", "expires": "30d"})))]
 struct NewApiKey {
-    /// What it allows, such as `kv:read` or `topic:write:orders.*`.
+    /// Permissions of the key, such as `kv:read` or `topic:write:orders.*`.
     #[schema(min_items = 1, max_items = 100)]
     scopes: Vec<String>,
     /// For whom its requests act; the key's id by default.

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use axum::http::HeaderMap;
 use jsonwebtoken::{
     Algorithm as Name, DecodingKey,
-    jwk::{AlgorithmParameters, Jwk, JwkSet, PublicKeyUse},
+    jwk::{AlgorithmParameters, Jwk, PublicKeyUse},
 };
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
@@ -58,7 +58,8 @@ struct Asked {
 
 /// The keys of the issuer that this process knows.
 pub struct IssuerKeys {
-    source: Source,
+    /// `None` if there is only the shared secret.
+    source: Option<Source>,
     refresh: Duration,
     accepted: Vec<Name>,
     keys: ArcSwap<Vec<IssuerKey>>,
@@ -71,8 +72,6 @@ pub struct IssuerKeys {
 }
 
 enum Source {
-    /// Only the shared secret.
-    Secret,
     File(String),
     Url(Client, String),
     /// The issuer's discovery document names the URL.
@@ -113,14 +112,14 @@ struct Loose {
 impl IssuerKeys {
     pub fn new(config: &TokenConfig) -> Result<Self, OptionsError> {
         let source = if !config.jwks_file.is_empty() {
-            Source::File(config.jwks_file.clone())
+            Some(Source::File(config.jwks_file.clone()))
         } else if !config.needs_public_keys() {
-            Source::Secret
+            None
         } else if config.jwks_url.is_empty() {
             let issuer = config.issuer.trim_end_matches('/');
-            Source::Discovery(client()?, format!("{issuer}/.well-known/openid-configuration"))
+            Some(Source::Discovery(client()?, format!("{issuer}/.well-known/openid-configuration")))
         } else {
-            Source::Url(client()?, config.jwks_url.expose().to_owned())
+            Some(Source::Url(client()?, config.jwks_url.expose().to_owned()))
         };
         let mut keys = Vec::new();
         if !config.secret.is_empty() {
@@ -143,23 +142,26 @@ impl IssuerKeys {
         self.keys.load_full()
     }
 
+    /// Returns whether tokens with this algorithm are accepted.
+    pub fn accepts(&self, algorithm: Name) -> bool {
+        self.accepted.contains(&algorithm)
+    }
+
     /// Returns whether no keys have been read yet.
     pub fn is_unread(&self) -> bool {
-        !matches!(self.source, Source::Secret) && self.keys.load().iter().all(|key| key.algorithm == Name::HS256)
+        self.source.is_some() && self.keys.load().iter().all(|key| key.algorithm == Name::HS256)
     }
 
     /// Reads the keys again and again, and for tokens with unknown keys. While that fails, the known
     /// ones stay.
     pub async fn follow(&self, config: &TokenConfig) {
-        if matches!(self.source, Source::Secret) {
-            return std::future::pending().await;
-        }
+        let Some(source) = &self.source else { return std::future::pending().await };
         loop {
             self.reading.store(true, Ordering::SeqCst);
-            let outcome = self.read(config).await;
+            let outcome = self.read(source, config).await;
             self.reading.store(false, Ordering::SeqCst);
             self.reads.send_modify(|reads| *reads += 1);
-            let wait = match (&outcome, &self.source) {
+            let wait = match (&outcome, source) {
                 (_, Source::File(_)) => FILE_LOOK,
                 (Ok(()), _) => self.refresh,
                 (Err(_), _) if self.is_unread() => RETRY,
@@ -172,7 +174,7 @@ impl IssuerKeys {
     /// Waits until the keys have been read because a token has an unknown one, unless that happened
     /// within the last 30 s. The read goes on if the caller does not wait for it.
     pub async fn read_for_unknown(&self) {
-        if matches!(self.source, Source::Secret) {
+        if self.source.is_none() {
             return;
         }
         let mut reads = self.reads.subscribe();
@@ -201,8 +203,8 @@ impl IssuerKeys {
         let _ = tokio::time::timeout(TIMEOUT, reads.wait_for(|reads| *reads >= until)).await;
     }
 
-    async fn read(&self, config: &TokenConfig) -> Result<(), ReadError> {
-        let outcome = self.fetch(config).await.and_then(|text| self.parse(&text));
+    async fn read(&self, source: &Source, config: &TokenConfig) -> Result<(), ReadError> {
+        let outcome = fetch(source, config).await.and_then(|text| self.parse(&text));
         counter!("postrider_auth_issuer_reads_total", "outcome" => if outcome.is_ok() { "ok" } else { "failed" })
             .increment(1);
         match outcome {
@@ -240,30 +242,11 @@ impl IssuerKeys {
         gone.iter().for_each(CancellationToken::cancel);
     }
 
-    async fn fetch(&self, config: &TokenConfig) -> Result<Vec<u8>, ReadError> {
-        match &self.source {
-            Source::Secret => Ok(br#"{"keys":[]}"#.to_vec()),
-            Source::File(path) => Ok(tokio::fs::read(path).await?),
-            Source::Url(client, url) => get(client, url).await,
-            Source::Discovery(client, url) => {
-                let found: Discovered = serde_json::from_slice(&get(client, url).await?)?;
-                if found.issuer != config.issuer {
-                    return Err(ReadError::OtherIssuer(found.issuer));
-                }
-                if url.starts_with("https:") && !found.jwks_uri.starts_with("https:") {
-                    return Err(ReadError::Downgrade);
-                }
-                get(client, &found.jwks_uri).await
-            }
-        }
-    }
-
     /// Returns the keys that verify accepted algorithms; others are left out.
     fn parse(&self, text: &[u8]) -> Result<Vec<IssuerKey>, ReadError> {
         let loose: Loose = serde_json::from_slice(text)?;
         let known = loose.keys.into_iter().filter_map(|key| serde_json::from_value::<Jwk>(key).ok());
-        let set = JwkSet { keys: known.collect() };
-        let keys: Vec<IssuerKey> = set.keys.iter().filter_map(|key| self.usable(key)).collect();
+        let keys: Vec<IssuerKey> = known.filter_map(|key| self.usable(&key)).collect();
         if keys.is_empty() { Err(ReadError::NoKeys) } else { Ok(keys) }
     }
 
@@ -279,14 +262,32 @@ impl IssuerKeys {
             AlgorithmParameters::OctetKeyPair(_) => Name::EdDSA,
             AlgorithmParameters::OctetKey(_) => return None,
         };
-        let declared = jwk.common.key_algorithm.map(|declared| declared.to_string());
-        let fits = declared.is_none_or(|declared| declared == format!("{algorithm:?}"));
-        if !fits || !self.accepted.contains(&algorithm) {
+        let declared = jwk.common.key_algorithm.map(|declared| declared.to_string().parse().ok());
+        let fits = declared.is_none_or(|declared| declared == Some(algorithm));
+        if !fits || !self.accepts(algorithm) {
             return None;
         }
         let fingerprint = hash(&serde_json::to_string(jwk).ok()?);
         let (id, key) = (jwk.common.key_id.clone(), DecodingKey::from_jwk(jwk).ok()?);
         Some(IssuerKey { id, algorithm, key, fingerprint, revoked: CancellationToken::new() })
+    }
+}
+
+/// Reads the document with the keys.
+async fn fetch(source: &Source, config: &TokenConfig) -> Result<Vec<u8>, ReadError> {
+    match source {
+        Source::File(path) => Ok(tokio::fs::read(path).await?),
+        Source::Url(client, url) => get(client, url).await,
+        Source::Discovery(client, url) => {
+            let found: Discovered = serde_json::from_slice(&get(client, url).await?)?;
+            if found.issuer != config.issuer {
+                return Err(ReadError::OtherIssuer(found.issuer));
+            }
+            if url.starts_with("https:") && !found.jwks_uri.starts_with("https:") {
+                return Err(ReadError::Downgrade);
+            }
+            get(client, &found.jwks_uri).await
+        }
     }
 }
 

@@ -26,7 +26,7 @@ pub use authenticator::Authenticator;
 pub use codes::ALL as CODES;
 pub use config::{Algorithm, Config, ConfigError, Mode, TokenConfig};
 pub use grant::{Grant, GrantError, parse_expiry};
-pub use http::{key_routes, ticket_routes};
+pub use http::{ApiKey, key_routes, ticket_routes};
 pub use key::{NewKey, NoRandomness};
 pub use keys::Keys;
 pub use store::{KeyRow, Store};

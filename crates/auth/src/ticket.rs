@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    key::{NoRandomness, hash, random_hex},
+    key::{NoRandomness, hash, hex, random_hex},
     keys::Keys,
     store::{milliseconds, time_of},
 };
@@ -29,7 +29,7 @@ pub struct Tickets {
     prefix: String,
 }
 
-/// Who holds a ticket.
+/// Holder of a ticket.
 #[derive(Serialize, Deserialize)]
 struct Holder {
     /// `None` if authentication was off.
@@ -71,8 +71,7 @@ impl Tickets {
 
     /// The hash is enough to find a ticket, and of no use to whoever reads Redis.
     fn key(&self, ticket: &str) -> String {
-        let digits: String = hash(ticket).iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{}{digits}", self.prefix)
+        format!("{}{}", self.prefix, hex(&hash(ticket)))
     }
 
     /// Makes a ticket for this principal.

@@ -95,9 +95,8 @@ impl Tokens {
         if head.contains_key("crit") {
             return Err(Denied::Token("its head has `crit`"));
         }
-        let accepted = self.config.algorithms.iter().map(|algorithm| algorithm.name());
-        let named = head.get("alg").and_then(Value::as_str).unwrap_or_default();
-        let algorithm = accepted.into_iter().find(|accepted| format!("{accepted:?}") == named);
+        let named = head.get("alg").and_then(Value::as_str).and_then(|named| named.parse().ok());
+        let algorithm = named.filter(|named| self.keys.accepts(*named));
         let algorithm = algorithm.ok_or(Denied::Token("its algorithm is not accepted"))?;
         let key_id = match head.get("kid") {
             None => None,

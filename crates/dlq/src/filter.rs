@@ -104,19 +104,7 @@ pub fn parse_since(text: &str, now_ms: i64) -> Result<i64, SinceError> {
     if let Some(ms) = clock::parse_rfc3339(text) {
         return Ok(ms);
     }
-    let age_ms = || {
-        let (count, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-        let unit_ms = match unit {
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return None,
-        };
-        count.parse::<u32>().ok()?;
-        count.parse::<i64>().ok()?.checked_mul(unit_ms)
-    };
-    age_ms().map(|age| now_ms - age).ok_or_else(|| SinceError(text.to_owned()))
+    clock::parse_span_ms(text).map(|age| now_ms - age).ok_or_else(|| SinceError(text.to_owned()))
 }
 
 #[cfg(test)]

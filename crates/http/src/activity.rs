@@ -20,6 +20,7 @@ use tokio::{
     net::TcpStream,
 };
 use tokio_openssl::SslStream;
+use tokio_util::either::Either;
 
 use super::linger::Linger;
 
@@ -94,67 +95,12 @@ impl Drop for Unsent {
 }
 
 /// Bytes of a connection, as its client sent them or decrypted.
-pub enum Wire {
-    Plain(TcpStream),
-    Tls(Box<SslStream<TcpStream>>),
-}
+pub type Wire = Either<TcpStream, Box<SslStream<TcpStream>>>;
 
-impl Wire {
-    fn socket(&mut self) -> &mut TcpStream {
-        match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_mut(),
-        }
-    }
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Wire {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+fn socket(wire: &mut Wire) -> &mut TcpStream {
+    match wire {
+        Wire::Left(stream) => stream,
+        Wire::Right(stream) => stream.get_mut(),
     }
 }
 
@@ -223,7 +169,7 @@ impl AsyncWrite for Metered {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { stream, activity, linger, .. } = self.get_mut();
         ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
-        linger.poll(stream.socket(), activity.cut_short.load(Relaxed), cx).map(Ok)
+        linger.poll(socket(stream), activity.cut_short.load(Relaxed), cx).map(Ok)
     }
 }
 

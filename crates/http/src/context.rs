@@ -34,7 +34,7 @@ pub struct RequestContext {
     pub parent: Option<TraceContext>,
     /// Address of the client.
     pub client: Option<IpAddr>,
-    /// Who sends the request; the gate sets it.
+    /// Sender of the request; the gate sets it.
     pub principal: Arc<Principal>,
     idempotency_key: Option<HeaderValue>,
     /// True if there is more than one idempotency key.

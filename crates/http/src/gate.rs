@@ -1,4 +1,4 @@
-//! Who may use a route: finds the principal of a request, and checks that it has the route's scope.
+//! Admission to routes: finds the principal of a request, and checks that it has the route's scope.
 //! Handlers check what depends on the request's content, such as its topic or its subject.
 
 use std::{collections::HashMap, net::IpAddr, pin::Pin, sync::Arc, time::Instant};
@@ -16,7 +16,7 @@ use super::{origin::Origins, problem::Problem};
 /// Maximum number of refused credentials that are logged in a second.
 const LINES_PER_SECOND: u32 = 100;
 
-/// What a route asks of its callers.
+/// Demand of a route on its callers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Nothing.

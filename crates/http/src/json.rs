@@ -77,7 +77,7 @@ fn code_unit(body: &[u8], at: usize) -> Option<u32> {
     u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// What errors call the value of a record.
+/// Name of the value of a record in errors.
 const VALUE: &str = "value";
 
 /// Validates and deserializes the value of a record in one step, borrowing from it. Unlike

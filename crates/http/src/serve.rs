@@ -227,12 +227,12 @@ impl Server {
     /// Performs the handshake if the listener has TLS. Returns `None` if it failed, took too long,
     /// or the server stops.
     async fn encrypt(&self, stream: TcpStream) -> Option<Wire> {
-        let Some(tls) = &self.tls else { return Some(Wire::Plain(stream)) };
+        let Some(tls) = &self.tls else { return Some(Wire::Left(stream)) };
         let handshake = tokio::time::timeout(self.handshake_timeout, tls.accept(stream));
         tokio::select! {
             () = self.stop.cancelled() => None,
             accepted = handshake => match accepted {
-                Ok(Ok(stream)) => Some(Wire::Tls(Box::new(stream))),
+                Ok(Ok(stream)) => Some(Wire::Right(Box::new(stream))),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "no TLS with a client");
                     None

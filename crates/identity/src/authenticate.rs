@@ -1,4 +1,4 @@
-//! How the HTTP shell asks whose credential a request has.
+//! The question of the HTTP shell: whose credential a request has.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -13,7 +13,7 @@ pub enum Credential<'a> {
     Ticket(&'a str),
 }
 
-/// Why a credential is not accepted.
+/// Reason why a credential is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     #[error("there are no credentials; send `Authorization: Bearer` with an API key or a token")]

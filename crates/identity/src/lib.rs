@@ -1,4 +1,4 @@
-//! Who sends a request (the principal), and what they may do (their scopes).
+//! Principals, who send requests, and their scopes, which say what they may do.
 //!
 //! This crate decides and does no I/O. `postrider-auth` finds out whose credential a request has;
 //! the HTTP shell asks it through [`Authenticate`].

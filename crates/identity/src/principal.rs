@@ -1,4 +1,4 @@
-//! Who sends a request.
+//! Principals: the senders of requests.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -15,7 +15,7 @@ const MAX_NAME_BYTES: usize = 255;
 /// Id of the principal of all requests while authentication is off.
 const ANONYMOUS: &str = "anonymous";
 
-/// Who sends a request, and what they may do.
+/// Sender of a request, with what it may do.
 #[derive(Debug)]
 pub struct Principal {
     /// `None` while authentication is off.
@@ -24,7 +24,7 @@ pub struct Principal {
     id: String,
 }
 
-/// What a credential says.
+/// Content of a credential.
 #[derive(Debug, Clone)]
 pub struct Identity {
     pub subject: String,

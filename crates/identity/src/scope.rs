@@ -6,7 +6,7 @@ use super::pattern::{BadPattern, Pattern};
 
 macro_rules! permissions {
     ($($name:ident $word:literal $allows:literal;)+) => {
-        /// What a scope allows. `TopicRead` and `TopicWrite` hold for topics that match a pattern.
+        /// Permission that a scope gives. `TopicRead` and `TopicWrite` hold for topics that match a pattern.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Permission {
             $(#[doc = $allows] $name,)+
@@ -19,13 +19,6 @@ macro_rules! permissions {
             pub fn word(self) -> &'static str {
                 match self {
                     $(Self::$name => $word,)+
-                }
-            }
-
-            /// Returns what the scope allows, for the docs.
-            pub fn allows(self) -> &'static str {
-                match self {
-                    $(Self::$name => $allows,)+
                 }
             }
         }
@@ -54,6 +47,12 @@ impl Permission {
     pub fn takes_pattern(self) -> bool {
         matches!(self, Self::TopicRead | Self::TopicWrite)
     }
+
+    /// Lists the forms of all scopes.
+    pub fn forms() -> String {
+        let form = |one: &Self| if one.takes_pattern() { format!("{one}:PATTERN") } else { one.to_string() };
+        Self::ALL.iter().map(form).collect::<Vec<_>>().join(", ")
+    }
 }
 
 impl fmt::Display for Permission {
@@ -73,17 +72,12 @@ pub struct Scope {
 /// Error of a text that is not a scope.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadScope {
-    #[error("`{0}` is not a scope; there are {words}", words = words())]
+    #[error("`{0}` is not a scope; there are {words}", words = Permission::forms())]
     Unknown(String),
     #[error("the scope `{0}` needs a pattern of topics, such as `{0}:orders.*`, or `{0}:*` for all")]
     NoPattern(Permission),
     #[error("the scope `{0}`: {1}")]
     Pattern(String, #[source] BadPattern),
-}
-
-fn words() -> String {
-    let word = |one: &Permission| if one.takes_pattern() { format!("{one}:PATTERN") } else { one.to_string() };
-    Permission::ALL.iter().map(word).collect::<Vec<_>>().join(", ")
 }
 
 impl Scope {

@@ -212,7 +212,7 @@ async fn live(
 struct HistoryQuery {
     receiver_id: Option<String>,
     after: Option<String>,
-    /// What other lists call `after`.
+    /// Name of `after` in other lists.
     cursor: Option<String>,
     limit: Option<Bounded<1, MAX_LIMIT>>,
 }

@@ -8,10 +8,10 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use utoipa::{
     ToSchema,
-    openapi::{OpenApi, PathItem, path::Operation},
+    openapi::{OpenApi, path::Operation},
 };
 
-use super::{Error, asset::Asset};
+use super::{Error, asset::Asset, describe::operations};
 
 const STYLE: &str = ":root{color-scheme:light dark;font-family:system-ui,sans-serif;line-height:1.5}\
     body{max-width:56rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}\
@@ -123,9 +123,11 @@ impl Index {
 
 /// Returns the operations with this tag, by path.
 fn entries(description: &OpenApi, tag: &str) -> Vec<Entry> {
-    let all = description.paths.paths.iter().flat_map(|(path, item)| {
-        operations(item).into_iter().filter_map(move |(method, operation)| Some((path, method, operation.as_ref()?)))
-    });
+    let all = description
+        .paths
+        .paths
+        .iter()
+        .flat_map(|(path, item)| operations(item).map(move |(method, operation)| (path, method, operation)));
     let tagged = all.filter(|(_, _, operation)| operation.tags.iter().flatten().any(|name| name == tag));
     let entry = |(path, method, operation): (&String, _, &Operation)| Entry {
         method,
@@ -133,10 +135,6 @@ fn entries(description: &OpenApi, tag: &str) -> Vec<Entry> {
         summary: operation.summary.clone().unwrap_or_default(),
     };
     tagged.map(entry).collect()
-}
-
-fn operations(item: &PathItem) -> [(&'static str, &Option<Operation>); 5] {
-    [("GET", &item.get), ("POST", &item.post), ("PUT", &item.put), ("PATCH", &item.patch), ("DELETE", &item.delete)]
 }
 
 fn escaped(text: &str) -> String {

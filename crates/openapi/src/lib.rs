@@ -23,7 +23,7 @@ use axum::{
 use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Server, security::SecurityRequirement};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-pub use describe::{NoInput, tagged};
+pub use describe::{NoInput, operations, operations_mut, tagged};
 
 /// Tag of routes that every listener has.
 pub const SERVICE: &str = "service";

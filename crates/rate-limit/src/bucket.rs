@@ -3,7 +3,7 @@
 
 use super::Config;
 
-/// What requests and bytes cost, in microseconds.
+/// Costs of requests and bytes, in microseconds.
 #[derive(Debug, Clone, Copy)]
 pub struct Rates {
     pub per_request: f64,

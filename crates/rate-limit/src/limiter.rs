@@ -27,6 +27,7 @@ const REMEMBERED: usize = 10_000;
 /// The buckets of all callers.
 pub struct Limiter {
     pub(crate) config: Config,
+    pub(crate) free: Vec<&'static str>,
     rates: Rates,
     redis: watch::Receiver<Option<Redis>>,
     prefix: String,
@@ -49,12 +50,19 @@ enum Fault {
 }
 
 impl Limiter {
-    /// `key_prefix` is that of all of postrider's keys in Redis.
-    pub fn new(config: Config, redis: watch::Receiver<Option<Redis>>, key_prefix: &str) -> Self {
+    /// `key_prefix` is that of all of postrider's keys in Redis. Requests for the paths in `free`
+    /// are not limited.
+    pub fn new(
+        config: Config,
+        redis: watch::Receiver<Option<Redis>>,
+        key_prefix: &str,
+        free: Vec<&'static str>,
+    ) -> Self {
         gauge!("postrider_rate_limit_local").set(0.0);
         Self {
             rates: Rates::new(&config),
             config,
+            free,
             redis,
             prefix: format!("{key_prefix}limit:"),
             take: Script::new(TAKE),

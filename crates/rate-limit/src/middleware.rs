@@ -23,12 +23,9 @@ use super::{
 static RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 static RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// Routes that supervisors and clients ask before they have an identity.
-const FREE: [&str; 3] = ["/health", "/api/v1/websocket/health", "/openapi.json"];
-
 /// Middleware inside of the outer layer, which knows who sends the request.
 pub async fn limit(State(limiter): State<Arc<Limiter>>, request: Request, next: Next) -> Response<Body> {
-    if request.extensions().get::<MatchedPath>().is_some_and(|path| FREE.contains(&path.as_str())) {
+    if request.extensions().get::<MatchedPath>().is_some_and(|path| limiter.free.contains(&path.as_str())) {
         return next.run(request).await;
     }
     let Some(caller) = request.extensions().get::<RequestContext>().map(caller) else {

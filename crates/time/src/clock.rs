@@ -20,6 +20,19 @@ pub fn parse_rfc3339(text: &str) -> Option<i64> {
     text.parse::<Timestamp>().ok().map(Timestamp::as_millisecond)
 }
 
+/// Parses a span such as `90s`, `15m`, `2h` or `7d` into milliseconds.
+pub fn parse_span_ms(text: &str) -> Option<i64> {
+    let (count, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let unit_ms = match unit {
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    i64::from(count.parse::<u32>().ok()?).checked_mul(unit_ms)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ use postrider_http::{
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::{Feed, bad_cursor, invalid, json, own_user_of, posts::Shown};
+use super::{Feed, bad_cursor, invalid, json, posts::Shown, user_of};
 use crate::{
     feeds::{Page, Start},
     model::MAX_POST_ID,
@@ -100,7 +100,7 @@ pub async fn feed(
     user_id: Result<Path<String>, PathRejection>,
     Params(query): Params<FeedQuery>,
 ) -> Result<Response<Body>, Problem> {
-    let user_id = own_user_of(&context, user_id)?;
+    let user_id = user_of(&context, user_id)?;
     let limit = fitting(query.limit.as_deref())?;
     let start = start(&query)?;
     let expand = match query.expand.as_deref() {

@@ -17,7 +17,7 @@ use postrider_http::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Feed, bad_cursor, meta, own_user_of, posts::Said, settled};
+use super::{Feed, bad_cursor, meta, posts::Said, settled, user_of};
 use crate::{
     group::Refusal,
     model::{self, FollowDraft},
@@ -139,7 +139,7 @@ pub async fn erase(
     user_id: Result<Path<String>, PathRejection>,
     _: Nothing,
 ) -> Result<Response<Body>, Problem> {
-    let user_id = own_user_of(&context, user_id)?;
+    let user_id = user_of(&context, user_id)?;
     let (desk, meta) = (feed.desk()?, meta(&context, "/users", user_id.as_bytes())?);
     let value = model::erased(meta.event_id, &user_id);
     let _admitted = desk.backlog.admit(&user_id, value.len())?;
@@ -245,7 +245,7 @@ async fn list(
     user_id: Result<Path<String>, PathRejection>,
     query: ListQuery,
 ) -> Result<(String, Vec<String>, Option<String>), Problem> {
-    let user_id = own_user_of(context, user_id)?;
+    let user_id = user_of(context, user_id)?;
     let limit = query.limit.map_or(DEFAULT_LIMIT, Bounded::as_usize);
     let after = query.cursor.as_deref().map_or(Ok(String::new()), user_after)?;
     let users = feed.desk()?.feeds.reads().users(side, &user_id, &after, limit + 1).await;

@@ -63,14 +63,15 @@ impl Feed {
     }
 }
 
-/// Describes a write. `content` is the body, or the part of the path that identifies the object.
 /// Returns the user in the path, for whom the caller must be allowed to act.
-fn own_user_of(context: &RequestContext, path: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
-    let user_id = user_of(path)?;
+fn user_of(context: &RequestContext, path: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
+    let user_id = params::from_path("user_id", path)?;
+    check_field("user_id", &user_id, MAX_ID_BYTES).map_err(|flaw| flaw.problem().at_parameter("user_id"))?;
     context.principal.may_act_for(&user_id)?;
     Ok(user_id)
 }
 
+/// Describes a write. `content` is the body, or the part of the path that identifies the object.
 fn meta(context: &RequestContext, route: &str, content: &[u8]) -> Result<Meta, Problem> {
     let event_id = context.event_id(route, None, &[content])?;
     let traceparent = String::from_utf8_lossy(&context.trace.traceparent()).into_owned();
@@ -84,13 +85,6 @@ fn settled<T>(outcome: Outcome<T>) -> Result<T, Problem> {
             Err(Problem::new(codes::BEING_ERASED, "an account in this request is being erased; retry later"))
         }
     }
-}
-
-/// Returns the user's id from a path.
-fn user_of(path: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
-    let user_id = params::from_path("user_id", path)?;
-    check_field("user_id", &user_id, MAX_ID_BYTES).map_err(|flaw| flaw.problem().at_parameter("user_id"))?;
-    Ok(user_id)
 }
 
 /// Returns the post's id from a path.
