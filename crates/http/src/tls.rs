@@ -44,9 +44,14 @@ pub enum TlsError {
     Other(#[from] ErrorStack),
 }
 
+/// Digest of both files.
+type Fingerprint = [u8; 32];
+
 /// The certificate of a listener.
 pub struct Tls {
     config: Config,
+    /// Digest of the files that `acceptor` was first made from.
+    opened: Option<Fingerprint>,
     acceptor: ArcSwap<SslAcceptor>,
 }
 
@@ -65,47 +70,45 @@ impl Tls {
         if config.certificate_file.is_empty() || config.key_file.is_empty() {
             return Err(TlsError::OneFile);
         }
+        // The digest first: files that change in between are then read again.
+        let opened = fingerprint(config);
         let acceptor = ArcSwap::from_pointee(load(config)?);
-        Ok(Some(Arc::new(Self { config: config.clone(), acceptor })))
+        Ok(Some(Arc::new(Self { config: config.clone(), opened, acceptor })))
     }
 
     /// Uses changed files for new connections. Files that cannot be used change nothing.
     pub async fn follow(self: Arc<Self>) {
         let refused = gauge!("http_server_tls_certificate_refused");
         refused.set(0.0);
-        let mut used = self.fingerprint().await;
+        let mut used = self.opened;
         loop {
             tokio::time::sleep(LOOK).await;
-            let found = self.fingerprint().await;
-            if found.is_none() || found == used {
-                continue;
-            }
-            used = found;
             let config = self.config.clone();
-            match tokio::task::spawn_blocking(move || load(&config)).await {
-                Ok(Ok(acceptor)) => {
+            let look = move || {
+                let found = fingerprint(&config).filter(|found| used != Some(*found))?;
+                Some((found, load(&config)))
+            };
+            let changed = match tokio::task::spawn_blocking(look).await {
+                Ok(changed) => changed,
+                Err(error) => {
+                    tracing::error!(%error, "the certificate was not read");
+                    continue;
+                }
+            };
+            let Some((found, loaded)) = changed else { continue };
+            used = Some(found);
+            match loaded {
+                Ok(acceptor) => {
                     self.acceptor.store(Arc::new(acceptor));
                     refused.set(0.0);
                     tracing::info!("the changed certificate is used for new connections");
                 }
-                Ok(Err(error)) => {
+                Err(error) => {
                     refused.set(1.0);
                     tracing::error!(%error, "the changed certificate cannot be used, the one before stays");
                 }
-                Err(error) => tracing::error!(%error, "the certificate was not read"),
             }
         }
-    }
-
-    /// Returns a digest of both files; `None` while one cannot be read.
-    async fn fingerprint(&self) -> Option<[u8; 32]> {
-        let mut hash = Sha256::new();
-        for path in [&self.config.certificate_file, &self.config.key_file] {
-            let bytes = tokio::fs::read(path).await.ok()?;
-            hash.update((bytes.len() as u64).to_be_bytes());
-            hash.update(bytes);
-        }
-        Some(hash.finalize().into())
     }
 
     /// Performs the handshake of a connection.
@@ -118,6 +121,17 @@ impl Tls {
         };
         accepted.await.inspect_err(|_: &io::Error| counter!("http_server_tls_failures_total").increment(1))
     }
+}
+
+/// Returns the digest of the files; `None` while one cannot be read.
+fn fingerprint(config: &Config) -> Option<Fingerprint> {
+    let mut hash = Sha256::new();
+    for path in [&config.certificate_file, &config.key_file] {
+        let bytes = fs::read(path).ok()?;
+        hash.update((bytes.len() as u64).to_be_bytes());
+        hash.update(bytes);
+    }
+    Some(hash.finalize().into())
 }
 
 fn load(config: &Config) -> Result<SslAcceptor, TlsError> {
@@ -136,4 +150,44 @@ fn load(config: &Config) -> Result<SslAcceptor, TlsError> {
     builder.check_private_key().map_err(TlsError::OtherKey)?;
     builder.set_alpn_select_callback(|_, offered| select_next_proto(PROTOCOLS, offered).ok_or(AlpnError::NOACK));
     Ok(builder.build())
+}
+
+#[cfg(test)]
+mod tests {
+    use openssl::{asn1::Asn1Time, hash::MessageDigest, pkey::PKey, rsa::Rsa, x509::X509};
+
+    use super::*;
+
+    fn issue(config: &Config) {
+        let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
+        let mut builder = X509::builder().unwrap();
+        builder.set_pubkey(&key).unwrap();
+        builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+        builder.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
+        builder.sign(&key, MessageDigest::sha256()).unwrap();
+        fs::write(&config.key_file, key.private_key_to_pem_pkcs8().unwrap()).unwrap();
+        fs::write(&config.certificate_file, builder.build().to_pem().unwrap()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn files_that_change_before_they_are_followed_are_used_too() {
+        let folder = std::env::temp_dir().join(format!("postrider-tls-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let file = |name| folder.join(name).to_str().unwrap().to_owned();
+        let config = Config { certificate_file: file("tls.crt"), key_file: file("tls.key") };
+        issue(&config);
+        let tls = Tls::open(&config).unwrap().unwrap();
+        let opened = tls.acceptor.load_full();
+        issue(&config);
+        let changed = async {
+            while Arc::ptr_eq(&tls.acceptor.load(), &opened) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            () = tls.clone().follow() => unreachable!("it goes on"),
+            changed = tokio::time::timeout(5 * LOOK, changed) => changed.unwrap(),
+        }
+        fs::remove_dir_all(folder).unwrap();
+    }
 }
